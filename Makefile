@@ -1,0 +1,72 @@
+# `make` alone lists what can be made. PYTHON=... names another Python, ARGS=... goes to pytest.
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+DOCS = docs/_build
+
+.DEFAULT_GOAL = help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help run test coverage lint docs dist bench bench-quick clean
+
+help:
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+run: $(VENV)/.program  ## start Blackhole on 127.0.0.1:2525 with two workers; Ctrl-C stops it
+	@$(BIN)/blackhole --host 127.0.0.1 --port 2525 --workers 2
+
+# Workers that dropped root write their measurements too, so these go where anyone may write.
+test: $(VENV)/.test  ## run the tests and check how much of the code they reach
+	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && chmod 1777 "$$data" && \
+	COVERAGE_FILE="$$data/.coverage" $(BIN)/coverage run -m pytest $(ARGS) && \
+	$(BIN)/coverage combine --quiet "$$data"
+	@$(BIN)/coverage report --include='blackhole/smtp/*' --fail-under=100
+	@$(BIN)/coverage report --omit='blackhole/smtp/*' --fail-under=90
+
+coverage: test  ## the same, and a line by line report in htmlcov/index.html
+	@$(BIN)/coverage html --quiet
+
+lint: $(VENV)/.lint  ## check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## build docs/_build/html; a warning is an error
+	@$(BIN)/sphinx-build -W --keep-going -q -b html -d $(DOCS)/doctrees docs $(DOCS)/html
+
+dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
+	@rm -rf dist
+	@$(BIN)/python -W error -m build
+	@$(BIN)/twine check --strict dist/*
+
+bench: $(VENV)/.program  ## measure the speed beside other sinks
+	@$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.program  ## the same, in under two minutes
+	@$(BIN)/python -m benchmarks --quick
+
+clean:  ## remove all that was made, the virtual environment too
+	@rm -rf $(VENV) $(DOCS) docs/_generated build dist htmlcov .coverage *.egg-info
+	@rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .tox
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The virtual environment, made once; a file in it marks each set of packages it holds.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	"Blackhole needs Python 3.11 or later, and $(PYTHON) is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo \
+	"$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.program: $(VENV)/.made setup.py setup.cfg pyproject.toml
+	@echo "Installing Blackhole into $(VENV)"
+	@$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.dist: $(VENV)/.program
+	@echo "Installing what 'make $(@F:.%=%)' needs into $(VENV)"
+	@$(BIN)/pip install --quiet --editable '.[$(@F:.%=%)]'
+	@touch $@
