@@ -1,0 +1,283 @@
+"""The commands: a verb is a row, and CONNECT and "." are rows too.
+
+A row says what must have gone before (looked at only where the order is kept,
+`--strict`), how the argument is read, what the command does, and how HELP
+explains it. Reading comes apart from doing so that a rule may stand between.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from blackhole.smtp import reply
+from blackhole.smtp.extensions import MAIL_PARAMETERS, RCPT_PARAMETERS, Checks
+from blackhole.smtp.reply import Reply
+from blackhole.smtp.state import GREETED, MAIL, RCPT, Config, Host, State
+
+
+class Path(NamedTuple):
+    """What MAIL and RCPT say: an address (empty: the null sender), and parameters by upper-case name."""
+
+    address: bytes
+    parameters: Mapping[bytes, bytes] = MappingProxyType({})
+
+
+PLAIN: Final = Path(b"")
+"""Stands for any path without parameters: only rules look at the address."""
+
+
+# How an argument is read. A reader gives what it read, a reply that says what is wrong with it,
+# or None for "501 5.5.4 Syntax:" and the row's syntax.
+
+Reader = Callable[[State, bytes], Any]
+
+
+def anything(state: State, argument: bytes) -> bytes:
+    return argument
+
+
+def something(state: State, argument: bytes) -> bytes | None:
+    return argument.strip() or None
+
+
+def nothing(state: State, argument: bytes) -> bytes | None:
+    return None if argument.strip() else b""
+
+
+QUOTED: Final = rb'"(?:[^"\\]|\\.)*"'
+
+PATHS: Final = {
+    # strict: as RFC 5321 4.1.2 writes it, but for the inside of the address.
+    True: re.compile(rb":<((?:[^\s<>\"]|" + QUOTED + rb")*)>(?: +(\S.*))?"),
+    # lenient: blanks anywhere, brackets or none, the colon too may be missing.
+    False: re.compile(rb"\s*:?\s*(?:<((?:[^>\"]|" + QUOTED + rb")*)>|([^\s<>]*))(?:\s+(\S.*))?"),
+}
+"""What stands behind FROM or TO, by `strict`. Neighbouring parts never match the same octet, so the time is linear."""
+
+
+def path(word: bytes, known: Checks, bare: tuple[bytes, ...]) -> Reader:
+    """A reader of `word`:<address> and parameters. `bare` are the addresses that need no "@" (RFC 5321 4.5.1)."""
+    start = word + b":<"
+    length = len(word)
+
+    def read(state: State, argument: bytes) -> Path | Reply | None:
+        strict = state.host.config.strict
+        # Nearly every MAIL and RCPT looks like this; the road below costs ten times as much.
+        if (
+            argument.startswith(start)
+            and argument.find(b">") == len(argument) - 1 > length + 2
+            and not strict
+            and argument.isascii()
+        ):
+            return Path(argument[length + 2 : -1])
+        if argument[:length].upper() != word:
+            return None
+        match = PATHS[strict].fullmatch(argument[length:].rstrip())
+        if match is None:
+            return None
+        address, *unbracketed, rest = match.groups()
+        if address is None:
+            address = unbracketed[0]
+        if address.lower() not in bare:
+            if not address:
+                return None
+            local, _, domain = address.rpartition(b"@")
+            if strict and not (local and domain and len(address) <= 254):
+                return None
+        found = parameters(rest or b"", known)
+        if isinstance(found, Reply):
+            return found
+        if not (address.isascii() or state.smtputf8 or b"SMTPUTF8" in found):
+            return reply.NEEDS_SMTPUTF8
+        return Path(address, found)
+
+    return read
+
+
+def parameters(text: bytes, known: Checks) -> dict[bytes, bytes] | Reply:
+    """The ESMTP parameters of MAIL or RCPT by upper-case name (RFC 5321 4.1.2), or what is wrong with one."""
+    found: dict[bytes, bytes] = {}
+    for word in text.split():
+        name, _, value = word.partition(b"=")
+        name = name.upper()
+        if name not in known:
+            return reply.UNKNOWN_PARAMETER
+        if name in found or not known[name](value):
+            return reply.BAD_PARAMETER
+        found[name] = value
+    return found
+
+
+# What a command does: change the state, and say so.
+
+Action = Callable[[State, Any], Reply]
+
+
+def connect(state: State, argument: bytes) -> Reply:
+    return state.host.greeting
+
+
+def helo(state: State, argument: bytes) -> Reply:
+    state.reset()
+    state.stage |= GREETED
+    return state.host.helo
+
+
+def ehlo(state: State, argument: bytes) -> Reply:
+    state.reset()
+    state.stage |= GREETED
+    return state.host.ehlo_secure if state.secure else state.host.ehlo
+
+
+def mail(state: State, sender: Path) -> Reply:
+    if state.stage > GREETED:
+        state.reset()
+    if sender.parameters:
+        size = int(sender.parameters.get(b"SIZE", b"0"))
+        limit = state.host.config.message_size_limit
+        if limit and size > limit:
+            return reply.TOO_LARGE
+        state.size = size
+        state.smtputf8 = b"SMTPUTF8" in sender.parameters
+    state.stage |= MAIL
+    return reply.SENDER_OK
+
+
+def rcpt(state: State, recipient: Path) -> Reply:
+    state.stage |= RCPT
+    state.recipients += 1
+    return reply.RECIPIENT_OK
+
+
+def data(state: State, argument: bytes) -> Reply:
+    return reply.START_INPUT
+
+
+def end(state: State, argument: bytes) -> Reply:
+    limit = state.host.config.message_size_limit
+    return reply.TOO_LARGE if limit and state.octets > limit else reply.QUEUED
+
+
+def rset(state: State, argument: bytes) -> Reply:
+    state.reset()
+    return reply.RESET
+
+
+def starttls(state: State, argument: bytes) -> Reply:
+    if state.secure:
+        return reply.SECURE_ALREADY
+    return reply.SECURE if state.host.config.starttls else reply.NOT_OFFERED
+
+
+def help_(state: State, argument: bytes) -> Reply:
+    return state.host.help.get(argument.strip().upper(), state.host.help[b""])
+
+
+def quit_(state: State, argument: bytes) -> Reply:
+    state.left = True
+    return reply.GOODBYE
+
+
+def say(answer: Reply) -> Action:
+    """An action that does nothing but answer."""
+    return lambda state, argument: answer
+
+
+class Command(NamedTuple):
+    """A row. `needs` and `bars` are stages that must, and must not, have been reached where order is kept."""
+
+    verb: str
+    read: Reader
+    do: Action
+    syntax: str = ""
+    about: str = ""
+    """For HELP. A verb without it is not offered."""
+    needs: int = 0
+    bars: int = 0
+    last: bool = False
+    """Must be the last of a pipelined group (RFC 2920 3.1)."""
+
+
+COMMANDS: Final = (
+    Command("CONNECT", anything, connect),
+    Command("HELO", something, helo, "HELO hostname", "greet the server, the old way", last=True),
+    Command("EHLO", something, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True),
+    Command("STARTTLS", nothing, starttls, "STARTTLS", "go on under TLS", last=True),
+    Command(
+        "MAIL",
+        path(b"FROM", MAIL_PARAMETERS, bare=(b"",)),
+        mail,
+        "MAIL FROM:<address> [SIZE=n] [BODY=7BIT|8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] [ENVID=id]",
+        "begin a message; <> is the null sender",
+        needs=GREETED,
+        bars=MAIL,
+    ),
+    Command(
+        "RCPT",
+        path(b"TO", RCPT_PARAMETERS, bare=(b"postmaster",)),
+        rcpt,
+        "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]",
+        "name one recipient",
+        needs=MAIL,
+    ),
+    Command("DATA", nothing, data, "DATA", "send the message, ended by a dot on a line of its own", needs=RCPT, last=True),
+    Command(".", anything, end),
+    Command("RSET", nothing, rset, "RSET", "forget the message that was begun"),
+    Command("NOOP", anything, say(reply.OK), "NOOP [anything]", "do nothing", last=True),
+    Command("VRFY", something, say(reply.CODES[252]), "VRFY address", "ask whether an address exists", last=True),
+    Command("EXPN", something, say(reply.CANNOT_EXPAND), "EXPN list", "ask who is on a list", last=True),
+    Command("HELP", anything, help_, "HELP [verb]", "explain a command, or all of them", last=True),
+    Command("QUIT", nothing, quit_, "QUIT", "leave", last=True),
+    # Verbs of SMTP that Blackhole does not offer.
+    Command("AUTH", anything, say(reply.NOT_OFFERED), last=True),
+    Command("BDAT", anything, say(reply.BDAT_NOT_OFFERED), last=True),
+)
+
+NOT_OFFERED: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
+"""Registered verbs that have no phase of their own: 502, as for all that SMTP knows and a server lacks."""
+
+NOT_SMTP: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+"""Verbs of HTTP. A browser that was made to talk to a mail port must not get to run what stands in
+its request's body as commands (cross-protocol scripting; ALPACA, USENIX Security 2021)."""
+
+OTHER: Final = (
+    Command("other", anything, say(reply.UNKNOWN)),
+    *(Command(verb, anything, say(reply.NOT_OFFERED)) for verb in NOT_OFFERED),
+    *(Command(verb, anything, say(reply.NOT_SMTP)) for verb in NOT_SMTP),
+)
+"""All that counts as phase "other"; its first row answers what nobody knows."""
+
+
+def syntax(row: Command) -> Reply:
+    """What a reader's None becomes."""
+    return Reply(501, "5.5.4", f"Syntax: {row.syntax}")
+
+
+def explanations() -> dict[bytes, Reply]:
+    """HELP's answers by verb; the empty verb has the list of them all."""
+    offered = [row for row in COMMANDS if row.about]
+    pages = {row.verb.encode(): Reply(214, "2.0.0", row.syntax, row.about) for row in offered}
+    pages[b""] = Reply(
+        214,
+        "2.0.0",
+        "Blackhole takes any mail and forgets it. HELP verb explains one of:",
+        *(" ".join(row.verb for row in offered[start : start + 7]) for start in range(0, len(offered), 7)),
+    )
+    return pages
+
+
+def host(config: Config, keywords: Callable[[Config, bool], list[str]]) -> Host:
+    """All that a listener with this configuration says of itself."""
+    name = config.hostname
+    return Host(
+        config=config,
+        greeting=Reply(220, "", f"{name} ESMTP Blackhole"),
+        helo=Reply(250, "", name),
+        ehlo=Reply(250, "", name, *keywords(config, False)),
+        ehlo_secure=Reply(250, "", name, *keywords(config, True)),
+        help=explanations(),
+    )
+

@@ -1,0 +1,124 @@
+"""What the server says: a code, an enhanced status code, a text, and what follows from having said it.
+
+One table, `TABLE`, holds every sentence. A name stands for an occasion; the rows
+of `CODES` are the plain ones, one for each code that Blackhole can pick when it
+refuses on purpose (RFC 5321 4.2, RFC 3463, RFC 5248, RFC 7504).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+
+class Then(Enum):
+    """What the connection does once the replies it was given have left."""
+
+    LISTEN = "read on"
+    COLLECT = "read a message body"
+    WAIT = "wait, then ask again"
+    SECURE = "shake hands for TLS"
+    HANG_UP = "close"
+
+
+class Reply:
+    """One reply, ready to be sent: it is made once and never changes."""
+
+    __slots__ = ("code", "enhanced", "lines", "then", "wire")
+
+    def __init__(self, code: int, enhanced: str, *lines: str, then: Then = Then.LISTEN) -> None:
+        self.code: Final = code
+        self.enhanced: Final = enhanced
+        self.lines: Final = lines
+        self.then: Final = then
+        prefix = f"{enhanced} " if enhanced else ""
+        last = len(lines) - 1
+        self.wire: Final = b"".join(
+            f"{code}{' ' if number == last else '-'}{prefix}{line}\r\n".encode()
+            for number, line in enumerate(lines)
+        )
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.wire.decode()!r}>"
+
+
+class Row(NamedTuple):
+    code: int
+    enhanced: str
+    text: str
+    then: Then = Then.LISTEN
+
+
+CODES: Final = {
+    row.code: Reply(row.code, row.enhanced, row.text, then=row.then)
+    for row in (
+        Row(220, "2.0.0", "Ready"),
+        Row(221, "2.0.0", "Goodbye", Then.HANG_UP),
+        Row(250, "2.0.0", "OK"),
+        Row(251, "2.1.5", "User not local, will forward"),
+        Row(252, "2.0.0", "Cannot verify, but will take mail for it"),
+        Row(354, "", "Start mail input; end with <CRLF>.<CRLF>", Then.COLLECT),
+        Row(421, "4.3.2", "Service not available, closing transmission channel", Then.HANG_UP),
+        Row(431, "4.3.1", "Not enough memory or disk space"),
+        Row(450, "4.2.0", "Mailbox unavailable, try again"),
+        Row(451, "4.3.0", "Local error in processing"),
+        Row(452, "4.3.1", "Insufficient system storage"),
+        Row(454, "4.7.0", "TLS not available for now"),
+        Row(458, "4.3.0", "Unable to queue message"),
+        Row(459, "4.7.1", "Not allowed for now"),
+        Row(500, "5.5.1", "Command not recognized"),
+        Row(501, "5.5.4", "Syntax error in parameters or arguments"),
+        Row(502, "5.5.1", "Command not implemented"),
+        Row(503, "5.5.1", "Bad sequence of commands"),
+        Row(504, "5.5.4", "Command parameter not implemented"),
+        Row(521, "5.3.2", "Host does not accept mail"),
+        Row(530, "5.7.0", "Must issue a STARTTLS command first"),
+        Row(534, "5.7.9", "Authentication mechanism is too weak"),
+        Row(538, "5.7.11", "Encryption required for this authentication mechanism"),
+        Row(550, "5.2.0", "Mailbox unavailable"),
+        Row(551, "5.1.6", "User not local"),
+        Row(552, "5.2.2", "Exceeded storage allocation"),
+        Row(553, "5.1.3", "Mailbox name not allowed"),
+        Row(554, "5.0.0", "Transaction failed"),
+        Row(571, "5.7.1", "Blocked"),
+    )
+}
+"""Every code of Blackhole 1.x, with the 431 that it could pick and had no words for."""
+
+BOUNCES: Final = tuple(
+    CODES[code]
+    for code in (421, 431, 450, 451, 452, 454, 458, 459, 521, 534, 550, 551, 552, 553, 554, 571)
+)
+"""What `--mode bounce` picks from at the end of a message."""
+
+OK: Final = CODES[250]
+SENDER_OK: Final = Reply(250, "2.1.0", "Sender OK")
+RECIPIENT_OK: Final = Reply(250, "2.1.5", "Recipient OK")
+START_INPUT: Final = CODES[354]
+RESET: Final = Reply(250, "2.0.0", "Reset")
+CANNOT_EXPAND: Final = Reply(252, "2.0.0", "Cannot expand, but will take mail for it")
+SECURE: Final = Reply(220, "2.0.0", "Ready to start TLS", then=Then.SECURE)
+GOODBYE: Final = CODES[221]
+NOT_SMTP: Final = Reply(221, "2.7.0", "This is an SMTP server. Goodbye", then=Then.HANG_UP)
+NOT_PLAIN: Final = Reply(501, "5.5.1", "TLS does not start here without STARTTLS", then=Then.HANG_UP)
+INTERNAL: Final = Reply(421, "4.3.0", "Internal error, closing transmission channel", then=Then.HANG_UP)
+STOPPING: Final = Reply(421, "4.3.2", "Server is stopping, try again later", then=Then.HANG_UP)
+TIMEOUT: Final = Reply(421, "4.4.2", "Timeout waiting for the client", then=Then.HANG_UP)
+UNKNOWN: Final = CODES[500]
+TOO_LONG: Final = Reply(500, "5.5.2", "Line too long")
+FAR_TOO_LONG: Final = Reply(500, "5.5.2", "Line far too long, closing", then=Then.HANG_UP)
+NOT_TEXT: Final = Reply(500, "5.5.2", "Not ASCII and not UTF-8")
+CONTROL: Final = Reply(501, "5.5.2", "NUL or bare CR in a command")
+NOT_OFFERED: Final = CODES[502]
+BAD_SEQUENCE: Final = CODES[503]
+SECURE_ALREADY: Final = Reply(503, "5.5.1", "TLS is on already")
+NO_RECIPIENT: Final = Reply(503, "5.5.1", "No recipient was accepted")
+TOO_EARLY: Final = Reply(554, "5.5.0", "Talked before its turn, closing", then=Then.HANG_UP)
+TOO_LARGE: Final = Reply(552, "5.3.4", "Message is larger than this server takes")
+NEEDS_SMTPUTF8: Final = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not asked for")
+UNKNOWN_PARAMETER: Final = Reply(555, "5.5.4", "Parameter not recognized")
+BAD_PARAMETER: Final = Reply(501, "5.5.4", "Parameter has a bad value, or stands twice")
+QUEUED: Final = Reply(250, "2.0.0", "OK: queued as {id}")
+"""The end of a message that was taken; the session puts its id in."""
+BDAT_NOT_OFFERED: Final = Reply(502, "5.5.1", "CHUNKING is not offered, closing", then=Then.HANG_UP)
+"""What follows a BDAT is a body that would be read as commands."""

@@ -1,0 +1,108 @@
+"""All that a session remembers, and all that a listener says of itself.
+
+Everything that moves a session from one stage to another is here, and a
+transaction is forgotten in one place only, `State.reset`, so that no path can
+forget to (RFC 5321 3.3; a missing reset is the commonest fault found in SMTP
+servers, Postfix's HISTORY of 2026 has four).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from blackhole.smtp.reply import Reply
+
+PHASES: Final = (
+    "CONNECT",
+    "HELO",
+    "EHLO",
+    "STARTTLS",
+    "AUTH",
+    "MAIL",
+    "RCPT",
+    "DATA",
+    "BDAT",
+    ".",
+    "RSET",
+    "NOOP",
+    "VRFY",
+    "EXPN",
+    "HELP",
+    "QUIT",
+    "other",
+)
+"""The one vocabulary. CONNECT is the greeting, "." the end of a message, "other" what is none of ours."""
+
+GREETED: Final = 1
+MAIL: Final = 2
+RCPT: Final = 4
+"""What has been accepted so far, as bits, so that a command can name what it needs. Plain integers,
+because `&` on an enum.Flag costs 0.6 microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What one listener is to be: the part of the settings that the conversation depends on."""
+
+    hostname: str = "localhost"
+    message_size_limit: int = 0
+    """Octets; 0 is no limit."""
+    strict: bool = False
+    mode: str = "accept"
+    delay: tuple[float, float] | None = None
+    """Seconds before the reply to each command, drawn evenly from (least, most)."""
+    starttls: bool = False
+    """There is a certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A listener's constant sentences, made once."""
+
+    config: Config
+    greeting: Reply
+    helo: Reply
+    ehlo: Reply
+    ehlo_secure: Reply
+    help: dict[bytes, Reply]
+
+
+class State:
+    """What one session remembers. Commands change it; nothing else does.
+
+    No address is kept. `size` is what MAIL declared, `octets` what came so far:
+    all that came over the wire without the closing dot line, dots still stuffed.
+    """
+
+    __slots__ = ("_id", "host", "left", "new_id", "octets", "recipients", "secure", "size", "smtputf8", "stage")
+
+    def __init__(self, host: Host, new_id: Callable[[], bytes], secure: bool) -> None:
+        self.host = host
+        self.new_id = new_id
+        self._id = b""
+        self.secure = secure
+        self.left = False
+        """The client said QUIT."""
+        self.stage = 0
+        self.recipients = 0
+        self.octets = 0
+        self.size = 0
+        self.smtputf8 = False
+
+    @property
+    def id(self) -> bytes:
+        """The transaction's name, ten hexadecimal digits; drawn when first asked for, as most never are."""
+        if not self._id:
+            self._id = self.new_id()
+        return self._id
+
+    def reset(self) -> None:
+        """Forget the transaction: what RSET, HELO, EHLO, STARTTLS and the end of a message have in common."""
+        self._id = b""
+        self.stage &= GREETED
+        self.recipients = 0
+        self.octets = 0
+        self.size = 0
+        self.smtputf8 = False
