@@ -75,5 +75,7 @@ class Settings:
     drain_timeout: float = 30.0
     """Seconds open sessions are given to finish when the server stops."""
     backlog: int = 1024
-    origins: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> where its value came from, for --print-config."""
+    texts: dict[str, str] = field(default_factory=dict, compare=False)
+    """Option name -> its value as an operator would write it, for --print-config."""
