@@ -1,0 +1,1 @@
+"""Benchmarks: Blackhole beside other mail sinks, on this machine. Read README.md here."""

@@ -1,0 +1,124 @@
+"""The command line: python -m benchmarks [--quick] [--shapes connection,reused] ..."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import fairness, idle, latency, machine, spread, startup, turns
+from benchmarks.failure import Failure
+from benchmarks.plan import Plan
+from benchmarks.server import SERVERS, Server, blackhole
+from benchmarks.table import Table, as_json, grid, heading, markdown, summary
+
+SHAPES: dict[str, Callable[[Plan], Table]] = {
+    **{shape.name: turns.load(shape) for shape in turns.LOADS},
+    **{shape.name: turns.secured(shape) for shape in turns.SECURED},
+    **{f"workers-{shape.name}": turns.workers(shape) for shape in turns.LOADS[:2]},
+    "idle": idle.measure,
+    "spread": spread.measure,
+    "latency": latency.measure,
+    "start": startup.measure,
+    "noops": fairness.NOOPS,
+    "data": fairness.DATA,
+}
+
+QUICK = ["smtp-sink", "blackhole", "kernel floor", "openssl s_server"]
+
+
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """The type of an option that takes some of these names, with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {','.join(known)}")
+        return chosen
+
+    return parse
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Blackhole beside other mail sinks."
+    )
+    known = [server.name for server in SERVERS]
+    parser.add_argument("--quick", action="store_true", help="short turns, few rounds: under two minutes")
+    parser.add_argument("--rounds", type=int, help="turns each server has (default 5, quick 3)")
+    parser.add_argument(
+        "--shapes", type=names(list(SHAPES)), default=list(SHAPES), help=f"default all: {','.join(SHAPES)}"
+    )
+    parser.add_argument(
+        "--servers",
+        type=names(known),
+        help=f"default all: {','.join(known)}; quick {','.join(QUICK)}",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="'NAME [python=INTERPRETER] [checkout=DIRECTORY] [OPTION...]'",
+        help="one more Blackhole: by another interpreter, from another checkout, with more options",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    return parser.parse_args(argv)
+
+
+def certificate(directory: Path) -> None:
+    """A certificate for the servers with TLS: ECDSA P-256, so that signing does not drown the rest."""
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost"
+    files = ["-keyout", f"{directory}/key.pem", "-out", f"{directory}/cert.pem"]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True, timeout=20)
+
+
+def available(servers: Sequence[Server]) -> dict[Server, str]:
+    """The servers that can be had, and their versions; why not, to standard error."""
+    found = {}
+    for server in servers:
+        try:
+            server.prepare()
+            found[server] = server.version()
+        except Failure as failure:
+            print(f"{server.name} is left out: {failure}", file=sys.stderr)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = options(argv)
+    begun = time.monotonic()
+    machine.open_files(machine.FILES)
+    picked = chosen.servers or (QUICK if chosen.quick else [server.name for server in SERVERS])
+    wanted = [server for server in SERVERS if server.name in picked]
+    servers = available([*wanted, *map(blackhole, chosen.variant)])
+    about = machine.description()
+    versions = grid(["server", "version"], [[server.name, version] for server, version in servers.items()], 2)
+    head = f"{heading(about)}\n\n{versions}"
+    print(head, flush=True)
+    tables: list[Table] = []
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # some servers give up root before they read their files
+        certificate(directory)
+        rounds = chosen.rounds or (3 if chosen.quick else 5)
+        plan = Plan(tuple(servers), rounds, 0.2 if chosen.quick else 1.5, chosen.quick, directory)
+        for shape in chosen.shapes:
+            tables.append(SHAPES[shape](plan))
+            print(f"\n{markdown(tables[-1])}", flush=True)
+    foot = f"{summary(tables)}\n\n{rounds} rounds; the whole took {time.monotonic() - begun:.0f} s."
+    print(f"\n{foot}")
+    if chosen.markdown:
+        chosen.markdown.write_text("\n\n".join([head, *map(markdown, tables), foot]) + "\n")
+    if chosen.json:
+        about |= {server.name: version for server, version in servers.items()}
+        chosen.json.write_text(as_json(about, tables) + "\n")
+    return int(any(table.failed() for table in tables))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Reply time at half of the most a server can take."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from benchmarks import sender
+from benchmarks.plan import Plan
+from benchmarks.server import Server, started
+from benchmarks.table import Row, Table
+from benchmarks.turns import turn
+
+COLUMNS = {
+    "server": ("server", ""),
+    "most": ("most messages/s", ",.0f"),
+    "rate": ("sent messages/s", ",.0f"),
+    "p50": ("reply p50 µs", ",.0f"),
+    "p99": ("reply p99 µs", ",.0f"),
+    "message_p99": ("message p99 µs", ",.0f"),
+}
+FULL = sender.smtp_source("-s", "50", "-d")
+
+
+def measure(plan: Plan) -> Table:
+    def one(server: Server) -> Row:
+        found: list[dict[str, Any]] = []
+        most: list[float] = []
+        with started(server, plan.directory) as running:
+            warm = turn(running, FULL, 500)
+            for _ in range(plan.rounds):
+                full = turn(running, FULL, max(500, round(plan.seconds / warm.cost)))
+                most.append(full.messages / full.seconds)
+                rate = most[-1] / 2
+                messages = max(100, round(rate * plan.seconds))
+                found.append(sender.report(sender.own("pace", f"{rate:.1f}")(running.port, messages)))
+        return {
+            "most": median(most),
+            "rate": median(run["rate"] for run in found),
+            "p50": median(run["replies"]["p50"] for run in found) * 1e6,
+            "p99": median(run["replies"]["p99"] for run in found) * 1e6,
+            "message_p99": median(run["messages"]["p99"] for run in found) * 1e6,
+            "runs": found,
+        }
+
+    return Table(
+        "latency",
+        "Reply time at half of the maximum rate",
+        COLUMNS,
+        plan.each(plan.serving(), one),
+        note=(
+            "The maximum is that of `smtp-source -s 50 -d`. A reply is timed from the write of its command, "
+            "a message from the moment it was due to its last reply. Where fewer were sent than half of the "
+            "maximum, the sender could not keep up."
+        ),
+    )

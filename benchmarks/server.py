@@ -1,0 +1,326 @@
+"""The servers compared: how each is got, started, watched and ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import process
+from benchmarks.failure import Failure
+from benchmarks.machine import ROOT, SERVER, pinned
+
+HERE = Path(__file__).resolve().parent
+VENVS = HERE / ".venvs"
+BACKLOG = 4096
+TLS = frozenset(["", "starttls", "implicit"])
+PATIENCE = 20.0
+CROWD = 20_000
+"""Connections a server must be ready to hold."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and how a server is to listen."""
+
+    port: int
+    directory: Path
+    """A directory for this run alone; `cert.pem` and `key.pem` are in it."""
+    workers: int = 1
+    tls: str = ""
+    """Empty, `starttls`, `implicit` (from the first byte), or `handshake` (that, and no SMTP behind it)."""
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def certificate(self, cert: str, key: str) -> list[str]:
+        """The two options that name the certificate and its key."""
+        return [cert, f"{self.directory}/cert.pem", key, f"{self.directory}/key.pem"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server that can be measured."""
+
+    name: str
+    command: Callable[[Site], list[str]]
+    version: Callable[[], str] = lambda: ""
+    tls: frozenset[str] = frozenset([""])
+    """The kinds of listener it has: values of `Site.tls`."""
+    prepare: Callable[[], None] = lambda: None
+    """Gets what the server needs; raises Failure if it is not to be had."""
+    directory: Path | None = None
+    """Where it is started; in the run's own directory if it does not matter."""
+    floor: bool = False
+    """Not a server one could use, but what any server costs at least."""
+    ours: bool = False
+    """Blackhole, or a variant of it."""
+
+
+# Blackhole, as it stands in a checkout
+
+
+def blackhole(variant: str = "blackhole") -> Server:
+    """Blackhole as `NAME [python=INTERPRETER] [checkout=DIRECTORY] [OPTION...]` says."""
+    name, *words = shlex.split(variant)
+    python, checkout = sys.executable, str(ROOT)
+    while words and words[0].startswith(("python=", "checkout=")):
+        key, _, value = words.pop(0).partition("=")
+        python, checkout = (value, checkout) if key == "python" else (python, value)
+
+    def command(site: Site) -> list[str]:
+        argv = [python, "-m", "blackhole", "--workers", str(site.workers)]
+        argv += ["--listen", site.address + (",tls" if site.tls == "implicit" else "")]
+        return argv + (site.certificate("--ssl_cert", "--ssl_key") if site.tls else []) + words
+
+    def version() -> str:
+        done = subprocess.run(
+            [python, "-m", "blackhole", "--version"], cwd=checkout, capture_output=True, text=True, timeout=20
+        )
+        return " ".join(done.stdout.split())
+
+    def prepare() -> None:
+        if not version():
+            raise Failure(f"`{python} -m blackhole --version` says nothing in {checkout}")
+
+    return Server(name, command, version, TLS, prepare, Path(checkout), ours=True)
+
+
+# Postfix's smtp-sink
+
+SINK = "/usr/sbin/smtp-sink"
+
+
+def sink_command(site: Site) -> list[str]:
+    user = ["-u", "nobody"] if os.geteuid() == 0 else []
+    return [SINK, *user, "-m", str(CROWD), site.address, str(BACKLOG)]
+
+
+def sink_prepare() -> None:
+    if not os.access(SINK, os.X_OK):
+        raise Failure(f"{SINK} is not there (Debian: apt-get install postfix)")
+
+
+# Peers from PyPI, each in a virtual environment of its own
+
+
+def venv(requirement: str) -> Path:
+    return VENVS / requirement.partition("==")[0]
+
+
+def install(requirement: str) -> Callable[[], None]:
+    """What makes the virtual environment of a peer, once."""
+
+    def prepare() -> None:
+        home = venv(requirement)
+        done = home / requirement
+        if done.exists():
+            return
+        print(f"making {home}", file=sys.stderr)
+        pip = [str(home / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for command in ([sys.executable, "-m", "venv", "--clear", str(home)], [*pip, requirement]):
+            try:
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            except subprocess.SubprocessError as error:
+                raise Failure(f"{requirement} could not be installed: {error}") from None
+        done.touch()
+
+    return prepare
+
+
+AIOSMTPD = "aiosmtpd==1.4.6"
+BLACKHOLE2 = "blackhole==2.1.19"
+
+
+def aiosmtpd_command(site: Site) -> list[str]:
+    argv = [str(venv(AIOSMTPD) / "bin/python"), "-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Sink"]
+    options = {"": ("", ""), "starttls": ("--tlscert", "--tlskey"), "implicit": ("--smtpscert", "--smtpskey")}
+    return [*argv, "-l", site.address, *(site.certificate(*options[site.tls]) if site.tls else [])]
+
+
+def blackhole2_command(site: Site) -> list[str]:
+    conf = site.directory / f"blackhole2-{site.port}.conf"
+    lines = [f"pidfile = {site.directory}/blackhole2-{site.port}.pid", "max_message_size = 2147483647"]
+    # It refuses to start more workers than there are cores.
+    lines += [f"workers = {min(site.workers, os.cpu_count() or 1)}"]
+    if site.tls:
+        spare = free_port()  # a plain listener it must have
+        lines += [f"listen = 127.0.0.1:{spare}", f"tls_listen = {site.address}"]
+        lines += [f"tls_cert = {site.directory}/cert.pem", f"tls_key = {site.directory}/key.pem"]
+    else:
+        lines += [f"listen = {site.address}"]
+    conf.write_text("\n".join(lines) + "\n")
+    return [str(venv(BLACKHOLE2) / "bin/blackhole"), "-q", "-c", str(conf)]
+
+
+# Floors: what the kernel, or a TLS handshake, costs whoever serves
+
+FLOOR = VENVS / "floor"
+
+
+def floor_prepare() -> None:
+    source = HERE / "floor.c"
+    if FLOOR.exists() and FLOOR.stat().st_mtime > source.stat().st_mtime:
+        return
+    VENVS.mkdir(exist_ok=True)
+    try:
+        subprocess.run(
+            ["cc", "-O2", "-o", str(FLOOR), str(source)], check=True, capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Failure(f"floor.c could not be compiled: {error}") from None
+
+
+def openssl_command(site: Site) -> list[str]:
+    return ["openssl", "s_server", "-quiet", "-accept", site.address, *site.certificate("-cert", "-key")]
+
+
+SERVERS = (
+    Server(
+        "smtp-sink",
+        sink_command,
+        lambda: subprocess.getoutput("/usr/sbin/postconf -dh mail_version"),
+        prepare=sink_prepare,
+    ),
+    blackhole(),
+    Server(
+        "aiosmtpd",
+        aiosmtpd_command,
+        lambda: AIOSMTPD.partition("==")[2],
+        TLS,
+        install(AIOSMTPD),
+    ),
+    Server(
+        "blackhole 2",
+        blackhole2_command,
+        lambda: BLACKHOLE2.partition("==")[2],
+        frozenset(["", "implicit"]),
+        install(BLACKHOLE2),
+    ),
+    Server("kernel floor", lambda site: [str(FLOOR), str(site.port)], prepare=floor_prepare, floor=True),
+    Server(
+        "openssl s_server",
+        openssl_command,
+        lambda: subprocess.getoutput("openssl version"),
+        frozenset(["handshake"]),
+        floor=True,
+    ),
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Running:
+    """A server that has greeted, or been connected to where it does not greet first."""
+
+    server: Server
+    site: Site
+    popen: subprocess.Popen[bytes]
+    took: float
+    """Seconds from its start to its first greeting."""
+    known: set[int] = field(default_factory=set)
+
+    @property
+    def port(self) -> int:
+        return self.site.port
+
+    def pids(self) -> list[int]:
+        found = process.tree(self.popen.pid)
+        if not found:
+            raise Failure(f"{self.server.name} has died")
+        self.known.update(found)
+        return found
+
+    def cpu(self) -> dict[int, process.Cpu]:
+        return {pid: process.Cpu.of(pid) for pid in self.pids()}
+
+    def cpu_since(self, then: dict[int, process.Cpu]) -> process.Cpu:
+        """What all its processes took since. One that died took its count with it, so that is a Failure."""
+        now = self.cpu()
+        if now.keys() != then.keys():
+            raise Failure(f"processes of {self.server.name} came or went under the load")
+        return sum((now[pid] - then[pid] for pid in now), process.Cpu(0.0, 0.0, 0.0))
+
+
+def greeting(running: Running) -> None:
+    """Wait until the server greets; one whose first bytes are not in the clear, until it accepts."""
+    end = time.monotonic() + PATIENCE
+    while running.popen.poll() is None and time.monotonic() < end:
+        with (
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as client,
+        ):
+            if running.site.tls not in ("", "starttls") or client.recv(512).startswith(b"220"):
+                return
+        time.sleep(0.001)
+    raise Failure(f"{running.server.name} does not greet")
+
+
+def end(running: Running) -> None:
+    """SIGTERM to the server's first process, then SIGKILL to whatever of it is still there."""
+    with suppress(Failure):
+        running.pids()
+    running.popen.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        running.popen.wait(3)
+    for pid in running.known:
+        with suppress(ProcessLookupError, FileNotFoundError):
+            if pid == running.popen.pid or os.getpgid(pid) == running.popen.pid:
+                os.kill(pid, signal.SIGKILL)
+    running.popen.wait(5)
+
+
+def settle(running: Running) -> None:
+    """Wait until no process has joined the server for a quarter of a second."""
+    size = quiet = 0
+    while quiet < 5:
+        time.sleep(0.05)
+        now = len(running.pids())
+        size, quiet = now, quiet + 1 if now == size else 0
+
+
+@contextmanager
+def started(
+    server: Server, directory: Path, workers: int = 1, tls: str = "", cores: list[int] = SERVER
+) -> Iterator[Running]:
+    """Run a server on a free port for as long as the block lasts."""
+    server.prepare()
+    site = Site(free_port(), directory, workers, tls)
+    log = directory / f"{server.name.replace(' ', '-')}-{site.port}.log"
+    begun = time.monotonic()
+    with log.open("wb") as out:
+        popen = subprocess.Popen(
+            [*pinned(cores), *server.command(site)],
+            stdin=subprocess.PIPE,  # openssl s_server leaves at end of file
+            stdout=out,
+            stderr=out,
+            cwd=server.directory or directory,
+            start_new_session=True,  # what it leaves behind can be told from other processes
+        )
+    running = Running(server, site, popen, 0.0)
+    try:
+        try:
+            greeting(running)
+        except Failure as failure:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise Failure(f"{failure}; it said: {' '.join(last)[:200]}") from None
+        running.took = time.monotonic() - begun
+        settle(running)
+        yield running
+    finally:
+        end(running)

@@ -1,0 +1,41 @@
+"""How evenly the connections fall on the workers."""
+
+from __future__ import annotations
+
+from benchmarks import machine, process
+from benchmarks.crowd import crowd
+from benchmarks.plan import Plan, failing
+from benchmarks.server import started
+from benchmarks.table import Goal, Row, Table
+
+CONNECTIONS = 200
+COLUMNS = {
+    "server": ("server", ""),
+    "workers": ("workers", "d"),
+    "arrival": ("arrival", ""),
+    "most": ("connections of each worker", ""),
+    "uneven": ("farthest from even", ".0%"),
+}
+
+
+def measure(plan: Plan) -> Table:
+    table = Table("spread", f"{CONNECTIONS} connections over the workers", COLUMNS)
+    for server in (server for server in plan.servers if server.ours):
+        for workers in (2, 4):
+            for at_once in (False, True):
+                arrival = "at once" if at_once else "one by one"
+                row: Row = {"server": server.name, "workers": workers, "arrival": arrival}
+                table.rows.append(row)
+                with failing(row), started(server, plan.directory, workers, cores=machine.CORES) as running:
+                    before = {pid: process.sockets(pid) for pid in running.pids()}
+                    with crowd(running.port, CONNECTIONS, at_once):
+                        held = [process.sockets(pid) - count for pid, count in before.items()]
+                    even = CONNECTIONS / workers
+                    held = sorted(held, reverse=True)[:workers]  # the master has none
+                    row["held"], row["most"] = held, " ".join(map(str, held))
+                    row["uneven"] = max(abs(count - even) for count in held) / even
+                    if server.name == "blackhole":
+                        table.goals.append(
+                            Goal(f"Spread, {workers} workers, {arrival}, off even", 0.2, row["uneven"])
+                        )
+    return table

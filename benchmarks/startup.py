@@ -1,0 +1,38 @@
+"""Time from the start of a server to its first greeting."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from benchmarks import machine
+from benchmarks.plan import Plan
+from benchmarks.server import Server, started
+from benchmarks.table import Goal, Row, Table
+
+WORKERS = 4
+COLUMNS = {
+    "server": ("server", ""),
+    "median": ("median ms", ",.0f"),
+    "most": ("longest ms", ",.0f"),
+}
+
+
+def measure(plan: Plan) -> Table:
+    def one(server: Server) -> Row:
+        took = []
+        for _ in range(max(plan.rounds, 3)):
+            with started(server, plan.directory, WORKERS, cores=machine.CORES) as running:
+                took.append(running.took * 1000)
+        return {"median": median(took), "most": max(took), "ms": took}
+
+    table = Table(
+        "start",
+        "Start to first greeting, four workers",
+        COLUMNS,
+        plan.each(plan.usable(), one),
+        note="smtp-sink and aiosmtpd are one process; blackhole 2 has as many workers as there are cores.",
+    )
+    for row in table.rows:
+        if row["server"] == "blackhole" and "failure" not in row:
+            table.goals.append(Goal("Start to first greeting, ms", 300, row["median"]))
+    return table

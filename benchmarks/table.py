@@ -1,0 +1,89 @@
+"""The tables of a report, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number Blackhole is to stay under, and the one it had."""
+
+    what: str
+    most: float
+    had: float
+
+
+@dataclass
+class Table:
+    """What one shape showed: rows of values by column, and how to print them."""
+
+    name: str
+    title: str
+    columns: Mapping[str, tuple[str, str]]
+    """Key of a row -> heading and format; what a row has besides goes to JSON alone."""
+    rows: list[Row] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+    note: str = ""
+
+    def failed(self) -> bool:
+        return any("failure" in row for row in self.rows)
+
+
+def cell(value: object, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; all but the first `left` columns are numbers."""
+    marks = ["---" if number < left else "--:" for number in range(len(headings))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, marks, *rows))
+
+
+def markdown(table: Table) -> str:
+    rows = []
+    for row in table.rows:
+        if "failure" in row:
+            key = next(iter(table.columns))
+            rows.append([str(row[key]), row["failure"], *[""] * (len(table.columns) - 2)])
+        else:
+            rows.append([cell(row.get(key), form) for key, (_, form) in table.columns.items()])
+    parts = [f"### {table.title}", grid([heading for heading, _ in table.columns.values()], rows)]
+    return "\n\n".join(parts + ([table.note] if table.note else []))
+
+
+def heading(machine: Mapping[str, str]) -> str:
+    return "## Benchmarks\n\n" + "\n".join(f"- {key}: {value}" for key, value in machine.items())
+
+
+def summary(tables: Sequence[Table]) -> str:
+    """All goals in one table."""
+    rows = [
+        [goal.what, f"{goal.most:g}", f"{goal.had:.3g}", "yes" if goal.had <= goal.most else "**no**"]
+        for table in tables
+        for goal in table.goals
+    ]
+    return "### Goals\n\n" + grid(["Blackhole", "at most", "now", "met"], rows) if rows else ""
+
+
+def as_json(machine: Mapping[str, str], tables: Sequence[Table]) -> str:
+    return json.dumps(
+        {
+            "machine": machine,
+            "tables": [
+                {
+                    "name": table.name,
+                    "title": table.title,
+                    "rows": table.rows,
+                    "goals": [vars(goal) for goal in table.goals],
+                }
+                for table in tables
+            ],
+        },
+        indent=1,
+    )
