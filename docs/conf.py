@@ -1,4 +1,4 @@
-"""How the documentation is built. Its tables are written from the program's own at each build, so they cannot drift."""
+"""How the documentation is built. Its tables come from the program, at each build, so they cannot drift."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ def extension_rows() -> Iterator[str]:
 
 def reply_rows() -> Iterator[str]:
     named = {value for value in vars(reply).values() if isinstance(value, reply.Reply)}
-    everything = sorted(named.union(reply.CODES.values()), key=lambda one: (one.code, one.enhanced, one.lines))
+    everything = sorted(
+        named.union(reply.CODES.values()), key=lambda one: (one.code, one.enhanced, one.lines)
+    )
     return table(
         ("code", "enhanced", "text", "closes", "in `bounce`"),
         (
