@@ -1,0 +1,6 @@
+"""python -m blackhole"""
+
+from blackhole.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

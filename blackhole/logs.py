@@ -1,0 +1,126 @@
+"""The log: one event one line of printable ASCII, on standard error or in a file that may be rotated."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import logging
+import os
+import re
+import stat
+import time
+from contextlib import suppress
+
+from setproctitle import getproctitle
+
+from blackhole.settings import OperatorError
+
+log = logging.getLogger(__name__)
+
+LINE = 500
+"""Characters of a message that are logged; a client decides how long many of them are."""
+TRACE = 8000
+"""Characters of a traceback, counted from its end, where the reason stands."""
+
+_UNPRINTABLE = re.compile(r"[^ -~]")
+
+
+def printable(data: bytes) -> str:
+    r"""What a client sent, fit for a log: b"a\r\n\x1b" becomes a\r\n\x1b, and a backslash two."""
+    return data.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
+def _one_line(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class _Format(logging.Formatter):
+    """Time, process, level, message. A traceback follows on lines of its own, indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        text = record.getMessage()
+        if len(text) > LINE:
+            text = f"{text[:LINE]}... ({len(text)} in all)"
+        head = f"{stamp}.{int(record.msecs):03d} {getproctitle()} {record.levelname} {_one_line(text)}"
+        trace = self.formatException(record.exc_info)[-TRACE:] if record.exc_info else ""
+        return "\n    ".join((head, *map(_one_line, trace.splitlines())))
+
+
+class _Lines(logging.Handler):
+    """Writes a record with one write(2), to a descriptor that keeps its number for good.
+
+    With O_APPEND no line of one process tears one of another, and faulthandler, which
+    knows no files, still hits the file after it was rotated. A full disk loses lines, not mail.
+    """
+
+    def __init__(self, path: str, owner: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.path, self.owner = path, owner
+        self.descriptor = self.open() if path else 2
+
+    def open(self) -> int:
+        descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        if self.owner is not None and os.geteuid() == 0:
+            os.fchown(descriptor, *self.owner)  # workers open it again, when it was rotated
+        return descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            os.write(self.descriptor, f"{self.format(record)}\n".encode())
+
+    def reopen(self) -> None:
+        if self.path:
+            fresh = self.open()
+            os.dup2(fresh, self.descriptor, inheritable=False)
+            os.close(fresh)
+
+
+def open_regular(path: str, flags: int, mode: int) -> int:
+    """Open a file for the master, who may be root; the descriptor.
+
+    In a directory where others may write they could lay a link or a pipe in its way. A second
+    hard link is refused too, for the file is about to be truncated or given away.
+
+    Raises OperatorError (EX_CANTCREAT).
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise OperatorError(f"{path} cannot be opened: {reason}", os.EX_CANTCREAT) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(descriptor)
+        raise OperatorError(f"{path} cannot be used: it is not a regular file of one name", os.EX_CANTCREAT)
+    return descriptor
+
+
+def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:
+    """Send all logging to a file, which then belongs to `owner`, or to standard error; the descriptor.
+
+    Once per process, by the master; its children inherit it. Raises OperatorError (EX_CANTCREAT).
+    """
+    handler = _Lines(path, owner)
+    handler.setFormatter(_Format())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    set_level(debug)
+    faulthandler.enable(handler.descriptor)
+    return handler.descriptor
+
+
+def set_level(debug: bool) -> None:
+    """INFO, or DEBUG; of Blackhole's own loggers alone."""
+    logging.getLogger("blackhole").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def reopen() -> None:
+    """Open the file anew, for the old one was rotated; if that cannot be, go on in the old one."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Lines):
+            try:
+                handler.reopen()
+            except OperatorError as error:
+                log.error("the log is not opened again: %s", error)

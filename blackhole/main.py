@@ -1,0 +1,351 @@
+"""The program: puts the parts together, and alone knows them all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, chdir
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from setproctitle import setproctitle
+
+from blackhole import __version__, daemon, logs, options
+from blackhole.settings import Listener, OperatorError, Settings
+from blackhole.stats import Stats
+from blackhole.supervisor import Berth, Job, Plan, Supervisor
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+# Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
+
+log = logging.getLogger(__name__)
+
+NOT_RUNNING = 7
+"""What LSB has init scripts exit with when they were to reload what does not run."""
+
+FIXED = ("user", "group", "pid", "log")
+"""Settings that a reload cannot change: files were opened and given away by them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for; the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = False
+    try:
+        invocation = options.parse(arguments, os.environ)
+        debug = invocation.settings.debug
+        for warning in invocation.warnings:
+            _say(warning)
+        if invocation.wants:
+            return _REQUESTS[invocation.wants](invocation.settings)
+        return _ACTIONS[invocation.action](invocation.settings, arguments)
+    except OperatorError as error:
+        _say(str(error))
+        return error.code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if logging.getLogger().handlers:  # perhaps nobody sees our standard error any more
+            log.critical("%r", error, exc_info=debug)
+        elif debug:
+            traceback.print_exc()
+        _say(f"{error!r} is a mistake of ours, not of yours; --debug shows where")
+        return os.EX_SOFTWARE
+
+
+def _say(line: str) -> None:
+    print(f"blackhole: {line}", file=sys.stderr, flush=True)
+
+
+# In place of an action.
+
+
+def _print(text: Callable[[], str]) -> int:
+    print(text(), end="")
+    return os.EX_OK
+
+
+def _test(settings: Settings) -> int:
+    _check(settings)
+    print("The configuration is good.")
+    return os.EX_OK
+
+
+def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None]:
+    """The settings with a uid and gid for user and group, and what they say of TLS; nothing is bound.
+
+    Raises OperatorError.
+    """
+    uid, gid = daemon.resolve(settings.user, settings.group)
+    context = None
+    if settings.ssl_cert:
+        from blackhole import tls
+
+        context = tls.context(settings.ssl_cert, settings.ssl_key)
+    return replace(settings, user=str(uid), group=str(gid)), context
+
+
+_REQUESTS: dict[str, Callable[[Settings], int]] = {
+    "help": lambda settings: _print(options.help_text),
+    "version": lambda settings: _print(options.version_text),
+    "print-config": lambda settings: _print(partial(options.print_config, settings)),
+    "test": _test,
+}
+
+
+# Actions.
+
+
+def _run(settings: Settings, argv: Sequence[str]) -> int:
+    return _serve(settings, argv, detached=False)
+
+
+def _start(settings: Settings, argv: Sequence[str]) -> int:
+    pid = daemon.holder(settings.pid)
+    if pid is not None:
+        print(f"Blackhole is running already, pid {pid}.")
+        return os.EX_OK  # as LSB has it: what was asked for is so
+    return _serve(settings, argv, detached=True)
+
+
+def _stop(settings: Settings, argv: Sequence[str]) -> int:
+    stopped = daemon.stop(settings.pid, settings.drain_timeout + 2)
+    print("Blackhole has stopped." if stopped else "Blackhole was not running.")
+    return os.EX_OK
+
+
+def _restart(settings: Settings, argv: Sequence[str]) -> int:
+    _check(settings)
+    _stop(settings, argv)
+    return _start(settings, argv)
+
+
+def _reload(settings: Settings, argv: Sequence[str]) -> int:
+    _check(settings)
+    if not daemon.send(settings.pid, signal.SIGHUP):
+        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
+    return os.EX_OK
+
+
+def _status(settings: Settings, argv: Sequence[str]) -> int:
+    pid = daemon.holder(settings.pid)
+    if pid is not None:
+        print(f"Blackhole is running, pid {pid}." if pid else "Blackhole is about to run.")
+        return 0
+    if os.path.lexists(settings.pid):
+        print(f"Blackhole is not running; it died and left {settings.pid}.")
+        return 1
+    print("Blackhole is not running.")
+    return 3
+
+
+_ACTIONS: dict[str, Callable[[Settings, Sequence[str]], int]] = {
+    "run": _run,
+    "start": _start,
+    "stop": _stop,
+    "restart": _restart,
+    "reload": _reload,
+    "status": _status,
+}
+
+
+# The server.
+
+
+def _serve(settings: Settings, argv: Sequence[str], detached: bool) -> int:
+    _take_standard_streams()
+    with ExitStack() as undo:
+        pidfile = None
+        if settings.pid:  # before the ports, or a second copy would only hear that they are busy
+            pidfile = daemon.Pidfile(settings.pid)
+            undo.callback(pidfile.remove)
+        service = Service(settings, argv, pidfile)
+        if detached:
+            service.detach()
+        return service.run()
+
+
+def _take_standard_streams() -> None:
+    """Leave descriptors 0, 1 and 2 to nobody: a client with such a socket would read our log."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """One configuration, and what was opened for it."""
+
+    settings: Settings
+    bound: dict[Listener, list[socket.socket]]
+    tls: ssl.SSLContext | None
+
+    @property
+    def sockets(self) -> set[socket.socket]:
+        return {listening for sockets in self.bound.values() for listening in sockets}
+
+    def describe(self) -> Iterator[str]:
+        """A line for each listener: where, and how it treats its clients."""
+        count = self.settings.workers
+        workers = f"{count} worker{'s' if count > 1 else ''}"
+        for listener, sockets in self.bound.items():
+            where = " and ".join(
+                str(replace(listener, host=s.getsockname()[0], port=s.getsockname()[1])) for s in sockets
+            )
+            delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
+            tls = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
+            yield f"listening on {where}, mode {listener.mode}{delay}, {workers}, {tls}"
+
+
+def _open(settings: Settings, held: dict[Listener, list[socket.socket]]) -> _Setup:
+    """Open what the settings ask for; what is held for an address already is kept. Raises OperatorError."""
+    from blackhole import server
+
+    settings, context = _check(settings)
+    by_address = {(listener.host, listener.port): sockets for listener, sockets in held.items()}
+    setup = _Setup(settings, {}, context)
+    try:
+        for listener in settings.listeners:
+            sockets = held.get(listener) or by_address.get((listener.host, listener.port))
+            setup.bound[listener] = sockets or server.bind(listener, settings.backlog)
+    except OperatorError:
+        _close(setup.sockets - {kept for sockets in held.values() for kept in sockets})
+        raise
+    return setup
+
+
+def _close(sockets: set[socket.socket]) -> None:
+    for listening in sockets:
+        listening.close()
+
+
+class Service:
+    """The master's side of a server: what it opened for its workers, and how that may change."""
+
+    def __init__(self, settings: Settings, argv: Sequence[str], pidfile: daemon.Pidfile | None) -> None:
+        """Open all there is to open, so that every mistake comes to light now. Raises OperatorError."""
+        from blackhole import worker  # before the fork: once, and not in every worker
+
+        self._live = worker.run
+        self._asked = settings
+        self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
+        self._pidfile = pidfile
+        self._shell = daemon.Shell()
+        self._setup = _open(settings, {})
+        self._next: _Setup | None = None
+        """What was opened for a reload, until it is settled."""
+        owner = int(self._setup.settings.user), int(self._setup.settings.group)
+        if owner[0] == 0:
+            _say("workers run as root, as you asked for")
+        if settings.log and settings.origins.get("log") == "default":
+            os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
+        self._log = logs.set_up(settings.log, settings.debug, owner)
+        self._stats = Stats(64 + 16 * settings.workers)  # so that some reloads may drain at once
+
+    def detach(self) -> None:
+        """Become a daemon. The process our caller waits for ends in here."""
+        keep = [self._log, *(listening.fileno() for listening in self._setup.sockets)]
+        if self._pidfile is not None:
+            keep.append(self._pidfile.descriptor)
+        self._shell = daemon.detach(keep)
+
+    def run(self) -> int:
+        """Serve until the end; the exit code."""
+        setproctitle("blackhole: master")
+        if self._pidfile is not None:
+            self._pidfile.write()
+        code = Supervisor(
+            self._plan(self._setup),
+            self._stats,
+            reload=self._reload,
+            settle=self._settle,
+            reopen=logs.reopen,
+            leave=self._leave,
+        ).run()
+        if code and self._asked.log:
+            _say(f"no worker can be kept running, see {self._asked.log}")
+        self._shell.tell(code or os.EX_UNAVAILABLE)
+        return code
+
+    def _plan(self, setup: _Setup) -> Plan:
+        def worker(number: int) -> Job:
+            return Job(f"blackhole: worker {number}", partial(self._work, setup))
+
+        return Plan(worker, setup.settings.workers, (), setup.settings.drain_timeout)
+
+    def _work(self, setup: _Setup, berth: Berth) -> None:
+        """In a worker: let go of all that is the master's, then of root, then serve."""
+        if self._pidfile is not None:
+            self._pidfile.forget()
+        self._shell.forget()
+        _close(self._sockets() - setup.sockets)
+        settings = setup.settings
+        logs.set_level(settings.debug)
+        daemon.drop_privileges(settings.user, settings.group)
+        self._live(settings, setup.bound, setup.tls, self._stats, berth)
+
+    def _sockets(self) -> set[socket.socket]:
+        return self._setup.sockets | (self._next.sockets if self._next is not None else set())
+
+    # What the supervisor asks for.
+
+    def _reload(self) -> Plan:
+        """What the configuration asks for now. Ports that are open stay open."""
+        daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._next = _open(self._reread(), self._setup.bound)
+        except OperatorError:
+            daemon.notify("READY=1")
+            raise
+        return self._plan(self._next)
+
+    def _reread(self) -> Settings:
+        try:
+            with chdir(self._directory):  # where the paths we were given begin
+                invocation = options.parse(self._argv, self._environ)
+        except OSError as error:
+            raise OperatorError(f"{self._directory} is gone: {error.strerror}") from None
+        for warning in invocation.warnings:
+            log.warning("%s", warning)
+        fresh = invocation.settings
+        if fresh.workers + self._setup.settings.workers > self._stats.rows:
+            raise OperatorError(f"{fresh.workers} workers are too many without a restart")
+        for name in FIXED:
+            if getattr(fresh, name) != getattr(self._asked, name):
+                log.warning("%s stays as it is until the next start", name)
+        return replace(fresh, **{name: getattr(self._asked, name) for name in FIXED})
+
+    def _settle(self, taken: bool) -> None:
+        """Workers are ready: the first, or those of a reload, or the old ones go on after all."""
+        if self._next is None:
+            self._announce()
+        else:
+            old, new = (self._setup, self._next) if taken else (self._next, self._setup)
+            self._setup, self._next = new, None
+            _close(old.sockets - new.sockets)
+            for line in self._setup.describe():
+                log.info("%s %s", "reloaded:" if taken else "still", line)
+        daemon.notify("READY=1")
+
+    def _announce(self) -> None:
+        for line in self._setup.describe():
+            print(f"blackhole {__version__}: {line}", file=sys.stderr)
+            if self._asked.log:
+                log.info("%s", line)
+        how = "blackhole stop ends it" if self._shell.waits else "Ctrl-C stops it"
+        print(f"{how}. All mail is thrown away.", file=sys.stderr, flush=True)
+        self._shell.tell(os.EX_OK)
+
+    def _leave(self) -> None:
+        """Let nobody in any more: while the master has a socket open, clients would come and wait."""
+        daemon.notify("STOPPING=1")
+        _close(self._sockets())
