@@ -16,20 +16,38 @@ START: Final = b"\r\n"
 dot on the very first line, so an empty message ends at once."""
 
 
-def skip(data: bytes, position: int, tail: bytes) -> tuple[int, bytes]:
-    """Go over the body that starts at `position`; `tail` is what the last call gave back.
+DOTS: Final = 8
+"""How many dots are looked at one by one. Searching for one octet is memchr, 0.02 ns an octet; for five it
+is 0.5. An encoded attachment has no dots at all; of text with many the rest is searched for five."""
+
+
+def skip(data: bytes, start: int, tail: bytes) -> tuple[int, bytes]:
+    """Go over the body that begins or goes on at `start`; `tail` is what the last call gave back.
 
     Returns the position behind the end of the message, and an empty tail; or -1
     when it is all body, and the last four octets.
     """
     # The end may lie across the border between the last chunk and this one: then it starts
     # in the tail, and at most four octets of it are ours.
-    border = (tail + data[position : position + 4]).find(END)
+    border = (tail + data[start : start + 4]).find(END)
     if border >= 0:
-        return position + border + len(END) - len(tail), b""
-    end = data.find(END, position)
+        return start + border + len(END) - len(tail), b""
+    end = find(data, start)
     if end >= 0:
         return end + len(END), b""
-    if len(data) - position < 4:
-        return -1, (tail + data[position:])[-4:]
+    if len(data) - start < 4:
+        return -1, (tail + data[start:])[-4:]
     return -1, data[-4:]
+
+
+def find(data: bytes, start: int) -> int:
+    """`data.find(END, start)`, but faster."""
+    position = start + 2
+    for _ in range(DOTS):
+        dot = data.find(b".", position)
+        if dot < 0:
+            return -1
+        if data[dot - 2 : dot + 3] == END:
+            return dot - 2
+        position = dot + 1
+    return data.find(END, position - 2)

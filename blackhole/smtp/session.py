@@ -22,7 +22,7 @@ from typing import Final
 from blackhole.smtp import reply
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, syntax
 from blackhole.smtp.extensions import keywords
-from blackhole.smtp.framing import END, START, skip
+from blackhole.smtp.framing import END, START, find, skip
 from blackhole.smtp.policy import MODES, Rule
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import PHASES, Config, Host, State
@@ -45,6 +45,10 @@ PLAIN_PATH: Final = re.compile(rb"(MAIL FROM:|RCPT TO:)<([!-;=?-~]+)>\r\n")
 NEVER: Final = re.compile(rb"(?!)")
 
 DOT: Final = ord(".")
+
+LISTEN: Final = Then.LISTEN
+COLLECT: Final = Then.COLLECT
+"""An enum's member costs 50 ns to look up, a module's name 5."""
 
 HELLO: Final = b"\x16"
 """The first octet of a TLS ClientHello. There may never be a line end behind it."""
@@ -153,10 +157,10 @@ class Session(State):
         engine = self.engine
         if self._tail:
             # A whole body: it has just begun, its end is the end of the chunk, and no end is before that.
+            size = len(data) - 3
             if self._tail is not START or data[0] == DOT or not data.endswith(END) or not engine.short:
                 return self._run(data)
-            size = len(data) - 3
-            if data.find(END) != size - 2 or engine.end.rule is not None:
+            if find(data, 0) != size - 2 or engine.end.rule is not None:
                 return self._run(data)
             self._tail = b""
             self.octets = size
@@ -175,7 +179,7 @@ class Session(State):
             entry = known
             answer = entry.do(self, PLAIN)
             wire = answer.wire
-            if answer.then is Then.COLLECT:
+            if answer.then is COLLECT:
                 self._tail = START
             else:
                 self.then = answer.then
@@ -266,7 +270,7 @@ class Session(State):
         verb, _, argument = line.partition(b" ")
         entry = engine.entries.get(verb) or engine.entries.get(verb.upper()) or engine.other
         answer = self._odd(line) or self._answer(entry, argument)
-        if answer.then is not Then.LISTEN and 0 <= end < len(data) - 1:
+        if answer.then is not LISTEN and 0 <= end < len(data) - 1:
             answer = self._hasty(answer)
         return end + 1 or len(data), entry, answer
 
@@ -293,9 +297,9 @@ class Session(State):
         if self.engine.trace is not None:
             for line in wire.splitlines():
                 self.engine.trace(self, "SEND", line)
-        if answer.then is Then.LISTEN:
+        if answer.then is LISTEN:
             return False
-        if answer.then is Then.COLLECT:
+        if answer.then is COLLECT:
             self._tail = START
             self.octets = 0
             return False

@@ -1,0 +1,186 @@
+"""A listener at work: its sockets, its engine, and the connections that are open on it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import ssl
+from collections.abc import Sequence
+from random import Random
+from typing import Final
+
+from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
+from tornado.tcpserver import TCPServer
+
+from blackhole.connection import Connection
+from blackhole.settings import Listener, OperatorError, Settings
+from blackhole.smtp import Config, Engine
+from blackhole.smtp.session import Trace
+from blackhole.stats import AT
+from blackhole.stream import Selector, Stream
+
+log = logging.getLogger(__name__)
+
+ACCEPTS: Final = 4
+"""Connections taken in one turn: few, so that they spread over the workers."""
+
+EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""What accept() says when descriptors or memory have run out."""
+
+KNOCK: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
+
+PAUSE: Final = 0.1
+"""Seconds without accepting after that. Trying at once again would take the whole processor."""
+
+
+def bind(listener: Listener, backlog: int) -> list[socket.socket]:
+    """The listening sockets of one listener, with the options that connections inherit from them.
+
+    Raises OperatorError: EX_NOPERM for a port that is not ours to take, EX_OSERR for
+    one that is taken, EX_CONFIG for an address that is none of this machine's.
+    """
+    try:
+        sockets = bind_sockets(listener.port, listener.host or None, backlog=backlog)
+    except PermissionError:
+        raise OperatorError(
+            f"no permission to listen on {listener}: run as root, or choose a port above 1023 with --port,"
+            " or grant it: setcap cap_net_bind_service=+ep $(readlink -f $(which python3))",
+            os.EX_NOPERM,
+        ) from None
+    except socket.gaierror as error:
+        raise OperatorError(f"cannot listen on {listener}: {error.strerror}", os.EX_CONFIG) from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OperatorError(
+                f"cannot listen on {listener}: something else does; see `ss -ltnp`", os.EX_OSERR
+            ) from None
+        code = os.EX_CONFIG if error.errno == errno.EADDRNOTAVAIL else os.EX_OSERR
+        raise OperatorError(f"cannot listen on {listener}: {os.strerror(error.errno or 0)}", code) from None
+    for bound in sockets:
+        # Inherited by every accepted socket: a system call less for each. Without it a reply
+        # behind a TLS handshake waits 40 ms for the client's acknowledgement.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sockets
+
+
+def config(settings: Settings, listener: Listener) -> Config:
+    """What the engine needs to know of the settings."""
+    return Config(
+        hostname=settings.hostname,
+        message_size_limit=settings.message_size_limit,
+        strict=settings.strict,
+        mode=listener.mode,
+        delay=listener.delay,
+        starttls=bool(settings.ssl_cert) and not listener.tls,
+    )
+
+
+class Server(TCPServer):
+    """One listener in one worker.
+
+    `counters` is the worker's row of the stats, `tls` the context where there is a
+    certificate.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        settings: Settings,
+        counters: memoryview,
+        tls: ssl.SSLContext | None,
+        trace: Trace | None,
+    ) -> None:
+        super().__init__()
+        self.listener: Final = listener
+        self.engine: Final = Engine(config(settings, listener), Random(), trace)
+        self.counters: Final = counters
+        self.tls: Final = tls
+        self.timeout: Final = settings.timeout
+        self.connections: Final[set[Connection]] = set()
+        self._loop: Final = IOLoop.current()
+        self._doors: Final[list[Door]] = []
+
+    def open(self, sockets: Sequence[socket.socket], selector: Selector) -> None:
+        """Start to accept."""
+        for listening in sockets:
+            self._doors.append(Door(self, listening, selector))
+
+    def take(self, connection: socket.socket, address: tuple[object, ...], selector: Selector) -> None:
+        """A client is here."""
+        stream = Stream(connection, selector, self._loop)
+        self.handle_stream(stream, address)
+
+    def handle_stream(self, stream: Stream, address: tuple[object, ...]) -> None:  # type: ignore[override]
+        """Hand a stream to the coroutine that holds the conversation."""
+        client = Connection(self, stream, str(address[0]) if address else "")
+        self.connections.add(client)
+        self.counters[AT["open"]] += 1
+        stream.run(client.converse())
+
+    def gone(self) -> None:
+        """A connection has ended."""
+        self.counters[AT["open"]] -= 1
+
+    def sweep(self) -> None:
+        """Once a second: look for clients that take too long."""
+        for client in list(self.connections):
+            client.sweep()
+
+    def shut(self) -> None:
+        """Accept no more; close the sockets, in this process."""
+        for door in self._doors:
+            door.shut()
+
+    def drain(self) -> None:
+        """Send away whom nothing keeps here: who has no message under way."""
+        for client in list(self.connections):
+            client.leave()
+
+
+class Door:
+    """One listening socket: accepts for its server."""
+
+    def __init__(self, server: Server, listening: socket.socket, selector: Selector) -> None:
+        self._server: Final = server
+        self._socket: Final = listening
+        self._selector: Final = selector
+        self._open = True
+        listening.setblocking(False)
+        self._attach()
+
+    def _attach(self) -> None:
+        if self._open:
+            # Exclusive: a client wakes one idle worker, not all of them.
+            self._selector.attach(self._socket.fileno(), self, KNOCK)
+
+    def ready(self, events: int) -> None:
+        """Somebody knocks."""
+        for _ in range(ACCEPTS):
+            try:
+                connection, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._rest(error)
+                    return
+                # ECONNABORTED and whatever a network hands up through accept(2): that client is gone.
+                continue
+            self._server.take(connection, address, self._selector)
+
+    def _rest(self, error: OSError) -> None:
+        """Out of descriptors or memory: let go for a moment."""
+        log.warning("cannot accept connections on %s: %s", self._server.listener, error.strerror)
+        self._selector.detach(self._socket.fileno())
+        IOLoop.current().call_later(PAUSE, self._attach)
+
+    def shut(self) -> None:
+        """Let nobody in any more."""
+        if self._open:
+            self._open = False
+            self._selector.detach(self._socket.fileno())
+            self._socket.close()

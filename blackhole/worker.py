@@ -1,0 +1,111 @@
+"""What one forked SMTP worker does: drop root, run its servers, sweep, and drain when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import ssl
+from collections.abc import Mapping, Sequence
+from socket import socket
+from typing import Final
+
+from blackhole.logs import printable, reopen
+from blackhole.server import Server
+from blackhole.settings import Listener, Settings
+from blackhole.smtp.session import Session, Trace
+from blackhole.stats import Stats
+from blackhole.stream import Selector
+from blackhole.supervisor import Berth
+
+log = logging.getLogger(__name__)
+
+Bound = Mapping[Listener, Sequence[socket]]
+
+
+def run(settings: Settings, sockets: Bound, tls: ssl.SSLContext | None, stats: Stats, berth: Berth) -> None:
+    """The whole life of a worker that has left root behind."""
+    selector = Selector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(Worker(settings, sockets, tls, stats, berth, selector).live())
+
+
+def trace(session: Session, direction: str, line: bytes) -> None:
+    """For --debug: a line of the conversation, under the transaction's id, as 1.x wrote it."""
+    log.debug("[%s] %s: %s", session.id.decode(), direction, printable(line))
+
+
+class Worker:
+    """One process's servers, and the once-a-second work for them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sockets: Bound,
+        tls: ssl.SSLContext | None,
+        stats: Stats,
+        berth: Berth,
+        selector: Selector,
+    ) -> None:
+        self.settings: Final = settings
+        self.sockets: Final = sockets
+        self.tls: Final = tls
+        self.stats: Final = stats
+        self.berth: Final = berth
+        self.selector: Final = selector
+        self.servers: Final[list[Server]] = []
+        self._stop: Final = asyncio.Event()
+        self._hurry = False
+
+    async def live(self) -> None:
+        """Accept until told to stop; then drain."""
+        loop = asyncio.get_running_loop()
+        for number, action in (
+            (signal.SIGTERM, self._drain),
+            (signal.SIGINT, self._quit),
+            (signal.SIGQUIT, self._quit),
+            (signal.SIGUSR1, reopen),
+        ):
+            loop.add_signal_handler(number, action)
+        # The pipe's other end is the master's: it closes when the master is gone, however it went.
+        loop.add_reader(self.berth.life, self._drain)
+        counters = self.stats.cells(self.berth.row)
+        hook: Trace | None = trace if self.settings.debug else None
+        for listener, sockets in self.sockets.items():
+            server = Server(listener, self.settings, counters, self.tls, hook)
+            server.open(sockets, self.selector)
+            self.servers.append(server)
+        sweeping = loop.call_soon(self._sweep)
+        await self._stop.wait()
+        sweeping.cancel()
+
+    def _sweep(self) -> None:
+        """Once a second, and no timer per connection besides."""
+        self.stats.beat(self.berth.row)
+        for server in self.servers:
+            server.sweep()
+        if self._hurry and not any(server.connections for server in self.servers):
+            self._stop.set()
+        asyncio.get_running_loop().call_later(1, self._sweep)
+
+    def _drain(self) -> None:
+        """Stop accepting at once; let messages under way come to their end."""
+        asyncio.get_running_loop().remove_reader(self.berth.life)
+        for server in self.servers:
+            server.shut()
+        asyncio.get_running_loop().call_later(self.settings.drain_timeout, self._quit)
+        self._hurry = True
+        self._leave()
+
+    def _leave(self) -> None:
+        """Send away whoever has no message under way; again soon, until nobody is left."""
+        for server in self.servers:
+            server.drain()
+        if any(server.connections for server in self.servers):
+            asyncio.get_running_loop().call_later(0.1, self._leave)
+        else:
+            self._stop.set()
+
+    def _quit(self) -> None:
+        """Stop now."""
+        self._stop.set()
