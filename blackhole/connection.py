@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
@@ -124,7 +125,5 @@ class Connection:
 
     def _part(self, reply: Reply) -> None:
         """Say a last word if the socket takes it at once."""
-        try:
+        with suppress(OSError):
             self.stream.send(reply.wire)
-        except (OSError, ValueError):
-            pass

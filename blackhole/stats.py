@@ -75,7 +75,7 @@ class Stats:
 
     def total(self, index: int) -> int:
         """The sum of one cell over all rows."""
-        return sum(self._cells[index :: WIDTH])
+        return sum(self._cells[index::WIDTH])
 
     def _zero(self, row: int) -> None:
         for cell in CELLS:

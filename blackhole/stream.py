@@ -21,7 +21,6 @@ import select
 import selectors
 import socket
 import ssl
-from collections import deque
 from collections.abc import Coroutine, Generator
 from contextlib import suppress
 from types import coroutine
@@ -72,7 +71,7 @@ class Selector(selectors.EpollSelector):
         self._attached: Final[dict[int, Ready]] = {}
 
     def attach(self, fd: int, ready: Ready, events: int) -> None:
-        """Call `ready.ready` when something happens to `fd`. Closing the descriptor detaches it from epoll."""
+        """Call `ready.ready` when something happens to `fd`."""
         self._epoll.register(fd, events)
         self._attached[fd] = ready
 
@@ -125,7 +124,7 @@ class Stream(IOStream):
     read_chunk_size = CHUNK
     max_write_buffer_size = None
     error: BaseException | None = None
-    _read_buffer = bytearray()
+    _read_buffer: Any = b""
     _read_buffer_size = 0
     _user_read_buffer = False
     _after_user_read_buffer = None
@@ -139,7 +138,7 @@ class Stream(IOStream):
     _read_partial = False
     _read_until_close = False
     _read_future = None
-    _write_futures: deque[Any] = deque(maxlen=0)
+    _write_futures: Any = ()
     _close_callback = None
     _connect_future = None
     _ssl_connect_future = None

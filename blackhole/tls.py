@@ -30,8 +30,10 @@ def context(cert: str, key: str) -> ssl.SSLContext:
     try:
         made.load_cert_chain(cert, key or None, password=_no_password)
     except ssl.SSLError as error:
-        what = f"{cert} and {key} are not a certificate and its key" if key else f"{cert} is not a certificate and its key"
-        raise OperatorError(f"{what}: {error.reason or error}", os.EX_CONFIG) from None
+        files = f"{cert} and {key} are" if key else f"{cert} is"
+        raise OperatorError(
+            f"{files} not a certificate and its key: {error.reason or error}", os.EX_CONFIG
+        ) from None
     except ValueError as error:
         raise OperatorError(f"{key or cert}: {error}", os.EX_CONFIG) from None
     return made

@@ -55,11 +55,11 @@ PATHS: Final = {
     # lenient: blanks anywhere, brackets or none, the colon too may be missing.
     False: re.compile(rb"\s*:?\s*(?:<((?:[^>\"]|" + QUOTED + rb")*)>|([^\s<>]*))(?:\s+(\S.*))?"),
 }
-"""What stands behind FROM or TO, by `strict`. Neighbouring parts never match the same octet, so the time is linear."""
+"""What stands behind FROM or TO, by `strict`. Neighbouring parts never match the same octet: linear time."""
 
 
 def path(word: bytes, known: Checks, bare: tuple[bytes, ...]) -> Reader:
-    """A reader of `word`:<address> and parameters. `bare` are the addresses that need no "@" (RFC 5321 4.5.1)."""
+    """A reader of `word`:<address> and parameters. `bare` addresses need no "@" (RFC 5321 4.5.1)."""
     start = word + b":<"
     length = len(word)
 
@@ -204,7 +204,9 @@ class Command(NamedTuple):
 COMMANDS: Final = (
     Command("CONNECT", anything, connect),
     Command("HELO", something, helo, "HELO hostname", "greet the server, the old way", last=True),
-    Command("EHLO", something, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True),
+    Command(
+        "EHLO", something, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True
+    ),
     Command("STARTTLS", nothing, starttls, "STARTTLS", "go on under TLS", last=True),
     Command(
         "MAIL",
@@ -223,11 +225,21 @@ COMMANDS: Final = (
         "name one recipient",
         needs=MAIL,
     ),
-    Command("DATA", nothing, data, "DATA", "send the message, ended by a dot on a line of its own", needs=RCPT, last=True),
+    Command(
+        "DATA",
+        nothing,
+        data,
+        "DATA",
+        "send the message, ended by a dot on a line of its own",
+        needs=RCPT,
+        last=True,
+    ),
     Command(".", anything, end),
     Command("RSET", nothing, rset, "RSET", "forget the message that was begun"),
     Command("NOOP", anything, say(reply.OK), "NOOP [anything]", "do nothing", last=True),
-    Command("VRFY", something, say(reply.CODES[252]), "VRFY address", "ask whether an address exists", last=True),
+    Command(
+        "VRFY", something, say(reply.CODES[252]), "VRFY address", "ask whether an address exists", last=True
+    ),
     Command("EXPN", something, say(reply.CANNOT_EXPAND), "EXPN list", "ask who is on a list", last=True),
     Command("HELP", anything, help_, "HELP [verb]", "explain a command, or all of them", last=True),
     Command("QUIT", nothing, quit_, "QUIT", "leave", last=True),
@@ -280,4 +292,3 @@ def host(config: Config, keywords: Callable[[Config, bool], list[str]]) -> Host:
         ehlo_secure=Reply(250, "", name, *keywords(config, True)),
         help=explanations(),
     )
-

@@ -91,4 +91,6 @@ RCPT_PARAMETERS: Final[Checks] = {name: check for row in EXTENSIONS for name, ch
 
 def keywords(config: Config, secure: bool) -> list[str]:
     """The lines of an EHLO reply behind its first: what works on this connection now."""
-    return [f"{row.keyword} {row.argument(config)}".rstrip() for row in EXTENSIONS if row.offered(config, secure)]
+    return [
+        f"{row.keyword} {row.argument(config)}".rstrip() for row in EXTENSIONS if row.offered(config, secure)
+    ]

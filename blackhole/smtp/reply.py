@@ -86,8 +86,7 @@ CODES: Final = {
 """Every code of Blackhole 1.x, with the 431 that it could pick and had no words for."""
 
 BOUNCES: Final = tuple(
-    CODES[code]
-    for code in (421, 431, 450, 451, 452, 454, 458, 459, 521, 534, 550, 551, 552, 553, 554, 571)
+    CODES[code] for code in (421, 431, 450, 451, 452, 454, 458, 459, 521, 534, 550, 551, 552, 553, 554, 571)
 )
 """What `--mode bounce` picks from at the end of a message."""
 

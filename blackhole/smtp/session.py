@@ -28,7 +28,7 @@ from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import PHASES, Config, Host, State
 
 LINE: Final = 2048
-"""Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512 and more with extensions; Postfix takes 2048 too."""
+"""Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix takes 2048 too."""
 
 PATIENCE: Final = 65536
 """Octets of an over-long line that are passed over in search of its end, before the client is sent away."""
@@ -52,6 +52,7 @@ COLLECT: Final = Then.COLLECT
 
 HELLO: Final = b"\x16"
 """The first octet of a TLS ClientHello. There may never be a line end behind it."""
+
 
 def cell(phase: str, code: int) -> int:
     """Where the replies with this code, said in this phase, are counted."""
@@ -248,7 +249,7 @@ class Session(State):
         return position, self.engine.end, self._answer(self.engine.end, b"")
 
     def _line(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
-        """Answer the command at `start`: where the next begins, and the answer; or None, its end is not here."""
+        """Answer the command at `start`: where the next begins, and the answer; or None, for half a line."""
         engine = self.engine
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]

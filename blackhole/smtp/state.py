@@ -76,7 +76,18 @@ class State:
     all that came over the wire without the closing dot line, dots still stuffed.
     """
 
-    __slots__ = ("_id", "host", "left", "new_id", "octets", "recipients", "secure", "size", "smtputf8", "stage")
+    __slots__ = (
+        "_id",
+        "host",
+        "left",
+        "new_id",
+        "octets",
+        "recipients",
+        "secure",
+        "size",
+        "smtputf8",
+        "stage",
+    )
 
     def __init__(self, host: Host, new_id: Callable[[], bytes], secure: bool) -> None:
         self.host = host
