@@ -1,0 +1,72 @@
+"""What all tests share: the rule about skips, the switch --bless, and a certificate."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Generator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trustme
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bless", action="store_true", help="rewrite the replies in the transcripts with what is heard")
+
+
+def pytest_report_header() -> str | None:
+    return "BLACKHOLE_TEST_ALL=1: a skip is a failure" if everything() else None
+
+
+def everything() -> bool:
+    """Whether a test that cannot be run here has failed: true where all that tests need was installed."""
+    return os.environ.get("BLACKHOLE_TEST_ALL") == "1"
+
+
+def strict(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a skip a failure, where all tests are to be run. An expected failure is no skip."""
+    if everything() and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid}: {reason}, with BLACKHOLE_TEST_ALL=1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    strict(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    strict(report)
+    return report
+
+
+class Certificate(NamedTuple):
+    """A server's certificate for mx.test and 127.0.0.1, who vouches for it, and a client that believes it."""
+
+    cert: str
+    key: str
+    ca: str
+    client: ssl.SSLContext
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    folder: Path = tmp_path_factory.mktemp("certificate")
+    authority = trustme.CA()
+    issued = authority.issue_cert("mx.test", "127.0.0.1")
+    cert, key, ca = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+    issued.private_key_pem.write_to_path(str(key))
+    key.chmod(0o600)
+    for pem in issued.cert_chain_pems:
+        pem.write_to_path(str(cert), append=True)
+    authority.cert_pem.write_to_path(str(ca))
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return Certificate(str(cert), str(key), str(ca), client)

@@ -1,0 +1,267 @@
+"""Every transcript against a session without a socket, whole and in pieces: the cuts must not show in the replies."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import combinations, pairwise
+from random import Random
+
+import pytest
+from conftest import Certificate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transcript import Mismatch, Transcript, bless, every, play, spelt
+
+from blackhole import options, server
+from blackhole.smtp import Config, Engine, Session, Then
+from blackhole.smtp.reply import BOUNCES
+
+
+class Bare:
+    """A peer without a socket. Its time is simulated: a wait is noted, and over at once."""
+
+    timed = True
+
+    def __init__(self, engine: Engine, secure: bool, size: int) -> None:
+        self.session = engine.session(secure)
+        self.size = size
+        """Octets of a piece; 0 leaves the client's bytes whole."""
+        self.waited = 0.0
+        self.heard: list[tuple[str, float]] = []
+        self.part = b""
+        if not secure:
+            self.take(self.session.greet())
+
+    def take(self, out: bytes) -> None:
+        while True:
+            *lines, self.part = (self.part + out).split(b"\n")
+            self.heard += [(spelt(line + b"\n"), self.waited) for line in lines]
+            if self.session.then is not Then.WAIT:
+                return
+            self.waited += self.session.wait
+            out = self.session.resume()
+
+    def send(self, data: list[bytes]) -> None:
+        self.waited = 0.0
+        whole = b"".join(data)
+        size = self.size or len(whole)
+        for start in range(0, len(whole), size):
+            if self.session.then is not Then.LISTEN:
+                return
+            self.take(self.session.receive(whole[start : start + size]))
+
+    def hear(self) -> tuple[str, float] | None:
+        return self.heard.pop(0) if self.heard else None
+
+    def closed(self) -> bool:
+        return not self.heard and self.session.then is Then.HANG_UP
+
+    def secure(self) -> None:
+        if self.session.secure:
+            self.take(self.session.greet())
+        elif self.session.then is Then.SECURE:
+            self.session.secured()
+        else:
+            raise Mismatch("the server does not want to shake hands")
+
+
+def bare(transcript: Transcript, certificate: Certificate, size: int) -> Bare:
+    settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
+    listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit)
+    return Bare(Engine(server.config(settings, listener), Random(7)), transcript.implicit, size)
+
+
+@pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
+@pytest.mark.parametrize("transcript", every(), ids=str)
+def test_replies_do_not_depend_on_the_cuts(
+    transcript: Transcript, size: int, certificate: Certificate, pytestconfig: pytest.Config
+) -> None:
+    if transcript.whole:
+        size = 0
+    if pytestconfig.getoption("bless") and not size:
+        bless(transcript, bare(transcript, certificate, size))
+    else:
+        play(transcript, bare(transcript, certificate, size))
+
+
+def conversation(mode: str = "accept", **more: object) -> Session:
+    """A greeted session of a listener with these settings."""
+    session = Engine(Config(hostname="mx.test", mode=mode, **more), Random(7)).session()  # type: ignore[arg-type]
+    session.greet()
+    return session
+
+
+def draws(mode: str, messages: int) -> list[bytes]:
+    """How as many messages end, each in a session of its own, as a refusal may close it."""
+    engine = Engine(Config(mode=mode), Random(7))
+    replies = []
+    for _ in range(messages):
+        session = engine.session()
+        session.greet()
+        replies.append(session.receive(b"DATA\r\n.\r\n").splitlines()[1])
+    return replies
+
+
+def test_replies_of_a_group_leave_together() -> None:
+    """RFC 2920 3.2: one write for a group."""
+    group = b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nRCPT TO:<carol@example.com>\r\nDATA\r\n"
+    codes = [line[:3] for line in conversation().receive(group).splitlines()]
+    assert codes == [b"250", b"250", b"250", b"354"]
+
+
+def test_bounce_draws_from_the_whole_bounce_set() -> None:
+    drawn = Counter(int(reply[:3]) for reply in draws("bounce", 2000))
+    assert set(drawn) == {reply.code for reply in BOUNCES}
+    # Evenly: 125 of each are expected, and the seed is fixed.
+    assert min(drawn.values()) > 80
+
+
+def test_random_tosses_a_fair_coin() -> None:
+    drawn = Counter(int(reply[:3]) for reply in draws("random", 2000))
+    assert 900 < drawn[250] < 1100
+    assert set(drawn) == {250, *(reply.code for reply in BOUNCES)}
+
+
+def test_accept_never_refuses() -> None:
+    assert {reply[:3] for reply in draws("accept", 200)} == {b"250"}
+
+
+def test_a_delay_is_drawn_from_its_range() -> None:
+    session = conversation(delay=(0.1, 0.3))
+    waits = []
+    for _ in range(200):
+        assert session.receive(b"NOOP\r\n") == b""
+        assert session.then is Then.WAIT
+        waits.append(session.wait)
+        assert session.resume() == b"250 2.0.0 OK\r\n"
+    assert 0.1 <= min(waits) < 0.12 < 0.28 < max(waits) <= 0.3
+
+
+def test_what_comes_during_a_delay_is_answered_behind_it() -> None:
+    session = conversation(delay=(1.0, 1.0))
+    assert session.receive(b"HELO client.test\r\nNO") == b""
+    assert session.resume() == b"250 mx.test\r\n"
+    assert session.receive(b"OP\r\n") == b""
+    assert session.resume() == b"250 2.0.0 OK\r\n"
+    assert session.then is Then.LISTEN
+
+
+def test_a_client_that_says_much_at_once_lets_others_have_a_turn() -> None:
+    session = conversation()
+    out = session.receive(1000 * b"NOOP\r\n")
+    turns = 0
+    while session.then is Then.WAIT:
+        assert session.wait == 0
+        turns += 1
+        out += session.resume()
+    assert turns > 3
+    assert out == 1000 * b"250 2.0.0 OK\r\n"
+
+
+def test_a_transaction_has_an_id_and_reset_gives_a_new_one() -> None:
+    session = conversation()
+    first = session.id
+    assert re.fullmatch(rb"[0-9A-F]{10}", first)
+    session.receive(b"MAIL FROM:<ann@example.com>\r\n")
+    assert session.id == first
+    session.receive(b"RSET\r\n")
+    second = session.id
+    assert second != first
+    out = session.receive(b"DATA\r\n.\r\n")
+    assert out.endswith(b"queued as %b\r\n" % second)
+    assert session.id not in (first, second)
+
+
+def test_nothing_of_a_body_is_kept() -> None:
+    """Nor of a line too long: a session is as small after a megabyte as before."""
+    session = conversation()
+    session.receive(b"DATA\r\n")
+    for _ in range(16):
+        session.receive(65536 * b"x")
+    other = conversation()
+    other.receive(60000 * b"x")
+    for one in (session, other):
+        names = {name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())}
+        assert max(len(value) for name in names if isinstance(value := getattr(one, name), bytes)) <= 16
+
+
+WORDS = [
+    b"HELO client.test\r\n",
+    b"EHLO client.test\r\n",
+    b"ehlo\n",
+    b"MAIL FROM:<ann@example.com>\r\n",
+    b"MAIL FROM: ann@example.com SIZE=5\r\n",
+    b"MAIL FROM:<a\xc3\xb1b@example.com> SMTPUTF8\r\n",
+    b"MAIL FROM:<ann@example.com> SIZE=99999\r\n",
+    b"RCPT TO:<bob@example.com>\r\n",
+    b"RCPT TO:<b\xc3\xb6b@example.com>\r\n",
+    b"RCPT TO:<bob@example.com> FUTURE\r\n",
+    b"RCPT\r\n",
+    b"DATA\r\n",
+    b"data\n",
+    b".\r\n",
+    b"\r\n.\r\n",
+    b"\n.\r\n",
+    b"\r\n.\n",
+    b"..\r\n",
+    b"Subject: hello\r\n",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b".",
+    b"\0",
+    b"\xff\r\n",
+    b"RSET\r\n",
+    b"NOOP\r\n",
+    b"VRFY bob\r\n",
+    b"HELP\r\n",
+    b"XYZZY\r\n",
+    b"STARTTLS\r\n",
+    b"QUIT\r\n",
+    b"GET / HTTP/1.1\r\n",
+    2050 * b"x",
+    b"x" * 200 + b"\r\n",
+]
+"""What a client may say, in any order and cut anywhere."""
+
+
+def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
+    """All that a new session answers to the pieces, how it ends, and at what stage it is left."""
+    session = engine.session()
+    out = session.greet()
+    for piece in pieces:
+        out += session.receive(piece)
+        while session.then is Then.WAIT:
+            out += session.resume()
+        if session.then is not Then.LISTEN:
+            break
+    return re.sub(rb"queued as [0-9A-F]{10}", b"queued", out), session.then, session.stage
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    said=st.lists(st.sampled_from(WORDS), max_size=20).map(b"".join),
+    cuts=st.lists(st.integers(1, 200), max_size=30),
+    delay=st.sampled_from([None, (0.5, 1.5)]),
+)
+def test_no_conversation_depends_on_its_cuts(said: bytes, cuts: list[int], delay: tuple[float, float] | None) -> None:
+    engine = Engine(Config(hostname="mx.test", message_size_limit=1000, delay=delay), Random(7))
+    pieces, start = [], 0
+    for cut in cuts:
+        pieces.append(said[start : start + cut])
+        start += cut
+    pieces = [piece for piece in (*pieces, said[start:]) if piece]
+    assert heard(engine, pieces) == heard(engine, [said] if said else [])
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 3, 4])
+@pytest.mark.parametrize("body", [b"", b"Hi\r\n", b"\r\n", b"\n.\r\n.\n\r\n"])
+def test_the_end_of_a_message_may_be_cut_anywhere(cuts: int, body: bytes) -> None:
+    text = b"DATA\r\n" + body + b".\r\nNOOP\r\n"
+    engine = Engine(Config(), Random(7))
+    for places in combinations(range(1, len(text)), cuts):
+        edges = (0, *places, len(text))
+        pieces = [text[start:end] for start, end in pairwise(edges)]
+        codes = [line[:3] for line in heard(engine, pieces)[0].splitlines()]
+        assert codes == [b"220", b"354", b"250", b"250"]

@@ -1,0 +1,269 @@
+"""A transcript: one SMTP conversation as a text file, read, played and blessed.
+
+The marks are explained in README.md beside this file. `play` speaks to a `Peer`, so
+that the same file is played against a session without a socket, against a server on
+a real socket, and against the real program.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+
+FOLDER = Path(__file__).parent / "transcripts"
+
+PATIENCE = 20.0
+"""Seconds until a server that says nothing has failed; far more than a busy machine needs."""
+
+SPECIAL = re.compile(r"<(closed|tls|after)(?: ([0-9.]+))?>")
+
+
+class Mismatch(AssertionError):
+    """The conversation went another way: file, line, what was heard and what was wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a transcript that says or hears something."""
+
+    line: int
+    mark: str
+    """`C` client sends, `S` server answers, or the word of a special mark: `closed`, `tls`, `after`."""
+    data: bytes = b""
+    """What the client sends."""
+    wanted: str = ""
+    """The reply line, or the seconds of `after`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A conversation, and the options of the server it is held with."""
+
+    path: Path
+    options: tuple[str, ...]
+    steps: tuple[Step, ...]
+    whole: bool
+    """The cut matters: each `C` mark must arrive in one piece."""
+
+    def __str__(self) -> str:
+        return str(self.path.relative_to(FOLDER).with_suffix(""))
+
+    @property
+    def implicit(self) -> bool:
+        """TLS comes before the greeting."""
+        return self.steps[0].mark == "tls"
+
+    @property
+    def certified(self) -> bool:
+        """The server has a certificate, so what EHLO offers depends on TLS."""
+        return any("<cert>" in option for option in self.options)
+
+    def argv(self, cert: str, key: str) -> list[str]:
+        """The options as the command line has them; every server here is called mx.test."""
+        places = {"<cert>": cert, "<key>": key}
+        return ["--hostname=mx.test", *(re.sub("<(?:cert|key)>", lambda m: places[m[0]], o) for o in self.options)]
+
+
+def sent(mark: str, text: str) -> bytes:
+    """The bytes of a client's line: `C:` a line, `C|` raw with escapes, `C*` repeated."""
+    if mark == "C:":
+        return text.encode() + b"\r\n"
+    if mark == "C*":
+        times, _, text = text.partition(" ")
+        return int(times) * sent("C|", text)
+    return text.encode("ascii").decode("unicode_escape").encode("latin-1")
+
+
+def step(number: int, mark: str, text: str) -> Step:
+    """One marked line as a `Step`."""
+    if mark != "S:":
+        return Step(number, "C", data=sent(mark, text))
+    if special := SPECIAL.fullmatch(text):
+        return Step(number, special[1], wanted=special[2] or "")
+    return Step(number, "S", wanted=text)
+
+
+def read(path: Path) -> Transcript:
+    """The transcript of a file; ValueError for a line without a mark."""
+    options: list[str] = []
+    steps = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        mark, text = line[:2], line[3:]
+        if line.startswith("%"):
+            options += line[1:].split()
+        elif mark in ("C:", "C|", "C*", "S:"):
+            steps.append(step(number, mark, text))
+        elif line and not line.startswith("#"):
+            raise ValueError(f"{path}:{number}: no mark known in {line!r}")
+    whole = "<whole>" in options
+    return Transcript(path, tuple(o for o in options if o != "<whole>"), tuple(steps), whole)
+
+
+def every() -> list[Transcript]:
+    """All transcripts, in the order of their names."""
+    return [read(path) for path in sorted(FOLDER.glob("*/*.txt"))]
+
+
+def matches(heard: str, wanted: str) -> bool:
+    """Whether a reply is what an `S:` line says: to the letter, or read as a pattern."""
+    return heard == wanted or fnmatchcase(heard, wanted.replace("...", "*"))
+
+
+class Peer(Protocol):
+    """The other end of a conversation."""
+
+    timed: bool
+    """Waits are noted, not spent, so a wait nobody asked for is seen."""
+
+    def send(self, data: list[bytes]) -> None:
+        """Send what the client says up to the next reply it waits for."""
+
+    def hear(self) -> tuple[str, float] | None:
+        """The next reply line and the seconds since the client last spoke; None when nothing comes."""
+
+    def closed(self) -> bool:
+        """Nothing more is heard, because the server hung up."""
+
+    def secure(self) -> None:
+        """Shake hands."""
+
+
+class Wire:
+    """A peer at the other end of a real socket, spoken to line by line."""
+
+    timed = False
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext) -> None:
+        self.socket: socket.socket = socket.create_connection(address, PATIENCE)
+        self.context = context
+        self.buffer = b""
+        self.spoke = time.monotonic()
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: list[bytes]) -> None:
+        self.spoke = time.monotonic()
+        for piece in data:
+            try:
+                self.socket.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # hung up in the middle of the group; the reply says why
+
+    def hear(self) -> tuple[str, float] | None:
+        while b"\n" not in self.buffer:
+            try:
+                data = self.socket.recv(65536)
+            except (TimeoutError, ConnectionResetError):
+                data = b""
+            if not data:
+                return None
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return spelt(line + b"\n"), time.monotonic() - self.spoke
+
+    def closed(self) -> bool:
+        try:
+            return not self.buffer and not self.socket.recv(1)
+        except ConnectionResetError:
+            return True
+        except TimeoutError:
+            return False
+
+    def secure(self) -> None:
+        self.socket = self.context.wrap_socket(self.socket, server_hostname="mx.test")
+        self.spoke = time.monotonic()
+
+
+def spelt(line: bytes) -> str:
+    """A reply line without its CRLF; anything else at its end stays visible."""
+    return line.removesuffix(b"\r\n").decode("utf-8", "backslashreplace")
+
+
+def runs(steps: tuple[Step, ...]) -> Iterator[list[Step]]:
+    """The steps, with what the client says in one breath put together."""
+    run: list[Step] = []
+    for item in steps:
+        if run and (item.mark != "C" or run[-1].mark != "C"):
+            yield run
+            run = []
+        run.append(item)
+    yield run
+
+
+def play(transcript: Transcript, peer: Peer) -> None:
+    """Hold the conversation; raises `Mismatch` where it goes another way."""
+    __tracebackhide__ = True
+    late = 0.0
+    for run in runs(transcript.steps):
+        item = run[0]
+        if item.mark == "C":
+            if peer.timed and (more := peer.hear()) is not None:
+                raise mismatch(transcript, item, more, "nothing more")
+            peer.send([said.data for said in run])
+        elif item.mark == "tls":
+            peer.secure()
+        elif item.mark == "after":
+            late = float(item.wanted)
+        elif item.mark == "closed":
+            if not peer.closed():
+                raise mismatch(transcript, item, peer.hear(), "the connection closed")
+        else:
+            heard = peer.hear()
+            if heard is None or not matches(heard[0], item.wanted):
+                raise mismatch(transcript, item, heard, repr(item.wanted))
+            if heard[1] < late or (peer.timed and heard[1] and not late):
+                raise mismatch(transcript, item, heard, f"it after {late:g} seconds")
+            late = 0.0
+    if peer.timed:
+        if (more := peer.hear()) is not None:
+            raise mismatch(transcript, item, more, "nothing more")
+        if item.mark != "closed" and peer.closed():
+            raise mismatch(transcript, item, None, "the connection still open")
+
+
+def mismatch(transcript: Transcript, item: Step, heard: tuple[str, float] | None, wanted: str) -> Mismatch:
+    """What went wrong, in the words of whoever has to mend it."""
+    said = "nothing" if heard is None else f"{heard[0]!r} after {heard[1]:.2f} seconds"
+    return Mismatch(f"{transcript.path}:{item.line}:\n  heard  {said}\n  wanted {wanted}")
+
+
+def bless(transcript: Transcript, peer: Peer) -> None:
+    """Rewrite the `S:` lines that do not match with what the peer says; the rest stays as it is."""
+    source = transcript.path.read_text("utf-8").splitlines()
+    result: list[str] = []
+    done = 0
+    for run in runs(transcript.steps):
+        item = run[0]
+        if item.mark not in ("S", "after"):
+            result += rest(peer)
+        last = run[-1].line
+        result += source[done : last - 1]
+        done = last
+        if item.mark != "S":
+            result.append(source[last - 1])
+        elif (heard := peer.hear()) is not None:
+            result.append(source[last - 1] if matches(heard[0], item.wanted) else f"S: {heard[0]}")
+        if item.mark == "C":
+            peer.send([said.data for said in run])
+        elif item.mark == "tls":
+            peer.secure()
+    result += rest(peer)
+    if item.mark != "closed" and peer.closed():
+        result.append("S: <closed>")
+    transcript.path.write_text("\n".join(result + source[done:]) + "\n", "utf-8")
+
+
+def rest(peer: Peer) -> list[str]:
+    """What the peer says and nobody asked for, as lines of a transcript."""
+    return [f"S: {line}" for line, _ in iter(peer.hear, None)]
