@@ -334,11 +334,12 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     Reads the conf file, and for the hostname /etc/mailname and /etc/hosts; prints and asks
     the network nothing. Raises OperatorError: EX_USAGE for the command line, else EX_CONFIG.
     """
-    words, extras = _parser().parse_known_intermixed_args(_spelled(argv))
+    end = argv.index("--") if "--" in argv else len(argv)
+    words, rest = _parser().parse_known_args(_spelled(argv[:end]))
     wants = next((wants for wants in REQUESTS if wants in (words.wants or ())), "")
     if wants in ("help", "version"):
         return Invocation(wants=wants)
-    action = _action(words, extras)
+    action = _action(rest, argv[end + 1 :], words.daemon)
     warnings: list[str] = []
     given = _from_environment(environ, warnings) | _from_command_line(words)
     if conf := given.get("conf"):
@@ -360,16 +361,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="blackhole", add_help=False, allow_abbrev=False)
-    for wants, (flags, help) in REQUESTS.items():
-        parser.add_argument(*flags, dest="wants", action="append_const", const=wants, help=help)
-    parser.add_argument("--daemon", action="store_true", help=ACTIONS["start"])
-    for title, rows in _groups():
-        group = parser.add_argument_group(title)
-        for option in rows:
-            how = "append" if option.repeats else "store"
-            group.add_argument(f"--{option.name}", action=how, metavar=option.metavar, help=option.help)
-    parser.add_argument("action", nargs="?", metavar="ACTION")
+    """Takes the command line apart, and leaves values as they are."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    for wants, (flags, _) in REQUESTS.items():
+        parser.add_argument(*flags, dest="wants", action="append_const", const=wants)
+    parser.add_argument("--daemon", action="store_true")
+    for option in OPTIONS:
+        parser.add_argument(f"--{option.name}", action="append" if option.repeats else "store")
     return parser
 
 
@@ -379,34 +377,35 @@ _SPELLINGS = {flag[2:].replace("-", "_"): flag for flag in [*_FLAGS, *(f"--{name
 
 def _spelled(argv: Sequence[str]) -> list[str]:
     """`argv` with - and _ as in the table, and a yes for every switch that stands alone."""
-    words = list(argv[: argv.index("--")] if "--" in argv else argv)
-    rest = list(argv[len(words) :])
+    words = list(argv)
     for place, word in enumerate(words):
         if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            key = key.replace("-", "_")
+            name, equals, value = word.partition("=")
+            key = name[2:].replace("-", "_")
             if not equals and key in _BY_NAME and _BY_NAME[key].read is _switch:
                 following = words[place + 1].lower() if place + 1 < len(words) else ""
                 equals, value = ("", "") if following in _SWITCH else ("=", "yes")
-            words[place] = _SPELLINGS.get(key, word.partition("=")[0]) + equals + value
-    return words + rest
+            if value == "--":  # argparse would take it away
+                raise OperatorError(f"{_shown(name)}: expected a value, not '--'", os.EX_USAGE)
+            words[place] = _SPELLINGS.get(key, name) + equals + value
+    return words
 
 
-def _action(words: argparse.Namespace, extras: Sequence[str]) -> str:
-    """The action word, once it is sure that nothing was left over."""
-    for extra in extras:
-        if extra.startswith("-"):
-            name = extra.partition("=")[0]
+def _action(rest: Sequence[str], last: Sequence[str], daemon: bool) -> str:
+    """The action word, once it is sure that nothing else was left over."""
+    for word in rest:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
             close = _suggest("--" + name.strip("-").replace("-", "_"), _SPELLINGS.values())
             raise OperatorError(f"{_shown(name)}: no such option{close}", os.EX_USAGE)
-    for word in (words.action, *extras):
-        if word is not None and word not in ACTIONS:
+    words = dict.fromkeys((*rest, *last, *(["start"] if daemon else [])))
+    for word in words:
+        if word not in ACTIONS:
             message = f"{word[:60]!r}: no such action, there are {', '.join(ACTIONS)}"
             raise OperatorError(message + _suggest(word, ACTIONS), os.EX_USAGE)
-    asked = {word for word in (words.action, *extras, "start" if words.daemon else None) if word}
-    if len(asked) > 1:
-        raise OperatorError(f"one action at a time, not {' and '.join(sorted(asked))}", os.EX_USAGE)
-    return asked.pop() if asked else "run"
+    if len(words) > 1:
+        raise OperatorError(f"one action at a time, not {' and '.join(words)}", os.EX_USAGE)
+    return next(iter(words), "run")
 
 
 def _from_command_line(words: argparse.Namespace) -> _Found:
@@ -446,7 +445,10 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> _Found
 
 
 _LINE = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(.*)")
-_VALUE = re.compile(r"""(?:"([^"]*)"|'([^']*)'|([^"'#](?:.*?\S)??)?)\s*(?:(?<!\S)#.*)?""")
+_VALUE = re.compile(
+    r"""(?:"([^"]*)"|'([^']*)')\s*(?:#.*)?"""  # in quotes
+    r"""|([^"'#](?:.*?\S)??)?\s*(?:(?<!\S)#.*)?"""  # without; a comment has a blank before it
+)
 
 
 def _from_conf(conf: _Given) -> _Found:
@@ -533,7 +535,7 @@ def _settings(given: _Found, action: str, environ: Mapping[str, str], warnings: 
     elif not cert:
         idle = (given[name].where for name in ("ssl", "ssl_port") if name in given)
         warnings += (f"{where}: no effect without ssl_cert" for where in idle)
-    values |= {"ssl_cert": cert, "ssl_key": key or cert}
+    values |= {"ssl_cert": cert, "ssl_key": key}
 
     listeners, unused = _listeners(values, given)
     origins = {name: given[name].origin if name in given else "default" for name in values}
@@ -584,9 +586,9 @@ def _standard(environ: Mapping[str, str], of_root: str, variable: str, elsewhere
 def own_name(mailname: str = "/etc/mailname", hosts: str = "/etc/hosts") -> str:
     """The name this machine has for mail. No resolver is asked: one that fails takes many seconds."""
     host = socket.gethostname()
-    for names in _words(mailname):
-        if _NAME.fullmatch(names[0]):
-            return names[0]
+    for first in _words(mailname):
+        if _NAME.fullmatch(" ".join(first)):
+            return first[0]
         break
     for _, *names in _words(hosts):
         if host in names and "." in names[0] and not names[0].startswith("localhost."):
