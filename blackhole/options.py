@@ -690,19 +690,6 @@ def version_text() -> str:
     )
 
 
-def markdown_table() -> str:
-    """The options for the documents, a table for each group."""
-    lines = []
-    for title, rows in _groups():
-        lines += [f"## {title}", "", "| option | default | what it does |", "|---|---|---|"]
-        for row in rows:
-            default = row.otherwise or (f"`{row.default}`" if row.default else "none")
-            cells = (f"`{row.usage}`", default, f"{_sentence(row.help)} {row.notes}".rstrip())
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def _groups() -> Iterator[tuple[str, list[Option]]]:
     for title in dict.fromkeys(option.group for option in OPTIONS):
         yield title, [option for option in OPTIONS if option.group == title]

@@ -828,18 +828,6 @@ def test_version() -> None:
     assert openssl == ssl.OPENSSL_VERSION
 
 
-def test_the_tables_for_the_documents() -> None:
-    lines = options.markdown_table().splitlines()
-    rows = [line for line in lines if line.startswith("| `--")]
-    assert [row.split("`")[1].replace("\\|", "|") for row in rows] == [
-        f"--{option.name} {option.metavar}".rstrip() for option in OPTIONS
-    ]
-    assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")} == {4}
-    assert [line for line in lines if line.startswith("## ")] == [
-        f"## {group}" for group in dict.fromkeys(option.group for option in OPTIONS)
-    ]
-
-
 # Manners
 
 
