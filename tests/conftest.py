@@ -13,7 +13,7 @@ import trustme
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--bless", action="store_true", help="rewrite the replies in the transcripts with what is heard")
+    parser.addoption("--bless", action="store_true", help="write what is heard into the transcripts")
 
 
 def pytest_report_header() -> str | None:

@@ -1,4 +1,4 @@
-"""Every transcript against a session without a socket, whole and in pieces: the cuts must not show in the replies."""
+"""Every transcript against a session without a socket, whole and in pieces: replies do not show the cuts."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def draws(mode: str, messages: int) -> list[bytes]:
 
 def test_replies_of_a_group_leave_together() -> None:
     """RFC 2920 3.2: one write for a group."""
-    group = b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nRCPT TO:<carol@example.com>\r\nDATA\r\n"
+    group = b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nRCPT TO:<eve@x.test>\r\nDATA\r\n"
     codes = [line[:3] for line in conversation().receive(group).splitlines()]
     assert codes == [b"250", b"250", b"250", b"354"]
 
@@ -245,7 +245,9 @@ def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
     cuts=st.lists(st.integers(1, 200), max_size=30),
     delay=st.sampled_from([None, (0.5, 1.5)]),
 )
-def test_no_conversation_depends_on_its_cuts(said: bytes, cuts: list[int], delay: tuple[float, float] | None) -> None:
+def test_no_conversation_depends_on_its_cuts(
+    said: bytes, cuts: list[int], delay: tuple[float, float] | None
+) -> None:
     engine = Engine(Config(hostname="mx.test", message_size_limit=1000, delay=delay), Random(7))
     pieces, start = [], 0
     for cut in cuts:

@@ -1,0 +1,451 @@
+"""Every transcript against a server in this process, on real sockets, line by line, plain and under TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from conftest import Certificate
+from transcript import PATIENCE, Transcript, Wire, every, play
+
+from blackhole import options, server, tls
+from blackhole.settings import Listener, Settings
+from blackhole.smtp import PHASES
+from blackhole.smtp.session import cell
+from blackhole.stats import AT, Stats
+from blackhole.stream import Selector
+
+
+class Service:
+    """A server with one listener, in a thread of its own, swept as a worker sweeps it, ten times as often."""
+
+    def __init__(self, settings: Settings, listener: Listener, context: ssl.SSLContext | None) -> None:
+        self.settings = settings
+        self.listener = replace(listener, host="127.0.0.1", port=0)
+        self.context = context
+        self.cells = Stats(1).cells(0)
+        self.sockets = server.bind(self.listener, 128)
+        self.address: tuple[str, int] = self.sockets[0].getsockname()
+        self.selector = Selector()
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        assert self.ready.wait(PATIENCE)
+
+    def run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(self.selector)) as runner:
+            runner.run(self.live())
+
+    async def live(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.over = asyncio.Event()
+        self.server = server.Server(self.listener, self.settings, self.cells, self.context, None)
+        self.server.open(self.sockets, self.selector)
+        self.ready.set()
+        while not self.over.is_set():
+            self.server.sweep()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), 0.1)
+        self.server.shut()
+        for connection in list(self.server.connections):
+            connection.stream.close()
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Let the loop do it, and wait until it has."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (action(), done.set()))
+        assert done.wait(PATIENCE)
+
+    def open(self) -> int:
+        """Connections that are open now, as the counters have it."""
+        return int(self.cells[AT["open"]])
+
+    def close(self) -> None:
+        """Stop; all connections must have ended by themselves, as all clients are gone."""
+        until = time.monotonic() + PATIENCE
+        while self.open() and time.monotonic() < until:
+            time.sleep(0.005)
+        left = self.open()
+        self.loop.call_soon_threadsafe(self.over.set)
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        assert (left, len(self.server.connections)) == (0, 0)
+
+
+Serve = Callable[..., Service]
+
+
+@pytest.fixture
+def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterator[Serve]:
+    """Start a service with these options; at the end it must have kept no connection and logged no fault."""
+    services = []
+
+    def start(*argv: str, secure: bool = False) -> Service:
+        settings = options.parse(["--hostname=mx.test", *argv], {}).settings
+        context = tls.context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
+        services.append(Service(settings, replace(settings.listeners[0], tls=secure), context))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+TRANSCRIPTS = every()
+
+
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)
+def test_on_a_socket(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
+    service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=transcript.implicit)
+    with Wire(service.address, certificate.client) as wire:
+        play(transcript, wire)
+
+
+@pytest.mark.parametrize("transcript", [one for one in TRANSCRIPTS if one.path.parent.name != "tls"], ids=str)
+def test_under_tls(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
+    """TLS changes nothing of what is said. Those of the folder tls say themselves when it begins."""
+    service = serve(*transcript.options, secure=True)
+    with Wire(service.address, certificate.client) as wire:
+        wire.secure()
+        play(transcript, wire)
+
+
+def connect(service: Service) -> socket.socket:
+    """A client of a plain service, greeted."""
+    client = socket.create_connection(service.address, PATIENCE)
+    assert client.recv(4096).startswith(b"220 ")
+    return client
+
+
+def until_closed(client: socket.socket) -> bytes:
+    """All that the server says before it hangs up."""
+    heard = b""
+    with suppress(ConnectionResetError):
+        while data := client.recv(65536):
+            heard += data
+    return heard
+
+
+def test_what_comes_during_a_delay_is_never_run_under_tls(serve: Serve, certificate: Certificate) -> None:
+    """CVE-2011-0411, with a command that arrives while the reply to STARTTLS waits."""
+    service = serve("--delay=0.5", f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
+    with connect(service) as client:
+        client.sendall(b"STARTTLS\r\n")
+        time.sleep(0.2)
+        client.sendall(b"HELO eve.test\r\n")
+        reply = client.recv(4096)
+        if reply.startswith(b"220 "):
+            client.settimeout(2)
+            with (
+                suppress(ssl.SSLError, ConnectionError),
+                certificate.client.wrap_socket(client, server_hostname="mx.test") as secure,
+            ):
+                assert secure.recv(4096) == b""
+        else:
+            assert reply.startswith(b"554 5.5.0 ")
+            assert until_closed(client) == b""
+
+
+def test_what_comes_before_the_handshake_ends_the_connection(serve: Serve, certificate: Certificate) -> None:
+    service = serve(f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
+    with connect(service) as client:
+        client.sendall(b"STARTTLS\r\n")
+        assert client.recv(4096).startswith(b"220 ")
+        client.sendall(b"HELO eve.test\r\n")
+        assert b"250" not in until_closed(client)
+
+
+def test_a_delay_holds_up_nobody_else(serve: Serve) -> None:
+    """Forty clients wait half a second each, all at the same time."""
+    service = serve("--delay=0.5")
+    clients = [connect(service) for _ in range(40)]
+    began = time.monotonic()
+    for client in clients:
+        client.sendall(b"NOOP\r\n")
+    for client in clients:
+        assert client.recv(4096) == b"250 2.0.0 OK\r\n"
+        client.close()
+    assert 0.5 <= time.monotonic() - began < 10
+
+
+def test_a_client_that_leaves_during_a_delay_is_let_go(serve: Serve) -> None:
+    service = serve("--delay=600")
+    client = connect(service)
+    client.sendall(b"NOOP\r\n")
+    time.sleep(0.05)
+    assert service.open() == 1
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+@pytest.mark.parametrize("flood", [b"NOOP\r\n" * 10000, b"x" * 65536], ids=["commands", "body"])
+def test_a_client_that_never_stops_holds_up_nobody_else(serve: Serve, flood: bytes) -> None:
+    service = serve("--message_size_limit=0")
+    busy = connect(service)
+    if flood.startswith(b"x"):
+        busy.sendall(b"DATA\r\n")
+    over = threading.Event()
+
+    def send() -> None:
+        with suppress(OSError):
+            while not over.is_set():
+                busy.sendall(flood)
+
+    def read() -> None:
+        with suppress(OSError):
+            while busy.recv(1 << 20):
+                pass
+
+    threads = [threading.Thread(target=send), threading.Thread(target=read)]
+    for thread in threads:
+        thread.start()
+    try:
+        with connect(service) as client:
+            for _ in range(20):
+                client.sendall(b"NOOP\r\n")
+                assert client.recv(4096) == b"250 2.0.0 OK\r\n"
+    finally:
+        over.set()
+        busy.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(PATIENCE)
+        busy.close()
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_a_client_that_does_not_read_is_not_read_either(
+    serve: Serve, certificate: Certificate, secure: bool
+) -> None:
+    """What it sends stays in the kernel's buffers; once it reads, every command has had its reply."""
+    service = serve(secure=secure)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    client.settimeout(PATIENCE)
+    client.connect(service.address)
+    if secure:
+        client = certificate.client.wrap_socket(client, server_hostname="mx.test")
+    client.settimeout(0.5)
+    block = b"NOOP\r\n" * 1000
+    sent = 0
+    with pytest.raises(TimeoutError):
+        while sent < 64 << 20:
+            sent += client.send(block[sent % 6 :])
+    left, heard = block[sent % 6 :] + b"QUIT\r\n", b""
+    commands = sent // 6 + left.count(b"\n")
+    client.settimeout(0)
+    until = time.monotonic() + PATIENCE
+    while not heard.endswith(b"221 2.0.0 Goodbye\r\n") and time.monotonic() < until:
+        select.select([client], [client] if left else [], [], 1)
+        with suppress(BlockingIOError, ssl.SSLWantReadError):
+            heard += client.recv(1 << 20)
+        with suppress(BlockingIOError, ssl.SSLWantWriteError):
+            left = left[client.send(left) :] if left else b""
+    assert heard.count(b"\n") == commands + 1
+    client.close()
+
+
+def test_a_silent_client_is_sent_away(serve: Serve) -> None:
+    service = serve("--timeout=5")
+    with connect(service) as client:
+        assert until_closed(client) == b"421 4.4.2 Timeout waiting for the client\r\n"
+
+
+def test_a_client_that_gets_nothing_done_is_sent_away(serve: Serve) -> None:
+    """An octet now and then is no command: the time is for the command, not for each read."""
+    service = serve("--timeout=5")
+    with connect(service) as client:
+        client.settimeout(0.1)
+        heard = b""
+        until = time.monotonic() + PATIENCE
+        while not heard and time.monotonic() < until:
+            with suppress(TimeoutError):
+                client.sendall(b"x")
+                heard = client.recv(4096)
+        assert heard == b"421 4.4.2 Timeout waiting for the client\r\n"
+
+
+def test_a_client_that_works_is_not_sent_away(serve: Serve) -> None:
+    """Commands and pieces of a body, each well within the time; all of it together is not."""
+    service = serve("--timeout=10")
+    with connect(service) as client:
+        for _ in range(15):
+            time.sleep(0.1)
+            client.sendall(b"NOOP\r\n")
+            assert client.recv(4096) == b"250 2.0.0 OK\r\n"
+        client.sendall(b"DATA\r\n")
+        assert client.recv(4096).startswith(b"354 ")
+        for _ in range(15):
+            time.sleep(0.1)
+            client.sendall(b"x\r\n")
+        client.sendall(b".\r\n")
+        assert client.recv(4096).startswith(b"250 ")
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01", b"EHLO x\r\n"], ids=["nothing", "half", "plain"])
+def test_a_handshake_that_never_ends_is_ended(serve: Serve, said: bytes) -> None:
+    service = serve("--timeout=5", secure=True)
+    with socket.create_connection(service.address, PATIENCE) as client:
+        client.sendall(said)
+        assert b"220" not in until_closed(client)
+
+
+def test_a_client_that_closes_its_half_hears_all_replies(serve: Serve) -> None:
+    service = serve()
+    with connect(service) as client:
+        client.sendall(b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\nHello\r\n.\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert [line[:3] for line in until_closed(client).splitlines()] == [b"250", b"250", b"354", b"250"]
+
+
+def test_a_client_that_closes_its_half_is_waited_for_with_a_delay(serve: Serve) -> None:
+    service = serve("--delay=0.1")
+    with connect(service) as client:
+        client.sendall(b"HELO client.test\r\nNOOP\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert until_closed(client) == b"250 mx.test\r\n250 2.0.0 OK\r\n"
+
+
+def test_the_last_word_arrives_though_the_client_talks_on(serve: Serve) -> None:
+    """Closing a socket with unread octets in it resets the connection, and the reset overtakes the reply."""
+    service = serve()
+    with connect(service) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n" + b"Cookie: x\r\n" * 20000)
+        assert until_closed(client) == b"221 2.7.0 This is an SMTP server. Goodbye\r\n"
+
+
+RUDE = [b"", b"HE", b"HELO x\r\n", b"DATA\r\n", b"DATA\r\nbody\r\n", b"DATA\r\n\r\n.", b"NOOP\r\n" * 5000]
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_rude_clients_leave_nothing_behind(serve: Serve, certificate: Certificate, secure: bool) -> None:
+    """Each leaves in another state, by a close or by a reset, and no descriptor stays open."""
+    service = serve(secure=secure)
+    before = len(os.listdir("/proc/self/fd"))
+    for said in RUDE * 4:
+        for linger in (struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)):
+            client: socket.socket = socket.create_connection(service.address, PATIENCE)
+            if secure and said:
+                client = certificate.client.wrap_socket(client, server_hostname="mx.test")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client.sendall(said)
+            client.close()
+    until = time.monotonic() + PATIENCE
+    while service.open() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_running_out_of_descriptors_is_no_catastrophe(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """One line in the log now and then; old clients are served, new ones wait in the kernel's queue."""
+    service = serve()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with connect(service) as old, socket.socket() as new:
+        new.settimeout(PATIENCE)
+        used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+        spare = [os.dup(0) for _ in range(used - len(os.listdir("/proc/self/fd")))]
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (new.fileno() + 1, hard))
+            while True:
+                try:
+                    spare.append(os.dup(0))
+                except OSError:
+                    break
+            new.connect(service.address)
+            old.sendall(b"NOOP\r\n")
+            assert old.recv(4096) == b"250 2.0.0 OK\r\n"
+            time.sleep(0.5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in spare:
+                os.close(descriptor)
+        assert new.recv(4096).startswith(b"220 ")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"cannot accept connections on {service.listener}: Too many open files"] * len(said)
+    assert 1 <= len(said) <= 10
+    caplog.clear()
+
+
+def test_a_fault_of_ours_costs_one_connection(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """The client hears 421, the log has the traceback, and everybody else is served."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    service = serve()
+    service.server.engine.entries[b"VRFY"].do = fail  # type: ignore[misc, assignment]
+    with connect(service) as client, connect(service) as other:
+        client.sendall(b"VRFY bob\r\n")
+        assert until_closed(client) == b"421 4.3.0 Internal error, closing transmission channel\r\n"
+        other.sendall(b"NOOP\r\n")
+        assert other.recv(4096) == b"250 2.0.0 OK\r\n"
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+    caplog.clear()
+
+
+def test_a_server_that_stops_lets_a_message_end(serve: Serve) -> None:
+    service = serve()
+    with connect(service) as idle, connect(service) as busy:
+        busy.sendall(b"DATA\r\n")
+        assert busy.recv(4096).startswith(b"354 ")
+        service.do(service.server.shut)
+        service.do(service.server.drain)
+        assert until_closed(idle) == b"421 4.3.2 Server is stopping, try again later\r\n"
+        with pytest.raises(ConnectionRefusedError):
+            connect(service)
+        busy.sendall(b"Hello\r\n.\r\n")
+        assert busy.recv(4096).startswith(b"250 ")
+        service.do(service.server.drain)
+        assert until_closed(busy) == b"421 4.3.2 Server is stopping, try again later\r\n"
+
+
+def test_what_was_said_is_counted(serve: Serve) -> None:
+    service = serve("--message_size_limit=10")
+    said = b"EHLO x\r\nXYZZY\r\nDATA\r\nHello\r\n.\r\nDATA\r\nToo large, this\r\n.\r\nNOOP\r\nQUIT\r\n"
+    with connect(service) as client:
+        client.sendall(said)
+        until_closed(client)
+    wanted = {
+        ("CONNECT", 220): 1,
+        ("EHLO", 250): 1,
+        ("other", 500): 1,
+        ("DATA", 354): 2,
+        (".", 250): 1,
+        (".", 552): 1,
+        ("NOOP", 250): 1,
+        ("QUIT", 221): 1,
+    }
+    counted = {
+        (phase, code): service.cells[cell(phase, code)]
+        for phase in PHASES
+        for code in range(200, 600)
+        if service.cells[cell(phase, code)]
+    }
+    assert counted == wanted
+    assert service.cells[AT["received_bytes"]] == len(said)
+
+
+def test_nothing_holds_up_a_reply_under_tls(serve: Serve, certificate: Certificate) -> None:
+    """Without TCP_NODELAY each greeting would wait 40 ms for an acknowledgement: 4 s for these."""
+    service = serve(secure=True)
+    began = time.monotonic()
+    for _ in range(100):
+        with Wire(service.address, certificate.client) as wire:
+            wire.secure()
+            assert wire.hear() is not None
+    assert time.monotonic() - began < 3
