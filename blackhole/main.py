@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, chdir
+from contextlib import ExitStack, chdir, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -247,7 +247,8 @@ class Service:
         if owner[0] == 0:
             _say("workers run as root, as you asked for")
         if settings.log and settings.origins.get("log") == "default":
-            os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
+            with suppress(OSError):  # said better when the file cannot be opened
+                os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
         self._log = logs.set_up(settings.log, settings.debug, owner)
         self._stats = Stats(64 + 16 * settings.workers)  # so that some reloads may drain at once
 
@@ -322,7 +323,7 @@ class Service:
         for name in FIXED:
             if getattr(fresh, name) != getattr(self._asked, name):
                 log.warning("%s stays as it is until the next start", name)
-        return replace(fresh, **{name: getattr(self._asked, name) for name in FIXED})
+        return replace(fresh, **{name: getattr(self._setup.settings, name) for name in FIXED})
 
     def _settle(self, taken: bool) -> None:
         """Workers are ready: the first, or those of a reload, or the old ones go on after all."""

@@ -1,9 +1,9 @@
 """The supervisor: keeps a plan of jobs alive, each in a forked process of its own.
 
 It knows processes and never clients. Its signals stay blocked and are taken one at a
-time by sigtimedwait(2), so nothing interrupts anything: look around, wait, handle what
-came, look around again. There is no event loop and no thread in here, which is why it
-may fork at any time.
+time, an alarm among them, so nothing interrupts anything: look around, wait, handle
+what came, look around again. There is no event loop and no thread in here, which is
+why it may fork at any time.
 """
 
 from __future__ import annotations
@@ -170,16 +170,17 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         gc.freeze()  # so that a collection in a child does not copy every page it shares with us
         looked = time.monotonic()
-        while self._children or not self._ending:
+        while True:
             now = time.monotonic()
             if now > looked + 3 * LOOK:
                 self._forgive(now)
             looked = now
             self._look_around(now)
-            came = signal.sigtimedwait(SIGNALS, self._patience(now))
-            if came is not None:
-                SIGNALS[signal.Signals(came.si_signo)](self)
-        return self._code
+            if self._ending and not self._children:
+                return self._code
+            # Not sigtimedwait: when SIGCONT meets its deadline, CPython 3.11 makes up a signal.
+            signal.setitimer(signal.ITIMER_REAL, self._patience(now))
+            SIGNALS[signal.Signals(signal.sigwaitinfo(SIGNALS).si_signo)](self)
 
     # What signals ask for.
 
@@ -228,6 +229,9 @@ class Supervisor:
                 if child is not None:
                     self._bury(child, os.waitstatus_to_exitcode(found[1]), time.monotonic())
 
+    def wake(self) -> None:
+        """The alarm that `run` set: time to look around."""
+
     # What is done in every round.
 
     def _look_around(self, now: float) -> None:
@@ -242,11 +246,11 @@ class Supervisor:
                 self._start(place, now)
 
     def _patience(self, now: float) -> float:
-        """Seconds until there may be something to do though no signal came."""
+        """Seconds until there may be something to do though no signal comes; never 0, which is no alarm."""
         children = self._children.values()
         look = GLANCE if any(not child.ready and not child.doomed for child in children) else LOOK
-        due = (place.due for place in self._vacant())
-        return max(0.0, min(now + look, *due, *(child.deadline for child in children)) - now)
+        moments = [place.due for place in self._vacant()] + [child.deadline for child in children]
+        return max(0.001, min([now + look, *moments]) - now)
 
     def _places(self) -> list[_Place]:
         """All that are to be filled."""
@@ -418,5 +422,6 @@ SIGNALS: dict[signal.Signals, Callable[[Supervisor], None]] = {
     signal.SIGTTIN: Supervisor.more,
     signal.SIGTTOU: Supervisor.fewer,
     signal.SIGCHLD: Supervisor.reap,
+    signal.SIGALRM: Supervisor.wake,
 }
 """Every signal the master answers, and how."""

@@ -1,0 +1,192 @@
+"""The real program: started as an operator starts it, watched through /proc, stopped by signals.
+
+    with Program("--workers=2") as program:
+        with socket.create_connection(program.address):
+            os.kill(program.workers()[0], signal.SIGKILL)
+
+`run` is for commands that end by themselves: `run("status", f"--pid={pid}").returncode`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self, TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = (sys.executable, "-W", "error", str(ROOT / "bin" / "blackhole"))
+MODULE = (sys.executable, "-W", "error", "-m", "blackhole")
+READY = "All mail is thrown away."
+"""Ends what the program prints once its workers accept connections."""
+
+Seen = TypeVar("Seen")
+
+
+def free_port() -> int:
+    """A port nobody listens on; the kernel has many others to give away before it comes to this one again."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours, where `import blackhole` works, and no option of the program is set."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("BLACKHOLE_")}
+    return ours | {"PYTHONPATH": str(ROOT)} | more
+
+
+def wait_for(look: Callable[[], Seen], what: str, timeout: float = 20.0) -> Seen:
+    """What `look` returns as soon as that is true."""
+    until = time.monotonic() + timeout
+    while not (seen := look()):
+        assert time.monotonic() < until, f"waited {timeout:g} s in vain: {what}"
+        time.sleep(0.01)
+    return seen
+
+
+# Processes, as /proc knows them.
+
+
+def state(pid: int) -> str:
+    """R, S, T, Z ...; empty when there is no such process."""
+    return _stat(pid)[0]
+
+
+def parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        # The name in brackets may itself have any character.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["", "-1"]
+
+
+def alive(pid: int) -> bool:
+    return state(pid) not in ("", "Z")
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def children(pid: int) -> list[int]:
+    """Every process, zombies too, whose parent is `pid`; the oldest first."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return sorted(child for child in pids if parent(child) == pid)
+
+
+def status(pid: int) -> dict[str, str]:
+    """/proc/PID/status: status(pid)["Uid"] == "0 0 0 0"."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: " ".join(value.split()) for name, _, value in (line.partition(":") for line in lines)}
+
+
+def descriptors(pid: int) -> list[str]:
+    """What the open descriptors of a process are: "/a/file", "socket:[1234]", "anon_inode:[eventpoll]"."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+# The program.
+
+
+def run(
+    *options: str, command: Sequence[str] = SCRIPT, timeout: float = 60.0, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the program until it ends; `more` goes into its environment."""
+    return subprocess.run(
+        [*command, *options],
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+class Program:
+    """One master in the foreground, with all its workers. Listens on 127.0.0.1 unless `options` say where."""
+
+    def __init__(
+        self,
+        *options: str,
+        command: Sequence[str] = SCRIPT,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> None:
+        names = {option.partition("=")[0] for option in options}
+        self.port = free_port()
+        self.address = ("127.0.0.1", self.port)
+        given = [*options]
+        if names.isdisjoint({"--port", "--listen", "--conf"}):
+            given += ["--host=127.0.0.1", f"--port={self.port}"]
+        if "--workers" not in names and "--conf" not in names:
+            given.append("--workers=2")
+        with tempfile.NamedTemporaryFile(prefix="blackhole-", delete=False) as self._output:
+            self.process = subprocess.Popen(
+                [*command, *given],
+                env=environment(**(env or {})),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                start_new_session=True,  # so that a Ctrl-C can be meant for this program alone
+            )
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Self:
+        try:
+            wait_for(
+                lambda: READY in self.output() or self.process.poll() is not None, "the program is ready"
+            )
+            assert self.process.poll() is None, self.output()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """Whatever happened, leave no process of ours behind."""
+        ours = children(self.pid)
+        for pid in (self.pid, *ours):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        os.unlink(self._output.name)
+
+    def output(self) -> str:
+        """All it has written so far, to standard output and error."""
+        return Path(self._output.name).read_text()
+
+    def workers(self) -> list[int]:
+        """The pids of the workers, of those who are no more than forked not."""
+        return [pid for pid in children(self.pid) if title(pid).startswith("blackhole: worker")]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
+        """Signal the master and wait for its end; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: SIGINT for the master and all its children."""
+        os.killpg(self.pid, signal.SIGINT)
