@@ -11,7 +11,7 @@ from transcript import Transcript, Wire, every, play
 
 
 class Served(Program):
-    """The program with some transcripts' options, and a port where TLS comes first if they have a certificate."""
+    """The program with a transcript's options, and a port where TLS comes first if it has a certificate."""
 
     def __init__(self, transcript: Transcript, certificate: Certificate) -> None:
         self.secure = ("127.0.0.1", free_port())
