@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
 
-from blackhole.smtp.reply import INTERNAL, STOPPING, TIMEOUT, Reply, Then
+from blackhole.smtp.reply import INTERNAL, STOPPING, TIMEOUT, TOO_EARLY, Reply, Then
 from blackhole.stats import AT
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 LISTEN: Final = Then.LISTEN
 """An enum's member costs 50 ns to look up, a module's name 5."""
+
+RECEIVED: Final = AT["received_bytes"]
 
 LINGER: Final = 2
 """Seconds a client is given to read why it was sent away."""
@@ -34,7 +36,7 @@ class Connection:
     read needs a timer of its own.
     """
 
-    __slots__ = ("idle", "peer", "server", "session", "stream")
+    __slots__ = ("heard", "idle", "peer", "server", "session", "stream")
 
     def __init__(self, server: Server, stream: Stream, peer: str) -> None:
         self.server = server
@@ -42,6 +44,8 @@ class Connection:
         self.peer = peer
         self.session = server.engine.session()
         self.idle = 0.0
+        self.heard = 0
+        """Octets received since the last sweep."""
 
     async def converse(self) -> None:
         """The whole conversation. Returns or raises nothing but what ends it; the stream closes then."""
@@ -50,7 +54,7 @@ class Connection:
             if server.listener.tls:
                 await self._secure()
             out = session.greet()
-            counters, received = server.counters, AT["received_bytes"]
+            counters = server.counters
             said = session.said
             while True:
                 if out:
@@ -67,6 +71,9 @@ class Connection:
                         self.idle = -session.wait
                         await asyncio.sleep(session.wait)
                         out = session.resume()
+                        if session.then is Then.SECURE and stream.ahead:
+                            # It came in the clear, while the reply waited: CVE-2011-0411 once more.
+                            out = session.interrupt(TOO_EARLY)
                         continue
                     if then is Then.HANG_UP:
                         if not session.left:
@@ -76,7 +83,7 @@ class Connection:
                 data = await stream.receive()
                 if not data:
                     return
-                counters[received] += len(data)
+                self.heard += len(data)
                 out = session.receive(data)
                 if not out and session.in_body:
                     self.idle = 0
@@ -87,8 +94,7 @@ class Connection:
             log.exception("fault in the conversation with %s", self.peer)
             self._part(INTERNAL)
         finally:
-            server.connections.discard(self)
-            server.gone()
+            server.gone(self)
 
     async def _secure(self) -> None:
         """The TLS handshake, before the greeting or after STARTTLS."""
@@ -110,6 +116,8 @@ class Connection:
 
     def sweep(self) -> None:
         """Called once a second."""
+        self.server.counters[RECEIVED] += self.heard
+        self.heard = 0
         self.idle += 1
         if self.idle > self.server.timeout:
             self._part(TIMEOUT)

@@ -16,7 +16,7 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
-from blackhole.connection import Connection
+from blackhole.connection import RECEIVED, Connection
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp import Config, Engine
 from blackhole.smtp.session import Trace
@@ -32,6 +32,8 @@ EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 """What accept() says when descriptors or memory have run out."""
 
 KNOCK: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
+
+OPEN: Final = AT["open"]
 
 PAUSE: Final = 0.1
 """Seconds without accepting after that. Trying at once again would take the whole processor."""
@@ -118,12 +120,14 @@ class Server(TCPServer):
         """Hand a stream to the coroutine that holds the conversation."""
         client = Connection(self, stream, str(address[0]) if address else "")
         self.connections.add(client)
-        self.counters[AT["open"]] += 1
+        self.counters[OPEN] += 1
         stream.run(client.converse())
 
-    def gone(self) -> None:
+    def gone(self, client: Connection) -> None:
         """A connection has ended."""
-        self.counters[AT["open"]] -= 1
+        self.connections.discard(client)
+        self.counters[OPEN] -= 1
+        self.counters[RECEIVED] += client.heard
 
     def sweep(self) -> None:
         """Once a second: look for clients that take too long."""
@@ -147,6 +151,7 @@ class Door:
     def __init__(self, server: Server, listening: socket.socket, selector: Selector) -> None:
         self._server: Final = server
         self._socket: Final = listening
+        self._family: Final = listening.family
         self._selector: Final = selector
         self._open = True
         listening.setblocking(False)
@@ -161,7 +166,9 @@ class Door:
         """Somebody knocks."""
         for _ in range(ACCEPTS):
             try:
-                connection, address = self._socket.accept()
+                # socket.accept() would ask two enumerations for the family and the type of each
+                # connection, which takes a seventh of all the time a connection costs in here.
+                fd, address = self._socket._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 return
             except OSError as error:
@@ -170,6 +177,7 @@ class Door:
                     return
                 # ECONNABORTED and whatever a network hands up through accept(2): that client is gone.
                 continue
+            connection = socket.socket(self._family, socket.SOCK_STREAM, 0, fd)
             self._server.take(connection, address, self._selector)
 
     def _rest(self, error: OSError) -> None:

@@ -151,7 +151,7 @@ class Stream(IOStream):
     """What the coroutine waits for, or waited for last: BYTES, TURN or a future."""
     _aside = False
     """`receive` may find something without waiting: one of the three below."""
-    _ahead = b""
+    ahead = b""
     """What came while the coroutine waited for something else."""
     _ended = False
     """The client has closed its side."""
@@ -178,9 +178,9 @@ class Stream(IOStream):
     def receive(self) -> Generator[object, bytes, bytes]:
         """The next bytes, at most CHUNK of them; none at all when the client has closed its side."""
         if self._aside:
-            if self._ahead or self._ended:
-                data = self._ahead
-                self._ahead = b""
+            if self.ahead or self._ended:
+                data = self.ahead
+                self.ahead = b""
                 if not self._ended:
                     self._watch(EPOLLIN)
                 return data
@@ -253,7 +253,7 @@ class Stream(IOStream):
             self.close()
             return
         self._ended = not data
-        self._ahead = data
+        self.ahead = data
         self._aside = True
         self._watch(0)
 
@@ -292,15 +292,18 @@ class Stream(IOStream):
     # TLS.
 
     async def shake_hands(self, context: ssl.SSLContext) -> None:
-        """Become a TLS stream, as the server. Raises OSError when the handshake fails."""
+        """Become a TLS stream, as the server. Raises OSError when the handshake fails.
+
+        Whatever came before it was in the clear, and must not be taken for what came after.
+        """
+        if self.ahead:
+            raise OSError("the client talked before the handshake")
+        # A client that has reset by now fails here, where the socket is still ours to close:
+        # ssl.SSLSocket drops it when it finds out.
+        self.socket.getpeername()
         self._selector.detach(self.socket.fileno())
         # Tornado's part: its handshake knows what port scans do to sockets. It hands the socket back.
-        plain = self.socket
-        try:
-            self._handshake = self.start_tls(True, context)
-        except OSError:
-            plain.close()  # gone before it could be wrapped
-            raise
+        self._handshake = self.start_tls(True, context)
         shaken = await self._handshake
         self._handshake = None
         self.io_loop.remove_handler(shaken.socket)
@@ -339,7 +342,7 @@ class Stream(IOStream):
                     self.socket.unwrap()  # type: ignore[attr-defined]  # sends close_notify, waits for nothing
             self.socket.close()
         self.socket = None  # type: ignore[assignment]
-        self._ahead = b""
+        self.ahead = b""
         work, self._coroutine = self._coroutine, None
         if work is not None and not work.cr_running:
             work.close()

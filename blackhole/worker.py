@@ -32,7 +32,7 @@ def run(settings: Settings, sockets: Bound, tls: ssl.SSLContext | None, stats: S
 
 def trace(session: Session, direction: str, line: bytes) -> None:
     """For --debug: a line of the conversation, under the transaction's id, as 1.x wrote it."""
-    log.debug("[%s] %s: %s", session.id.decode(), direction, printable(line))
+    log.debug("[%010X] %s: %s", session.id, direction, printable(line))
 
 
 class Worker:

@@ -117,7 +117,7 @@ TOO_LARGE: Final = Reply(552, "5.3.4", "Message is larger than this server takes
 NEEDS_SMTPUTF8: Final = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not asked for")
 UNKNOWN_PARAMETER: Final = Reply(555, "5.5.4", "Parameter not recognized")
 BAD_PARAMETER: Final = Reply(501, "5.5.4", "Parameter has a bad value, or stands twice")
-QUEUED: Final = Reply(250, "2.0.0", "OK: queued as {id}")
+QUEUED: Final = Reply(250, "2.0.0", "OK: queued as %010X")
 """The end of a message that was taken; the session puts its id in."""
 BDAT_NOT_OFFERED: Final = Reply(502, "5.5.1", "CHUNKING is not offered, closing", then=Then.HANG_UP)
 """What follows a BDAT is a body that would be read as commands."""

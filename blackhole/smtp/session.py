@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -39,8 +40,9 @@ TURN: Final = 128
 CODE_SPAN: Final = 400
 """Reply codes 200 to 599 in the table of counters, a row of which is a phase."""
 
-PLAIN_PATH: Final = re.compile(rb"(MAIL FROM:|RCPT TO:)<([!-;=?-~]+)>\r\n")
-"""MAIL and RCPT as nearly all senders write them: printable ASCII between brackets, no parameters."""
+USUAL: Final = re.compile(rb"(?:MAIL FROM|RCPT TO):<(?=[!-;=?-~]+>\r\n\Z)|(?:HELO|EHLO) (?=[!-~]+\r\n\Z)")
+"""Commands with an argument as nearly all senders write them: printable ASCII, no parameters. It
+matches as far as the argument, but only if the rest of the chunk is an argument and a line end."""
 
 NEVER: Final = re.compile(rb"(?!)")
 
@@ -87,6 +89,7 @@ class Engine:
         self.host: Final[Host] = host(config, keywords)
         self.dice: Final = dice
         self.trace: Final = trace
+        self.new_id: Final = partial(dice.getrandbits, 40)
         rules = MODES[config.mode]
         entries = {row.verb: Entry(row, config.strict, rules.get(row.verb)) for row in COMMANDS}
         others = {row.verb: Entry(row, config.strict, rules.get("other")) for row in OTHER}
@@ -99,16 +102,14 @@ class Engine:
         self.lines: Final = {
             verb + b"\r\n": self.entries[verb] for verb in (b"DATA", b"QUIT", b"RSET") if self.short
         }
-        self.match: Final = (PLAIN_PATH if self.short else NEVER).fullmatch
-        self.paths: Final = {b"MAIL FROM:": self.entries[b"MAIL"], b"RCPT TO:": self.entries[b"RCPT"]}
+        self.match: Final = (USUAL if self.short else NEVER).match
+        self.usual: Final = {
+            start: self.entries[start[:4]] for start in (b"MAIL FROM:<", b"RCPT TO:<", b"HELO ", b"EHLO ")
+        }
 
     def session(self, secure: bool = False) -> Session:
         """A conversation with one client; `secure` where TLS was there before SMTP."""
         return Session(self, secure)
-
-    def new_id(self) -> bytes:
-        """Ten hexadecimal digits."""
-        return b"%010X" % self.dice.getrandbits(40)
 
 
 class Session(State):
@@ -171,25 +172,32 @@ class Session(State):
         else:
             known = engine.lines.get(data)
             if known is None:
-                path = engine.match(data)
-                if path is None:
+                start = engine.match(data)
+                if start is None:
                     return self._run(data)
-                known = engine.paths[path[1]]
+                known = engine.usual[start[0]]
             if known.rule is not None:
                 return self._run(data)
             entry = known
             answer = entry.do(self, PLAIN)
             wire = answer.wire
-            if answer.then is COLLECT:
-                self._tail = START
-            else:
-                self.then = answer.then
+            if answer.then is not LISTEN:
+                if answer.then is COLLECT:
+                    self._tail = START
+                else:
+                    self.then = answer.then
         self.said.append(entry.base + answer.code)
         return wire
 
     def resume(self) -> bytes:
         """Go on after Then.WAIT."""
         return self._run(self._rest)
+
+    def interrupt(self, answer: Reply) -> bytes:
+        """Say this in place of what was said last, and no more."""
+        self.said[-1] += answer.code - self.said[-1] % CODE_SPAN - 200
+        self.then = Then.HANG_UP
+        return answer.wire
 
     def secured(self) -> None:
         """TLS is on: forget all that was said before (RFC 3207 4.2)."""
@@ -310,7 +318,7 @@ class Session(State):
 
     def _finish(self, answer: Reply) -> bytes:
         """The message is over, taken or not; what to say."""
-        wire = answer.wire.replace(b"{id}", self.id) if answer is reply.QUEUED else answer.wire
+        wire = answer.wire % (self._id or self.new_id()) if answer is reply.QUEUED else answer.wire
         self.reset()
         return wire
 

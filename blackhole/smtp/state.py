@@ -89,10 +89,10 @@ class State:
         "stage",
     )
 
-    def __init__(self, host: Host, new_id: Callable[[], bytes], secure: bool) -> None:
+    def __init__(self, host: Host, new_id: Callable[[], int], secure: bool) -> None:
         self.host = host
         self.new_id = new_id
-        self._id = b""
+        self._id = 0
         self.secure = secure
         self.left = False
         """The client said QUIT."""
@@ -103,15 +103,15 @@ class State:
         self.smtputf8 = False
 
     @property
-    def id(self) -> bytes:
-        """The transaction's name, ten hexadecimal digits; drawn when first asked for, as most never are."""
+    def id(self) -> int:
+        """The transaction's name, 40 bits; drawn when first asked for."""
         if not self._id:
             self._id = self.new_id()
         return self._id
 
     def reset(self) -> None:
         """Forget the transaction: what RSET, HELO, EHLO, STARTTLS and the end of a message have in common."""
-        self._id = b""
+        self._id = 0
         self.stage &= GREETED
         self.recipients = 0
         self.octets = 0
