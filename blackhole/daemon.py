@@ -20,6 +20,12 @@ from blackhole.settings import OperatorError
 _NO_NEW_PRIVS = 38  # PR_SET_NO_NEW_PRIVS of linux/prctl.h
 
 
+TITLE = "blackhole: master"
+"""Of the process whose pid a pidfile has."""
+
+PATIENCE = 5.0
+"""Seconds a program may take from locking its pidfile to writing into it."""
+
 # Alone: the pidfile.
 
 
@@ -35,10 +41,11 @@ class Pidfile:
         self.path = path
         patience = time.monotonic() + 0.2  # `holder` holds the lock as well, for a moment
         while not self._lock():
-            pid = os.pread(self.descriptor, 20, 0).decode("ascii", "replace").strip()
             os.close(self.descriptor)
             if time.monotonic() > patience:
-                raise OperatorError(f"already running, pid {pid or 'not known yet'} ({path})", os.EX_TEMPFAIL)
+                raise OperatorError(
+                    f"already running, pid {holder(path) or 'not known yet'} ({path})", os.EX_TEMPFAIL
+                )
             time.sleep(0.01)
         os.ftruncate(self.descriptor, 0)
         if os.fstat(self.descriptor).st_uid == os.geteuid():
@@ -99,19 +106,20 @@ def holder(path: str) -> int | None:
 def _has_open(pid: int, file: os.stat_result) -> bool:
     """Whether a process has that file open: a stranger who got the number of a dead one has not."""
     descriptors = f"/proc/{pid}/fd"
-    try:
-        return any(
-            os.path.samestat(os.stat(f"{descriptors}/{name}"), file) for name in os.listdir(descriptors)
-        )
-    except FileNotFoundError:
-        return False
-    except PermissionError:
-        return True  # for whom we cannot see into we cannot signal either
+    with suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        try:
+            return any(
+                os.path.samestat(os.stat(f"{descriptors}/{name}"), file) for name in os.listdir(descriptors)
+            )
+        except PermissionError:  # another user's; or our own, where the interpreter has capabilities
+            with open(f"/proc/{pid}/cmdline", "rb") as title:
+                return title.read().rstrip(b"\0") == TITLE.encode()
+    return False
 
 
 def send(path: str, number: signal.Signals) -> bool:
     """Signal the program that holds a pidfile; False if none does. Raises OperatorError."""
-    patience = time.monotonic() + 5.0
+    patience = time.monotonic() + PATIENCE
     while (pid := holder(path)) == 0:
         if time.monotonic() > patience:
             raise OperatorError(f"{path} is locked by a process it does not name", os.EX_UNAVAILABLE)

@@ -261,7 +261,7 @@ class Service:
 
     def run(self) -> int:
         """Serve until the end; the exit code."""
-        setproctitle("blackhole: master")
+        setproctitle(daemon.TITLE)
         if self._pidfile is not None:
             self._pidfile.write()
         code = Supervisor(
