@@ -15,6 +15,7 @@ from transcript import Mismatch, Transcript, bless, every, play, spelt
 
 from blackhole import options, server
 from blackhole.smtp import Config, Engine, Session, Then
+from blackhole.smtp.commands import NOT_SMTP
 from blackhole.smtp.reply import BOUNCES
 
 
@@ -92,6 +93,14 @@ def conversation(mode: str = "accept", **more: object) -> Session:
     return session
 
 
+@pytest.mark.parametrize("verb", NOT_SMTP)
+def test_whoever_talks_http_is_sent_away(verb: str) -> None:
+    session = conversation()
+    said = f"{verb} / HTTP/1.1\r\nHost: mx.test\r\n\r\nHELO client.test\r\n"
+    assert session.receive(said.encode()) == b"221 2.7.0 This is an SMTP server. Goodbye\r\n"
+    assert session.then is Then.HANG_UP
+
+
 def draws(mode: str, messages: int) -> list[bytes]:
     """How as many messages end, each in a session of its own, as a refusal may close it."""
     engine = Engine(Config(mode=mode), Random(7))
@@ -162,14 +171,13 @@ def test_a_client_that_says_much_at_once_lets_others_have_a_turn() -> None:
 def test_a_transaction_has_an_id_and_reset_gives_a_new_one() -> None:
     session = conversation()
     first = session.id
-    assert re.fullmatch(rb"[0-9A-F]{10}", first)
     session.receive(b"MAIL FROM:<ann@example.com>\r\n")
     assert session.id == first
     session.receive(b"RSET\r\n")
     second = session.id
     assert second != first
     out = session.receive(b"DATA\r\n.\r\n")
-    assert out.endswith(b"queued as %b\r\n" % second)
+    assert out.endswith(b"queued as %010X\r\n" % second)
     assert session.id not in (first, second)
 
 

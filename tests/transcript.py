@@ -157,14 +157,14 @@ class Wire:
         for piece in data:
             try:
                 self.socket.sendall(piece)
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 return  # hung up in the middle of the group; the reply says why
 
     def hear(self) -> tuple[str, float] | None:
         while b"\n" not in self.buffer:
             try:
                 data = self.socket.recv(65536)
-            except (TimeoutError, ConnectionResetError):
+            except (TimeoutError, ConnectionResetError, ssl.SSLEOFError):
                 data = b""
             if not data:
                 return None

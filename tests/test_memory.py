@@ -1,0 +1,63 @@
+"""A message of two gibibytes passes through a worker that does not grow."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from conftest import Certificate
+from program import Program, free_port, status
+
+MIB = 1 << 20
+
+LINES = (b"x" * 78 + b"\r\n") * (MIB // 80 + 1)
+"""Short lines, as mail has them; a little more than a mebibyte, so that no line keeps its place in the reads."""
+
+DOTS = b"\r\n..\r\n.x" * (MIB // 8)
+"""Nothing but what looks like the end of the message, and is not."""
+
+ONE_LINE = b"x" * MIB
+"""A line that does not end."""
+
+GROWTH = 1024
+"""KiB that a worker may grow by: the buffers of one connection."""
+
+
+def peak(pid: int) -> int:
+    """The most KiB that have been resident in a process."""
+    return int(status(pid)["VmHWM"].split()[0])
+
+
+def send(client: socket.socket, body: bytes, times: int) -> None:
+    """A message, made of the same octets again and again."""
+    client.sendall(b"DATA\r\n")
+    assert client.recv(4096).startswith(b"354 ")
+    for _ in range(times):
+        client.sendall(body)
+    client.sendall(b"\r\n.\r\n")
+    assert client.recv(4096).startswith(b"250 ")
+
+
+@pytest.mark.parametrize(
+    ("body", "size", "secure"),
+    [(LINES, 2048, False), (ONE_LINE, 512, False), (DOTS, 256, False), (LINES, 256, True)],
+    ids=["two gibibytes", "one line", "dots", "under tls"],
+)
+def test_a_worker_does_not_grow_with_a_message(
+    body: bytes, size: int, secure: bool, certificate: Certificate
+) -> None:
+    port = free_port()
+    tls = [f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", f"--ssl_port={port}"]
+    with Program("--workers=1", "--message_size_limit=0", *(tls if secure else [])) as program:
+        (worker,) = program.workers()
+        client = socket.create_connection(("127.0.0.1", port) if secure else program.address, 60)
+        if secure:
+            client = certificate.client.wrap_socket(client, server_hostname="mx.test")
+        with client:
+            assert client.recv(4096).startswith(b"220 ")
+            send(client, body, 4)
+            before = peak(worker)
+            send(client, body, size)
+            assert peak(worker) - before < GROWTH
+            assert program.workers() == [worker]
+        assert program.stop() == 0
