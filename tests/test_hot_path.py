@@ -1,0 +1,136 @@
+"""What keeps Blackhole fast, counted and not timed: system calls a message, and memory a body."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import shutil
+import socket
+import subprocess
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+from types import NoneType
+
+import pytest
+from program import Program, wait_for
+from tornado.iostream import IOStream
+
+from blackhole.smtp import Config, Engine
+from blackhole.stream import Stream
+
+MESSAGES = 400
+SESSIONS = 5
+
+CALL = re.compile(r"^(?:\[pid +\d+\] |\d+ +)?(\w+)\(")
+
+
+def calls(tmp_path: Path, *how: str) -> Counter[str]:
+    """The system calls of one worker while smtp-source sends MESSAGES in SESSIONS at once."""
+    source = shutil.which("smtp-source", path="/usr/sbin:/usr/bin")
+    if source is None or shutil.which("strace") is None:
+        pytest.skip("smtp-source (Debian package postfix) or strace is not installed")
+    trace = tmp_path / "trace"
+    with Program("--workers=1") as program:
+        (worker,) = program.workers()
+        with subprocess.Popen(["strace", "-o", trace, "-p", str(worker)], stderr=subprocess.PIPE) as tracer:
+            assert tracer.stderr is not None
+            attached = tracer.stderr.readline()
+            assert b"attached" in attached, attached
+            subprocess.run(
+                [source, *how, "-s", str(SESSIONS), "-m", str(MESSAGES), f"127.0.0.1:{program.port}"],
+                check=True,
+                timeout=60,
+            )
+            tracer.terminate()
+    return Counter(match[1] for match in map(CALL.match, trace.read_text().splitlines()) if match)
+
+
+def test_a_message_on_an_open_connection_is_four_reads_and_four_writes(tmp_path: Path) -> None:
+    """MAIL, RCPT, DATA and the body; the connections' own calls are few."""
+    found = calls(tmp_path, "-d")
+    few = 4 * SESSIONS
+    assert 4 * MESSAGES <= found["recvfrom"] <= 4 * MESSAGES + few
+    assert 4 * MESSAGES <= found["sendto"] <= 4 * MESSAGES + few
+    # One epoll_wait serves all that is ready; in the worst case it is one event.
+    others = sum(found.values()) - found["recvfrom"] - found["sendto"] - found["epoll_wait"]
+    assert others <= 8 * SESSIONS + 40, found
+
+
+def test_a_connection_costs_six_calls_of_its_own(tmp_path: Path) -> None:
+    """accept4, getsockname (Python's), ioctl, epoll_ctl, close, and the greeting's sendto."""
+    found = calls(tmp_path)
+    for name in ("getsockname", "ioctl", "epoll_ctl", "close"):
+        assert found[name] <= MESSAGES + 20, found
+    assert found["accept4"] <= 2 * MESSAGES + 20, found
+    # HELO, MAIL, RCPT, DATA, body and QUIT; one reply each and the greeting. No read for the end:
+    # after QUIT both sides know.
+    assert found["recvfrom"] <= 6 * MESSAGES + 20, found
+    assert found["sendto"] <= 7 * MESSAGES + 20, found
+
+
+def test_a_body_leaves_no_trace_in_memory() -> None:
+    """What a session allocates does not depend on how long the message is."""
+    session = Engine(Config(), random.Random(7)).session()
+    session.greet()
+    session.receive(b"DATA\r\n")
+    chunk = (b"x" * 62 + b"\r\n") * 1024
+    session.receive(chunk)
+    tracemalloc.start()
+    try:
+        for _ in range(64):
+            session.receive(chunk)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert session.octets == 65 * len(chunk)
+    assert peak < 4096
+
+
+def test_a_stream_is_an_iostream_whose_attributes_are_the_class_s() -> None:
+    """Stream skips the constructor; all that Tornado finds in a fresh one is there all the same."""
+
+    async def compare() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            fresh = IOStream(
+                ours, max_buffer_size=Stream.max_buffer_size, read_chunk_size=Stream.read_chunk_size
+            )
+            for name, value in vars(fresh).items():
+                if name in ("socket", "io_loop"):
+                    continue
+                mine = getattr(Stream, name)
+                if isinstance(value, bool | int | NoneType):
+                    assert mine == value, name
+                else:
+                    # A buffer or a queue: empty, and one that nobody can put anything into by mistake.
+                    assert not value and not mine and isinstance(mine, bytes | tuple), name
+
+    asyncio.run(compare())
+
+
+def test_an_idle_connection_is_small() -> None:
+    """Ten times the allowance of a thousand connections is far beyond what noise could do to it."""
+
+    def resident(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4
+
+    with Program("--workers=1") as program:
+        (worker,) = program.workers()
+        clients: list[socket.socket] = []
+        try:
+
+            def connect(many: int) -> int:
+                for _ in range(many):
+                    clients.append(socket.create_connection(program.address, 60))
+                for client in clients[-many:]:
+                    assert client.recv(100).startswith(b"220 ")
+                return wait_for(lambda: resident(worker), "a worker has memory")
+
+            before = connect(100)
+            after = connect(400)
+        finally:
+            for client in clients:
+                client.close()
+    assert (after - before) / 400 < 4.0, "KiB a connection"
