@@ -194,6 +194,46 @@ def test_nothing_of_a_body_is_kept() -> None:
         assert max(len(value) for name in names if isinstance(value := getattr(one, name), bytes)) <= 16
 
 
+def test_a_trace_has_every_line() -> None:
+    seen = []
+    engine = Engine(Config("mx.test"), Random(7), lambda session, way, line: seen.append((way, line)))
+    session = engine.session()
+    session.greet()
+    session.receive(b"HELO client.test\r\nDA")
+    session.receive(b"TA\r\nHello\r\n\xff\r\n.\r\nQUIT\r\n")
+    assert seen[-3][1].startswith(b"250 2.0.0 OK: queued as ")
+    del seen[-3]
+    assert seen == [
+        ("SEND", b"220 mx.test ESMTP Blackhole"),
+        ("RECV", b"HELO client.test"),
+        ("SEND", b"250 mx.test"),
+        ("RECV", b"DATA"),
+        ("SEND", b"354 Start mail input; end with <CRLF>.<CRLF>"),
+        ("RECV", b"Hello"),
+        ("RECV", b"\xff"),
+        ("RECV", b"."),
+        ("RECV", b"QUIT"),
+        ("SEND", b"221 2.0.0 Goodbye"),
+    ]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    body=st.lists(
+        st.sampled_from([b"\r\n", b".", b"\r", b"\n", b"x", 50 * b".", 5000 * b"x"]), max_size=40
+    ).map(b"".join),
+    cut=st.integers(0, 100000),
+)
+def test_a_body_ends_at_the_first_end(body: bytes, cut: int) -> None:
+    """Compared with the plainest way to find it, on bodies long and short, with few dots and many."""
+    text = body + b"\r\n.\r\n"
+    cut %= (b"\r\n" + text).index(b"\r\n.\r\n") + 3
+    session = conversation()
+    session.receive(b"DATA\r\n")
+    assert not cut or session.receive(text[:cut]) == b""
+    assert session.receive(text[cut:]).startswith(b"250 2.0.0 OK: queued as ")
+
+
 WORDS = [
     b"HELO client.test\r\n",
     b"EHLO client.test\r\n",
