@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = (sys.executable, "-W", "error", str(ROOT / "bin" / "blackhole"))
-MODULE = (sys.executable, "-W", "error", "-m", "blackhole")
+# Tornado leaves the socket open that it could not bind.
+PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")
+SCRIPT = (*PYTHON, str(ROOT / "bin" / "blackhole"))
+MODULE = (*PYTHON, "-m", "blackhole")
 READY = "All mail is thrown away."
 """Ends what the program prints once its workers accept connections."""
 
@@ -122,7 +124,7 @@ def run(
 
 
 class Program:
-    """One master in the foreground, with all its workers. Listens on 127.0.0.1 unless `options` say where."""
+    """One master in the foreground; on 127.0.0.1 and with two workers, unless `options` say otherwise."""
 
     def __init__(
         self,
@@ -131,13 +133,14 @@ class Program:
         env: dict[str, str] | None = None,
         cwd: str | None = None,
     ) -> None:
-        names = {option.partition("=")[0] for option in options}
-        self.port = free_port()
+        values = dict(option.split("=", 1) for option in options if "=" in option)
+        self.port = int(values.get("--port") or free_port())
+        """Of the first listener, unless --listen or --conf says otherwise."""
         self.address = ("127.0.0.1", self.port)
         given = [*options]
-        if names.isdisjoint({"--port", "--listen", "--conf"}):
+        if values.keys().isdisjoint({"--listen", "--conf"}):
             given += ["--host=127.0.0.1", f"--port={self.port}"]
-        if "--workers" not in names and "--conf" not in names:
+        if values.keys().isdisjoint({"--workers", "--conf"}):
             given.append("--workers=2")
         with tempfile.NamedTemporaryFile(prefix="blackhole-", delete=False) as self._output:
             self.process = subprocess.Popen(
