@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from itertools import compress
 from typing import Final, NamedTuple
 
 from blackhole.smtp.session import CODE_SPAN
@@ -26,6 +27,7 @@ class Cell(NamedTuple):
 CELLS: Final = (
     Cell("beat", "microseconds of the monotonic clock when the process last said that it lives", gauge=True),
     Cell("open", "connections that are open now", gauge=True),
+    Cell("accepting", "1 while the process takes connections", gauge=True),
     Cell("received_bytes", "octets that clients sent"),
 )
 
@@ -72,6 +74,12 @@ class Stats:
     def beaten(self, row: int) -> float:
         """Seconds of the monotonic clock of the last beat; 0.0: not since the row was claimed."""
         return self._cells[row * WIDTH + AT["beat"]] / 1e6
+
+    def crowded(self, row: int) -> bool:
+        """Whether the owner of the row has clearly more connections open than another who takes them."""
+        accepting = self._cells[AT["accepting"] :: WIDTH].tolist()
+        least = min(compress(self._cells[AT["open"] :: WIDTH].tolist(), accepting), default=0)
+        return bool(self._cells[row * WIDTH + AT["open"]] > least + 1 + least // 16)
 
     def total(self, index: int) -> int:
         """The sum of one cell over all rows."""

@@ -7,6 +7,7 @@ import logging
 import signal
 import ssl
 from collections.abc import Mapping, Sequence
+from functools import partial
 from socket import socket
 from typing import Final
 
@@ -14,7 +15,7 @@ from blackhole.logs import printable, reopen
 from blackhole.server import Server
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.session import Session, Trace
-from blackhole.stats import Stats
+from blackhole.stats import AT, Stats
 from blackhole.stream import Selector
 from blackhole.supervisor import Berth
 
@@ -70,9 +71,11 @@ class Worker:
         # The pipe's other end is the master's: it closes when the master is gone, however it went.
         loop.add_reader(self.berth.life, self._drain)
         counters = self.stats.cells(self.berth.row)
+        counters[AT["accepting"]] = 1
+        crowded = partial(self.stats.crowded, self.berth.row) if self.settings.workers > 1 else None
         hook: Trace | None = trace if self.settings.debug else None
         for listener, sockets in self.sockets.items():
-            server = Server(listener, self.settings, counters, self.tls, hook)
+            server = Server(listener, self.settings, counters, self.tls, hook, crowded)
             server.open(sockets, self.selector)
             self.servers.append(server)
         sweeping = loop.call_soon(self._sweep)
@@ -91,6 +94,7 @@ class Worker:
     def _drain(self) -> None:
         """Stop accepting at once; let messages under way come to their end."""
         asyncio.get_running_loop().remove_reader(self.berth.life)
+        self.stats.cells(self.berth.row)[AT["accepting"]] = 0
         for server in self.servers:
             server.shut()
         asyncio.get_running_loop().call_later(self.settings.drain_timeout, self._quit)
