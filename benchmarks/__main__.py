@@ -48,8 +48,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description="Blackhole beside other mail sinks."
     )
     known = [server.name for server in SERVERS]
-    parser.add_argument("--quick", action="store_true", help="short turns, few rounds: under two minutes")
-    parser.add_argument("--rounds", type=int, help="turns each server has (default 5, quick 3)")
+    parser.add_argument("--quick", action="store_true", help="short turns, few peers: under two minutes")
+    parser.add_argument("--rounds", type=int, help="turns each server has (default 9, quick 3)")
     parser.add_argument(
         "--shapes", type=names(list(SHAPES)), default=list(SHAPES), help=f"default all: {','.join(SHAPES)}"
     )
@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         directory = Path(name)
         directory.chmod(0o755)  # some servers give up root before they read their files
         certificate(directory)
-        rounds = chosen.rounds or (3 if chosen.quick else 5)
-        plan = Plan(tuple(servers), rounds, 0.2 if chosen.quick else 1.5, chosen.quick, directory)
+        rounds = chosen.rounds or (3 if chosen.quick else 9)
+        plan = Plan(tuple(servers), rounds, 0.25 if chosen.quick else 1.0, chosen.quick, directory)
         for shape in chosen.shapes:
             tables.append(SHAPES[shape](plan))
             print(f"\n{markdown(tables[-1])}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -24,34 +25,43 @@ def arrive(port: int, number: int) -> socket.socket:
     return client
 
 
-def hear(client: socket.socket) -> None:
+def greet(client: socket.socket) -> None:
     """Be greeted, and say EHLO as a real client would before it falls silent."""
     if not client.recv(512).startswith(b"220"):
         raise Failure("no 220 greeting")
     client.sendall(b"EHLO client.test\r\n")
-    reply = b""
-    while b"\n250 " not in b"\n" + reply:
+
+
+def hear(client: socket.socket) -> None:
+    """Read the whole reply to EHLO."""
+    reply = b"\n"
+    while b"\n250 " not in reply:
         if not (piece := client.recv(4096)):
             raise Failure(f"hung up on EHLO after {reply!r}")
         reply += piece
 
 
 @contextmanager
-def crowd(port: int, size: int, at_once: bool = False) -> Iterator[list[socket.socket]]:
+def crowd(port: int, size: int, wave: int = 200) -> Iterator[list[socket.socket]]:
     """Hold `size` connections for as long as the block lasts.
 
-    They come one after the other, each when the one before it was heard; `at_once`, all before any is heard.
+    They come in waves: so many connect, then all of them are served, then the next. All must still be there
+    at the end of the block, or it is a Failure.
     """
     with ExitStack() as stack:
         clients: list[socket.socket] = []
         try:
-            for number in range(size):
-                clients.append(stack.enter_context(arrive(port, number)))
-                if not at_once:
-                    hear(clients[-1])
-            if at_once:
-                for client in clients:
-                    hear(client)
+            for begin in range(0, size, wave):
+                for number in range(begin, min(size, begin + wave)):
+                    clients.append(stack.enter_context(arrive(port, number)))
+                for serve in (greet, hear):
+                    for client in clients[begin:]:
+                        serve(client)
         except OSError as error:
             raise Failure(f"connection {len(clients)} of {size}: {error}") from None
         yield clients
+        gone = select.poll()
+        for client in clients:
+            gone.register(client, select.POLLIN)
+        if left := gone.poll(0):
+            raise Failure(f"{len(left)} of {size} connections were not left in peace")

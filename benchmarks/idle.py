@@ -13,7 +13,7 @@ COLUMNS = {
     "base": ("base RSS, KiB", ",d"),
     "full": ("full RSS, KiB", ",d"),
     "each": ("RSS each, KiB", ".2f"),
-    "each_pss": ("PSS each, KiB", ".2f"),
+    "each_pss": ("own (PSS) each, KiB", ".2f"),
 }
 
 

@@ -4,9 +4,9 @@
 
 Speaks as smtp-source does, one command at a time. A message is due when its time has come, whether or not
 those before it are done (an open loop); it waits for a session only if all are busy. It never sleeps, since a
-timer would send in bursts. Prints one line of JSON, times in seconds: `replies` {p50, p99, max} from the write of
-a command to the read of its reply, `messages` {...} from the moment a message was due to its last reply, and
-`rate`, the messages a second that went out.
+timer would send in bursts. Prints one line of JSON, times in seconds: `replies` {p50, p99, max} from the
+write of a command to the read of its reply, `messages` {...} from the moment a message was due to its last
+reply, and `rate`, the messages a second that went out.
 """
 
 from __future__ import annotations

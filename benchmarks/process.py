@@ -76,8 +76,8 @@ def resident(pids: list[int]) -> int:
 
 
 def proportional(pids: list[int]) -> int:
-    """KiB resident now, each shared page counted once over those that share it (Pss)."""
-    return sum(kibibytes(pid, "smaps_rollup", "Pss") for pid in pids)
+    """KiB of memory of its own now (no files), a shared page divided among those that share it (Pss_Anon)."""
+    return sum(kibibytes(pid, "smaps_rollup", "Pss_Anon") for pid in pids)
 
 
 def sockets(pid: int) -> int:

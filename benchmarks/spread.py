@@ -22,13 +22,12 @@ def measure(plan: Plan) -> Table:
     table = Table("spread", f"{CONNECTIONS} connections over the workers", COLUMNS)
     for server in (server for server in plan.servers if server.ours):
         for workers in (2, 4):
-            for at_once in (False, True):
-                arrival = "at once" if at_once else "one by one"
+            for arrival, wave in (("one by one", 1), ("at once", CONNECTIONS)):
                 row: Row = {"server": server.name, "workers": workers, "arrival": arrival}
                 table.rows.append(row)
                 with failing(row), started(server, plan.directory, workers, cores=machine.CORES) as running:
                     before = {pid: process.sockets(pid) for pid in running.pids()}
-                    with crowd(running.port, CONNECTIONS, at_once):
+                    with crowd(running.port, CONNECTIONS, wave):
                         held = [process.sockets(pid) - count for pid, count in before.items()]
                     even = CONNECTIONS / workers
                     held = sorted(held, reverse=True)[:workers]  # the master has none

@@ -140,6 +140,7 @@ def summary(turns: Sequence[Turn], first: Sequence[Turn]) -> Row:
             turn.cpu.system / max(turn.cpu.user + turn.cpu.system, process.TICK) for turn in turns
         ),
         "ratio": median(ratios) if ratios else None,
+        "range": f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else None,
         "cpus": [round(turn.cost * 1e6, 2) for turn in turns],
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
@@ -151,6 +152,7 @@ COLUMNS = {
     "cpu": ("CPU µs/message", ",.1f"),
     "kernel": ("kernel", ".0%"),
     "ratio": ("ratio", ".2f"),
+    "range": ("least to most", ""),
     "peak": ("peak KiB", ",d"),
 }
 
@@ -195,8 +197,10 @@ def workers(shape: Load) -> Callable[[Plan], Table]:
         table = Table(f"workers-{shape.name}", f"Workers. {shape.title}", COLUMNS)
         for server in (server for server in plan.servers if server.ours):
             entries = [
-                Contestant(f"{server.name}, workers {number}", server, shape.send, shape.warm, workers=number)
-                for number in (1, 2, 4)
+                Contestant(
+                    f"{server.name}, workers {n}", server, shape.send, shape.warm, "", n, machine.CORES
+                )
+                for n in (1, 2, 4)
             ]
             table.rows += compete(plan, entries)
         for row in table.rows:
