@@ -7,9 +7,10 @@ reply with a delay stops the session in the middle of a chunk; `resume` goes on.
 Nothing of a message is kept, and of a command at most LINE octets.
 
 There are two roads. `_run` can do everything. `receive` first looks whether the
-chunk is one whole command in its commonest form, or one whole body, as nearly
-every chunk of nearly every sender is: that takes 1.0 microseconds instead of 2.4
-and leads through the same rows, rules and replies.
+chunk is one whole command in its commonest form, one whole pipelined group of
+such, or one whole body, as nearly every chunk of nearly every sender is: that
+takes 0.7 microseconds a command instead of 2.4, 0.4 in a group, and leads through
+the same rows and replies.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ CODE_SPAN: Final = 400
 USUAL: Final = re.compile(rb"(?:MAIL FROM|RCPT TO):<(?=[!-;=?-~]+>\r\n\Z)|(?:HELO|EHLO) (?=[!-~]+\r\n\Z)")
 """Commands with an argument as nearly all senders write them: printable ASCII, no parameters. It
 matches as far as the argument, but only if the rest of the chunk is an argument and a line end."""
+
+GROUP: Final = re.compile(rb"MAIL FROM:<[!-;=?-~]+>\r\n(?:RCPT TO:<[!-;=?-~]+>\r\n)+DATA\r\n")
+"""A whole transaction as nearly all senders pipeline it."""
 
 NEVER: Final = re.compile(rb"(?!)")
 
@@ -103,6 +107,9 @@ class Engine:
             verb + b"\r\n": self.entries[verb] for verb in (b"DATA", b"QUIT", b"RSET") if self.short
         }
         self.match: Final = (USUAL if self.short else NEVER).match
+        grouped = [self.entries[verb] for verb in (b"MAIL", b"RCPT", b"DATA")]
+        free = self.short and all(entry.rule is None for entry in grouped)
+        self.group: Final = (GROUP if free else NEVER).fullmatch
         self.usual: Final = {
             start: self.entries[start[:4]] for start in (b"MAIL FROM:<", b"RCPT TO:<", b"HELO ", b"EHLO ")
         }
@@ -174,7 +181,7 @@ class Session(State):
             if known is None:
                 start = engine.match(data)
                 if start is None:
-                    return self._run(data)
+                    return self._run(data) if engine.group(data) is None else self._group(data)
                 known = engine.usual[start[0]]
             if known.rule is not None:
                 return self._run(data)
@@ -188,6 +195,16 @@ class Session(State):
                     self.then = answer.then
         self.said.append(entry.base + answer.code)
         return wire
+
+    def _group(self, data: bytes) -> bytes:
+        """Answer MAIL, RCPT, ..., DATA that came in one chunk, and that no rule wants to see."""
+        entries = self.engine.entries
+        recipients = data.count(b"\n") - 2
+        group = [entries[b"MAIL"], *[entries[b"RCPT"]] * recipients, entries[b"DATA"]]
+        answers = [entry.do(self, PLAIN) for entry in group]
+        self.said += [entry.base + answer.code for entry, answer in zip(group, answers, strict=True)]
+        self._tail = START
+        return b"".join([answer.wire for answer in answers])
 
     def resume(self) -> bytes:
         """Go on after Then.WAIT."""
