@@ -9,7 +9,7 @@ Nothing of a message is kept, and of a command at most LINE octets.
 There are two roads. `_run` can do everything. `receive` first looks whether the
 chunk is one whole command in its commonest form, one whole pipelined group of
 such, or one whole body, as nearly every chunk of nearly every sender is: that
-takes 0.7 microseconds a command instead of 2.4, 0.4 in a group, and leads through
+takes 0.7 microseconds a command instead of 2.4, 0.2 in a group, and leads through
 the same rows and replies.
 """
 
@@ -107,8 +107,8 @@ class Engine:
             verb + b"\r\n": self.entries[verb] for verb in (b"DATA", b"QUIT", b"RSET") if self.short
         }
         self.match: Final = (USUAL if self.short else NEVER).match
-        grouped = [self.entries[verb] for verb in (b"MAIL", b"RCPT", b"DATA")]
-        free = self.short and all(entry.rule is None for entry in grouped)
+        self.grouped: Final = tuple(self.entries[verb] for verb in (b"MAIL", b"RCPT", b"DATA"))
+        free = self.short and all(entry.rule is None for entry in self.grouped)
         self.group: Final = (GROUP if free else NEVER).fullmatch
         self.usual: Final = {
             start: self.entries[start[:4]] for start in (b"MAIL FROM:<", b"RCPT TO:<", b"HELO ", b"EHLO ")
@@ -198,13 +198,15 @@ class Session(State):
 
     def _group(self, data: bytes) -> bytes:
         """Answer MAIL, RCPT, ..., DATA that came in one chunk, and that no rule wants to see."""
-        entries = self.engine.entries
         recipients = data.count(b"\n") - 2
-        group = [entries[b"MAIL"], *[entries[b"RCPT"]] * recipients, entries[b"DATA"]]
-        answers = [entry.do(self, PLAIN) for entry in group]
-        self.said += [entry.base + answer.code for entry, answer in zip(group, answers, strict=True)]
+        wire = b""
+        for entry, times in zip(self.engine.grouped, (1, recipients, 1), strict=True):
+            answer = entry.do(self, PLAIN)
+            wire += answer.wire * times
+            self.said += [entry.base + answer.code] * times
+        self.recipients = recipients
         self._tail = START
-        return b"".join([answer.wire for answer in answers])
+        return wire
 
     def resume(self) -> bytes:
         """Go on after Then.WAIT."""
