@@ -105,6 +105,21 @@ def descriptors(pid: int) -> list[str]:
     return found
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing behind of a master and its children: ask, then kill."""
+    ours = children(process.pid)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+    process.kill()
+    process.wait()
+    for pid in filter(alive, ours):
+        if title(pid).startswith("blackhole: "):  # and not somebody who got its number since
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 # The program.
 
 
@@ -169,12 +184,7 @@ class Program:
         self._end()
 
     def _end(self) -> None:
-        """Whatever happened, leave no process of ours behind."""
-        ours = children(self.pid)
-        for pid in (self.pid, *ours):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        end(self.process)
         os.unlink(self._output.name)
 
     def output(self) -> str:

@@ -139,8 +139,10 @@ def test_when_it_cannot_be_opened_again_the_old_one_goes_on(tmp_path: Path) -> N
 def test_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "log"
     body = (
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+        "before = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))\n"
         "for _ in range(100): log.info('x' * 90)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, before)\n"
         "print('still here')"
     )
     done = script(body, path, debug=False)

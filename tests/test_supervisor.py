@@ -17,7 +17,7 @@ from typing import Self
 import crew
 import pytest
 from crew import WORKER
-from program import alive, children, descriptors, environment, state, status, title, wait_for
+from program import alive, children, descriptors, end, environment, state, status, title, wait_for
 
 from blackhole import supervisor
 
@@ -42,10 +42,7 @@ class Master:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in (self.pid, *children(self.pid)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        end(self.process)
 
     def tell(self, name: str) -> None:
         (self.directory / name).touch()
@@ -82,7 +79,8 @@ class Master:
     def logged(self, text: str, times: int = 1) -> None:
         wait_for(lambda: self.log().count(text) >= times, f"{text!r} in the log")
 
-    def end(self) -> int:
+    def ends(self) -> int:
+        """The exit code, once it has ended."""
         return self.process.wait(20)
 
 
@@ -155,7 +153,7 @@ def test_all_workers_may_die_at_once(tmp_path: Path) -> None:
 def test_a_program_that_cannot_work_here_ends(tmp_path: Path) -> None:
     (tmp_path / "die").touch()
     with Master(tmp_path) as master:
-        assert master.end() == os.EX_SOFTWARE
+        assert master.ends() == os.EX_SOFTWARE
         assert "CRITICAL no worker can be kept running" in master.log()
         assert master.log().count("ended with exit code 3") == 2 * supervisor.FIRST_TRIES
         assert master.said() == ["leave"]
@@ -164,7 +162,7 @@ def test_a_program_that_cannot_work_here_ends(tmp_path: Path) -> None:
 def test_workers_that_never_get_ready_count_as_dead(tmp_path: Path) -> None:
     (tmp_path / "mute").touch()
     with Master(tmp_path, 1, SILENCE=0.3, BACKOFF=(0.0, 0.0, 0.1), MERCY=0.1) as master:
-        assert master.end() == os.EX_SOFTWARE
+        assert master.ends() == os.EX_SOFTWARE
         assert "has been silent" in master.log()
 
 
@@ -204,7 +202,7 @@ def test_a_crash_after_the_start_gives_up_no_place(tmp_path: Path) -> None:
 def test_an_exception_in_a_child_is_logged_once_with_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "raise").touch()
     with Master(tmp_path, 1, BACKOFF=(0.0, 0.0, 0.1)) as master:
-        assert master.end() == os.EX_SOFTWARE
+        assert master.ends() == os.EX_SOFTWARE
         log = master.log()
         assert log.count("ERROR blackhole: worker 1 failed\n    Traceback") == supervisor.FIRST_TRIES
         assert log.count("\n    ZeroDivisionError: by intent\n") == supervisor.FIRST_TRIES
@@ -214,7 +212,7 @@ def test_an_exception_in_a_child_is_logged_once_with_its_traceback(tmp_path: Pat
 def test_an_operators_mistake_in_a_child_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "refuse").touch()
     with Master(tmp_path, 1, BACKOFF=(0.0, 0.0, 0.1)) as master:
-        assert master.end() == os.EX_SOFTWARE
+        assert master.ends() == os.EX_SOFTWARE
         assert master.log().count("ERROR cannot do that\n") == supervisor.FIRST_TRIES
         assert f"ended with exit code {os.EX_NOPERM}" in master.log()
 
@@ -286,7 +284,7 @@ def test_term_lets_children_finish(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
         workers = master.settled().workers()
         master.send(signal.SIGTERM)
-        assert master.end() == 0
+        assert master.ends() == 0
         assert master.said()[-1] == "leave"
         assert not any(map(alive, workers))
         assert "WARNING" not in master.log()
@@ -297,7 +295,7 @@ def test_term_has_a_limit(tmp_path: Path) -> None:
     with Master(tmp_path, drain=0.3) as master:
         master.settled()
         master.send(signal.SIGTERM)
-        assert master.end() == 0
+        assert master.ends() == 0
         assert master.log().count("did not leave in time and is killed") == 2
 
 
@@ -312,7 +310,7 @@ def test_asked_twice_it_stops_now(tmp_path: Path, second: signal.Signals) -> Non
         assert master.process.poll() is None
         began = time.monotonic()
         master.send(second)
-        assert master.end() == 0
+        assert master.ends() == 0
         assert time.monotonic() - began < 3.0
 
 
@@ -321,7 +319,7 @@ def test_int_and_quit_stop_now(tmp_path: Path, number: signal.Signals) -> None:
     with Master(tmp_path, drain=60.0) as master:
         workers = master.settled().workers()
         master.send(number)
-        assert master.end() == 0
+        assert master.ends() == 0
         assert not any(map(alive, workers))
 
 
@@ -330,7 +328,7 @@ def test_term_before_it_is_ready(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
         master.has(2)
         master.send(signal.SIGTERM)
-        assert master.end() == 0
+        assert master.ends() == 0
         assert master.said() == ["leave"]
 
 
@@ -460,7 +458,7 @@ def test_a_storm_of_signals_and_deaths(tmp_path: Path) -> None:
             )
             pids = master.workers()
             if number in (signal.SIGKILL, signal.SIGTERM):
-                if pids:
+                with suppress(IndexError, ProcessLookupError):
                     os.kill(dice.choice(pids), number)
             else:
                 master.send(number)
