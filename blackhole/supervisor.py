@@ -277,7 +277,7 @@ class Supervisor:
     def _strike(self, child: _Child) -> None:
         """Its time is up: ask a frozen child where it stands, kill one that was told to go."""
         if child.doomed:
-            log.warning("%s (pid %d) did not leave in time and is killed", child.title, child.pid)
+            log.warning("%s (pid %d) does not end and is killed", child.title, child.pid)
             os.kill(child.pid, signal.SIGKILL)
             child.deadline = math.inf
         else:
@@ -291,22 +291,21 @@ class Supervisor:
                 child.deadline = max(child.deadline, now + SILENCE)
 
     def _take_turns(self) -> None:
-        """See whether a crew came to be ready, or never will."""
+        """See whether a crew has come to be ready, or never will."""
         workers = self._crew.workers
         if all(place.failures >= (GIVE_UP if self._settled else FIRST_TRIES) for place in workers):
             log.critical("no worker can be kept running")
             self._code = os.EX_SOFTWARE
             self.drain()
-        elif not self._settled:
-            # One that failed is not waited for; it has its next chances while the others serve.
-            if any(place.ready for place in workers) and all(
-                place.ready or place.failures for place in workers
-            ):
-                self._settled = True
+            return
+        # One that failed is not waited for; it has its next chances while the others serve.
+        if not self._settled and all(place.ready or place.failures for place in workers):
+            self._settled = any(place.ready for place in workers)
+            if self._settled:
                 self._settle(True)
-        elif self._next is not None:
+        if self._next is not None:
             self._take_over(self._next)
-        elif self._reload_wanted:
+        if self._reload_wanted and self._settled and self._next is None:
             self._reload_wanted = False
             try:
                 self._next = _Crew(self._reload())
@@ -347,7 +346,7 @@ class Supervisor:
         try:
             os.close(self._alive)
             for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, signal.SIG_IGN if number in DEAF else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             setproctitle(job.title)
             job.run(Berth(row, self._life))
@@ -425,3 +424,6 @@ SIGNALS: dict[signal.Signals, Callable[[Supervisor], None]] = {
     signal.SIGALRM: Supervisor.wake,
 }
 """Every signal the master answers, and how."""
+
+DEAF = {signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU}
+"""Those that no child answers: `pkill -HUP blackhole` means the master, and hits them all."""
