@@ -177,7 +177,8 @@ class Shell:
     def tell(self, code: int) -> None:
         """Let it exit with that code, and from now on leave its standard error alone."""
         if self.waits:
-            os.write(self._descriptor, bytes((code,)))
+            with suppress(BrokenPipeError):  # Ctrl-C: nobody waits any more
+                os.write(self._descriptor, bytes((code,)))
             self.forget()
 
     def forget(self) -> None:
@@ -207,8 +208,7 @@ def detach(keep: list[int]) -> Shell:
         os.waitpid(pid, 0)
         code = os.read(answer, 1)
         if not code:
-            sys.stderr.write("blackhole: it died before it was ready\n")
-            sys.stderr.flush()
+            os.write(2, b"blackhole: it died before it was ready\n")
         os._exit(code[0] if code else os.EX_SOFTWARE)
     os.close(answer)
     DaemonContext(

@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         invocation = options.parse(arguments, os.environ)
         debug = invocation.settings.debug
         for warning in invocation.warnings:
-            _say(warning)
+            _complain(warning)
         if invocation.wants:
             return _REQUESTS[invocation.wants](invocation.settings)
         return _ACTIONS[invocation.action](invocation.settings, arguments)
     except OperatorError as error:
-        _say(str(error))
+        _complain(str(error))
         return error.code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -58,26 +58,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.critical("%r", error, exc_info=debug)
         elif debug:
             traceback.print_exc()
-        _say(f"{error!r} is a mistake of ours, not of yours; --debug shows where")
+        _complain(f"{error!r} is a mistake of ours, not of yours; --debug shows where")
         return os.EX_SOFTWARE
 
 
+def _complain(message: str) -> None:
+    _say(f"blackhole: {message}")
+
+
 def _say(line: str) -> None:
-    print(f"blackhole: {line}", file=sys.stderr, flush=True)
+    """To standard error, if there is one: nothing ends because nobody reads it."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def _answer(text: str) -> int:
+    """To standard output, which is success even if nobody reads on, as in `blackhole --help | head`."""
+    with suppress(BrokenPipeError):
+        os.write(1, text.encode(errors="backslashreplace"))
+    return os.EX_OK
 
 
 # In place of an action.
 
 
-def _print(text: Callable[[], str]) -> int:
-    print(text(), end="")
-    return os.EX_OK
-
-
 def _test(settings: Settings) -> int:
     _check(settings)
-    print("The configuration is good.")
-    return os.EX_OK
+    return _answer("The configuration is good.\n")
 
 
 def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None]:
@@ -95,9 +102,9 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None]:
 
 
 _REQUESTS: dict[str, Callable[[Settings], int]] = {
-    "help": lambda settings: _print(options.help_text),
-    "version": lambda settings: _print(options.version_text),
-    "print-config": lambda settings: _print(partial(options.print_config, settings)),
+    "help": lambda settings: _answer(options.help_text()),
+    "version": lambda settings: _answer(options.version_text()),
+    "print-config": lambda settings: _answer(options.print_config(settings)),
     "test": _test,
 }
 
@@ -110,17 +117,14 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
 
 
 def _start(settings: Settings, argv: Sequence[str]) -> int:
-    pid = daemon.holder(settings.pid)
-    if pid is not None:
-        print(f"Blackhole is running already, pid {pid}.")
-        return os.EX_OK  # as LSB has it: what was asked for is so
+    if daemon.holder(settings.pid) is not None:
+        return _status(settings, argv)  # success, as LSB has it: what was asked for is so
     return _serve(settings, argv, detached=True)
 
 
 def _stop(settings: Settings, argv: Sequence[str]) -> int:
     stopped = daemon.stop(settings.pid, settings.drain_timeout + 2)
-    print("Blackhole has stopped." if stopped else "Blackhole was not running.")
-    return os.EX_OK
+    return _answer("Blackhole has stopped.\n" if stopped else "Blackhole was not running.\n")
 
 
 def _restart(settings: Settings, argv: Sequence[str]) -> int:
@@ -137,14 +141,14 @@ def _reload(settings: Settings, argv: Sequence[str]) -> int:
 
 
 def _status(settings: Settings, argv: Sequence[str]) -> int:
+    """0, 1 and 3 mean what LSB has them mean."""
     pid = daemon.holder(settings.pid)
     if pid is not None:
-        print(f"Blackhole is running, pid {pid}." if pid else "Blackhole is about to run.")
-        return 0
+        return _answer(f"Blackhole is running, pid {pid}.\n" if pid else "Blackhole is about to run.\n")
     if os.path.lexists(settings.pid):
-        print(f"Blackhole is not running; it died and left {settings.pid}.")
+        _answer(f"Blackhole is not running; it died and left {settings.pid}.\n")
         return 1
-    print("Blackhole is not running.")
+    _answer("Blackhole is not running.\n")
     return 3
 
 
@@ -245,7 +249,7 @@ class Service:
         """What was opened for a reload, until it is settled."""
         owner = int(self._setup.settings.user), int(self._setup.settings.group)
         if owner[0] == 0:
-            _say("workers run as root, as you asked for")
+            _complain("workers run as root, as you asked for")
         if settings.log and settings.origins.get("log") == "default":
             with suppress(OSError):  # said better when the file cannot be opened
                 os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
@@ -273,7 +277,7 @@ class Service:
             leave=self._leave,
         ).run()
         if code and self._asked.log:
-            _say(f"no worker can be kept running, see {self._asked.log}")
+            _complain(f"no worker can be kept running, see {self._asked.log}")
         self._shell.tell(code or os.EX_UNAVAILABLE)
         return code
 
@@ -339,11 +343,11 @@ class Service:
 
     def _announce(self) -> None:
         for line in self._setup.describe():
-            print(f"blackhole {__version__}: {line}", file=sys.stderr)
+            _say(f"blackhole {__version__}: {line}")
             if self._asked.log:
                 log.info("%s", line)
         how = "blackhole stop ends it" if self._shell.waits else "Ctrl-C stops it"
-        print(f"{how}. All mail is thrown away.", file=sys.stderr, flush=True)
+        _say(f"{how}. All mail is thrown away.")
         self._shell.tell(os.EX_OK)
 
     def _leave(self) -> None:

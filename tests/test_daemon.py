@@ -245,6 +245,29 @@ def test_the_shell_waits_until_it_is_told(tmp_path: Path) -> None:
     assert (directory, umask) == ("/", "0o27")
 
 
+def test_it_goes_on_when_nobody_waits_any_longer(tmp_path: Path) -> None:
+    done, wait = tmp_path / "done", tmp_path / "wait"
+    wait.touch()
+    code = f"""
+import os, sys, time
+from blackhole import daemon
+shell = daemon.detach([])
+print("detached", file=sys.stderr, flush=True)
+while os.path.exists({str(wait)!r}):
+    time.sleep(0.01)
+shell.tell(0)
+os.mkdir({str(done)!r})
+"""
+    with subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE) as shell:
+        assert shell.stderr is not None
+        assert shell.stderr.readline() == b"detached\n"
+        shell.send_signal(signal.SIGINT)
+        assert shell.wait(10) == -signal.SIGINT
+        wait.unlink()
+        wait_for(done.exists, "the daemon goes on")
+        assert shell.stderr.read() == b""
+
+
 def test_a_daemon_that_dies_is_a_failure() -> None:
     done = script("daemon.detach([])\nos._exit(0)")
     assert (done.returncode, done.stderr) == (os.EX_SOFTWARE, "blackhole: it died before it was ready\n")

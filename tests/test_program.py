@@ -377,7 +377,7 @@ def test_start_status_reload_restart_stop(detached: Detached) -> None:
         assert streams == [os.devnull] * 3
 
     again = detached.run("start")
-    assert (again.returncode, again.stdout) == (0, f"Blackhole is running already, pid {first}.\n")
+    assert (again.returncode, again.stdout) == (0, f"Blackhole is running, pid {first}.\n")
     known = detached.run("status")
     assert (known.returncode, known.stdout) == (0, f"Blackhole is running, pid {first}.\n")
     second_copy = detached.run("run")
@@ -528,6 +528,28 @@ def test_requests_are_answered_on_standard_output(flag: str) -> None:
     done = run(flag)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(REQUESTS[flag])
+
+
+def test_whoever_reads_only_the_beginning_of_help_sees_no_traceback() -> None:
+    answer, told = os.pipe()
+    os.close(answer)
+    done = subprocess.run(
+        [*SCRIPT, "--help"], env=environment(), stdout=told, stderr=subprocess.PIPE, check=False
+    )
+    os.close(told)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_without_anybody_to_read_its_standard_error_it_runs(tmp_path: Path) -> None:
+    answer, told = os.pipe()
+    os.close(answer)
+    port = free_port()
+    command = [*SCRIPT, "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+    with subprocess.Popen(command, env=environment(), stderr=told) as process:
+        os.close(told)
+        wait_for(lambda: listens(port), "it serves")
+        process.terminate()
+    assert process.returncode == 0
 
 
 def test_warnings_do_not_keep_it_from_running() -> None:
