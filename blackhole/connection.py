@@ -27,6 +27,9 @@ RECEIVED: Final = AT["received_bytes"]
 LINGER: Final = 2
 """Seconds a client is given to read why it was sent away."""
 
+STALL: Final = 3600
+"""Seconds after which a client is let go that waits for a reply it was never to get."""
+
 
 class Connection:
     """One client.
@@ -42,7 +45,7 @@ class Connection:
         self.server = server
         self.stream = stream
         self.peer = peer
-        self.session = server.engine.session()
+        self.session = server.engine.session(client=peer)
         self.idle = 0.0
         self.heard = 0
         """Octets received since the last sweep."""
@@ -79,6 +82,12 @@ class Connection:
                         if not session.left:
                             await self._hang_up()
                         return
+                    if then is Then.STALL:
+                        await self._stall()
+                        return
+                    if then is Then.RESET:
+                        stream.reset()
+                        return
                     await self._secure()
                 data = await stream.receive()
                 if not data:
@@ -113,6 +122,12 @@ class Connection:
         left = 1 << 20
         while left > 0 and (data := await self.stream.receive()):
             left -= len(data)
+
+    async def _stall(self) -> None:
+        """Say nothing, whatever the client says, until it leaves."""
+        self.idle = self.server.timeout - STALL
+        while await self.stream.receive():
+            pass
 
     def sweep(self) -> None:
         """Called once a second."""

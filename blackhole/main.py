@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
+    from blackhole.smtp.policy import Rule
+
 # Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
 
 log = logging.getLogger(__name__)
@@ -87,10 +89,10 @@ def _test(settings: Settings) -> int:
     return _answer("The configuration is good.\n")
 
 
-def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None]:
-    """The settings with a uid and gid for user and group, and what they say of TLS; nothing is bound.
+def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, tuple[Rule, ...]]:
+    """The settings with a uid and gid for user and group, and what they say of TLS and of rules.
 
-    Raises OperatorError.
+    Nothing is bound. Raises OperatorError.
     """
     uid, gid = daemon.resolve(settings.user, settings.group)
     context = None
@@ -98,7 +100,12 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None]:
         from blackhole import tls
 
         context = tls.context(settings.ssl_cert, settings.ssl_key)
-    return replace(settings, user=str(uid), group=str(gid)), context
+    rules: tuple[Rule, ...] = ()
+    if settings.scenario:
+        from blackhole import scenario
+
+        rules = scenario.load(settings.scenario)
+    return replace(settings, user=str(uid), group=str(gid)), context, rules
 
 
 _REQUESTS: dict[str, Callable[[Settings], int]] = {
@@ -192,6 +199,7 @@ class _Setup:
     settings: Settings
     bound: dict[Listener, list[socket.socket]]
     tls: ssl.SSLContext | None
+    rules: tuple[Rule, ...]
 
     @property
     def sockets(self) -> set[socket.socket]:
@@ -207,16 +215,17 @@ class _Setup:
             )
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             tls = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
-            yield f"listening on {where}, mode {listener.mode}{delay}, {workers}, {tls}"
+            rules = f", {len(self.rules)} rule{'s'[: len(self.rules) > 1]}" if self.rules else ""
+            yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {tls}"
 
 
 def _open(settings: Settings, held: dict[Listener, list[socket.socket]]) -> _Setup:
     """Open what the settings ask for; what is held for an address already is kept. Raises OperatorError."""
     from blackhole import server
 
-    settings, context = _check(settings)
+    settings, context, rules = _check(settings)
     by_address = {(listener.host, listener.port): sockets for listener, sockets in held.items()}
-    setup = _Setup(settings, {}, context)
+    setup = _Setup(settings, {}, context, rules)
     try:
         for listener in settings.listeners:
             sockets = held.get(listener) or by_address.get((listener.host, listener.port))
@@ -237,9 +246,11 @@ class Service:
 
     def __init__(self, settings: Settings, argv: Sequence[str], pidfile: daemon.Pidfile | None) -> None:
         """Open all there is to open, so that every mistake comes to light now. Raises OperatorError."""
-        from blackhole import worker  # before the fork: once, and not in every worker
+        from blackhole import scenario, worker  # before the fork: once, and not in every worker
 
-        self._live = worker.run
+        self._live, self._scenario = worker.run, scenario.Scenario
+        self._began = time.monotonic()
+        """When the clock of all scenarios began. A reload leaves it alone, or an outage would begin again."""
         self._asked = settings
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
@@ -296,7 +307,8 @@ class Service:
         settings = setup.settings
         logs.set_level(settings.debug)
         daemon.drop_privileges(settings.user, settings.group)
-        self._live(settings, setup.bound, setup.tls, self._stats, berth)
+        plot = self._scenario(setup.rules, self._began)
+        self._live(settings, setup.bound, setup.tls, self._stats, berth, plot)
 
     def _sockets(self) -> set[socket.socket]:
         return self._setup.sockets | (self._next.sockets if self._next is not None else set())

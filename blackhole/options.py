@@ -196,6 +196,11 @@ def _listen(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def _scenarios(text: str) -> tuple[str, ...]:
+    """Files and profiles; they are read when the server starts, and at each reload."""
+    return tuple(word if word.startswith("profile:") else _path(word) for word in text.split())
+
+
 class Option(NamedTuple):
     """One row. `default` is written as an operator would write it."""
 
@@ -252,6 +257,9 @@ OPTIONS = (
            "In the greeting and in the answer to EHLO.", otherwise="/etc/mailname, else this machine's name"),
     Option("message_size_limit", _whole(0, 2**63 - 1), "52428800", "BYTES", "Replies",
            "largest message taken; 0 is no limit", "EHLO announces it as SIZE."),
+    Option("scenario", _scenarios, "", "FILE|profile:NAME", "Replies",
+           "rules for refusals, delays and faults; may be given several times",
+           "TOML; a rule that holds wins over the mode.", repeats=True),
     Option("timeout", _seconds(0.1, 86400), "300", "SECONDS", "Replies",
            "how long a client may be silent", "RFC 5321 section 4.5.3.2 asks for 300 at least."),
     Option("ssl", _switch, "yes", "yes|no", "TLS", "offer TLS, once there is a certificate"),

@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
@@ -18,9 +19,10 @@ from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
 from blackhole.connection import RECEIVED, Connection
+from blackhole.scenario import NONE, Scenario
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp import Config, Engine
-from blackhole.smtp.session import Trace
+from blackhole.smtp.session import Outside, Trace
 from blackhole.stats import AT
 from blackhole.stream import Selector, Stream
 
@@ -73,7 +75,7 @@ def bind(listener: Listener, backlog: int) -> list[socket.socket]:
     return sockets
 
 
-def config(settings: Settings, listener: Listener) -> Config:
+def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) -> Config:
     """What the engine needs to know of the settings."""
     return Config(
         hostname=settings.hostname,
@@ -82,6 +84,8 @@ def config(settings: Settings, listener: Listener) -> Config:
         mode=listener.mode,
         delay=listener.delay,
         starttls=bool(settings.ssl_cert) and not listener.tls,
+        listener=str(listener),
+        rules=scenario.rules,
     )
 
 
@@ -101,10 +105,12 @@ class Server(TCPServer):
         tls: ssl.SSLContext | None,
         trace: Trace | None,
         crowded: Callable[[], bool] | None = None,
+        scenario: Scenario = NONE,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
-        self.engine: Final = Engine(config(settings, listener), Random(), trace)
+        outside = Outside(clock=lambda: time.monotonic() - scenario.began)
+        self.engine: Final = Engine(config(settings, listener, scenario), Random(), trace, outside)
         self.counters: Final = counters
         self.tls: Final = tls
         self.crowded: Final = crowded

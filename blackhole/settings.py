@@ -70,6 +70,8 @@ class Settings:
     ssl_cert: str = ""
     """Empty: no TLS."""
     ssl_key: str = ""
+    scenario: tuple[str, ...] = ()
+    """Files, absolute paths, and `profile:NAME`s."""
     timeout: float = 300.0
     """Seconds a client may take for a command, or between two pieces of a body (RFC 5321 4.5.3.2.7)."""
     drain_timeout: float = 30.0

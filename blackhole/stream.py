@@ -21,6 +21,7 @@ import select
 import selectors
 import socket
 import ssl
+import struct
 from collections.abc import Coroutine, Generator
 from contextlib import suppress
 from types import coroutine
@@ -43,6 +44,10 @@ TURN: Final = object()
 EPOLLIN: Final = select.EPOLLIN
 EPOLLOUT: Final = select.EPOLLOUT
 GONE: Final = select.EPOLLHUP | select.EPOLLERR
+
+
+AT_ONCE: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER for no time at all: close() sends RST (socket(7))."""
 
 
 class Room(asyncio.Future[None]):
@@ -323,6 +328,13 @@ class Stream(IOStream):
         if self.socket is not None:
             with suppress(OSError, ValueError):
                 self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close as a crash or a firewall does: with a reset, and nothing said under TLS."""
+        if self.socket is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+            self.secured = False
+            self.close()
 
     def closed(self) -> bool:
         return self._closed

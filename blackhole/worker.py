@@ -12,6 +12,7 @@ from socket import socket
 from typing import Final
 
 from blackhole.logs import printable, reopen
+from blackhole.scenario import NONE, Scenario
 from blackhole.server import Server
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.session import Session, Trace
@@ -24,11 +25,18 @@ log = logging.getLogger(__name__)
 Bound = Mapping[Listener, Sequence[socket]]
 
 
-def run(settings: Settings, sockets: Bound, tls: ssl.SSLContext | None, stats: Stats, berth: Berth) -> None:
+def run(
+    settings: Settings,
+    sockets: Bound,
+    tls: ssl.SSLContext | None,
+    stats: Stats,
+    berth: Berth,
+    scenario: Scenario = NONE,
+) -> None:
     """The whole life of a worker that has left root behind."""
     selector = Selector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        runner.run(Worker(settings, sockets, tls, stats, berth, selector).live())
+        runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario).live())
 
 
 def trace(session: Session, direction: str, line: bytes) -> None:
@@ -47,6 +55,7 @@ class Worker:
         stats: Stats,
         berth: Berth,
         selector: Selector,
+        scenario: Scenario,
     ) -> None:
         self.settings: Final = settings
         self.sockets: Final = sockets
@@ -54,6 +63,7 @@ class Worker:
         self.stats: Final = stats
         self.berth: Final = berth
         self.selector: Final = selector
+        self.scenario: Final = scenario
         self.servers: Final[list[Server]] = []
         self._stop: Final = asyncio.Event()
         self._hurry = False
@@ -75,7 +85,7 @@ class Worker:
         crowded = partial(self.stats.crowded, self.berth.row) if self.settings.workers > 1 else None
         hook: Trace | None = trace if self.settings.debug else None
         for listener, sockets in self.sockets.items():
-            server = Server(listener, self.settings, counters, self.tls, hook, crowded)
+            server = Server(listener, self.settings, counters, self.tls, hook, crowded, self.scenario)
             server.open(sockets, self.selector)
             self.servers.append(server)
         sweeping = loop.call_soon(self._sweep)

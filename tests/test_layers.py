@@ -14,9 +14,10 @@ from program import ROOT, environment
 PACKAGE = ROOT / "blackhole"
 
 LAYERS = (
-    ("blackhole", "settings", "stream", "smtp.reply", "smtp.framing"),
-    ("smtp.state", "logs", "options", "tls"),
-    ("smtp.extensions", "smtp.policy", "daemon"),
+    ("blackhole", "settings", "stream", "smtp.reply", "smtp.framing", "smtp.pattern", "smtp.shape"),
+    ("smtp.policy", "logs", "options", "tls"),
+    ("smtp.state", "daemon"),
+    ("smtp.extensions", "scenario"),
     ("smtp.commands",),
     ("smtp.session",),
     ("smtp", "stats"),
@@ -29,7 +30,8 @@ LAYERS = (
 """Every module, the lowest first; it may import from the layers below its own."""
 
 PURE = frozenset(
-    ("__future__", "collections.abc", "dataclasses", "enum", "functools", "random", "re", "types", "typing")
+    ("__future__", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "ipaddress", "math")
+    + ("operator", "random", "re", "struct", "types", "typing")
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""
 

@@ -33,6 +33,7 @@ SAMPLES = {
     "strict": "yes",
     "hostname": "mx.example.com",
     "message_size_limit": "0",
+    "scenario": "/etc/outage.toml profile:flaky",
     "timeout": "2.5",
     "ssl": "no",
     "ssl_port": "4650",

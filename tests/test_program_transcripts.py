@@ -31,7 +31,9 @@ def program(request: pytest.FixtureRequest, certificate: Certificate) -> Iterato
 def served() -> list[object]:
     """The transcripts, each with the first that has the same options, so that pytest groups them by that."""
     first: dict[tuple[str, ...], Transcript] = {}
-    return [pytest.param(first.setdefault(one.options, one), one, id=str(one)) for one in every()]
+    return [
+        pytest.param(first.setdefault((*one.options, one.scenario), one), one, id=str(one)) for one in every()
+    ]
 
 
 @pytest.mark.parametrize(("program", "transcript"), served(), indirect=["program"], scope="module")

@@ -20,7 +20,8 @@ import pytest
 from conftest import Certificate
 from transcript import PATIENCE, Transcript, Wire, every, play
 
-from blackhole import options, server, tls
+from blackhole import options, scenario, server, tls
+from blackhole.scenario import Scenario
 from blackhole.settings import Listener, Settings
 from blackhole.smtp import PHASES
 from blackhole.smtp.session import cell
@@ -51,7 +52,10 @@ class Service:
     async def live(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
-        self.server = server.Server(self.listener, self.settings, self.cells, self.context, None)
+        plot = Scenario(scenario.load(self.settings.scenario), time.monotonic())
+        self.server = server.Server(
+            self.listener, self.settings, self.cells, self.context, None, scenario=plot
+        )
         self.server.open(self.sockets, self.selector)
         self.ready.set()
         while not self.over.is_set():
@@ -117,7 +121,7 @@ def test_on_a_socket(transcript: Transcript, serve: Serve, certificate: Certific
 @pytest.mark.parametrize("transcript", [one for one in TRANSCRIPTS if one.path.parent.name != "tls"], ids=str)
 def test_under_tls(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
     """TLS changes nothing of what is said. Those of the folder tls say themselves when it begins."""
-    service = serve(*transcript.options, secure=True)
+    service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=True)
     with Wire(service.address, certificate.client) as wire:
         wire.secure()
         play(transcript, wire)

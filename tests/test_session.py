@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transcript import Mismatch, Transcript, bless, every, play, spelt
 
-from blackhole import options, server
+from blackhole import options, scenario, server
+from blackhole.scenario import Scenario
 from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.commands import NOT_SMTP
 from blackhole.smtp.reply import BOUNCES
+from blackhole.smtp.session import Outside
 
 
 class Bare:
@@ -30,13 +32,13 @@ class Bare:
         """Octets of a piece; 0 leaves the client's bytes whole."""
         self.waited = 0.0
         self.heard: list[tuple[str, float]] = []
-        self.part = b""
+        self.part_of_line = b""
         if not secure:
             self.take(self.session.greet())
 
     def take(self, out: bytes) -> None:
         while True:
-            *lines, self.part = (self.part + out).split(b"\n")
+            *lines, self.part_of_line = (self.part_of_line + out).split(b"\n")
             self.heard += [(spelt(line + b"\n"), self.waited) for line in lines]
             if self.session.then is not Then.WAIT:
                 return
@@ -55,8 +57,18 @@ class Bare:
     def hear(self) -> tuple[str, float] | None:
         return self.heard.pop(0) if self.heard else None
 
+    def part(self, size: int) -> str:
+        part, self.part_of_line = self.part_of_line[:size], self.part_of_line[size:]
+        return spelt(part)
+
     def closed(self) -> bool:
-        return not self.heard and self.session.then is Then.HANG_UP
+        return not self.heard and not self.part_of_line and self.session.then is Then.HANG_UP
+
+    def reset(self) -> bool:
+        return not self.heard and not self.part_of_line and self.session.then is Then.RESET
+
+    def silent(self) -> bool:
+        return not self.heard and not self.part_of_line and self.session.then is Then.STALL
 
     def secure(self) -> None:
         if self.session.secure:
@@ -67,10 +79,23 @@ class Bare:
             raise Mismatch("the server does not want to shake hands")
 
 
+class Memory(Counter[bytes]):
+    """Of attempts."""
+
+    def count(self, key: bytes) -> int:
+        self[key] += 1
+        return self[key]
+
+
 def bare(transcript: Transcript, certificate: Certificate, size: int) -> Bare:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit)
-    return Bare(Engine(server.config(settings, listener), Random(7)), transcript.implicit, size)
+    plot = Scenario(scenario.load(settings.scenario))
+    return Bare(
+        Engine(server.config(settings, listener, plot), Random(7), outside=Outside(recall=Memory().count)),
+        transcript.implicit,
+        size,
+    )
 
 
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from transcript import FOLDER, Transcript, every
+from transcript import ENDS, FOLDER, Transcript, every
 
 from blackhole import options, settings
 from blackhole.smtp import MODES, PHASES, Config, Engine, Reply, commands, extensions, reply
@@ -174,7 +174,7 @@ def test_a_transcript_is_well_kept(transcript: Transcript) -> None:
     assert text.endswith("\n")
     assert text == text.rstrip("\n") + "\n"
     assert not re.search(r"[ \t]$", text, re.MULTILINE)
-    assert transcript.steps[-1].mark in ("S", "closed")
+    assert transcript.steps[-1].mark in ("S", *ENDS)
 
 
 def test_every_folder_is_explained() -> None:

@@ -7,11 +7,12 @@ a real socket, and against the real program.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,7 +23,7 @@ FOLDER = Path(__file__).parent / "transcripts"
 PATIENCE = 20.0
 """Seconds until a server that says nothing has failed; far more than a busy machine needs."""
 
-SPECIAL = re.compile(r"<(closed|tls|after)(?: ([0-9.]+))?>")
+SPECIAL = re.compile(r"<(closed|reset|silence|tls|after)(?: ([0-9.]+))?>")
 
 
 class Mismatch(AssertionError):
@@ -35,11 +36,11 @@ class Step:
 
     line: int
     mark: str
-    """`C` client sends, `S` server answers, or the word of a special mark: `closed`, `tls`, `after`."""
+    """`C` client sends, `S` server answers, `P` it answers part of a line, or the word of a special mark."""
     data: bytes = b""
     """What the client sends."""
     wanted: str = ""
-    """The reply line, or the seconds of `after`."""
+    """The reply line or part of it, or the seconds of `after`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Transcript:
     steps: tuple[Step, ...]
     whole: bool
     """The cut matters: each `C` mark must arrive in one piece."""
+    scenario: str = ""
+    """The text of a scenario file."""
 
     def __str__(self) -> str:
         return str(self.path.relative_to(FOLDER).with_suffix(""))
@@ -67,7 +70,11 @@ class Transcript:
 
     def argv(self, cert: str, key: str) -> list[str]:
         """The options as the command line has them; every server here is called mx.test."""
-        filled = (option.replace("<cert>", cert).replace("<key>", key) for option in self.options)
+        filled = [option.replace("<cert>", cert).replace("<key>", key) for option in self.options]
+        if self.scenario:
+            file = Path(cert).with_name(f"{self.path.stem}.toml")
+            file.write_text(self.scenario, "utf-8")
+            filled.append(f"--scenario={file}")
         return ["--hostname=mx.test", *filled]
 
 
@@ -83,6 +90,8 @@ def sent(mark: str, text: str) -> bytes:
 
 def step(number: int, mark: str, text: str) -> Step:
     """One marked line as a `Step`."""
+    if mark == "S|":
+        return Step(number, "P", wanted=text)
     if mark != "S:":
         return Step(number, "C", data=sent(mark, text))
     if special := SPECIAL.fullmatch(text):
@@ -93,17 +102,21 @@ def step(number: int, mark: str, text: str) -> Step:
 def read(path: Path) -> Transcript:
     """The transcript of a file; ValueError for a line without a mark."""
     options: list[str] = []
+    scenario: list[str] = []
     steps = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         mark, text = line[:2], line[3:]
         if line.startswith("%"):
             options += line[1:].split()
-        elif mark in ("C:", "C|", "C*", "S:"):
+        elif line.startswith(">"):
+            scenario.append(line[2:] + "\n")
+        elif mark in ("C:", "C|", "C*", "S:", "S|"):
             steps.append(step(number, mark, text))
         elif line and not line.startswith("#"):
             raise ValueError(f"{path}:{number}: no mark known in {line!r}")
     whole = "<whole>" in options
-    return Transcript(path, tuple(o for o in options if o != "<whole>"), tuple(steps), whole)
+    kept = tuple(option for option in options if option != "<whole>")
+    return Transcript(path, kept, tuple(steps), whole, "".join(scenario))
 
 
 def every() -> list[Transcript]:
@@ -128,8 +141,17 @@ class Peer(Protocol):
     def hear(self) -> tuple[str, float] | None:
         """The next reply line and the seconds since the client last spoke; None when nothing comes."""
 
+    def part(self, size: int) -> str:
+        """So many octets of a line, or as many as come; the rest of what comes is left."""
+
     def closed(self) -> bool:
         """Nothing more is heard, because the server hung up."""
+
+    def reset(self) -> bool:
+        """Nothing more is heard, because the server broke the connection off."""
+
+    def silent(self) -> bool:
+        """Nothing is heard, and the connection is still there."""
 
     def secure(self) -> None:
         """Shake hands."""
@@ -172,6 +194,12 @@ class Wire:
         line, _, self.buffer = self.buffer.partition(b"\n")
         return spelt(line + b"\n"), time.monotonic() - self.spoke
 
+    def part(self, size: int) -> str:
+        while len(self.buffer) < size and (data := self.socket.recv(65536)):
+            self.buffer += data
+        part, self.buffer = self.buffer[:size], self.buffer[size:]
+        return spelt(part)
+
     def closed(self) -> bool:
         try:
             return not self.buffer and not self.socket.recv(1)
@@ -179,6 +207,27 @@ class Wire:
             return True
         except TimeoutError:
             return False
+
+    def reset(self) -> bool:
+        # Under TLS the library may take a reset for an end, so this asks the socket below it.
+        with socket.socket(fileno=os.dup(self.socket.fileno())) as below:
+            below.settimeout(PATIENCE)
+            try:
+                while below.recv(65536):
+                    pass
+            except ConnectionResetError:
+                return not self.buffer
+        return False
+
+    def silent(self) -> bool:
+        self.socket.settimeout(0.2)
+        try:
+            self.socket.recv(1)
+        except TimeoutError:
+            return not self.buffer
+        finally:
+            self.socket.settimeout(PATIENCE)
+        return False
 
     def secure(self) -> None:
         self.socket = self.context.wrap_socket(self.socket, server_hostname="mx.test")
@@ -215,9 +264,13 @@ def play(transcript: Transcript, peer: Peer) -> None:
             peer.secure()
         elif item.mark == "after":
             late = float(item.wanted)
-        elif item.mark == "closed":
-            if not peer.closed():
-                raise mismatch(transcript, item, peer.hear(), "the connection closed")
+        elif item.mark in ENDS:
+            wanted, ended = ENDS[item.mark]
+            if not ended(peer):
+                raise mismatch(transcript, item, peer.hear(), wanted)
+        elif item.mark == "P":
+            if (part := peer.part(len(item.wanted))) != item.wanted:
+                raise mismatch(transcript, item, (part, 0.0), repr(item.wanted))
         else:
             heard = peer.hear()
             if heard is None or not matches(heard[0], item.wanted):
@@ -228,8 +281,16 @@ def play(transcript: Transcript, peer: Peer) -> None:
     if peer.timed:
         if (more := peer.hear()) is not None:
             raise mismatch(transcript, item, more, "nothing more")
-        if item.mark != "closed" and peer.closed():
+        if item.mark not in ENDS and peer.closed():
             raise mismatch(transcript, item, None, "the connection still open")
+
+
+ENDS: dict[str, tuple[str, Callable[[Peer], bool]]] = {
+    "closed": ("the connection closed", lambda peer: peer.closed()),
+    "reset": ("the connection broken off", lambda peer: peer.reset()),
+    "silence": ("nothing more, and no end", lambda peer: peer.silent()),
+}
+"""Marks of how it ends: what is wanted, and whether it is so."""
 
 
 def mismatch(transcript: Transcript, item: Step, heard: tuple[str, float] | None, wanted: str) -> Mismatch:
@@ -259,7 +320,7 @@ def bless(transcript: Transcript, peer: Peer) -> None:
         elif item.mark == "tls":
             peer.secure()
     result += rest(peer)
-    if item.mark != "closed" and peer.closed():
+    if item.mark not in ENDS and peer.closed():
         result.append("S: <closed>")
     transcript.path.write_text("\n".join(result + source[done:]) + "\n", "utf-8")
 

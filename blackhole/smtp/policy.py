@@ -1,38 +1,399 @@
-"""Who is refused, and where: a mode is a set of rules over phases."""
+"""Who is refused, kept waiting or cut off, and where: rules over phases, and the first that holds wins.
+
+A rule belongs to phases, holds under conditions, and has a verdict. A mode is a small set of
+rules; a scenario brings more, and they come first. Nothing here knows a clock or has dice: a
+`Case` is what rules may look at, and whoever fills it has looked at the clock.
+
+What costs: the rules of a listener are sorted by phase once, and by client once for each kind of
+client; what is left is found by the address it names, where it names one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import ceil
+from operator import attrgetter
 from random import Random
-from typing import Final, NamedTuple
+from struct import Struct
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
-from blackhole.smtp.reply import BAD_SEQUENCE, BOUNCES, CODES, Reply
-from blackhole.smtp.state import PHASES
+from blackhole.smtp.pattern import Globs
+from blackhole.smtp.reply import BOUNCES, CODES, Reply, Then
+from blackhole.smtp.shape import Shape
+
+Lots = tuple[float, float, float, float]
+"""What fate has drawn for a rule in a case, each from [0, 1): whether, which reply, and two for how long."""
+
+NO_LOTS: Final[Lots] = (0.0, 0.0, 0.0, 0.0)
+
+DRAWS: Final = Struct(">4Q")
 
 
-class Rule(NamedTuple):
-    """In its phase, answer one of `replies` instead of doing what was asked, with probability `chance`."""
+class Case:
+    """All that rules may look at: one client, what it said so far, and what it says now."""
 
-    replies: tuple[Reply, ...]
-    chance: float = 1.0
+    __slots__ = (
+        "at",
+        "attempt",
+        "client",
+        "header",
+        "helo",
+        "id",
+        "listener",
+        "phase",
+        "recipient",
+        "refused",
+        "secure",
+        "sender",
+        "size",
+    )
 
-    def decide(self, dice: Random) -> Reply | None:
-        """The refusal, or None to go on."""
-        if self.chance < 1.0 and dice.random() >= self.chance:
+    def __init__(self, listener: str = "", client: str = "", secure: bool = False) -> None:
+        self.listener = listener
+        """Its address and port, as the operator wrote them."""
+        self.client = client
+        self.secure = secure
+        self.phase = "CONNECT"
+        self.helo = b""
+        self.sender = b""
+        self.recipient = b""
+        """The one being asked for at RCPT; behind it the last that was taken."""
+        self.size = 0
+        """Octets: as MAIL declared them, at "." as they came."""
+        self.header: Sequence[bytes] = ()
+        """The fields of the message's header section, unfolded. At "." only, and only if a rule asks."""
+        self.attempt = 1
+        """How many times this was tried, this time included."""
+        self.at = 0.0
+        """Seconds since the server started."""
+        self.id = 0
+        """The transaction's."""
+        self.refused = ""
+        """MAIL or RCPT, if the last of them was."""
+
+    def tell(self, phase: str, said: Any, octets: int) -> None:
+        """What the client says now, as the command of this phase has read it."""
+        if phase == "MAIL":
+            self.sender, self.recipient, self.refused = said.address, b"", ""
+            self.size = int(said.parameters.get(b"SIZE", b"0"))
+        elif phase == "RCPT":
+            self.recipient = said.address
+        elif phase == ".":
+            self.size = octets
+        elif phase in ("HELO", "EHLO", "RSET"):
+            self.sender, self.recipient, self.refused = b"", b"", ""
+            self.helo = said or self.helo
+
+    @property
+    def key(self) -> bytes:
+        """What is tried: this phase for this sender and recipient; for this client where there is neither."""
+        if self.sender or self.recipient:
+            return b"\0".join((self.phase.encode(), self.sender.lower(), self.recipient.lower()))
+        return b"\0".join((self.phase.encode(), self.client.encode()))
+
+
+class Condition(NamedTuple):
+    """One condition of a rule."""
+
+    key: str
+    """As the scenario file names it: the attribute of a Case that it looks at."""
+    wanted: str
+    """As the operator wrote it."""
+    holds: Callable[[Case], bool]
+    globs: Globs | None = None
+    """Where it compares a text."""
+
+
+STANDING: Final = frozenset(("listener", "client", "tls"))
+"""Conditions that can be decided once for a connection, and once more under TLS."""
+
+
+class Window(NamedTuple):
+    """When a rule is in force. All in seconds; the clock starts with the server."""
+
+    name: str
+    begin: float
+    length: float
+    every: float = 0.0
+    """From one beginning to the next; 0: it comes once."""
+    ramp: float = 0.0
+    """How long it takes from the beginning until the rule's chance has risen from 0 to what it is."""
+
+    def share(self, at: float) -> float:
+        """0 outside, 1 inside, and between them on the ramp."""
+        since = at - self.begin
+        if since < 0:
+            return 0.0
+        if self.every:
+            since %= self.every
+        if since >= self.length:
+            return 0.0
+        return min(1.0, since / self.ramp) if self.ramp else 1.0
+
+
+class Fault(NamedTuple):
+    """How a reply leaves, or does not leave, and what becomes of the connection."""
+
+    share: float
+    """How much of the reply leaves: 0, 0.5, or 1 for all of it."""
+    then: Then = Then.LISTEN
+    """HANG_UP, RESET or STALL behind it; LISTEN for a drip, which is the only one that goes on."""
+    rate: int = 0
+    """Octets a second of a drip."""
+
+
+FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
+    {
+        "close": Fault(0, Then.HANG_UP),
+        "reset": Fault(0, Then.RESET),
+        "stall": Fault(0, Then.STALL),
+        "half-reply": Fault(0.5, Then.HANG_UP),
+        "close-before-reply": Fault(0, Then.HANG_UP),
+        "close-after-reply": Fault(1, Then.HANG_UP),
+    }
+)
+"""What may stand behind `then`. The first three come in place of the command: it is not done, and
+the rule's own reply, where it has one, leaves before them. With the others the command is done."""
+
+INSTEAD: Final = frozenset(("close", "reset", "stall"))
+
+
+BLANKS: Final = re.compile(r"\{(client|helo|sender|recipient|id)\}")
+
+LONGEST_LINE: Final = 500
+"""Octets. RFC 5321 4.5.3.1.5 has 512 with the code before and the line end behind."""
+
+
+class Template:
+    """A reply with blanks for what is known of a case: {client}, {helo}, {sender}, {recipient}, {id}."""
+
+    __slots__ = ("code", "enhanced", "lines")
+
+    def __init__(self, code: int, enhanced: str, *lines: str) -> None:
+        self.code: Final = code
+        self.enhanced: Final = enhanced
+        self.lines: Final = lines
+
+    def fill(self, case: Case) -> Reply:
+        """The reply. What a client said comes back as printable ASCII, whatever it was."""
+
+        def value(blank: re.Match[str]) -> str:
+            found = getattr(case, blank[1])
+            text = f"{found:010X}" if isinstance(found, int) else found
+            text = text.decode("latin-1") if isinstance(text, bytes) else text
+            return re.sub("[^ -~]", "?", text)
+
+        lines = (BLANKS.sub(value, line)[:LONGEST_LINE] for line in self.lines)
+        return Reply(self.code, self.enhanced, *lines, then=closing(self.code))
+
+
+def closing(code: int) -> Then:
+    """What a reply with this code means for the connection (RFC 5321 3.8)."""
+    return Then.HANG_UP if code == 421 else Then.LISTEN
+
+
+class Verdict(NamedTuple):
+    """What a rule says to do. One that says nothing means: go on, and ask no further rule."""
+
+    replies: tuple[Reply | Template, ...] = ()
+    """To pick one from. One of 2xx is said when the command was done, any other in its place."""
+    delay: Shape | None = None
+    fault: Fault | None = None
+    instead: bool = False
+    """The fault comes in place of the command."""
+    hide: tuple[str, ...] = ()
+    """EHLO keywords that are not offered."""
+    add: tuple[str, ...] = ()
+    """EHLO lines that are offered besides."""
+
+    def pick(self, lot: float, case: Case) -> Reply | None:
+        """The reply, if there is one."""
+        if not self.replies:
             return None
-        return dice.choice(self.replies)
+        picked = self.replies[int(lot * len(self.replies))]
+        return picked.fill(case) if isinstance(picked, Template) else picked
+
+    @property
+    def drawn(self) -> bool:
+        """Whether chance has a part in it."""
+        return len(self.replies) > 1 or (self.delay is not None and self.delay.drawn)
 
 
-Rules = Mapping[str, Rule]
-"""Phase -> rule."""
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """In its phases, and where all its tests hold, its verdict; or, with probability 1 - chance, none."""
 
-MODES: Final[Mapping[str, Rules]] = {
-    "accept": {},
-    "bounce": {".": Rule(BOUNCES)},
-    "random": {".": Rule(BOUNCES, chance=0.5)},
-    "unavailable": {"CONNECT": Rule((CODES[421],))},
-    # RFC 5321 3.1: after a refusal in place of the greeting the server waits for QUIT and
-    # answers 503 to anything else.
-    "offline": {"CONNECT": Rule((CODES[521],))}
-    | {phase: Rule((BAD_SEQUENCE,)) for phase in PHASES if phase not in ("CONNECT", "QUIT")},
-}
+    phases: frozenset[str]
+    verdict: Verdict
+    tests: tuple[Condition, ...] = ()
+    chance: float = 1.0
+    window: Window | None = None
+    name: str = ""
+    """Its own, or its number: what its draws hang on, besides the case."""
+    seed: int | None = None
+    """None: draws are thrown with the session's dice."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether chance has a part in it."""
+        return self.chance < 1.0 or self.verdict.drawn or (self.window is not None and self.window.ramp > 0)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has to be known how many times this was tried."""
+        return any(test.key == "attempt" for test in self.tests) or (self.seed is not None and self.drawn)
+
+    def lots(self, case: Case, dice: Random) -> Lots:
+        """The draws. With a seed they are the same in every process and every run: a keyed hash."""
+        if self.seed is None:
+            return dice.random(), dice.random(), dice.random(), dice.random()
+        tried = b"\0".join((self.name.encode(), case.key, b"%d" % case.attempt))
+        found = DRAWS.unpack(blake2b(tried, digest_size=32, key=b"%d" % self.seed).digest())
+        # 53 of the 64 bits: as many as a float has.
+        first, second, third, fourth = (number >> 11 for number in found)
+        return first / 2**53, second / 2**53, third / 2**53, fourth / 2**53
+
+    def odds(self, at: float) -> float:
+        """How likely it is to speak now, if its tests hold."""
+        return self.chance if self.window is None else self.chance * self.window.share(at)
+
+
+class Ruling(NamedTuple):
+    """A verdict, and what was drawn for it."""
+
+    verdict: Verdict
+    lots: Lots
+
+
+INDEXED: Final = ("recipient", "sender", "helo")
+"""Attributes of a Case by which rules can be found."""
+
+FEW: Final = 4
+"""Rules that are asked one by one sooner than found."""
+
+
+class Table:
+    """The rules of one phase for one kind of client, in their order."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._rules: Final = tuple(
+            (tuple(test.holds for test in rule.tests if test.key not in STANDING), rule) for rule in rules
+        )
+        alone = [rule for _, rule in self._rules]
+        self.counts: Final = any(rule.counts for rule in alone)
+        self.timed: Final = any(rule.window is not None for rule in alone)
+        self._index: Final[dict[bytes, tuple[tuple[tuple[Callable[[Case], bool], ...], Rule], ...]]] = {}
+        named = {field: [keys(rule, field) for rule in alone] for field in INDEXED}
+        best = max(INDEXED, key=lambda field: sum(map(bool, named[field])))
+        self._text: Final = attrgetter(best)
+        found = named[best]
+        self._others: Final = tuple(row for row, names in zip(self._rules, found, strict=True) if not names)
+        if len(self._rules) - len(self._others) >= FEW:
+            for key in frozenset().union(*found):
+                domain = key[key.rfind(b"@") :]
+                self._index[key] = tuple(
+                    row
+                    for row, names in zip(self._rules, found, strict=True)
+                    if not names or key in names or domain in names
+                )
+
+    def find(self, case: Case, dice: Random) -> Ruling | None:
+        """The first rule that holds, and its draws; None: the case is nobody's."""
+        rules = self._rules
+        if self._index:
+            text = self._text(case).lower()
+            rules = self._index.get(text) or self._index.get(text[text.rfind(b"@") :]) or self._others
+        for tests, rule in rules:
+            for holds in tests:
+                if not holds(case):
+                    break
+            else:
+                odds = rule.odds(case.at)
+                if not odds:
+                    continue
+                lots = rule.lots(case, dice) if rule.drawn else NO_LOTS
+                if lots[0] < odds:
+                    return Ruling(rule.verdict, lots)
+        return None
+
+
+def keys(rule: Rule, field: str) -> frozenset[bytes]:
+    """The whole texts and "@domain"s that this attribute must be one of; empty: it may be anything."""
+    return next((test.globs.keys for test in rule.tests if test.key == field and test.globs), frozenset())
+
+
+Tables = Mapping[str, Table]
+"""Phase -> table."""
+
+NO_TABLES: Final[Tables] = MappingProxyType({})
+
+KINDS: Final = 256
+"""Kinds of clients whose tables are kept: more kinds than this are made by an attacker, or by mistake."""
+
+
+class Policy:
+    """All rules of one listener: a scenario's, and behind them the mode's."""
+
+    def __init__(self, rules: Sequence[Rule], mode: str, listener: str = "") -> None:
+        here = Case(listener)
+        self.rules: Final = tuple(
+            rule
+            for rule in (*rules, *MODES[mode])
+            if all(test.holds(here) for test in rule.tests if test.key == "listener")
+        )
+        self.listener: Final = listener
+        self.phases: Final = frozenset(phase for rule in self.rules for phase in rule.phases)
+        """Where a rule may speak."""
+        keyed = {test.key for rule in self.rules for test in rule.tests}
+        self.remembers: Final = len(self.rules) > len(MODES[mode])
+        """Whether names and addresses have to be kept from one command to the next."""
+        self.reads_header: Final = "header" in keyed
+        self._choosy: Final = not keyed.isdisjoint(("client", "tls"))
+        self._made: Final[dict[tuple[bool, ...], Tables]] = {}
+
+    def tables(self, case: Case) -> Tables:
+        """The rules that this client can ever meet, by phase."""
+        kind: tuple[bool, ...] = ()
+        if self._choosy:
+            kind = tuple(
+                all(test.holds(case) for test in rule.tests if test.key in STANDING) for rule in self.rules
+            )
+        found = self._made.get(kind)
+        if found is None:
+            if len(self._made) >= KINDS:
+                self._made.clear()
+            rules = [rule for rule, met in zip(self.rules, kind, strict=True) if met] if kind else self.rules
+            found = {
+                phase: Table(rule for rule in rules if phase in rule.phases)
+                for phase in {phase for rule in rules for phase in rule.phases}
+            }
+            self._made[kind] = found
+        return found
+
+
+MODES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
+    {
+        "accept": (),
+        "bounce": (Rule(frozenset("."), Verdict(BOUNCES)),),
+        "random": (Rule(frozenset("."), Verdict(BOUNCES), chance=0.5),),
+        "unavailable": (Rule(frozenset(("CONNECT",)), Verdict((CODES[421],))),),
+        "offline": (Rule(frozenset(("CONNECT",)), Verdict((CODES[521],))),),
+    }
+)
+
+
+def masked(offer: Reply, verdict: Verdict) -> Reply:
+    """The answer to EHLO without the keywords that are hidden, and with those that are added."""
+    hidden = {keyword.upper() for keyword in verdict.hide}
+    host, *lines = offer.lines
+    shown = (line for line in lines if line.split(" ")[0].upper() not in hidden)
+    return Reply(offer.code, offer.enhanced, host, *shown, *verdict.add, then=offer.then)
+
+
+def portion(wire: bytes, share: float) -> bytes:
+    """As much of a reply as leaves."""
+    return wire[: ceil(len(wire) * share)]

@@ -19,6 +19,8 @@ class Then(Enum):
     WAIT = "wait, then ask again"
     SECURE = "shake hands for TLS"
     HANG_UP = "close"
+    RESET = "break the connection off"
+    STALL = "say nothing more, and stay"
 
 
 class Reply:
@@ -98,6 +100,8 @@ RESET: Final = Reply(250, "2.0.0", "Reset")
 CANNOT_EXPAND: Final = Reply(252, "2.0.0", "Cannot expand, but will take mail for it")
 SECURE: Final = Reply(220, "2.0.0", "Ready to start TLS", then=Then.SECURE)
 GOODBYE: Final = CODES[221]
+UNSAID: Final = CODES[421]
+"""Stands for a reply that never leaves, nor is counted: a fault comes in its place."""
 NOT_SMTP: Final = Reply(221, "2.7.0", "This is an SMTP server. Goodbye", then=Then.HANG_UP)
 NOT_PLAIN: Final = Reply(501, "5.5.1", "TLS does not start here without STARTTLS", then=Then.HANG_UP)
 INTERNAL: Final = Reply(421, "4.3.0", "Internal error, closing transmission channel", then=Then.HANG_UP)

@@ -18,16 +18,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from random import Random
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, syntax
 from blackhole.smtp.extensions import keywords
 from blackhole.smtp.framing import END, START, find, skip
-from blackhole.smtp.policy import MODES, Rule
+from blackhole.smtp.policy import NO_TABLES, Case, Fault, Policy, Ruling, Tables, masked, portion
 from blackhole.smtp.reply import Reply, Then
-from blackhole.smtp.state import PHASES, Config, Host, State
+from blackhole.smtp.state import GREETED, PHASES, Config, Host, State
 
 LINE: Final = 2048
 """Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix takes 2048 too."""
@@ -50,6 +51,12 @@ GROUP: Final = re.compile(rb"MAIL FROM:<[!-;=?-~]+>\r\n(?:RCPT TO:<[!-;=?-~]+>\r
 
 NEVER: Final = re.compile(rb"(?!)")
 
+TOLD: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
+"""Phases that change what is known of a case, or hang on what was refused before."""
+
+TICK: Final = 0.1
+"""Seconds between two pieces of a reply that drips."""
+
 DOT: Final = ord(".")
 
 LISTEN: Final = Then.LISTEN
@@ -65,38 +72,55 @@ def cell(phase: str, code: int) -> int:
     return PHASES.index(phase) * CODE_SPAN + code - 200
 
 
+class Outside(NamedTuple):
+    """What rules want to know of the world, which the engine knows nothing of."""
+
+    clock: Callable[[], float] = lambda: 0.0
+    """Seconds since the server started."""
+    recall: Callable[[bytes], int] = lambda key: 1
+    """How many times this was tried, this time included. Keys have addresses in them: hash them."""
+
+
+NOWHERE: Final = Outside()
+
+
 class Entry:
-    """A command's row as it is on one listener: with the rule of its phase, and where it is counted."""
+    """A command's row as it is on one listener: whether rules have a say, and where it is counted."""
 
-    __slots__ = ("bars", "base", "do", "needs", "ordered", "read", "rule", "syntax")
+    __slots__ = ("bars", "base", "do", "judged", "needs", "ordered", "phase", "read", "syntax")
 
-    def __init__(self, command: Command, strict: bool, rule: Rule | None) -> None:
+    def __init__(self, command: Command, strict: bool, policy: Policy) -> None:
         self.read: Final = command.read
         self.do: Final = command.do
         self.needs: Final = command.needs
         self.bars: Final = command.bars
         self.ordered: Final = strict and bool(command.needs or command.bars)
-        self.rule: Final = rule
+        self.phase: Final = command.verb if command.verb in PHASES else "other"
+        self.judged: Final = self.phase in policy.phases or (policy.remembers and self.phase in TOLD)
         self.syntax: Final = syntax(command)
-        self.base: Final = cell(command.verb if command.verb in PHASES else "other", 0)
+        self.base: Final = cell(self.phase, 0)
 
 
 class Engine:
     """What all sessions of a listener share: the dispatch table with its rules, and replies made once.
 
     `dice` throws for modes, delays and ids: the caller's, so that a seed replays a
-    run. `trace` is told each line that comes ("RECV") and goes ("SEND").
+    run. `trace` is told each line that comes ("RECV") and goes ("SEND"). `outside`
+    answers what rules ask.
     """
 
-    def __init__(self, config: Config, dice: Random, trace: Trace | None = None) -> None:
+    def __init__(
+        self, config: Config, dice: Random, trace: Trace | None = None, outside: Outside = NOWHERE
+    ) -> None:
         self.config: Final = config
         self.host: Final[Host] = host(config, keywords)
         self.dice: Final = dice
         self.trace: Final = trace
         self.new_id: Final = partial(dice.getrandbits, 40)
-        rules = MODES[config.mode]
-        entries = {row.verb: Entry(row, config.strict, rules.get(row.verb)) for row in COMMANDS}
-        others = {row.verb: Entry(row, config.strict, rules.get("other")) for row in OTHER}
+        self.outside: Final = outside
+        self.policy: Final = Policy(config.rules, config.mode, config.listener)
+        entries = {row.verb: Entry(row, config.strict, self.policy) for row in COMMANDS}
+        others = {row.verb: Entry(row, config.strict, self.policy) for row in OTHER}
         self.connect: Final = entries.pop("CONNECT")
         self.end: Final = entries.pop(".")
         self.other: Final = others.pop("other")
@@ -114,9 +138,19 @@ class Engine:
             start: self.entries[start[:4]] for start in (b"MAIL FROM:<", b"RCPT TO:<", b"HELO ", b"EHLO ")
         }
 
-    def session(self, secure: bool = False) -> Session:
-        """A conversation with one client; `secure` where TLS was there before SMTP."""
-        return Session(self, secure)
+    def session(self, secure: bool = False, client: str = "") -> Session:
+        """A conversation with the client at this address; `secure` where TLS was there before SMTP."""
+        return Session(self, secure, client)
+
+
+class Late(NamedTuple):
+    """A reply that is held back."""
+
+    entry: Entry
+    answer: Reply
+    fault: Fault | None
+    wire: bytes | None = None
+    """What is left of one that drips."""
 
 
 class Session(State):
@@ -127,9 +161,24 @@ class Session(State):
     counted once they have left.
     """
 
-    __slots__ = ("_busy", "_excess", "_late", "_rest", "_tail", "engine", "said", "then", "wait")
+    __slots__ = (
+        "_barred",
+        "_busy",
+        "_delay",
+        "_excess",
+        "_fault",
+        "_late",
+        "_rest",
+        "_tables",
+        "_tail",
+        "case",
+        "engine",
+        "said",
+        "then",
+        "wait",
+    )
 
-    def __init__(self, engine: Engine, secure: bool) -> None:
+    def __init__(self, engine: Engine, secure: bool, client: str) -> None:
         super().__init__(engine.host, engine.new_id, secure)
         self.engine = engine
         self.then = Then.LISTEN
@@ -138,7 +187,7 @@ class Session(State):
         self.said: list[int] = []
         self._busy = False
         """Something came and was not answered: the short road is closed."""
-        self._late: tuple[Entry, Reply] | None = None
+        self._late: Late | None = None
         """The reply that a delay holds back."""
         self._rest = b""
         """What came and was not answered yet: half a line, or all that is behind a delay."""
@@ -146,6 +195,18 @@ class Session(State):
         """The last octets of the body that is being passed over; empty when there is none."""
         self._excess = 0
         """Octets passed over of a line that is too long."""
+        self.case: Case | None = None
+        """What rules may look at, where there are any."""
+        self._tables: Tables = NO_TABLES
+        if engine.policy.phases:
+            self.case = Case(engine.policy.listener, client, secure)
+            self._tables = engine.policy.tables(self.case)
+        self._delay: float | None = None
+        """Seconds that a rule wants the reply to be held back."""
+        self._fault: Fault | None = None
+        """What a rule wants done to the reply."""
+        self._barred = False
+        """Refused in place of the greeting: nothing but QUIT is served."""
 
     @property
     def in_body(self) -> bool:
@@ -153,11 +214,20 @@ class Session(State):
         return bool(self._tail)
 
     def greet(self) -> bytes:
-        """The reply to CONNECT. It is never delayed: 1.x delayed commands, and this is none."""
+        """The reply to CONNECT. The listener's delay is none of its business: 1.x delayed commands."""
         entry = self.engine.connect
-        out: list[bytes] = []
-        self._say(out, entry, self._answer(entry, b""))
-        return b"".join(out)
+        answer = self._answer(entry, b"")
+        # RFC 5321 3.1: after a refusal in place of the greeting the server waits for QUIT and
+        # answers 503 to anything else.
+        self._barred = answer.code >= 400
+        self._late = Late(entry, answer, self._fault)
+        self._fault = None
+        if self._delay is None:
+            return self._run(b"")
+        self._hold(self._delay)
+        self._delay = None
+        self._busy = True
+        return b""
 
     def receive(self, data: bytes) -> bytes:
         """Take what the client sent; give the replies that may leave now."""
@@ -169,7 +239,7 @@ class Session(State):
             size = len(data) - 3
             if self._tail is not START or data[0] == DOT or not data.endswith(END) or not engine.short:
                 return self._run(data)
-            if find(data, 0) != size - 2 or engine.end.rule is not None:
+            if find(data, 0) != size - 2 or engine.end.judged:
                 return self._run(data)
             self._tail = b""
             self.octets = size
@@ -183,7 +253,7 @@ class Session(State):
                 if start is None:
                     return self._run(data) if engine.group(data) is None else self._group(data)
                 known = engine.usual[start[0]]
-            if known.rule is not None:
+            if known.judged:
                 return self._run(data)
             entry = known
             answer = entry.do(self, PLAIN)
@@ -224,6 +294,9 @@ class Session(State):
         self.stage = 0
         self.secure = True
         self.then = Then.LISTEN
+        if self.case is not None:
+            self.case = Case(self.case.listener, self.case.client, True)
+            self._tables = self.engine.policy.tables(self.case)
 
     def _run(self, data: bytes) -> bytes:
         """The long road: any number of commands and bodies, in any state."""
@@ -237,8 +310,13 @@ class Session(State):
         self.then = Then.LISTEN
         while True:
             if late is not None:
-                entry, answer = late
+                entry, answer, fault, wire = late
                 late = None
+                if wire is not None:
+                    if self._drip(out, entry, answer, fault, wire):
+                        self._keep(data)
+                        break
+                    continue
             elif position == len(data):
                 break
             elif not left:
@@ -252,15 +330,19 @@ class Session(State):
                 if step is None:
                     break
                 position, entry, answer = step
-                if delay is not None:
-                    self._late = entry, answer
+                fault, self._fault = self._fault, None
+                seconds, self._delay = self._delay, None
+                if seconds is None and delay is not None:
+                    seconds = self.engine.dice.uniform(*delay)
+                if seconds is not None:
+                    self._late = Late(entry, answer, fault)
                     self._rest = data[position:]
-                    self.then = Then.WAIT
-                    self.wait = self.engine.dice.uniform(*delay)
+                    self._hold(seconds)
                     break
-            if self._say(out, entry, answer):
+            if self._say(out, entry, answer, fault):
+                self._keep(data[position:])
                 break
-        self._busy = bool(self._rest or self._excess or self._late)
+        self._busy = bool(self._rest or self._excess or self._late or self._barred)
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _body(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
@@ -299,11 +381,16 @@ class Session(State):
         entry = engine.entries.get(verb) or engine.entries.get(verb.upper()) or engine.other
         answer = self._odd(line) or self._answer(entry, argument)
         if answer.then is not LISTEN and 0 <= end < len(data) - 1:
+            patient = answer
             answer = self._hasty(answer)
+            if answer is not patient:
+                self._fault = None
         return end + 1 or len(data), entry, answer
 
     def _answer(self, entry: Entry, argument: bytes) -> Reply:
-        """Check the order, read the argument, ask the rule, do it: always in this order."""
+        """Check the order, read the argument, ask the rules, do it: always in this order."""
+        if self._barred and entry.phase != "QUIT":
+            return reply.BAD_SEQUENCE
         if entry.ordered and (self.stage & entry.needs != entry.needs or self.stage & entry.bars):
             return reply.BAD_SEQUENCE
         parsed = entry.read(self, argument)
@@ -311,15 +398,100 @@ class Session(State):
             return entry.syntax
         if isinstance(parsed, Reply):
             return parsed
-        if entry.rule is not None:
-            verdict = entry.rule.decide(self.engine.dice)
-            if verdict is not None:
-                return verdict
-        return entry.do(self, parsed)
+        return self._judge(entry, parsed) if entry.judged else entry.do(self, parsed)
 
-    def _say(self, out: list[bytes], entry: Entry, answer: Reply) -> bool:
-        """Put the reply where it will leave from; true when nothing may follow it."""
+    def _judge(self, entry: Entry, parsed: Any) -> Reply:
+        """Ask the rules of the phase; do what they say, or what was asked."""
+        case, phase, outside = self.case, entry.phase, self.engine.outside
+        assert case is not None
+        case.phase = phase
+        if self.stage <= GREETED:
+            case.sender = case.recipient = b""
+            case.size = 0
+        if case.refused and not self.recipients:
+            # As with every server that refuses: no recipient without a sender, and no message without one.
+            if phase in ("RCPT", "DATA") and case.refused == "MAIL":
+                return reply.BAD_SEQUENCE
+            if phase == "DATA":
+                return reply.NO_RECIPIENT
+        before = case.sender, case.recipient
+        case.tell(phase, parsed, self.octets)
+        table = self._tables.get(phase)
+        ruling = None
+        if table is not None:
+            if table.counts:
+                case.attempt = outside.recall(case.key)
+            if table.timed:
+                case.at = outside.clock()
+            ruling = table.find(case, self.engine.dice)
+        answer = entry.do(self, parsed) if ruling is None else self._obey(entry, parsed, case, ruling)
+        if answer.code >= 400 and phase in ("MAIL", "RCPT"):
+            case.sender, case.recipient = before
+            case.refused = phase
+        return answer
+
+    def _obey(self, entry: Entry, parsed: Any, case: Case, ruling: Ruling) -> Reply:
+        """Do what a rule says: what was asked, unless it is refused or its reply is lost."""
+        verdict, lots = ruling
+        self._fault = verdict.fault
+        if verdict.delay is not None:
+            self._delay = verdict.delay.draw(lots[2], lots[3])
+        case.id = self.id
+        said = verdict.pick(lots[1], case)
+        if said is None:
+            if verdict.instead:
+                return reply.UNSAID
+            answer: Reply = entry.do(self, parsed)
+            return masked(answer, verdict) if verdict.hide or verdict.add else answer
+        if said.code >= 400 or verdict.instead:
+            return said
+        done: Reply = entry.do(self, parsed)
+        if done.code >= 400 or done.then is LISTEN:
+            return done if done.code >= 400 else said
+        return Reply(said.code, said.enhanced, *said.lines, then=done.then)
+
+    def _hold(self, seconds: float) -> None:
+        """Hold back what was to be said."""
+        self.then = Then.WAIT
+        self.wait = seconds
+
+    def _say(self, out: list[bytes], entry: Entry, answer: Reply, fault: Fault | None) -> bool:
+        """Put the reply where it will leave from; true when nothing may follow it now."""
         wire = self._finish(answer) if entry is self.engine.end else answer.wire
+        if fault is not None:
+            if fault.rate:
+                return self._drip(out, entry, answer, fault, wire)
+            if fault.share < 1:
+                out.append(portion(wire, fault.share))
+                return self._end(fault.then)
+            self._said(out, entry, answer, wire)
+            return self._end(fault.then)
+        return self._said(out, entry, answer, wire)
+
+    def _drip(self, out: list[bytes], entry: Entry, answer: Reply, fault: Fault | None, wire: bytes) -> bool:
+        """Let the next drop of a reply leave; true while there is more of it."""
+        assert fault is not None
+        size = ceil(fault.rate * TICK)
+        if len(wire) <= size:
+            return self._said(out, entry, answer, wire)
+        out.append(wire[:size])
+        self._late = Late(entry, answer, fault, wire[size:])
+        self._hold(size / fault.rate)
+        return True
+
+    def _keep(self, rest: bytes) -> None:
+        """What came behind a reply that is still under way has to wait; behind the last one it is nothing."""
+        if self._late is not None:
+            self._rest = rest
+
+    def _end(self, then: Then) -> bool:
+        """Say nothing more."""
+        self.then = then
+        self._rest = b""
+        return True
+
+    def _said(self, out: list[bytes], entry: Entry, answer: Reply, wire: bytes) -> bool:
+        """All of a reply leaves; true when nothing may follow it."""
         out.append(wire)
         self.said.append(entry.base + answer.code)
         if self.engine.trace is not None:
@@ -331,9 +503,7 @@ class Session(State):
             self._tail = START
             self.octets = 0
             return False
-        self.then = answer.then
-        self._rest = b""
-        return True
+        return self._end(answer.then)
 
     def _finish(self, answer: Reply) -> bytes:
         """The message is over, taken or not; what to say."""

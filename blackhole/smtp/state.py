@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import Reply
 
 PHASES: Final = (
@@ -55,6 +56,10 @@ class Config:
     """Seconds before the reply to each command, drawn evenly from (least, most)."""
     starttls: bool = False
     """There is a certificate."""
+    listener: str = ""
+    """Its address and port, as rules may name them."""
+    rules: tuple[Rule, ...] = ()
+    """A scenario's, which come before those of the mode."""
 
 
 @dataclass(frozen=True, slots=True)

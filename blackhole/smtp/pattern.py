@@ -1,0 +1,106 @@
+"""A pattern: what the words, addresses and networks of a conversation are compared with.
+
+There are no regular expressions for operators to write, so there is none that backtracks: a
+glob becomes an expression of atomic groups, each of which is tried at one place only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Final
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LITERAL: Final = re.compile(r"(\*@)?[^*?]*")
+"""A glob that needs no expression: a whole text, or any address of one domain."""
+
+
+def expression(glob: str) -> re.Pattern[bytes]:
+    """`*` is any octets, `?` one octet; all else stands for itself, brackets too (bob@[192.0.2.1])."""
+    first, *rest = (re.escape(part.encode()).replace(rb"\?", b".") for part in glob.split("*"))
+    if not rest:
+        return re.compile(first + rb"\Z", re.DOTALL)
+    *inner, last = rest
+    # The first place where an inner part fits is as good as any later one. The last part stands at the end.
+    middle = b"".join(b"(?>.*?" + part + b")" for part in inner if part)
+    return re.compile(first + middle + b".*" + last + rb"\Z", re.DOTALL)
+
+
+class Globs:
+    """Any of some globs. Letters match in either case."""
+
+    __slots__ = ("domains", "exact", "others")
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        globs = [glob.lower() for glob in globs]
+        literal = [glob for glob in globs if LITERAL.fullmatch(glob)]
+        self.exact: Final = frozenset(glob.encode() for glob in literal if not glob.startswith("*"))
+        self.domains: Final = frozenset(glob[1:].encode() for glob in literal if glob.startswith("*"))
+        """With the "@" before them."""
+        self.others: Final = tuple(expression(glob).match for glob in globs if glob not in literal)
+
+    def match(self, text: bytes) -> bool:
+        """Whether one of them fits all of the text."""
+        text = text.lower()
+        if text in self.exact:
+            return True
+        if self.domains and text[text.rfind(b"@") :] in self.domains:
+            return True
+        return any(match(text) for match in self.others)
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """All that can fit, as whole texts and "@domain"s; empty when that is no list."""
+        return frozenset() if self.others else self.exact | self.domains
+
+
+class Networks:
+    """Any of some networks. An IPv4 address in IPv6 clothes (::ffff:192.0.2.1) is an IPv4 address."""
+
+    __slots__ = ("_by_size",)
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._by_size: Final[dict[tuple[int, int], set[int]]] = {}
+        for network in networks:
+            shift = network.max_prefixlen - network.prefixlen
+            found = self._by_size.setdefault((network.version, shift), set())
+            found.add(int(network.network_address) >> shift)
+
+    def match(self, client: str) -> bool:
+        """Whether the address lies in one of them. What is no address, as of a UNIX socket, lies in none."""
+        try:
+            address = ipaddress.ip_address(client.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        version, number = address.version, int(address)
+        return any(
+            version == of and number >> shift in numbers for (of, shift), numbers in self._by_size.items()
+        )
+
+
+COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = MappingProxyType(
+    {
+        "<=": operator.le,
+        ">=": operator.ge,
+        "<": operator.lt,
+        ">": operator.gt,
+        "=": operator.eq,
+    }
+)
+
+
+def comparison(sign: str, limit: int) -> Callable[[int], bool]:
+    """Whether a number is, say, "<=" the limit."""
+    compare = COMPARISONS[sign]
+    return partial(_turned, compare, limit)
+
+
+def _turned(compare: Callable[[int, int], bool], limit: int, number: int) -> bool:
+    return compare(number, limit)

@@ -1,0 +1,391 @@
+"""Scenario files: what is a mistake, what rules decide, and that the same seed decides the same."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from blackhole import scenario
+from blackhole.settings import OperatorError
+from blackhole.smtp import Config, Engine, Session, Then
+from blackhole.smtp.pattern import Globs, Networks
+from blackhole.smtp.policy import Case, Condition, Rule, Window
+from blackhole.smtp.session import Outside
+
+
+def rules(text: str) -> tuple[Rule, ...]:
+    return tuple(scenario.read(text, "test.toml"))
+
+
+def engine(
+    text: str, mode: str = "accept", listener: str = "127.0.0.1:25", outside: Outside | None = None
+) -> Engine:
+    config = Config(hostname="mx.test", mode=mode, listener=listener, rules=rules(text))
+    return Engine(config, Random(7), outside=outside or Outside(recall=Memory().count))
+
+
+class Memory(Counter[bytes]):
+    """Of attempts."""
+
+    def count(self, key: bytes) -> int:
+        self[key] += 1
+        return self[key]
+
+
+def greeted(of: Engine, client: str = "192.0.2.1") -> Session:
+    session = of.session(client=client)
+    session.greet()
+    return session
+
+
+def rcpt(session: Session, recipient: str) -> str:
+    return session.receive(f"RCPT TO:<{recipient}>\r\n".encode()).decode().strip()
+
+
+# Mistakes
+
+REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "450 4.2.1 Later"\n'
+
+MISTAKES = {
+    "": "test.toml: there is no [[rule]] in it",
+    "[[rule]": "test.toml: Expected ']]' at the end of an array declaration (at line 1, column 7)",
+    "rule = 1": "test.toml:1: rule: expected [[rule]] in double brackets",
+    "[rule]\nphase = 'RCPT'": "test.toml: rule: expected [[rule]] in double brackets",
+    "seeds = 7\n" + REFUSE: "test.toml:1: seeds: no such key; did you mean seed?",
+    "seed = -1\n" + REFUSE: "test.toml:1: seed: expected a whole number from 0, not '-1'",
+    REFUSE + "recipent = '*'\n": "test.toml:4: rule 1: recipent: no such key; did you mean recipient?",
+    REFUSE
+    + "regex = '(a+)+$'\n": "test.toml:4: rule 1: regex: no such key; there are globs of * and ?, and no "
+    "regular expressions",
+    REFUSE
+    + "recipient = '/(a+)+$/'\n": "test.toml:4: rule 1: recipient: expected a glob of * and ?; there are no "
+    "regular expressions, not '/(a+)+$/'",
+    "[[rule]]\nreply = '450 4.2.1 Later'": "test.toml:1: rule 1: phase: missing; one of CONNECT, HELO, ",
+    "[[rule]]\nphase = 'rcpt'\nreply = '450 4.2.1 Later'": "test.toml:2: rule 1: phase: expected one of ",
+    "[[rule]]\nphase = 'RCPT TO'\nreply = '450 4.2.1 Later'": "did you mean RCPT?",
+    "[[rule]]\nphase = 'RCPT'": "test.toml:1: rule 1: reply: missing; a rule needs one of reply, ",
+    "[[rule]]\nphase = 'RCPT'\nreply = 'Later'": "test.toml:3: rule 1: reply: expected a reply with its ",
+    "[[rule]]\nphase = 'RCPT'\nreply = '450'": "expected a reply with its code",
+    "[[rule]]\nphase = 'RCPT'\nreply = '450 5.2.1 Later'": "rule 1: reply: 5.2.1 does not go with 450",
+    "[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 L\u00e4ter'": "characters of ASCII",
+    "[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 {name}'": "{name} is none of {client} {helo} ",
+    "[[rule]]\nphase = 'RCPT'\nreply = []": "expected at least one reply",
+    "[[rule]]\nphase = 'RCPT'\nreply = ['250 2.1.5 OK', '450 4.2.1 Later']": "acceptances, not both",
+    "[[rule]]\nphase = 'RCPT'\nreply = '354 Go on'": "rule 1: reply: 354 is the answer to DATA alone",
+    "[[rule]]\nphase = ['RCPT', 'MAIL']\nreply = '250 2.0.0 OK'": "250 cannot be right in several phases",
+    REFUSE
+    + "chance = 2\n": "test.toml:4: rule 1: chance: expected a probability above 0, at most 1, not '2'",
+    REFUSE + "chance = 'often'\n": "rule 1: chance: expected a number, not 'often'",
+    REFUSE + "chance = nan\n": "rule 1: chance: expected a number, not 'nan'",
+    REFUSE + "window = 'night'\n": "test.toml:4: rule 1: window: there is no window 'night'",
+    REFUSE + "window = 'nigth'\n[[window]]\nname = 'night'\nfor = 60\n": "did you mean night?",
+    "[[window]]\nname = 'night'\n" + REFUSE: "test.toml:1: window 1 (night): for: missing, or nothing",
+    "[[window]]\nfor = 5\n" + REFUSE: "window 1: name: missing, or nothing",
+    "[[window]]\nname = 'w'\nfor = 9\nevery = 5\n"
+    + REFUSE: "test.toml:4: window 1 (w): every: shorter than for",
+    "[[window]]\nname = 'w'\nfor = 9\nramp = 10\n" + REFUSE: "window 1 (w): ramp: longer than for",
+    "[[window]]\nname = 'w'\nfor = '9 years'\n" + REFUSE: "window 1 (w): for: expected a time, as 90, ",
+    "[[window]]\nname = 'w'\nfor = -9\n" + REFUSE: "window 1 (w): for: expected no time before 0",
+    "[[window]]\nname = 'w'\nfor = 9\n[[window]]\nname = 'w'\nfor = 9\n"
+    + REFUSE: "test.toml:5: window 2 (w): name: ",
+    REFUSE + "attempt = 'twice'\n": 'rule 1: attempt: expected a comparison, as "<= 2" or "> 10M", not ',
+    REFUSE + "client = '192.0.2.256'\n": "rule 1: client: expected an address or a network, as 192.0.2.0/24",
+    REFUSE + "client = []\n": "rule 1: client: expected at least one",
+    REFUSE + "tls = 'yes'\n": "rule 1: tls: expected true or false, not 'yes'",
+    REFUSE + "sender = ''\n": "rule 1: sender: expected printable text",
+    REFUSE + "delay = -1\n": "rule 1: delay: expected no time before 0",
+    REFUSE + "delay = 4000\n": "rule 1: delay: expected at most 3600 seconds",
+    REFUSE + "delay = [5, 1]\n": "rule 1: delay: expected [MIN, MAX] with the lesser first",
+    REFUSE + "delay = [5]\n": "rule 1: delay: expected [MIN, MAX]",
+    REFUSE + "delay = {}\n": "rule 1: delay: expected { p50 = S, p90 = S, p99 = S } that rise",
+    REFUSE
+    + "delay = { p50 = 2, p90 = 1 }\n": "rule 1: delay: expected { p50 = S, p90 = S, p99 = S } that rise",
+    REFUSE + "delay = { mean = 2 }\n": "rule 1: delay: mean: no such key",
+    REFUSE + "delay = { lognormal = { median = 2 } }\n": "expected lognormal = { median = S, p99 = S }",
+    REFUSE
+    + "delay = { lognormal = { median = 2, p99 = 1 } }\n": "expected a median above 0 and a p99 above it",
+    REFUSE + "then = 'stal'\n": "rule 1: then: expected one of close, reset, stall, ",
+    REFUSE + "then = 'drip'\n": "rule 1: then: drip has a rate: then = { drip = 10 } is ten octets a second",
+    REFUSE + "then = { drip = 0 }\n": "rule 1: then: expected drip = octets a second, from 1 to 65536",
+    REFUSE
+    + "then = 'close-before-reply'\n": "rule 1: then: close-before-reply loses the reply; leave reply out",
+    REFUSE + "hide = 'SIZE'\n": 'rule 1: hide: only with phase = "EHLO"',
+    "[[rule]]\nphase = 'EHLO'\nhide = 'SIZE'\nreply = '250 mx.test'": "hide: not with a reply",
+    "[[rule]]\nphase = 'EHLO'\nadd = '-'": "add: expected an EHLO keyword",
+    "[[rule]]\nphase = 'MAIL'\nrecipient = '*'\ndelay = 1": "test.toml:3: rule 1: recipient: not known at ",
+    "[[rule]]\nname = 'first'\nphase = 'MAIL'\nthen = 'stop'\n": "test.toml:4: rule 1 (first): then: ",
+    REFUSE + "\n[[rule]]\nphase = 'MAIL'\n\nchance = 0\nthen = 'close'\n": "test.toml:8: rule 2: chance: ",
+    "x = " + "[" * 2000: "test.toml: ",
+}
+"""A file's text and (part of) the one line that is said."""
+
+
+@pytest.mark.parametrize("text", MISTAKES, ids=lambda text: repr(text[-40:]))
+def test_a_mistake_is_one_line(text: str) -> None:
+    with pytest.raises(OperatorError) as found:
+        rules(text)
+    assert MISTAKES[text] in str(found.value)
+    assert "\n" not in str(found.value)
+    assert found.value.code == 78
+
+
+def test_lines_are_left_out_where_they_cannot_be_told() -> None:
+    with pytest.raises(OperatorError) as found:
+        rules("about = '''\n[[rule]]\n'''\n" + REFUSE + "chance = 2")
+    assert str(found.value).startswith("test.toml: rule 1: chance: ")
+
+
+def test_files_follow_each_other(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(REFUSE.replace("Later", f"Says {name}"))
+    found = scenario.load([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert [rule.name for rule in found] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("/nowhere/at.all", "scenario /nowhere/at.all: No such file or directory"),
+        ("profile:flakey", "scenario profile:flakey: no such profile, there are .*; did you mean flaky\\?"),
+        ("profile:../settings", "scenario profile:../settings: no such profile"),
+    ],
+)
+def test_a_file_that_is_not_there(source: str, said: str) -> None:
+    with pytest.raises(OperatorError) as found:
+        scenario.load([source])
+    assert re.match(said, str(found.value))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff")
+    with pytest.raises(OperatorError, match="not UTF-8 text"):
+        scenario.load([str(tmp_path / "x")])
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("glob", "yes", "no"),
+    [
+        ("bob@example.com", ["bob@example.com", "BOB@Example.Com"], ["bob@example.comm", "xbob@example.com"]),
+        ("*@example.com", ["bob@example.com", '"a@b"@example.com'], ["bob@sub.example.com", "example.com"]),
+        ("*@*.example.com", ["bob@sub.example.com", "bob@a.b.example.com"], ["bob@example.com"]),
+        ("reply-4??@*", ["reply-451@x", "REPLY-499@y.example"], ["reply-45@x", "reply-4511@x"]),
+        ("*", ["", "bob", "bob@example.com"], []),
+        ("*a*b*c", ["abc", "xaxbxc", "aabbcc"], ["acb", "abcx", "bac"]),
+        ("bob@[192.0.2.1]", ["bob@[192.0.2.1]"], ["bob@1"]),
+        ("<>", [""], ["x"]),
+        ("b\u00f6b@*", ["b\u00f6b@x"], ["bob@x"]),
+    ],
+)  # fmt: skip
+def test_globs(glob: str, yes: list[str], no: list[str]) -> None:
+    globs = Globs([glob if glob != "<>" else ""])
+    assert [text for text in yes if not globs.match(text.encode())] == []
+    assert [text for text in no if globs.match(text.encode())] == []
+
+
+def test_no_glob_takes_long() -> None:
+    """What makes a backtracking matcher run for years; a hundred times of it are done in no time."""
+    globs = Globs(["*a" * 100 + "b"])
+    began = time.process_time()
+    for _ in range(100):
+        assert not globs.match(b"a" * 2000)
+    assert time.process_time() - began < 5
+
+
+def test_networks() -> None:
+    found = rules(REFUSE + "client = ['192.0.2.0/24', '2001:db8::/32', '198.51.100.7']")
+    (test,) = found[0].tests
+    for client in ("192.0.2.200", "::ffff:192.0.2.1", "2001:db8::1%eth0", "198.51.100.7"):
+        assert test.holds(Case(client=client)), client
+    for client in ("192.0.3.1", "2001:db9::1", "198.51.100.8", "", "/run/sink.sock"):
+        assert not test.holds(Case(client=client)), client
+    assert not Networks([]).match("192.0.2.1")
+
+
+# Windows
+
+
+@pytest.mark.parametrize(
+    ("window", "shares"),
+    [
+        (Window("once", 60, 90), {0: 0, 59.9: 0, 60: 1, 149: 1, 150: 0, 1000: 0}),
+        (Window("again", 60, 90, 600), {0: 0, 60: 1, 150: 0, 660: 1, 749: 1, 751: 0, 6060: 1}),
+        (Window("ramp", 10, 100, 0, 50), {9: 0, 10: 0, 35: 0.5, 60: 1, 109: 1, 110: 0}),
+    ],
+)
+def test_a_window_opens_and_closes(window: Window, shares: dict[float, float]) -> None:
+    assert {at: window.share(at) for at in shares} == shares
+
+
+def test_a_rule_is_in_force_in_its_window() -> None:
+    now = 0.0
+    text = REFUSE + "window = 'outage'\n[[window]]\nname = 'outage'\nat = '1m'\nfor = '90s'\n"
+    session = greeted(engine(text, outside=Outside(clock=lambda: now)))
+    heard = {}
+    for now in (0.0, 59.0, 60.0, 149.0, 150.0):
+        heard[now] = rcpt(session, "bob@example.com")[:3]
+    assert heard == {0.0: "250", 59.0: "250", 60.0: "450", 149.0: "450", 150.0: "250"}
+
+
+def test_a_ramp_raises_the_chance() -> None:
+    now = 0.0
+    text = REFUSE + "window = 'w'\n[[window]]\nname = 'w'\nfor = 1000\nramp = 1000\n"
+    session = greeted(engine(text, outside=Outside(clock=lambda: now)))
+    refused = []
+    for number in range(1000):
+        now = float(number)
+        refused.append(rcpt(session, f"{number}@example.com").startswith("450"))
+    assert sum(refused[:250]) < 70 < 180 < sum(refused[750:])
+
+
+# Chance
+
+CHANCE = """
+seed = 7
+[[rule]]
+name = "a third"
+phase = "RCPT"
+chance = 0.33
+reply = ["450 4.2.1 One", "451 4.2.1 Two", "452 4.2.1 Three"]
+"""
+
+
+def outcomes(text: str, count: int = 300) -> list[str]:
+    of = engine(text)
+    return [rcpt(greeted(of), f"r{number}@example.com") for number in range(count)]
+
+
+def test_the_same_seed_decides_the_same() -> None:
+    assert outcomes(CHANCE) == outcomes(CHANCE)
+    assert outcomes(CHANCE) != outcomes(CHANCE.replace("seed = 7", "seed = 8"))
+
+
+def test_a_named_rule_decides_the_same_wherever_it_stands() -> None:
+    other = REFUSE + "recipient = 'nobody@example.net'\n"
+    assert outcomes(CHANCE) == outcomes(CHANCE + other)
+
+
+def test_chances_are_what_they_say() -> None:
+    drawn = Counter(reply[:3] for reply in outcomes(CHANCE, 3000))
+    assert 1900 < drawn["250"] < 2120
+    assert min(drawn[code] for code in ("450", "451", "452")) > 260
+
+
+def test_an_attempt_that_failed_may_succeed_when_it_is_tried_again() -> None:
+    session = greeted(engine(REFUSE + "chance = 0.5"))
+    tries = [rcpt(session, "bob@example.com")[:3] for _ in range(64)]
+    assert set(tries) == {"250", "450"}
+
+
+def test_attempts_are_counted_for_each_sender_and_recipient() -> None:
+    of = engine(REFUSE + "attempt = '<= 2'")
+    heard = []
+    for sender in ("ann", "ann", "eve", "ann"):
+        session = greeted(of)
+        session.receive(f"MAIL FROM:<{sender}@example.com>\r\n".encode())
+        heard.append(rcpt(session, "bob@example.com")[:3])
+    assert heard == ["450", "450", "450", "250"]
+
+
+def test_where_there_is_no_address_attempts_are_the_clients() -> None:
+    of = engine("[[rule]]\nphase = 'CONNECT'\nattempt = 1\nreply = '421 4.3.2 Not yet'")
+    heard = [of.session(client=client).greet()[:3] for client in ("192.0.2.1", "192.0.2.2", "192.0.2.1")]
+    assert heard == [b"421", b"421", b"220"]
+
+
+# Delays
+
+
+def waits(delay: str) -> list[float]:
+    of = engine(f"[[rule]]\nphase = 'RCPT'\ndelay = {delay}")
+    found = []
+    for number in range(2000):
+        session = greeted(of)
+        assert rcpt(session, f"r{number}@example.com") == ""
+        assert session.then is Then.WAIT
+        found.append(session.wait)
+    return sorted(found)
+
+
+def test_a_uniform_delay() -> None:
+    found = waits("[1, 3]")
+    assert 1 <= found[0] < 1.1 < 2.9 < found[-1] <= 3
+    assert 1.9 < found[1000] < 2.1
+
+
+def test_a_lognormal_delay() -> None:
+    found = waits("{ lognormal = { median = 0.2, p99 = 5 } }")
+    assert 0.16 < found[1000] < 0.25
+    assert 3 < found[1980] < 9
+
+
+def test_a_delay_by_percentiles() -> None:
+    found = waits("{ p50 = 1, p90 = 2, p99 = 10 }")
+    assert 0.9 < found[1000] < 1.1
+    assert 1.6 < found[1760] < 2.1
+    assert 7 < found[1985] <= found[-1] <= 10
+
+
+# Listeners and clients
+
+
+def test_rules_are_for_their_listeners() -> None:
+    text = REFUSE + "listener = 2526"
+    assert rcpt(greeted(engine(text, listener="127.0.0.1:2526")), "bob@example.com")[:3] == "450"
+    assert rcpt(greeted(engine(text, listener="127.0.0.1:2525")), "bob@example.com")[:3] == "250"
+
+
+def test_rules_are_for_their_clients() -> None:
+    of = engine(
+        REFUSE + "client = '192.0.2.0/24'\n" + REFUSE.replace("450", "451") + "client = '2001:db8::/32'"
+    )
+    heard = {client: rcpt(greeted(of, client), "b@x")[:3] for client in ("192.0.2.9", "2001:db8::1", "::1")}
+    assert heard == {"192.0.2.9": "450", "2001:db8::1": "451", "::1": "250"}
+
+
+def test_rules_for_tls_hold_from_the_handshake_on() -> None:
+    session = greeted(engine(REFUSE + "tls = true"))
+    assert rcpt(session, "bob@example.com")[:3] == "250"
+    session.secured()
+    assert rcpt(session, "bob@example.com")[:3] == "450"
+
+
+def test_many_kinds_of_clients_take_no_memory() -> None:
+    """Ten rules make 1024 kinds; tables are kept for the last few hundred."""
+    text = "".join(REFUSE + f"client = ['{n}.0.0.0/8', '2001:{n}::/32']\n" for n in range(1, 11))
+    of = engine(text)
+    for n in range(1, 11):
+        assert rcpt(greeted(of, f"{n}.1.1.1"), "bob@example.com")[:3] == "450"
+    assert len(of.policy._made) == 10
+
+
+# What it costs
+
+
+def test_a_hundred_rules_are_found_by_what_they_name() -> None:
+    """Counted here is what takes time: conditions looked at."""
+    asked: Counter[str] = Counter()
+
+    def counted(test: Condition) -> Condition:
+        def holds(case: Case) -> bool:
+            asked[test.wanted] += 1
+            return test.holds(case)
+
+        return test._replace(holds=holds)
+
+    text = "".join(REFUSE + f"recipient = '*@d{n}.example'\n" for n in range(100))
+    text += REFUSE + "recipient = 'vip@d7.example'\n" + REFUSE + "sender = 'eve@*'\n"
+    watched = tuple(replace(rule, tests=tuple(map(counted, rule.tests))) for rule in rules(text))
+    session = greeted(Engine(Config(rules=watched), Random(7)))
+    asked.clear()
+    heard = [rcpt(session, f"{name}.example")[:3] for name in ("vip@d7", "bob@d7", "bob@d100")]
+    assert heard == ["450", "450", "250"]
+    assert asked == {"*@d7.example": 2, "eve@*": 1}
