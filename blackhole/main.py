@@ -215,7 +215,7 @@ class _Setup:
             )
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             tls = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
-            rules = f", {len(self.rules)} rule{'s'[: len(self.rules) > 1]}" if self.rules else ""
+            rules = f", {len(self.rules)} rule{'s' if len(self.rules) > 1 else ''}" if self.rules else ""
             yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {tls}"
 
 

@@ -132,7 +132,7 @@ class Engine:
         }
         self.match: Final = (USUAL if self.short else NEVER).match
         self.grouped: Final = tuple(self.entries[verb] for verb in (b"MAIL", b"RCPT", b"DATA"))
-        free = self.short and all(entry.rule is None for entry in self.grouped)
+        free = self.short and not any(entry.judged for entry in self.grouped)
         self.group: Final = (GROUP if free else NEVER).fullmatch
         self.usual: Final = {
             start: self.entries[start[:4]] for start in (b"MAIL FROM:<", b"RCPT TO:<", b"HELO ", b"EHLO ")
