@@ -30,8 +30,10 @@ LAYERS = (
 """Every module, the lowest first; it may import from the layers below its own."""
 
 PURE = frozenset(
-    ("__future__", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "ipaddress", "math")
-    + ("operator", "random", "re", "struct", "types", "typing")
+    (
+        *("__future__", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "ipaddress", "math"),
+        *("operator", "random", "re", "struct", "types", "typing"),
+    )
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""
 

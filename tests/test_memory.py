@@ -11,7 +11,7 @@ from program import Program, free_port, status
 MIB = 1 << 20
 
 LINES = (b"x" * 78 + b"\r\n") * (MIB // 80 + 1)
-"""Short lines, as mail has them; a little more than a mebibyte, so that no line keeps its place in the reads."""
+"""Short lines, as mail has; a little more than a mebibyte, so that no line keeps its place in the reads."""
 
 DOTS = b"\r\n..\r\n.x" * (MIB // 8)
 """Nothing but what looks like the end of the message, and is not."""
