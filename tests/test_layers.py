@@ -31,8 +31,8 @@ LAYERS = (
 
 PURE = frozenset(
     (
-        *("__future__", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "ipaddress", "math"),
-        *("operator", "random", "re", "struct", "types", "typing"),
+        *("__future__", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "ipaddress"),
+        *("math", "operator", "random", "re", "struct", "types", "typing"),
     )
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""
