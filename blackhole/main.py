@@ -265,7 +265,6 @@ class Service:
             with suppress(OSError):  # said better when the file cannot be opened
                 os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
         self._log = logs.set_up(settings.log, settings.debug, owner)
-        self._stats = Stats(64 + 16 * settings.workers)  # so that some reloads may drain at once
 
     def detach(self) -> None:
         """Become a daemon. The process our caller waits for ends in here."""
@@ -277,6 +276,8 @@ class Service:
     def run(self) -> int:
         """Serve until the end; the exit code."""
         setproctitle(daemon.TITLE)
+        # Not before we are detached: python-daemon would close its descriptor.
+        self._stats = Stats(64 + 16 * self._asked.workers)  # so that some reloads may drain at once
         if self._pidfile is not None:
             self._pidfile.write()
         code = Supervisor(
@@ -293,6 +294,11 @@ class Service:
         return code
 
     def _plan(self, setup: _Setup) -> Plan:
+        from blackhole import server
+
+        for listener, sockets in setup.bound.items():
+            self._stats.listener(server.address(listener, sockets))
+
         def worker(number: int) -> Job:
             return Job(f"blackhole: worker {number}", partial(self._work, setup))
 

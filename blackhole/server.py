@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -23,7 +24,7 @@ from blackhole.scenario import NONE, Scenario
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp import Config, Engine
 from blackhole.smtp.session import Outside, Trace
-from blackhole.stats import AT
+from blackhole.stats import AT, CONNECTIONS
 from blackhole.stream import Selector, Stream
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,11 @@ def bind(listener: Listener, backlog: int) -> list[socket.socket]:
     return sockets
 
 
+def address(listener: Listener, sockets: Sequence[socket.socket]) -> str:
+    """Where a listener is to be found, its port known even if any was good enough."""
+    return str(replace(listener, port=sockets[0].getsockname()[1]))
+
+
 def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) -> Config:
     """What the engine needs to know of the settings."""
     return Config(
@@ -94,7 +100,7 @@ class Server(TCPServer):
 
     `counters` is the worker's row of the stats, `tls` the context where there is a
     certificate. `crowded` tells whether other workers have fewer connections; None
-    where there are no others.
+    where there are no others. `number` is the counter of this listener's connections.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class Server(TCPServer):
         trace: Trace | None,
         crowded: Callable[[], bool] | None = None,
         scenario: Scenario = NONE,
+        number: int = CONNECTIONS,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -114,6 +121,7 @@ class Server(TCPServer):
         self.counters: Final = counters
         self.tls: Final = tls
         self.crowded: Final = crowded
+        self.number: Final = number
         self.timeout: Final = settings.timeout
         self.connections: Final[set[Connection]] = set()
         self._loop: Final = IOLoop.current()
@@ -133,6 +141,7 @@ class Server(TCPServer):
         """Hand a stream to the coroutine that holds the conversation."""
         client = Connection(self, stream, str(address[0]) if address else "")
         self.connections.add(client)
+        self.counters[self.number] += 1
         self.counters[OPEN] += 1
         stream.run(client.converse())
 

@@ -1,19 +1,32 @@
-"""Counters shared by all processes: an anonymous map made before the fork, a row for each process.
+"""The figures: a map that all processes share, a row for each process, and how its cells are read.
 
-A row has one writer, so there is no lock; a reader adds the rows up. A row
-outlives its process: counters stay, gauges are zeroed by the master. A cell
-costs 80 nanoseconds to bump, a tenth of what a metrics library asks for.
+A row has one writer, so there is no lock; a reader adds the rows up. A row outlives its process:
+counters stay, gauges are zeroed by the master. A cell costs 80 nanoseconds to bump, a tenth of
+what a metrics library asks for.
+
+The map is a file without a name (memfd_create(2)): it ends with the processes that have it, and
+whoever may look into the master's /proc/PID/fd may read it, so that `blackhole report` needs no
+port and no file.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
-from typing import Final, NamedTuple
+from operator import add, sub
+from typing import Any, Final, NamedTuple, Self
 
+from blackhole.settings import OperatorError
 from blackhole.smtp.session import CODE_SPAN
 from blackhole.smtp.state import PHASES
+from blackhole.smtp.violations import RULES
 
 
 class Cell(NamedTuple):
@@ -24,30 +37,122 @@ class Cell(NamedTuple):
     gauge: bool = False
 
 
+class Histogram(NamedTuple):
+    """Counts by magnitude: bucket k of `buckets` has the values that need k bits, the last all beyond.
+
+    So each bucket reaches twice as far as the one before, which takes one `int.bit_length` to find. A cell
+    with the sum of all values stands behind the buckets. `unit` is what 1 means in the unit of the name.
+    """
+
+    name: str
+    meaning: str
+    buckets: int
+    unit: float = 1
+
+
 CELLS: Final = (
     Cell("beat", "microseconds of the monotonic clock when the process last said that it lives", gauge=True),
-    Cell("open", "connections that are open now", gauge=True),
+    Cell("pid", "of the process", gauge=True),
     Cell("accepting", "1 while the process takes connections", gauge=True),
+    Cell("open", "connections that are open now", gauge=True),
     Cell("received_bytes", "octets that clients sent"),
+    Cell("timed_out", "connections closed because the client was silent for too long"),
+    Cell("probes", "connections closed by a client that had said nothing, as health checks do"),
+    Cell("tls_ok", "TLS handshakes that succeeded"),
+    Cell("tls_failed", "TLS handshakes that failed"),
+    Cell(
+        "tls_resumed", "TLS handshakes that resumed an earlier session; they are among those that succeeded"
+    ),
+    Cell("cpu", "microseconds of processor time that the processes of this row took"),
 )
 
+HISTOGRAMS: Final = (
+    Histogram("service_seconds", "from the moment a worker heard of a client's bytes to its reply", 28, 1e-6),
+    Histogram("client_seconds", "from a reply to the next bytes of the client", 32, 1e-6),
+    Histogram("delay_seconds", "delays that were asked for", 34, 1e-6),
+    Histogram("message_bytes", "octets of a message as it came over the wire", 40),
+    Histogram("connection_messages", "messages of a connection that has ended", 28),
+)
+
+LISTENERS: Final = 64
+"""Listeners that are told apart; those beyond are counted together as the last."""
+
+TITLE: Final = 3
+"""Cells for the title of the process that has a row, as text."""
+
+# The order in a row: replies by phase and code, as `smtp.session.cell` numbers them; violations, as
+# `smtp.session` numbers them; then these.
+
 REPLIES: Final = len(PHASES) * CODE_SPAN
-"""The replies by phase and code, as `smtp.session.cell` numbers them, come first; then CELLS."""
 
-AT: Final = {cell.name: REPLIES + number for number, cell in enumerate(CELLS)}
-"""Name -> index in a row."""
+CONNECTIONS: Final = REPLIES + len(RULES)
+"""Connections by listener."""
 
-WIDTH: Final = -(-(REPLIES + len(CELLS)) // 8) * 8
+AT: Final = {cell.name: CONNECTIONS + LISTENERS + number for number, cell in enumerate(CELLS)}
+"""Name of a cell -> index in a row."""
+
+TITLE_AT: Final = CONNECTIONS + LISTENERS + len(CELLS)
+
+
+def _starts() -> Iterator[tuple[str, int]]:
+    start = TITLE_AT + TITLE
+    for row in HISTOGRAMS:
+        yield row.name, start
+        start += row.buckets + 1
+    yield "", start
+
+
+STARTS: Final = dict(_starts())
+"""Name of a histogram -> index of its first bucket in a row."""
+
+WIDTH: Final = -(-STARTS[""] // 8) * 8
 """Cells in a row: a whole number of cache lines, or two writers would slow each other down."""
+
+# The header, before the rows, has one writer too, the master.
+
+LAYOUT: Final = zlib.crc32(repr((PHASES, RULES, CELLS, HISTOGRAMS, LISTENERS, TITLE)).encode())
+"""Differs when the cells mean something else."""
+
+NAME: Final = 8
+"""Cells for a listener's name, as text."""
+
+ROWS, USED, STARTED, NAMES = 1, 2, 3, 4
+"""Where the header has: how many rows there are, how many were ever claimed, when it all began
+(microseconds since 1970), and the names of the listeners. Its first cell has LAYOUT."""
+
+HEADER: Final = -(-(NAMES + LISTENERS * NAME) // 8) * 8
+
+MEMFD: Final = "blackhole.stats"
 
 
 class Stats:
     """The map. `rows` is how many processes can ever live at once."""
 
     def __init__(self, rows: int) -> None:
-        self.rows: Final = rows
-        self._cells: Final = memoryview(mmap.mmap(-1, rows * WIDTH * 8)).cast("Q")
+        descriptor = os.memfd_create(MEMFD, os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, (HEADER + rows * WIDTH) * 8)
+            # It keeps a descriptor of its own, by which /proc leads to it.
+            self._cells = memoryview(mmap.mmap(descriptor, 0)).cast("Q")
+        finally:
+            os.close(descriptor)
+        self._cells[ROWS] = rows
+        self._cells[STARTED] = time.time_ns() // 1000
+        self._cells[0] = LAYOUT
         self._taken: Final[set[int]] = set()
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The map of a running master, to be read. Raises OperatorError."""
+        stats = cls.__new__(cls)
+        stats._cells = _mapped(pid)
+        if stats._cells[0] != LAYOUT:
+            raise OperatorError(f"pid {pid} is another version of Blackhole; restart it", os.EX_UNAVAILABLE)
+        return stats
+
+    @property
+    def rows(self) -> int:
+        return self._cells[ROWS]
 
     def claim(self) -> int:
         """A row that no live process owns. Called by the master. Raises RuntimeError when there is none."""
@@ -55,6 +160,7 @@ class Stats:
             if row not in self._taken:
                 self._taken.add(row)
                 self._zero(row)
+                self._cells[USED] = max(self._cells[USED], row + 1)
                 return row
         raise RuntimeError("more processes than rows")
 
@@ -63,29 +169,302 @@ class Stats:
         self._zero(row)
         self._taken.discard(row)
 
+    def sign(self, row: int, title: str) -> None:
+        """Say who owns the row. Called by the process itself."""
+        cells = self.cells(row)
+        cells[AT["pid"]] = os.getpid()
+        _write(cells, TITLE_AT, TITLE, title)
+
     def cells(self, row: int) -> memoryview:
         """The row itself, for its one writer."""
-        return self._cells[row * WIDTH : (row + 1) * WIDTH]
+        return self._cells[HEADER + row * WIDTH : HEADER + (row + 1) * WIDTH]
 
     def beat(self, row: int) -> None:
         """Say that the owner of the row lives, and accepts connections."""
-        self._cells[row * WIDTH + AT["beat"]] = time.monotonic_ns() // 1000
+        self._cells[HEADER + row * WIDTH + AT["beat"]] = time.monotonic_ns() // 1000
 
     def beaten(self, row: int) -> float:
         """Seconds of the monotonic clock of the last beat; 0.0: not since the row was claimed."""
-        return self._cells[row * WIDTH + AT["beat"]] / 1e6
+        return self._cells[HEADER + row * WIDTH + AT["beat"]] / 1e6
 
     def crowded(self, row: int) -> bool:
         """Whether the owner of the row has clearly more connections open than another who takes them."""
-        accepting = self._cells[AT["accepting"] :: WIDTH].tolist()
-        least = min(compress(self._cells[AT["open"] :: WIDTH].tolist(), accepting), default=0)
-        return bool(self._cells[row * WIDTH + AT["open"]] > least + 1 + least // 16)
+        end = HEADER + self._cells[USED] * WIDTH
+        accepting = self._cells[HEADER + AT["accepting"] : end : WIDTH].tolist()
+        least = min(compress(self._cells[HEADER + AT["open"] : end : WIDTH].tolist(), accepting), default=0)
+        return bool(self._cells[HEADER + row * WIDTH + AT["open"]] > least + 1 + least // 16)
 
-    def total(self, index: int) -> int:
-        """The sum of one cell over all rows."""
-        return sum(self._cells[index::WIDTH])
+    def listener(self, name: str) -> int:
+        """The index of the cell that counts the connections of a listener. A new name: the master only."""
+        for number in range(LISTENERS - 1):
+            known = _read(self._cells, NAMES + number * NAME, NAME)
+            if not known:
+                _write(self._cells, NAMES + number * NAME, NAME, name)
+            if known in ("", name[: NAME * 8]):
+                return CONNECTIONS + number
+        _write(self._cells, NAMES + (LISTENERS - 1) * NAME, NAME, "others")
+        return CONNECTIONS + LISTENERS - 1
+
+    def snapshot(self) -> Snapshot:
+        """All figures as they are now. Takes about a millisecond for a handful of workers."""
+        now = time.monotonic()
+        totals = [0] * WIDTH
+        workers = []
+        for row in range(self._cells[USED]):
+            values = self.cells(row).tolist()
+            totals = list(map(add, totals, values))
+            if values[AT["pid"]]:
+                title = _read(self.cells(row), TITLE_AT, TITLE)
+                workers.append(
+                    Worker(
+                        title,
+                        values[AT["pid"]],
+                        max(0.0, now - values[AT["beat"]] / 1e6) if values[AT["beat"]] else 0.0,
+                        values[AT["open"]],
+                        values[AT["cpu"]] / 1e6,
+                    )
+                )
+        names = (_read(self._cells, NAMES + number * NAME, NAME) for number in range(LISTENERS))
+        return Snapshot(
+            seconds=now,
+            started=self._cells[STARTED] / 1e6,
+            listeners=tuple(name for name in names if name),
+            workers=tuple(sorted(workers)),
+            cells=tuple(totals),
+        )
 
     def _zero(self, row: int) -> None:
+        cells = self.cells(row)
         for cell in CELLS:
             if cell.gauge:
-                self._cells[row * WIDTH + AT[cell.name]] = 0
+                cells[AT[cell.name]] = 0
+        _write(cells, TITLE_AT, TITLE, "")
+
+
+def _mapped(pid: int) -> memoryview:
+    folder = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError):  # closed since
+                if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{MEMFD}"):
+                    with open(f"{folder}/{name}", "rb") as file:
+                        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
+    except (FileNotFoundError, ProcessLookupError):
+        raise OperatorError(f"pid {pid} has just ended", os.EX_UNAVAILABLE) from None
+    except PermissionError:
+        raise OperatorError(f"the figures of pid {pid} are for its own user and root", os.EX_NOPERM) from None
+    raise OperatorError(f"pid {pid} keeps no figures", os.EX_UNAVAILABLE)
+
+
+def _write(cells: memoryview, start: int, length: int, text: str) -> None:
+    octets = text.encode()[: length * 8].ljust(length * 8, b"\0")
+    for number in range(length):
+        cells[start + number] = int.from_bytes(octets[number * 8 : number * 8 + 8], "little")
+
+
+def _read(cells: memoryview, start: int, length: int) -> str:
+    octets = b"".join(cell.to_bytes(8, "little") for cell in cells[start : start + length])
+    return octets.rstrip(b"\0").decode("utf-8", "replace")
+
+
+# Reading.
+
+
+class Worker(NamedTuple):
+    """A process that lives now."""
+
+    title: str
+    pid: int
+    silent: float
+    """Seconds since it last said that it lives; it does so once a second."""
+    open: int
+    """Connections."""
+    cpu: float
+    """Seconds of processor time of all processes that had this row, as of a second ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A histogram as it was read."""
+
+    counts: tuple[int, ...]
+    """Of each bucket."""
+    sum: float
+    unit: float
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count if self.count else 0.0
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The largest value of each bucket but the last, which has no limit."""
+        return tuple(
+            ((1 << k) - 1 if self.unit == 1 else 1 << k) * self.unit for k in range(len(self.counts) - 1)
+        )
+
+    def quantile(self, share: float) -> float:
+        """What so large a share of all values does not exceed, as far as the buckets tell: an upper limit."""
+        wanted = share * self.count
+        seen = 0
+        for edge, count in zip(self.edges, self.counts, strict=False):
+            seen += count
+            if seen >= wanted:
+                return edge
+        return self.edges[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. Empty buckets are left out."""
+        return {
+            "count": self.count,
+            "sum": self.sum,
+            "mean": self.mean,
+            "p50": self.quantile(0.5),
+            "p90": self.quantile(0.9),
+            "p99": self.quantile(0.99),
+            "buckets": {
+                f"{edge:g}": count for edge, count in zip(self.edges, self.counts, strict=False) if count
+            },
+            "beyond": self.counts[-1],
+        }
+
+
+OUTCOMES: Final = {2: "accepted", 4: "deferred", 5: "rejected"}
+"""What becomes of a message, by the class of the reply to its end."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All figures at one moment; or, as the difference of two, all that happened between them.
+
+    In a difference `seconds` is how long it took; what lives (`workers`, `open`) is that of the later.
+    """
+
+    seconds: float
+    """Of the monotonic clock, or between two."""
+    started: float
+    """Seconds since 1970 when the server began."""
+    listeners: tuple[str, ...]
+    workers: tuple[Worker, ...]
+    """Every process that counts, sorted by title."""
+    cells: tuple[int, ...]
+    """The sum of all rows."""
+
+    def __sub__(self, earlier: Snapshot) -> Snapshot:
+        return Snapshot(
+            self.seconds - earlier.seconds,
+            self.started,
+            self.listeners,
+            self.workers,
+            tuple(map(sub, self.cells, earlier.cells)),
+        )
+
+    def total(self, name: str) -> int:
+        """A cell of CELLS that is a counter."""
+        return self.cells[AT[name]]
+
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return sum(worker.open for worker in self.workers)
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor time of all workers."""
+        return self.total("cpu") / 1e6
+
+    @cached_property
+    def replies(self) -> Mapping[tuple[str, int], int]:
+        """By phase and code, those that were said."""
+        return {
+            (phase, code + 200): count
+            for number, phase in enumerate(PHASES)
+            for code, count in enumerate(self.cells[number * CODE_SPAN : (number + 1) * CODE_SPAN])
+            if count
+        }
+
+    @cached_property
+    def commands(self) -> Mapping[str, int]:
+        """Commands that were answered, by phase; CONNECT and the end of a message are none."""
+        return {
+            phase: sum(self.cells[number * CODE_SPAN : (number + 1) * CODE_SPAN])
+            for number, phase in enumerate(PHASES)
+            if phase not in ("CONNECT", ".")
+        }
+
+    @cached_property
+    def messages(self) -> Mapping[str, int]:
+        """By outcome: messages that came to their end and were answered."""
+        return {outcome: self._answered(".", digit) for digit, outcome in OUTCOMES.items()}
+
+    @property
+    def recipients(self) -> int:
+        """That were accepted."""
+        return self._answered("RCPT", 2)
+
+    @cached_property
+    def connections(self) -> Mapping[str, int]:
+        """By listener."""
+        return dict(zip(self.listeners, self.cells[CONNECTIONS : CONNECTIONS + LISTENERS], strict=False))
+
+    @property
+    def refused(self) -> int:
+        """Connections with a refusal in place of the greeting."""
+        return self._answered("CONNECT", 4) + self._answered("CONNECT", 5)
+
+    @cached_property
+    def violations(self) -> Mapping[str, int]:
+        """By rule; all of them, in the order of the table."""
+        return dict(zip((rule.name for rule in RULES), self.cells[REPLIES:CONNECTIONS], strict=True))
+
+    @property
+    def hung_up(self) -> int:
+        """Connections that the client closed without QUIT."""
+        return self.violations["no-quit"] + self.violations["hung-up-in-body"]
+
+    @cached_property
+    def histograms(self) -> Mapping[str, Distribution]:
+        """By name; see HISTOGRAMS."""
+        return {row.name: self._histogram(row) for row in HISTOGRAMS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: everything, by the names that `blackhole status --json` and the dashboard give it."""
+        replies: dict[str, dict[str, int]] = {}
+        for (phase, code), count in self.replies.items():
+            replies.setdefault(phase, {})[str(code)] = count
+        return {
+            "seconds": self.seconds,
+            "started": self.started,
+            "messages": dict(self.messages),
+            "recipients": self.recipients,
+            "connections": {
+                "total": sum(self.connections.values()),
+                "open": self.open,
+                "by_listener": dict(self.connections),
+                "refused": self.refused,
+                "timed_out": self.total("timed_out"),
+                "hung_up": self.hung_up,
+                "probes": self.total("probes"),
+            },
+            "tls": {result: self.total(f"tls_{result}") for result in ("ok", "failed", "resumed")},
+            "received_bytes": self.total("received_bytes"),
+            "commands": dict(self.commands),
+            "replies": replies,
+            "violations": dict(self.violations),
+            "cpu_seconds": self.cpu,
+            "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
+            "workers": [worker._asdict() for worker in self.workers],
+        }
+
+    def _answered(self, phase: str, digit: int) -> int:
+        start = PHASES.index(phase) * CODE_SPAN + digit * 100 - 200
+        return sum(self.cells[start : start + 100])
+
+    def _histogram(self, row: Histogram) -> Distribution:
+        start = STARTS[row.name]
+        *counts, total = self.cells[start : start + row.buckets + 1]
+        return Distribution(tuple(counts), total * row.unit, row.unit)

@@ -13,7 +13,7 @@ from typing import Final
 
 from blackhole.logs import printable, reopen
 from blackhole.scenario import NONE, Scenario
-from blackhole.server import Server
+from blackhole.server import Server, address
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.session import Session, Trace
 from blackhole.stats import AT, Stats
@@ -85,7 +85,10 @@ class Worker:
         crowded = partial(self.stats.crowded, self.berth.row) if self.settings.workers > 1 else None
         hook: Trace | None = trace if self.settings.debug else None
         for listener, sockets in self.sockets.items():
-            server = Server(listener, self.settings, counters, self.tls, hook, crowded, self.scenario)
+            counted = self.stats.listener(address(listener, sockets))
+            server = Server(
+                listener, self.settings, counters, self.tls, hook, crowded, self.scenario, counted
+            )
             server.open(sockets, self.selector)
             self.servers.append(server)
         sweeping = loop.call_soon(self._sweep)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "blackhole"
 
 LAYERS = (
     ("blackhole", "settings", "stream", "smtp.reply", "smtp.framing", "smtp.pattern", "smtp.shape"),
-    ("smtp.policy", "logs", "options", "tls"),
+    ("smtp.policy", "logs", "options", "tls", "smtp.violations"),
     ("smtp.state", "daemon"),
     ("smtp.extensions", "scenario"),
     ("smtp.commands",),

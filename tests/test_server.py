@@ -36,7 +36,8 @@ class Service:
         self.settings = settings
         self.listener = replace(listener, host="127.0.0.1", port=0)
         self.context = context
-        self.cells = Stats(1).cells(0)
+        self.stats = Stats(1)
+        self.cells = self.stats.cells(self.stats.claim())
         self.sockets = server.bind(self.listener, 128)
         self.address: tuple[str, int] = self.sockets[0].getsockname()
         self.selector = Selector()

@@ -1,0 +1,183 @@
+"""What a sender can do wrong: one row for each rule, with the words of the RFC that forbids it.
+
+MUST and SHOULD are the RFC's own words to a client (RFC 2119). What no RFC asks for in
+such words, and still is a mistake, is style.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+LEVELS: Final = ("must", "should", "style")
+"""How grave it is, the gravest first."""
+
+
+class Rule(NamedTuple):
+    """A row. `name` is what counters, reports and transcripts call it."""
+
+    name: str
+    level: str
+    rfc: int
+    section: str
+    meaning: str
+    """What the sender did."""
+    hint: str
+    """What its author can do about it."""
+
+    @property
+    def source(self) -> str:
+        """Where to read it up."""
+        return f"RFC {self.rfc} {self.section}"
+
+
+RULES: Final = (
+    # The connection.
+    Rule(
+        "early-talk", "should", 5321, "4.3.1",
+        "talked before the greeting",
+        "wait for the 220 line before the first command",
+    ),
+    Rule(
+        "no-quit", "must", 5321, "4.1.1.10",
+        "closed the connection without QUIT",
+        "send QUIT, and wait for the 221",
+    ),
+    Rule(
+        "hung-up-in-body", "must", 5321, "4.1.1.10",
+        "closed the connection in the middle of a message",
+        "end the message with CRLF.CRLF, or never begin it",
+    ),
+    Rule(
+        "talk-after-421", "should", 5321, "3.8",
+        "went on after 421",
+        "421 ends the session at any point: close, and try again later",
+    ),
+    Rule(
+        "talk-after-521", "should", 5321, "3.1",
+        "went on after a refusal in place of the greeting",
+        "all that may follow a 521 or 554 greeting is QUIT",
+    ),
+    # Greetings and order.
+    Rule(
+        "no-hello", "must", 5321, "4.1.4",
+        "began a message without EHLO or HELO",
+        "say EHLO first, and HELO where that is refused",
+    ),
+    Rule(
+        "hello-name", "should", 5321, "4.1.1.1",
+        "gave a name without a dot in EHLO or HELO",
+        "give the host's full name, or its address in brackets: [192.0.2.1]",
+    ),
+    Rule(
+        "hello-literal", "must", 5321, "4.1.3",
+        "gave an address without brackets in EHLO or HELO",
+        "write [192.0.2.1] or [IPv6:2001:db8::1]",
+    ),
+    Rule(
+        "wrong-order", "must", 5321, "4.1.4",
+        "said MAIL in the middle of a transaction, or RCPT outside of one",
+        "MAIL, then every RCPT, then DATA; RSET to begin anew",
+    ),
+    Rule(
+        "no-recipient", "must", 5321, "3.3",
+        "said DATA though no recipient was accepted",
+        "if every RCPT was refused, the message is refused: RSET or QUIT",
+    ),
+    # Commands.
+    Rule(
+        "long-command", "should", 5321, "4.5.3.1.4",
+        "sent a command line of more than 512 octets",
+        "shorten the address; the parameters of extensions have room of their own",
+    ),
+    Rule(
+        "address-syntax", "must", 5321, "4.1.1.2",
+        "wrote MAIL or RCPT without angle brackets, or with blanks where none may be",
+        "MAIL FROM:<address> and RCPT TO:<address>, with nothing between the colon and the bracket",
+    ),
+    Rule(
+        "unknown-parameter", "must", 5321, "4.1.1.11",
+        "gave MAIL or RCPT a parameter that EHLO did not offer",
+        "read the answer to EHLO; after HELO there are no parameters at all",
+    ),
+    Rule(
+        "bad-parameter", "must", 5321, "4.1.2",
+        "gave MAIL or RCPT a parameter twice, or with a value it cannot have",
+        "the RFC of the extension says how its value is written",
+    ),
+    Rule(
+        "unknown-command", "must", 5321, "2.2.2",
+        "said a command that is none, or that EHLO did not offer",
+        "read the answer to EHLO before AUTH, BDAT, STARTTLS or a command of one's own",
+    ),
+    Rule(
+        "utf8-undeclared", "must", 6531, "3.1",
+        "said something that is not ASCII without SMTPUTF8",
+        "add SMTPUTF8 to MAIL if EHLO offered it; else such an address cannot be served",
+    ),
+    # Pipelining and TLS.
+    Rule(
+        "unoffered-pipelining", "must", 5321, "4.3.1",
+        "sent a command before the answer to the last one, though EHLO had not offered PIPELINING",
+        "wait for each answer, or read the answer to EHLO first",
+    ),
+    Rule(
+        "pipelined-behind-last", "must", 2920, "3.1",
+        "sent something behind a command that has to be the last of a group",
+        "wait for the answer to EHLO, DATA, NOOP, VRFY, EXPN and QUIT",
+    ),
+    Rule(
+        "talk-behind-starttls", "must", 3207, "4",
+        "sent something in the clear behind STARTTLS",
+        "wait for the 220, then shake hands; whoever takes more can be fooled (CVE-2011-0411)",
+    ),
+    Rule(
+        "no-hello-after-starttls", "should", 3207, "4.2",
+        "did not say EHLO again once TLS was on",
+        "what was learnt in the clear is void; say EHLO again",
+    ),
+    # Messages.
+    Rule(
+        "bare-lf", "must", 5321, "2.3.8",
+        "ended a line with LF alone",
+        "lines end with CR LF; most languages write LF unless told otherwise",
+    ),
+    Rule(
+        "bare-cr", "must", 5321, "2.3.8",
+        "sent CR without LF behind it",
+        "CR stands nowhere but before LF",
+    ),
+    Rule(
+        "long-line", "must", 5322, "2.1.1",
+        "sent a line of more than 998 octets in a message",
+        "encode the part: quoted-printable or base64",
+    ),
+    Rule(
+        "nul", "must", 5322, "4",
+        "sent a NUL octet",
+        "encode the part: base64; a NUL in a command is a bug",
+    ),
+    Rule(
+        "8bit-undeclared", "must", 5321, "2.4",
+        "sent octets above 127 in a message without BODY=8BITMIME",
+        "add BODY=8BITMIME to MAIL if EHLO offered it; else encode",
+    ),
+    Rule(
+        "unstuffed-dot", "must", 5321, "4.5.2",
+        "sent a line that begins with a single dot",
+        "put a dot before every dot that begins a line; a line of just one would end the message",
+    ),
+    Rule(
+        "size-wrong", "should", 1870, "5",
+        "declared a SIZE that is more than a tenth off",
+        "count the octets as they go over the wire, with CR LF at the end of each line",
+    ),
+    Rule(
+        "size-over-limit", "should", 1870, "5",
+        "sent a message larger than EHLO said is taken",
+        "compare with the SIZE of EHLO's answer, and do not send what cannot be taken",
+    ),
+)  # fmt: skip
+"""The one table."""
+
+NUMBER: Final = {rule.name: number for number, rule in enumerate(RULES)}
+"""Name -> its place in the table."""
