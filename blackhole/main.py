@@ -300,12 +300,14 @@ class Service:
             self._stats.listener(server.address(listener, sockets))
 
         def worker(number: int) -> Job:
-            return Job(f"blackhole: worker {number}", partial(self._work, setup))
+            title = f"blackhole: worker {number}"
+            return Job(title, partial(self._work, setup, title))
 
         return Plan(worker, setup.settings.workers, (), setup.settings.drain_timeout)
 
-    def _work(self, setup: _Setup, berth: Berth) -> None:
+    def _work(self, setup: _Setup, title: str, berth: Berth) -> None:
         """In a worker: let go of all that is the master's, then of root, then serve."""
+        self._stats.sign(berth.row, title)
         if self._pidfile is not None:
             self._pidfile.forget()
         self._shell.forget()

@@ -349,7 +349,6 @@ class Supervisor:
                 signal.signal(number, signal.SIG_IGN if number in DEAF else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             setproctitle(job.title)
-            self._stats.sign(row, job.title)
             job.run(Berth(row, self._life))
             code = os.EX_OK
         except OperatorError as error:
