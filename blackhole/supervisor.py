@@ -32,7 +32,7 @@ SILENCE = 10.0
 """A child that said nothing for so long is frozen, or will never be ready."""
 MERCY = 1.0
 """From SIGABRT, on which a child writes down where it stands, to SIGKILL."""
-HURRY = 0.5
+HURRY = 0.8
 """From "stop now" to SIGKILL; Ctrl-C is over within a second."""
 GOODBYE = 0.5
 """Given beyond the drain timeout, so that SIGKILL does not cut a goodbye."""
@@ -317,7 +317,7 @@ class Supervisor:
         if not failed and not all(place.ready for place in crew.places):
             return
         if failed:
-            log.error("not reloaded, all stays as it was: what is to follow does not start")
+            log.error("not reloaded, all stays as it was: the new processes do not start")
         leaving = crew if failed else self._crew
         self._crew, self._next = self._crew if failed else crew, None
         for place in leaving.places:
@@ -368,7 +368,11 @@ class Supervisor:
         if not child.ready and self._stats.beaten(child.row):
             child.ready = now
         self._stats.release(child.row)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was killed by signal {-code} ({signal.strsignal(-code)})"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         what = f"{child.title} (pid {child.pid}) {how}"
         place = next((place for place in self._places() if place.child is child), None)
         if place is None:
