@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for shape in chosen.shapes:
             tables.append(SHAPES[shape](plan))
             print(f"\n{markdown(tables[-1])}", flush=True)
-    foot = f"{summary(tables)}\n\n{rounds} rounds; the whole took {time.monotonic() - begun:.0f} s."
+    took = f"{rounds} rounds; the whole took {time.monotonic() - begun:.0f} s."
+    foot = "\n\n".join(filter(None, [summary(tables), took]))
     print(f"\n{foot}")
     if chosen.markdown:
         chosen.markdown.write_text("\n\n".join([head, *map(markdown, tables), foot]) + "\n")
