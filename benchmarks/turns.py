@@ -119,7 +119,7 @@ def compete(plan: Plan, contestants: Sequence[Contestant]) -> list[Row]:
                 if "failure" not in row:
                     with failing(row):
                         contestant.turns.append(turn(running, contestant.send, messages))
-        first = contestants[0].turns
+        first = contestants[0].turns if contestants else []
         for contestant, row, running, messages in racing:
             if "failure" not in row:
                 with failing(row):
@@ -165,7 +165,7 @@ def load(shape: Load) -> Callable[[Plan], Table]:
         table.rows = compete(
             plan, [Contestant(server.name, server, shape.send, shape.warm) for server in plan.serving()]
         )
-        if shape.goal and table.rows[0]["server"] == "smtp-sink":
+        if shape.goal and table.rows and table.rows[0]["server"] == "smtp-sink":
             goal(table, f"CPU, {shape.title}, ratio to smtp-sink", shape.goal)
         return table
 
