@@ -349,9 +349,9 @@ def test_rude_clients_leave_nothing_behind(serve: Serve, certificate: Certificat
             client.sendall(said)
             client.close()
     until = time.monotonic() + PATIENCE
-    while service.open() and time.monotonic() < until:
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < until:
         time.sleep(0.01)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_running_out_of_descriptors_is_no_catastrophe(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
