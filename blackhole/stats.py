@@ -192,7 +192,7 @@ class Stats:
         end = HEADER + self._cells[USED] * WIDTH
         accepting = self._cells[HEADER + AT["accepting"] : end : WIDTH].tolist()
         least = min(compress(self._cells[HEADER + AT["open"] : end : WIDTH].tolist(), accepting), default=0)
-        return bool(self._cells[HEADER + row * WIDTH + AT["open"]] > least + 1 + least // 16)
+        return bool(self._cells[HEADER + row * WIDTH + AT["open"]] > least + 2 + least // 16)
 
     def listener(self, name: str) -> int:
         """The index of the cell that counts the connections of a listener. A new name: the master only."""

@@ -22,6 +22,9 @@ from blackhole.supervisor import Berth
 
 log = logging.getLogger(__name__)
 
+WORDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
+"""The signals that mean something to a worker."""
+
 Bound = Mapping[Listener, Sequence[socket]]
 
 
@@ -71,12 +74,7 @@ class Worker:
     async def live(self) -> None:
         """Accept until told to stop; then drain."""
         loop = asyncio.get_running_loop()
-        for number, action in (
-            (signal.SIGTERM, self._drain),
-            (signal.SIGINT, self._quit),
-            (signal.SIGQUIT, self._quit),
-            (signal.SIGUSR1, reopen),
-        ):
+        for number, action in zip(WORDS, (self._drain, self._quit, self._quit, reopen), strict=True):
             loop.add_signal_handler(number, action)
         # The pipe's other end is the master's: it closes when the master is gone, however it went.
         loop.add_reader(self.berth.life, self._drain)
@@ -94,6 +92,9 @@ class Worker:
         sweeping = loop.call_soon(self._sweep)
         await self._stop.wait()
         sweeping.cancel()
+        # The terminal's Ctrl-C and the master's word may both come; a loop that is half closed
+        # cannot take the second.
+        signal.pthread_sigmask(signal.SIG_BLOCK, WORDS)
 
     def _sweep(self) -> None:
         """Once a second, and no timer per connection besides."""
