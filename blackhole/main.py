@@ -295,13 +295,14 @@ class Service:
 
     def _plan(self, setup: _Setup) -> Plan:
         from blackhole import server
+        from blackhole.worker import RELIEF
 
         for listener, sockets in setup.bound.items():
             self._stats.listener(server.address(listener, sockets))
 
         def worker(number: int) -> Job:
             title = f"blackhole: worker {number}"
-            return Job(title, partial(self._work, setup, title))
+            return Job(title, partial(self._work, setup, title), RELIEF)
 
         return Plan(worker, setup.settings.workers, (), setup.settings.drain_timeout)
 

@@ -72,6 +72,8 @@ class Job:
 
     title: str
     run: Callable[[Berth], None]
+    relief: signal.Signals = signal.SIGTERM
+    """What tells its process that another has taken its place, and that there is no hurry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class Supervisor:
         else:
             self._end()
             for child in self._children.values():
-                self._dismiss(child, self._crew.plan)
+                self._tell(child, signal.SIGTERM, self._crew.plan.drain_timeout + GOODBYE)
 
     def stop(self) -> None:
         """End now."""
@@ -217,9 +219,7 @@ class Supervisor:
     def fewer(self) -> None:
         """One worker less, until the next reload; the last one stays."""
         if len(self._crew.workers) > 1:
-            child = self._crew.workers.pop().child
-            if child is not None:
-                self._dismiss(child, self._crew.plan)
+            self._relieve(self._crew.workers.pop(), self._crew.plan)
 
     def reap(self) -> None:
         """Bury the dead: one SIGCHLD may stand for many, and to PID 1 strangers are left as well."""
@@ -321,8 +321,7 @@ class Supervisor:
         leaving = crew if failed else self._crew
         self._crew, self._next = self._crew if failed else crew, None
         for place in leaving.places:
-            if place.child is not None:
-                self._dismiss(place.child, leaving.plan)
+            self._relieve(place, leaving.plan)
         self._settle(not failed)
 
     # Births and deaths.
@@ -405,9 +404,10 @@ class Supervisor:
             self._ending = True
             self._leave()
 
-    def _dismiss(self, child: _Child, plan: Plan) -> None:
-        if not child.doomed:
-            self._tell(child, signal.SIGTERM, plan.drain_timeout + GOODBYE)
+    def _relieve(self, place: _Place, plan: Plan) -> None:
+        """Let whoever is in a place go; somebody else does the work."""
+        if place.child is not None and not place.child.doomed:
+            self._tell(place.child, place.job.relief, plan.drain_timeout + GOODBYE)
 
     def _tell(self, child: _Child, number: signal.Signals, patience: float) -> None:
         deadline = time.monotonic() + patience

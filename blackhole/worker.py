@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import encodings.unicode_escape  # noqa: F401 - at its first use root is dropped, and its file may be root's
 import logging
 import signal
 import ssl
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from socket import socket
 from typing import Final
+
+import tornado.platform.asyncio  # noqa: F401 - likewise
 
 from blackhole.logs import printable, reopen
 from blackhole.scenario import NONE, Scenario
@@ -22,8 +25,14 @@ from blackhole.supervisor import Berth
 
 log = logging.getLogger(__name__)
 
-WORDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
+RELIEF: Final = signal.SIGUSR2
+"""Tells a worker that others have taken its place."""
+
+WORDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, RELIEF)
 """The signals that mean something to a worker."""
+
+PARTING: Final = 0.3
+"""Seconds for the last words of one who retires; shorter than the master's patience with him."""
 
 Bound = Mapping[Listener, Sequence[socket]]
 
@@ -74,7 +83,9 @@ class Worker:
     async def live(self) -> None:
         """Accept until told to stop; then drain."""
         loop = asyncio.get_running_loop()
-        for number, action in zip(WORDS, (self._drain, self._quit, self._quit, reopen), strict=True):
+        for number, action in zip(
+            WORDS, (self._drain, self._quit, self._quit, reopen, self._retire), strict=True
+        ):
             loop.add_signal_handler(number, action)
         # The pipe's other end is the master's: it closes when the master is gone, however it went.
         loop.add_reader(self.berth.life, self._drain)
@@ -107,13 +118,23 @@ class Worker:
 
     def _drain(self) -> None:
         """Stop accepting at once; let messages under way come to their end."""
+        self._shut()
+        asyncio.get_running_loop().call_later(self.settings.drain_timeout, self._quit)
+        self._leave()
+
+    def _retire(self) -> None:
+        """Stop accepting, for others do; let the clients here go on until they leave or the time is up."""
+        self._shut()
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.settings.drain_timeout, self._leave)
+        loop.call_later(self.settings.drain_timeout + PARTING, self._quit)
+
+    def _shut(self) -> None:
         asyncio.get_running_loop().remove_reader(self.berth.life)
         self.stats.cells(self.berth.row)[AT["accepting"]] = 0
         for server in self.servers:
             server.shut()
-        asyncio.get_running_loop().call_later(self.settings.drain_timeout, self._quit)
         self._hurry = True
-        self._leave()
 
     def _leave(self) -> None:
         """Send away whoever has no message under way; again soon, until nobody is left."""

@@ -323,6 +323,24 @@ def test_a_new_certificate_is_used_after_a_reload(tmp_path: Path) -> None:
         smtplib.SMTP_SSL("127.0.0.1", port, context=second).quit()
 
 
+def test_a_reload_lets_a_client_go_on_that_has_only_said_hello(tmp_path: Path) -> None:
+    with Program() as program, smtplib.SMTP(*program.address) as client:
+        client.ehlo()
+        old = program.workers()
+        program.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "reloaded: " in program.output(), "the reload")
+        assert client.sendmail("ann@example.com", "bob@example.com", "hello") == {}
+        client.quit()
+        wait_for(lambda: not any(map(alive, old)), "the old workers have left")
+
+
+def test_after_a_reload_nobody_stays_for_ever(tmp_path: Path) -> None:
+    with Program("--drain_timeout=1") as program, smtplib.SMTP(*program.address) as client:
+        program.process.send_signal(signal.SIGHUP)
+        assert client.sock is not None
+        assert client.sock.recv(100) == b"421 4.3.2 Server is stopping, try again later\r\n"
+
+
 def test_what_a_reload_cannot_change_is_said(conf: Path, tmp_path: Path) -> None:
     with Program(f"--conf={conf}") as program:
         conf.write_text(f"{conf.read_text()}log = {tmp_path / 'other'}\npid = {tmp_path / 'pid'}\n")
