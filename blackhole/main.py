@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 from blackhole import __version__, daemon, logs, options
-from blackhole.settings import Listener, OperatorError, Settings
+from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.stats import Stats
 from blackhole.supervisor import Berth, Job, Plan, Supervisor
+from blackhole.web.ledger import Ledger
 
 if TYPE_CHECKING:
     import socket
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
 
 log = logging.getLogger(__name__)
+
+DASHBOARD = "blackhole: dashboard"
+"""Its title, as `ps` shows it."""
 
 NOT_RUNNING = 7
 """What LSB has init scripts exit with when they were to reload what does not run."""
@@ -198,42 +202,77 @@ class _Setup:
 
     settings: Settings
     bound: dict[Listener, list[socket.socket]]
+    http: list[socket.socket]
+    """Of the dashboard; empty when there is none."""
     tls: ssl.SSLContext | None
     rules: tuple[Rule, ...]
 
     @property
-    def sockets(self) -> set[socket.socket]:
+    def doors(self) -> set[socket.socket]:
+        """Where mail comes in."""
         return {listening for sockets in self.bound.values() for listening in sockets}
+
+    @property
+    def sockets(self) -> set[socket.socket]:
+        return self.doors.union(self.http)
 
     def describe(self) -> Iterator[str]:
         """A line for each listener: where, and how it treats its clients."""
         count = self.settings.workers
         workers = f"{count} worker{'s' if count > 1 else ''}"
         for listener, sockets in self.bound.items():
-            where = " and ".join(
-                str(replace(listener, host=s.getsockname()[0], port=s.getsockname()[1])) for s in sockets
-            )
+            where = _where(listener, sockets)
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             tls = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
             rules = f", {len(self.rules)} rule{'s' if len(self.rules) > 1 else ''}" if self.rules else ""
             yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {tls}"
+        if self.http:
+            where = _where(replace(self.settings.http, names=()), self.http)
+            yield f"dashboard on http://{where.replace(' and ', '/ and http://')}/"
 
 
-def _open(settings: Settings, held: dict[Listener, list[socket.socket]]) -> _Setup:
+def _where(asked: Listener | Http, sockets: list[socket.socket]) -> str:
+    """The addresses that were bound; a port 0 has become another."""
+    names = [bound.getsockname() for bound in sockets]
+    return " and ".join(str(replace(asked, host=host, port=port)) for host, port, *_ in names)
+
+
+def _open(settings: Settings, held: _Setup | None, warn: Callable[[str], None]) -> _Setup:
     """Open what the settings ask for; what is held for an address already is kept. Raises OperatorError."""
     from blackhole import server
 
     settings, context, rules = _check(settings)
-    by_address = {(listener.host, listener.port): sockets for listener, sockets in held.items()}
-    setup = _Setup(settings, {}, context, rules)
+    kept = held.bound if held else {}
+    by_address = {(listener.host, listener.port): sockets for listener, sockets in kept.items()}
+    setup = _Setup(settings, {}, [], context, rules)
     try:
         for listener in settings.listeners:
-            sockets = held.get(listener) or by_address.get((listener.host, listener.port))
+            sockets = kept.get(listener) or by_address.get((listener.host, listener.port))
             setup.bound[listener] = sockets or server.bind(listener, settings.backlog)
+        if settings.http.host:
+            setup.http[:] = _open_dashboard(settings, held, warn)
     except OperatorError:
-        _close(setup.sockets - {kept for sockets in held.values() for kept in sockets})
+        _close(setup.sockets - (held.sockets if held else set()))
         raise
     return setup
+
+
+def _open_dashboard(
+    settings: Settings, held: _Setup | None, warn: Callable[[str], None]
+) -> list[socket.socket]:
+    """The sockets of the dashboard; none where its address is the default one and taken."""
+    from blackhole import server
+
+    asked = settings.http
+    if held and held.http and replace(held.settings.http, names=asked.names) == asked:
+        return held.http
+    try:
+        return server.bind(asked, settings.backlog)
+    except OperatorError as error:
+        if settings.origins.get("http") != "default":
+            raise
+        warn(f"no dashboard: {error}; --http puts it elsewhere, --http off says that none is wanted")
+        return []
 
 
 def _close(sockets: set[socket.socket]) -> None:
@@ -255,7 +294,7 @@ class Service:
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
         self._shell = daemon.Shell()
-        self._setup = _open(settings, {})
+        self._setup = _open(settings, None, _say)
         self._next: _Setup | None = None
         """What was opened for a reload, until it is settled."""
         owner = int(self._setup.settings.user), int(self._setup.settings.group)
@@ -265,6 +304,7 @@ class Service:
             with suppress(OSError):  # said better when the file cannot be opened
                 os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
         self._log = logs.set_up(settings.log, settings.debug, owner)
+        self._ledger = Ledger()
 
     def detach(self) -> None:
         """Become a daemon. The process our caller waits for ends in here."""
@@ -304,20 +344,35 @@ class Service:
             title = f"blackhole: worker {number}"
             return Job(title, partial(self._work, setup, title), RELIEF)
 
-        return Plan(worker, setup.settings.workers, (), setup.settings.drain_timeout)
+        others = (Job(DASHBOARD, partial(self._show, setup)),) if setup.http else ()
+        return Plan(worker, setup.settings.workers, others, setup.settings.drain_timeout)
 
     def _work(self, setup: _Setup, title: str, berth: Berth) -> None:
-        """In a worker: let go of all that is the master's, then of root, then serve."""
+        """In a worker: serve."""
         self._stats.sign(berth.row, title)
+        self._let_go(setup, setup.doors)
+        daemon.drop_privileges(setup.settings.user, setup.settings.group)
+        plot = self._scenario(setup.rules, self._began)
+        self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot)
+
+    def _show(self, setup: _Setup, berth: Berth) -> None:
+        """In the dashboard: show what the workers count."""
+        self._stats.sign(berth.row, DASHBOARD)
+        self._let_go(setup, set(setup.http))
+        # Before root is gone: it may be that only root can read where Blackhole is installed.
+        from blackhole.web.dashboard import Dashboard
+
+        dashboard = Dashboard(setup.settings, self._stats, self._ledger, berth)
+        daemon.drop_privileges(setup.settings.user, setup.settings.group)
+        dashboard.run(setup.http)
+
+    def _let_go(self, setup: _Setup, needed: set[socket.socket]) -> None:
+        """In a child: close all that is the master's or another child's."""
         if self._pidfile is not None:
             self._pidfile.forget()
         self._shell.forget()
-        _close(self._sockets() - setup.sockets)
-        settings = setup.settings
-        logs.set_level(settings.debug)
-        daemon.drop_privileges(settings.user, settings.group)
-        plot = self._scenario(setup.rules, self._began)
-        self._live(settings, setup.bound, setup.tls, self._stats, berth, plot)
+        _close(self._sockets() - needed)
+        logs.set_level(setup.settings.debug)
 
     def _sockets(self) -> set[socket.socket]:
         return self._setup.sockets | (self._next.sockets if self._next is not None else set())
@@ -328,7 +383,7 @@ class Service:
         """What the configuration asks for now. Ports that are open stay open."""
         daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self._next = _open(self._reread(), self._setup.bound)
+            self._next = _open(self._reread(), self._setup, partial(log.warning, "%s"))
         except OperatorError:
             daemon.notify("READY=1")
             raise

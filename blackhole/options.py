@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, NoReturn
 
 from blackhole import __version__
-from blackhole.settings import MODES, Delay, Listener, OperatorError, Settings
+from blackhole.settings import MODES, Delay, Http, Listener, OperatorError, Settings
 
 ACTIONS = {
     "run": "serve in the foreground until Ctrl-C; the default",
@@ -201,6 +201,22 @@ def _scenarios(text: str) -> tuple[str, ...]:
     return tuple(word if word.startswith("profile:") else _path(word) for word in text.split())
 
 
+_HTTP = "ADDRESS:PORT[,name=NAME]"
+
+
+def _http(text: str) -> Http:
+    if _SWITCH.get(text.lower()) is False:
+        return Http()
+    address, *words = text.split(",")
+    match = _ADDRESS.fullmatch(address)
+    if not match:
+        raise _expected(f"off, or {_HTTP}, an IPv6 address in brackets", text)
+    for word in words:
+        if not word.startswith("name=") or not _NAME.fullmatch(word[5:]):
+            raise _expected("name=NAME after the port", word)
+    return Http(_host(match[1] or "0.0.0.0"), _PORT(match[2]), tuple(word[5:].lower() for word in words))
+
+
 class Option(NamedTuple):
     """One row. `default` is written as an operator would write it."""
 
@@ -286,6 +302,11 @@ OPTIONS = (
            otherwise="/var/log/blackhole.log; stderr in the foreground"),
     Option("debug", _switch, "no", "", "Logging", "log every line received and sent",
            warning="every line of every client goes to the log, which is slow, fills disks and is private"),
+    Option("http", _http, "127.0.0.1:8025", "ADDRESS:PORT|off", "Dashboard",
+           "where a browser finds the dashboard, and Prometheus its metrics",
+           "It has no password: who reaches it may look, and start runs. Names of this host besides its own "
+           "stand behind: 0.0.0.0:8025,name=sink.example.com; requests by another name are refused. "
+           "Where the default is taken, Blackhole does without."),
 )
 # fmt: on
 """The one table."""

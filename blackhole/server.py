@@ -21,7 +21,7 @@ from tornado.tcpserver import TCPServer
 
 from blackhole.connection import RECEIVED, Connection
 from blackhole.scenario import NONE, Scenario
-from blackhole.settings import Listener, OperatorError, Settings
+from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.smtp import Config, Engine
 from blackhole.smtp.session import Outside, Trace
 from blackhole.stats import AT, CONNECTIONS
@@ -46,8 +46,8 @@ PAUSE: Final = 0.1
 """Seconds without accepting after that. Trying at once again would take the whole processor."""
 
 
-def bind(listener: Listener, backlog: int) -> list[socket.socket]:
-    """The listening sockets of one listener, with the options that connections inherit from them.
+def bind(listener: Listener | Http, backlog: int) -> list[socket.socket]:
+    """The listening sockets of an address, with the options that connections inherit from them.
 
     Raises OperatorError: EX_NOPERM for a port that is not ours to take, EX_OSERR for
     one that is taken, EX_CONFIG for an address that is none of this machine's.

@@ -50,6 +50,21 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class Http:
+    """Where the dashboard is."""
+
+    host: str = ""
+    """Empty: there is none."""
+    port: int = 0
+    names: tuple[str, ...] = ()
+    """What browsers and scrapers may call this host, besides localhost, its addresses and its own name."""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return ",".join([f"{host}:{self.port}", *(f"name={name}" for name in self.names)]) if host else "off"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that was decided. Paths are absolute, users are still names."""
 
@@ -77,6 +92,7 @@ class Settings:
     drain_timeout: float = 30.0
     """Seconds open sessions are given to finish when the server stops."""
     backlog: int = 1024
+    http: Http = Http()
     origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> where its value came from, for --print-config."""
     texts: dict[str, str] = field(default_factory=dict, compare=False)

@@ -1,0 +1,484 @@
+"""The dashboard's process: samples the counters once a second, and answers HTTP.
+
+It is never in the way of mail: it reads what the workers write and has no other tie to them. So
+what it refuses it refuses for its own sake: strangers' pages (Host, Origin), and requests
+that are too many, too large or too slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import json
+import logging
+import math
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import split_host_and_port
+from tornado.iostream import IOStream, StreamClosedError
+from tornado.web import Application, HTTPError, RequestHandler
+
+from blackhole.logs import printable, reopen
+from blackhole.settings import Settings
+from blackhole.stats import Snapshot, Stats
+from blackhole.supervisor import Berth
+from blackhole.web.figures import Figures
+from blackhole.web.ledger import Ledger, Run
+
+log = logging.getLogger(__name__)
+
+# Limits. A scraper and some open pages are far below them.
+CONNECTIONS: Final = 256
+VIEWERS: Final = 32
+"""Pages that are kept up to date."""
+WAITERS: Final = 64
+"""Requests to /wait."""
+HEADERS: Final = 8192
+BODY: Final = 4096
+"""Octets of a request."""
+PATIENCE: Final = 10
+"""Seconds for a request to arrive; also for a viewer to take an event."""
+LONGEST: Final = 3600
+"""Seconds /wait may wait."""
+LOOK: Final = 0.02
+"""Seconds between two looks of /wait."""
+
+RUN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""The name of a run."""
+
+STATIC: Final = Path(__file__).parent / "static"
+TYPES: Final = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "uPlot.min.css": "text/css; charset=utf-8",
+    "uPlot.iife.min.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+"""Every file of the page; there is no way to any other."""
+
+SAFE: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""With every answer."""
+
+
+class File(NamedTuple):
+    """A file of the page, in memory."""
+
+    kind: str
+    body: bytes
+    etag: str
+
+
+def files() -> dict[str, File]:
+    """The page."""
+    bodies = {name: (STATIC / name).read_bytes() for name in TYPES}
+    return {
+        name: File(TYPES[name], body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        for name, body in bodies.items()
+    }
+
+
+class Refusal(HTTPError):
+    """Why a request is not answered, for whoever sent it."""
+
+    def __init__(self, code: HTTPStatus, why: str) -> None:
+        super().__init__(code)
+        self.why: Final = why
+
+
+class Page(RequestHandler):
+    """What all answers have in common."""
+
+    dashboard: Dashboard
+    gone = False
+    """Nobody waits for the answer any more."""
+
+    def initialize(self, dashboard: Dashboard) -> None:
+        self.dashboard = dashboard
+
+    def on_connection_close(self) -> None:
+        self.gone = True
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        for name, value in SAFE.items():
+            self.set_header(name, value)
+        self.set_header("Cache-Control", "no-store")
+
+    def prepare(self) -> None:
+        # A stranger's page may have its name resolve to our address, and is then of one origin
+        # with us (DNS rebinding); but the name is in the request. An address has none.
+        name = split_host_and_port(self.request.host)[0].strip("[]").lower().rstrip(".")
+        if not (name in self.dashboard.names or is_address(name)):
+            raise Refusal(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"This is not that host. If it is: --http {self.dashboard.address},name=NAME",
+            )
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None))[1]
+        why = error.why if isinstance(error, Refusal) else HTTPStatus(status_code).phrase
+        self.set_header("Cache-Control", "no-store")
+        self.say({"error": why})
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        if not isinstance(value, HTTPError | StreamClosedError):
+            log.error("fault in the answer to %s", self.request.path, exc_info=value)
+
+    def compute_etag(self) -> None:
+        return None
+
+    def say(self, what: object) -> None:
+        """Answer with JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.write(json.dumps(what, indent=1) + "\n")
+
+    def number(self, name: str, least: float, most: float, default: str) -> float:
+        """A number from the query."""
+        text = self.get_query_argument(name, default)
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} is to be a number from {least:g} to {most:g}")
+        return number
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is given by its IP address."""
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+class Missing(Page):
+    """There is no such thing here."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing of that name.")
+
+
+class Static(Page):
+    """A file of the page."""
+
+    def get(self, name: str = "index.html") -> None:
+        file = self.dashboard.files.get(name)
+        if file is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing of that name.")
+        self.set_header("Content-Type", file.kind)
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("ETag", file.etag)
+        if self.check_etag_header():
+            self.set_status(HTTPStatus.NOT_MODIFIED)
+        else:
+            self.write(file.body)
+
+    head = get
+
+
+class Health(Page):
+    """Whether the dashboard is alive; that it answers says so."""
+
+    def get(self) -> None:
+        self.say({"alive": True})
+
+    head = get
+
+
+class Ready(Page):
+    """Whether some worker takes connections."""
+
+    def get(self) -> None:
+        workers = self.dashboard.figures.accepting()
+        if not workers:
+            self.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
+        self.say({"workers": workers})
+
+    head = get
+
+
+class Everything(Page):
+    """/stats.json."""
+
+    def get(self) -> None:
+        figures = self.dashboard.figures
+        self.say(figures.now(figures.read()) | {"history": figures.history(), "rules": figures.rules()})
+
+
+class Metrics(Page):
+    """/metrics, for Prometheus."""
+
+    def get(self) -> None:
+        exposition = self.dashboard.exposition
+        if exposition is None:
+            raise Refusal(
+                HTTPStatus.NOT_IMPLEMENTED,
+                "Metrics need the Python package prometheus_client: pip install 'blackhole[metrics]'",
+            )
+        figures = self.dashboard.figures
+        kind, text = exposition(figures.read(), figures.cpu(), self.request.headers.get("Accept", ""))
+        self.set_header("Content-Type", kind)
+        self.write(text)
+
+
+class Events(Page):
+    """The live figures, as server-sent events."""
+
+    async def get(self) -> None:
+        dashboard = self.dashboard
+        if dashboard.viewers >= VIEWERS:
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"{VIEWERS} pages are open already.")
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("X-Accel-Buffering", "no")
+        dashboard.viewers += 1
+        try:
+            figures = dashboard.figures
+            self.write(event("past", figures.history() | {"rules": figures.rules()}))
+            self.write(event("now", figures.now(figures.latest())))
+            while True:
+                # One who does not take what is sent gets no more of it; the others do not wait for him.
+                await asyncio.wait_for(self.flush(), PATIENCE)
+                self.write(await dashboard.news())
+        except (StreamClosedError, TimeoutError):
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+        finally:
+            dashboard.viewers -= 1
+
+
+def event(kind: str, what: object) -> str:
+    """A server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps(what, separators=(',', ':'))}\n\n"
+
+
+class Waiting(Page):
+    """/wait: answers when so many messages have come, since the request or since a run began."""
+
+    async def get(self) -> None:
+        dashboard = self.dashboard
+        wanted = self.number("messages", 1, 1e15, "1")
+        timeout = self.number("timeout", 0, LONGEST, "60")
+        name = self.get_query_argument("run", "")
+        first = dashboard.figures.read()
+        if name:
+            run = dashboard.named(name)
+            if run.ended:
+                raise Refusal(HTTPStatus.CONFLICT, f"The run {name} has ended.")
+            start = sum(dashboard.figures.at_start(run).messages.values())
+        else:
+            start = sum(first.messages.values())
+        if dashboard.waiters >= WAITERS:
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"{WAITERS} requests wait already.")
+        dashboard.waiters += 1
+        try:
+            while True:
+                last = dashboard.glance()
+                came = sum(last.messages.values()) - start
+                if came >= wanted or last.seconds - first.seconds >= timeout or self.gone:
+                    break
+                await asyncio.sleep(LOOK)
+        finally:
+            dashboard.waiters -= 1
+        if came < wanted:
+            self.set_status(HTTPStatus.GATEWAY_TIMEOUT)
+        self.say({"messages": came, "seconds": last.seconds - first.seconds})
+
+
+class AllRuns(Page):
+    """/runs: those there are, and a new one."""
+
+    def get(self) -> None:
+        figures = self.dashboard.figures
+        now = figures.read()
+        self.say([figures.summary(run, now) for run in figures.ledger.runs()])
+
+    def post(self) -> None:
+        ledger, figures = self.dashboard.figures.ledger, self.dashboard.figures
+        name = self._name()
+        if ledger.run(name):
+            raise Refusal(HTTPStatus.CONFLICT, f"There is a run {name} already.")
+        now = figures.read()
+        if not ledger.start(name, now.cells, now.open):
+            raise Refusal(HTTPStatus.CONFLICT, "Too many runs are under way; stop one.")
+        self.set_status(HTTPStatus.CREATED)
+        self.set_header("Location", f"/runs/{name}")
+        self.say(figures.report(self.dashboard.named(name)))
+
+    def _name(self) -> str:
+        try:
+            name = json.loads(self.request.body)["name"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            name = None
+        if not isinstance(name, str) or not re.fullmatch(RUN, name):
+            raise Refusal(
+                HTTPStatus.BAD_REQUEST,
+                'The body is to be {"name": NAME}, of up to 64 letters, digits, dots, hyphens, underscores.',
+            )
+        return name
+
+
+class OneRun(Page):
+    """/runs/NAME: what came in between its start and its end, or now."""
+
+    def get(self, name: str) -> None:
+        self.say(self.dashboard.figures.report(self.dashboard.named(name)))
+
+
+class Stop(Page):
+    """/runs/NAME/stop."""
+
+    def post(self, name: str) -> None:
+        figures = self.dashboard.figures
+        self.dashboard.named(name)
+        figures.ledger.stop(name, figures.read().cells)
+        self.say(figures.report(self.dashboard.named(name)))
+
+
+class Server(HTTPServer):
+    """An HTTP server that turns away what would be one connection too many."""
+
+    connections = 0
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        if self.connections >= CONNECTIONS:
+            stream.close()
+            return
+        self.connections += 1
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        self.connections -= 1
+        super().on_close(server_conn)
+
+
+ROUTES: Final = (
+    ("/", Static),
+    ("/static/([A-Za-z.]+)", Static),
+    ("/events", Events),
+    ("/stats.json", Everything),
+    ("/metrics", Metrics),
+    ("/healthz", Health),
+    ("/readyz", Ready),
+    ("/wait", Waiting),
+    ("/runs", AllRuns),
+    (f"/runs/({RUN})", OneRun),
+    (f"/runs/({RUN})/stop", Stop),
+)
+"""Every page there is."""
+
+
+class Dashboard:
+    """The process. Made as whoever may read the program's files, run as whoever serves."""
+
+    def __init__(self, settings: Settings, stats: Stats, ledger: Ledger, berth: Berth) -> None:
+        self.figures: Final = Figures(settings, stats, ledger)
+        self.files: Final = files()
+        self.address: Final = replace(settings.http, names=())
+        self.names: Final = {"localhost", settings.hostname, socket.gethostname(), settings.http.host}.union(
+            settings.http.names
+        )
+        self.exposition: Final = exposition()
+        self.viewers = 0
+        self.waiters = 0
+        self._stats, self._berth = stats, berth
+        self._glance = self.figures.read()
+
+    def run(self, sockets: Sequence[socket.socket]) -> None:
+        """Answer until told to stop."""
+        logging.getLogger("tornado").setLevel(logging.ERROR)  # what strangers send us is no event
+        with asyncio.Runner() as runner:
+            runner.run(self._live(sockets))
+
+    async def _live(self, sockets: Sequence[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGUSR1, reopen)
+        # The pipe's other end is the master's: it closes when the master is gone, however it went.
+        loop.add_reader(self._berth.life, stop.set)
+        self._news: asyncio.Future[str] = loop.create_future()
+        application = Application(
+            [(path, page, {"dashboard": self}) for path, page in ROUTES],
+            default_handler_class=Missing,
+            default_handler_args={"dashboard": self},
+            cross_origin_protection=True,
+            log_function=log_request,
+        )
+        server = Server(
+            application,
+            idle_connection_timeout=PATIENCE,
+            body_timeout=PATIENCE,
+            max_header_size=HEADERS,
+            max_body_size=BODY,
+            max_buffer_size=HEADERS + BODY,
+        )
+        server.add_sockets(sockets)
+        self._sample()
+        await stop.wait()
+        server.stop()
+
+    def _sample(self) -> None:
+        """Once a second, on the second."""
+        loop = asyncio.get_running_loop()
+        self._stats.beat(self._berth.row)
+        self.figures.sample()
+        if self.viewers:
+            self._news.set_result(event("now", self.figures.now(self.figures.latest())))
+            self._news = loop.create_future()
+        loop.call_at(math.floor(loop.time()) + 1, self._sample)
+
+    async def news(self) -> str:
+        """The event of the next second."""
+        return await asyncio.shield(self._news)
+
+    def glance(self) -> Snapshot:
+        """The counters as they were a moment ago: many may ask, at the price of one."""
+        if time.monotonic() - self._glance.seconds >= LOOK:
+            self._glance = self.figures.read()
+        return self._glance
+
+    def named(self, name: str) -> Run:
+        """The run of that name."""
+        run = self.figures.ledger.run(name)
+        if run is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"There is no run {name}.")
+        return run
+
+
+def exposition() -> Exposition | None:
+    """What makes the text for Prometheus; None where its library is not installed."""
+    try:
+        from blackhole.web import metrics
+    except ModuleNotFoundError:
+        return None
+    return metrics.text
+
+
+def log_request(page: RequestHandler) -> None:
+    """For --debug."""
+    log.debug("%d %s %s", page.get_status(), page.request.method, printable(page.request.uri.encode()))
+
+
+Exposition = Callable[[Snapshot, Mapping[str, float], str], tuple[str, bytes]]

@@ -1,0 +1,223 @@
+"""What the dashboard remembers: the last hour, the last day, and runs.
+
+It is kept in a map made before the fork, as the counters are, because a reload puts another
+process in the dashboard's place and a crash may: who comes next reads on where the last one
+wrote. While both live they write the same figures into the same places.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from blackhole.stats import WIDTH
+
+SECOND: Final = 1_000_000
+"""Microseconds; all moments in here are such, of the monotonic clock."""
+
+HOUR: Final = 3600
+"""Samples kept, one a second."""
+
+DAY: Final = 1440
+"""Samples kept, one a minute."""
+
+RUNS: Final = 32
+"""Runs that are kept. One more, and the oldest that has ended is forgotten."""
+
+NAME: Final = 64
+"""Characters of a run's name."""
+
+
+class Moment(NamedTuple):
+    """The counters at one time, those that are shown over time."""
+
+    at: int
+    messages: int
+    connections: int
+    received_bytes: int
+    open: int
+
+
+class Ring:
+    """The last `slots` steps, a moment each; of a step that had several, the latest one."""
+
+    def __init__(self, cells: memoryview, slots: int, step: int) -> None:
+        self._cells, self.slots, self.step = cells, slots, step
+
+    @staticmethod
+    def size(slots: int) -> int:
+        """Cells that it needs."""
+        return slots * len(Moment._fields)
+
+    def put(self, moment: Moment) -> None:
+        """Note a moment. In a step that has one already, the most that was open stays."""
+        tick = moment.at // self.step
+        before = self.get(tick)
+        if before is not None:
+            moment = moment._replace(open=max(moment.open, before.open))
+        width = len(moment)
+        base = tick % self.slots * width
+        self._cells[base] = 0  # who reads now finds a gap, not half of each
+        for number in range(1, width):
+            self._cells[base + number] = moment[number]
+        self._cells[base] = moment.at
+
+    def get(self, tick: int) -> Moment | None:
+        """The moment of that step, if there was one and it is not forgotten."""
+        width = len(Moment._fields)
+        base = tick % self.slots * width
+        moment = Moment(*self._cells[base : base + width])
+        return moment if moment.at and moment.at // self.step == tick else None
+
+    def since(self, tick: int) -> Moment | None:
+        """The first moment that is known of that step and those after it."""
+        last = tick + self.slots
+        return next((moment for one in range(tick, last) if (moment := self.get(one))), None)
+
+    def steps(self, until: int) -> Iterator[tuple[Moment | None, Moment | None]]:
+        """Every step up to that of the moment `until`, the oldest first: the last moment known before
+        it, and its own. The oldest of all is only there to be before others."""
+        last = until // self.step
+        before = self.get(last - self.slots + 1)
+        for tick in range(last - self.slots + 2, last + 1):
+            moment = self.get(tick)
+            yield before, moment
+            before = moment or before
+
+
+def rate(before: Moment, after: Moment, name: str = "messages") -> float:
+    """How much was added in a second, between two moments."""
+    elapsed = after.at - before.at
+    return (getattr(after, name) - getattr(before, name)) / elapsed * SECOND if elapsed > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A named measurement."""
+
+    name: str
+    began: int
+    ended: int
+    """0 while it goes on."""
+    at: int
+    """Microseconds since 1970 when it began."""
+    peak: int
+    """Messages of its busiest second."""
+    crowd: int
+    """The most connections that were open at once, looked at once a second."""
+    waited: int
+    """Microseconds that all connections together were open: its mean concurrency times its length."""
+    first: Sequence[int]
+    last: Sequence[int]
+    """The counters when it began, and when it ended."""
+
+
+class Ledger:
+    """The map."""
+
+    HEAD: Final = ("began", "ended", "at", "peak", "crowd", "waited")
+
+    def __init__(self) -> None:
+        self._slot: Final = len(self.HEAD) + NAME // 8 + 2 * WIDTH
+        hour, day = Ring.size(HOUR), Ring.size(DAY)
+        top = 4
+        self._map: Final = mmap.mmap(-1, (top + hour + day + RUNS * self._slot) * 8)
+        cells = memoryview(self._map).cast("Q")
+        self._top: Final = cells[:top]
+        self.hour: Final = Ring(cells[top : top + hour], HOUR, SECOND)
+        self.day: Final = Ring(cells[top + hour : top + hour + day], DAY, 60 * SECOND)
+        self._runs: Final = cells[top + hour + day :]
+
+    # What was.
+
+    @property
+    def began(self) -> int:
+        """The first moment of all; 0: there was none yet."""
+        return self._top[0]
+
+    @property
+    def peak(self) -> int:
+        """Messages of the busiest second so far."""
+        return self._top[1]
+
+    @property
+    def crowd(self) -> int:
+        """The most connections that were open at once, looked at once a second."""
+        return self._top[2]
+
+    def note(self, moment: Moment) -> None:
+        """Once a second."""
+        before = self.hour.since(moment.at // SECOND - 10)
+        if not self._top[0]:
+            self._top[0] = moment.at
+        self.hour.put(moment)
+        self.day.put(moment)
+        self._top[2] = max(self._top[2], moment.open)
+        elapsed, pace = 0, 0
+        last = self.hour.get(moment.at // SECOND - 1) or before
+        if last is not None and last.at < moment.at:
+            elapsed = moment.at - last.at
+            pace = round(rate(last, moment))
+            self._top[1] = max(self._top[1], pace)
+        for slot in self._slots():
+            began, ended, _, peak, crowd, waited = slot[: len(self.HEAD)]
+            if began and not ended:
+                slot[3] = max(peak, pace) if last and last.at >= began else peak
+                slot[4] = max(crowd, moment.open)
+                slot[5] = waited + moment.open * min(elapsed, moment.at - began)
+
+    def pace(self, moment: Moment, seconds: int, name: str = "messages") -> float:
+        """How much was added in a second, over so many seconds up to the moment or as many as there were."""
+        before = self.hour.since(moment.at // SECOND - seconds)
+        return rate(before, moment, name) if before else 0.0
+
+    # Runs.
+
+    def runs(self) -> list[Run]:
+        """All that are kept, the oldest first."""
+        return sorted((self._read(slot) for slot in self._slots() if slot[0]), key=lambda run: run.began)
+
+    def run(self, name: str) -> Run | None:
+        """The run of that name."""
+        return next((run for run in self.runs() if run.name == name), None)
+
+    def start(self, name: str, counters: Iterable[int], opened: int) -> bool:
+        """Begin a run; False: as many are under way as can be kept. The name is ASCII, and no other run's."""
+        slots = sorted((slot for slot in self._slots() if not slot[0] or slot[1]), key=lambda slot: slot[0])
+        if not slots:
+            return False
+        slot, head, text = slots[0], len(self.HEAD), NAME // 8
+        slot[0] = 0
+        first = list(counters)
+        for number, value in enumerate(first):
+            slot[head + text + number] = value
+        label = memoryview(name.encode("ascii").ljust(NAME, b"\0")).cast("Q")
+        slot[head : head + text] = label
+        slot[1:head] = memoryview(bytes((head - 1) * 8)).cast("Q")
+        slot[2] = time.time_ns() // 1000
+        slot[4] = opened
+        slot[0] = time.monotonic_ns() // 1000
+        return True
+
+    def stop(self, name: str, counters: Iterable[int]) -> None:
+        """End a run; one that has ended stays as it is."""
+        for slot in self._slots():
+            if slot[0] and not slot[1] and self._read(slot).name == name:
+                base = len(self.HEAD) + NAME // 8 + WIDTH
+                for number, value in enumerate(counters):
+                    slot[base + number] = value
+                slot[1] = time.monotonic_ns() // 1000
+
+    def _slots(self) -> Iterator[memoryview]:
+        for number in range(RUNS):
+            yield self._runs[number * self._slot : (number + 1) * self._slot]
+
+    def _read(self, slot: memoryview) -> Run:
+        head, text = len(self.HEAD), NAME // 8
+        name = slot[head : head + text].tobytes().rstrip(b"\0").decode("ascii")
+        began, ended, at, peak, crowd, waited = slot[:head]
+        counters = slot[head + text :]
+        return Run(name, began, ended, at, peak, crowd, waited, counters[:WIDTH], counters[WIDTH:])
