@@ -64,7 +64,7 @@ $(VENV)/.made:
 
 $(VENV)/.program: $(VENV)/.made setup.py setup.cfg pyproject.toml
 	@echo "Installing Blackhole into $(VENV)"
-	@$(BIN)/pip install --quiet --editable .
+	@$(BIN)/pip install --quiet --editable '.[metrics]'
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.dist: $(VENV)/.program

@@ -92,7 +92,7 @@ class Settings:
     drain_timeout: float = 30.0
     """Seconds open sessions are given to finish when the server stops."""
     backlog: int = 1024
-    http: Http = Http()
+    http: Http = Http("127.0.0.1", 8025)
     origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> where its value came from, for --print-config."""
     texts: dict[str, str] = field(default_factory=dict, compare=False)

@@ -39,9 +39,12 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, where `import blackhole` works, and no option of the program is set."""
+    """Ours, where `import blackhole` works, and no option of the program is set.
+
+    Only, there is no dashboard: of programs that run at once just one could have the default port.
+    """
     ours = {name: value for name, value in os.environ.items() if not name.startswith("BLACKHOLE_")}
-    return ours | {"PYTHONPATH": str(ROOT)} | more
+    return ours | {"PYTHONPATH": str(ROOT), "BLACKHOLE_HTTP": "off"} | more
 
 
 def wait_for(look: Callable[[], Seen], what: str, timeout: float = 20.0) -> Seen:

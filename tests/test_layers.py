@@ -21,9 +21,9 @@ LAYERS = (
     ("smtp.commands",),
     ("smtp.session",),
     ("smtp", "stats"),
-    ("connection", "supervisor"),
-    ("server",),
-    ("worker",),
+    ("connection", "supervisor", "web", "web.ledger", "web.metrics"),
+    ("server", "web.figures"),
+    ("worker", "web.dashboard"),
     ("main",),
     ("__main__",),
 )
@@ -37,7 +37,7 @@ PURE = frozenset(
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""
 
-TORNADO = {"stream", "connection", "server"}
+TORNADO = {"stream", "connection", "server", "web.dashboard", "web.metrics"}
 """Who may know Tornado; `options` asks for its version, inside a function."""
 
 BARE = (

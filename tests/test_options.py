@@ -48,6 +48,7 @@ SAMPLES = {
     "conf": "/dev/null",
     "log": "/var/log/sink.log",
     "debug": "yes",
+    "http": "[::1]:8026,name=sink.example.com",
 }
 """A value of every option that is not its default, as --print-config would write it."""
 

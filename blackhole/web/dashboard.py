@@ -28,7 +28,7 @@ from tornado.httputil import split_host_and_port
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
 
-from blackhole.logs import printable, reopen
+from blackhole.logs import reopen
 from blackhole.settings import Settings
 from blackhole.stats import Snapshot, Stats
 from blackhole.supervisor import Berth
@@ -478,7 +478,7 @@ def exposition() -> Exposition | None:
 
 def log_request(page: RequestHandler) -> None:
     """For --debug."""
-    log.debug("%d %s %s", page.get_status(), page.request.method, printable(page.request.uri.encode()))
+    log.debug("%d %s %a", page.get_status(), page.request.method, page.request.uri)
 
 
 Exposition = Callable[[Snapshot, Mapping[str, float], str], tuple[str, bytes]]
