@@ -313,8 +313,9 @@ class Supervisor:
                 log.error("not reloaded, all stays as it was: %s", error)
 
     def _take_over(self, crew: _Crew) -> None:
-        failed = any(place.failures for place in crew.places)
-        if not failed and not all(place.ready for place in crew.places):
+        # What else there is to be kept alive is not waited for: mail does not depend on it.
+        failed = any(place.failures for place in crew.workers)
+        if not failed and not all(place.ready for place in crew.workers):
             return
         if failed:
             log.error("not reloaded, all stays as it was: the new processes do not start")

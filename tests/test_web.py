@@ -1,0 +1,730 @@
+"""The dashboard, asked over real HTTP while real senders send."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from program import ROOT, Program, children, descriptors, free_port, run, status, title, wait_for
+
+from blackhole.web.dashboard import BODY, CONNECTIONS, HEADERS, SAFE, STATIC, TYPES, VIEWERS
+
+TITLE = "blackhole: dashboard"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
+    """One request; underscores in names of headers are hyphens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(
+            method, path, body, {name.replace("_", "-"): text for name, text in headers.items()}
+        )
+        answer = connection.getresponse()
+        return Answer(
+            answer.status, {name.lower(): text for name, text in answer.getheaders()}, answer.read()
+        )
+    finally:
+        connection.close()
+
+
+def figures(port: int) -> Any:
+    return ask(port, "/stats.json").json
+
+
+def post(port: int, path: str, what: object = None) -> Answer:
+    return ask(port, path, "POST", json.dumps(what))
+
+
+def total(port: int) -> int:
+    return sum(figures(port)["messages"].values())
+
+
+def send(port: int, messages: int = 1) -> None:
+    """In one session."""
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        for _ in range(messages):
+            client.sendmail("a@example.com", ["b@example.com", "c@example.com"], "Subject: x\r\n\r\nx\r\n")
+
+
+def raw(port: int, octets: bytes) -> bytes:
+    """What is said to these octets until the connection is closed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(octets)
+        said = b""
+        with suppress(ConnectionError):
+            while more := client.recv(65536):
+                said += more
+        return said
+
+
+class Sink(Program):
+    """The program with a dashboard."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.http = free_port()
+        if not any(option.startswith("--http") for option in options):
+            options = (*options, f"--http=127.0.0.1:{self.http}")
+        super().__init__(*options, **more)
+
+    def __enter__(self) -> Sink:
+        super().__enter__()
+        return self
+
+    def dashboards(self) -> list[int]:
+        """The pids; in a reload there may be two."""
+        return [pid for pid in children(self.pid) if title(pid) == TITLE]
+
+    def dashboard(self) -> int:
+        """The pid, once it answers."""
+
+        def look() -> int:
+            found = self.dashboards()
+            return found[0] if len(found) == 1 and reached(self.http) else 0
+
+        return wait_for(look, "the dashboard answers")
+
+
+def reached(port: int) -> bool:
+    try:
+        return ask(port, "/healthz").status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[Sink]:
+    """One for all tests that leave no mark on it."""
+    with Sink() as program:
+        program.dashboard()
+        yield program
+
+
+# The process
+
+
+def test_it_is_announced() -> None:
+    with Sink() as program:
+        lines = program.output().splitlines()
+        assert lines[1].endswith(f": dashboard on http://127.0.0.1:{program.http}/")
+
+
+def test_it_shares_nothing_with_workers_but_figures(sink: Sink) -> None:
+    def sockets(pid: int) -> set[str]:
+        return {name for name in descriptors(pid) if name.startswith("socket:")}
+
+    mine = sockets(sink.dashboard())
+    assert mine
+    for worker in sink.workers():
+        assert mine.isdisjoint(sockets(worker))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_it_is_not_root(sink: Sink) -> None:
+    mine, workers = status(sink.dashboard()), status(sink.workers()[0])
+    for name in ("Uid", "Gid", "Groups", "CapEff", "NoNewPrivs"):
+        assert mine[name] == workers[name]
+    assert mine["Uid"].split()[0] != "0"
+
+
+def test_off_is_off() -> None:
+    with Program("--http=off") as program:
+        assert [title(pid) for pid in children(program.pid)] == [f"blackhole: worker {n}" for n in (1, 2)]
+        assert "dashboard" not in program.output()
+
+
+def test_a_default_address_that_is_taken_is_done_without() -> None:
+    with ExitStack() as stack:
+        with suppress(OSError):  # somebody else's is as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 8025)))
+        program = stack.enter_context(Program(env={"BLACKHOLE_HTTP": ""}))
+        send(program.port)
+        (warning,) = [line for line in program.output().splitlines() if "dashboard" in line]
+        assert warning == (
+            "blackhole: no dashboard: cannot listen on 127.0.0.1:8025: something else does; see `ss -ltnp`;"
+            " --http puts it elsewhere, --http off says that none is wanted"
+        )
+
+
+def test_an_address_that_was_asked_for_and_is_taken_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(f"--port={free_port()}", "--host=127.0.0.1", f"--http=127.0.0.1:{port}")
+    assert done.returncode == os.EX_OSERR
+    assert done.stderr == (
+        f"blackhole: cannot listen on 127.0.0.1:{port}: something else does; see `ss -ltnp`\n"
+    )
+
+
+def test_mail_goes_on_while_it_hangs_and_when_it_dies() -> None:
+    with Sink() as program:
+        pid = program.dashboard()
+        os.kill(pid, signal.SIGSTOP)
+        send(program.port, 3)
+        os.kill(pid, signal.SIGKILL)
+        send(program.port, 3)
+        assert program.dashboard() != pid
+        assert total(program.http) == 6
+
+
+def test_where_it_cannot_start_mail_goes_on(tmp_path: Path) -> None:
+    broken = tmp_path / "prometheus_client"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('by intent')")
+    with Sink(env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as program:
+        wait_for(lambda: program.output().count("by intent") >= 2, "it was tried twice")
+        send(program.port, 3)
+        os.kill(program.pid, signal.SIGHUP)
+        wait_for(lambda: "reloaded: listening" in program.output(), "a reload does not wait for it")
+        send(program.port, 3)
+
+
+def test_a_reload_moves_it_and_forgets_nothing(tmp_path: Path) -> None:
+    ports = [free_port(), free_port()]
+    conf = tmp_path / "blackhole.conf"
+    conf.write_text(f"http = 127.0.0.1:{ports[0]}\n")
+    with Program(
+        "--host=127.0.0.1", f"--port={(port := free_port())}", f"--conf={conf}", env={"BLACKHOLE_HTTP": ""}
+    ) as program:
+        wait_for(lambda: reached(ports[0]), "the dashboard answers")
+        assert post(ports[0], "/runs", {"name": "over-a-reload"}).status == 201
+        send(port, 5)
+        conf.write_text(f"http = 127.0.0.1:{ports[1]}\n")
+        os.kill(program.pid, signal.SIGHUP)
+        wait_for(lambda: not reached(ports[0]) and reached(ports[1]), "it has moved")
+        send(port, 5)
+        report = post(ports[1], "/runs/over-a-reload/stop").json
+        assert report["messages"]["accepted"] == 10
+        assert f"dashboard on http://127.0.0.1:{ports[1]}/" in program.output()
+
+
+def test_killed_it_forgets_nothing() -> None:
+    with Sink() as program:
+        pid = program.dashboard()
+        post(program.http, "/runs", {"name": "long"})
+        send(program.port, 50)
+        wait_for(lambda: figures(program.http)["rates"]["messages"]["peak"] > 0, "it was sampled")
+        before = figures(program.http)
+        os.kill(pid, signal.SIGKILL)
+        assert program.dashboard() != pid
+        after = figures(program.http)
+        assert after["rates"]["messages"]["peak"] >= before["rates"]["messages"]["peak"]
+        assert sum(filter(None, after["history"]["seconds"]["messages"])) == pytest.approx(50, rel=0.1)
+        assert [one["name"] for one in after["runs"]] == ["long"]
+        assert after["runs"][0]["total"] == 50
+
+
+def test_it_ends_with_the_master() -> None:
+    with Sink() as program:
+        pid = program.dashboard()
+        with socket.create_connection(("127.0.0.1", program.http)) as viewer:
+            viewer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert viewer.recv(99).startswith(b"HTTP/1.1 200 OK\r\n")
+            os.kill(program.pid, signal.SIGKILL)
+            wait_for(lambda: title(pid) == "", "the dashboard leaves too")
+
+
+# Figures
+
+
+def test_figures_are_exact() -> None:
+    with Sink() as program:
+        program.dashboard()
+        with ThreadPoolExecutor(4) as senders:
+            list(senders.map(lambda _: send(program.port, 25), range(4)))
+        now = figures(program.http)
+        assert now["messages"] == {"accepted": 100, "deferred": 0, "rejected": 0}
+        assert now["recipients"] == 200
+        assert now["connections"]["total"] == 4
+        assert now["connections"]["by_listener"] == {f"127.0.0.1:{program.port}": 4}
+        assert now["replies"]["DATA"] == {"354": 100}
+        assert now["commands"]["QUIT"] == 4
+        assert now["listeners"][0] == {
+            "address": f"127.0.0.1:{program.port}", "mode": "accept", "delay": None, "tls": False
+        }  # fmt: skip
+        assert [worker["title"] for worker in now["workers"]] == [
+            "blackhole: worker 1",
+            "blackhole: worker 2",
+        ]
+        wait_for(lambda: figures(program.http)["rates"]["messages"]["10"] > 0, "a rate")
+        last = figures(program.http)
+        assert sum(filter(None, last["history"]["seconds"]["messages"])) == pytest.approx(100, rel=0.1)
+        assert 0 < last["rates"]["messages"]["60"] <= last["rates"]["messages"]["peak"] <= 110
+
+
+def test_a_refusal_is_no_acceptance() -> None:
+    port = free_port()
+    with Sink(f"--listen=127.0.0.1:{port},mode=bounce") as program:
+        program.dashboard()
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            for _ in range(20):
+                with suppress(smtplib.SMTPDataError):
+                    client.sendmail("a@example.com", "b@example.com", "x")
+        now = figures(program.http)["messages"]
+        assert now["accepted"] == 0
+        assert now["deferred"] + now["rejected"] == 20
+
+
+def test_open_connections_are_seen(sink: Sink) -> None:
+    with smtplib.SMTP("127.0.0.1", sink.port), smtplib.SMTP("127.0.0.1", sink.port):
+        wait_for(lambda: figures(sink.http)["history"]["seconds"]["open"][-1] == 2, "two are open")
+        assert figures(sink.http)["connections"]["open"] == 2
+    wait_for(lambda: figures(sink.http)["connections"]["open"] == 0, "all have gone")
+
+
+def test_alive_and_ready(sink: Sink) -> None:
+    assert ask(sink.http, "/healthz").status == 200
+    assert ask(sink.http, "/readyz").json == {"workers": 2}
+
+
+def test_not_ready_where_no_worker_accepts() -> None:
+    with Sink("--workers=1", "--drain_timeout=20") as program:
+        program.dashboard()
+        (worker,) = program.workers()
+        with smtplib.SMTP("127.0.0.1", program.port) as client:
+            client.docmd("DATA")  # so that it cannot leave
+            os.kill(worker, signal.SIGTERM)
+            answer = wait_for(
+                lambda: (answer := ask(program.http, "/readyz")).status == 503 and answer,
+                "it does not accept",
+            )
+            assert answer.json == {"workers": 0}
+            assert ask(program.http, "/healthz").status == 200
+            client.send(b".\r\n")
+
+
+# Prometheus
+
+
+def promtool(text: bytes) -> None:
+    if not shutil.which("promtool"):
+        pytest.skip("promtool is not installed")
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def metrics(text: bytes) -> dict[str, float]:
+    """What a line says: by name and labels as they stand there."""
+    lines = (line.rpartition(" ") for line in text.decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_metrics_are_the_figures() -> None:
+    with Sink() as program:
+        program.dashboard()
+        send(program.port, 7)
+        answer = ask(program.http, "/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        promtool(answer.body)
+        found = metrics(answer.body)
+        assert found['blackhole_messages_total{outcome="accepted"}'] == 7
+        assert found['blackhole_messages_total{outcome="deferred"}'] == 0
+        assert found['blackhole_messages_total{outcome="rejected"}'] == 0
+        assert found["blackhole_recipients_total"] == 14
+        assert found["blackhole_connections_total"] == 1
+        assert found["blackhole_open_connections"] == 0
+        assert found['blackhole_commands_total{phase="MAIL"}'] == 7
+        assert found['blackhole_replies_total{code="354",phase="DATA"}'] == 7
+        assert found['blackhole_tls_handshakes_total{result="ok"}'] == 0
+        assert found['blackhole_violations_total{rule="bare-lf"}'] == 0
+        assert any(name.startswith("blackhole_build_info{") for name in found)
+        wait_for(
+            lambda: (
+                {"blackhole_received_bytes_total", 'blackhole_worker_cpu_seconds_total{worker="1"}'}
+                <= {name for name, value in metrics(ask(program.http, "/metrics").body).items() if value}
+            ),
+            "what is counted once a second",
+        )
+
+
+def test_openmetrics_to_who_asks_for_it(sink: Sink) -> None:
+    answer = ask(sink.http, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.body.endswith(b"# EOF\n")
+
+
+def test_without_its_library_all_but_metrics_works(tmp_path: Path) -> None:
+    missing = tmp_path / "prometheus_client"
+    missing.mkdir()
+    (missing / "__init__.py").write_text("raise ModuleNotFoundError('by intent', name='prometheus_client')")
+    with Sink(env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as program:
+        program.dashboard()
+        answer = ask(program.http, "/metrics")
+        assert answer.status == 501
+        assert answer.json["error"].endswith("pip install 'blackhole[metrics]'")
+        assert ask(program.http, "/").status == 200
+        assert total(program.http) == 0
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
+    with Sink() as program, ExitStack() as stack:
+        program.dashboard()
+        send(program.port, 9)
+        conf = tmp_path / "prometheus.yml"
+        conf.write_text(
+            "scrape_configs:\n"
+            "- job_name: sink\n"
+            "  scrape_interval: 200ms\n"
+            "  scrape_timeout: 200ms\n"
+            f"  static_configs: [{{targets: ['localhost:{program.http}']}}]\n"
+        )
+        port = free_port()
+        prometheus = stack.enter_context(
+            subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={conf}",
+                    f"--storage.tsdb.path={tmp_path / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{port}",
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        stack.callback(prometheus.kill)
+
+        def found() -> list[Any]:
+            try:
+                answer = ask(port, "/api/v1/query?query=blackhole_messages_total")
+                return list(answer.json["data"]["result"])
+            except (OSError, ValueError, LookupError):
+                return []
+
+        series = wait_for(found, "Prometheus has scraped", timeout=60)
+        values = {one["metric"]["outcome"]: one["value"][1] for one in series}
+        assert values == {"accepted": "9", "deferred": "0", "rejected": "0"}
+
+
+# Runs, and /wait
+
+
+def test_a_run_measures_what_came_between() -> None:
+    with Sink() as program:
+        program.dashboard()
+        send(program.port, 5)
+        answer = post(program.http, "/runs", {"name": "first"})
+        assert (answer.status, answer.headers["location"]) == (201, "/runs/first")
+        assert answer.json["running"] is True
+        send(program.port, 10)
+        between = ask(program.http, "/runs/first").json
+        assert (between["running"], between["messages"]["accepted"]) == (True, 10)
+        send(program.port, 10)
+        report = post(program.http, "/runs/first/stop").json
+        send(program.port, 5)
+        assert report["running"] is False
+        assert report["messages"] == {"accepted": 20, "deferred": 0, "rejected": 0}
+        assert report["recipients"] == 40
+        assert report["connections"]["total"] == 2
+        assert report["replies"]["DATA"] == {"354": 20}
+        assert report["rate"]["mean"] == pytest.approx(20 / report["seconds"])
+        assert report["rate"]["peak"] >= report["rate"]["mean"]
+        assert report["histograms"]["message_bytes"]["count"] == 20
+        assert time.time() - 60 < report["started"] <= time.time()
+        again = ask(program.http, "/runs/first").json
+        assert again["messages"] == report["messages"]
+        assert again["seconds"] == report["seconds"]
+        assert post(program.http, "/runs/first/stop").json["seconds"] == report["seconds"]
+        assert [one["name"] for one in ask(program.http, "/runs").json] == ["first"]
+
+
+def test_the_oldest_run_that_ended_is_forgotten() -> None:
+    with Sink() as program:
+        program.dashboard()
+        for number in range(32):
+            assert post(program.http, "/runs", {"name": f"run{number}"}).status == 201
+        assert post(program.http, "/runs", {"name": "one-more"}).status == 409
+        post(program.http, "/runs/run7/stop")
+        post(program.http, "/runs/run3/stop")
+        assert post(program.http, "/runs", {"name": "one-more"}).status == 201
+        names = [one["name"] for one in ask(program.http, "/runs").json]
+        assert names == [*(f"run{number}" for number in range(32) if number != 3), "one-more"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "", "{}", "[]", "7", '{"name": 7}', '{"name": ""}', '{"name": "a b"}', '{"name": "a/b"}',
+        '{"name": "<b>"}', '{"name": "\\u00e9"}', '{"name": ".."}', f'{{"name": "{"x" * 65}"}}',
+        "[" * 3000, "\xff",
+    ],
+)  # fmt: skip
+def test_a_run_needs_a_name(sink: Sink, body: str) -> None:
+    answer = ask(sink.http, "/runs", "POST", body)
+    assert answer.status == 400
+    assert "name" in answer.json["error"]
+    assert ask(sink.http, "/runs").json == []
+
+
+def test_two_runs_of_one_name_cannot_be() -> None:
+    with Sink() as program:
+        program.dashboard()
+        name = "x" * 64
+        assert post(program.http, "/runs", {"name": name}).status == 201
+        assert post(program.http, "/runs", {"name": name}).status == 409
+        assert ask(program.http, f"/runs/{name}").json["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/runs/none"), ("POST", "/runs/none/stop"), ("GET", "/wait?run=none")]
+)
+def test_a_run_that_there_is_not(sink: Sink, method: str, path: str) -> None:
+    answer = ask(sink.http, path, method, "" if method == "POST" else None)
+    assert (answer.status, answer.json) == (404, {"error": "There is no run none."})
+
+
+def test_wait_answers_when_they_have_come() -> None:
+    with Sink() as program, ThreadPoolExecutor(1) as pool:
+        program.dashboard()
+        send(program.port, 5)
+        waiting = pool.submit(ask, program.http, "/wait?messages=3&timeout=30")
+        time.sleep(0.5)
+        send(program.port, 2)
+        time.sleep(0.2)
+        assert not waiting.done()
+        send(program.port, 1)
+        answer = waiting.result(20)
+        assert (answer.status, answer.json["messages"]) == (200, 3)
+        assert answer.json["seconds"] < 20
+
+
+def test_wait_counts_from_the_start_of_a_run() -> None:
+    """So that a script needs no second process: what came before the question counts."""
+    with Sink() as program:
+        program.dashboard()
+        send(program.port, 5)
+        post(program.http, "/runs", {"name": "it"})
+        send(program.port, 3)
+        assert ask(program.http, "/wait?messages=3&run=it&timeout=20").json["messages"] == 3
+        post(program.http, "/runs/it/stop")
+        assert ask(program.http, "/wait?messages=3&run=it").status == 409
+
+
+def test_wait_gives_up(sink: Sink) -> None:
+    answer = ask(sink.http, "/wait?messages=1000000&timeout=0.1")
+    assert answer.status == 504
+    assert answer.json["messages"] < 1000000
+
+
+@pytest.mark.parametrize("query", ["messages=0", "messages=x", "messages=nan", "timeout=-1", "timeout=1e9"])
+def test_wait_wants_sensible_numbers(sink: Sink, query: str) -> None:
+    answer = ask(sink.http, f"/wait?{query}")
+    assert answer.status == 400
+    assert re.match("(messages|timeout) is to be a number from", answer.json["error"])
+
+
+# Events
+
+
+def events(port: int, count: int) -> list[tuple[str, Any]]:
+    """The first events of a stream."""
+    found: list[tuple[str, Any]] = []
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as viewer, viewer.makefile("rb") as said:
+        viewer.sendall(b"GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        for line in said:
+            if line.startswith(b"event: "):
+                kind = line[7:].strip().decode()
+            elif line.startswith(b"data: "):
+                found.append((kind, json.loads(line[6:])))
+                if len(found) == count:
+                    break
+    return found
+
+
+def test_events_come_once_a_second(sink: Sink) -> None:
+    began = time.monotonic()
+    found = events(sink.http, 5)
+    assert 2 < time.monotonic() - began < 15
+    assert [kind for kind, _ in found] == ["past", "now", "now", "now", "now"]
+    past = found[0][1]
+    assert (len(past["seconds"]["messages"]), past["seconds"]["step"]) == (3599, 1)
+    assert (len(past["minutes"]["open"]), past["minutes"]["step"]) == (1439, 60)
+    assert {"bare-lf", "no-quit"} <= {rule["name"] for rule in past["rules"]}
+    times = [now["time"] for _, now in found[1:]]
+    assert times == sorted(times)
+
+
+def test_only_so_many_may_look_and_one_who_does_not_read_holds_up_nobody() -> None:
+    with Sink() as program, ExitStack() as stack:
+        program.dashboard()
+        lazy = [stack.enter_context(socket.socket()) for _ in range(VIEWERS - 1)]
+        for viewer in lazy:
+            viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            viewer.connect(("127.0.0.1", program.http))
+            viewer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert len(events(program.http, 4)) == 4
+        late = stack.enter_context(socket.create_connection(("127.0.0.1", program.http)))
+        late.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert late.recv(99).startswith(b"HTTP/1.1 200 OK\r\n")
+        refused = ask(program.http, "/events")
+        assert (refused.status, refused.json) == (503, {"error": f"{VIEWERS} pages are open already."})
+        send(program.port, 3)
+        assert total(program.http) == 3
+        wait_for(
+            lambda: len(children(program.pid)) == 3 and ask(program.http, "/healthz").status == 200, "alive"
+        )
+        wait_for(lambda: viewing(program.http), "who took nothing for ten seconds was sent away", timeout=40)
+
+
+def viewing(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as viewer:
+        viewer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return viewer.recv(12) == b"HTTP/1.1 200"
+
+
+# Strangers
+
+
+NAMES = ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "192.0.2.1", "sink.example.com", "{host}"]
+STRANGERS = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::1", "example.com"]
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[Sink]:
+    port = free_port()
+    with Sink(f"--http=127.0.0.1:{port},name=Sink.example.com,name=other.example") as program:
+        program.http = port
+        program.dashboard()
+        yield program
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_asked_by_its_name_it_answers(named: Sink, name: str) -> None:
+    host = name.format(host=socket.gethostname())
+    assert ask(named.http, "/stats.json", Host=host).status == 200
+    assert ask(named.http, "/stats.json", Host=f"{host}:{named.http}").status == 200
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize(
+    "path", ["/", "/stats.json", "/metrics", "/runs", "/events", "/static/page.js", "/none"]
+)
+def test_asked_by_another_name_it_does_not(named: Sink, name: str, path: str) -> None:
+    """A stranger's page may have its own name resolve to 127.0.0.1 (DNS rebinding)."""
+    answer = ask(named.http, path, Host=f"{name}:{named.http}")
+    assert answer.status in (400, 421)
+    assert ask(named.http, "/runs", "POST", '{"name": "evil"}', Host=f"{name}:{named.http}").status in (
+        400,
+        421,
+    )
+    assert figures(named.http)["runs"] == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": "cross-site", "Origin": "https://evil.example", "Content_Type": "text/plain"},
+    ],
+)
+def test_what_another_page_posts_is_refused(sink: Sink, headers: dict[str, str]) -> None:
+    assert ask(sink.http, "/runs", "POST", '{"name": "evil"}', **headers).status == 403
+    assert ask(sink.http, "/runs").json == []
+    assert "access-control-allow-origin" not in ask(sink.http, "/stats.json", **headers).headers
+
+
+REQUESTS = [
+    ("GET", "/", 200), ("HEAD", "/", 200), ("GET", "/stats.json", 200), ("GET", "/none", 404),
+    ("GET", "/static/../dashboard.py", 404), ("GET", "/static/..%2fdashboard.py", 404),
+    ("GET", "/static/uPlot.LICENSE", 404), ("GET", "/runs/<script>", 404),
+    ("DELETE", "/runs", 405), ("PUT", "/", 405), ("OPTIONS", "/runs", 405), ("POST", "/stats.json", 405),
+    ("POST", "/runs", 400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "code"), REQUESTS)
+def test_every_answer_is_safe(sink: Sink, method: str, path: str, code: int) -> None:
+    answer = ask(sink.http, path, method, "" if method in ("POST", "PUT") else None)
+    assert answer.status == code
+    assert "server" not in answer.headers
+    for name, value in SAFE.items():
+        assert answer.headers[name.lower()] == value
+    assert b"Traceback" not in answer.body
+    assert b"tornado" not in answer.body.lower()
+    if code >= 400:
+        assert list(answer.json) == ["error"]
+
+
+def test_the_page_is_of_files_that_are_shipped(sink: Sink) -> None:
+    assert {path.name for path in STATIC.iterdir()} == {*TYPES, "uPlot.LICENSE"}
+    for name, kind in TYPES.items():
+        path = "/" if name == "index.html" else f"/static/{name}"
+        answer = ask(sink.http, path)
+        assert (answer.status, answer.headers["content-type"]) == (200, kind)
+        assert answer.body == (STATIC / name).read_bytes()
+        again = ask(sink.http, path, If_None_Match=answer.headers["etag"])
+        assert (again.status, again.body) == (304, b"")
+
+
+def test_the_page_asks_nobody_else() -> None:
+    """All its parts come from here, and nothing of it stands inline."""
+    page = (STATIC / "index.html").read_text()
+    assert re.findall(r"""(?:src|href)="([^"]*)\"""", page)
+    assert all(link.startswith("/") for link in re.findall(r"""(?:src|href)="([^"]*)\"""", page))
+    assert not re.search(r"<style|<script(?![^>]* src=)| style=| on[a-z]+=", page)
+    assert "url(" not in (STATIC / "page.css").read_text()
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * HEADERS + b"\r\n\r\n",
+        b"POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (BODY + 1) + b"x" * (BODY + 1),
+        b"POST /runs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1000\r\n" + b"x" * 4096 + b"\r\n1000\r\n" + b"x" * 4096 + b"\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"EHLO me\r\n\r\n",
+        b"\x16\x03\x01" + bytes(300) + b"\r\n\r\n",
+    ],
+    ids=["headers", "body", "chunks", "two hosts", "no host", "SMTP", "TLS"],
+)  # fmt: skip
+def test_what_is_too_large_or_no_http_is_refused(sink: Sink, octets: bytes) -> None:
+    said = raw(sink.http, octets)
+    assert said == b"" or re.match(rb"HTTP/1\.1 4[0-9]{2} ", said)
+    assert b"Server:" not in said
+    assert reached(sink.http)
+    assert "Traceback" not in sink.output()
+
+
+def test_who_is_slow_or_many_keeps_nobody_out_for_long() -> None:
+    with Sink() as program, ExitStack() as stack:
+        program.dashboard()
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", program.http)))
+            for _ in range(CONNECTIONS + 200)
+        ]
+        for client in crowd:
+            with suppress(ConnectionError):
+                client.sendall(b"GET / HTTP/1.1\r\nX: ")
+        wait_for(lambda: len(descriptors(*program.dashboards())) <= CONNECTIONS + 30, "no more are held")
+        send(program.port, 3)
+        wait_for(lambda: reached(program.http), "the slow were sent away", timeout=40)
+        assert total(program.http) == 3
