@@ -294,7 +294,7 @@ class Service:
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
         self._shell = daemon.Shell()
-        self._setup = _open(settings, None, _say)
+        self._setup = _open(settings, None, _complain)
         self._next: _Setup | None = None
         """What was opened for a reload, until it is settled."""
         owner = int(self._setup.settings.user), int(self._setup.settings.group)

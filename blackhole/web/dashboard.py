@@ -46,6 +46,8 @@ WAITERS: Final = 64
 HEADERS: Final = 8192
 BODY: Final = 4096
 """Octets of a request."""
+BUFFER: Final = 65536
+"""Octets that the kernel keeps for one who does not read."""
 PATIENCE: Final = 10
 """Seconds for a request to arrive; also for a viewer to take an event."""
 LONGEST: Final = 3600
@@ -248,11 +250,11 @@ class Events(Page):
 
     async def get(self) -> None:
         dashboard = self.dashboard
-        if dashboard.viewers >= VIEWERS:
+        if len(dashboard.viewers) >= VIEWERS:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"{VIEWERS} pages are open already.")
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
-        dashboard.viewers += 1
+        dashboard.viewers.add(self)
         try:
             figures = dashboard.figures
             self.write(event("past", figures.history() | {"rules": figures.rules()}))
@@ -264,7 +266,10 @@ class Events(Page):
         except (StreamClosedError, TimeoutError):
             self.request.connection.stream.close()  # type: ignore[union-attr]
         finally:
-            dashboard.viewers -= 1
+            dashboard.viewers.discard(self)
+
+    def on_connection_close(self) -> None:
+        self.dashboard.viewers.discard(self)
 
 
 def event(kind: str, what: object) -> str:
@@ -399,7 +404,7 @@ class Dashboard:
             settings.http.names
         )
         self.exposition: Final = exposition()
-        self.viewers = 0
+        self.viewers: Final[set[Events]] = set()
         self.waiters = 0
         self._stats, self._berth = stats, berth
         self._glance = self.figures.read()
@@ -434,20 +439,23 @@ class Dashboard:
             max_body_size=BODY,
             max_buffer_size=HEADERS + BODY,
         )
+        for listening in sockets:  # inherited by every connection: who does not read is soon found out
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         server.add_sockets(sockets)
-        self._sample()
+        self._sample(2)
         await stop.wait()
         server.stop()
 
-    def _sample(self) -> None:
-        """Once a second, on the second."""
+    def _sample(self, pause: int = 1) -> None:
+        """Once a second, on the second; the first time there is more than one to the next, lest
+        a part of a second is taken for a whole one."""
         loop = asyncio.get_running_loop()
         self._stats.beat(self._berth.row)
         self.figures.sample()
         if self.viewers:
             self._news.set_result(event("now", self.figures.now(self.figures.latest())))
             self._news = loop.create_future()
-        loop.call_at(math.floor(loop.time()) + 1, self._sample)
+        loop.call_at(math.floor(loop.time()) + pause, self._sample)
 
     async def news(self) -> str:
         """The event of the next second."""

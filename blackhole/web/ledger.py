@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -115,6 +116,11 @@ class Run:
     """The counters when it began, and when it ended."""
 
 
+def _cells(values: Iterable[int]) -> memoryview:
+    """As the map has them. Sums of what is no counter, as of titles, may be more than a cell holds."""
+    return memoryview(array("Q", (value & (1 << 64) - 1 for value in values)))
+
+
 class Ledger:
     """The map."""
 
@@ -191,9 +197,7 @@ class Ledger:
             return False
         slot, head, text = slots[0], len(self.HEAD), NAME // 8
         slot[0] = 0
-        first = list(counters)
-        for number, value in enumerate(first):
-            slot[head + text + number] = value
+        slot[head + text : head + text + WIDTH] = _cells(counters)
         label = memoryview(name.encode("ascii").ljust(NAME, b"\0")).cast("Q")
         slot[head : head + text] = label
         slot[1:head] = memoryview(bytes((head - 1) * 8)).cast("Q")
@@ -207,8 +211,7 @@ class Ledger:
         for slot in self._slots():
             if slot[0] and not slot[1] and self._read(slot).name == name:
                 base = len(self.HEAD) + NAME // 8 + WIDTH
-                for number, value in enumerate(counters):
-                    slot[base + number] = value
+                slot[base : base + WIDTH] = _cells(counters)
                 slot[1] = time.monotonic_ns() // 1000
 
     def _slots(self) -> Iterator[memoryview]:
