@@ -362,11 +362,8 @@ def test_metrics_are_the_figures() -> None:
         assert found['blackhole_violations_total{rule="bare-lf"}'] == 0
         assert any(name.startswith("blackhole_build_info{") for name in found)
         wait_for(
-            lambda: (
-                {"blackhole_received_bytes_total", 'blackhole_worker_cpu_seconds_total{worker="1"}'}
-                <= {name for name, value in metrics(ask(program.http, "/metrics").body).items() if value}
-            ),
-            "what is counted once a second",
+            lambda: metrics(ask(program.http, "/metrics").body)["blackhole_received_bytes_total"] > 0,
+            "octets are counted once a second",
         )
 
 
@@ -452,7 +449,6 @@ def test_a_run_measures_what_came_between() -> None:
         assert report["replies"]["DATA"] == {"354": 20}
         assert report["rate"]["mean"] == pytest.approx(20 / report["seconds"])
         assert report["rate"]["peak"] >= report["rate"]["mean"]
-        assert report["histograms"]["message_bytes"]["count"] == 20
         assert time.time() - 60 < report["started"] <= time.time()
         again = ask(program.http, "/runs/first").json
         assert again["messages"] == report["messages"]
