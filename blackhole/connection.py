@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
 
-from blackhole.smtp.reply import INTERNAL, STOPPING, TIMEOUT, TOO_EARLY, Reply, Then
+from blackhole import proxy
+from blackhole.networks import packed
+from blackhole.smtp.reply import (
+    INTERNAL,
+    SESSION_OVER,
+    STOPPING,
+    TIMEOUT,
+    TOO_EARLY,
+    TOO_MUCH_TLS,
+    Reply,
+    Then,
+)
 from blackhole.stats import AT
 
 if TYPE_CHECKING:
+    from blackhole.guard import Guest
     from blackhole.server import Server
     from blackhole.stream import Stream
 
@@ -30,30 +42,43 @@ LINGER: Final = 2
 STALL: Final = 3600
 """Seconds after which a client is let go that waits for a reply it was never to get."""
 
+STRESS_RATE: Final = 500
+"""Octets a second of a body, where connections are running out and no rate was asked for; Postfix's too."""
+
 
 class Connection:
     """One client.
 
     `idle` counts the seconds since something was achieved: a command answered, or
     bytes of a body read. The server's sweep adds to it once a second, so that no
-    read needs a timer of its own.
+    read needs a timer of its own. `patience` is how many they may be, where that is not as
+    many as for a command: in a handshake, or while a reply does not leave.
     """
 
-    __slots__ = ("heard", "idle", "peer", "server", "session", "stream")
+    __slots__ = ("age", "guest", "heard", "idle", "patience", "peer", "server", "session", "stream")
 
     def __init__(self, server: Server, stream: Stream, peer: str) -> None:
         self.server = server
         self.stream = stream
         self.peer = peer
         self.session = server.engine.session(client=peer)
+        self.guest: Guest | None = None
+        """What is counted against a client that is judged."""
+        self.age = 0
         self.idle = 0.0
+        self.patience: float | None = None
         self.heard = 0
         """Octets received since the last sweep."""
 
     async def converse(self) -> None:
         """The whole conversation. Returns or raises nothing but what ends it; the stream closes then."""
-        server, stream, session = self.server, self.stream, self.session
+        server, stream = self.server, self.stream
         try:
+            if server.parser is not None and not await self._introduced():
+                return
+            if server.guard is not None and not self._admitted():
+                return
+            session = self.session
             if server.listener.tls:
                 await self._secure()
             out = session.greet()
@@ -62,7 +87,9 @@ class Connection:
             while True:
                 if out:
                     if not stream.send(out):
+                        self.patience, self.idle = server.settings.write_timeout, 0
                         await stream.drain()
+                        self.patience = None
                     # Only what has left is counted.
                     for cell in said:
                         counters[cell] += 1
@@ -94,8 +121,6 @@ class Connection:
                     return
                 self.heard += len(data)
                 out = session.receive(data)
-                if not out and session.in_body:
-                    self.idle = 0
         except StreamClosedError:
             pass
         except Exception:
@@ -105,37 +130,91 @@ class Connection:
         finally:
             server.gone(self)
 
+    async def _introduced(self) -> bool:
+        """Learn from the proxy who the client is; false for who is no proxy of ours, and hears nothing."""
+        server = self.server
+        if packed(self.peer) not in server.proxies:
+            return False
+        self.patience = server.settings.proxy_timeout
+        try:
+            address = await proxy.read(self.stream, server.parser)
+        except (OSError, ValueError) as error:
+            log.debug("%s: no PROXY header: %s", self.peer, error)
+            return False
+        self.patience = None
+        if address:
+            self.peer = address
+            self.session = server.engine.session(client=address)
+        return True
+
+    def _admitted(self) -> bool:
+        """Ask the guard; false for a client that was told to come another time."""
+        server = self.server
+        assert server.guard is not None
+        guest = self.guest = server.guard.admit(self.peer)
+        if guest is None:
+            return True
+        refusal = server.guard.refusal(guest)
+        if refusal is None and server.listener.tls and not guest.meter("STARTTLS"):
+            refusal = TOO_MUCH_TLS
+        if refusal is None:
+            self.session = server.judging.session(client=self.peer, meter=guest.meter)
+            return True
+        if not server.listener.tls:
+            self._part(refusal)
+            server.count(refusal)
+        return False
+
     async def _secure(self) -> None:
         """The TLS handshake, before the greeting or after STARTTLS."""
         assert self.server.tls is not None
+        self.patience, self.idle = self.server.settings.tls_timeout, 0
         try:
             await self.stream.shake_hands(self.server.tls)
         except (ssl.SSLError, OSError) as error:
-            log.info("%s: TLS handshake failed: %s", self.peer, getattr(error, "reason", None) or error)
+            reason = getattr(error, "reason", None) or error
+            self.server.note("%s: TLS handshake failed: %s", self.peer, reason)
             raise StreamClosedError(error) from None
+        self.patience = None
         self.session.secured()
 
     async def _hang_up(self) -> None:
         """Close, but not before the client can have read the last reply."""
         self.stream.last_words()
-        self.idle = self.server.timeout - LINGER
+        self.patience, self.idle = LINGER, 0
         left = 1 << 20
         while left > 0 and (data := await self.stream.receive()):
             left -= len(data)
 
     async def _stall(self) -> None:
         """Say nothing, whatever the client says, until it leaves."""
-        self.idle = self.server.timeout - STALL
+        self.patience, self.idle = STALL, 0
         while await self.stream.receive():
             pass
 
     def sweep(self) -> None:
         """Called once a second."""
-        self.server.counters[RECEIVED] += self.heard
-        self.heard = 0
+        server = self.server
+        settings = server.settings
+        if self.heard:
+            server.counters[RECEIVED] += self.heard
+            if self.session.in_body:
+                rate = settings.min_data_rate if self.guest is not None else 0
+                if server.stressed:
+                    rate = rate or STRESS_RATE
+                # What comes fast enough refills the time there is, as in Postfix.
+                self.idle = max(0.0, self.idle - self.heard / rate) if rate else 0.0
+            self.heard = 0
         self.idle += 1
-        if self.idle > self.server.timeout:
+        self.age += 1
+        limit = settings.timeout if self.patience is None else self.patience
+        if server.stressed:
+            limit = min(limit, settings.stress_timeout)
+        if self.idle > limit:
             self._part(TIMEOUT)
+            self.stream.close()
+        elif self.guest is not None and 0 < settings.session_timeout < self.age:
+            self._part(SESSION_OVER)
             self.stream.close()
 
     def leave(self) -> bool:
@@ -147,6 +226,7 @@ class Connection:
         return True
 
     def _part(self, reply: Reply) -> None:
-        """Say a last word if the socket takes it at once."""
-        with suppress(OSError):
-            self.stream.send(reply.wire)
+        """Say a last word, if nothing else is being said and the socket takes it at once."""
+        if self.patience is None:
+            with suppress(OSError):
+                self.stream.send(reply.wire)

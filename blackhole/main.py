@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 from blackhole import __version__, daemon, logs, options
+from blackhole.clients import Clients
 from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.stats import Stats
 from blackhole.supervisor import Berth, Job, Plan, Supervisor
@@ -109,6 +110,10 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, tuple[R
         from blackhole import scenario
 
         rules = scenario.load(settings.scenario)
+    if any(listener.proxy for listener in settings.listeners):
+        from blackhole import proxy
+
+        proxy.parser()
     return replace(settings, user=str(uid), group=str(gid)), context, rules
 
 
@@ -224,8 +229,9 @@ class _Setup:
             where = _where(listener, sockets)
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             tls = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
+            proxied = ", behind a proxy" if listener.proxy else ""
             rules = f", {len(self.rules)} rule{'s' if len(self.rules) > 1 else ''}" if self.rules else ""
-            yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {tls}"
+            yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {tls}{proxied}"
         if self.http:
             where = _where(replace(self.settings.http, names=()), self.http)
             yield f"dashboard on http://{where.replace(' and ', '/ and http://')}/"
@@ -305,6 +311,8 @@ class Service:
                 os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
         self._log = logs.set_up(settings.log, settings.debug, owner)
         self._ledger = Ledger()
+        self._clients: Clients | None = None
+        """Made when a configuration first wants clients to be counted."""
 
     def detach(self) -> None:
         """Become a daemon. The process our caller waits for ends in here."""
@@ -339,6 +347,8 @@ class Service:
 
         for listener, sockets in setup.bound.items():
             self._stats.listener(server.address(listener, sockets))
+        if setup.settings.counts and self._clients is None:
+            self._clients = Clients(self._stats.rows)
 
         def worker(number: int) -> Job:
             title = f"blackhole: worker {number}"
@@ -353,7 +363,8 @@ class Service:
         self._let_go(setup, setup.doors)
         daemon.drop_privileges(setup.settings.user, setup.settings.group)
         plot = self._scenario(setup.rules, self._began)
-        self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot)
+        clients = self._clients if setup.settings.counts else None
+        self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot, clients)
 
     def _show(self, setup: _Setup, berth: Berth) -> None:
         """In the dashboard: show what the workers count."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, NoReturn
 
 from blackhole import __version__
-from blackhole.settings import MODES, Delay, Http, Listener, OperatorError, Settings
+from blackhole.settings import MODES, NEWLINES, Delay, Http, Listener, OperatorError, Settings
 
 ACTIONS = {
     "run": "serve in the foreground until Ctrl-C; the default",
@@ -165,7 +165,33 @@ def _delay(text: str) -> Delay | None:
     return delay if delay[1] else None
 
 
-_LISTEN = "ADDRESS:PORT[,tls][,mode=MODE][,delay=SECONDS]"
+_NEWLINES = ", ".join(NEWLINES)
+
+
+def _newline(text: str) -> str:
+    if text.lower() in NEWLINES:
+        return text.lower()
+    raise ValueError(f"{_expected(f'one of {_NEWLINES}', text)}{_suggest(text, NEWLINES)}")
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    """Networks by blanks or commas; `none` for none, where an empty value cannot be given."""
+    words = text.replace(",", " ").split()
+    return () if words == ["none"] else tuple(_network(word) for word in words)
+
+
+def _network(text: str) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise _expected("networks as 192.0.2.0/24, no bit set behind the prefix", text) from None
+
+
+_COUNT = _whole(0, 2**31 - 1)
+
+_LISTEN = "ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS]"
 _ADDRESS = re.compile(r"(\[[^][]+\]|[^][:]*):([0-9]+)")
 
 
@@ -175,18 +201,20 @@ def _listener(text: str, mode: str, delay: Delay | None) -> Listener:
     match = _ADDRESS.fullmatch(address)
     if not match:
         raise _expected(f"{_LISTEN}, an IPv6 address in brackets", text)
-    tls = False
+    tls = proxy = False
     for word in words:
         key, _, value = word.partition("=")
         if word == "tls":
             tls = True
+        elif word == "proxy":
+            proxy = True
         elif key == "mode":
             mode = _mode(value)
         elif key == "delay":
             delay = _delay(value)
         else:
-            raise _expected("tls, mode=MODE or delay=SECONDS after the port", word)
-    return Listener(_host(match[1] or "0.0.0.0"), _PORT(match[2]), tls, mode, delay)
+            raise _expected("tls, proxy, mode=MODE or delay=SECONDS after the port", word)
+    return Listener(_host(match[1] or "0.0.0.0"), _PORT(match[2]), tls, mode, delay, proxy)
 
 
 def _listen(text: str) -> tuple[str, ...]:
@@ -234,6 +262,8 @@ class Option(NamedTuple):
     """Said to whoever turns it on."""
     repeats: bool = False
     """May be given several times: `read` takes many, and makes a tuple."""
+    public: str = ""
+    """The default with --public, where that is another."""
 
     @property
     def usage(self) -> str:
@@ -249,8 +279,12 @@ class Option(NamedTuple):
     def summary(self) -> str:
         """What it does and, in brackets, the default."""
         default = self.otherwise or self.default
+        if self.public:
+            default = f"{default}; public: {self.public}"
         return f"{self.help} [{default}]" if default else self.help
 
+
+_JUDGING = "Limits of one client, for a sink that is open to the world"
 
 # fmt: off
 OPTIONS = (
@@ -263,6 +297,11 @@ OPTIONS = (
            "With listen and neither host nor port, there are no other listeners.", repeats=True),
     Option("backlog", _whole(1, 65535), "1024", "COUNT", "Listeners",
            "connections that may wait for a worker"),
+    Option("proxy_from", _networks, "", "NETWORKS", "Listeners",
+           "who may say, by the PROXY protocol, for whom it speaks",
+           "Others are not served on a listener with proxy."),
+    Option("proxy_timeout", _seconds(0.1, 86400), "5", "SECONDS", "Listeners",
+           "how long a PROXY header may take"),
     Option("mode", _mode, "accept", "MODE", "Replies", "what becomes of mail",
            f"One of {_MODES}."),
     Option("delay", _delay, "0", "S|MIN,MAX", "Replies", "seconds to wait before each reply",
@@ -276,6 +315,8 @@ OPTIONS = (
     Option("scenario", _scenarios, "", "FILE|profile:NAME", "Replies",
            "rules for refusals, delays and faults; may be given several times",
            "TOML; a rule that holds wins over the mode.", repeats=True),
+    Option("bare_newline", _newline, "normalize", "ACTION", "Replies",
+           "what becomes of lines that end with LF alone", f"One of {_NEWLINES}."),
     Option("timeout", _seconds(0.1, 86400), "300", "SECONDS", "Replies",
            "how long a client may be silent", "RFC 5321 section 4.5.3.2 asks for 300 at least."),
     Option("ssl", _switch, "yes", "yes|no", "TLS", "offer TLS, once there is a certificate"),
@@ -286,6 +327,45 @@ OPTIONS = (
     Option("ssl_key", _path, "", "FILE", "TLS", "private key, PEM", otherwise="in the file of ssl_cert"),
     Option("ssl_ca_certs_dir", _path, "", "DIRECTORY", "TLS", "ignored, an option of Blackhole 1.x",
            warning="ignored, Blackhole asks no client for a certificate; remove it"),
+    Option("max_connections", _whole(1, 1000000), "10000", "COUNT", "Limits",
+           "connections of one worker; more are answered 421",
+           "Fewer where it may not open so many files."),
+    Option("write_timeout", _seconds(0.1, 86400), "60", "SECONDS", "Limits",
+           "how long a client may take to read a reply"),
+    Option("tls_timeout", _seconds(0.1, 86400), "30", "SECONDS", "Limits",
+           "how long a TLS handshake may take"),
+    Option("stress_timeout", _seconds(0, 86400), "10", "SECONDS", "Limits",
+           "how long anything may take while connections are running out",
+           "From 90 % of max_connections until there are less than 70 %. 0 is as long as at other times."),
+    Option("public", _switch, "no", "", _JUDGING, "turn on all limits of this section",
+           "Each has its own option besides. 0 is no limit."),
+    Option("trusted", _networks, "127.0.0.0/8 ::1/128", "NETWORKS", _JUDGING,
+           "who is exempt from the limits of this section", "Networks by blanks or commas, or none."),
+    Option("client_connections", _COUNT, "0", "COUNT", _JUDGING,
+           "connections of one client at once; more are answered 421",
+           "In this section a client is an IPv4 address or an IPv6 /64, whichever workers it has got.",
+           public="50"),
+    Option("client_connection_rate", _COUNT, "0", "COUNT", _JUDGING,
+           "new connections of one client in a minute", public="600"),
+    Option("client_message_rate", _COUNT, "0", "COUNT", _JUDGING, "messages of one client in a minute"),
+    Option("client_recipient_rate", _COUNT, "0", "COUNT", _JUDGING, "recipients of one client in a minute"),
+    Option("client_tls_rate", _COUNT, "0", "COUNT", _JUDGING,
+           "TLS handshakes of one client in a minute", public="120"),
+    Option("soft_errors", _COUNT, "0", "COUNT", _JUDGING,
+           "mistakes after which each reply is held back for a second",
+           "A message forgives the mistakes before it.", public="10"),
+    Option("max_errors", _COUNT, "0", "COUNT", _JUDGING, "mistakes after which the session is closed",
+           public="20"),
+    Option("max_junk", _COUNT, "0", "COUNT", _JUDGING,
+           "commands that lead nowhere, such as NOOP, before they count as mistakes", public="100"),
+    Option("max_recipients", _COUNT, "0", "COUNT", _JUDGING,
+           "recipients of a message; more are answered 452", public="1000"),
+    Option("max_messages", _COUNT, "0", "COUNT", _JUDGING,
+           "messages of a session; the next is answered 421", public="1000"),
+    Option("min_data_rate", _COUNT, "0", "BYTES", _JUDGING,
+           "what a body must bring in a second, on average", "Measured over timeout seconds.", public="500"),
+    Option("session_timeout", _seconds(0, 604800), "0", "SECONDS", _JUDGING, "how long a session may last",
+           public="3600"),
     Option("workers", _workers, "auto", "COUNT", "Process", "processes that serve clients",
            otherwise="one for each CPU core"),
     Option("user", _printable, "", "USER", "Process", "who the workers become, when started by root",
@@ -519,8 +599,14 @@ def _from_conf(conf: _Given) -> _Found:
 def _lines(conf: _Given) -> Iterator[tuple[int, str]]:
     """Every line of the file that says something, stripped, with its number."""
     try:
-        if not stat.S_ISREG(os.stat(conf.value).st_mode):
+        status = os.stat(conf.value)
+        if not stat.S_ISREG(status.st_mode):
             raise OperatorError(f"{conf.where}: {conf.value}: not a regular file")
+        if os.geteuid() == 0 and (
+            status.st_uid or status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0))
+        ):
+            # Whoever writes it chooses what root opens and creates.
+            raise OperatorError(f"{conf.where}: {conf.value}: others than root may write it")
         with open(conf.value, "rb") as file:
             for number, line in enumerate(file, 1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -547,7 +633,9 @@ _LOG = ("/var/log/blackhole.log", "XDG_STATE_HOME", "~/.local/state/blackhole.lo
 
 
 def _settings(given: _Found, action: str, environ: Mapping[str, str], warnings: list[str]) -> Settings:
-    values = {option.name: option.read(option.default) for option in OPTIONS}
+    public = "public" in given and given["public"].value
+    by_public = {option.name: public and option.public for option in OPTIONS}
+    values = {option.name: option.read(by_public[option.name] or option.default) for option in OPTIONS}
     values |= {name: found.value for name, found in given.items()}
     values["hostname"] = values["hostname"] or own_name()
     if action != "run":
@@ -567,7 +655,8 @@ def _settings(given: _Found, action: str, environ: Mapping[str, str], warnings: 
     values |= {"ssl_cert": cert, "ssl_key": key}
 
     listeners, unused = _listeners(values, given)
-    origins = {name: given[name].origin if name in given else "default" for name in values}
+    origins = {name: "public" if by_public[name] else "default" for name in values}
+    origins |= {name: found.origin for name, found in given.items()}
     origins |= {name: origins[name] + _UNUSED for name in unused}
     of_settings = {field.name: values[field.name] for field in fields(Settings) if field.name in values}
     return Settings(listeners=listeners, origins=origins, texts=texts, **of_settings)
@@ -593,6 +682,8 @@ def _listeners(values: Mapping[str, Any], given: _Found) -> tuple[tuple[Listener
         if listeners[-1].tls and not tls:
             missing = "there is no ssl_cert" if values["ssl"] else "ssl is off"
             raise given["listen"].wrong(f"{item}: no TLS, as {missing}")
+        if listeners[-1].proxy and not values["proxy_from"]:
+            raise given["listen"].wrong(f"{item}: whose PROXY headers are to be believed? Give proxy_from")
     taken = set()
     for listener in listeners:
         if listener.port and str(listener) in taken:
@@ -684,7 +775,8 @@ def sample_conf() -> str:
         for row in rows:
             if row.name != "conf":
                 default = row.otherwise and f"Default: {row.otherwise}."
-                words = " ".join(filter(None, (_sentence(row.help), row.notes, default)))
+                public = row.public and f"With public: {row.public}."
+                words = " ".join(filter(None, (_sentence(row.help), row.notes, default, public)))
                 lines += ["", *_wrapped(words, "# "), f"#{row.name} = {row.default}".rstrip()]
     return "\n".join(lines) + "\n"
 
@@ -695,7 +787,8 @@ def print_config(settings: Settings) -> str:
     for listener in settings.listeners:
         tls = ", TLS from the first byte" if listener.tls else ""
         delay = f", delay {_text(listener.delay)}" if listener.delay else ""
-        lines.append(f"#   {listener}, mode {listener.mode}{delay}{tls}")
+        proxy = ", behind a proxy" if listener.proxy else ""
+        lines.append(f"#   {listener}, mode {listener.mode}{delay}{tls}{proxy}")
     for title, rows in _groups():
         lines += ["", f"# {title}"]
         for row in rows:

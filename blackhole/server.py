@@ -6,11 +6,13 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import select
 import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from typing import Final
@@ -19,11 +21,16 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
+from blackhole import proxy
+from blackhole.clients import Ledger
 from blackhole.connection import RECEIVED, Connection
+from blackhole.guard import Guard, limits
+from blackhole.networks import Networks
 from blackhole.scenario import NONE, Scenario
 from blackhole.settings import Http, Listener, OperatorError, Settings
-from blackhole.smtp import Config, Engine
-from blackhole.smtp.session import Outside, Trace
+from blackhole.smtp import Config, Engine, Reply
+from blackhole.smtp.reply import BUSY
+from blackhole.smtp.session import Outside, Trace, cell
 from blackhole.stats import AT, CONNECTIONS
 from blackhole.stream import Selector, Stream
 
@@ -44,6 +51,18 @@ NAP: Final = 0.001
 
 PAUSE: Final = 0.1
 """Seconds without accepting after that. Trying at once again would take the whole processor."""
+
+QUIET: Final = 10
+"""Seconds between two lines of the log that say so."""
+
+RESERVED: Final = 64
+"""Descriptors of a worker that are not for its clients: to listen on, the log, epoll, the master's pipe."""
+
+STRESS: Final = 0.9
+"""Share of the connections there may be from which on clients have to hurry."""
+
+EASE: Final = 0.7
+"""Share below which they need not any more."""
 
 
 def bind(listener: Listener | Http, backlog: int) -> list[socket.socket]:
@@ -81,6 +100,12 @@ def address(listener: Listener, sockets: Sequence[socket.socket]) -> str:
     return str(replace(listener, port=sockets[0].getsockname()[1]))
 
 
+def capacity(wanted: int) -> int:
+    """How many connections this process can have, of as many as are wanted."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(wanted, files - RESERVED))
+
+
 def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) -> Config:
     """What the engine needs to know of the settings."""
     return Config(
@@ -92,6 +117,8 @@ def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) ->
         starttls=bool(settings.ssl_cert) and not listener.tls,
         listener=str(listener),
         rules=scenario.rules,
+        bare_newline=settings.bare_newline,
+        limits=limits(settings) if settings.judges else None,
     )
 
 
@@ -101,6 +128,7 @@ class Server(TCPServer):
     `counters` is the worker's row of the stats, `tls` the context where there is a
     certificate. `crowded` tells whether other workers have fewer connections; None
     where there are no others. `number` is the counter of this listener's connections.
+    `ledger` has what all workers know of their clients.
     """
 
     def __init__(
@@ -113,29 +141,91 @@ class Server(TCPServer):
         crowded: Callable[[], bool] | None = None,
         scenario: Scenario = NONE,
         number: int = CONNECTIONS,
+        ledger: Ledger | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
         outside = Outside(clock=lambda: time.monotonic() - scenario.began)
-        self.engine: Final = Engine(config(settings, listener, scenario), Random(), trace, outside)
+        judging = config(settings, listener, scenario)
+        self.settings: Final = settings
+        self.engine: Final = Engine(replace(judging, limits=None), Random(), trace, outside)
+        """Talks to those who are trusted, or to all where nobody is judged."""
+        self.judging: Final = Engine(judging, Random(), trace, outside) if settings.judges else self.engine
+        self.guard: Final = Guard(settings, ledger) if settings.judges else None
+        self.parser: Final = proxy.parser() if listener.proxy else None
+        self.proxies: Final = Networks(settings.proxy_from)
+        self.capacity: Final = capacity(settings.max_connections)
+        """How many connections this process may have."""
+        self.stressed = False
+        """Nearly as many are there, and clients have to hurry."""
+        # One line a connection is too much for a sink that the world knocks at.
+        self.note: Final = log.debug if settings.public else log.info
         self.counters: Final = counters
         self.tls: Final = tls
         self.crowded: Final = crowded
         self.number: Final = number
-        self.timeout: Final = settings.timeout
         self.connections: Final[set[Connection]] = set()
         self._loop: Final = IOLoop.current()
+        self._complained = -float(QUIET)
+        self._spare: int | None = None
         self._doors: Final[list[Door]] = []
 
     def open(self, sockets: Sequence[socket.socket], selector: Selector) -> None:
         """Start to accept."""
+        self._hold()
         for listening in sockets:
             self._doors.append(Door(self, listening, selector))
 
     def take(self, connection: socket.socket, address: tuple[object, ...], selector: Selector) -> None:
         """A client is here."""
+        if self.counters[OPEN] >= self.capacity:
+            self.complain("%d connections are open, and no more are taken", self.capacity)
+            self.turn_away(connection)
+            return
         stream = Stream(connection, selector, self._loop)
         self.handle_stream(stream, address)
+
+    def turn_away(self, connection: socket.socket) -> None:
+        """Tell a client that there is no room for it; it is not waited for."""
+        with connection, suppress(OSError):
+            if not self.listener.tls:
+                if self.listener.proxy:  # a socket closed with its header unread would be reset
+                    connection.recv(proxy.V2, socket.MSG_DONTWAIT)
+                connection.send(BUSY.wire, socket.MSG_DONTWAIT)
+                self.count(BUSY)
+
+    def count(self, refusal: Reply) -> None:
+        """A client heard this in place of a greeting."""
+        self.counters[cell("CONNECT", refusal.code)] += 1
+
+    def complain(self, text: str, *values: object) -> None:
+        """Log what may happen a thousand times a second, but not as often."""
+        now = self._loop.time()
+        if now - self._complained >= QUIET:
+            self._complained = now
+            log.warning(f"{self.listener}: {text}", *values)
+
+    def _hold(self) -> None:
+        """Keep a descriptor that can be given up, to tell a client that there are no more."""
+        if self._spare is None:
+            with suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def turn_one_away(self, door: socket.socket) -> bool:
+        """Descriptors have run out: tell the next client so; false where not even that can be done."""
+        if self._spare is None:
+            return False
+        os.close(self._spare)
+        self._spare = None
+        try:
+            connection, _ = door.accept()
+        except OSError:
+            return False
+        finally:
+            self._hold()
+        self.turn_away(connection)
+        self._hold()
+        return True
 
     def handle_stream(self, stream: Stream, address: tuple[object, ...]) -> None:  # type: ignore[override]
         """Hand a stream to the coroutine that holds the conversation."""
@@ -150,14 +240,25 @@ class Server(TCPServer):
         self.connections.discard(client)
         self.counters[OPEN] -= 1
         self.counters[RECEIVED] += client.heard
+        if client.guest is not None:
+            client.guest.leave()
 
     def sweep(self) -> None:
         """Once a second: look for clients that take too long."""
+        self._hold()
+        if self.settings.stress_timeout:
+            share = self.counters[OPEN] / self.capacity
+            if share >= STRESS and not self.stressed:
+                self.complain("connections are running out, so clients have to hurry")
+            self.stressed = share >= (EASE if self.stressed else STRESS)
         for client in list(self.connections):
             client.sweep()
 
     def shut(self) -> None:
         """Accept no more; close the sockets, in this process."""
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
         for door in self._doors:
             door.shut()
 
@@ -204,7 +305,10 @@ class Door:
                 return
             except OSError as error:
                 if error.errno in EXHAUSTED:
-                    self._rest(error)
+                    self._server.complain("cannot accept connections: %s", error.strerror)
+                    if self._server.turn_one_away(self._socket):
+                        continue
+                    self._rest()
                     return
                 # ECONNABORTED and whatever a network hands up through accept(2): that client is gone.
                 continue
@@ -214,9 +318,8 @@ class Door:
             self._selector.detach(self._socket.fileno())
             self._loop.call_later(NAP, self._attach)
 
-    def _rest(self, error: OSError) -> None:
+    def _rest(self) -> None:
         """Out of descriptors or memory: let go for a moment."""
-        log.warning("cannot accept connections on %s: %s", self._server.listener, error.strerror)
         self._selector.detach(self._socket.fileno())
         self._loop.call_later(PAUSE, self._attach)
 

@@ -22,6 +22,31 @@ MODES = {
 """Every mode and what it does; help, documents and checks read it here."""
 
 
+NEWLINES = {
+    "normalize": "take it as a line end, but never as part of the end of a message",
+    "reject": "550 for a command or a message that has one, then close",
+    "count": "as normalize, and count such commands and messages",
+}
+"""What may be done about a line that ends with LF alone, without a CR before it."""
+
+
+JUDGING = (
+    "client_connections",
+    "client_connection_rate",
+    "client_message_rate",
+    "client_recipient_rate",
+    "client_tls_rate",
+    "soft_errors",
+    "max_errors",
+    "max_junk",
+    "max_recipients",
+    "max_messages",
+    "min_data_rate",
+    "session_timeout",
+)
+"""The settings that judge clients, 0 where they do not: all off unless they are asked for."""
+
+
 class OperatorError(Exception):
     """What the operator asked for cannot be done: one line for stderr, and how to exit.
 
@@ -43,6 +68,8 @@ class Listener:
     """TLS from the first byte (RFC 8314), as on port 465."""
     mode: str = "accept"
     delay: Delay | None = None
+    proxy: bool = False
+    """Each connection begins with a PROXY header, which says who the client is."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -93,6 +120,53 @@ class Settings:
     """Seconds open sessions are given to finish when the server stops."""
     backlog: int = 1024
     http: Http = Http("127.0.0.1", 8025)
+    bare_newline: str = "normalize"
+    """A key of NEWLINES."""
+
+    # These keep the process alive, whoever its clients are.
+    max_connections: int = 10000
+    """Per worker; fewer where descriptors do not suffice."""
+    write_timeout: float = 60.0
+    """Seconds a client may take to read what it was answered."""
+    tls_timeout: float = 30.0
+    """Seconds for a TLS handshake."""
+    stress_timeout: float = 10.0
+    """Seconds a client may take, for anything, while connections are running out. 0: as at other times."""
+    proxy_timeout: float = 5.0
+    """Seconds for a PROXY header."""
+    proxy_from: tuple[str, ...] = ()
+    """Networks whose PROXY headers are believed."""
+
+    # These judge clients. 0 is no limit.
+    public: bool = False
+    trusted: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Networks that are exempt from all that follows."""
+    client_connections: int = 0
+    """At once, of one address or IPv6 /64; as the rates that follow, which are per minute."""
+    client_connection_rate: int = 0
+    client_message_rate: int = 0
+    client_recipient_rate: int = 0
+    client_tls_rate: int = 0
+    soft_errors: int = 0
+    max_errors: int = 0
+    max_junk: int = 0
+    max_recipients: int = 0
+    max_messages: int = 0
+    min_data_rate: int = 0
+    """Octets a second of a body, on average."""
+    session_timeout: float = 0.0
+    """Seconds."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether any client is judged."""
+        return any(getattr(self, name) for name in JUDGING)
+
+    @property
+    def counts(self) -> bool:
+        """Whether clients are counted over all their connections."""
+        return any(getattr(self, name) for name in JUDGING if name.startswith("client_"))
+
     origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> where its value came from, for --print-config."""
     texts: dict[str, str] = field(default_factory=dict, compare=False)

@@ -187,6 +187,11 @@ class Stats:
         """Seconds of the monotonic clock of the last beat; 0.0: not since the row was claimed."""
         return self._cells[HEADER + row * WIDTH + AT["beat"]] / 1e6
 
+    def living(self) -> list[int]:
+        """The rows whose owners live."""
+        end = HEADER + self._cells[USED] * WIDTH
+        return [row for row, beat in enumerate(self._cells[HEADER + AT["beat"] : end : WIDTH]) if beat]
+
     def crowded(self, row: int) -> bool:
         """Whether the owner of the row has clearly more connections open than another who takes them."""
         end = HEADER + self._cells[USED] * WIDTH

@@ -51,7 +51,7 @@ AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 class Room(asyncio.Future[None]):
-    """Room in the socket's buffer, for one that was full."""
+    """Room in the socket's buffer, for one that was full; or whatever else the stream watches for."""
 
 
 class Ready(Protocol):
@@ -193,6 +193,15 @@ class Stream(IOStream):
                 # OpenSSL has read a record that epoll knows nothing of.
                 return self.socket.recv(CHUNK)
         return (yield BYTES)
+
+    async def peek(self, most: int) -> bytes:
+        """What is there, without taking it; waits until there is something. Nothing: the client has left."""
+        await Room(loop=asyncio.get_running_loop())
+        return self.socket.recv(most, socket.MSG_PEEK)
+
+    def take(self, count: int) -> bytes:
+        """Take that much of what `peek` saw."""
+        return self.socket.recv(count)
 
     def ready(self, events: int) -> None:
         """An event of the socket: called by the Selector."""

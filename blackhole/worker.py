@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import encodings.unicode_escape  # noqa: F401 - at its first use root is dropped, and its file may be root's
 import logging
+import resource
 import signal
 import ssl
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Final
 
 import tornado.platform.asyncio  # noqa: F401 - likewise
 
+from blackhole.clients import Clients, Ledger
 from blackhole.logs import printable, reopen
 from blackhole.scenario import NONE, Scenario
 from blackhole.server import Server, address
@@ -44,11 +46,15 @@ def run(
     stats: Stats,
     berth: Berth,
     scenario: Scenario = NONE,
+    clients: Clients | None = None,
 ) -> None:
-    """The whole life of a worker that has left root behind."""
+    """The whole life of a worker that has left root behind. `clients` are counted where they are given."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    ledger = Ledger(clients, berth.row, stats.living) if clients is not None else None
     selector = Selector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario).live())
+        runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario, ledger).live())
 
 
 def trace(session: Session, direction: str, line: bytes) -> None:
@@ -68,6 +74,7 @@ class Worker:
         berth: Berth,
         selector: Selector,
         scenario: Scenario,
+        ledger: Ledger | None,
     ) -> None:
         self.settings: Final = settings
         self.sockets: Final = sockets
@@ -76,6 +83,7 @@ class Worker:
         self.berth: Final = berth
         self.selector: Final = selector
         self.scenario: Final = scenario
+        self.ledger: Final = ledger
         self.servers: Final[list[Server]] = []
         self._stop: Final = asyncio.Event()
         self._hurry = False
@@ -96,7 +104,15 @@ class Worker:
         for listener, sockets in self.sockets.items():
             counted = self.stats.listener(address(listener, sockets))
             server = Server(
-                listener, self.settings, counters, self.tls, hook, crowded, self.scenario, counted
+                listener,
+                self.settings,
+                counters,
+                self.tls,
+                hook,
+                crowded,
+                self.scenario,
+                counted,
+                self.ledger,
             )
             server.open(sockets, self.selector)
             self.servers.append(server)
@@ -110,6 +126,8 @@ class Worker:
     def _sweep(self) -> None:
         """Once a second, and no timer per connection besides."""
         self.stats.beat(self.berth.row)
+        if self.ledger is not None:
+            self.ledger.sweep()
         for server in self.servers:
             server.sweep()
         if self._hurry and not any(server.connections for server in self.servers):

@@ -1,15 +1,21 @@
-"""What all tests share: the rule about skips, the switch --bless, and a certificate."""
+"""What all tests share: the rule about skips, the switch --bless, a certificate, a server of their own."""
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import trustme
+from service import Serve, Service
+
+from blackhole import options, tls
+from blackhole.clients import Clients, Ledger
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,3 +76,22 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return Certificate(str(cert), str(key), str(ca), client)
+
+
+@pytest.fixture
+def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterator[Serve]:
+    """Start a service with these options; at the end it must have kept no connection and logged no fault."""
+    services = []
+
+    def start(*argv: str, secure: bool = False) -> Service:
+        settings = options.parse(["--hostname=mx.test", *argv], {}).settings
+        context = tls.context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
+        ledger = Ledger(Clients(1), 0, lambda: [0]) if settings.counts else None
+        listener = settings.listeners[0]
+        services.append(Service(settings, replace(listener, tls=secure or listener.tls), context, ledger))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -14,13 +14,22 @@ from program import ROOT, environment
 PACKAGE = ROOT / "blackhole"
 
 LAYERS = (
-    ("blackhole", "settings", "stream", "smtp.reply", "smtp.framing", "smtp.pattern", "smtp.shape"),
-    ("smtp.policy", "logs", "options", "tls", "smtp.violations"),
+    (
+        "blackhole",
+        "settings",
+        "stream",
+        "networks",
+        "smtp.reply",
+        "smtp.framing",
+        "smtp.pattern",
+        "smtp.shape",
+    ),
+    ("smtp.policy", "logs", "options", "tls", "smtp.violations", "clients", "proxy"),
     ("smtp.state", "daemon"),
-    ("smtp.extensions", "scenario"),
+    ("smtp.extensions", "smtp.conduct", "scenario"),
     ("smtp.commands",),
     ("smtp.session",),
-    ("smtp", "stats"),
+    ("smtp", "stats", "guard"),
     ("connection", "supervisor", "web", "web.ledger", "web.metrics"),
     ("server", "web.figures"),
     ("worker", "web.dashboard"),

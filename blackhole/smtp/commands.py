@@ -158,7 +158,9 @@ def data(state: State, argument: bytes) -> Reply:
 
 def end(state: State, argument: bytes) -> Reply:
     limit = state.host.config.message_size_limit
-    return reply.TOO_LARGE if limit and state.octets > limit else reply.QUEUED
+    if 0 < limit < state.octets:
+        return reply.TOO_LARGE if state.octets <= 2 * limit else reply.FAR_TOO_LARGE
+    return reply.QUEUED
 
 
 def rset(state: State, argument: bytes) -> Reply:

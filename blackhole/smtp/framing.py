@@ -43,6 +43,12 @@ def skip(data: bytes, start: int, tail: bytes) -> tuple[int, bytes]:
     return -1, data[-4:]
 
 
+def bare(data: bytes, start: int, end: int, tail: bytes) -> bool:
+    """Whether a line feed in data[start:end] has no carriage return before it; `tail` is what came before."""
+    split = tail.endswith(b"\r") and data.startswith(b"\n", start)
+    return data.count(b"\n", start, end) != data.count(b"\r\n", start, end) + split
+
+
 def find(data: bytes, start: int) -> int:
     """`data.find(END, start)`, but faster where that is slow."""
     if len(data) - start < SHORT:

@@ -23,12 +23,14 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
-from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, syntax
+from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, host, syntax
+from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmetered
 from blackhole.smtp.extensions import keywords
-from blackhole.smtp.framing import END, START, find, skip
+from blackhole.smtp.framing import END, START, bare, find, skip
 from blackhole.smtp.policy import NO_TABLES, Case, Fault, Policy, Ruling, Tables, masked, portion
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import GREETED, PHASES, Config, Host, State
+from blackhole.smtp.violations import RULES
 
 LINE: Final = 2048
 """Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix takes 2048 too."""
@@ -41,6 +43,9 @@ TURN: Final = 128
 
 CODE_SPAN: Final = 400
 """Reply codes 200 to 599 in the table of counters, a row of which is a phase."""
+
+BARE_NEWLINES: Final = len(PHASES) * CODE_SPAN + [rule.name for rule in RULES].index("bare-lf")
+"""Where commands and messages with lines that end with LF alone are counted: behind that table."""
 
 USUAL: Final = re.compile(rb"(?:MAIL FROM|RCPT TO):<(?=[!-;=?-~]+>\r\n\Z)|(?:HELO|EHLO) (?=[!-~]+\r\n\Z)")
 """Commands with an argument as nearly all senders write them: printable ASCII, no parameters. It
@@ -64,7 +69,13 @@ COLLECT: Final = Then.COLLECT
 """An enum's member costs 50 ns to look up, a module's name 5."""
 
 HELLO: Final = b"\x16"
-"""The first octet of a TLS ClientHello. There may never be a line end behind it."""
+"""The first octet of a TLS ClientHello."""
+
+BINARY: Final = re.compile(rb"[^\t-\r -~]")
+"""What begins like this is no text: there may never be a line end behind it."""
+
+STRANGE: Final = re.compile(rb"[^A-Za-z\s]|[^\s:]*:")
+"""What begins like this is no command, but a header line or worse: the client speaks another protocol."""
 
 
 def cell(phase: str, code: int) -> int:
@@ -89,9 +100,9 @@ class Entry:
 
     __slots__ = ("bars", "base", "do", "judged", "needs", "ordered", "phase", "read", "syntax")
 
-    def __init__(self, command: Command, strict: bool, policy: Policy) -> None:
+    def __init__(self, command: Command, strict: bool, policy: Policy, check: Check | None = None) -> None:
         self.read: Final = command.read
-        self.do: Final = command.do
+        self.do: Final = command.do if check is None else checked(command.do, check)
         self.needs: Final = command.needs
         self.bars: Final = command.bars
         self.ordered: Final = strict and bool(command.needs or command.bars)
@@ -99,6 +110,18 @@ class Entry:
         self.judged: Final = self.phase in policy.phases or (policy.remembers and self.phase in TOLD)
         self.syntax: Final = syntax(command)
         self.base: Final = cell(self.phase, 0)
+
+
+def checked(do: Action, check: Check) -> Action:
+    """`do`, unless the client's conduct forbids it."""
+
+    def checking(session: Any, argument: Any) -> Reply:
+        conduct = session.conduct
+        answer = check(conduct, session) or do(session, argument)
+        session.busy = session.busy or conduct.slow
+        return answer
+
+    return checking
 
 
 class Engine:
@@ -119,14 +142,16 @@ class Engine:
         self.new_id: Final = partial(dice.getrandbits, 40)
         self.outside: Final = outside
         self.policy: Final = Policy(config.rules, config.mode, config.listener)
-        entries = {row.verb: Entry(row, config.strict, self.policy) for row in COMMANDS}
+        checks = {} if config.limits is None else CHECKS
+        entries = {row.verb: Entry(row, config.strict, self.policy, checks.get(row.verb)) for row in COMMANDS}
         others = {row.verb: Entry(row, config.strict, self.policy) for row in OTHER}
         self.connect: Final = entries.pop("CONNECT")
         self.end: Final = entries.pop(".")
         self.other: Final = others.pop("other")
         self.entries: Final = {verb.encode(): entry for verb, entry in (others | entries).items()}
-        # The short road of `Session.receive` is closed where a delay, a trace or the order wants a word.
-        self.short: Final = not (config.delay or config.strict or trace)
+        # The short road of `Session.receive` is closed where a delay, a trace, the order or the line ends
+        # want a word.
+        self.short: Final = not (config.delay or config.strict or trace or config.bare_newline != "normalize")
         self.lines: Final = {
             verb + b"\r\n": self.entries[verb] for verb in (b"DATA", b"QUIT", b"RSET") if self.short
         }
@@ -138,9 +163,9 @@ class Engine:
             start: self.entries[start[:4]] for start in (b"MAIL FROM:<", b"RCPT TO:<", b"HELO ", b"EHLO ")
         }
 
-    def session(self, secure: bool = False, client: str = "") -> Session:
+    def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """A conversation with the client at this address; `secure` where TLS was there before SMTP."""
-        return Session(self, secure, client)
+        return Session(self, secure, client, meter)
 
 
 class Late(NamedTuple):
@@ -162,8 +187,8 @@ class Session(State):
     """
 
     __slots__ = (
+        "_bare",
         "_barred",
-        "_busy",
         "_delay",
         "_excess",
         "_fault",
@@ -171,22 +196,28 @@ class Session(State):
         "_rest",
         "_tables",
         "_tail",
+        "busy",
         "case",
+        "conduct",
         "engine",
         "said",
         "then",
         "wait",
     )
 
-    def __init__(self, engine: Engine, secure: bool, client: str) -> None:
+    def __init__(self, engine: Engine, secure: bool, client: str, meter: Meter) -> None:
         super().__init__(engine.host, engine.new_id, secure)
         self.engine = engine
+        limits = engine.config.limits
+        self.conduct = None if limits is None else Conduct(limits, meter)
         self.then = Then.LISTEN
         self.wait = 0.0
         """Seconds, with Then.WAIT; 0 means only that it is others' turn."""
         self.said: list[int] = []
-        self._busy = False
-        """Something came and was not answered: the short road is closed."""
+        self.busy = False
+        """Something came and was not answered, or replies are held back: the short road is closed."""
+        self._bare = False
+        """The body has lines that end with LF alone. Not looked at on the short road."""
         self._late: Late | None = None
         """The reply that a delay holds back."""
         self._rest = b""
@@ -226,12 +257,12 @@ class Session(State):
             return self._run(b"")
         self._hold(self._delay)
         self._delay = None
-        self._busy = True
+        self.busy = True
         return b""
 
     def receive(self, data: bytes) -> bytes:
         """Take what the client sent; give the replies that may leave now."""
-        if self._busy:
+        if self.busy:
             return self._run(self._rest + data)
         engine = self.engine
         if self._tail:
@@ -269,6 +300,8 @@ class Session(State):
     def _group(self, data: bytes) -> bytes:
         """Answer MAIL, RCPT, ..., DATA that came in one chunk, and that no rule wants to see."""
         recipients = data.count(b"\n") - 2
+        if self.conduct is not None and not self.conduct.allows(recipients):
+            return self._run(data)
         wire = b""
         for entry, times in zip(self.engine.grouped, (1, recipients, 1), strict=True):
             answer = entry.do(self, PLAIN)
@@ -301,6 +334,7 @@ class Session(State):
     def _run(self, data: bytes) -> bytes:
         """The long road: any number of commands and bodies, in any state."""
         delay = self.engine.config.delay
+        conduct = self.conduct
         out: list[bytes] = []
         position = 0
         left = TURN
@@ -334,6 +368,12 @@ class Session(State):
                 seconds, self._delay = self._delay, None
                 if seconds is None and delay is not None:
                     seconds = self.engine.dice.uniform(*delay)
+                if conduct is not None:
+                    ours = entry.judged or self._barred or entry is self.engine.end
+                    if answer.code >= 500 and not ours:
+                        answer = conduct.error(answer)
+                    if conduct.slow:
+                        seconds = (seconds or 0.0) + TARPIT
                 if seconds is not None:
                     self._late = Late(entry, answer, fault)
                     self._rest = data[position:]
@@ -342,27 +382,41 @@ class Session(State):
             if self._say(out, entry, answer, fault):
                 self._keep(data[position:])
                 break
-        self._busy = bool(self._rest or self._excess or self._late or self._barred)
+        self.busy = bool(self._rest or self._excess or self._late or self._barred) or (
+            conduct is not None and conduct.slow
+        )
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _body(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
         """Pass over a body from `start`: where it ends, and the answer to it; or None, it goes on."""
-        position, self._tail = skip(data, start, self._tail)
-        if self.engine.trace is not None:
-            for line in data[start : position if position >= 0 else len(data)].splitlines():
-                self.engine.trace(self, "RECV", line)
+        engine, tail = self.engine, self._tail
+        position, self._tail = skip(data, start, tail)
+        end = position if position >= 0 else len(data)
+        if engine.trace is not None:
+            for line in data[start:end].splitlines():
+                engine.trace(self, "RECV", line)
+        if engine.config.bare_newline != "normalize" and bare(data, start, end, tail):
+            self._bare = True
+        self.octets += end - start
+        size = self.octets - len(b".\r\n")
+        limit = engine.config.message_size_limit
+        if 0 < 2 * limit < size:
+            # It could go on for ever; all that is left to say can be said now.
+            self._tail = b""
+            return end, engine.end, reply.FAR_TOO_LARGE
         if position < 0:
-            self.octets += len(data) - start
             return None
-        self.octets += position - start - len(b".\r\n")
-        return position, self.engine.end, self._answer(self.engine.end, b"")
+        self.octets = size
+        if self._bare and (refusal := self._newline()) is not None:
+            return position, engine.end, refusal
+        return position, engine.end, self._answer(engine.end, b"")
 
     def _line(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
         """Answer the command at `start`: where the next begins, and the answer; or None, for half a line."""
         engine = self.engine
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
-        if self._excess or len(line) > LINE:
+        if self._excess or (len(line) > LINE and not BINARY.match(line)):
             self._excess += len(line)
             if self._excess > PATIENCE:
                 return len(data), engine.other, reply.FAR_TOO_LONG
@@ -370,16 +424,23 @@ class Session(State):
                 return None
             self._excess = 0
             return end + 1, engine.other, reply.TOO_LONG
-        if end < 0 and not line.startswith(HELLO):
+        if end < 0 and not BINARY.match(line):
             self._rest = line
             return None
         if line.endswith(b"\r"):
             line = line[:-1]
+        elif engine.config.bare_newline != "normalize" and end >= 0:
+            refusal = self._newline()
+            if refusal is not None:
+                return end + 1, engine.other, refusal
         if engine.trace is not None:
             engine.trace(self, "RECV", line)
         verb, _, argument = line.partition(b" ")
         entry = engine.entries.get(verb) or engine.entries.get(verb.upper()) or engine.other
-        answer = self._odd(line) or self._answer(entry, argument)
+        if entry is engine.other and STRANGE.match(line):
+            answer = reply.NOT_PLAIN if line.startswith(HELLO) else reply.NOT_SMTP
+        else:
+            answer = self._odd(line) or self._answer(entry, argument)
         if answer.then is not LISTEN and 0 <= end < len(data) - 1:
             patient = answer
             answer = self._hasty(answer)
@@ -501,20 +562,24 @@ class Session(State):
             return False
         if answer.then is COLLECT:
             self._tail = START
+            self._bare = False
             self.octets = 0
             return False
         return self._end(answer.then)
 
     def _finish(self, answer: Reply) -> bytes:
         """The message is over, taken or not; what to say."""
-        wire = answer.wire % (self._id or self.new_id()) if answer is reply.QUEUED else answer.wire
+        if answer is reply.QUEUED:
+            wire = answer.wire % (self._id or self.new_id())
+        else:
+            wire = answer.wire
+            if answer.then is Then.HANG_UP:
+                self.then = Then.HANG_UP
         self.reset()
         return wire
 
     def _odd(self, line: bytes) -> Reply | None:
         """The reply to a line that is no text, whatever its verb."""
-        if line.startswith(HELLO):
-            return reply.NOT_PLAIN
         if b"\0" in line or b"\r" in line:
             return reply.CONTROL
         if not line.isascii():
@@ -522,6 +587,13 @@ class Session(State):
                 line.decode()
             except UnicodeDecodeError:
                 return reply.NOT_TEXT
+        return None
+
+    def _newline(self) -> Reply | None:
+        """A command or a message had a line that ends with LF alone: count it, or refuse it."""
+        if self.engine.config.bare_newline == "reject":
+            return reply.BARE_NEWLINE
+        self.said.append(BARE_NEWLINES)
         return None
 
     def _hasty(self, answer: Reply) -> Reply:

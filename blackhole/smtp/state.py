@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import Reply
@@ -43,6 +43,23 @@ RCPT: Final = 4
 because `&` on an enum.Flag costs 0.6 microseconds."""
 
 
+class Limits(NamedTuple):
+    """How much is borne of one client. 0: any number."""
+
+    soft_errors: int = 0
+    """Mistakes after which replies are held back."""
+    errors: int = 0
+    """Mistakes after which the session is closed."""
+    junk: int = 0
+    """Commands that are no mistakes and lead nowhere."""
+    recipients: int = 0
+    """Of a message."""
+    messages: int = 0
+    """Of a session."""
+    metered: bool = False
+    """Messages or recipients are counted over all connections of the client."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """What one listener is to be: the part of the settings that the conversation depends on."""
@@ -60,6 +77,10 @@ class Config:
     """Its address and port, as rules may name them."""
     rules: tuple[Rule, ...] = ()
     """A scenario's, which come before those of the mode."""
+    bare_newline: str = "normalize"
+    """What becomes of lines that end with LF alone, a key of settings.NEWLINES."""
+    limits: Limits | None = None
+    """What is borne of one client; None: everything."""
 
 
 @dataclass(frozen=True, slots=True)

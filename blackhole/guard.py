@@ -1,0 +1,82 @@
+"""The guard of a listener: whom it trusts, whom it lets in, and what it counts against everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from blackhole.clients import CONNECTIONS, HANDSHAKES, MESSAGES, RECIPIENTS, Ledger, Place, client
+from blackhole.networks import Networks, packed
+from blackhole.settings import Settings
+from blackhole.smtp.reply import CROWDED, HURRIED, Reply
+from blackhole.smtp.state import Limits
+
+Rates = Mapping[str, tuple[int, int]]
+"""Phase -> what it is counted as, and how many there may be in a minute."""
+
+
+def limits(settings: Settings) -> Limits:
+    """What is borne of one client in a conversation."""
+    return Limits(
+        soft_errors=settings.soft_errors,
+        errors=settings.max_errors,
+        junk=settings.max_junk,
+        recipients=settings.max_recipients,
+        messages=settings.max_messages,
+        metered=bool(settings.client_message_rate or settings.client_recipient_rate),
+    )
+
+
+class Guest:
+    """One connection of somebody who is not trusted."""
+
+    __slots__ = ("_place", "_rates")
+
+    def __init__(self, place: Place | None, rates: Rates) -> None:
+        self._place = place
+        self._rates = rates
+
+    def meter(self, phase: str) -> bool:
+        """Count one more command of a phase; false if it is one too many."""
+        rate = self._rates.get(phase)
+        if rate is None or self._place is None:
+            return True
+        cell, most = rate
+        return self._place.count(cell) <= most
+
+    def crowds(self, most: int) -> bool:
+        """Whether the client has more connections open than `most`; 0 is any number."""
+        return self._place is not None and 0 < most < self._place.open()
+
+    def leave(self) -> None:
+        """The connection is over."""
+        if self._place is not None:
+            self._place.leave()
+
+
+class Guard:
+    """Lets clients in. Without a ledger none is counted over its connections."""
+
+    def __init__(self, settings: Settings, ledger: Ledger | None) -> None:
+        self._trusted: Final = Networks(settings.trusted)
+        self._ledger: Final = ledger
+        self._most: Final = settings.client_connections
+        rates = {
+            "CONNECT": (CONNECTIONS, settings.client_connection_rate),
+            "DATA": (MESSAGES, settings.client_message_rate),
+            "RCPT": (RECIPIENTS, settings.client_recipient_rate),
+            "STARTTLS": (HANDSHAKES, settings.client_tls_rate),
+        }
+        self._rates: Final = {phase: rate for phase, rate in rates.items() if rate[1]}
+
+    def admit(self, address: str) -> Guest | None:
+        """Who is there: None for one that is trusted, in whatever it does."""
+        if packed(address) in self._trusted:
+            return None
+        return Guest(self._ledger.enter(client(address)) if self._ledger else None, self._rates)
+
+    def refusal(self, guest: Guest) -> Reply | None:
+        """Why somebody may not come in now."""
+        if guest.crowds(self._most):
+            return CROWDED
+        return None if guest.meter("CONNECT") else HURRIED

@@ -1,0 +1,91 @@
+"""A server with one listener in the test's own process: for what can be seen only from within."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from transcript import PATIENCE
+
+from blackhole import scenario, server
+from blackhole.clients import Ledger
+from blackhole.scenario import Scenario
+from blackhole.settings import Listener, Settings
+from blackhole.stats import AT, Stats
+from blackhole.stream import Selector
+
+
+class Service:
+    """A server with one listener, in a thread of its own, swept as a worker sweeps it, ten times as often."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listener: Listener,
+        context: ssl.SSLContext | None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.settings = settings
+        self.listener = replace(listener, host="127.0.0.1", port=0)
+        self.context = context
+        self.ledger = ledger
+        self.stats = Stats(1)
+        self.cells = self.stats.cells(self.stats.claim())
+        self.sockets = server.bind(self.listener, 128)
+        self.address: tuple[str, int] = self.sockets[0].getsockname()
+        self.selector = Selector()
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        assert self.ready.wait(PATIENCE)
+
+    def run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(self.selector)) as runner:
+            runner.run(self.live())
+
+    async def live(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.over = asyncio.Event()
+        plot = Scenario(scenario.load(self.settings.scenario), time.monotonic())
+        self.server = server.Server(
+            self.listener, self.settings, self.cells, self.context, None, scenario=plot, ledger=self.ledger
+        )
+        self.server.open(self.sockets, self.selector)
+        self.ready.set()
+        while not self.over.is_set():
+            self.server.sweep()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), 0.1)
+        self.server.shut()
+        for connection in list(self.server.connections):
+            connection.stream.close()
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Let the loop do it, and wait until it has."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (action(), done.set()))
+        assert done.wait(PATIENCE)
+
+    def open(self) -> int:
+        """Connections that are open now, as the counters have it."""
+        return int(self.cells[AT["open"]])
+
+    def close(self) -> None:
+        """Stop; all connections must have ended by themselves, as all clients are gone."""
+        until = time.monotonic() + PATIENCE
+        while self.open() and time.monotonic() < until:
+            time.sleep(0.005)
+        left = self.open()
+        self.loop.call_soon_threadsafe(self.over.set)
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        assert (left, len(self.server.connections)) == (0, 0)
+
+
+Serve = Callable[..., Service]
+"""Start a service: options as on the command line, and `secure` for TLS from the first octet."""
