@@ -46,7 +46,7 @@ PURE = frozenset(
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""
 
-TORNADO = {"stream", "connection", "server", "web.dashboard", "web.metrics"}
+TORNADO = {"stream", "connection", "server", "worker", "web.dashboard", "web.metrics"}
 """Who may know Tornado; `options` asks for its version, inside a function."""
 
 BARE = (
