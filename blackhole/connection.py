@@ -80,6 +80,10 @@ class Connection:
                 return
             session = self.session
             if server.listener.tls:
+                session.approach()
+                if session.then is not LISTEN:
+                    await self._suffer(session.then)
+                    return
                 await self._secure()
             out = session.greet()
             counters = server.counters
@@ -105,15 +109,8 @@ class Connection:
                             # It came in the clear, while the reply waited: CVE-2011-0411 once more.
                             out = session.interrupt(TOO_EARLY)
                         continue
-                    if then is Then.HANG_UP:
-                        if not session.left:
-                            await self._hang_up()
-                        return
-                    if then is Then.STALL:
-                        await self._stall()
-                        return
-                    if then is Then.RESET:
-                        stream.reset()
+                    if then is not Then.SECURE:
+                        await self._suffer(then)
                         return
                     await self._secure()
                 data = await stream.receive()
@@ -167,10 +164,13 @@ class Connection:
 
     async def _secure(self) -> None:
         """The TLS handshake, before the greeting or after STARTTLS."""
-        assert self.server.tls is not None
         self.patience, self.idle = self.server.settings.tls_timeout, 0
+        context = self.server.tls
+        if self.session.judge is not None and self.session.judge.certificate:
+            context = self.server.certificates[self.session.judge.certificate]
+        assert context is not None
         try:
-            await self.stream.shake_hands(self.server.tls)
+            await self.stream.shake_hands(context)
         except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             self.server.note("%s: TLS handshake failed: %s", self.peer, reason)
@@ -186,11 +186,16 @@ class Connection:
         while left > 0 and (data := await self.stream.receive()):
             left -= len(data)
 
-    async def _stall(self) -> None:
-        """Say nothing, whatever the client says, until it leaves."""
-        self.patience, self.idle = STALL, 0
-        while await self.stream.receive():
-            pass
+    async def _suffer(self, then: Then) -> None:
+        """Come to the end that the session has come to."""
+        if then is Then.RESET:
+            self.stream.reset()
+        elif then is Then.STALL:
+            self.patience, self.idle = STALL, 0
+            while await self.stream.receive():
+                pass
+        elif not self.session.left:
+            await self._hang_up()
 
     def sweep(self) -> None:
         """Called once a second."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
-    from blackhole.smtp.policy import Rule
+    from blackhole.scenario import Scenario
 
 # Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
 
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain(warning)
         if invocation.wants:
             return _REQUESTS[invocation.wants](invocation.settings)
+        if invocation.action == "explain":
+            return _explain(invocation.settings, invocation.case)
         return _ACTIONS[invocation.action](invocation.settings, arguments)
     except OperatorError as error:
         _complain(str(error))
@@ -94,27 +96,31 @@ def _test(settings: Settings) -> int:
     return _answer("The configuration is good.\n")
 
 
-def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, tuple[Rule, ...]]:
+def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenario]:
     """The settings with a uid and gid for user and group, and what they say of TLS and of rules.
 
     Nothing is bound. Raises OperatorError.
     """
+    from blackhole import scenario
+
     uid, gid = daemon.resolve(settings.user, settings.group)
     context = None
     if settings.ssl_cert:
         from blackhole import tls
 
         context = tls.context(settings.ssl_cert, settings.ssl_key)
-    rules: tuple[Rule, ...] = ()
-    if settings.scenario:
-        from blackhole import scenario
-
-        rules = scenario.load(settings.scenario)
     if any(listener.proxy for listener in settings.listeners):
         from blackhole import proxy
 
         proxy.parser()
-    return replace(settings, user=str(uid), group=str(gid)), context, rules
+    rules = scenario.load(settings.scenario)
+    certificates = {}
+    for name in {rule.verdict.certificate for rule in rules} - {""}:
+        if context is None:
+            raise OperatorError(f'scenario: certificate = "{name}" needs TLS; give ssl_cert too')
+        certificates[name] = tls.faulty(name, settings.hostname)
+    plot = scenario.Scenario(rules, certificates=certificates)
+    return replace(settings, user=str(uid), group=str(gid)), context, plot
 
 
 _REQUESTS: dict[str, Callable[[Settings], int]] = {
@@ -126,6 +132,21 @@ _REQUESTS: dict[str, Callable[[Settings], int]] = {
 
 
 # Actions.
+
+
+def _explain(settings: Settings, told: Mapping[str, str]) -> int:
+    from random import Random
+
+    from blackhole import explain, scenario
+
+    listener = settings.listeners[0]
+    for one in settings.listeners:
+        if str(one) == told.get("listener"):
+            listener = one
+    case = explain.case(told, str(listener))
+    for line in explain.explain(scenario.load(settings.scenario), listener.mode, case, Random()):
+        print(line)
+    return os.EX_OK
 
 
 def _run(settings: Settings, argv: Sequence[str]) -> int:
@@ -210,7 +231,7 @@ class _Setup:
     http: list[socket.socket]
     """Of the dashboard; empty when there is none."""
     tls: ssl.SSLContext | None
-    rules: tuple[Rule, ...]
+    scenario: Scenario
 
     @property
     def doors(self) -> set[socket.socket]:
@@ -225,12 +246,13 @@ class _Setup:
         """A line for each listener: where, and how it treats its clients."""
         count = self.settings.workers
         workers = f"{count} worker{'s' if count > 1 else ''}"
+        many = len(self.scenario.rules)
+        rules = f", {many} rule{'s' if many > 1 else ''}" if many else ""
         for listener, sockets in self.bound.items():
             where = _where(listener, sockets)
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             tls = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
             proxied = ", behind a proxy" if listener.proxy else ""
-            rules = f", {len(self.rules)} rule{'s' if len(self.rules) > 1 else ''}" if self.rules else ""
             yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {tls}{proxied}"
         if self.http:
             where = _where(replace(self.settings.http, names=()), self.http)
@@ -247,10 +269,10 @@ def _open(settings: Settings, held: _Setup | None, warn: Callable[[str], None]) 
     """Open what the settings ask for; what is held for an address already is kept. Raises OperatorError."""
     from blackhole import server
 
-    settings, context, rules = _check(settings)
+    settings, context, plot = _check(settings)
     kept = held.bound if held else {}
     by_address = {(listener.host, listener.port): sockets for listener, sockets in kept.items()}
-    setup = _Setup(settings, {}, [], context, rules)
+    setup = _Setup(settings, {}, [], context, plot)
     try:
         for listener in settings.listeners:
             sockets = kept.get(listener) or by_address.get((listener.host, listener.port))
@@ -291,9 +313,9 @@ class Service:
 
     def __init__(self, settings: Settings, argv: Sequence[str], pidfile: daemon.Pidfile | None) -> None:
         """Open all there is to open, so that every mistake comes to light now. Raises OperatorError."""
-        from blackhole import scenario, worker  # before the fork: once, and not in every worker
+        from blackhole import worker  # before the fork: once, and not in every worker
 
-        self._live, self._scenario = worker.run, scenario.Scenario
+        self._live = worker.run
         self._began = time.monotonic()
         """When the clock of all scenarios began. A reload leaves it alone, or an outage would begin again."""
         self._asked = settings
@@ -362,7 +384,7 @@ class Service:
         self._stats.sign(berth.row, title)
         self._let_go(setup, setup.doors)
         daemon.drop_privileges(setup.settings.user, setup.settings.group)
-        plot = self._scenario(setup.rules, self._began)
+        plot = replace(setup.scenario, began=self._began)
         clients = self._clients if setup.settings.counts else None
         self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot, clients)
 

@@ -30,8 +30,24 @@ ACTIONS = {
     "restart": "stop, then start",
     "reload": "read conf and certificates again, losing no connection",
     "status": "say whether it runs: exit 0 running, 1 died, 3 not running",
+    "explain": "say which rule of a scenario answers in a case, and why",
 }
 """Every action word and what it does."""
+
+CASE = {
+    "phase": ("PHASE", "where [the last that goes with what is told]"),
+    "client": ("ADDRESS", "the client's address [127.0.0.1]"),
+    "listener": ("ADDRESS:PORT", "the listener's [the first]"),
+    "tls": ("yes|no", "whether TLS is on [no]"),
+    "helo": ("NAME", "what stood behind HELO or EHLO"),
+    "sender": ("ADDRESS", "the address of MAIL"),
+    "rcpt": ("ADDRESS", "the address of RCPT"),
+    "size": ("BYTES", "the message's size [0]"),
+    "header": ("FIELD", 'a field of its header section, as "Subject: hello"'),
+    "attempt": ("COUNT", "how many times it was tried, this one included [1]"),
+    "at": ("TIME", "since the server started: 90, 90s or 5m [0]"),
+}
+"""What can be told of a case, with the action explain alone: name -> (what to write, what it is)."""
 
 SIGNALS = {
     "TERM": "let open sessions finish, then stop",
@@ -45,6 +61,8 @@ SIGNALS = {
 EXAMPLES = {
     "blackhole --port 2525": "a sink in this terminal; no root, no conf file needed",
     "blackhole --conf /etc/blackhole.conf start": "a detached server",
+    "blackhole --scenario FILE explain --rcpt bob@example.com":
+        "which rule would answer",
     "blackhole --listen :2525 --listen [::1]:2526,mode=bounce,delay=1,5":
         "two listeners: one accepts, one refuses slowly",
 }  # fmt: skip
@@ -418,6 +436,8 @@ class Invocation:
     """Empty, or a key of REQUESTS: to be done in place of the action."""
     warnings: tuple[str, ...] = ()
     """A line each, for standard error."""
+    case: Mapping[str, str] = field(default_factory=dict)
+    """What explain was told: keys of CASE."""
 
 
 class _Given(NamedTuple):
@@ -449,6 +469,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     if wants in ("help", "version"):
         return Invocation(wants=wants)
     action = _action(rest, argv[end + 1 :], words.daemon)
+    case = {name: getattr(words, name) for name in CASE if getattr(words, name) is not None}
+    if case and action != "explain":
+        raise OperatorError(f"--{next(iter(case))}: only with the action explain", os.EX_USAGE)
     warnings: list[str] = []
     given = _from_environment(environ, warnings) | _from_command_line(words)
     if conf := given.get("conf"):
@@ -458,7 +481,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
         for name, found in given.items()
         if _BY_NAME[name].warning and found.value
     )
-    return Invocation(action, _settings(given, action, environ, warnings), wants, tuple(warnings))
+    return Invocation(action, _settings(given, action, environ, warnings), wants, tuple(warnings), case)
 
 
 # The command line
@@ -475,6 +498,8 @@ def _parser() -> argparse.ArgumentParser:
     for wants, (flags, _) in REQUESTS.items():
         parser.add_argument(*flags, dest="wants", action="append_const", const=wants)
     parser.add_argument("--daemon", action="store_true")
+    for name in CASE:
+        parser.add_argument(f"--{name}")
     for option in OPTIONS:
         parser.add_argument(f"--{option.name}", action="append" if option.repeats else "store")
     return parser
@@ -745,6 +770,9 @@ def help_text() -> str:
         lines += _section(title, 28, ((row.usage, row.summary) for row in rows))
     lines += [
         *_section("In place of an action", 28, requests),
+        *_section(
+            "With explain", 28, ((f"--{name} {value}", about) for name, (value, about) in CASE.items())
+        ),
         *_section("Modes", 15, MODES.items()),
         *_section("Signals to the master", 15, SIGNALS.items()),
         "",

@@ -12,14 +12,15 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from blackhole.settings import OperatorError
 from blackhole.smtp.pattern import Globs, Networks, comparison
 from blackhole.smtp.policy import (
     BLANKS,
+    CERTIFICATES,
     FAULTS,
     INSTEAD,
     Case,
@@ -35,6 +36,9 @@ from blackhole.smtp.reply import Reply
 from blackhole.smtp.shape import LONGEST, Lognormal, Percentiles, Shape, Uniform
 from blackhole.smtp.state import PHASES
 
+if TYPE_CHECKING:
+    import ssl
+
 PROFILES: Final = os.path.join(os.path.dirname(__file__), "scenarios")
 """Where the files of `profile:NAME` are."""
 
@@ -43,11 +47,13 @@ PROFILE: Final = "profile:"
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What was read, and when its clock began."""
+    """What was read, what was made for it, and when its clock began."""
 
     rules: tuple[Rule, ...] = ()
     began: float = 0.0
     """On the monotonic clock, which all processes share."""
+    certificates: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
+    """What rules have clients shown in place of ours, by the names of CERTIFICATES."""
 
 
 NONE: Final = Scenario()
@@ -56,6 +62,12 @@ NONE: Final = Scenario()
 def profiles() -> list[str]:
     """The names of those that come with Blackhole."""
     return sorted(name.removesuffix(".toml") for name in os.listdir(PROFILES) if name.endswith(".toml"))
+
+
+def about(profile: str) -> str:
+    """What a profile is, in its own words."""
+    with open(os.path.join(PROFILES, f"{profile}.toml"), "rb") as file:
+        return str(tomllib.load(file)["about"])
 
 
 def load(sources: Iterable[str]) -> tuple[Rule, ...]:
@@ -156,6 +168,15 @@ class _File:
             for key in block
             if key != "name"
         }
+        if "blocklist" in found:
+            # Postfix too waits for RCPT, unless it is told not to (smtpd_delay_reject).
+            found.setdefault("phase", frozenset(("RCPT",)))
+            if "reply" in found:
+                fail("blocklist", "has a reply of its own; leave reply out")
+            if not (what := [words for key, words in LISTED.items() if key in found]):
+                fail("blocklist", f"needs one of {', '.join(LISTED)}: who is on the list")
+            text = f"Service unavailable; {what[0]} blocked using {found['blocklist']}"
+            found["reply"] = (Template(554, "5.7.1", text),)
         if "phase" not in found:
             fail("phase", f"missing; one of {', '.join(PHASES)}")
         phases: frozenset[str] = found["phase"]
@@ -186,10 +207,11 @@ class _File:
     ) -> Verdict:
         if found.keys().isdisjoint(VERDICT_KEYS):
             fail("reply", f"missing; a rule needs one of {', '.join(VERDICT_KEYS)}")
-        replies, then = found.get("reply", ()), found.get("then")
+        replies, fault = found.get("reply", ()), found.get("then")
+        for key, phase in ONLY_AT.items():
+            if key in found and phases != {phase}:
+                fail(key, f'only with phase = "{phase}"')
         for key in ("hide", "add"):
-            if key in found and phases != {"EHLO"}:
-                fail(key, 'only with phase = "EHLO"')
             if key in found and replies:
                 fail(key, "not with a reply, which comes in place of the list")
         for said in replies:
@@ -197,24 +219,22 @@ class _File:
                 fail("reply", f"{said.code} cannot be right in several phases")
             if (said.code == 354) is not (phases == {"DATA"}) and 300 <= said.code < 400:
                 fail("reply", "354 is the answer to DATA alone")
-        instead = False
-        if then is not None:
-            word, fault = then
-            instead = word in INSTEAD
-            if replies and word == "close-before-reply":
+        instead = fault is not None and fault.name in INSTEAD
+        if fault is not None and "reply" in found:
+            if replies and fault.name == "close-before-reply":
                 fail("then", "close-before-reply loses the reply; leave reply out, or say close")
-            if replies and instead:
-                fault = fault._replace(share=1.0)
-            if not replies and found.get("accept") and instead:
-                fail("then", f"{word} comes in place of the command; it cannot be accepted too")
-            then = fault
+            if instead and not replies:
+                fail("then", f"{fault.name} comes in place of the command, which cannot be accepted too")
+            if instead:
+                fault = fault._replace(share=1)
         return Verdict(
             replies=replies,
             delay=found.get("delay"),
-            fault=then,
+            fault=fault,
             instead=instead,
             hide=found.get("hide", ()),
             add=found.get("add", ()),
+            certificate=found.get("certificate", ""),
         )
 
     # Errors
@@ -280,6 +300,9 @@ def _meant(word: str, known: Iterable[str]) -> str:
 
 
 def _wanted(value: Any) -> str:
+    """As the operator wrote it, or nearly."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -404,16 +427,16 @@ def _replies(value: Any) -> tuple[Reply | Template, ...]:
     return replies
 
 
-def _then(value: Any) -> tuple[str, Fault]:
+def _then(value: Any) -> Fault:
     if isinstance(value, dict) and value.keys() == {"drip"}:
         rate = value["drip"]
         if isinstance(rate, int) and not isinstance(rate, bool) and 1 <= rate <= 65536:
-            return "drip", Fault(1, rate=rate)
+            return Fault("drip", 1, rate=rate)
         raise _expected("drip = octets a second, from 1 to 65536", rate)
     if value == "drip":
         raise ValueError("drip has a rate: then = { drip = 10 } is ten octets a second")
     if isinstance(value, str) and value in FAULTS:
-        return value, FAULTS[value]
+        return FAULTS[value]
     known = ", ".join((*FAULTS, "{ drip = N }"))
     raise ValueError(f"{_expected(f'one of {known}', value)}{_meant(str(value), FAULTS)}")
 
@@ -432,6 +455,29 @@ def _chance(value: Any) -> float:
     if 0 < _number(value) <= 1:
         return float(value)
     raise _expected("a probability above 0, at most 1", value)
+
+
+def _certificate(value: Any) -> str:
+    if value in CERTIFICATES:
+        return str(value)
+    raise _expected(f"one of {', '.join(CERTIFICATES)}", value)
+
+
+def _header(value: Any) -> Globs:
+    """Globs for whole fields: "Subject: *invoice*"."""
+    globs = []
+    for text in _texts(value):
+        name, colon, glob = text.partition(":")
+        if not colon or not re.fullmatch("[!-9;-~]+", name):
+            raise _expected('a header field, as "Subject: *invoice*"', text)
+        globs.append(f"{name}: {glob.strip()}")
+    return _globs(globs)
+
+
+def _zone(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value):
+        return value
+    raise _expected("the name of a list, as zen.example.org", value)
 
 
 def _keywords(value: Any) -> tuple[str, ...]:
@@ -518,6 +564,10 @@ def _of_size(compare: Callable[[int], bool]) -> Holds:
     return lambda case: compare(case.size), None
 
 
+def _of_header(globs: Globs) -> Holds:
+    return lambda case: any(map(globs.match, case.header)), None
+
+
 def _of_attempt(compare: Callable[[int], bool]) -> Holds:
     return lambda case: compare(case.attempt), None
 
@@ -530,6 +580,7 @@ CONDITIONS: Final[Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Holds
     "sender": (_globs, _of_sender),
     "recipient": (_globs, _of_recipient),
     "size": (_compared, _of_size),
+    "header": (_header, _of_header),
     "attempt": (_compared, _of_attempt),
 }
 """Key -> how its value is read, and the test that is made of it. Tests are asked in this order."""
@@ -540,7 +591,19 @@ VERDICT_KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "then": _then,
     "hide": _keywords,
     "add": _keywords,
+    "certificate": _certificate,
+    "blocklist": _zone,
 }
+
+ONLY_AT: Final = {"hide": "EHLO", "add": "EHLO", "certificate": "STARTTLS"}
+
+LISTED: Final = {
+    "client": "Client host [{client}]",
+    "helo": "Helo command [{helo}]",
+    "sender": "Sender address [{sender}]",
+    "recipient": "Recipient address [{recipient}]",
+}
+"""What `blocklist` calls what is on the list, by the condition that names it: in the words of Postfix."""
 
 RULE_KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "name": _text,
@@ -568,5 +631,6 @@ KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "sender": IN_MAIL,
     "recipient": IN_MAIL - {"MAIL"},
     "size": IN_MAIL,
+    "header": frozenset("."),
 }
 """Conditions that look at what a client says, and when it has said it. (`sender` at DATA is that of MAIL.)"""

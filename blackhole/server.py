@@ -29,8 +29,9 @@ from blackhole.networks import Networks
 from blackhole.scenario import NONE, Scenario
 from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.smtp import Config, Engine, Reply
+from blackhole.smtp.judge import Outside
 from blackhole.smtp.reply import BUSY
-from blackhole.smtp.session import Outside, Trace, cell
+from blackhole.smtp.session import Trace, cell
 from blackhole.stats import AT, CONNECTIONS
 from blackhole.stream import Selector, Stream
 
@@ -128,7 +129,8 @@ class Server(TCPServer):
     `counters` is the worker's row of the stats, `tls` the context where there is a
     certificate. `crowded` tells whether other workers have fewer connections; None
     where there are no others. `number` is the counter of this listener's connections.
-    `ledger` has what all workers know of their clients.
+    `scenario` has rules that come before the listener's mode. `ledger` has what all
+    workers know of their clients.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Server(TCPServer):
         self.note: Final = log.debug if settings.public else log.info
         self.counters: Final = counters
         self.tls: Final = tls
+        self.certificates: Final = scenario.certificates
         self.crowded: Final = crowded
         self.number: Final = number
         self.connections: Final[set[Connection]] = set()

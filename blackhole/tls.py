@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import ssl
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from blackhole.settings import OperatorError
+
+YEAR: Final = timedelta(days=365)
 
 
 def context(cert: str, key: str) -> ssl.SSLContext:
@@ -37,6 +41,48 @@ def context(cert: str, key: str) -> ssl.SSLContext:
     except ValueError as error:
         raise OperatorError(f"{key or cert}: {error}", os.EX_CONFIG) from None
     return made
+
+
+def faulty(fault: str, hostname: str) -> ssl.SSLContext:
+    """A context whose certificate has a fault: a key of CERTIFICATES. It is signed by nobody but itself.
+
+    Raises OperatorError (EX_CONFIG) when there is nothing to make certificates with.
+    """
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ImportError:
+        raise OperatorError(
+            f'scenario: certificate = "{fault}" needs a package: pip install "blackhole[certs]"'
+        ) from None
+    name = "wrong-name.invalid" if fault == "wrong-name" else hostname
+    end = datetime.now(UTC) + (-YEAR if fault == "expired" else YEAR)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name[:64])])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(end - 2 * YEAR)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    # OpenSSL takes a certificate from a file alone; this one is never on a disk.
+    with open(os.memfd_create("certificate"), "wb") as file:
+        file.write(made.public_bytes(serialization.Encoding.PEM))
+        file.write(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        file.flush()
+        return context(f"/proc/self/fd/{file.fileno()}", "")
 
 
 def _no_password() -> str:

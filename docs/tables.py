@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from blackhole import options, settings
+from blackhole import options, scenario, settings
 from blackhole.smtp import commands, reply
 from blackhole.smtp.extensions import EXTENSIONS
 
@@ -91,7 +91,14 @@ def sentences(option: options.Option) -> Iterator[str]:
             yield text[0].upper() + text[1:].removesuffix(".")
 
 
+def profile_rows() -> Iterator[str]:
+    return table(
+        ("profile", "what it is"), ((code(name), scenario.about(name)) for name in scenario.profiles())
+    )
+
+
 PAGES = {
+    "profiles": profile_rows,
     "options": option_rows,
     "modes": mode_rows,
     "commands": command_rows,

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blackhole import __version__, options
-from blackhole.options import ACTIONS, EXAMPLES, OPTIONS, REQUESTS, SIGNALS, Invocation, Option, parse
+from blackhole.options import ACTIONS, CASE, EXAMPLES, OPTIONS, REQUESTS, SIGNALS, Invocation, Option, parse
 from blackhole.settings import MODES, Listener, OperatorError, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -527,7 +527,10 @@ def test_values_in_a_conf_file(line: str, value: str, write: Write) -> None:
         ("-x", "-x: no such option"),
         ("-1", "-1: no such option"),
         ("-", "-: no such option"),
-        ("start -- --port", "'--port': no such action, there are run, start, stop, restart, reload, status"),
+        (
+            "start -- --port",
+            "'--port': no such action, there are run, start, stop, restart, reload, status, explain",
+        ),
         ("--port", "--port: expected one argument"),
         ("--user=--", "--user: expected a value, not '--'"),
         ("--port -- 25", "--port: expected one argument"),
@@ -590,10 +593,10 @@ def test_values_in_a_conf_file(line: str, value: str, write: Write) -> None:
         ("--ssl_key=k", "--ssl_key: a key, but no certificate; give ssl_cert too"),
         (
             "strat",
-            "'strat': no such action, there are run, start, stop, restart, reload, status;"
+            "'strat': no such action, there are run, start, stop, restart, reload, status, explain;"
             " did you mean start?",
         ),
-        ("", "'': no such action, there are run, start, stop, restart, reload, status"),
+        ("", "'': no such action, there are run, start, stop, restart, reload, status, explain"),
         ("start stop", "one action at a time, not start and stop"),
         ("stop --daemon", "one action at a time, not stop and start"),
         ("start -- stop", "one action at a time, not start and stop"),
@@ -767,10 +770,13 @@ def test_help_is_for_80_columns_and_leaves_nothing_out() -> None:
     for word, about in (ACTIONS | MODES | SIGNALS).items():
         assert f"\n  {word} " in text
         assert about in " ".join(text.split())
+    for name, (value, about) in CASE.items():
+        assert f"\n  --{name} {value}" in text
+        assert about in " ".join(text.split())
     for flags, about in REQUESTS.values():
         assert f"\n  {', '.join(flags)}" in text
         assert about in text
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
@@ -875,6 +881,7 @@ WORDS = st.sampled_from(
     + [f"--{name}={text}" for name, text in SAMPLES.items()]
     + [f"--{option.name.replace('_', '-')}=" for option in OPTIONS]
     + [flag for flags, _ in REQUESTS.values() for flag in flags]
+    + [f"--{name}=x" for name in CASE]
     + [
         *ACTIONS,
         *MODES,

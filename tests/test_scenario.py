@@ -14,9 +14,9 @@ import pytest
 from blackhole import scenario
 from blackhole.settings import OperatorError
 from blackhole.smtp import Config, Engine, Session, Then
+from blackhole.smtp.judge import Outside
 from blackhole.smtp.pattern import Globs, Networks
 from blackhole.smtp.policy import Case, Condition, Rule, Window
-from blackhole.smtp.session import Outside
 
 
 def rules(text: str) -> tuple[Rule, ...]:
@@ -389,3 +389,36 @@ def test_a_hundred_rules_are_found_by_what_they_name() -> None:
     heard = [rcpt(session, f"{name}.example")[:3] for name in ("vip@d7", "bob@d7", "bob@d100")]
     assert heard == ["450", "450", "250"]
     assert asked == {"*@d7.example": 2, "eve@*": 1}
+
+
+# The header section
+
+
+def test_only_the_first_part_of_a_header_section_is_looked_at() -> None:
+    """And it is forgotten with its message."""
+    of = engine("[[rule]]\nphase = '.'\nheader = 'X-Last: *'\nreply = '550 5.7.1 No'")
+    for filler, code in (
+        (b"A: b\r\n" * 900, b"550"),
+        (b"A: b\r\n" * 1000, b"250"),
+        (b"A: " + b"b" * 60000 + b"\r\n", b"550"),
+        (b"A: " + b"b" * 66000 + b"\r\n", b"250"),
+    ):
+        session = greeted(of)
+        session.receive(b"DATA\r\n")
+        text = filler + b"X-Last: here\r\n\r\n" + b"x" * 100000 + b"\r\n.\r\n"
+        out = b"".join(session.receive(text[start : start + 4000]) for start in range(0, len(text), 4000))
+        assert out[:3] == code
+        assert session.judge is not None
+        assert session.judge.header is None
+
+
+def test_a_message_that_passes_keeps_no_more_than_its_header_section() -> None:
+    session = greeted(engine("[[rule]]\nphase = '.'\nheader = 'X-Last: *'\nreply = '550 5.7.1 No'"))
+    session.receive(b"DATA\r\nSubject: x\r\n\r\n")
+    assert session.judge is not None
+    header = session.judge.header
+    assert header is not None
+    for _ in range(16):
+        session.receive(b"x" * 65536)
+    assert header.fields() == [b"Subject: x"]
+    assert len(header._text) < 100

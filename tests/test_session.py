@@ -17,8 +17,8 @@ from blackhole import options, scenario, server
 from blackhole.scenario import Scenario
 from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.commands import NOT_SMTP
+from blackhole.smtp.judge import Outside
 from blackhole.smtp.reply import BOUNCES
-from blackhole.smtp.session import Outside
 
 
 class Bare:

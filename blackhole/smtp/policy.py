@@ -138,6 +138,7 @@ class Window(NamedTuple):
 class Fault(NamedTuple):
     """How a reply leaves, or does not leave, and what becomes of the connection."""
 
+    name: str
     share: float
     """How much of the reply leaves: 0, 0.5, or 1 for all of it."""
     then: Then = Then.LISTEN
@@ -148,16 +149,27 @@ class Fault(NamedTuple):
 
 FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
     {
-        "close": Fault(0, Then.HANG_UP),
-        "reset": Fault(0, Then.RESET),
-        "stall": Fault(0, Then.STALL),
-        "half-reply": Fault(0.5, Then.HANG_UP),
-        "close-before-reply": Fault(0, Then.HANG_UP),
-        "close-after-reply": Fault(1, Then.HANG_UP),
+        fault.name: fault
+        for fault in (
+            Fault("close", 0, Then.HANG_UP),
+            Fault("reset", 0, Then.RESET),
+            Fault("stall", 0, Then.STALL),
+            Fault("half-reply", 0.5, Then.HANG_UP),
+            Fault("close-before-reply", 0, Then.HANG_UP),
+            Fault("close-after-reply", 1, Then.HANG_UP),
+        )
     }
 )
 """What may stand behind `then`. The first three come in place of the command: it is not done, and
 the rule's own reply, where it has one, leaves before them. With the others the command is done."""
+
+CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "expired": "for this host, and out of date for a year",
+        "wrong-name": "for another host",
+    }
+)
+"""Certificates that no client should trust, and what is wrong with them."""
 
 INSTEAD: Final = frozenset(("close", "reset", "stall"))
 
@@ -209,6 +221,8 @@ class Verdict(NamedTuple):
     """EHLO keywords that are not offered."""
     add: tuple[str, ...] = ()
     """EHLO lines that are offered besides."""
+    certificate: str = ""
+    """A name of CERTIFICATES: what the handshake shows in place of ours."""
 
     def pick(self, lot: float, case: Case) -> Reply | None:
         """The reply, if there is one."""
@@ -329,8 +343,6 @@ def keys(rule: Rule, field: str) -> frozenset[bytes]:
 Tables = Mapping[str, Table]
 """Phase -> table."""
 
-NO_TABLES: Final[Tables] = MappingProxyType({})
-
 KINDS: Final = 256
 """Kinds of clients whose tables are kept: more kinds than this are made by an attacker, or by mistake."""
 
@@ -352,6 +364,8 @@ class Policy:
         self.remembers: Final = len(self.rules) > len(MODES[mode])
         """Whether names and addresses have to be kept from one command to the next."""
         self.reads_header: Final = "header" in keyed
+        self.certificates: Final = frozenset(rule.verdict.certificate for rule in self.rules) - {""}
+        """What has to be made for the rules."""
         self._choosy: Final = not keyed.isdisjoint(("client", "tls"))
         self._made: Final[dict[tuple[bool, ...], Tables]] = {}
 

@@ -27,9 +27,10 @@ from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, hos
 from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmetered
 from blackhole.smtp.extensions import keywords
 from blackhole.smtp.framing import END, START, bare, find, skip
-from blackhole.smtp.policy import NO_TABLES, Case, Fault, Policy, Ruling, Tables, masked, portion
+from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
+from blackhole.smtp.policy import Fault, Policy, portion
 from blackhole.smtp.reply import Reply, Then
-from blackhole.smtp.state import GREETED, PHASES, Config, Host, State
+from blackhole.smtp.state import PHASES, Config, Host, State
 from blackhole.smtp.violations import RULES
 
 LINE: Final = 2048
@@ -56,9 +57,6 @@ GROUP: Final = re.compile(rb"MAIL FROM:<[!-;=?-~]+>\r\n(?:RCPT TO:<[!-;=?-~]+>\r
 
 NEVER: Final = re.compile(rb"(?!)")
 
-TOLD: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
-"""Phases that change what is known of a case, or hang on what was refused before."""
-
 TICK: Final = 0.1
 """Seconds between two pieces of a reply that drips."""
 
@@ -83,18 +81,6 @@ def cell(phase: str, code: int) -> int:
     return PHASES.index(phase) * CODE_SPAN + code - 200
 
 
-class Outside(NamedTuple):
-    """What rules want to know of the world, which the engine knows nothing of."""
-
-    clock: Callable[[], float] = lambda: 0.0
-    """Seconds since the server started."""
-    recall: Callable[[bytes], int] = lambda key: 1
-    """How many times this was tried, this time included. Keys have addresses in them: hash them."""
-
-
-NOWHERE: Final = Outside()
-
-
 class Entry:
     """A command's row as it is on one listener: whether rules have a say, and where it is counted."""
 
@@ -107,7 +93,7 @@ class Entry:
         self.bars: Final = command.bars
         self.ordered: Final = strict and bool(command.needs or command.bars)
         self.phase: Final = command.verb if command.verb in PHASES else "other"
-        self.judged: Final = self.phase in policy.phases or (policy.remembers and self.phase in TOLD)
+        self.judged: Final = judged(policy, self.phase)
         self.syntax: Final = syntax(command)
         self.base: Final = cell(self.phase, 0)
 
@@ -142,6 +128,7 @@ class Engine:
         self.new_id: Final = partial(dice.getrandbits, 40)
         self.outside: Final = outside
         self.policy: Final = Policy(config.rules, config.mode, config.listener)
+        self.judged: Final = bool(self.policy.phases)
         checks = {} if config.limits is None else CHECKS
         entries = {row.verb: Entry(row, config.strict, self.policy, checks.get(row.verb)) for row in COMMANDS}
         others = {row.verb: Entry(row, config.strict, self.policy) for row in OTHER}
@@ -162,6 +149,10 @@ class Engine:
         self.usual: Final = {
             start: self.entries[start[:4]] for start in (b"MAIL FROM:<", b"RCPT TO:<", b"HELO ", b"EHLO ")
         }
+
+    def judge(self, client: str, secure: bool) -> Judge:
+        """Who asks the rules for a session."""
+        return Judge(self.policy, self.outside, self.dice, client, secure)
 
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """A conversation with the client at this address; `secure` where TLS was there before SMTP."""
@@ -188,18 +179,14 @@ class Session(State):
 
     __slots__ = (
         "_bare",
-        "_barred",
-        "_delay",
         "_excess",
-        "_fault",
         "_late",
         "_rest",
-        "_tables",
         "_tail",
         "busy",
-        "case",
         "conduct",
         "engine",
+        "judge",
         "said",
         "then",
         "wait",
@@ -226,18 +213,8 @@ class Session(State):
         """The last octets of the body that is being passed over; empty when there is none."""
         self._excess = 0
         """Octets passed over of a line that is too long."""
-        self.case: Case | None = None
-        """What rules may look at, where there are any."""
-        self._tables: Tables = NO_TABLES
-        if engine.policy.phases:
-            self.case = Case(engine.policy.listener, client, secure)
-            self._tables = engine.policy.tables(self.case)
-        self._delay: float | None = None
-        """Seconds that a rule wants the reply to be held back."""
-        self._fault: Fault | None = None
-        """What a rule wants done to the reply."""
-        self._barred = False
-        """Refused in place of the greeting: nothing but QUIT is served."""
+        self.judge = engine.judge(client, secure) if engine.judged else None
+        """Asks the rules, where there are any."""
 
     @property
     def in_body(self) -> bool:
@@ -248,17 +225,21 @@ class Session(State):
         """The reply to CONNECT. The listener's delay is none of its business: 1.x delayed commands."""
         entry = self.engine.connect
         answer = self._answer(entry, b"")
-        # RFC 5321 3.1: after a refusal in place of the greeting the server waits for QUIT and
-        # answers 503 to anything else.
-        self._barred = answer.code >= 400
-        self._late = Late(entry, answer, self._fault)
-        self._fault = None
-        if self._delay is None:
-            return self._run(b"")
-        self._hold(self._delay)
-        self._delay = None
+        seconds, fault = self._effects()
+        if seconds is None:
+            out: list[bytes] = []
+            self._say(out, entry, answer, fault)
+            self.busy = self._late is not None
+            return b"".join(out)
+        self._late = Late(entry, answer, fault)
+        self._hold(seconds)
         self.busy = True
         return b""
+
+    def approach(self) -> None:
+        """TLS comes before the greeting, and rules have a say in that too."""
+        if self.judge is not None:
+            self.then = self.judge.approach()
 
     def receive(self, data: bytes) -> bytes:
         """Take what the client sent; give the replies that may leave now."""
@@ -327,9 +308,8 @@ class Session(State):
         self.stage = 0
         self.secure = True
         self.then = Then.LISTEN
-        if self.case is not None:
-            self.case = Case(self.case.listener, self.case.client, True)
-            self._tables = self.engine.policy.tables(self.case)
+        if self.judge is not None:
+            self.judge = self.judge.secured()
 
     def _run(self, data: bytes) -> bytes:
         """The long road: any number of commands and bodies, in any state."""
@@ -364,12 +344,11 @@ class Session(State):
                 if step is None:
                     break
                 position, entry, answer = step
-                fault, self._fault = self._fault, None
-                seconds, self._delay = self._delay, None
+                seconds, fault = self._effects()
                 if seconds is None and delay is not None:
                     seconds = self.engine.dice.uniform(*delay)
                 if conduct is not None:
-                    ours = entry.judged or self._barred or entry is self.engine.end
+                    ours = entry.judged or entry is self.engine.end
                     if answer.code >= 500 and not ours:
                         answer = conduct.error(answer)
                     if conduct.slow:
@@ -382,9 +361,7 @@ class Session(State):
             if self._say(out, entry, answer, fault):
                 self._keep(data[position:])
                 break
-        self.busy = bool(self._rest or self._excess or self._late or self._barred) or (
-            conduct is not None and conduct.slow
-        )
+        self.busy = bool(self._rest or self._excess or self._late) or (conduct is not None and conduct.slow)
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _body(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
@@ -395,6 +372,8 @@ class Session(State):
         if engine.trace is not None:
             for line in data[start:end].splitlines():
                 engine.trace(self, "RECV", line)
+        if self.judge is not None and self.judge.header is not None:
+            self.judge.header.feed(data[start:end])
         if engine.config.bare_newline != "normalize" and bare(data, start, end, tail):
             self._bare = True
         self.octets += end - start
@@ -444,14 +423,12 @@ class Session(State):
         if answer.then is not LISTEN and 0 <= end < len(data) - 1:
             patient = answer
             answer = self._hasty(answer)
-            if answer is not patient:
-                self._fault = None
+            if answer is not patient and self.judge is not None:
+                self.judge.fault = None
         return end + 1 or len(data), entry, answer
 
     def _answer(self, entry: Entry, argument: bytes) -> Reply:
         """Check the order, read the argument, ask the rules, do it: always in this order."""
-        if self._barred and entry.phase != "QUIT":
-            return reply.BAD_SEQUENCE
         if entry.ordered and (self.stage & entry.needs != entry.needs or self.stage & entry.bars):
             return reply.BAD_SEQUENCE
         parsed = entry.read(self, argument)
@@ -459,57 +436,19 @@ class Session(State):
             return entry.syntax
         if isinstance(parsed, Reply):
             return parsed
-        return self._judge(entry, parsed) if entry.judged else entry.do(self, parsed)
+        if entry.judged:
+            assert self.judge is not None
+            return self.judge.answer(self, entry.phase, entry.do, parsed)
+        return entry.do(self, parsed)
 
-    def _judge(self, entry: Entry, parsed: Any) -> Reply:
-        """Ask the rules of the phase; do what they say, or what was asked."""
-        case, phase, outside = self.case, entry.phase, self.engine.outside
-        assert case is not None
-        case.phase = phase
-        if self.stage <= GREETED:
-            case.sender = case.recipient = b""
-            case.size = 0
-        if case.refused and not self.recipients:
-            # As with every server that refuses: no recipient without a sender, and no message without one.
-            if phase in ("RCPT", "DATA") and case.refused == "MAIL":
-                return reply.BAD_SEQUENCE
-            if phase == "DATA":
-                return reply.NO_RECIPIENT
-        before = case.sender, case.recipient
-        case.tell(phase, parsed, self.octets)
-        table = self._tables.get(phase)
-        ruling = None
-        if table is not None:
-            if table.counts:
-                case.attempt = outside.recall(case.key)
-            if table.timed:
-                case.at = outside.clock()
-            ruling = table.find(case, self.engine.dice)
-        answer = entry.do(self, parsed) if ruling is None else self._obey(entry, parsed, case, ruling)
-        if answer.code >= 400 and phase in ("MAIL", "RCPT"):
-            case.sender, case.recipient = before
-            case.refused = phase
-        return answer
-
-    def _obey(self, entry: Entry, parsed: Any, case: Case, ruling: Ruling) -> Reply:
-        """Do what a rule says: what was asked, unless it is refused or its reply is lost."""
-        verdict, lots = ruling
-        self._fault = verdict.fault
-        if verdict.delay is not None:
-            self._delay = verdict.delay.draw(lots[2], lots[3])
-        case.id = self.id
-        said = verdict.pick(lots[1], case)
-        if said is None:
-            if verdict.instead:
-                return reply.UNSAID
-            answer: Reply = entry.do(self, parsed)
-            return masked(answer, verdict) if verdict.hide or verdict.add else answer
-        if said.code >= 400 or verdict.instead:
-            return said
-        done: Reply = entry.do(self, parsed)
-        if done.code >= 400 or done.then is LISTEN:
-            return done if done.code >= 400 else said
-        return Reply(said.code, said.enhanced, *said.lines, then=done.then)
+    def _effects(self) -> tuple[float | None, Fault | None]:
+        """What a rule wants done to the reply: seconds to hold it back, and a fault."""
+        judge = self.judge
+        if judge is None:
+            return None, None
+        effects = judge.delay, judge.fault
+        judge.delay = judge.fault = None
+        return effects
 
     def _hold(self, seconds: float) -> None:
         """Hold back what was to be said."""
@@ -564,6 +503,8 @@ class Session(State):
             self._tail = START
             self._bare = False
             self.octets = 0
+            if self.judge is not None:
+                self.judge.collect()
             return False
         return self._end(answer.then)
 

@@ -1,0 +1,107 @@
+"""An explanation: which rule of a scenario answers in a given case, and why those before it do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from random import Random
+
+from blackhole import scenario
+from blackhole.settings import MODES, OperatorError
+from blackhole.smtp.pattern import comparison
+from blackhole.smtp.policy import NO_LOTS, Case, Lots, Rule, Verdict
+from blackhole.smtp.state import PHASES
+
+
+def case(given: Mapping[str, str], listener: str) -> Case:
+    """The case that an operator has described. Raises OperatorError."""
+    address = given.get("rcpt", "")
+    found = Case(given.get("listener", listener), given.get("client", "127.0.0.1"))
+    found.helo, found.sender, found.recipient = (
+        text.strip().removeprefix("<").removesuffix(">").encode()
+        for text in (given.get("helo", ""), given.get("sender", ""), address)
+    )
+    last = (("header", "."), ("size", "."), ("rcpt", "RCPT"), ("sender", "MAIL"), ("helo", "EHLO"))
+    found.phase = given.get("phase") or next((phase for key, phase in last if key in given), "CONNECT")
+    if found.phase.upper() in PHASES:
+        found.phase = found.phase.upper()
+    elif found.phase not in PHASES:
+        raise OperatorError(f"--phase: expected one of {', '.join(PHASES)}, not {found.phase!r}", 64)
+    if given.get("tls", "no").lower() not in ("yes", "no"):
+        raise OperatorError(f"--tls: expected yes or no, not {given['tls']!r}", 64)
+    found.secure = given.get("tls", "no").lower() == "yes"
+    found.header = [given["header"].encode()] if "header" in given else ()
+    for key, least in (("size", 0), ("attempt", 1)):
+        text = given.get(key, str(least))
+        if not (text.isascii() and text.isdigit() and comparison(">=", least)(int(text))):
+            raise OperatorError(f"--{key}: expected a whole number from {least}, not {text!r}", 64)
+        setattr(found, key, int(text))
+    at = given.get("at", "0")
+    try:
+        found.at = scenario.seconds(float(at) if at.replace(".", "", 1).isdigit() else at)
+    except ValueError as error:
+        raise OperatorError(f"--at: {error}", 64) from None
+    return found
+
+
+def explain(rules: Sequence[Rule], mode: str, told: Case, dice: Random) -> Iterator[str]:
+    """A line for each rule up to the one that answers, and one for the answer.
+
+    It asks rules one by one and in full, where `Table.find` takes short ways; tests compare the two.
+    """
+    yield f"{told.phase} {' '.join(described(told))}"
+    for number, rule in enumerate(rules, 1):
+        name = f"rule {number}" + (f" ({rule.name})" if rule.name != str(number) else "")
+        reason, lots = trial(rule, told, dice)
+        if reason:
+            yield f"  {name}: no, {reason}"
+        else:
+            yield f"  {name}: yes"
+            yield f"The answer: {answer(rule.verdict, lots, told)}"
+            return
+    yield f"The answer: no rule holds; the mode is {mode}: {MODES[mode]}"
+
+
+def described(told: Case) -> Iterator[str]:
+    """What is known of the case, in words."""
+    yield f"from {told.client}{' under TLS' if told.secure else ''} at {told.listener},"
+    for word, text in (("HELO", told.helo), ("MAIL", told.sender), ("RCPT", told.recipient)):
+        if text:
+            yield f"{word} {text.decode()},"
+    yield f"attempt {told.attempt}, {told.at:g} s after the start"
+
+
+def trial(rule: Rule, told: Case, dice: Random) -> tuple[str, Lots]:
+    """Why a rule does not speak, empty if it does; and what was drawn."""
+    if told.phase not in rule.phases:
+        return f"it is for {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_LOTS
+    for condition in rule.tests:
+        if not condition.holds(told):
+            return f"{condition.key} is not {condition.wanted}", NO_LOTS
+    odds = rule.odds(told.at)
+    if rule.window is not None and not odds:
+        return f"window {rule.window.name} is not open", NO_LOTS
+    lots = rule.lots(told, dice) if rule.drawn else NO_LOTS
+    if lots[0] >= odds:
+        return f"chance is {odds:g} and {lots[0]:.4f} was drawn", lots
+    return "", lots
+
+
+def answer(verdict: Verdict, lots: Lots, told: Case) -> str:
+    """What a rule says, with all that is drawn."""
+    said = verdict.pick(lots[1], told)
+    words = []
+    if said is not None:
+        words.append(said.wire.decode().strip().replace("\r\n", " | "))
+    elif not verdict.instead:
+        words.append("what the command itself says")
+    if verdict.hide:
+        words.append(f"without {' '.join(verdict.hide)}")
+    if verdict.add:
+        words.append(f"with {', '.join(verdict.add)}")
+    if verdict.certificate:
+        words.append(f"certificate {verdict.certificate}")
+    if verdict.delay is not None:
+        words.append(f"after {verdict.delay.draw(lots[2], lots[3]):.3g} s")
+    if verdict.fault is not None:
+        words.append(verdict.fault.name)
+    return ", ".join(words)

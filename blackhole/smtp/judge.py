@@ -1,0 +1,158 @@
+"""A judge: asks the rules on behalf of one session, and tells it what they say.
+
+There is one where there are rules, and none where there are none. It knows the rules that its
+client can meet, keeps what they look at from one command to the next, and leaves what they want
+done to the reply where the session finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, Final, NamedTuple
+
+from blackhole.smtp import reply
+from blackhole.smtp.header import Header
+from blackhole.smtp.policy import Case, Fault, Policy, Ruling, masked
+from blackhole.smtp.reply import Reply, Then
+from blackhole.smtp.state import GREETED, State
+
+TOLD: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
+"""Phases that change what is known of a case, or hang on what was refused before."""
+
+
+class Outside(NamedTuple):
+    """What rules want to know of the world, which the engine knows nothing of."""
+
+    clock: Callable[[], float] = lambda: 0.0
+    """Seconds since the server started."""
+    recall: Callable[[bytes], int] = lambda key: 1
+    """How many times this was tried, this time included. Keys have addresses in them: hash them."""
+
+
+NOWHERE: Final = Outside()
+
+
+def judged(policy: Policy, phase: str) -> bool:
+    """Whether a judge has to hear of the commands of this phase."""
+    return (
+        phase in policy.phases
+        # A refusal in place of the greeting has a word in all that follows.
+        or "CONNECT" in policy.phases
+        or (policy.remembers and phase in TOLD)
+    )
+
+
+class Judge:
+    """One session's.
+
+    After `answer` the session takes `delay` and `fault`, and the connection `certificate`.
+    """
+
+    __slots__ = (
+        "_barred",
+        "_dice",
+        "_outside",
+        "_policy",
+        "_tables",
+        "case",
+        "certificate",
+        "delay",
+        "fault",
+        "header",
+    )
+
+    def __init__(self, policy: Policy, outside: Outside, dice: Random, client: str, secure: bool) -> None:
+        self._policy = policy
+        self._outside = outside
+        self._dice = dice
+        self.case = Case(policy.listener, client, secure)
+        self._tables = policy.tables(self.case)
+        self.delay: float | None = None
+        """Seconds that the reply is to be held back."""
+        self.fault: Fault | None = None
+        """What is to be done to the reply."""
+        self.certificate = ""
+        """What is to be shown in the handshake in place of ours: a key of CERTIFICATES."""
+        self.header: Header | None = None
+        """The header section of the message under way, if a rule wants to know it."""
+        self._barred = False
+        """Refused in place of the greeting."""
+
+    def secured(self) -> Judge:
+        """The judge under TLS: other rules, and nothing remembered."""
+        return Judge(self._policy, self._outside, self._dice, self.case.client, True)
+
+    def collect(self) -> None:
+        """A message begins."""
+        if self._policy.reads_header:
+            self.header = Header()
+
+    def approach(self) -> Then:
+        """TLS comes before the greeting: rules for STARTTLS say with which certificate, and what fault."""
+        ruling = self._ask("STARTTLS")
+        if ruling is None:
+            return Then.LISTEN
+        self.certificate = ruling.verdict.certificate
+        return Then.LISTEN if ruling.verdict.fault is None else ruling.verdict.fault.then
+
+    def answer(self, state: State, phase: str, do: Callable[[State, Any], Reply], said: Any) -> Reply:
+        """Ask the rules of the phase; do what they say, or what the client asked for."""
+        case = self.case
+        if self._barred and phase != "QUIT":
+            # RFC 5321 3.1: wait for QUIT, answer 503 to anything else.
+            return reply.BAD_SEQUENCE
+        if state.stage <= GREETED:
+            case.sender = case.recipient = b""
+            case.size = 0
+        if case.refused and not state.recipients:
+            # As with every server that refuses: no recipient without a sender, and no message without one.
+            if case.refused == "MAIL" and phase in ("RCPT", "DATA"):
+                return reply.BAD_SEQUENCE
+            if phase == "DATA":
+                return reply.NO_RECIPIENT
+        before = case.sender, case.recipient
+        case.tell(phase, said, state.octets)
+        if phase == "." and self.header is not None:
+            case.header = self.header.fields()
+            self.header = None
+        ruling = self._ask(phase)
+        case.header = ()
+        answer = do(state, said) if ruling is None else self._obey(state, do, said, ruling)
+        if answer.code >= 400:
+            if phase in ("MAIL", "RCPT"):
+                case.sender, case.recipient = before
+                case.refused = phase
+            self._barred |= phase == "CONNECT"
+        return answer
+
+    def _ask(self, phase: str) -> Ruling | None:
+        """What the rules of a phase say, once all is known that they look at."""
+        table = self._tables.get(phase)
+        if table is None:
+            return None
+        case = self.case
+        case.phase = phase
+        if table.counts:
+            case.attempt = self._outside.recall(case.key)
+        if table.timed:
+            case.at = self._outside.clock()
+        return table.find(case, self._dice)
+
+    def _obey(self, state: State, do: Callable[[State, Any], Reply], said: Any, ruling: Ruling) -> Reply:
+        """Do what was asked, unless it is refused or a fault comes in its place."""
+        verdict, lots = ruling
+        self.fault = verdict.fault
+        self.certificate = verdict.certificate
+        if verdict.delay is not None:
+            self.delay = verdict.delay.draw(lots[2], lots[3])
+        self.case.id = state.id
+        own = verdict.pick(lots[1], self.case)
+        if verdict.instead or (own is not None and own.code >= 400):
+            return own or reply.UNSAID
+        done = do(state, said)
+        if own is None:
+            return masked(done, verdict) if verdict.hide or verdict.add else done
+        if done.code >= 400 or done.then is Then.LISTEN:
+            return done if done.code >= 400 else own
+        return Reply(own.code, own.enhanced, *own.lines, then=done.then)

@@ -1,0 +1,235 @@
+"""What explain says, what the pages say of scenarios, and the profiles that come with Blackhole."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+from program import ROOT, run
+
+from blackhole import explain, options, scenario
+from blackhole.settings import OperatorError
+from blackhole.smtp.policy import CERTIFICATES, FAULTS, Case, Policy
+from blackhole.smtp.state import PHASES
+
+PAGE = (ROOT / "docs" / "scenarios.md").read_text("utf-8")
+
+EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+
+FRIDAY = EXAMPLES[0]
+
+
+# Pages
+
+
+@pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: text.split("\n")[0])
+def test_every_example_of_the_page_is_a_scenario(text: str) -> None:
+    assert scenario.read(text, "page")
+
+
+def test_every_key_is_explained() -> None:
+    for key in (*scenario.RULE_KEYS, *scenario.WINDOW_KEYS, *scenario.FILE_KEYS):
+        assert f"`{key}`" in PAGE or key in ("about", "rule"), key
+    for word in (*FAULTS, *CERTIFICATES):
+        assert f'"{word}"' in PAGE, word
+    for phase in PHASES:
+        assert f"`{phase}`" in PAGE, phase
+    for flag in options.CASE:
+        assert f"`--{flag}`" in PAGE, flag
+
+
+def test_the_page_shows_what_explain_says(tmp_path: Path) -> None:
+    (tmp_path / "friday.toml").write_text(FRIDAY)
+    shown = re.search(r"\$ blackhole --scenario friday.toml (.*)\n((?: {4}.*\n)+)", PAGE)
+    assert shown is not None
+    wanted = "".join(line.removeprefix("    ") for line in shown[2].splitlines(keepends=True))
+    done = run(f"--scenario={tmp_path / 'friday.toml'}", *shown[1].split())
+    assert (done.stdout, done.returncode) == (wanted, 0)
+
+
+# What it says
+
+
+def said(text: str, *flags: str) -> list[str]:
+    """The lines that explain prints."""
+    told = dict(flag.split("=", 1) for flag in flags)
+    rules = scenario.read(text, "test.toml")
+    return list(explain.explain(rules, "bounce", explain.case(told, "127.0.0.1:25"), Random(7)))
+
+
+ALL = """
+[[rule]]
+name = "connect"
+phase = "CONNECT"
+client = "192.0.2.0/24"
+then = "stall"
+
+[[rule]]
+phase = "EHLO"
+hide = ["SIZE", "DSN"]
+add = "XFUTURE"
+
+[[rule]]
+phase = "STARTTLS"
+certificate = "expired"
+
+[[rule]]
+phase = "MAIL"
+sender = "<>"
+tls = true
+listener = 25
+reply = "550 5.7.1 No\\nnull senders"
+
+[[rule]]
+phase = "RCPT"
+attempt = "<= 2"
+helo = ["a", "b"]
+delay = 2
+then = { drip = 3 }
+
+[[rule]]
+phase = "."
+size = "> 1k"
+reply = "552 5.3.4 Too large"
+
+[[rule]]
+phase = "."
+header = "Subject: *x*"
+reply = "accept"
+
+[[rule]]
+phase = "DATA"
+window = "w"
+reply = "451 4.3.0 Now"
+
+[[window]]
+name = "w"
+at = "1m"
+for = "1m"
+"""
+
+
+USUAL = "The answer: what the command itself says"
+
+NOBODY = "The answer: no rule holds; the mode is bounce: refuse every message at its end, with a random code"
+
+
+@pytest.mark.parametrize(
+    ("flags", "last"),
+    [
+        (["client=192.0.2.1"], ["  rule 1 (connect): yes", "The answer: stall"]),
+        (["client=192.0.3.1"], [NOBODY]),
+        (["helo=x"], ["  rule 2: yes", f"{USUAL}, without SIZE DSN, with XFUTURE"]),
+        (["phase=starttls"], [f"{USUAL}, certificate expired"]),
+        (["sender=<>", "tls=yes"], ["  rule 4: yes", "The answer: 550-5.7.1 No | 550 5.7.1 null senders"]),
+        (["rcpt=b@x", "helo=A"], ["  rule 5: yes", f"{USUAL}, after 2 s, drip"]),
+        (["size=2000"], ["  rule 6: yes", "The answer: 552 5.3.4 Too large"]),
+        (["header=subject: axb"], ["  rule 6: no, size is not > 1k", "  rule 7: yes", USUAL]),
+        (["phase=DATA", "at=61"], ["  rule 8: yes", "The answer: 451 4.3.0 Now"]),
+        (["phase=DATA", "at=1.5m"], ["  rule 8: yes", "The answer: 451 4.3.0 Now"]),
+    ],
+)  # fmt: skip
+def test_which_rule_answers(flags: list[str], last: list[str]) -> None:
+    assert said(ALL, *flags)[-len(last) :] == last
+
+
+def test_why_the_others_do_not() -> None:
+    assert said(ALL, "rcpt=b@x", "helo=b", "attempt=3", "at=5") == [
+        "RCPT from 127.0.0.1 at 127.0.0.1:25, HELO b, RCPT b@x, attempt 3, 5 s after the start",
+        "  rule 1 (connect): no, it is for CONNECT",
+        "  rule 2: no, it is for EHLO",
+        "  rule 3: no, it is for STARTTLS",
+        "  rule 4: no, it is for MAIL",
+        "  rule 5: no, attempt is not <= 2",
+        "  rule 6: no, it is for .",
+        "  rule 7: no, it is for .",
+        "  rule 8: no, it is for DATA",
+        NOBODY,
+    ]
+    assert "  rule 8: no, window w is not open" in said(ALL, "phase=DATA")
+    assert said(ALL, "sender=<>", "tls=yes", "listener=0.0.0.0:26")[4] == "  rule 4: no, listener is not 25"
+    assert said(ALL, "sender=<>")[4] == "  rule 4: no, tls is not true"
+
+
+@pytest.mark.parametrize(
+    ("flag", "wrong"),
+    [
+        ("phase=RSVP", "--phase: expected one of CONNECT, "),
+        ("tls=perhaps", "--tls: expected yes or no, not 'perhaps'"),
+        ("attempt=0", "--attempt: expected a whole number from 1, not '0'"),
+        ("size=-1", "--size: expected a whole number from 0, not '-1'"),
+        ("at=soon", "--at: expected a time, as 90, "),
+    ],
+)
+def test_what_is_told_must_make_sense(flag: str, wrong: str) -> None:
+    with pytest.raises(OperatorError) as found:
+        said(ALL, flag)
+    assert str(found.value).startswith(wrong)
+    assert found.value.code == 64
+
+
+def test_the_mode_is_that_of_the_listener() -> None:
+    listeners = ("--listen=127.0.0.1:2525", "--listen=127.0.0.1:2526,mode=offline")
+    assert "the mode is accept" in run(*listeners, "explain").stdout
+    assert "the mode is offline" in run(*listeners, "explain", "--listener=127.0.0.1:2526").stdout
+
+
+def test_a_case_goes_with_explain_alone() -> None:
+    done = run("--rcpt=bob@example.com", "-t")
+    assert (done.returncode, done.stderr) == (64, "blackhole: --rcpt: only with the action explain\n")
+
+
+MANY = "".join(
+    f'[[rule]]\nphase = ["RCPT", "DATA"]\nreply = "450 4.2.1 {number}"\n{conditions}\n'
+    for number, conditions in enumerate(
+        (
+            'recipient = "bob@a.example"\nchance = 0.5',
+            'recipient = "*@b.example"',
+            'recipient = ["*@c.example", "ann@a.example"]\nsender = "*@s.example"',
+            'recipient = "*@*.example"\nchance = 0.2',
+            'recipient = "ann@*"\ntls = true',
+            'recipient = "*@a.example"\nattempt = "> 1"',
+            'client = "192.0.2.0/24"\nrecipient = "eve@a.example"',
+            'sender = "<>"',
+        )
+    )
+)
+
+
+def test_it_says_what_the_server_does() -> None:
+    """`explain` asks rule by rule, the server takes short ways; they agree in every case."""
+    rules = tuple(scenario.read(MANY, "test.toml"))
+    policy = Policy(rules, "accept", "127.0.0.1:25")
+    asked = 0
+    for name in ("bob", "ann", "eve", "Bob"):
+        for domain in ("a.example", "b.example", "c.example", "B.EXAMPLE", "x.test", ""):
+            for sender in (b"", b"ann@s.example", b"x@y"):
+                for attempt in (1, 2, 3):
+                    for client in ("192.0.2.9", "198.51.100.1"):
+                        told = Case("127.0.0.1:25", client, secure=attempt == 3)
+                        told.phase, told.sender, told.attempt = "RCPT", sender, attempt
+                        told.recipient = f"{name}@{domain}".encode() if domain else name.encode()
+                        found = policy.tables(told)["RCPT"].find(told, Random(7))
+                        *_, last = explain.explain(rules, "accept", told, Random(7))
+                        if found is None:
+                            assert last.startswith("The answer: no rule holds")
+                        else:
+                            assert last == f"The answer: {explain.answer(*found, told)}"
+                            asked += 1
+    assert asked > 100
+
+
+# Profiles
+
+
+@pytest.mark.parametrize("name", scenario.profiles())
+def test_a_profile_says_what_it_is(name: str) -> None:
+    assert scenario.load([f"profile:{name}"])
+    assert re.fullmatch(r"[A-Z][ -~]+\.", scenario.about(name))
+    assert all(rule.name for rule in scenario.load([f"profile:{name}"]))
+
+
+def test_pages_say_whose_behaviour_profiles_are_not() -> None:
+    assert "none of them is the official behaviour of anybody" in " ".join(PAGE.split())
