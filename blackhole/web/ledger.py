@@ -25,6 +25,9 @@ HOUR: Final = 3600
 DAY: Final = 1440
 """Samples kept, one a minute."""
 
+LAPSE: Final = 10
+"""Steps: a gap that is passed over, as the change to another process leaves one."""
+
 RUNS: Final = 32
 """Runs that are kept. One more, and the oldest that has ended is forgotten."""
 
@@ -73,10 +76,10 @@ class Ring:
         moment = Moment(*self._cells[base : base + width])
         return moment if moment.at and moment.at // self.step == tick else None
 
-    def since(self, tick: int) -> Moment | None:
-        """The first moment that is known of that step and those after it."""
-        last = tick + self.slots
-        return next((moment for one in range(tick, last) if (moment := self.get(one))), None)
+    def near(self, tick: int) -> Moment | None:
+        """The last moment that is known up to that step, if there was one not long before; else the next."""
+        ticks = (*range(tick, tick - LAPSE, -1), *range(tick + 1, tick + self.slots))
+        return next((moment for one in ticks if (moment := self.get(one))), None)
 
     def steps(self, until: int) -> Iterator[tuple[Moment | None, Moment | None]]:
         """Every step up to that of the moment `until`, the oldest first: the last moment known before
@@ -129,7 +132,7 @@ class Ledger:
     def __init__(self) -> None:
         self._slot: Final = len(self.HEAD) + NAME // 8 + 2 * WIDTH
         hour, day = Ring.size(HOUR), Ring.size(DAY)
-        top = 4
+        top = 2
         self._map: Final = mmap.mmap(-1, (top + hour + day + RUNS * self._slot) * 8)
         cells = memoryview(self._map).cast("Q")
         self._top: Final = cells[:top]
@@ -140,45 +143,33 @@ class Ledger:
     # What was.
 
     @property
-    def began(self) -> int:
-        """The first moment of all; 0: there was none yet."""
-        return self._top[0]
-
-    @property
     def peak(self) -> int:
         """Messages of the busiest second so far."""
-        return self._top[1]
+        return self._top[0]
 
     @property
     def crowd(self) -> int:
         """The most connections that were open at once, looked at once a second."""
-        return self._top[2]
+        return self._top[1]
 
     def note(self, moment: Moment) -> None:
         """Once a second."""
-        before = self.hour.since(moment.at // SECOND - 10)
-        if not self._top[0]:
-            self._top[0] = moment.at
         self.hour.put(moment)
         self.day.put(moment)
-        self._top[2] = max(self._top[2], moment.open)
-        elapsed, pace = 0, 0
-        last = self.hour.get(moment.at // SECOND - 1) or before
-        if last is not None and last.at < moment.at:
-            elapsed = moment.at - last.at
-            pace = round(rate(last, moment))
-            self._top[1] = max(self._top[1], pace)
+        self._top[1] = max(self._top[1], moment.open)
+        last = self.hour.near(moment.at // SECOND - 1) or moment
+        pace = round(rate(last, moment))
+        self._top[0] = max(self._top[0], pace)
         for slot in self._slots():
             began, ended, _, peak, crowd, waited = slot[: len(self.HEAD)]
             if began and not ended:
-                slot[3] = max(peak, pace) if last and last.at >= began else peak
+                slot[3] = max(peak, pace) if last.at >= began else peak
                 slot[4] = max(crowd, moment.open)
-                slot[5] = waited + moment.open * min(elapsed, moment.at - began)
+                slot[5] = waited + moment.open * (moment.at - max(last.at, began))
 
     def pace(self, moment: Moment, seconds: int, name: str = "messages") -> float:
         """How much was added in a second, over so many seconds up to the moment or as many as there were."""
-        before = self.hour.since(moment.at // SECOND - seconds)
-        return rate(before, moment, name) if before else 0.0
+        return rate(self.hour.near(moment.at // SECOND - seconds) or moment, moment, name)
 
     # Runs.
 

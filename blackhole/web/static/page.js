@@ -176,7 +176,7 @@ function remember(now) {
 let rules = {};
 
 function show(now) {
-  document.title = `${speed(now.rates.messages["1"])}/s – Blackhole`;
+  document.title = `${speed(now.rates.messages["1"])}/s - Blackhole`;
   put($("state"), `live, up ${age(now.time - now.started)}`);
   put($("version"), `Blackhole ${now.version}`);
   const { messages, connections, rates } = now;
@@ -235,8 +235,8 @@ function time(now) {
     make("tr", {}, make("th", { scope: "row" }, make("i", { class: `key ${key}` }), PARTS[key]), make("td"), make("td"), make("td")),
   (line, { key }) => {
     put(line.cells[1], all ? percent(share(key)) : "–");
-    put(line.cells[2], duration(minute[key].p50));
-    put(line.cells[3], duration(minute[key].p99));
+    put(line.cells[2], duration(minute[key].count && minute[key].p50));
+    put(line.cells[3], duration(minute[key].count && minute[key].p99));
   });
   const busy = now.workers.length ? now.workers.reduce((sum, one) => sum + one.load, 0) / now.workers.length : 0;
   put($("verdict"), !all ? "" : busy > 0.85 ? `The workers are ${percent(busy)} busy: the sink is the limit.`

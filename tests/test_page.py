@@ -1,0 +1,296 @@
+"""The dashboard in a real browser: what it shows is what was counted, and it asks nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import smtplib
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from program import wait_for
+from test_web import Sink, ask, figures, send
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed"),
+    pytest.mark.skipif(not os.path.exists(DRIVER), reason="its driver is not installed"),
+]
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+)
+"""Without a screen and as root; the rest keeps it from asking for updates."""
+
+WIDE, PHONE = (1280, 1250), (390, 844)
+
+
+class Browser:
+    """Chromium, and what it was heard to ask and complain of."""
+
+    def __init__(self, profile: str) -> None:
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+
+    def open(self, sink: Sink, size: tuple[int, int] = WIDE, dark: bool = False) -> None:
+        """Show the page, until it is live."""
+        width, height = size
+        self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.command("Emulation.setEmulatedMedia", features=[scheme])
+        self.driver.get(f"http://localhost:{sink.http}/")
+        self.live()
+
+    def live(self) -> None:
+        wait_for(lambda: self.text("state").startswith("live"), "the page is live")
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        return self.driver.execute_cdp_cmd(name, arguments)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def text(self, id: str) -> str:
+        return str(self.run("return document.getElementById(arguments[0]).innerText", id))
+
+    def number(self, id: str) -> float:
+        """The value of one of the large figures."""
+        return float(self.run("return document.getElementById(arguments[0]).value", id) or "nan")
+
+    def table(self, id: str) -> list[list[str]]:
+        script = (
+            "return [...document.getElementById(arguments[0]).tBodies[0].rows]"
+            ".map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+        )
+        return list(self.run(script, id))
+
+    def press(self, *keys: str) -> None:
+        """On the keyboard, to whatever has the focus."""
+        self.driver.switch_to.active_element.send_keys(*keys)
+
+    def complaints(self) -> list[str]:
+        """What stands in the console: errors of scripts, what the policy forbade, what was not found."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def asked(self) -> set[str]:
+        """Every host that any request went to."""
+        messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
+        urls = (
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        )
+        return {urlsplit(url).netloc for url in urls if not url.startswith(("data:", "chrome:"))}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(profile)
+        try:
+            yield browser
+        finally:
+            browser.driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The page is left without a complaint, and without a word to anybody else."""
+    chromium.complaints()
+    chromium.asked()
+    yield chromium
+    asked, complaints = chromium.asked(), chromium.complaints()
+    chromium.driver.get("about:blank")
+    assert all(host.startswith("localhost:") for host in asked)
+    assert complaints == []
+
+
+def smtp_source(port: int, messages: int) -> subprocess.Popen[bytes]:
+    if not shutil.which("smtp-source"):
+        pytest.skip("smtp-source is not installed")
+    return subprocess.Popen(
+        ["smtp-source", "-s", "4", "-m", str(messages), "-l", "2000", f"127.0.0.1:{port}"]
+    )
+
+
+def test_what_it_shows_is_what_was_counted(browser: Browser) -> None:
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        assert browser.number("messages") == 0
+        with smtp_source(sink.port, 2000) as sender:
+            wait_for(lambda: browser.number("rate") > 0, "a rate is shown")
+            seen: list[float] = []
+            while sender.poll() is None:
+                seen.append(browser.number("messages"))
+        assert seen == sorted(seen)
+        assert sender.returncode == 0
+        wait_for(lambda: browser.number("messages") == 2000, "all are shown")
+        wait_for(lambda: browser.number("rate") == 0 and browser.number("open") == 0, "it is quiet again")
+        now = figures(sink.http)
+        assert now["messages"]["accepted"] == 2000
+        assert browser.text("messages") == "2,000"
+        assert browser.number("received") == now["received_bytes"]
+        assert f"peak {now['rates']['messages']['peak']:,}" in browser.text("rate-more").replace("\n", " ")
+        shown = {}
+        for phase, code, _, count in browser.table("replies"):
+            shown[phase.split(" ")[0], code] = int(count.replace(",", ""))
+        counted = {(phase, code): n for phase, codes in now["replies"].items() for code, n in codes.items()}
+        assert shown == counted
+        assert [row[0] for row in browser.table("workers")] == ["1", "2"]
+        assert browser.text("listeners") == f"127.0.0.1:{sink.port} accept"
+        assert browser.driver.title.endswith("/s - Blackhole")
+
+
+def test_a_run_is_started_stopped_and_saved_by_keyboard(browser: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with Sink() as sink, TemporaryDirectory() as folder:
+        sink.dashboard()
+        browser.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=folder)
+        browser.open(sink)
+        browser.run("document.getElementById('run-name').focus()")
+        browser.press("nightly-7", Keys.TAB)
+        assert browser.run("return document.activeElement.innerText") == "Start a run"
+        browser.press(Keys.ENTER)
+        wait_for(lambda: "nightly-7" in str(browser.table("runs")), "the run is shown")
+        send(sink.port, 12)
+        wait_for(lambda: browser.table("runs")[0][2] == "12", "its messages are shown")
+        browser.press(Keys.TAB)
+        assert browser.run("return document.activeElement.ariaLabel") == "Stop the run nightly-7"
+        browser.press(Keys.ENTER)
+        wait_for(lambda: ask(sink.http, "/runs/nightly-7").json["running"] is False, "it was stopped")
+        wait_for(lambda: "running" not in browser.table("runs")[0][0], "and is shown so")
+        browser.run("document.querySelector('#runs a').focus()")
+        browser.press(Keys.ENTER)
+        file = Path(folder, "nightly-7.json")
+        wait_for(lambda: file.exists() and file.read_text(), "the report was saved")
+        assert json.loads(file.read_text())["messages"]["accepted"] == 12
+        browser.run("document.getElementById('run-name').focus()")
+        browser.press("nightly-7", Keys.ENTER)
+        wait_for(lambda: "already" in browser.text("run-said"), "why there is no second of that name")
+        browser.complaints()  # the browser has one: the answer was 409
+
+
+def test_the_span_is_chosen_by_keyboard(browser: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        browser.run("document.querySelector('#span input').focus()")
+        browser.press(Keys.ARROW_RIGHT)
+        assert browser.run("return document.querySelector('#span input:checked').value") == "3600"
+        browser.press(Keys.ARROW_RIGHT)
+        width = browser.run("const {min, max} = charts.messages.scales.x; return max - min")
+        assert width == pytest.approx(86400)
+
+
+def test_what_was_wrong_is_shown_with_its_source(browser: Browser) -> None:
+    with Sink() as sink:
+        sink.dashboard()
+        with smtplib.SMTP("127.0.0.1", sink.port) as client:
+            client.ehlo("a.example.com")
+            client.docmd("MAIL FROM:<a@example.com>")
+            client.docmd("RCPT TO:<b@example.com>")
+            client.docmd("DATA")
+            client.send(b"a bare\nline feed\r\n.\r\n")
+            client.getreply()
+        browser.open(sink)
+        source, what, count = wait_for(lambda: browser.table("violations"), "it is shown")[0]
+        assert (source, what, count) == ("5321, 2.3.8", "MUST ended a line with LF alone", "1")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, (800, 900), PHONE, (320, 640)], ids=str)
+def test_it_fits(browser: Browser, sink: Sink, size: tuple[int, int], dark: bool) -> None:
+    browser.open(sink, size, dark)
+    assert browser.run("return document.documentElement.scrollWidth") <= size[0]
+    colour = browser.run("return getComputedStyle(document.body).backgroundColor")
+    red = int(colour.removeprefix("rgb(").split(",")[0])
+    assert red < 40 if dark else red > 200
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[Sink]:
+    with Sink() as program:
+        program.dashboard()
+        with suppress(smtplib.SMTPException):
+            send(program.port, 5)
+        yield program
+
+
+LABELS = """
+return [...document.querySelectorAll("a, button, input, [role=img], table, section")].filter((one) => {
+    if (one.closest("[hidden]")) return false;
+    const text = one.matches("input, [role=img], section, table") ? "" : one.innerText;
+    const ids = (one.getAttribute("aria-labelledby") || "").split(" ");
+    const by = ids.map((id) => document.getElementById(id));
+    const caption = one.tagName === "TABLE" && one.closest("section[aria-labelledby]");
+    return !(text.trim() || one.ariaLabel || one.labels?.length || by.some((label) => label) || caption);
+}).map((one) => one.outerHTML);
+"""
+
+CONTRAST = """
+const light = (text) => {
+    const [r, g, b] = text.match(/[0-9.]+/g).map(Number).map((c) => c / 255)
+        .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (one) => {
+    for (; one; one = one.parentElement) {
+        const colour = getComputedStyle(one).backgroundColor;
+        if (!colour.endsWith(", 0)") && colour !== "transparent") return colour;
+    }
+};
+return [...document.querySelectorAll("main *, header *, footer *")].filter((one) =>
+    one.checkVisibility() && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim())
+).map((one) => {
+    const [a, b] = [light(getComputedStyle(one).color), light(behind(one))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), one.outerHTML];
+}).filter(([contrast]) => contrast < 4.5);
+"""
+"""WCAG 2.1, 1.4.3: text that stands out less than 4.5 to 1."""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_everyone_can_read_it(browser: Browser, sink: Sink, dark: bool) -> None:
+    browser.open(sink, dark=dark)
+    assert browser.run(LABELS) == []
+    assert browser.run(CONTRAST) == []
+    assert browser.run("return document.documentElement.lang") == "en"
+
+
+def test_it_says_when_it_is_cut_off_and_comes_back(browser: Browser) -> None:
+    with ExitStack() as stack:
+        sink = stack.enter_context(Sink())
+        sink.dashboard()
+        browser.open(sink)
+        stack.close()
+        wait_for(lambda: browser.text("state") == "not connected, trying again", "it says so")
+        with Sink(f"--http=127.0.0.1:{sink.http}") as again:
+            again.http = sink.http
+            again.dashboard()
+            send(again.port, 3)
+            wait_for(lambda: browser.number("messages") == 3, "it shows the next one", timeout=40)
+        browser.complaints()  # of the time between
