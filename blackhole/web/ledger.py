@@ -162,7 +162,7 @@ class Ledger:
         self._top[0] = max(self._top[0], pace)
         for slot in self._slots():
             began, ended, _, peak, crowd, waited = slot[: len(self.HEAD)]
-            if began and not ended:
+            if 0 < began <= moment.at and not ended:
                 slot[3] = max(peak, pace) if last.at >= began else peak
                 slot[4] = max(crowd, moment.open)
                 slot[5] = waited + moment.open * (moment.at - max(last.at, began))

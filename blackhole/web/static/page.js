@@ -57,8 +57,8 @@ function words(id, ...parts) {
   const text = JSON.stringify(parts);
   if (element.dataset.text === text) return;
   element.dataset.text = text;
-  element.replaceChildren(...parts.filter(Boolean).map(([label, value, kind]) =>
-    make("span", kind ? { class: kind } : {}, `${label} `, make("b", kind ? { class: kind } : {}, value), " ")));
+  element.replaceChildren(...parts.filter(Boolean).flatMap(([label, value, kind]) =>
+    [make("span", kind ? { class: kind } : {}, label && `${label} `, make("b", kind ? { class: kind } : {}, value)), " "]));
 }
 
 // A table whose rows have keys: `row(key)` makes the cells, `fill(cells, item)` says what is in them.
@@ -82,7 +82,9 @@ function bar(kind) {
 }
 
 function fill(cell, share) {
-  cell.firstElementChild.firstElementChild.style.width = `${Math.min(100, share * 100).toFixed(1)}%`;
+  const { style } = cell.firstElementChild.firstElementChild;
+  style.width = `${Math.min(100, share * 100).toFixed(1)}%`;
+  style.minWidth = share ? "2px" : "0";
 }
 
 // Charts
@@ -104,7 +106,7 @@ function chart(id, colour, height) {
     legend: { show: false },
     scales: { x: { time: true }, y: { range: (_, least, most) => [0, Math.max(1, most || 0) * 1.08] } },
     axes: [
-      { ...axis, size: 26, gap: 6, space: 70, grid: { show: false },
+      { ...axis, size: 26, gap: 6, space: (_, at, least, most, width) => (width < 500 ? 50 : 80), grid: { show: false },
         values: (_, ticks) => ticks.map((tick) => clock(tick, span <= 300 && tick % 60 !== 0)) },
       { ...axis, size: 52, gap: 8, space: 36, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1e3, 2e3, 2.5e3, 5e3,
         1e4, 2e4, 2.5e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6], values: (_, ticks) => ticks.map((tick) => count(tick)) },
