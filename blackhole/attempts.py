@@ -6,17 +6,24 @@ the memory afterwards whether some address was in it.
 
 The table is an anonymous map made before the fork: sets of eight slots. A key
 belongs to one set; when that is full, whoever was seen longest ago goes. There
-is no lock: two workers that count the same key within the same microsecond may
-count it once, and a look-up takes 2.5 microseconds, where one with a lock would
-take 3 and might wait for a worker that was killed while it held it.
+is no lock, where a count may be one too low when two workers count the same key
+within the same microsecond: a look-up takes 3 microseconds. Quotas have to be
+exact and are changed under a lock of fcntl(2), which takes 2 more, and which the
+kernel takes away from a worker that is killed.
+
+Who is there now is another table, with a row for each process, so that a process
+that dies takes along what it counted.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final
+
+from blackhole.smtp.gate import Answer, Change
 
 SETS: Final = 1 << 15
 """With eight slots each: a quarter of a million keys, in 8 MiB, of which only what is used is resident."""
@@ -25,42 +32,89 @@ SLOTS: Final = 8
 CELLS: Final = 4
 """In a slot: the hash (0: free), the count, and the first and the last time in microseconds."""
 
+PLACES: Final = 1 << 16
+"""Of a row of those who are there now. Two keys that share one, as one pair in 65536 does, count together."""
 
-class Attempt(NamedTuple):
-    """What is known of one key, this attempt included. Times are seconds of the caller's clock."""
+MOST: Final = 2**16 - 1
+"""What a place can count to."""
 
-    times: int
-    first: float
-    last: float
-    """When it was seen before; where it was not, now."""
+
+def stored(seconds: float) -> int:
+    """A time as a slot has it; 0 is what a free one has."""
+    return round(seconds * 1e6) + 1
 
 
 class Attempts:
-    """The memory. `secret` keys the hash; whoever gives the same one gets the same sets, as tests like it."""
+    """The memory, for so many processes.
 
-    def __init__(self, sets: int = SETS, secret: bytes | None = None) -> None:
+    `secret` keys the hash; whoever gives the same one gets the same sets, as tests like it.
+    """
+
+    def __init__(self, rows: int = 1, sets: int = SETS, secret: bytes | None = None) -> None:
         self._sets: Final = sets
         self._secret: Final = os.urandom(16) if secret is None else secret
         self._cells: Final = memoryview(mmap.mmap(-1, sets * SLOTS * CELLS * 8)).cast("Q")
+        self._present: Final = memoryview(mmap.mmap(-1, rows * PLACES * 2)).cast("H")
+        self._lock: Final = os.memfd_create("blackhole attempts")
+        self._row = 0
 
-    def record(self, key: bytes, now: float) -> Attempt:
-        """Count an attempt, and tell of those before it. `now` must not be negative."""
-        digest = int.from_bytes(blake2b(key, digest_size=8, key=self._secret).digest()) or 1
+    def claim(self, row: int) -> None:
+        """The row of this process from now on. Nobody is there yet, whatever one before it has left."""
+        self._row = row * PLACES
+        if any(self._present[self._row : self._row + PLACES]):
+            self._present[self._row : self._row + PLACES] = memoryview(bytes(PLACES * 2)).cast("H")
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        """Change what is known of a key, and answer as the change does. `now` must not be negative.
+
+        `alone` is for changes of which none may be lost.
+        """
+        digest = self._digest(key)
         start = digest % self._sets * (SLOTS * CELLS)
-        slots = self._cells[start : start + SLOTS * CELLS].tolist()
-        moment = int(now * 1e6) + 1  # 0 is what a free slot has
+        if not alone:
+            return self._revise(digest, start, now, change)
+        fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, start)
+        try:
+            return self._revise(digest, start, now, change)
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, start)
+
+    def _revise(self, digest: int, start: int, now: float, change: Change[Answer]) -> Answer:
+        cells = self._cells
+        slots = cells[start : start + SLOTS * CELLS].tolist()
         try:
             # A time could look like a hash only by an accident of 2^-64.
-            at = start + slots.index(digest)
+            place = slots.index(digest)
         except ValueError:
             last = slots[3::CELLS]
             at = start + CELLS * last.index(min(last))
+            (count, first, moment), answer = change((0, now, now), now)
             # The hash comes last: until then nobody finds the slot half written.
-            self._cells[at] = 0
-            self._cells[at + 1], self._cells[at + 2], self._cells[at + 3] = 1, moment, moment
-            self._cells[at] = digest
-            return Attempt(1, now, now)
-        count = self._cells[at + 1] + 1
-        first, last_time = self._cells[at + 2], self._cells[at + 3]
-        self._cells[at + 1], self._cells[at + 3] = count, moment
-        return Attempt(count, (first - 1) / 1e6, (last_time - 1) / 1e6)
+            cells[at] = 0
+            cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
+            cells[at] = digest
+            return answer
+        at = start + place
+        _, count, began, seen = slots[place : place + CELLS]
+        (count, first, moment), answer = change((count, (began - 1) / 1e6, (seen - 1) / 1e6), now)
+        cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
+        return answer
+
+    def enter(self, key: bytes, limit: int) -> bool:
+        """One more is there, unless as many are in all processes together; whether there is."""
+        place = self._digest(key) % PLACES
+        fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
+        try:
+            if sum(self._present[place::PLACES]) >= min(limit, MOST):
+                return False
+            self._present[self._row + place] += 1
+            return True
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
+
+    def leave(self, key: bytes) -> None:
+        """One that entered, in this process, is there no more."""
+        self._present[self._row + self._digest(key) % PLACES] -= 1
+
+    def _digest(self, key: bytes) -> int:
+        return int.from_bytes(blake2b(key, digest_size=8, key=self._secret).digest()) or 1

@@ -83,6 +83,8 @@ def trial(rule: Rule, told: Case, dice: Random) -> tuple[str, Lots]:
     lots = rule.lots(told, dice) if rule.drawn else NO_LOTS
     if lots[0] >= odds:
         return f"chance is {odds:g} and {lots[0]:.4f} was drawn", lots
+    if rule.gate is not None and not rule.gate.would_stop(told):
+        return str(rule.gate), lots
     return "", lots
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
+    from blackhole.attempts import Attempts
     from blackhole.scenario import Scenario
 
 # Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
@@ -318,6 +319,8 @@ class Service:
         self._live = worker.run
         self._began = time.monotonic()
         """When the clock of all scenarios began. A reload leaves it alone, or an outage would begin again."""
+        self._attempts: Attempts | None = None
+        """The memory of all workers, from the first rule on that needs one."""
         self._asked = settings
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
@@ -365,12 +368,15 @@ class Service:
 
     def _plan(self, setup: _Setup) -> Plan:
         from blackhole import server
+        from blackhole.attempts import Attempts
         from blackhole.worker import RELIEF
 
         for listener, sockets in setup.bound.items():
             self._stats.listener(server.address(listener, sockets))
         if setup.settings.counts and self._clients is None:
             self._clients = Clients(self._stats.rows)
+        if self._attempts is None and server.remembers(setup.bound, setup.scenario):
+            self._attempts = Attempts(self._stats.rows)
 
         def worker(number: int) -> Job:
             title = f"blackhole: worker {number}"
@@ -385,6 +391,9 @@ class Service:
         self._let_go(setup, setup.doors)
         daemon.drop_privileges(setup.settings.user, setup.settings.group)
         plot = replace(setup.scenario, began=self._began)
+        if self._attempts is not None:
+            self._attempts.claim(berth.row)
+            plot = replace(plot, memory=self._attempts)
         clients = self._clients if setup.settings.counts else None
         self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot, clients)
 

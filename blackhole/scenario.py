@@ -17,11 +17,14 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from blackhole.settings import OperatorError
+from blackhole.smtp.gate import BY, OBLIVION, Gate, Greylist, Memory, Quota, Room
 from blackhole.smtp.pattern import Globs, Networks, comparison
 from blackhole.smtp.policy import (
     BLANKS,
     CERTIFICATES,
     FAULTS,
+    GREYLISTED,
+    HOST_OF_GREY,
     INSTEAD,
     Case,
     Condition,
@@ -52,6 +55,8 @@ class Scenario:
     rules: tuple[Rule, ...] = ()
     began: float = 0.0
     """On the monotonic clock, which all processes share."""
+    memory: Memory = OBLIVION
+    """Of attempts, which all processes share too."""
     certificates: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
     """What rules have clients shown in place of ours, by the names of CERTIFICATES."""
 
@@ -177,6 +182,7 @@ class _File:
                 fail("blocklist", f"needs one of {', '.join(LISTED)}: who is on the list")
             text = f"Service unavailable; {what[0]} blocked using {found['blocklist']}"
             found["reply"] = (Template(554, "5.7.1", text),)
+        gate = self._gate(found, fail)
         if "phase" not in found:
             fail("phase", f"missing; one of {', '.join(PHASES)}")
         phases: frozenset[str] = found["phase"]
@@ -200,7 +206,29 @@ class _File:
             window=windows[window] if window is not None else None,
             name=name or str(place),
             seed=seed,
+            gate=gate,
         )
+
+    def _gate(self, found: dict[str, Any], fail: Callable[[str, str], NoReturn]) -> Gate | None:
+        """The condition that remembers; the rule gets the phase and the reply that it lacks."""
+        if "greylist" in found:
+            if "throttle" in found:
+                fail("throttle", "not with greylist; make two rules of it")
+            found.setdefault("phase", frozenset(("RCPT",)))
+            if found.keys().isdisjoint(VERDICT_KEYS):
+                found["reply"] = (GREYLISTED,)
+            return found["greylist"]  # type: ignore[no-any-return]
+        if "throttle" in found:
+            what, gate = found["throttle"]
+            first, *_ = where = COUNTED[what]
+            phases = found.setdefault("phase", frozenset((first,)))
+            if not phases <= {*where}:
+                fail("throttle", f"{what} are counted at {' or '.join(where)}")
+            if not phases <= (at := KNOWN_AT.get(gate.by.removesuffix("-domain"), phases)):
+                later = [phase for phase in where if phase in at]
+                fail("throttle", f"by {gate.by} {what} are counted at {' or '.join(later) or 'no phase'}")
+            return gate  # type: ignore[no-any-return]
+        return None
 
     def _verdict(
         self, found: Mapping[str, Any], phases: frozenset[str], fail: Callable[[str, str], NoReturn]
@@ -525,6 +553,66 @@ def _compared(value: Any) -> Callable[[int], bool]:
     return comparison(match[1] or "=", int(match[2]) * SIZES[match[3].lower()])
 
 
+def _greylist(value: Any) -> Greylist:
+    """Either bound may be left out, and with `true` both."""
+    if value is True:
+        return HOST_OF_GREY
+    if not isinstance(value, dict) or not value.keys() <= {"min", "max"}:
+        raise _expected('{ min = "5m", max = "2d" }', value)
+    least = seconds(value.get("min", HOST_OF_GREY.least))
+    most = seconds(value.get("max", HOST_OF_GREY.most))
+    if least > most:
+        raise _expected("a min that is less than max", value)
+    return Greylist(least, most)
+
+
+PERIODS: Final = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "connection": 0.0}
+
+COUNTED: Final[Mapping[str, tuple[str, ...]]] = {
+    "connections": ("CONNECT",),
+    "concurrent": ("CONNECT",),
+    "messages": ("MAIL", "DATA", "."),
+    "recipients": ("RCPT",),
+    "bytes": (".", "MAIL"),
+}
+"""What a throttle limits, and in which phases it can be counted; the first is that of a rule without one."""
+
+
+def _throttle(value: Any) -> tuple[str, Quota | Room]:
+    """What is limited, and how."""
+    what = [key for key in value if key in COUNTED] if isinstance(value, dict) else []
+    if len(what) != 1:
+        raise _expected(f"{{ WHAT = N, per = TIME, by = WHOSE }} with one of {', '.join(COUNTED)}", value)
+    for key in value.keys() - {*what, "per", "by"}:
+        raise ValueError(f"{_shown(key)}: no such key, there are per and by{_meant(key, ('per', 'by'))}")
+    counted, per, by = what[0], value.get("per"), str(value.get("by", "client"))
+    limit = _quota(value[counted])
+    if by not in BY:
+        raise ValueError(f"by: {_expected(f'one of {_listed(BY)}', by)}{_meant(by, BY)}")
+    if counted == "concurrent":
+        if per is not None:
+            raise ValueError("per: not with concurrent, which is at one moment")
+        return counted, Room(limit, by)
+    if per is None:
+        raise ValueError(f"per: missing; one of {_listed(PERIODS)}, or a time")
+    period = PERIODS[per] if isinstance(per, str) and per in PERIODS else seconds(per)
+    if not period and (per != "connection" or counted == "connections"):
+        raise ValueError(f"per: {_expected('a time above 0', per)}")
+    return counted, Quota(limit, period, by, octets=counted == "bytes")
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)
+
+
+def _quota(value: Any) -> int:
+    if isinstance(value, str) and (match := re.fullmatch("([0-9]{1,9})([kmgKMG])", value)):
+        return int(match[1]) * SIZES[match[2].lower()]
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48:
+        return value
+    raise _expected("a whole number from 0, or one with its unit, as 10M", value)
+
+
 def _switch(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -605,10 +693,14 @@ LISTED: Final = {
 }
 """What `blocklist` calls what is on the list, by the condition that names it: in the words of Postfix."""
 
+GATES: Final[Mapping[str, Callable[[Any], Any]]] = {"greylist": _greylist, "throttle": _throttle}
+"""Conditions that remember."""
+
 RULE_KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "name": _text,
     "phase": _phases,
     **{key: reader for key, (reader, _) in CONDITIONS.items()},
+    **GATES,
     "chance": _chance,
     "window": _text,
     **VERDICT_KEYS,
@@ -630,6 +722,7 @@ KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "helo": frozenset(PHASES) - {"CONNECT"},
     "sender": IN_MAIL,
     "recipient": IN_MAIL - {"MAIL"},
+    "greylist": IN_MAIL - {"MAIL"},
     "size": IN_MAIL,
     "header": frozenset("."),
 }

@@ -11,9 +11,10 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from random import Random
 from typing import Final
 
@@ -30,6 +31,7 @@ from blackhole.scenario import NONE, Scenario
 from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.smtp import Config, Engine, Reply
 from blackhole.smtp.judge import Outside
+from blackhole.smtp.policy import MODES
 from blackhole.smtp.reply import BUSY
 from blackhole.smtp.session import Trace, cell
 from blackhole.stats import AT, CONNECTIONS
@@ -123,6 +125,12 @@ def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) ->
     )
 
 
+def remembers(listeners: Iterable[Listener], scenario: Scenario) -> bool:
+    """Whether a rule of one of them needs a memory of attempts."""
+    rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
+    return any(rule.remembers for rule in rules)
+
+
 class Server(TCPServer):
     """One listener in one worker.
 
@@ -147,7 +155,7 @@ class Server(TCPServer):
     ) -> None:
         super().__init__()
         self.listener: Final = listener
-        outside = Outside(clock=lambda: time.monotonic() - scenario.began)
+        outside = Outside(lambda: time.monotonic() - scenario.began, scenario.memory)
         judging = config(settings, listener, scenario)
         self.settings: Final = settings
         self.engine: Final = Engine(replace(judging, limits=None), Random(), trace, outside)
@@ -242,6 +250,8 @@ class Server(TCPServer):
         """A connection has ended."""
         self.connections.discard(client)
         self.counters[OPEN] -= 1
+        if client.session.judge is not None:
+            client.session.judge.leave()
         self.counters[RECEIVED] += client.heard
         if client.guest is not None:
             client.guest.leave()

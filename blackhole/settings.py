@@ -16,6 +16,7 @@ MODES = {
     "accept": "take every message",
     "bounce": "refuse every message at its end, with a random code",
     "random": "toss a coin for each message: take it, or refuse it with a random code",
+    "greylist": "refuse each client, sender and recipient at first; take a retry after five minutes",
     "unavailable": "421 in place of the greeting, then close",
     "offline": "521 in place of the greeting (RFC 7504), then only QUIT is served",
 }

@@ -13,6 +13,7 @@ from dataclasses import replace
 from transcript import PATIENCE
 
 from blackhole import scenario, server
+from blackhole.attempts import Attempts
 from blackhole.clients import Ledger
 from blackhole.scenario import Scenario
 from blackhole.settings import Listener, Settings
@@ -51,7 +52,7 @@ class Service:
     async def live(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
-        plot = Scenario(scenario.load(self.settings.scenario), time.monotonic())
+        plot = Scenario(scenario.load(self.settings.scenario), time.monotonic(), Attempts())
         self.server = server.Server(
             self.listener, self.settings, self.cells, self.context, None, scenario=plot, ledger=self.ledger
         )

@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from blackhole import scenario
+from blackhole.attempts import Attempts
 from blackhole.settings import OperatorError
 from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.judge import Outside
@@ -27,15 +28,7 @@ def engine(
     text: str, mode: str = "accept", listener: str = "127.0.0.1:25", outside: Outside | None = None
 ) -> Engine:
     config = Config(hostname="mx.test", mode=mode, listener=listener, rules=rules(text))
-    return Engine(config, Random(7), outside=outside or Outside(recall=Memory().count))
-
-
-class Memory(Counter[bytes]):
-    """Of attempts."""
-
-    def count(self, key: bytes) -> int:
-        self[key] += 1
-        return self[key]
+    return Engine(config, Random(7), outside=outside or Outside(memory=Attempts(sets=64)))
 
 
 def greeted(of: Engine, client: str = "192.0.2.1") -> Session:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transcript import Mismatch, Transcript, bless, every, play, spelt
 
 from blackhole import options, scenario, server
+from blackhole.attempts import Attempts
 from blackhole.scenario import Scenario
 from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.commands import NOT_SMTP
@@ -79,20 +80,12 @@ class Bare:
             raise Mismatch("the server does not want to shake hands")
 
 
-class Memory(Counter[bytes]):
-    """Of attempts."""
-
-    def count(self, key: bytes) -> int:
-        self[key] += 1
-        return self[key]
-
-
 def bare(transcript: Transcript, certificate: Certificate, size: int) -> Bare:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit)
     plot = Scenario(scenario.load(settings.scenario))
     return Bare(
-        Engine(server.config(settings, listener, plot), Random(7), outside=Outside(recall=Memory().count)),
+        Engine(server.config(settings, listener, plot), Random(7), outside=Outside(memory=Attempts(sets=64))),
         transcript.implicit,
         size,
     )

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
+from blackhole.smtp.gate import OBLIVION, Memory, counted
 from blackhole.smtp.header import Header
 from blackhole.smtp.policy import Case, Fault, Policy, Ruling, masked
 from blackhole.smtp.reply import Reply, Then
@@ -26,8 +27,8 @@ class Outside(NamedTuple):
 
     clock: Callable[[], float] = lambda: 0.0
     """Seconds since the server started."""
-    recall: Callable[[bytes], int] = lambda key: 1
-    """How many times this was tried, this time included. Keys have addresses in them: hash them."""
+    memory: Memory = OBLIVION
+    """What was tried before."""
 
 
 NOWHERE: Final = Outside()
@@ -62,12 +63,12 @@ class Judge:
         "header",
     )
 
-    def __init__(self, policy: Policy, outside: Outside, dice: Random, client: str, secure: bool) -> None:
+    def __init__(self, policy: Policy, outside: Outside, dice: Random, case: Case) -> None:
         self._policy = policy
         self._outside = outside
         self._dice = dice
-        self.case = Case(policy.listener, client, secure)
-        self._tables = policy.tables(self.case)
+        self.case = case
+        self._tables = policy.tables(case)
         self.delay: float | None = None
         """Seconds that the reply is to be held back."""
         self.fault: Fault | None = None
@@ -80,8 +81,13 @@ class Judge:
         """Refused in place of the greeting."""
 
     def secured(self) -> Judge:
-        """The judge under TLS: other rules, and nothing remembered."""
-        return Judge(self._policy, self._outside, self._dice, self.case.client, True)
+        """The judge under TLS: other rules, and nothing remembered of what was said."""
+        return Judge(self._policy, self._outside, self._dice, self.case.secured())
+
+    def leave(self) -> None:
+        """The connection is no more."""
+        for key in self.case.entered:
+            self._outside.memory.leave(key)
 
     def collect(self) -> None:
         """A message begins."""
@@ -133,11 +139,12 @@ class Judge:
             return None
         case = self.case
         case.phase = phase
-        if table.counts:
-            case.attempt = self._outside.recall(case.key)
+        outside = self._outside
         if table.timed:
-            case.at = self._outside.clock()
-        return table.find(case, self._dice)
+            case.at = outside.clock()
+        if table.counts:
+            case.attempt = outside.memory.revise(case.key, case.at, counted)
+        return table.find(case, self._dice, outside.memory)
 
     def _obey(self, state: State, do: Callable[[State, Any], Reply], said: Any, ruling: Ruling) -> Reply:
         """Do what was asked, unless it is refused or a fault comes in its place."""

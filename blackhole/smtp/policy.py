@@ -21,6 +21,7 @@ from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from blackhole.smtp.gate import OBLIVION, Gate, Greylist, Memory
 from blackhole.smtp.pattern import Globs
 from blackhole.smtp.reply import BOUNCES, CODES, Reply, Then
 from blackhole.smtp.shape import Shape
@@ -40,6 +41,7 @@ class Case:
         "at",
         "attempt",
         "client",
+        "entered",
         "header",
         "helo",
         "id",
@@ -50,17 +52,18 @@ class Case:
         "secure",
         "sender",
         "size",
+        "spent",
     )
 
     def __init__(self, listener: str = "", client: str = "", secure: bool = False) -> None:
         self.listener = listener
         """Its address and port, as the operator wrote them."""
-        self.client = client
+        self.client: str = client
         self.secure = secure
         self.phase = "CONNECT"
         self.helo = b""
-        self.sender = b""
-        self.recipient = b""
+        self.sender: bytes = b""
+        self.recipient: bytes = b""
         """The one being asked for at RCPT; behind it the last that was taken."""
         self.size = 0
         """Octets: as MAIL declared them, at "." as they came."""
@@ -74,6 +77,16 @@ class Case:
         """The transaction's."""
         self.refused = ""
         """MAIL or RCPT, if the last of them was."""
+        self.spent: dict[str, int] = {}
+        """What this connection has used of its quotas, by rule."""
+        self.entered: list[bytes] = []
+        """Where this connection counts as being there: keys of the memory."""
+
+    def secured(self) -> Case:
+        """What is known under TLS: who it is, and what cannot be undone (RFC 3207 4.2)."""
+        case = Case(self.listener, self.client, True)
+        case.spent, case.entered = self.spent, self.entered
+        return case
 
     def tell(self, phase: str, said: Any, octets: int) -> None:
         """What the client says now, as the command of this phase has read it."""
@@ -250,6 +263,8 @@ class Rule:
     """Its own, or its number: what its draws hang on, besides the case."""
     seed: int | None = None
     """None: draws are thrown with the session's dice."""
+    gate: Gate | None = None
+    """A condition that remembers: the rule speaks where it is shut."""
 
     @property
     def drawn(self) -> bool:
@@ -260,6 +275,11 @@ class Rule:
     def counts(self) -> bool:
         """Whether it has to be known how many times this was tried."""
         return any(test.key == "attempt" for test in self.tests) or (self.seed is not None and self.drawn)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it needs a memory."""
+        return self.counts or self.gate is not None
 
     def lots(self, case: Case, dice: Random) -> Lots:
         """The draws. With a seed they are the same in every process and every run: a keyed hash."""
@@ -299,7 +319,7 @@ class Table:
         )
         alone = [rule for _, rule in self._rules]
         self.counts: Final = any(rule.counts for rule in alone)
-        self.timed: Final = any(rule.window is not None for rule in alone)
+        self.timed: Final = any(rule.window is not None or rule.remembers for rule in alone)
         self._index: Final[dict[bytes, tuple[tuple[tuple[Callable[[Case], bool], ...], Rule], ...]]] = {}
         named = {field: [keys(rule, field) for rule in alone] for field in INDEXED}
         best = max(INDEXED, key=lambda field: sum(map(bool, named[field])))
@@ -315,7 +335,7 @@ class Table:
                     if not names or key in names or domain in names
                 )
 
-    def find(self, case: Case, dice: Random) -> Ruling | None:
+    def find(self, case: Case, dice: Random, memory: Memory = OBLIVION) -> Ruling | None:
         """The first rule that holds, and its draws; None: the case is nobody's."""
         rules = self._rules
         if self._index:
@@ -330,7 +350,7 @@ class Table:
                 if not odds:
                     continue
                 lots = rule.lots(case, dice) if rule.drawn else NO_LOTS
-                if lots[0] < odds:
+                if lots[0] < odds and (rule.gate is None or rule.gate.stops(rule.name, case, memory)):
                     return Ruling(rule.verdict, lots)
         return None
 
@@ -361,7 +381,7 @@ class Policy:
         self.phases: Final = frozenset(phase for rule in self.rules for phase in rule.phases)
         """Where a rule may speak."""
         keyed = {test.key for rule in self.rules for test in rule.tests}
-        self.remembers: Final = len(self.rules) > len(MODES[mode])
+        self.remembers: Final = len(self.rules) > len(MODES[mode]) or any(rule.gate for rule in self.rules)
         """Whether names and addresses have to be kept from one command to the next."""
         self.reads_header: Final = "header" in keyed
         self.certificates: Final = frozenset(rule.verdict.certificate for rule in self.rules) - {""}
@@ -389,11 +409,17 @@ class Policy:
         return found
 
 
+GREYLISTED: Final = Reply(450, "4.7.1", "Greylisted, try again later")
+
+HOST_OF_GREY: Final = Greylist(300, 2 * 86400)
+"""The five minutes and two days of postgrey."""
+
 MODES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
     {
         "accept": (),
         "bounce": (Rule(frozenset("."), Verdict(BOUNCES)),),
         "random": (Rule(frozenset("."), Verdict(BOUNCES), chance=0.5),),
+        "greylist": (Rule(frozenset(("RCPT",)), Verdict((GREYLISTED,)), name="greylist", gate=HOST_OF_GREY),),
         "unavailable": (Rule(frozenset(("CONNECT",)), Verdict((CODES[421],))),),
         "offline": (Rule(frozenset(("CONNECT",)), Verdict((CODES[521],))),),
     }

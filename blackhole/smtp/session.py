@@ -28,7 +28,7 @@ from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmete
 from blackhole.smtp.extensions import keywords
 from blackhole.smtp.framing import END, START, bare, find, skip
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
-from blackhole.smtp.policy import Fault, Policy, portion
+from blackhole.smtp.policy import Case, Fault, Policy, portion
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import PHASES, Config, Host, State
 from blackhole.smtp.violations import RULES
@@ -152,7 +152,7 @@ class Engine:
 
     def judge(self, client: str, secure: bool) -> Judge:
         """Who asks the rules for a session."""
-        return Judge(self.policy, self.outside, self.dice, client, secure)
+        return Judge(self.policy, self.outside, self.dice, Case(self.policy.listener, client, secure))
 
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """A conversation with the client at this address; `secure` where TLS was there before SMTP."""

@@ -1,0 +1,186 @@
+"""A gate: a condition of a rule that remembers. Asking it changes what is remembered, so it is asked last.
+
+What a gate keeps of a key is a count and two times. How they change is said here, in functions
+of what was known; where they are kept, and who else changes them, is the memory's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from ipaddress import ip_address
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from blackhole.smtp.policy import Case
+
+Known = tuple[int, float, float]
+"""A count, and the first and the last time, in seconds of the rules' clock; of what is new 0, now, now."""
+
+Answer = TypeVar("Answer")
+
+Change = Callable[[Known, float], tuple[Known, Answer]]
+"""What was known, and what time it is -> what is known now, and what was asked."""
+
+
+class Memory(Protocol):
+    """What gates remember by. Keys have addresses in them: whoever keeps them hashes them."""
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        """Change what is known of a key; `alone` keeps others from changing it at the same time."""
+
+    def enter(self, key: bytes, limit: int) -> bool:
+        """One more is there now, unless there are so many; whether there is."""
+
+    def leave(self, key: bytes) -> None:
+        """One that entered is there no more."""
+
+
+class Oblivion:
+    """A memory that keeps nothing: everything is new to it."""
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        return change((0, now, now), now)[1]
+
+    def enter(self, key: bytes, limit: int) -> bool:
+        return limit > 0
+
+    def leave(self, key: bytes) -> None:
+        pass
+
+
+OBLIVION: Final = Oblivion()
+
+
+def counted(known: Known, now: float) -> tuple[Known, int]:
+    """How many times something was tried, this time included."""
+    count, first, _ = known
+    return (count + 1, first, now), count + 1
+
+
+def network(client: str) -> bytes:
+    """The neighbourhood a client may come back from: its /24, or with IPv6 its /64."""
+    address = client.rpartition(":")[2] if "." in client else client
+    if ":" in address:
+        try:
+            whole = int(ip_address(address.partition("%")[0]))
+            return b"%x" % (whole >> 64)
+        except ValueError:
+            return address.encode()
+    return address.rpartition(".")[0].encode()
+
+
+class Greylist(NamedTuple):
+    """Shut for whoever has not tried before: a client's network, with this sender and this recipient.
+
+    It opens to a retry that comes no sooner than `least` and no later than `most` seconds after the
+    first attempt, and stays open. A triplet that comes later than that is new again.
+    """
+
+    least: float
+    most: float
+
+    def stops(self, name: str, case: Case, memory: Memory) -> bool:
+        key = b"\0".join((name.encode(), network(case.client), case.sender.lower(), case.recipient.lower()))
+        return memory.revise(key, case.at, self.seen)
+
+    def seen(self, known: Known, now: float) -> tuple[Known, bool]:
+        """Nothing marks a triplet that has passed: only one that has can have been seen so late."""
+        count, first, last = known
+        if count and last - first >= self.least:
+            return (count + 1, first, now), False
+        since = now - first
+        if not count or since > self.most:
+            return (1, now, now), True
+        return (count + 1, first, now), since < self.least
+
+    def would_stop(self, case: Case) -> bool:
+        """Without a memory: the second attempt is one that has waited."""
+        return case.attempt == 1
+
+    def __str__(self) -> str:
+        return f"greylist lets in who comes again after {self.least:g} s"
+
+
+def domain(address: bytes) -> bytes:
+    """Of an address; of the null sender nothing."""
+    return address[address.rfind(b"@") + 1 :].lower()
+
+
+BY: Final[Mapping[str, Callable[[Case], bytes]]] = MappingProxyType(
+    {
+        "client": lambda case: case.client.encode(),
+        "sender-domain": lambda case: domain(case.sender),
+        "recipient-domain": lambda case: domain(case.recipient),
+        "all": lambda case: b"",
+    }
+)
+"""Whose quota it is."""
+
+
+class Quota(NamedTuple):
+    """Shut for what goes beyond so many in a period. What is stopped is not counted.
+
+    A period begins with the first that is counted and ends by itself, so that no more than `limit`
+    pass in it, as with Postfix's anvil(8). (A bucket that fills all the time would let another
+    `limit` pass in the first period.)
+    """
+
+    limit: int
+    period: float
+    """Seconds; 0: the period is a connection."""
+    by: str
+    """A key of BY."""
+    octets: bool = False
+    """Count the octets of messages; else commands."""
+
+    def stops(self, name: str, case: Case, memory: Memory) -> bool:
+        amount = case.size if self.octets else 1
+        if not self.period:
+            spent = case.spent.get(name, 0) + amount
+            if spent <= self.limit:
+                case.spent[name] = spent
+            return spent > self.limit
+        key = b"\0".join((name.encode(), BY[self.by](case)))
+        return memory.revise(key, case.at, partial(self.spend, amount), alone=True)
+
+    def spend(self, amount: int, known: Known, now: float) -> tuple[Known, bool]:
+        count, first, _ = known
+        if not count or now - first >= self.period:
+            count, first = 0, now
+        if count + amount > self.limit:
+            return (count, first, now), True
+        return (count + amount, first, now), False
+
+    def would_stop(self, case: Case) -> bool:
+        """Without a memory: as if each attempt had spent as much."""
+        return case.attempt * (case.size if self.octets else 1) > self.limit
+
+    def __str__(self) -> str:
+        return f"throttle lets in {self.limit}"
+
+
+class Room(NamedTuple):
+    """Shut while so many connections are open."""
+
+    limit: int
+    by: str
+    """A key of BY."""
+
+    def stops(self, name: str, case: Case, memory: Memory) -> bool:
+        key = b"\0".join((name.encode(), BY[self.by](case)))
+        if memory.enter(key, self.limit):
+            case.entered.append(key)
+            return False
+        return True
+
+    def would_stop(self, case: Case) -> bool:
+        """Without a memory: as if each attempt were still there."""
+        return case.attempt > self.limit
+
+    def __str__(self) -> str:
+        return f"throttle lets in {self.limit}"
+
+
+Gate = Greylist | Quota | Room

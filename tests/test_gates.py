@@ -1,0 +1,281 @@
+"""Rules that remember: greylists and throttles, by themselves, and over all workers of the real program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from program import Program, wait_for
+
+from blackhole import scenario
+from blackhole.attempts import Attempts
+from blackhole.smtp import Config, Engine, Session
+from blackhole.smtp.gate import OBLIVION, Greylist, Quota, counted, network
+from blackhole.smtp.judge import Outside
+from blackhole.smtp.policy import Case
+
+
+class World:
+    """A clock that is set by hand, a memory, and a listener with these rules."""
+
+    def __init__(self, text: str, mode: str = "accept") -> None:
+        self.now = 0.0
+        self.memory = Attempts(sets=64)
+        rules = tuple(scenario.read(text, "test.toml")) if text else ()
+        outside = Outside(lambda: self.now, self.memory)
+        self.engine = Engine(Config(hostname="mx.test", mode=mode, rules=rules), Random(7), outside=outside)
+
+    def arrive(self, client: str = "192.0.2.1") -> tuple[Session, str]:
+        session = self.engine.session(client=client)
+        return session, session.greet().decode()[:3]
+
+    def rcpt(
+        self, at: float, client: str = "192.0.2.1", sender: str = "ann@a", recipient: str = "bob@b"
+    ) -> str:
+        self.now = at
+        session, _ = self.arrive(client)
+        say(session, f"MAIL FROM:<{sender}>")
+        return say(session, f"RCPT TO:<{recipient}>")
+
+
+def say(session: Session, line: str) -> str:
+    return session.receive(line.encode() + b"\r\n").decode()[:3]
+
+
+# Greylists
+
+
+@pytest.mark.parametrize(
+    ("times", "heard"),
+    [
+        ({0: "450", 299: "450", 300: "250", 301: "250", 1e6: "250"}, "the first retry that is late enough"),
+        ({0: "450", 300: "250", 301: "250", 1e6: "250"}, "a retry just in time"),
+        ({0: "450", 172800: "250", 1e6: "250"}, "the last moment"),
+        ({0: "450", 172801: "450", 173100: "450", 173102: "250"}, "too late is anew"),
+        ({0: "450", 100: "450", 200: "450", 310: "250"}, "it is the first attempt that counts"),
+    ],
+)  # fmt: skip
+def test_who_waits_is_let_in(times: dict[float, str], heard: str) -> None:
+    world = World("", "greylist")
+    assert {at: world.rcpt(at) for at in times} == times, heard
+
+
+def test_a_triplet_is_a_network_a_sender_and_a_recipient() -> None:
+    world = World("", "greylist")
+    assert world.rcpt(0) == "450"
+    assert world.rcpt(400, client="192.0.3.1") == "450"
+    assert world.rcpt(400, sender="eve@a") == "450"
+    assert world.rcpt(400, recipient="carol@b") == "450"
+    assert world.rcpt(400, client="192.0.2.77", sender="ANN@a", recipient="Bob@B") == "250"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.200", True),
+        ("192.0.2.1", "192.0.3.1", False),
+        ("::ffff:192.0.2.1", "192.0.2.9", True),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("no:address", "no:address", True),
+        ("", "", True),
+    ],
+)
+def test_neighbours(one: str, other: str, same: bool) -> None:
+    assert (network(one) == network(other)) is same
+
+
+def test_a_window_or_a_chance_that_is_not_given_remembers_nothing() -> None:
+    text = "[[rule]]\ngreylist = true\nwindow = 'w'\n[[window]]\nname = 'w'\nat = 100\nfor = 1000"
+    world = World(text)
+    assert [world.rcpt(at) for at in (0, 100, 350, 401)] == ["250", "450", "450", "250"]
+
+
+# Throttles
+
+
+def throttled(what: str, more: str = "") -> World:
+    return World(f"[[rule]]\nthrottle = {{ {what} }}\nreply = '450 4.7.1 Slow down'\n{more}")
+
+
+def test_a_period_begins_with_the_first() -> None:
+    world = throttled("recipients = 2, per = 'minute'")
+    heard = {at: world.rcpt(at) for at in (50, 70, 80, 109, 110, 111, 112, 170)}
+    assert "".join(code[0] for code in heard.values()) == "22442242"
+
+
+@pytest.mark.parametrize(
+    ("by", "heard"),
+    [("client", "2422"), ("sender-domain", "2442"), ("recipient-domain", "2244"), ("all", "2444")],
+)
+def test_whose_quota_it_is(by: str, heard: str) -> None:
+    world = throttled(f"recipients = 1, per = 60, by = '{by}'")
+    said = [
+        world.rcpt(1),
+        world.rcpt(2, sender="eve@A", recipient="b@c" if by == "recipient-domain" else "b@b"),
+        world.rcpt(3, client="192.0.2.2", recipient="x@B", sender="a@a"),
+        world.rcpt(4, client="192.0.2.3", sender="a@c", recipient="y@c"),
+    ]
+    assert "".join(code[0] for code in said) == heard
+
+
+def test_octets_are_counted_as_they_are_declared() -> None:
+    world = throttled("bytes = '1k', per = 'hour'", "phase = 'MAIL'")
+    session, _ = world.arrive()
+    heard = [say(session, f"MAIL FROM:<ann@a> SIZE={size}") for size in (1000, 24, 1, 0, 2000)]
+    assert heard == ["250", "250", "450", "250", "450"]
+
+
+def test_who_is_there_takes_up_room_until_he_leaves() -> None:
+    world = throttled("concurrent = 2")
+    first, one = world.arrive()
+    second, two = world.arrive()
+    assert (one, two, world.arrive()[1]) == ("220", "220", "450")
+    assert world.arrive("192.0.2.2")[1] == "220"
+    assert first.judge is not None and second.judge is not None
+    second.secured()
+    second.judge.leave()
+    assert [world.arrive()[1] for _ in range(2)] == ["220", "450"]
+
+
+def test_tls_does_not_make_a_new_connection() -> None:
+    world = throttled("messages = 1, per = 'connection'")
+    session, _ = world.arrive()
+    assert say(session, "MAIL FROM:<ann@a>") == "250"
+    session.secured()
+    assert say(session, "MAIL FROM:<ann@a>") == "450"
+
+
+def test_without_a_memory_everything_is_new() -> None:
+    assert [OBLIVION.revise(b"x", 5.0, counted) for _ in range(2)] == [1, 1]
+    assert OBLIVION.enter(b"x", 1) and not OBLIVION.enter(b"x", 0)
+    OBLIVION.leave(b"x")
+    case = Case()
+    assert Greylist(0, 1).stops("x", case, OBLIVION)
+    assert not Quota(1, 60, "all").stops("x", case, OBLIVION)
+
+
+# The real program, with four workers
+
+ATTEMPTS = "[[rule]]\nphase = 'RCPT'\nattempt = '<= 6'\nreply = '450 4.2.1 Later'\n"
+
+
+class Client:
+    """One connection, spoken to line by line."""
+
+    def __init__(self, program: Program) -> None:
+        self.socket = socket.create_connection(program.address, 20)
+        self.file = self.socket.makefile("rb")
+        self.greeting = self.hear()
+
+    def hear(self) -> str:
+        return self.file.readline().decode()[:3]
+
+    def say(self, line: str) -> str:
+        self.socket.sendall(line.encode() + b"\r\n")
+        return self.hear()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+def crew(tmp_path: Path, text: str, *more: str) -> Program:
+    file = tmp_path / "rules.toml"
+    file.write_text(text)
+    return Program("--workers=4", f"--scenario={file}", *more)
+
+
+def attempt(program: Program) -> str:
+    with Client(program) as client:
+        client.say("MAIL FROM:<ann@a>")
+        return client.say("RCPT TO:<bob@b>")
+
+
+def reload(program: Program) -> None:
+    before = program.output().count("reloaded:")
+    program.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: program.output().count("reloaded:") > before, "the reload")
+
+
+def test_all_workers_count_attempts_together(tmp_path: Path) -> None:
+    with crew(tmp_path, ATTEMPTS) as program:
+        clients = [Client(program) for _ in range(12)]  # at once, so over all workers
+        for client in clients:
+            client.say("MAIL FROM:<ann@a>")
+        heard = [client.say("RCPT TO:<bob@b>") for client in clients]
+        assert heard == ["450"] * 6 + ["250"] * 6
+        for client in clients:
+            client.__exit__()
+        assert program.stop() == 0
+
+
+def test_a_reload_forgets_nothing_and_may_bring_the_first_rule(tmp_path: Path) -> None:
+    """Without rules there is no memory; what the first reload made lives on over the second."""
+    file = tmp_path / "rules.toml"
+    file.write_text("[[rule]]\nphase = 'RCPT'\nreply = '250 2.1.5 Yes'\n")
+    with Program("--workers=4", f"--scenario={file}") as program:
+        assert attempt(program) == "250"
+        heard = []
+        for text in (ATTEMPTS, ATTEMPTS + "# the same again\n"):
+            file.write_text(text)
+            reload(program)
+            heard += [attempt(program) for _ in range(5)]
+        assert heard == ["450"] * 6 + ["250"] * 4
+        assert program.stop() == 0
+
+
+def test_a_quota_is_that_of_all_workers(tmp_path: Path) -> None:
+    """Sixteen clients that ask as fast as they can: not one too many gets through."""
+    text = "[[rule]]\nthrottle = { recipients = 500, per = 'hour' }\nreply = '452 4.5.3 Slow down'\n"
+    with crew(tmp_path, text) as program:
+        clients = [Client(program) for _ in range(16)]
+        for client in clients:
+            client.say("MAIL FROM:<ann@a>")
+        for client in clients:
+            client.socket.sendall(b"".join(b"RCPT TO:<%d@b>\r\n" % number for number in range(60)))
+        heard = Counter(client.hear() for client in clients for _ in range(60))
+        assert heard == {"250": 500, "452": 460}
+        for client in clients:
+            client.__exit__()
+        assert program.stop() == 0
+
+
+def test_rooms_are_those_of_all_workers_and_a_killed_one_leaves(tmp_path: Path) -> None:
+    text = "[[rule]]\nthrottle = { concurrent = 8 }\nreply = '421 4.7.0 Too many'\n"
+    with crew(tmp_path, text) as program:
+        clients = [Client(program) for _ in range(10)]
+        assert Counter(client.greeting for client in clients) == {"220": 8, "421": 2}
+
+        def next_one() -> bool:
+            with Client(program) as client:
+                return client.greeting == "220"
+
+        assert not next_one()
+        clients[0].say("QUIT")
+        clients[0].__exit__()
+        wait_for(next_one, "there is room again")
+        for client in clients[1:]:
+            client.__exit__()
+        pids = program.workers()
+        os.kill(pids[0], signal.SIGKILL)
+        wait_for(lambda: pids[0] not in program.workers() and len(program.workers()) == 4, "a new worker")
+
+        def room() -> bool:
+            clients = [Client(program) for _ in range(9)]
+            heard = Counter(client.greeting for client in clients)
+            for client in clients:
+                client.__exit__()
+            return heard == {"220": 8, "421": 1}
+
+        wait_for(room, "all have left")
+        assert program.stop() == 0
