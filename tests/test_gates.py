@@ -205,6 +205,7 @@ def reload(program: Program) -> None:
     before = program.output().count("reloaded:")
     program.process.send_signal(signal.SIGHUP)
     wait_for(lambda: program.output().count("reloaded:") > before, "the reload")
+    wait_for(lambda: len(program.workers()) == 4, "the old workers have left")
 
 
 def test_all_workers_count_attempts_together(tmp_path: Path) -> None:
