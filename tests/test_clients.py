@@ -9,6 +9,7 @@ import shutil
 import smtplib
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from email.message import EmailMessage
@@ -227,7 +228,9 @@ postlog   unix-dgram  n  -  n  -  1  postlogd
 class Postfix:
     """A mail server with a configuration and a queue of its own, that hands all its mail to one relay."""
 
-    def __init__(self, folder: Path, address: tuple[str, int], tls: str, ca: str) -> None:
+    def __init__(
+        self, folder: Path, address: tuple[str, int], tls: str = "none", ca: str = "", more: str = ""
+    ) -> None:
         self.command = needs("postfix")
         self.conf = folder / "conf"
         self.log = folder / "mail.log"
@@ -237,7 +240,7 @@ class Postfix:
         os.chown(folder / "data", owner.pw_uid, owner.pw_gid)
         host, port = address
         settings = MAIN.format(folder=folder, host=host, port=port, tls=tls, ca=ca)
-        (self.conf / "main.cf").write_text(settings)
+        (self.conf / "main.cf").write_text(settings + more)
         (self.conf / "master.cf").write_text(MASTER)
 
     def __enter__(self) -> Postfix:
@@ -252,6 +255,11 @@ class Postfix:
 
     def queue(self) -> str:
         return output(needs("postqueue"), "-c", str(self.conf), "-p").strip()
+
+    def settled(self, count: int) -> bool:
+        """Whether so many recipients were delivered, and nothing is left."""
+        sent = [one for one in self.deliveries() if one.startswith("status=sent")]
+        return len(sent) >= count and self.queue() == "Mail queue is empty"
 
     def deliveries(self) -> list[str]:
         """What became of each recipient, in the words of the log."""
@@ -285,3 +293,72 @@ def test_postfix_empties_its_queue(program: Served, certificate: Certificate, fo
         wait_for(lambda: postfix.queue() == "Mail queue is empty", "Postfix has emptied its queue", 60)
     assert len(postfix.deliveries()) == 22
     assert ("Verified TLS connection established" in postfix.log.read_text()) is (tls == "secure")
+
+
+IMPATIENT = """\
+minimal_backoff_time = 1s
+maximal_backoff_time = 2s
+queue_run_delay = 1s
+smtp_connection_cache_on_demand = no
+"""
+"""A Postfix that tries again after seconds, where it would after minutes."""
+
+
+def rules(folder: Path, text: str) -> str:
+    """The option for a file with these rules."""
+    (folder / "rules.toml").write_text(text)
+    return f"--scenario={folder / 'rules.toml'}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+def test_postfix_comes_again_to_a_greylisting_host(folder: Path) -> None:
+    greylist = rules(folder, "[[rule]]\ngreylist = { min = '2s', max = '1h' }\n")
+    with Program(greylist) as program, Postfix(folder, program.address, more=IMPATIENT) as postfix:
+        for number in range(3):
+            postfix.send("Subject: a test\n\n", f"bob{number}@example.com")
+        wait_for(lambda: postfix.settled(3), "Postfix has delivered all", 60)
+        said = postfix.deliveries()
+        assert all("450 4.7.1 Greylisted" in one for one in said if "deferred" in one), said
+        assert len([one for one in said if "deferred" in one]) >= 3
+        # The triplet is known now.
+        postfix.send("Subject: another\n\n", "bob0@example.com")
+        wait_for(lambda: postfix.settled(4), "Postfix has delivered one more", 60)
+        assert len(postfix.deliveries()) == len(said) + 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+def test_postfix_backs_off_from_a_throttle(folder: Path) -> None:
+    """Four messages in two seconds: ten of them take three periods."""
+    throttle = rules(
+        folder,
+        "[[rule]]\nthrottle = { messages = 4, per = '2s', by = 'sender-domain' }\n"
+        "reply = '451 4.7.1 Slow down, {sender}'\n",
+    )
+    with Program(throttle) as program, Postfix(folder, program.address, more=IMPATIENT) as postfix:
+        began = time.monotonic()
+        for number in range(10):
+            postfix.send("Subject: a test\n\n", f"bob{number}@example.com")
+        wait_for(lambda: postfix.settled(10), "Postfix has delivered all", 60)
+        assert time.monotonic() - began >= 4
+        said = postfix.deliveries()
+        put_off = [one for one in said if "deferred" in one]
+        assert put_off
+        assert all(f"451 4.7.1 Slow down, {SENDER}" in one for one in put_off)
+        assert len(said) == len(put_off) + 10
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+def test_postfix_outlives_an_outage(folder: Path) -> None:
+    outage = rules(
+        folder,
+        "[[rule]]\nphase = 'CONNECT'\nwindow = 'outage'\nreply = '421 4.3.2 Down for maintenance'\n"
+        "[[window]]\nname = 'outage'\nfor = '6s'\n",
+    )
+    address = ("127.0.0.1", free_port())
+    # Postfix first: the outage begins with the program, and is not to be over before there is mail.
+    with Postfix(folder, address, more=IMPATIENT) as postfix, Program(outage, f"--port={address[1]}"):
+        for number in range(3):
+            postfix.send("Subject: a test\n\n", f"bob{number}@example.com")
+        wait_for(lambda: postfix.settled(3), "Postfix has delivered all", 60)
+        said = [one for one in postfix.deliveries() if "deferred" in one]
+        assert any("421 4.3.2 Down for maintenance" in one for one in said), said

@@ -552,7 +552,7 @@ def test_values_in_a_conf_file(line: str, value: str, write: Write) -> None:
         ("--delay=2,1", "--delay: expected MIN,MAX with the lesser first, not '2,1'"),
         (
             "--mode=acept",
-            "--mode: expected one of accept, bounce, random, unavailable, offline, not 'acept';"
+            "--mode: expected one of accept, bounce, random, greylist, unavailable, offline, not 'acept';"
             " did you mean accept?",
         ),
         ("--debug=maybe", "--debug: expected yes or no, not 'maybe'"),
