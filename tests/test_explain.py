@@ -170,6 +170,39 @@ def test_what_is_told_must_make_sense(flag: str, wrong: str) -> None:
     assert found.value.code == 64
 
 
+GATES = """
+[[rule]]
+throttle = { recipients = 3, per = "hour" }
+reply = "452 4.5.3 Too many"
+[[rule]]
+greylist = true
+[[rule]]
+throttle = { bytes = 100, per = "hour" }
+reply = "451 4.7.1 Too much"
+[[rule]]
+throttle = { concurrent = 2 }
+reply = "421 4.7.0 Too many"
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "last"),
+    [
+        (["rcpt=b@x"], ["  rule 2: yes", "The answer: 450 4.7.1 Greylisted, try again later"]),
+        (["rcpt=b@x", "attempt=2"], ["  rule 2: no, greylist lets in who comes again after 300 s"]),
+        (["rcpt=b@x", "attempt=3"], ["  rule 1: no, throttle lets in 3"]),
+        (["rcpt=b@x", "attempt=4"], ["  rule 1: yes", "The answer: 452 4.5.3 Too many"]),
+        (["size=50", "attempt=2"], ["  rule 3: no, throttle lets in 100"]),
+        (["size=50", "attempt=3"], ["  rule 3: yes", "The answer: 451 4.7.1 Too much"]),
+        (["attempt=2"], ["  rule 4: no, throttle lets in 2"]),
+        (["attempt=3"], ["  rule 4: yes", "The answer: 421 4.7.0 Too many"]),
+    ],
+)  # fmt: skip
+def test_what_is_remembered_is_supposed(flags: list[str], last: list[str]) -> None:
+    """As if all attempts were those of one client, and each as long after the other as a greylist wants."""
+    assert set(last) <= set(said(GATES, *flags))
+
+
 def test_the_mode_is_that_of_the_listener() -> None:
     listeners = ("--listen=127.0.0.1:2525", "--listen=127.0.0.1:2526,mode=offline")
     assert "the mode is accept" in run(*listeners, "explain").stdout

@@ -44,6 +44,7 @@ def rcpt(session: Session, recipient: str) -> str:
 # Mistakes
 
 REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "450 4.2.1 Later"\n'
+CLOSE = "[[rule]]\nreply = '421 4.7.0 No'\n"
 
 MISTAKES = {
     "": "test.toml: there is no [[rule]] in it",
@@ -115,6 +116,33 @@ MISTAKES = {
     "[[rule]]\nname = 'first'\nphase = 'MAIL'\nthen = 'stop'\n": "test.toml:4: rule 1 (first): then: ",
     REFUSE + "\n[[rule]]\nphase = 'MAIL'\n\nchance = 0\nthen = 'close'\n": "test.toml:8: rule 2: chance: ",
     "x = " + "[" * 2000: "test.toml: ",
+    REFUSE + "greylist = 5\n": "test.toml:4: rule 1: greylist: expected { min = ",
+    REFUSE + "greylist = { least = 5 }\n": "rule 1: greylist: expected { min = ",
+    REFUSE + "greylist = { min = '3d' }\n": "rule 1: greylist: expected a min that is less than max",
+    REFUSE + "greylist = { min = -1 }\n": "rule 1: greylist: expected no time before 0",
+    "[[rule]]\nphase = 'MAIL'\ngreylist = true\n": "rule 1: greylist: not known at MAIL, but at RCPT, ",
+    REFUSE + "greylist = true\nthrottle = { recipients = 1, per = 'day' }\n": "throttle: not with greylist",
+    REFUSE + "throttle = 5\n": "rule 1: throttle: expected { WHAT = N, per = TIME, by = WHOSE } with one of ",
+    REFUSE
+    + "throttle = { messages = 1, bytes = 1 }\n": "throttle: expected { WHAT = N, per = TIME, by = WHOSE }",
+    REFUSE
+    + "throttle = { recipients = -1 }\n": "throttle: expected a whole number from 0, or one with its unit",
+    REFUSE
+    + "throttle = { recipients = true }\n": "throttle: expected a whole number from 0, or one with its unit",
+    REFUSE + "throttle = { recipients = 1 }\n": "throttle: per: missing; one of second, minute, ",
+    REFUSE + "throttle = { recipients = 1, per = 'week' }\n": "throttle: expected a time, as 90, ",
+    REFUSE + "throttle = { recipients = 1, per = 0 }\n": "throttle: per: expected a time above 0, not '0'",
+    REFUSE + "throttle = { recipients = 1, pro = 1 }\n": "throttle: pro: no such key, there are per and by",
+    REFUSE
+    + "throttle = { recipients = 1, per = 1, by = 'sender' }\n": "throttle: by: expected one of client, ",
+    REFUSE + "throttle = { messages = 1, per = 1 }\n": "throttle: messages are counted at MAIL or DATA or .",
+    CLOSE + "throttle = { concurrent = 1, per = 1 }\n": "throttle: per: not with concurrent",
+    CLOSE + "throttle = { connections = 1, per = 'connection' }\n": "throttle: per: expected a time above 0",
+    CLOSE + "throttle = { messages = 1, per = 1, by = 'recipient-domain' }\n": "by recipient-domain messages "
+    "are counted at DATA or .",
+    CLOSE + "throttle = { connections = 1, per = 1, by = 'sender-domain' }\n": "by sender-domain connections "
+    "are counted at no phase",
+    "[[rule]]\nthrottle = { connections = 1, per = 1 }\n": "rule 1: reply: missing; a rule needs one of reply, ",
 }
 """A file's text and (part of) the one line that is said."""
 
