@@ -142,7 +142,7 @@ MISTAKES = {
     "are counted at DATA or .",
     CLOSE + "throttle = { connections = 1, per = 1, by = 'sender-domain' }\n": "by sender-domain connections "
     "are counted at no phase",
-    "[[rule]]\nthrottle = { connections = 1, per = 1 }\n": "rule 1: reply: missing; a rule needs one of reply, ",
+    "[[rule]]\nthrottle = { connections = 1, per = 1 }\n": "rule 1: reply: missing; a rule needs one of ",
 }
 """A file's text and (part of) the one line that is said."""
 
