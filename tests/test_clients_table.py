@@ -1,0 +1,231 @@
+"""What all workers know of each client: the shared table and its ledgers; and networks."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from blackhole import clients
+from blackhole.clients import (
+    BUCKETS,
+    CONNECTIONS,
+    KEY,
+    MESSAGES,
+    MINUTE,
+    PLACE,
+    REGION,
+    WAYS,
+    Clients,
+    Ledger,
+    client,
+)
+from blackhole.networks import Networks, packed
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def table() -> Iterator[Clients]:
+    yield Clients(4)
+
+
+def ledger(table: Clients, row: int, clock: Clock, others: tuple[int, ...] = (0, 1, 2)) -> Ledger:
+    return Ledger(table, row, lambda: others, clock)
+
+
+def test_connections_of_a_client_are_counted(table: Clients, clock: Clock) -> None:
+    book = ledger(table, 0, clock)
+    ann = [book.enter(b"\xc0\0\2\1") for _ in range(3)]
+    bob = book.enter(b"\xc0\0\2\2")
+    assert (ann[0].open(), ann[2].open(), bob.open()) == (3, 3, 1)
+    ann[1].leave()
+    ann[1].leave()
+    assert ann[0].open() == 2
+    ann[0].leave()
+    ann[2].leave()
+    assert (book.enter(b"\xc0\0\2\1").open(), bob.open()) == (1, 1)
+
+
+def test_workers_count_together(table: Clients, clock: Clock) -> None:
+    books = [ledger(table, row, clock) for row in range(3)]
+    places = [book.enter(b"ann.") for book in books]
+    assert [place.open() for place in places] == [3, 3, 3]
+    assert [place.count(MESSAGES) for place in places] == [1, 2, 3]
+
+
+def test_who_has_died_is_forgotten_with_the_next_sweep(table: Clients, clock: Clock) -> None:
+    alive = [0, 1]
+    book = Ledger(table, 0, lambda: alive, clock)
+    mine, theirs = book.enter(b"ann."), Ledger(table, 1, lambda: alive, clock).enter(b"ann.")
+    assert (mine.open(), theirs.open()) == (2, 2)
+    alive.remove(1)
+    book.sweep()
+    assert mine.open() == 1
+
+
+def test_a_row_begins_empty(table: Clients, clock: Clock) -> None:
+    ledger(table, 1, clock).enter(b"ann.")
+    book = ledger(table, 0, clock)
+    ledger(table, 1, clock)
+    assert book.enter(b"ann.").open() == 1
+
+
+def test_a_row_begins_empty_where_the_kernel_cannot_help(
+    table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that knows no holes: here one that is asked for what no mapping has."""
+    ledger(table, 1, clock).enter(b"ann.")
+    monkeypatch.setattr(mmap, "MADV_REMOVE", 12345)
+    ledger(table, 1, clock)
+    assert not any(table.cells[REGION : 2 * REGION])
+
+
+def test_a_minute_forgets_what_was_done_but_not_who_is_there(table: Clients, clock: Clock) -> None:
+    book, other = ledger(table, 0, clock), ledger(table, 1, clock)
+    place, beside = book.enter(b"ann."), other.enter(b"ann.")
+    assert [place.count(CONNECTIONS) for _ in range(3)] == [1, 2, 3]
+    assert beside.count(CONNECTIONS) == 4
+    clock.now += 60
+    book.sweep()
+    other.sweep()
+    assert place.count(CONNECTIONS) == 1
+    assert beside.count(CONNECTIONS) == 2
+    assert place.open() == 2
+
+
+def fill(book: Ledger, table: Clients, bucket: int, random: Random) -> Iterator[bytes]:
+    """Clients whose places are in one bucket."""
+    while True:
+        who = random.randbytes(8)
+        place = book.enter(who)
+        found = place._bucket == bucket
+        place.leave()
+        if found:
+            yield who
+
+
+def test_a_full_bucket_lets_the_newcomer_go_uncounted(
+    table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "BUCKETS", 8)
+    book = ledger(table, 0, clock)
+    some = fill(book, table, 0, Random(7))
+    places = [book.enter(next(some)) for _ in range(WAYS)]
+    late = book.enter(next(some))
+    assert [place.open() for place in places] == [1] * WAYS
+    assert (late.open(), late.count(MESSAGES)) == (0, 0)
+    late.leave()
+    places[2].leave()
+    assert book.enter(next(some)).open() == 1
+    assert [place.open() for place in places[:2]] == [1, 1]
+
+
+def test_who_was_seen_longest_ago_makes_room(
+    table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "BUCKETS", 8)
+    book = ledger(table, 0, clock)
+    some = fill(book, table, 0, Random(7))
+    known = [next(some) for _ in range(WAYS)]
+    for who in known:
+        place = book.enter(who)
+        place.count(MESSAGES)
+        place.leave()
+        clock.now += 60
+        book.sweep()
+    keys = {table.cells[place + KEY] for place in range(0, WAYS * PLACE, PLACE)}
+    oldest = min(range(0, WAYS * PLACE, PLACE), key=lambda place: table.cells[place + MINUTE])
+    gone = table.cells[oldest + KEY]
+    book.enter(next(some))
+    assert keys - {table.cells[place + KEY] for place in range(0, WAYS * PLACE, PLACE)} == {gone}
+
+
+def test_a_hundred_thousand_clients_take_no_more_room(table: Clients, clock: Clock) -> None:
+    book = ledger(table, 0, clock)
+    random = Random(7)
+    for _ in range(100000):
+        place = book.enter(random.randbytes(8))
+        place.count(CONNECTIONS)
+        place.leave()
+    assert REGION * 4 == BUCKETS * WAYS * PLACE * 4 == 256 * 1024
+    assert len(table.cells) == 4 * REGION
+
+
+def test_addresses_cannot_be_chosen_to_meet() -> None:
+    places = {Ledger(Clients(1), 0, list).enter(b"\xc0\0\2\1")._bucket for _ in range(20)}
+    assert len(places) > 10
+
+
+def work(table: Clients, row: int, times: int, start: object) -> None:
+    book = Ledger(table, row, lambda: range(4))
+    start.wait()  # type: ignore[attr-defined]
+    place = book.enter(b"ann.")
+    for _ in range(times):
+        place.count(MESSAGES)
+    os._exit(0)
+
+
+def test_processes_lose_no_count(table: Clients) -> None:
+    fork = multiprocessing.get_context("fork")
+    start = fork.Event()
+    workers = [fork.Process(target=work, args=(table, row, 20000, start)) for row in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    book = Ledger(table, 0, lambda: range(4))
+    start.set()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    place = book.enter(b"ann.")
+    book.sweep()
+    assert place.open() == 4
+    book._minute = max(book._minute, 1)
+    assert place.count(MESSAGES) in (60001, 1)  # 1: a minute began meanwhile
+
+
+@pytest.mark.parametrize(
+    ("address", "who"),
+    [
+        ("192.0.2.1", b"\xc0\0\2\1"),
+        ("::ffff:192.0.2.1", b"\xc0\0\2\1"),
+        ("2001:db8:1:2:3:4:5:6", b"\x20\1\x0d\xb8\0\1\0\2"),
+        ("fe80::1%eth0", b"\xfe\x80" + bytes(6)),
+        ("", b""),
+        ("a path", b""),
+        ("not:an:address", b""),
+    ],
+)
+def test_a_client_is_an_address_or_a_network_of_64_bits(address: str, who: bytes) -> None:
+    assert client(address) == who
+
+
+def test_networks_know_who_is_in_them() -> None:
+    networks = Networks(["192.0.2.0/24", "127.0.0.1", "2001:db8::/32", "::1"])
+    inside = ("192.0.2.0", "192.0.2.255", "::ffff:192.0.2.7", "127.0.0.1", "2001:db8:ffff::1", "::1")
+    outside = ("192.0.3.0", "127.0.0.2", "2001:db9::", "::2", "", "c000:200::")
+    assert [packed(address) in networks for address in inside] == [True] * len(inside)
+    assert [packed(address) in networks for address in outside] == [False] * len(outside)
+    assert packed("127.0.0.1") not in Networks([])
+
+
+def test_everything_is_a_network_too() -> None:
+    assert packed("203.0.113.1") in Networks(["0.0.0.0/0"])
+    assert packed("2001:db8::1") not in Networks(["0.0.0.0/0"])
