@@ -9,7 +9,9 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from setproctitle import getproctitle
 
@@ -74,6 +76,42 @@ class _Lines(logging.Handler):
             fresh = self.open()
             os.dup2(fresh, self.descriptor, inheritable=False)
             os.close(fresh)
+
+
+class Damper(logging.Filter):
+    """Lets FEW lines of a kind through in a WHILE; the first after that says how many were left out.
+
+    What a client can bring about it can bring about a thousand times a second. A kind is
+    the place in the program that a line comes from. Those of --debug are all wanted.
+    """
+
+    FEW: Final = 20
+    WHILE: Final = 10.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock: Final = clock
+        self._kinds: Final[dict[tuple[str, int], tuple[float, int]]] = {}
+        """Kind -> when its while began, and how many lines there were since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG:
+            return True
+        kind = record.pathname, record.lineno
+        now = self._clock()
+        began, count = self._kinds.get(kind, (now, 0))
+        if now - began >= self.WHILE:
+            if count > self.FEW:
+                record.msg = f"{record.msg} ({count - self.FEW} more were not logged)"
+            began, count = now, 0
+        self._kinds[kind] = began, count + 1
+        return count < self.FEW
+
+
+def damp() -> None:
+    """From now on log no more of what repeats itself than is of use: in a worker, which strangers talk to."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Damper())
 
 
 def open_regular(path: str, flags: int, mode: int) -> int:

@@ -16,7 +16,7 @@ from typing import Final
 import tornado.platform.asyncio  # noqa: F401 - likewise
 
 from blackhole.clients import Clients, Ledger
-from blackhole.logs import printable, reopen
+from blackhole.logs import damp, printable, reopen
 from blackhole.scenario import NONE, Scenario
 from blackhole.server import Server, address
 from blackhole.settings import Listener, Settings
@@ -49,6 +49,7 @@ def run(
     clients: Clients | None = None,
 ) -> None:
     """The whole life of a worker that has left root behind. `clients` are counted where they are given."""
+    damp()
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     ledger = Ledger(clients, berth.row, stats.living) if clients is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -195,3 +196,26 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "none" / "log"
     with pytest.raises(OperatorError, match=f"{path} cannot be opened: No such file or directory"):
         logs.open_regular(str(path), os.O_WRONLY | os.O_CREAT, 0o600)
+
+
+def test_what_repeats_itself_is_damped() -> None:
+    """Of one place in the program twenty lines in ten seconds, then how many were left out."""
+    now = 0.0
+    damper = logs.Damper(lambda: now)
+
+    def line(number: int, level: int = logging.INFO) -> logging.LogRecord:
+        return logging.LogRecord("blackhole", level, "connection.py", number, "it is %s", ("so",), None)
+
+    assert [damper.filter(line(1)) for _ in range(50)] == [True] * 20 + [False] * 30
+    assert damper.filter(line(2))
+    assert all(damper.filter(line(3, logging.DEBUG)) for _ in range(50))
+    now = 9.9
+    assert not damper.filter(line(1))
+    now = 10.0
+    record = line(1)
+    assert damper.filter(record)
+    assert record.getMessage() == "it is so (31 more were not logged)"
+    now = 30.0
+    record = line(1)
+    assert damper.filter(record)
+    assert record.getMessage() == "it is so"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from blackhole import __version__, options
 from blackhole.options import ACTIONS, CASE, EXAMPLES, OPTIONS, REQUESTS, SIGNALS, Invocation, Option, parse
-from blackhole.settings import MODES, Listener, OperatorError, Settings
+from blackhole.settings import JUDGING, MODES, Listener, OperatorError, Settings
 
 ROOT = Path(__file__).parent.parent
 CERT = {"BLACKHOLE_SSL_CERT": "/etc/ssl/mx.pem"}
@@ -955,3 +955,82 @@ def test_no_conf_file_brings_it_down(
         parse(["--conf", str(path)], {})
     except OperatorError as error:
         told(error)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(("mode", "owner"), [(0o646, (0, 0)), (0o664, (0, 65534)), (0o644, (65534, 0))])
+def test_root_reads_no_conf_that_others_may_write(write: Write, mode: int, owner: tuple[int, int]) -> None:
+    """Whoever writes it chooses what root opens, creates and gives away."""
+    path = write("port = 2525\n")
+    os.chown(path, *owner)
+    path.chmod(mode)
+    code, message = refusal("--conf", str(path))
+    assert (code, message) == (os.EX_CONFIG, f"--conf: {path}: others than root may write it")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_reads_a_conf_that_its_group_may_write(write: Write) -> None:
+    path = write("port = 2525\n")
+    path.chmod(0o664)
+    assert load(path).listeners[0].port == 2525
+
+
+# Limits
+
+
+def test_public_turns_on_the_limits_of_one_client() -> None:
+    """Each keeps its own option; what is given besides wins."""
+    off, on = read(), read("--public", "--max_errors=7", "--client_connections=0")
+    rows = {option.name: option for option in OPTIONS if option.public}
+    assert not off.judges
+    assert {name for name in rows if getattr(off, name)} == set()
+    assert {name for name in rows if not getattr(on, name)} == {"client_connections"}
+    assert on.max_errors == 7
+    assert (on.origins["max_junk"], on.origins["max_errors"]) == ("public", "command line")
+    assert on.client_connection_rate == int(rows["client_connection_rate"].public)
+    assert set(rows) <= set(JUDGING)
+
+
+def test_every_limit_of_one_client_is_an_option_that_is_off() -> None:
+    defaults = {option.name: option.default for option in OPTIONS}
+    assert {defaults[name] for name in JUDGING} == {"0"}
+
+
+def test_clients_are_counted_only_for_limits_that_need_it() -> None:
+    assert not read().counts
+    assert read("--max_errors=5").judges
+    assert not read("--max_errors=5").counts
+    assert read("--client_tls_rate=5").counts
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("none", ()),
+        ("", ()),
+        ("192.0.2.1", ("192.0.2.1/32",)),
+        ("192.0.2.0/24, 2001:db8::/32 ::1", ("192.0.2.0/24", "2001:db8::/32", "::1/128")),
+    ],
+)
+def test_networks_are_written_in_several_ways(text: str, networks: tuple[str, ...]) -> None:
+    assert read(f"--trusted={text}").trusted == networks
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1/24", "mx.test", "192.0.2.0/33", "none none", "::/129"])
+def test_what_is_no_network(text: str) -> None:
+    code, message = refusal(f"--proxy_from={text}")
+    assert code == os.EX_USAGE
+    assert message.startswith("--proxy_from: expected networks as 192.0.2.0/24")
+
+
+def test_a_proxy_has_to_be_known() -> None:
+    assert refusal("--listen=:25,proxy") == (
+        os.EX_USAGE,
+        "--listen: :25,proxy: whose PROXY headers are to be believed? Give proxy_from",
+    )
+    assert read("--listen=:25,proxy", "--proxy_from=192.0.2.1").listeners[0].proxy
+
+
+def test_what_becomes_of_bare_newlines_is_one_of_three() -> None:
+    assert refusal("--bare_newline=rejekt")[1].endswith("not 'rejekt'; did you mean reject?")
+    assert read("--bare_newline=REJECT").bare_newline == "reject"

@@ -63,7 +63,9 @@ def test_what_is_too_old(secure: tuple[Program, int], version: str) -> None:
     assert "220 " not in output
 
 
-@pytest.mark.parametrize("cipher", ["aNULL", "eNULL", "RC4", "3DES", "EXPORT", "MD5", "PSK", "SRP"])
+@pytest.mark.parametrize(
+    "cipher", ["aNULL", "eNULL", "RC4", "3DES", "EXPORT", "MD5", "PSK", "SRP", "kRSA", "SHA256"]
+)
 def test_what_is_too_weak(secure: tuple[Program, int], cipher: str) -> None:
     output = s_client(secure[1], "-tls1_2", "-cipher", f"{cipher}:@SECLEVEL=0")
     assert "Cipher is (NONE)" in output or "no cipher match" in output or "Error with command" in output
