@@ -98,7 +98,7 @@ def _test(settings: Settings) -> int:
 
 
 def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenario]:
-    """The settings with a uid and gid for user and group, and what they say of TLS and of rules.
+    """The settings with a uid and gid for user and group, and passwords; what they say of TLS and of rules.
 
     Nothing is bound. Raises OperatorError.
     """
@@ -121,7 +121,14 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
             raise OperatorError(f'scenario: certificate = "{name}" needs TLS; give ssl_cert too')
         certificates[name] = tls.faulty(name, settings.hostname)
     plot = scenario.Scenario(rules, certificates=certificates)
-    return replace(settings, user=str(uid), group=str(gid)), context, plot
+    passwords = None
+    if settings.auth not in ("off", "any"):
+        from blackhole import users
+
+        passwords, warning = users.load(settings.auth)
+        if warning:
+            _complain(warning)
+    return replace(settings, user=str(uid), group=str(gid), passwords=passwords), context, plot
 
 
 _REQUESTS: dict[str, Callable[[Settings], int]] = {

@@ -263,6 +263,14 @@ def _http(text: str) -> Http:
     return Http(_host(match[1] or "0.0.0.0"), _PORT(match[2]), tuple(word[5:].lower() for word in words))
 
 
+def _auth(text: str) -> str:
+    """`off`, `any`, or a file, which is read when the server starts, and at each reload."""
+    word = text.lower()
+    if not word or _SWITCH.get(word) is False:
+        return "off"
+    return "any" if word == "any" else _path(text)
+
+
 class Option(NamedTuple):
     """One row. `default` is written as an operator would write it."""
 
@@ -335,6 +343,11 @@ OPTIONS = (
            "TOML; a rule that holds wins over the mode.", repeats=True),
     Option("bare_newline", _newline, "normalize", "ACTION", "Replies",
            "what becomes of lines that end with LF alone", f"One of {_NEWLINES}."),
+    Option("auth", _auth, "off", "any|off|FILE", "Replies", "who may log in with AUTH",
+           "any is everybody, with any password. A file has a line user:password for each who may. "
+           "Only under TLS, unless auth_plaintext is given."),
+    Option("auth_plaintext", _switch, "no", "", "Replies", "offer AUTH without TLS too",
+           warning="passwords may come in the clear, for anybody on the way to read"),
     Option("timeout", _seconds(0.1, 86400), "300", "SECONDS", "Replies",
            "how long a client may be silent", "RFC 5321 section 4.5.3.2 asks for 300 at least."),
     Option("ssl", _switch, "yes", "yes|no", "TLS", "offer TLS, once there is a certificate"),
@@ -678,6 +691,8 @@ def _settings(given: _Found, action: str, environ: Mapping[str, str], warnings: 
         idle = (given[name].where for name in ("ssl", "ssl_port") if name in given)
         warnings += (f"{where}: no effect without ssl_cert" for where in idle)
     values |= {"ssl_cert": cert, "ssl_key": key}
+    if values["auth"] != "off" and not (cert or values["auth_plaintext"]):
+        warnings.append(f"{given['auth'].where}: no effect without ssl_cert or auth_plaintext")
 
     listeners, unused = _listeners(values, given)
     origins = {name: "public" if by_public[name] else "default" for name in values}

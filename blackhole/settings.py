@@ -7,6 +7,7 @@ environment or a conf file exist.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Delay = tuple[float, float]
@@ -113,6 +114,12 @@ class Settings:
     ssl_cert: str = ""
     """Empty: no TLS."""
     ssl_key: str = ""
+    auth: str = "off"
+    """`off`: AUTH is not offered; `any`: anybody may log in; else the file that says who may."""
+    auth_plaintext: bool = False
+    """AUTH is offered without TLS too."""
+    passwords: Mapping[bytes, bytes] | None = field(default=None, repr=False, compare=False)
+    """What was read from that file."""
     scenario: tuple[str, ...] = ()
     """Files, absolute paths, and `profile:NAME`s."""
     timeout: float = 300.0

@@ -26,7 +26,10 @@ LAYERS = (
         "smtp.header",
         "smtp.gate",
     ),
-    ("smtp.policy", "attempts", "logs", "options", "tls", "smtp.violations", "clients", "proxy"),
+    (
+        *("smtp.policy", "smtp.auth", "smtp.violations"),
+        *("attempts", "users", "logs", "options", "tls", "clients", "proxy"),
+    ),
     ("smtp.state", "daemon"),
     ("smtp.extensions", "smtp.conduct", "smtp.judge", "scenario"),
     ("smtp.commands", "explain"),
@@ -42,8 +45,8 @@ LAYERS = (
 
 PURE = frozenset(
     (
-        *("__future__", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "ipaddress"),
-        *("math", "operator", "random", "re", "struct", "types", "typing"),
+        *("__future__", "binascii", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "hmac"),
+        *("ipaddress", "math", "operator", "random", "re", "struct", "types", "typing"),
     )
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""

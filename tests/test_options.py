@@ -37,6 +37,8 @@ SAMPLES = {
     "message_size_limit": "0",
     "scenario": "/etc/outage.toml profile:flaky",
     "bare_newline": "reject",
+    "auth": "/etc/users",
+    "auth_plaintext": "yes",
     "timeout": "2.5",
     "ssl": "no",
     "ssl_port": "4650",

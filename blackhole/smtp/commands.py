@@ -13,9 +13,10 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
-from blackhole.smtp.extensions import MAIL_PARAMETERS, RCPT_PARAMETERS, Checks
+from blackhole.smtp.auth import BY_NAME, Claim, Exchange, admits, challenge, decoded, regret
+from blackhole.smtp.extensions import keywords, parameters
 from blackhole.smtp.reply import Reply
-from blackhole.smtp.state import GREETED, MAIL, RCPT, Config, Host, State
+from blackhole.smtp.state import GREETED, MAIL, RCPT, Checks, Config, Host, State
 
 
 class Path(NamedTuple):
@@ -58,7 +59,7 @@ PATHS: Final = {
 """What stands behind FROM or TO, by `strict`. Neighbouring parts never match the same octet: linear time."""
 
 
-def path(word: bytes, known: Checks, bare: tuple[bytes, ...]) -> Reader:
+def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
     """A reader of `word`:<address> and parameters. `bare` addresses need no "@" (RFC 5321 4.5.1)."""
     start = word + b":<"
     length = len(word)
@@ -87,7 +88,7 @@ def path(word: bytes, known: Checks, bare: tuple[bytes, ...]) -> Reader:
             local, _, domain = address.rpartition(b"@")
             if strict and not (local and domain and len(address) <= 254):
                 return None
-        found = parameters(rest or b"", known)
+        found = checked(rest or b"", state.host.parameters[state.secure][word])
         if isinstance(found, Reply):
             return found
         if not (address.isascii() or state.smtputf8 or b"SMTPUTF8" in found):
@@ -97,7 +98,7 @@ def path(word: bytes, known: Checks, bare: tuple[bytes, ...]) -> Reader:
     return read
 
 
-def parameters(text: bytes, known: Checks) -> dict[bytes, bytes] | Reply:
+def checked(text: bytes, known: Checks) -> dict[bytes, bytes] | Reply:
     """The ESMTP parameters of MAIL or RCPT by upper-case name (RFC 5321 4.1.2), or what is wrong with one."""
     found: dict[bytes, bytes] = {}
     for word in text.split():
@@ -109,6 +110,51 @@ def parameters(text: bytes, known: Checks) -> dict[bytes, bytes] | Reply:
             return reply.BAD_PARAMETER
         found[name] = value
     return found
+
+
+def credentials(state: State, argument: bytes) -> Claim | Reply | bytes | None:
+    """AUTH, and each line behind it until it is clear who the client says it is."""
+    if state.exchange is not None:
+        exchange, state.exchange = state.exchange, None
+        return reply.CANCELLED if argument == b"*" else respond(state, exchange, argument)
+    config = state.host.config
+    if not config.auth:
+        return argument
+    name, *early = argument.split() or [b""]
+    if not name or len(early) > 1:
+        return None
+    if not (state.secure or config.auth_plaintext):
+        return reply.NEEDS_TLS
+    if state.admitted:
+        return reply.ADMITTED_ALREADY
+    if state.stage > GREETED:
+        return reply.BAD_SEQUENCE
+    mechanism = BY_NAME.get(name.upper())
+    if mechanism is None:
+        return reply.NO_MECHANISM
+    if early and not mechanism.early:
+        return reply.NO_EARLY_RESPONSE
+    exchange = mechanism.begin(b"<%d.%d@%s>" % (state.new_id(), state.new_id(), config.hostname.encode()))
+    question = next(exchange)
+    if early:
+        # RFC 4954 4: an empty response is "=", so that it can be told from none.
+        return respond(state, exchange, b"" if early[0] == b"=" else early[0])
+    state.exchange = exchange
+    return challenge(question)
+
+
+def respond(state: State, exchange: Exchange, text: bytes) -> Claim | Reply:
+    """Go on with an exchange: the next challenge, or what came of it."""
+    response = decoded(text.rstrip())
+    if response is None:
+        return reply.GARBLED
+    try:
+        question = exchange.send(response)
+    except StopIteration as end:
+        found: Claim | Reply = end.value
+        return found
+    state.exchange = exchange
+    return challenge(question)
 
 
 # What a command does: change the state, and say so.
@@ -174,6 +220,19 @@ def starttls(state: State, argument: bytes) -> Reply:
     return reply.SECURE if state.host.config.starttls else reply.NOT_OFFERED
 
 
+def auth(state: State, claim: Claim | bytes) -> Reply:
+    if not isinstance(claim, Claim):
+        return reply.NOT_OFFERED
+    if admits(state.host.config.passwords, claim):
+        state.admitted = True
+        return reply.ADMITTED
+    if not claim.regret:
+        return reply.NOT_ADMITTED
+    state.exchange = regret()
+    next(state.exchange)
+    return challenge(claim.regret)
+
+
 def help_(state: State, argument: bytes) -> Reply:
     return state.host.help.get(argument.strip().upper(), state.host.help[b""])
 
@@ -211,8 +270,18 @@ COMMANDS: Final = (
     ),
     Command("STARTTLS", nothing, starttls, "STARTTLS", "go on under TLS", last=True),
     Command(
+        "AUTH",
+        credentials,
+        auth,
+        "AUTH mechanism [initial-response]",
+        "log in, where EHLO offers it",
+        needs=GREETED,
+        bars=MAIL,
+        last=True,
+    ),
+    Command(
         "MAIL",
-        path(b"FROM", MAIL_PARAMETERS, bare=(b"",)),
+        path(b"FROM", bare=(b"",)),
         mail,
         "MAIL FROM:<address> [SIZE=n] [BODY=7BIT|8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] [ENVID=id]",
         "begin a message; <> is the null sender",
@@ -221,7 +290,7 @@ COMMANDS: Final = (
     ),
     Command(
         "RCPT",
-        path(b"TO", RCPT_PARAMETERS, bare=(b"postmaster",)),
+        path(b"TO", bare=(b"postmaster",)),
         rcpt,
         "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]",
         "name one recipient",
@@ -245,8 +314,7 @@ COMMANDS: Final = (
     Command("EXPN", something, say(reply.CANNOT_EXPAND), "EXPN list", "ask who is on a list", last=True),
     Command("HELP", anything, help_, "HELP [verb]", "explain a command, or all of them", last=True),
     Command("QUIT", nothing, quit_, "QUIT", "leave", last=True),
-    # Verbs of SMTP that Blackhole does not offer.
-    Command("AUTH", anything, say(reply.NOT_OFFERED), last=True),
+    # A verb of SMTP that Blackhole does not offer.
     Command("BDAT", anything, say(reply.BDAT_NOT_OFFERED), last=True),
 )
 
@@ -283,7 +351,7 @@ def explanations() -> dict[bytes, Reply]:
     return pages
 
 
-def host(config: Config, keywords: Callable[[Config, bool], list[str]]) -> Host:
+def host(config: Config) -> Host:
     """All that a listener with this configuration says of itself."""
     name = config.hostname
     return Host(
@@ -293,4 +361,5 @@ def host(config: Config, keywords: Callable[[Config, bool], list[str]]) -> Host:
         ehlo=Reply(250, "", name, *keywords(config, False)),
         ehlo_secure=Reply(250, "", name, *keywords(config, True)),
         help=explanations(),
+        parameters=(parameters(config, False), parameters(config, True)),
     )

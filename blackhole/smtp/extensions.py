@@ -1,17 +1,19 @@
 """The extensions: one row for each EHLO keyword, when it is offered, and the parameters it brings.
 
 Sources: RFC 1870 (SIZE), RFC 2034 (ENHANCEDSTATUSCODES), RFC 2920 (PIPELINING),
-RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 5321 (HELP, VRFY), RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8).
+RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 4954 (AUTH), RFC 5321 (HELP, VRFY), RFC 6152 (8BITMIME),
+RFC 6531 (SMTPUTF8).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from blackhole.smtp.state import Config
+from blackhole.smtp.auth import MECHANISMS
+from blackhole.smtp.state import Checks, Config
 
 XTEXT: Final = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 """RFC 3461 4: printable ASCII but "+" and "=", or "+" and two upper-case hexadecimal digits."""
@@ -52,7 +54,9 @@ def original(value: bytes) -> bool:
     return bool(kind and semicolon and address) and len(value) <= 500 and XTEXT.fullmatch(address) is not None
 
 
-Checks = Mapping[bytes, Callable[[bytes], bool]]
+def mailbox(value: bytes) -> bool:
+    return len(value) > 0 and XTEXT.fullmatch(value) is not None
+
 
 NONE: Final[Checks] = MappingProxyType({})
 
@@ -82,11 +86,24 @@ EXTENSIONS: Final = (
     ),
     Extension("VRFY", 5321),
     Extension("STARTTLS", 3207, offered=lambda config, secure: config.starttls and not secure),
+    Extension(
+        "AUTH",
+        4954,
+        argument=lambda config: " ".join(row.name for row in MECHANISMS),
+        offered=lambda config, secure: config.auth and (secure or config.auth_plaintext),
+        mail={b"AUTH": mailbox},
+    ),
     Extension("HELP", 5321),
 )
 
-MAIL_PARAMETERS: Final[Checks] = {name: check for row in EXTENSIONS for name, check in row.mail.items()}
-RCPT_PARAMETERS: Final[Checks] = {name: check for row in EXTENSIONS for name, check in row.rcpt.items()}
+
+def parameters(config: Config, secure: bool) -> dict[bytes, Checks]:
+    """What works on this connection now, by the word before the address."""
+    rows = [row for row in EXTENSIONS if row.offered(config, secure)]
+    return {
+        b"FROM": {name: check for row in rows for name, check in row.mail.items()},
+        b"TO": {name: check for row in rows for name, check in row.rcpt.items()},
+    }
 
 
 def keywords(config: Config, secure: bool) -> list[str]:

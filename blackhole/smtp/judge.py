@@ -51,11 +51,11 @@ class Judge:
     """
 
     __slots__ = (
-        "_barred",
         "_dice",
         "_outside",
         "_policy",
         "_tables",
+        "barred",
         "case",
         "certificate",
         "delay",
@@ -77,8 +77,8 @@ class Judge:
         """What is to be shown in the handshake in place of ours: a key of CERTIFICATES."""
         self.header: Header | None = None
         """The header section of the message under way, if a rule wants to know it."""
-        self._barred = False
-        """Refused in place of the greeting."""
+        self.barred = False
+        """Refused in place of the greeting: nothing but QUIT is served."""
 
     def secured(self) -> Judge:
         """The judge under TLS: other rules, and nothing remembered of what was said."""
@@ -105,9 +105,6 @@ class Judge:
     def answer(self, state: State, phase: str, do: Callable[[State, Any], Reply], said: Any) -> Reply:
         """Ask the rules of the phase; do what they say, or what the client asked for."""
         case = self.case
-        if self._barred and phase != "QUIT":
-            # RFC 5321 3.1: wait for QUIT, answer 503 to anything else.
-            return reply.BAD_SEQUENCE
         if state.stage <= GREETED:
             case.sender = case.recipient = b""
             case.size = 0
@@ -129,7 +126,7 @@ class Judge:
             if phase in ("MAIL", "RCPT"):
                 case.sender, case.recipient = before
                 case.refused = phase
-            self._barred |= phase == "CONNECT"
+            self.barred |= phase == "CONNECT"
         return answer
 
     def _ask(self, phase: str) -> Ruling | None:
@@ -161,5 +158,5 @@ class Judge:
         if own is None:
             return masked(done, verdict) if verdict.hide or verdict.add else done
         if done.code >= 400 or done.then is Then.LISTEN:
-            return done if done.code >= 400 else own
+            return done if done.code >= 300 else own
         return Reply(own.code, own.enhanced, *own.lines, then=done.then)

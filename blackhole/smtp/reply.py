@@ -135,6 +135,15 @@ BARE_NEWLINE: Final = Reply(550, "5.5.2", "Bare <LF> received, closing", then=Th
 NEEDS_SMTPUTF8: Final = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not asked for")
 UNKNOWN_PARAMETER: Final = Reply(555, "5.5.4", "Parameter not recognized")
 BAD_PARAMETER: Final = Reply(501, "5.5.4", "Parameter has a bad value, or stands twice")
+ADMITTED: Final = Reply(235, "2.7.0", "Authentication successful")
+NOT_ADMITTED: Final = Reply(535, "5.7.8", "Authentication credentials invalid")
+ADMITTED_ALREADY: Final = Reply(503, "5.5.1", "Authenticated already")
+NEEDS_TLS: Final = CODES[538]
+NO_MECHANISM: Final = Reply(504, "5.5.4", "Authentication mechanism not offered")
+NO_EARLY_RESPONSE: Final = Reply(501, "5.7.0", "This mechanism takes no initial response")
+GARBLED: Final = Reply(501, "5.5.2", "Not base64, or not what the mechanism asks for")
+CANCELLED: Final = Reply(501, "5.7.0", "Authentication cancelled")
+RESPONSE_TOO_LONG: Final = Reply(500, "5.5.6", "Authentication exchange line is too long")
 QUEUED: Final = Reply(250, "2.0.0", "OK: queued as %010X")
 """The end of a message that was taken; the session puts its id in."""
 BDAT_NOT_OFFERED: Final = Reply(502, "5.5.1", "CHUNKING is not offered, closing", then=Then.HANG_UP)

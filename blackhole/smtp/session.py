@@ -4,7 +4,7 @@ Strategy. A session eats chunks, not lines: every whole command in a chunk is
 answered, a body is passed over by one search for its end, and all replies that
 may leave at once leave together (RFC 2920 3.2). What follows is in `then`. A
 reply with a delay stops the session in the middle of a chunk; `resume` goes on.
-Nothing of a message is kept, and of a command at most LINE octets.
+Nothing of a message is kept, and of a command at most LINE octets, of AUTH AUTH_LINE.
 
 There are two roads. `_run` can do everything. `receive` first looks whether the
 chunk is one whole command in its commonest form, one whole pipelined group of
@@ -23,9 +23,9 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
+from blackhole.smtp.auth import hidden
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, host, syntax
 from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmetered
-from blackhole.smtp.extensions import keywords
 from blackhole.smtp.framing import END, START, bare, find, skip
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, portion
@@ -35,6 +35,9 @@ from blackhole.smtp.violations import RULES
 
 LINE: Final = 2048
 """Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix takes 2048 too."""
+
+AUTH_LINE: Final = 12288
+"""Octets of AUTH and of the responses behind it (RFC 4954 4), if it is offered."""
 
 PATIENCE: Final = 65536
 """Octets of an over-long line that are passed over in search of its end, before the client is sent away."""
@@ -122,7 +125,7 @@ class Engine:
         self, config: Config, dice: Random, trace: Trace | None = None, outside: Outside = NOWHERE
     ) -> None:
         self.config: Final = config
-        self.host: Final[Host] = host(config, keywords)
+        self.host: Final[Host] = host(config)
         self.dice: Final = dice
         self.trace: Final = trace
         self.new_id: Final = partial(dice.getrandbits, 40)
@@ -135,6 +138,7 @@ class Engine:
         self.connect: Final = entries.pop("CONNECT")
         self.end: Final = entries.pop(".")
         self.other: Final = others.pop("other")
+        self.auth: Final = entries["AUTH"]
         self.entries: Final = {verb.encode(): entry for verb, entry in (others | entries).items()}
         # The short road of `Session.receive` is closed where a delay, a trace, the order or the line ends
         # want a word.
@@ -180,6 +184,7 @@ class Session(State):
     __slots__ = (
         "_bare",
         "_excess",
+        "_guarded",
         "_late",
         "_rest",
         "_tail",
@@ -215,6 +220,8 @@ class Session(State):
         """Octets passed over of a line that is too long."""
         self.judge = engine.judge(client, secure) if engine.judged else None
         """Asks the rules, where there are any."""
+        self._guarded = False
+        """What comes now may be a secret."""
 
     @property
     def in_body(self) -> bool:
@@ -306,6 +313,7 @@ class Session(State):
         """TLS is on: forget all that was said before (RFC 3207 4.2)."""
         self.reset()
         self.stage = 0
+        self.admitted = False
         self.secure = True
         self.then = Then.LISTEN
         if self.judge is not None:
@@ -361,7 +369,9 @@ class Session(State):
             if self._say(out, entry, answer, fault):
                 self._keep(data[position:])
                 break
-        self.busy = bool(self._rest or self._excess or self._late) or (conduct is not None and conduct.slow)
+        self.busy = bool(self._rest or self._excess or self._late or self.exchange) or (
+            conduct is not None and conduct.slow
+        )
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _body(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
@@ -395,13 +405,16 @@ class Session(State):
         engine = self.engine
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
-        if self._excess or (len(line) > LINE and not BINARY.match(line)):
+        if self._excess or (len(line) > LINE and len(line) > self._most(line) and not BINARY.match(line)):
             self._excess += len(line)
             if self._excess > PATIENCE:
                 return len(data), engine.other, reply.FAR_TOO_LONG
             if end < 0:
                 return None
             self._excess = 0
+            if self.exchange is not None:
+                self.exchange = None
+                return end + 1, engine.auth, reply.RESPONSE_TOO_LONG
             return end + 1, engine.other, reply.TOO_LONG
         if end < 0 and not BINARY.match(line):
             self._rest = line
@@ -412,14 +425,20 @@ class Session(State):
             refusal = self._newline()
             if refusal is not None:
                 return end + 1, engine.other, refusal
+        if self.exchange is not None and not BINARY.match(line):
+            entry, argument = engine.auth, line
+        else:
+            verb, _, argument = line.partition(b" ")
+            entry = engine.entries.get(verb) or engine.entries.get(verb.upper()) or engine.other
         if engine.trace is not None:
-            engine.trace(self, "RECV", line)
-        verb, _, argument = line.partition(b" ")
-        entry = engine.entries.get(verb) or engine.entries.get(verb.upper()) or engine.other
+            engine.trace(self, "RECV", self._shown(entry, line))
         if entry is engine.other and STRANGE.match(line):
             answer = reply.NOT_PLAIN if line.startswith(HELLO) else reply.NOT_SMTP
+        elif (odd := self._odd(line)) is not None:
+            self.exchange = None
+            answer = odd
         else:
-            answer = self._odd(line) or self._answer(entry, argument)
+            answer = self._answer(entry, argument)
         if answer.then is not LISTEN and 0 <= end < len(data) - 1:
             patient = answer
             answer = self._hasty(answer)
@@ -429,6 +448,9 @@ class Session(State):
 
     def _answer(self, entry: Entry, argument: bytes) -> Reply:
         """Check the order, read the argument, ask the rules, do it: always in this order."""
+        if self.judge is not None and self.judge.barred and entry.phase != "QUIT":
+            # RFC 5321 3.1: wait for QUIT, answer 503 to anything else.
+            return reply.BAD_SEQUENCE
         if entry.ordered and (self.stage & entry.needs != entry.needs or self.stage & entry.bars):
             return reply.BAD_SEQUENCE
         parsed = entry.read(self, argument)
@@ -518,6 +540,19 @@ class Session(State):
                 self.then = Then.HANG_UP
         self.reset()
         return wire
+
+    def _shown(self, entry: Entry, line: bytes) -> bytes:
+        """A command as a trace may have it."""
+        engine = self.engine
+        if self.exchange is not None or (self._guarded and entry is engine.other):
+            return b"..."  # the second: a response sent before the client could know that AUTH was refused
+        self._guarded = entry is engine.auth
+        return hidden(line) if self._guarded else line
+
+    def _most(self, line: bytes) -> int:
+        """How many octets this line may have, which has more than most may."""
+        long = self.exchange is not None or line[:5].upper() == b"AUTH "
+        return AUTH_LINE if long and self.engine.config.auth else LINE
 
     def _odd(self, line: bytes) -> Reply | None:
         """The reply to a line that is no text, whatever its verb."""

@@ -8,10 +8,11 @@ servers, Postfix's HISTORY of 2026 has four).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from blackhole.smtp.auth import Exchange
 from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import Reply
 
@@ -60,6 +61,10 @@ class Limits(NamedTuple):
     """Messages or recipients are counted over all connections of the client."""
 
 
+Checks = Mapping[bytes, Callable[[bytes], bool]]
+"""Parameters of MAIL or RCPT by their upper-case names, and what their values must be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """What one listener is to be: the part of the settings that the conversation depends on."""
@@ -81,6 +86,12 @@ class Config:
     """What becomes of lines that end with LF alone, a key of settings.NEWLINES."""
     limits: Limits | None = None
     """What is borne of one client; None: everything."""
+    auth: bool = False
+    """AUTH is offered."""
+    auth_plaintext: bool = False
+    """Without TLS too."""
+    passwords: Mapping[bytes, bytes] | None = field(default=None, repr=False)
+    """By user; None: anybody may log in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,8 @@ class Host:
     ehlo: Reply
     ehlo_secure: Reply
     help: dict[bytes, Reply]
+    parameters: tuple[Mapping[bytes, Checks], Mapping[bytes, Checks]]
+    """What may stand behind an address, by the FROM or TO before it: without TLS, and under it."""
 
 
 class State:
@@ -104,6 +117,8 @@ class State:
 
     __slots__ = (
         "_id",
+        "admitted",
+        "exchange",
         "host",
         "left",
         "new_id",
@@ -123,6 +138,10 @@ class State:
         self.left = False
         """The client said QUIT."""
         self.stage = 0
+        self.admitted = False
+        """The client has logged in."""
+        self.exchange: Exchange | None = None
+        """It is about to: what it says is a response to a challenge."""
         self.recipients = 0
         self.octets = 0
         self.size = 0
