@@ -90,8 +90,9 @@ MECHANISMS: Final = (
 
 BY_NAME: Final = {row.name.encode(): row for row in MECHANISMS}
 
+PASS: Final = b"pass="
 FAIL: Final = b"fail="
-"""In the name of a user: not to be let in."""
+"""What a client says, in either case of letters, that wants to be answered so."""
 
 
 def admits(passwords: Mapping[bytes, bytes] | None, claim: Claim) -> bool:

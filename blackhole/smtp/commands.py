@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
-from blackhole.smtp.auth import BY_NAME, Claim, Exchange, admits, challenge, decoded, regret
+from blackhole.smtp.auth import BY_NAME, FAIL, PASS, Claim, Exchange, admits, challenge, decoded, regret
 from blackhole.smtp.extensions import keywords, parameters
 from blackhole.smtp.reply import Reply
 from blackhole.smtp.state import GREETED, MAIL, RCPT, Checks, Config, Host, State
@@ -247,6 +247,18 @@ def say(answer: Reply) -> Action:
     return lambda state, argument: answer
 
 
+def ask(otherwise: Reply, passed: Reply, failed: Reply) -> Action:
+    """An action that answers as the client asks it to, with PASS or FAIL anywhere in what it says."""
+
+    def answer(state: State, argument: bytes) -> Reply:
+        asked = argument.lower()
+        if FAIL in asked:
+            return failed
+        return passed if PASS in asked else otherwise
+
+    return answer
+
+
 class Command(NamedTuple):
     """A row. `needs` and `bars` are stages that must, and must not, have been reached where order is kept."""
 
@@ -309,9 +321,21 @@ COMMANDS: Final = (
     Command("RSET", nothing, rset, "RSET", "forget the message that was begun"),
     Command("NOOP", anything, say(reply.OK), "NOOP [anything]", "do nothing", last=True),
     Command(
-        "VRFY", something, say(reply.CODES[252]), "VRFY address", "ask whether an address exists", last=True
+        "VRFY",
+        something,
+        ask(reply.CODES[252], reply.VERIFIED, reply.NOT_VERIFIED),
+        "VRFY address",
+        "ask whether an address exists",
+        last=True,
     ),
-    Command("EXPN", something, say(reply.CANNOT_EXPAND), "EXPN list", "ask who is on a list", last=True),
+    Command(
+        "EXPN",
+        something,
+        ask(reply.CANNOT_EXPAND, reply.EXPANDED, reply.NOT_EXPANDED),
+        "EXPN list",
+        "ask who is on a list",
+        last=True,
+    ),
     Command("HELP", anything, help_, "HELP [verb]", "explain a command, or all of them", last=True),
     Command("QUIT", nothing, quit_, "QUIT", "leave", last=True),
     # A verb of SMTP that Blackhole does not offer.

@@ -97,6 +97,11 @@ SENDER_OK: Final = Reply(250, "2.1.0", "Sender OK")
 RECIPIENT_OK: Final = Reply(250, "2.1.5", "Recipient OK")
 START_INPUT: Final = CODES[354]
 RESET: Final = Reply(250, "2.0.0", "Reset")
+VERIFIED: Final = Reply(250, "2.0.0", "<pass@example.com> OK")
+NOT_VERIFIED: Final = Reply(550, "5.1.1", "No such user")
+"""What was asked for is not said back: a reply has nothing in it that a client made up."""
+EXPANDED: Final = Reply(250, "2.0.0", "<ann@example.com>", "<bob@example.com>", "<eve@example.com>")
+NOT_EXPANDED: Final = Reply(550, "5.1.1", "No such list")
 CANNOT_EXPAND: Final = Reply(252, "2.0.0", "Cannot expand, but will take mail for it")
 SECURE: Final = Reply(220, "2.0.0", "Ready to start TLS", then=Then.SECURE)
 GOODBYE: Final = CODES[221]
