@@ -171,14 +171,16 @@ class Figures:
         }
 
     def _minute(self) -> dict[str, Any]:
-        """Where the time went in the last minute."""
+        """Where the time went in the last minute. All but delays is measured now and then, so the sums
+        are estimates: as if each reply had been measured, and each had been given alone."""
         lately = self._past[-1] - self._past[0]
         found = {name: lately.histograms[cells] for name, cells in TIMES.items()}
+        replies = sum(lately.replies.values())
         return {
             "seconds": lately.seconds,
             **{
                 name: {
-                    "sum": one.sum,
+                    "sum": one.sum if name == "delay" else one.mean * replies,
                     "count": one.count,
                     "p50": one.quantile(0.5),
                     "p99": one.quantile(0.99),
