@@ -598,7 +598,7 @@ def _throttle(value: Any) -> tuple[str, Quota | Room]:
     period = PERIODS[per] if isinstance(per, str) and per in PERIODS else seconds(per)
     if not period and (per != "connection" or counted == "connections"):
         raise ValueError(f"per: {_expected('a time above 0', per)}")
-    return counted, Quota(limit, period, by, octets=counted == "bytes")
+    return counted, Quota(counted, limit, period, by)
 
 
 def _listed(words: Iterable[str]) -> str:

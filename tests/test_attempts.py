@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -82,6 +83,15 @@ def test_whoever_changes_it_alone_loses_nothing() -> None:
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
     assert memory.revise(b"ann", 3.0, counted) == 20001
     assert memory.revise(b"bob", 3.0, counted) == 20001
+
+
+def test_whoever_is_killed_holds_nobody_up() -> None:
+    memory = Attempts(sets=1)
+    pid = os.fork()
+    if pid == 0:
+        memory.revise(b"ann", 2.0, lambda known, now: os.kill(os.getpid(), signal.SIGKILL), alone=True)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert memory.revise(b"ann", 3.0, counted, alone=True) == 1
 
 
 def test_no_key_is_kept() -> None:

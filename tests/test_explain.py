@@ -190,11 +190,11 @@ reply = "421 4.7.0 Too many"
     [
         (["rcpt=b@x"], ["  rule 2: yes", "The answer: 450 4.7.1 Greylisted, try again later"]),
         (["rcpt=b@x", "attempt=2"], ["  rule 2: no, greylist lets in who comes again after 300 s"]),
-        (["rcpt=b@x", "attempt=3"], ["  rule 1: no, throttle lets in 3"]),
+        (["rcpt=b@x", "attempt=3"], ["  rule 1: no, throttle lets in 3 recipients"]),
         (["rcpt=b@x", "attempt=4"], ["  rule 1: yes", "The answer: 452 4.5.3 Too many"]),
-        (["size=50", "attempt=2"], ["  rule 3: no, throttle lets in 100"]),
+        (["size=50", "attempt=2"], ["  rule 3: no, throttle lets in 100 bytes"]),
         (["size=50", "attempt=3"], ["  rule 3: yes", "The answer: 451 4.7.1 Too much"]),
-        (["attempt=2"], ["  rule 4: no, throttle lets in 2"]),
+        (["attempt=2"], ["  rule 4: no, throttle lets in 2 at once"]),
         (["attempt=3"], ["  rule 4: yes", "The answer: 421 4.7.0 Too many"]),
     ],
 )  # fmt: skip

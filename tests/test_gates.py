@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from program import Program, wait_for
+from program import Program, descriptors, wait_for
 
 from blackhole import scenario
 from blackhole.attempts import Attempts
@@ -125,6 +125,13 @@ def test_whose_quota_it_is(by: str, heard: str) -> None:
     assert "".join(code[0] for code in said) == heard
 
 
+def test_rules_of_one_name_have_quotas_of_their_own() -> None:
+    more = "name = 'limit'\n[[rule]]\nname = 'limit'\nthrottle = { recipients = 4, per = 'hour' }\n"
+    world = throttled("recipients = 2, per = 'minute'", more + "reply = '452 4.5.3 Too many'")
+    heard = [world.rcpt(at) for at in (0, 1, 2, 60, 61, 62, 120)]
+    assert heard == ["250", "250", "450", "250", "250", "450", "452"]
+
+
 def test_octets_are_counted_as_they_are_declared() -> None:
     world = throttled("bytes = '1k', per = 'hour'", "phase = 'MAIL'")
     session, _ = world.arrive()
@@ -158,12 +165,15 @@ def test_without_a_memory_everything_is_new() -> None:
     OBLIVION.leave(b"x")
     case = Case()
     assert Greylist(0, 1).stops("x", case, OBLIVION)
-    assert not Quota(1, 60, "all").stops("x", case, OBLIVION)
+    assert not Quota("messages", 1, 60, "all").stops("x", case, OBLIVION)
 
 
 # The real program, with four workers
 
 ATTEMPTS = "[[rule]]\nphase = 'RCPT'\nattempt = '<= 6'\nreply = '450 4.2.1 Later'\n"
+
+
+MEMORY = "/memfd:blackhole attempts (deleted)"
 
 
 class Client:
@@ -226,12 +236,14 @@ def test_a_reload_forgets_nothing_and_may_bring_the_first_rule(tmp_path: Path) -
     file.write_text("[[rule]]\nphase = 'RCPT'\nreply = '250 2.1.5 Yes'\n")
     with Program("--workers=4", f"--scenario={file}") as program:
         assert attempt(program) == "250"
+        assert MEMORY not in descriptors(program.pid)
         heard = []
         for text in (ATTEMPTS, ATTEMPTS + "# the same again\n"):
             file.write_text(text)
             reload(program)
             heard += [attempt(program) for _ in range(5)]
         assert heard == ["450"] * 6 + ["250"] * 4
+        assert descriptors(program.pid).count(MEMORY) == 1
         assert program.stop() == 0
 
 

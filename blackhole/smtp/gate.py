@@ -82,7 +82,8 @@ class Greylist(NamedTuple):
     most: float
 
     def stops(self, name: str, case: Case, memory: Memory) -> bool:
-        key = b"\0".join((name.encode(), network(case.client), case.sender.lower(), case.recipient.lower()))
+        triplet = network(case.client), case.sender.lower(), case.recipient.lower()
+        key = b"\0".join((b"greylist", name.encode(), *triplet))
         return memory.revise(key, case.at, self.seen)
 
     def seen(self, known: Known, now: float) -> tuple[Known, bool]:
@@ -127,23 +128,26 @@ class Quota(NamedTuple):
     `limit` pass in the first period.)
     """
 
+    what: str
+    """Is counted: bytes, or commands by any other name."""
     limit: int
     period: float
     """Seconds; 0: the period is a connection."""
     by: str
     """A key of BY."""
-    octets: bool = False
-    """Count the octets of messages; else commands."""
 
     def stops(self, name: str, case: Case, memory: Memory) -> bool:
-        amount = case.size if self.octets else 1
+        amount = case.size if self.what == "bytes" else 1
         if not self.period:
-            spent = case.spent.get(name, 0) + amount
+            key = self.what, name
+            spent = case.spent.get(key, 0) + amount
             if spent <= self.limit:
-                case.spent[name] = spent
+                case.spent[key] = spent
             return spent > self.limit
-        key = b"\0".join((name.encode(), BY[self.by](case)))
-        return memory.revise(key, case.at, partial(self.spend, amount), alone=True)
+        # Two rules of one name have quotas of their own, where these are not the same.
+        quota = f"{self.what} {self.period} {self.by} {name}"
+        whose = b"\0".join((quota.encode(), BY[self.by](case)))
+        return memory.revise(whose, case.at, partial(self.spend, amount), alone=True)
 
     def spend(self, amount: int, known: Known, now: float) -> tuple[Known, bool]:
         count, first, _ = known
@@ -155,10 +159,10 @@ class Quota(NamedTuple):
 
     def would_stop(self, case: Case) -> bool:
         """Without a memory: as if each attempt had spent as much."""
-        return case.attempt * (case.size if self.octets else 1) > self.limit
+        return case.attempt * (case.size if self.what == "bytes" else 1) > self.limit
 
     def __str__(self) -> str:
-        return f"throttle lets in {self.limit}"
+        return f"throttle lets in {self.limit} {self.what}"
 
 
 class Room(NamedTuple):
@@ -169,7 +173,7 @@ class Room(NamedTuple):
     """A key of BY."""
 
     def stops(self, name: str, case: Case, memory: Memory) -> bool:
-        key = b"\0".join((name.encode(), BY[self.by](case)))
+        key = b"\0".join((self.by.encode(), name.encode(), BY[self.by](case)))
         if memory.enter(key, self.limit):
             case.entered.append(key)
             return False
@@ -180,7 +184,7 @@ class Room(NamedTuple):
         return case.attempt > self.limit
 
     def __str__(self) -> str:
-        return f"throttle lets in {self.limit}"
+        return f"throttle lets in {self.limit} at once"
 
 
 Gate = Greylist | Quota | Room

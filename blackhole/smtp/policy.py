@@ -77,8 +77,8 @@ class Case:
         """The transaction's."""
         self.refused = ""
         """MAIL or RCPT, if the last of them was."""
-        self.spent: dict[str, int] = {}
-        """What this connection has used of its quotas, by rule."""
+        self.spent: dict[tuple[str, str], int] = {}
+        """What this connection has used of its quotas, by what is counted and the rule."""
         self.entered: list[bytes] = []
         """Where this connection counts as being there: keys of the memory."""
 
