@@ -24,12 +24,16 @@ LINE = 500
 TRACE = 8000
 """Characters of a traceback, counted from its end, where the reason stands."""
 
+_ESCAPES = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0x100))} | {
+    ord(char): escape for char, escape in zip("\t\n\r\\", (r"\t", r"\n", r"\r", r"\\"), strict=True)
+}
+
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def printable(data: bytes) -> str:
     r"""What a client sent, fit for a log: b"a\r\n\x1b" becomes a\r\n\x1b, and a backslash two."""
-    return data.decode("latin-1").encode("unicode_escape").decode("ascii")
+    return data.decode("latin-1").translate(_ESCAPES)
 
 
 def _one_line(text: str) -> str:

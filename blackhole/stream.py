@@ -28,12 +28,13 @@ from types import coroutine
 from typing import Any, Final, Protocol
 
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 log = logging.getLogger(__name__)
 
-CHUNK: Final = 65536
-"""Octets read at once. More gives nothing, not even with bodies of a megabyte."""
+CHUNK: Final = 32768
+"""Octets read at once. Twice as many take a fifth off a body of a megabyte; but what a read did not
+fill fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead of by 0.4."""
 
 BYTES: Final = object()
 """What a coroutine yields to its driver when it waits for its stream's bytes."""
@@ -163,7 +164,8 @@ class Stream(IOStream):
     secured = False
     """Under TLS."""
     _events = EPOLLIN
-    _handshake: asyncio.Future[Any] | None = None
+    _shaking: SSLIOStream | None = None
+    """The handshake under way."""
 
     def __init__(self, connection: socket.socket, selector: Selector, io_loop: IOLoop) -> None:
         self.socket = connection
@@ -316,12 +318,16 @@ class Stream(IOStream):
         # ssl.SSLSocket drops it when it finds out.
         self.socket.getpeername()
         self._selector.detach(self.socket.fileno())
-        # Tornado's part: its handshake knows what port scans do to sockets. It hands the socket back.
-        self._handshake = self.start_tls(True, context)
-        shaken = await self._handshake
-        self._handshake = None
-        self.io_loop.remove_handler(shaken.socket)
-        self.socket = shaken.socket
+        # Tornado's part: its handshake knows what port scans do to sockets. IOStream.start_tls
+        # would hide the stream from us until it is over, and with it what went wrong before.
+        wrapped = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.socket = wrapped
+        self._shaking = SSLIOStream(wrapped, ssl_options=context)
+        # It starts nothing, and would wait for ever, if the client has reset by now.
+        wrapped.getpeername()
+        await self._shaking.wait_for_handshake()
+        self._shaking = None
+        self.io_loop.remove_handler(wrapped)
         self.secured = self._aside = True
         self._events = EPOLLIN
         self._selector.attach(self.socket.fileno(), self, EPOLLIN)
@@ -353,9 +359,8 @@ class Stream(IOStream):
         if self._closed:
             return
         self._closed = True
-        if self._handshake is not None:
-            # Tornado closes a socket whose handshake is cancelled.
-            self._handshake.cancel()
+        if self._shaking is not None:
+            self._shaking.close()
         elif self.socket is not None:
             self._selector.forget(self.socket.fileno())
             if self.secured:

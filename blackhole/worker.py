@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import encodings.unicode_escape  # noqa: F401 - at its first use root is dropped, and its file may be root's
 import logging
 import resource
 import signal
