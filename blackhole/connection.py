@@ -22,7 +22,8 @@ from blackhole.smtp.reply import (
     Reply,
     Then,
 )
-from blackhole.stats import AT
+from blackhole.smtp.state import ACCUSED
+from blackhole.stats import AT, record
 
 if TYPE_CHECKING:
     from blackhole.guard import Guest
@@ -35,7 +36,11 @@ LISTEN: Final = Then.LISTEN
 """An enum's member costs 50 ns to look up, a module's name 5."""
 
 RECEIVED: Final = AT["received_bytes"]
-
+TIMED_OUT: Final = AT["timed_out"]
+PROBES: Final = AT["probes"]
+TLS_OK: Final = AT["tls_ok"]
+TLS_FAILED: Final = AT["tls_failed"]
+TLS_RESUMED: Final = AT["tls_resumed"]
 LINGER: Final = 2
 """Seconds a client is given to read why it was sent away."""
 
@@ -55,7 +60,19 @@ class Connection:
     many as for a command: in a handshake, or while a reply does not leave.
     """
 
-    __slots__ = ("age", "guest", "heard", "idle", "patience", "peer", "server", "session", "stream")
+    __slots__ = (
+        "age",
+        "counted",
+        "dismissed",
+        "guest",
+        "heard",
+        "idle",
+        "patience",
+        "peer",
+        "server",
+        "session",
+        "stream",
+    )
 
     def __init__(self, server: Server, stream: Stream, peer: str) -> None:
         self.server = server
@@ -68,7 +85,11 @@ class Connection:
         self.idle = 0.0
         self.patience: float | None = None
         self.heard = 0
-        """Octets received since the last sweep."""
+        """Octets received."""
+        self.counted = 0
+        """Octets received that the counters know of."""
+        self.dismissed = False
+        """It is not the client who ends it."""
 
     async def converse(self) -> None:
         """The whole conversation. Returns or raises nothing but what ends it; the stream closes then."""
@@ -88,15 +109,25 @@ class Connection:
             out = session.greet()
             counters = server.counters
             said = session.said
+            if session.examined and stream.early():
+                session.accuse("early-talk")
             while True:
                 if out:
-                    if not stream.send(out):
+                    # Counted first, and taken back if it did not leave: who is killed in the middle of a
+                    # system call has sent what it was given. So each reply that left is counted.
+                    for cell in said:
+                        counters[cell] += 1
+                    try:
+                        sent = stream.send(out)
+                    except StreamClosedError:
+                        self._count(-1)
+                        raise
+                    if not sent:
+                        self._count(-1)
                         self.patience, self.idle = server.settings.write_timeout, 0
                         await stream.drain()
                         self.patience = None
-                    # Only what has left is counted.
-                    for cell in said:
-                        counters[cell] += 1
+                        self._count(1)
                     said.clear()
                     self.idle = 0
                 then = session.then
@@ -104,13 +135,17 @@ class Connection:
                     if then is Then.WAIT:
                         self.idle = -session.wait
                         await asyncio.sleep(session.wait)
+                        if session.wait:
+                            record(counters, "delay_seconds", int(session.wait * 1e6))
+                            if stream.ahead and not self.heard:
+                                session.accuse("early-talk")
                         out = session.resume()
                         if session.then is Then.SECURE and stream.ahead:
                             # It came in the clear, while the reply waited: CVE-2011-0411 once more.
                             out = session.interrupt(TOO_EARLY)
                         continue
                     if then is not Then.SECURE:
-                        await self._suffer(then)
+                        await self._suffer(then, out)
                         return
                     await self._secure()
                 data = await stream.receive()
@@ -122,21 +157,26 @@ class Connection:
             pass
         except Exception:
             # Ours, not the client's: a traceback for us, 421 for the client.
+            self.dismissed = True
             log.exception("fault in the conversation with %s", self.peer)
             self._part(INTERNAL)
         finally:
+            if self.session.said or not self.session.left:
+                self._settle()
             server.gone(self)
 
     async def _introduced(self) -> bool:
         """Learn from the proxy who the client is; false for who is no proxy of ours, and hears nothing."""
         server = self.server
         if packed(self.peer) not in server.proxies:
+            self.dismissed = True
             return False
         self.patience = server.settings.proxy_timeout
         try:
             address = await proxy.read(self.stream, server.parser)
         except (OSError, ValueError) as error:
             log.debug("%s: no PROXY header: %s", self.peer, error)
+            self.dismissed = True
             return False
         self.patience = None
         if address:
@@ -157,10 +197,29 @@ class Connection:
         if refusal is None:
             self.session = server.judging.session(client=self.peer, meter=guest.meter)
             return True
+        self.dismissed = True
         if not server.listener.tls:
             self._part(refusal)
             server.count(refusal)
         return False
+
+    def _count(self, sign: int) -> None:
+        """Count what is said, or take that back."""
+        counters = self.server.counters
+        for cell in self.session.said:
+            counters[cell] += sign
+
+    def _settle(self) -> None:
+        """Count how a client left that did not say so, and what it did wrong since the last reply left."""
+        session, counters = self.session, self.server.counters
+        if not (session.left or self.dismissed):
+            if self.heard:
+                session.accuse("hung-up-in-body" if session.in_body else "no-quit")
+            else:
+                counters[PROBES] += 1
+        for cell in session.said:
+            if cell >= ACCUSED:
+                counters[cell] += 1
 
     async def _secure(self) -> None:
         """The TLS handshake, before the greeting or after STARTTLS."""
@@ -174,20 +233,31 @@ class Connection:
         except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             self.server.note("%s: TLS handshake failed: %s", self.peer, reason)
+            self.dismissed = True
+            self.server.counters[TLS_FAILED] += 1
             raise StreamClosedError(error) from None
         self.patience = None
+        self.server.counters[TLS_OK] += 1
+        self.server.counters[TLS_RESUMED] += self.stream.resumed
         self.session.secured()
 
-    async def _hang_up(self) -> None:
-        """Close, but not before the client can have read the last reply."""
+    async def _hang_up(self, said: bytes) -> None:
+        """Close, but not before the client can have read what was said last."""
+        self.dismissed = True
         self.stream.last_words()
         self.patience, self.idle = LINGER, 0
+        refused = not self.session.pipelines and b"\r\n421 " in b"\r\n" + said
         left = 1 << 20
         while left > 0 and (data := await self.stream.receive()):
             left -= len(data)
+            if refused and data[:4].upper() != b"QUIT":
+                refused = False
+                self.heard += len(data)
+                self.session.accuse("talk-after-421")
 
-    async def _suffer(self, then: Then) -> None:
-        """Come to the end that the session has come to."""
+    async def _suffer(self, then: Then, said: bytes) -> None:
+        """Come to the end that the session has come to, having said something last."""
+        self.dismissed = True
         if then is Then.RESET:
             self.stream.reset()
         elif then is Then.STALL:
@@ -195,27 +265,29 @@ class Connection:
             while await self.stream.receive():
                 pass
         elif not self.session.left:
-            await self._hang_up()
+            await self._hang_up(said)
 
     def sweep(self) -> None:
         """Called once a second."""
         server = self.server
         settings = server.settings
-        if self.heard:
-            server.counters[RECEIVED] += self.heard
+        fresh = self.heard - self.counted
+        if fresh:
+            server.counters[RECEIVED] += fresh
             if self.session.in_body:
                 rate = settings.min_data_rate if self.guest is not None else 0
                 if server.stressed:
                     rate = rate or STRESS_RATE
                 # What comes fast enough refills the time there is, as in Postfix.
-                self.idle = max(0.0, self.idle - self.heard / rate) if rate else 0.0
-            self.heard = 0
+                self.idle = max(0.0, self.idle - fresh / rate) if rate else 0.0
+            self.counted = self.heard
         self.idle += 1
         self.age += 1
         limit = settings.timeout if self.patience is None else self.patience
         if server.stressed:
             limit = min(limit, settings.stress_timeout)
         if self.idle > limit:
+            server.counters[TIMED_OUT] += 1
             self._part(TIMEOUT)
             self.stream.close()
         elif self.guest is not None and 0 < settings.session_timeout < self.age:
@@ -232,6 +304,7 @@ class Connection:
 
     def _part(self, reply: Reply) -> None:
         """Say a last word, if nothing else is being said and the socket takes it at once."""
+        self.dismissed = True
         if self.patience is None:
             with suppress(OSError):
                 self.stream.send(reply.wire)

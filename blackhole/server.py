@@ -33,8 +33,9 @@ from blackhole.smtp import Config, Engine, Reply
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.policy import MODES
 from blackhole.smtp.reply import BUSY
-from blackhole.smtp.session import Trace, cell
-from blackhole.stats import AT, CONNECTIONS
+from blackhole.smtp.session import Trace
+from blackhole.smtp.state import cell
+from blackhole.stats import AT, CONNECTIONS, record_all
 from blackhole.stream import Selector, Stream
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,8 @@ class Server(TCPServer):
         self.certificates: Final = scenario.certificates
         self.crowded: Final = crowded
         self.number: Final = number
+        self.sent: Final[list[int]] = []
+        """How many messages each client sent that has left since the last sweep."""
         self.connections: Final[set[Connection]] = set()
         self._loop: Final = IOLoop.current()
         self._complained = -float(QUIET)
@@ -255,12 +258,24 @@ class Server(TCPServer):
         self.counters[OPEN] -= 1
         if client.session.judge is not None:
             client.session.judge.leave()
-        self.counters[RECEIVED] += client.heard
+        self.counters[RECEIVED] += client.heard - client.counted
+        self.sent.append(client.session.messages)
         if client.guest is not None:
             client.guest.leave()
 
+    def measure(self) -> None:
+        """Count what is costly to count one by one."""
+        for histogram, values in (
+            ("message_bytes", self.engine.sizes),
+            ("message_bytes", self.judging.sizes),
+            ("connection_messages", self.sent),
+        ):
+            record_all(self.counters, histogram, values)
+            values.clear()
+
     def sweep(self) -> None:
         """Once a second: look for clients that take too long."""
+        self.measure()
         self._hold()
         if self.settings.stress_timeout:
             share = self.counters[OPEN] / self.capacity
@@ -269,6 +284,11 @@ class Server(TCPServer):
             self.stressed = share >= (EASE if self.stressed else STRESS)
         for client in list(self.connections):
             client.sweep()
+
+    def abandon(self) -> None:
+        """The process ends: whoever is still here is not to blame."""
+        for client in self.connections:
+            client.dismissed = True
 
     def shut(self) -> None:
         """Accept no more; close the sockets, in this process."""

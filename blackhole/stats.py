@@ -15,7 +15,8 @@ import mmap
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,7 @@ from operator import add, sub
 from typing import Any, Final, NamedTuple, Self
 
 from blackhole.settings import OperatorError
-from blackhole.smtp.session import CODE_SPAN
-from blackhole.smtp.state import PHASES
+from blackhole.smtp.state import ACCUSED, CODE_SPAN, PHASES
 from blackhole.smtp.violations import RULES
 
 
@@ -83,7 +83,7 @@ TITLE: Final = 3
 # The order in a row: replies by phase and code, as `smtp.session.cell` numbers them; violations, as
 # `smtp.session` numbers them; then these.
 
-REPLIES: Final = len(PHASES) * CODE_SPAN
+REPLIES: Final = ACCUSED
 
 CONNECTIONS: Final = REPLIES + len(RULES)
 """Connections by listener."""
@@ -123,6 +123,25 @@ ROWS, USED, STARTED, NAMES = 1, 2, 3, 4
 HEADER: Final = -(-(NAMES + LISTENERS * NAME) // 8) * 8
 
 MEMFD: Final = "blackhole.stats"
+
+
+LAST: Final = {row.name: row.buckets - 1 for row in HISTOGRAMS}
+"""Name of a histogram -> its last bucket."""
+
+
+def record(cells: memoryview, histogram: str, value: int) -> None:
+    """Add a value to a histogram of a row, in its unit."""
+    start, last = STARTS[histogram], LAST[histogram]
+    cells[start + min(value.bit_length(), last)] += 1
+    cells[start + last + 1] += value
+
+
+def record_all(cells: memoryview, histogram: str, values: Sequence[int]) -> None:
+    """Add many values: 0.1 microseconds each."""
+    start, last = STARTS[histogram], LAST[histogram]
+    for bits, count in Counter(map(int.bit_length, values)).items():
+        cells[start + min(bits, last)] += count
+    cells[start + last + 1] += sum(values)
 
 
 class Stats:

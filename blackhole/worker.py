@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from socket import socket
@@ -20,7 +21,7 @@ from blackhole.scenario import NONE, Scenario
 from blackhole.server import Server, address
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.session import Session, Trace
-from blackhole.stats import AT, Stats
+from blackhole.stats import AT, Stats, record
 from blackhole.stream import Selector
 from blackhole.supervisor import Berth
 
@@ -34,6 +35,7 @@ WORDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, R
 
 PARTING: Final = 0.3
 """Seconds for the last words of one who retires; shorter than the master's patience with him."""
+CPU: Final = AT["cpu"]
 
 Bound = Mapping[Listener, Sequence[socket]]
 
@@ -52,9 +54,16 @@ def run(
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     ledger = Ledger(clients, berth.row, stats.living) if clients is not None else None
-    selector = Selector()
+    cells = stats.cells(berth.row)
+    selector = Selector(lambda waited, served: meter(cells, waited, served))
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario, ledger).live())
+
+
+def meter(cells: memoryview, waited: int, served: int) -> None:
+    """Count where the time of one turn of a client went, from nanoseconds."""
+    record(cells, "client_seconds", waited // 1000)
+    record(cells, "service_seconds", served // 1000)
 
 
 def trace(session: Session, direction: str, line: bytes) -> None:
@@ -87,6 +96,8 @@ class Worker:
         self.servers: Final[list[Server]] = []
         self._stop: Final = asyncio.Event()
         self._hurry = False
+        self._spent = 0
+        """Microseconds of processor time that are counted."""
 
     async def live(self) -> None:
         """Accept until told to stop; then drain."""
@@ -122,17 +133,29 @@ class Worker:
         # The terminal's Ctrl-C and the master's word may both come; a loop that is half closed
         # cannot take the second.
         signal.pthread_sigmask(signal.SIG_BLOCK, WORDS)
+        for server in self.servers:
+            server.abandon()
+            server.measure()
+        self._spend(counters)
 
     def _sweep(self) -> None:
         """Once a second, and no timer per connection besides."""
         self.stats.beat(self.berth.row)
         if self.ledger is not None:
             self.ledger.sweep()
+        self._spend(self.stats.cells(self.berth.row))
+        self.selector.pace()
         for server in self.servers:
             server.sweep()
         if self._hurry and not any(server.connections for server in self.servers):
             self._stop.set()
         asyncio.get_running_loop().call_later(1, self._sweep)
+
+    def _spend(self, counters: memoryview) -> None:
+        """Count the processor time that passed since the last time."""
+        spent = time.process_time_ns() // 1000
+        counters[CPU] += spent - self._spent
+        self._spent = spent
 
     def _drain(self) -> None:
         """Stop accepting at once; let messages under way come to their end."""

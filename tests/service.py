@@ -76,11 +76,15 @@ class Service:
         """Connections that are open now, as the counters have it."""
         return int(self.cells[AT["open"]])
 
-    def close(self) -> None:
-        """Stop; all connections must have ended by themselves, as all clients are gone."""
+    def settle(self) -> None:
+        """Wait until the last client is gone."""
         until = time.monotonic() + PATIENCE
         while self.open() and time.monotonic() < until:
             time.sleep(0.005)
+
+    def close(self) -> None:
+        """Stop; all connections must have ended by themselves, as all clients are gone."""
+        self.settle()
         left = self.open()
         self.loop.call_soon_threadsafe(self.over.set)
         self.thread.join(PATIENCE)

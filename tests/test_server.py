@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -10,12 +11,13 @@ import ssl
 import struct
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 
 import pytest
 from conftest import Certificate
 from service import Serve, Service
-from transcript import PATIENCE, Transcript, Wire, every, play
+from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
 
 from blackhole.smtp import PHASES
 from blackhole.smtp.session import cell
@@ -29,6 +31,11 @@ def test_on_a_socket(transcript: Transcript, serve: Serve, certificate: Certific
     service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=transcript.implicit)
     with Wire(service.address, certificate.client) as wire:
         play(transcript, wire)
+    if transcript.violations is not None:
+        service.settle()
+        wanted = Counter(rule for rule in transcript.violations if rule not in PIPELINED)
+        counted = service.stats.snapshot().violations
+        assert {rule: count for rule, count in counted.items() if count and rule not in PIPELINED} == wanted
 
 
 @pytest.mark.parametrize("transcript", [one for one in TRANSCRIPTS if one.path.parent.name != "tls"], ids=str)
@@ -253,6 +260,7 @@ RUDE = [b"", b"HE", b"HELO x\r\n", b"DATA\r\n", b"DATA\r\nbody\r\n", b"DATA\r\n\
 def test_rude_clients_leave_nothing_behind(serve: Serve, certificate: Certificate, secure: bool) -> None:
     """Each leaves in another state, by a close or by a reset, and no descriptor stays open."""
     service = serve(secure=secure)
+    gc.collect()  # the figures of services that are gone have a descriptor each
     before = len(os.listdir("/proc/self/fd"))
     for said in RUDE * 4:
         for linger in (struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)):

@@ -11,7 +11,7 @@ import pytest
 from conftest import Certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transcript import Mismatch, Transcript, bless, every, play, spelt
+from transcript import CONNECTED, PIPELINED, Mismatch, Transcript, bless, every, play, spelt
 
 from blackhole import options, scenario, server
 from blackhole.attempts import Attempts
@@ -20,6 +20,8 @@ from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.commands import NOT_SMTP
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.reply import BOUNCES
+from blackhole.smtp.state import ACCUSED
+from blackhole.smtp.violations import RULES
 
 
 class Bare:
@@ -102,6 +104,26 @@ def test_replies_do_not_depend_on_the_cuts(
         bless(transcript, bare(transcript, certificate, size))
     else:
         play(transcript, bare(transcript, certificate, size))
+
+
+def accusations(session: Session) -> list[str]:
+    """The rules that were broken, in alphabetical order."""
+    return sorted(RULES[cell - ACCUSED].name for cell in session.said if cell >= ACCUSED)
+
+
+@pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
+@pytest.mark.parametrize("transcript", [one for one in every() if one.violations is not None], ids=str)
+def test_what_is_wrong_does_not_depend_on_the_cuts(
+    transcript: Transcript, size: int, certificate: Certificate
+) -> None:
+    if transcript.whole:
+        size = 0
+    peer = bare(transcript, certificate, size)
+    play(transcript, peer)
+    assert transcript.violations is not None
+    unseen = CONNECTED | PIPELINED if size else CONNECTED
+    wanted = sorted(rule for rule in transcript.violations if rule not in unseen)
+    assert [rule for rule in accusations(peer.session) if rule not in unseen] == wanted
 
 
 def conversation(mode: str = "accept", **more: object) -> Session:

@@ -20,6 +20,15 @@ from typing import Protocol
 
 FOLDER = Path(__file__).parent / "transcripts"
 
+PROPER = ("verdict", "hello", "message", "tls", "smuggling")
+"""Folders whose transcripts have all that a client does wrong written down."""
+
+CONNECTED = {"early-talk", "no-quit", "hung-up-in-body", "talk-after-421"}
+"""Rules about the connection, of which a session knows nothing."""
+
+PIPELINED = {"unoffered-pipelining", "pipelined-behind-last"}
+"""Rules that are seen to be broken only where what is sent together arrives together."""
+
 PATIENCE = 20.0
 """Seconds until a server that says nothing has failed; far more than a busy machine needs."""
 
@@ -54,6 +63,8 @@ class Transcript:
     """The cut matters: each `C` mark must arrive in one piece."""
     scenario: str = ""
     """The text of a scenario file."""
+    violations: tuple[str, ...] | None = None
+    """What the client does wrong; None where nothing is said of it."""
 
     def __str__(self) -> str:
         return str(self.path.relative_to(FOLDER).with_suffix(""))
@@ -103,6 +114,7 @@ def read(path: Path) -> Transcript:
     """The transcript of a file; ValueError for a line without a mark."""
     options: list[str] = []
     scenario: list[str] = []
+    violations: list[str] | None = None
     steps = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         mark, text = line[:2], line[3:]
@@ -110,13 +122,16 @@ def read(path: Path) -> Transcript:
             options += line[1:].split()
         elif line.startswith(">"):
             scenario.append(line[2:] + "\n")
+        elif mark == "V:":
+            violations = [*(violations or ()), *(rule for rule in text.split() if rule != "none")]
         elif mark in ("C:", "C|", "C*", "S:", "S|"):
             steps.append(step(number, mark, text))
         elif line and not line.startswith("#"):
             raise ValueError(f"{path}:{number}: no mark known in {line!r}")
     whole = "<whole>" in options
     kept = tuple(option for option in options if option != "<whole>")
-    return Transcript(path, kept, tuple(steps), whole, "".join(scenario))
+    wrong = tuple(violations) if violations is not None else () if path.parent.name in PROPER else None
+    return Transcript(path, kept, tuple(steps), whole, "".join(scenario), wrong)
 
 
 def every() -> list[Transcript]:

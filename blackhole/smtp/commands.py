@@ -44,6 +44,13 @@ def something(state: State, argument: bytes) -> bytes | None:
     return argument.strip() or None
 
 
+def name(state: State, argument: bytes) -> bytes | None:
+    argument = argument.strip()
+    if argument and state.examined:
+        introduce(state, argument)
+    return argument or None
+
+
 def nothing(state: State, argument: bytes) -> bytes | None:
     return None if argument.strip() else b""
 
@@ -76,7 +83,11 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
             return Path(argument[length + 2 : -1])
         if argument[:length].upper() != word:
             return None
-        match = PATHS[strict].fullmatch(argument[length:].rstrip())
+        match = PATHS[True].fullmatch(argument[length:].rstrip())
+        if match is None and not strict:
+            match = PATHS[False].fullmatch(argument[length:].rstrip())
+            if match is not None:
+                state.accuse("syntax")
         if match is None:
             return None
         address, *unbracketed, rest = match.groups()
@@ -89,9 +100,14 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
             if strict and not (local and domain and len(address) <= 254):
                 return None
         found = checked(rest or b"", state.host.parameters[state.secure][word])
+        if found is reply.BAD_PARAMETER:
+            state.accuse("bad-parameter")
+        elif found is reply.UNKNOWN_PARAMETER or (found and not state.extended):
+            state.accuse("unknown-parameter")
         if isinstance(found, Reply):
             return found
         if not (address.isascii() or state.smtputf8 or b"SMTPUTF8" in found):
+            state.accuse("utf8-undeclared")
             return reply.NEEDS_SMTPUTF8
         return Path(address, found)
 
@@ -157,6 +173,11 @@ def respond(state: State, exchange: Exchange, text: bytes) -> Claim | Reply:
     return challenge(question)
 
 
+LAST_DIGIT: Final = ord("9")
+
+ADDRESS: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
+"""An address as it stands between the brackets of a literal, IPv4 or IPv6."""
+
 # What a command does: change the state, and say so.
 
 Action = Callable[[State, Any], Reply]
@@ -169,13 +190,25 @@ def connect(state: State, argument: bytes) -> Reply:
 def helo(state: State, argument: bytes) -> Reply:
     state.reset()
     state.stage |= GREETED
+    state.extended = False
     return state.host.helo
 
 
 def ehlo(state: State, argument: bytes) -> Reply:
     state.reset()
     state.stage |= GREETED
+    state.extended = True
     return state.host.ehlo_secure if state.secure else state.host.ehlo
+
+
+def introduce(state: State, name: bytes) -> None:
+    """Look at the name that a client gives itself."""
+    if b"." in name and name[-1] > LAST_DIGIT:
+        return
+    if ADDRESS.fullmatch(name):
+        state.accuse("hello-literal")
+    elif not (name.startswith(b"[") or b"." in name):
+        state.accuse("hello-name")
 
 
 def mail(state: State, sender: Path) -> Reply:
@@ -188,6 +221,7 @@ def mail(state: State, sender: Path) -> Reply:
             return reply.TOO_LARGE
         state.size = size
         state.smtputf8 = b"SMTPUTF8" in sender.parameters
+        state.eightbit = state.smtputf8 or sender.parameters.get(b"BODY", b"").upper() == b"8BITMIME"
     state.stage |= MAIL
     return reply.SENDER_OK
 
@@ -205,6 +239,8 @@ def data(state: State, argument: bytes) -> Reply:
 def end(state: State, argument: bytes) -> Reply:
     limit = state.host.config.message_size_limit
     if 0 < limit < state.octets:
+        if state.extended:
+            state.accuse("size-over-limit")
         return reply.TOO_LARGE if state.octets <= 2 * limit else reply.FAR_TOO_LARGE
     return reply.QUEUED
 
@@ -276,10 +312,8 @@ class Command(NamedTuple):
 
 COMMANDS: Final = (
     Command("CONNECT", anything, connect),
-    Command("HELO", something, helo, "HELO hostname", "greet the server, the old way", last=True),
-    Command(
-        "EHLO", something, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True
-    ),
+    Command("HELO", name, helo, "HELO hostname", "greet the server, the old way", last=True),
+    Command("EHLO", name, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True),
     Command("STARTTLS", nothing, starttls, "STARTTLS", "go on under TLS", last=True),
     Command(
         "AUTH",

@@ -11,6 +11,9 @@ from typing import Final
 
 END: Final = b"\r\n.\r\n"
 
+DOTTED: Final = END[:3]
+"""How a line begins that ends a message, or that has its first dot doubled."""
+
 START: Final = b"\r\n"
 """The tail of a body that has not begun. The CRLF that ended DATA counts as the line end before a
 dot on the very first line, so an empty message ends at once."""

@@ -24,14 +24,14 @@ from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
 from blackhole.smtp.auth import hidden
-from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, host, syntax
+from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, host, introduce, syntax
 from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmetered
-from blackhole.smtp.framing import END, START, bare, find, skip
+from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, portion
 from blackhole.smtp.reply import Reply, Then
-from blackhole.smtp.state import PHASES, Config, Host, State
-from blackhole.smtp.violations import RULES
+from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, State, cell
+from blackhole.smtp.violations import EVERY, FIRST, LOOK, WIDEST, flaws, proper
 
 LINE: Final = 2048
 """Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix takes 2048 too."""
@@ -45,23 +45,37 @@ PATIENCE: Final = 65536
 TURN: Final = 128
 """Commands of one client that are answered before others get their turn: under a millisecond of work."""
 
-CODE_SPAN: Final = 400
-"""Reply codes 200 to 599 in the table of counters, a row of which is a phase."""
-
-BARE_NEWLINES: Final = len(PHASES) * CODE_SPAN + [rule.name for rule in RULES].index("bare-lf")
-"""Where commands and messages with lines that end with LF alone are counted: behind that table."""
-
-USUAL: Final = re.compile(rb"(?:MAIL FROM|RCPT TO):<(?=[!-;=?-~]+>\r\n\Z)|(?:HELO|EHLO) (?=[!-~]+\r\n\Z)")
-"""Commands with an argument as nearly all senders write them: printable ASCII, no parameters. It
+USUAL: Final = re.compile(
+    rb"(?:MAIL FROM|RCPT TO):<(?=[!-;=?-~]{1,480}>\r\n\Z)|(?:HELO|EHLO) (?=[!-~]{1,480}\r\n\Z)"
+)
+"""Commands with an argument as nearly all senders write them: printable ASCII, not long, no parameters. It
 matches as far as the argument, but only if the rest of the chunk is an argument and a line end."""
 
-GROUP: Final = re.compile(rb"MAIL FROM:<[!-;=?-~]+>\r\n(?:RCPT TO:<[!-;=?-~]+>\r\n)+DATA\r\n")
+GROUP: Final = re.compile(rb"MAIL FROM:<[!-;=?-~]{1,480}>\r\n(?:RCPT TO:<[!-;=?-~]{1,480}>\r\n)+DATA\r\n")
 """A whole transaction as nearly all senders pipeline it."""
+
+NEVER_LOOK: Final = 1 << 62
+
+NO_FLAWS: Final[frozenset[str]] = frozenset()
 
 NEVER: Final = re.compile(rb"(?!)")
 
 TICK: Final = 0.1
 """Seconds between two pieces of a reply that drips."""
+
+BRIEF: Final = 510
+"""Octets of a command line without its end (RFC 5321 4.5.3.1.4)."""
+
+ROOM: Final = 1100
+"""More, for what extensions add to MAIL and RCPT: some 600 for RFC 3461, 500 for RFC 4954."""
+
+SLACK: Final = 512
+"""Octets that a declared size may be off in any case."""
+
+LACKING: Final = frozenset((reply.UNKNOWN, reply.NOT_OFFERED, reply.BDAT_NOT_OFFERED))
+"""Replies to what EHLO did not offer."""
+
+STAGES: Final = range((GREETED | MAIL | RCPT) + 1)
 
 DOT: Final = ord(".")
 
@@ -79,24 +93,38 @@ STRANGE: Final = re.compile(rb"[^A-Za-z\s]|[^\s:]*:")
 """What begins like this is no command, but a header line or worse: the client speaks another protocol."""
 
 
-def cell(phase: str, code: int) -> int:
-    """Where the replies with this code, said in this phase, are counted."""
-    return PHASES.index(phase) * CODE_SPAN + code - 200
-
-
 class Entry:
     """A command's row as it is on one listener: whether rules have a say, and where it is counted."""
 
-    __slots__ = ("bars", "base", "do", "judged", "needs", "ordered", "phase", "read", "syntax")
+    __slots__ = (
+        "base",
+        "do",
+        "fits",
+        "greets",
+        "judged",
+        "last",
+        "ordered",
+        "phase",
+        "quick",
+        "read",
+        "syntax",
+    )
 
     def __init__(self, command: Command, strict: bool, policy: Policy, check: Check | None = None) -> None:
         self.read: Final = command.read
         self.do: Final = command.do if check is None else checked(command.do, check)
-        self.needs: Final = command.needs
-        self.bars: Final = command.bars
-        self.ordered: Final = strict and bool(command.needs or command.bars)
+        self.last: Final = command.last
+        self.greets: Final = command.verb in ("HELO", "EHLO")
+        """Looks at its argument."""
+        self.fits: Final = tuple(
+            stage & command.needs == command.needs and not stage & command.bars for stage in STAGES
+        )
+        """By stage: whether it may be said now."""
+        self.ordered: Final = strict
         self.phase: Final = command.verb if command.verb in PHASES else "other"
         self.judged: Final = judged(policy, self.phase)
+        self.quick: Final = tuple(fits and not self.judged for fits in self.fits)
+        """By stage: whether nothing is to be said against it."""
         self.syntax: Final = syntax(command)
         self.base: Final = cell(self.phase, 0)
 
@@ -130,6 +158,9 @@ class Engine:
         self.trace: Final = trace
         self.new_id: Final = partial(dice.getrandbits, 40)
         self.outside: Final = outside
+        self.sizes: Final[list[int]] = []
+        """Octets of the messages that came to their end since the caller last emptied it."""
+        self._sessions = 0
         self.policy: Final = Policy(config.rules, config.mode, config.listener)
         self.judged: Final = bool(self.policy.phases)
         checks = {} if config.limits is None else CHECKS
@@ -158,6 +189,11 @@ class Engine:
         """Who asks the rules for a session."""
         return Judge(self.policy, self.outside, self.dice, Case(self.policy.listener, client, secure))
 
+    def examine(self) -> bool:
+        """Whether to look closely at the next session."""
+        self._sessions += 1
+        return self._sessions <= FIRST or not self._sessions % EVERY
+
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """A conversation with the client at this address; `secure` where TLS was there before SMTP."""
         return Session(self, secure, client, meter)
@@ -182,17 +218,24 @@ class Session(State):
     """
 
     __slots__ = (
+        "_again",
         "_bare",
+        "_denied",
         "_excess",
+        "_flaws",
         "_guarded",
         "_late",
+        "_next_look",
         "_rest",
+        "_run_of_line",
+        "_strange",
         "_tail",
         "busy",
         "conduct",
         "engine",
         "judge",
-        "said",
+        "messages",
+        "pipelines",
         "then",
         "wait",
     )
@@ -205,7 +248,10 @@ class Session(State):
         self.then = Then.LISTEN
         self.wait = 0.0
         """Seconds, with Then.WAIT; 0 means only that it is others' turn."""
-        self.said: list[int] = []
+        self.messages = 0
+        """That have come to their end."""
+        self.pipelines = False
+        """The client has sent a command before the reply to another."""
         self.busy = False
         """Something came and was not answered, or replies are held back: the short road is closed."""
         self._bare = False
@@ -222,6 +268,19 @@ class Session(State):
         """Asks the rules, where there are any."""
         self._guarded = False
         """What comes now may be a secret."""
+        self._again = False
+        """STARTTLS has made all void that was said before."""
+        self._strange = False
+        """The client began without a greeting, and was accused of it."""
+        self._denied = False
+        """The last MAIL, or a RCPT since then, was refused."""
+        self._flaws: frozenset[str] = NO_FLAWS
+        """What was found to be wrong with the body."""
+        self._run_of_line = 0
+        """Octets of the body's line that goes on."""
+        self.examined = engine.examine()
+        self._next_look = 0 if self.examined else NEVER_LOOK
+        """How many messages go before the next one that is looked at."""
 
     @property
     def in_body(self) -> bool:
@@ -258,8 +317,13 @@ class Session(State):
             size = len(data) - 3
             if self._tail is not START or data[0] == DOT or not data.endswith(END) or not engine.short:
                 return self._run(data)
-            if find(data, 0) != size - 2 or engine.end.judged:
+            # Of a short one: any dot that begins a line takes the long road, to see whether it is stuffed.
+            if (data.find(DOTTED) if size < SHORT else find(data, 0)) != size - 2 or engine.end.judged:
                 return self._run(data)
+            if self.messages >= self._next_look:
+                if size > WIDEST or not proper(data, self.eightbit):
+                    return self._run(data)
+                self._looked()
             self._tail = b""
             self.octets = size
             entry = engine.end
@@ -272,7 +336,9 @@ class Session(State):
                 if start is None:
                     return self._run(data) if engine.group(data) is None else self._group(data)
                 known = engine.usual[start[0]]
-            if known.judged:
+                if known.greets and self.examined:
+                    introduce(self, data[len(b"EHLO ") : -2])
+            if not known.quick[self.stage]:
                 return self._run(data)
             entry = known
             answer = entry.do(self, PLAIN)
@@ -287,6 +353,8 @@ class Session(State):
 
     def _group(self, data: bytes) -> bytes:
         """Answer MAIL, RCPT, ..., DATA that came in one chunk, and that no rule wants to see."""
+        if self.stage != GREETED or not self.extended:
+            return self._run(data)
         recipients = data.count(b"\n") - 2
         if self.conduct is not None and not self.conduct.allows(recipients):
             return self._run(data)
@@ -315,6 +383,8 @@ class Session(State):
         self.stage = 0
         self.admitted = False
         self.secure = True
+        self.extended = self._strange = False
+        self._again = self.then is Then.SECURE
         self.then = Then.LISTEN
         if self.judge is not None:
             self.judge = self.judge.secured()
@@ -384,6 +454,9 @@ class Session(State):
                 engine.trace(self, "RECV", line)
         if self.judge is not None and self.judge.header is not None:
             self.judge.header.feed(data[start:end])
+        if self.octets < LOOK and self.messages >= self._next_look:
+            stop = position - len(b".\r\n") if position >= 0 else len(data)
+            self._look(data[start : max(start, min(stop, start + LOOK - self.octets))], tail)
         if engine.config.bare_newline != "normalize" and bare(data, start, end, tail):
             self._bare = True
         self.octets += end - start
@@ -391,14 +464,38 @@ class Session(State):
         limit = engine.config.message_size_limit
         if 0 < 2 * limit < size:
             # It could go on for ever; all that is left to say can be said now.
+            if self.extended:
+                self.accuse("size-over-limit")
             self._tail = b""
             return end, engine.end, reply.FAR_TOO_LARGE
         if position < 0:
             return None
         self.octets = size
+        self._looked()
+        if position < len(data) and not self.extended:
+            self.accuse("unoffered-pipelining")
         if self._bare and (refusal := self._newline()) is not None:
             return position, engine.end, refusal
         return position, engine.end, self._answer(engine.end, b"")
+
+    def _looked(self) -> None:
+        """A message is over: see when to look again."""
+        if self.messages >= self._next_look and self.messages >= FIRST - 1:
+            self._next_look = self.messages + EVERY
+
+    def _look(self, piece: bytes, before: bytes) -> None:
+        """See what is wrong with the next piece of a body."""
+        if before is START:
+            self._flaws = NO_FLAWS
+            self._run_of_line = 0
+        found = self._flaws.union(flaws(piece, before, self._run_of_line, self.eightbit))
+        for rule in sorted(found - self._flaws):
+            # Where all of each message is searched for bare LF, it is told of in another place.
+            if rule != "bare-lf" or self.engine.config.bare_newline == "normalize":
+                self.accuse(rule)
+        self._flaws = found
+        end = piece.rfind(b"\n")
+        self._run_of_line = len(piece) - 1 - end + (self._run_of_line if end < 0 else 0)
 
     def _line(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
         """Answer the command at `start`: where the next begins, and the answer; or None, for half a line."""
@@ -408,10 +505,12 @@ class Session(State):
         if self._excess or (len(line) > LINE and len(line) > self._most(line) and not BINARY.match(line)):
             self._excess += len(line)
             if self._excess > PATIENCE:
+                self.accuse("long-command")
                 return len(data), engine.other, reply.FAR_TOO_LONG
             if end < 0:
                 return None
             self._excess = 0
+            self.accuse("long-command")
             if self.exchange is not None:
                 self.exchange = None
                 return end + 1, engine.auth, reply.RESPONSE_TOO_LONG
@@ -421,7 +520,7 @@ class Session(State):
             return None
         if line.endswith(b"\r"):
             line = line[:-1]
-        elif engine.config.bare_newline != "normalize" and end >= 0:
+        elif end >= 0:
             refusal = self._newline()
             if refusal is not None:
                 return end + 1, engine.other, refusal
@@ -432,6 +531,9 @@ class Session(State):
             entry = engine.entries.get(verb) or engine.entries.get(verb.upper()) or engine.other
         if engine.trace is not None:
             engine.trace(self, "RECV", self._shown(entry, line))
+        if len(line) > BRIEF + (ROOM if b"> " in line else 0) and entry is not engine.auth:
+            self.accuse("long-command")
+        offered = self.extended
         if entry is engine.other and STRANGE.match(line):
             answer = reply.NOT_PLAIN if line.startswith(HELLO) else reply.NOT_SMTP
         elif (odd := self._odd(line)) is not None:
@@ -439,22 +541,54 @@ class Session(State):
             answer = odd
         else:
             answer = self._answer(entry, argument)
-        if answer.then is not LISTEN and 0 <= end < len(data) - 1:
-            patient = answer
-            answer = self._hasty(answer)
-            if answer is not patient and self.judge is not None:
-                self.judge.fault = None
+        if answer in LACKING and not entry.judged:
+            self.accuse("unknown-command")
+        if entry.phase == "MAIL" or (entry.phase == "RCPT" and answer.code >= 400):
+            self._denied = answer.code >= 400
+        if 0 <= end < len(data) - 1:
+            self._overtake(entry, answer, offered)
+            if answer.then is not LISTEN:
+                patient = answer
+                answer = self._hasty(answer)
+                if answer is not patient and self.judge is not None:
+                    self.judge.fault = None
         return end + 1 or len(data), entry, answer
+
+    def _overtake(self, entry: Entry, answer: Reply, offered: bool) -> None:
+        """Something came before the answer to a command."""
+        self.pipelines = True
+        if answer.then is Then.SECURE:
+            self.accuse("talk-behind-starttls")
+        elif not offered:
+            self.accuse("unoffered-pipelining")
+        elif entry.last:
+            self.accuse("pipelined-behind-last")
+
+    def _misplaced(self, entry: Entry) -> None:
+        """A command came when it should not."""
+        if not (self.stage & GREETED or self._strange):
+            self._strange = True
+            self.accuse("no-hello-after-starttls" if self._again else "no-hello")
+        if self.pipelines and self._denied:
+            return  # sent before its MAIL or RCPT was refused: RFC 2920 3.1 has the server deal with that
+        if entry.phase == "DATA":
+            self.accuse("no-recipient")
+        elif entry.phase == "RCPT" or self.stage & MAIL:
+            self.accuse("wrong-order")
 
     def _answer(self, entry: Entry, argument: bytes) -> Reply:
         """Check the order, read the argument, ask the rules, do it: always in this order."""
         if self.judge is not None and self.judge.barred and entry.phase != "QUIT":
             # RFC 5321 3.1: wait for QUIT, answer 503 to anything else.
+            self.accuse("talk-after-521")
             return reply.BAD_SEQUENCE
-        if entry.ordered and (self.stage & entry.needs != entry.needs or self.stage & entry.bars):
-            return reply.BAD_SEQUENCE
+        if not entry.fits[self.stage]:
+            self._misplaced(entry)
+            if entry.ordered:
+                return reply.BAD_SEQUENCE
         parsed = entry.read(self, argument)
         if parsed is None:
+            self.accuse("syntax")
             return entry.syntax
         if isinstance(parsed, Reply):
             return parsed
@@ -532,6 +666,10 @@ class Session(State):
 
     def _finish(self, answer: Reply) -> bytes:
         """The message is over, taken or not; what to say."""
+        self.messages += 1
+        self.engine.sizes.append(self.octets)
+        if self.size:
+            self._compare()
         if answer is reply.QUEUED:
             wire = answer.wire % (self._id or self.new_id())
         else:
@@ -554,23 +692,28 @@ class Session(State):
         long = self.exchange is not None or line[:5].upper() == b"AUTH "
         return AUTH_LINE if long and self.engine.config.auth else LINE
 
+    def _compare(self) -> None:
+        """See whether what came is what MAIL declared."""
+        if abs(self.octets - self.size) > max(self.size // 10, SLACK):
+            self.accuse("size-wrong")
+
     def _odd(self, line: bytes) -> Reply | None:
         """The reply to a line that is no text, whatever its verb."""
         if b"\0" in line or b"\r" in line:
+            self.accuse("nul" if b"\0" in line else "bare-cr")
             return reply.CONTROL
         if not line.isascii():
             try:
                 line.decode()
             except UnicodeDecodeError:
+                self.accuse("utf8-undeclared")
                 return reply.NOT_TEXT
         return None
 
     def _newline(self) -> Reply | None:
         """A command or a message had a line that ends with LF alone: count it, or refuse it."""
-        if self.engine.config.bare_newline == "reject":
-            return reply.BARE_NEWLINE
-        self.said.append(BARE_NEWLINES)
-        return None
+        self.accuse("bare-lf")
+        return reply.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
 
     def _hasty(self, answer: Reply) -> Reply:
         """The reply to a command that something follows which had to wait for the reply."""

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from blackhole.smtp.auth import Exchange
 from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import Reply
+from blackhole.smtp.violations import NUMBER
 
 PHASES: Final = (
     "CONNECT",
@@ -36,6 +37,12 @@ PHASES: Final = (
     "other",
 )
 """The one vocabulary. CONNECT is the greeting, "." the end of a message, "other" what is none of ours."""
+
+CODE_SPAN: Final = 400
+"""Reply codes 200 to 599 in the table of counters, a row of which is a phase."""
+
+ACCUSED: Final = len(PHASES) * CODE_SPAN
+"""Where the violations are counted, in the order of their table: behind the replies."""
 
 GREETED: Final = 1
 MAIL: Final = 2
@@ -108,6 +115,11 @@ class Host:
     """What may stand behind an address, by the FROM or TO before it: without TLS, and under it."""
 
 
+def cell(phase: str, code: int) -> int:
+    """Where the replies with this code, said in this phase, are counted."""
+    return PHASES.index(phase) * CODE_SPAN + code - 200
+
+
 class State:
     """What one session remembers. Commands change it; nothing else does.
 
@@ -118,12 +130,16 @@ class State:
     __slots__ = (
         "_id",
         "admitted",
+        "eightbit",
+        "examined",
         "exchange",
+        "extended",
         "host",
         "left",
         "new_id",
         "octets",
         "recipients",
+        "said",
         "secure",
         "size",
         "smtputf8",
@@ -146,6 +162,14 @@ class State:
         self.octets = 0
         self.size = 0
         self.smtputf8 = False
+        self.eightbit = False
+        """MAIL said that octets above 127 may come."""
+        self.examined = True
+        """Looked at more closely than is needed to serve it: its name, and what stands in its messages."""
+        self.extended = False
+        """Greeted by EHLO, and so told what is offered."""
+        self.said: list[int] = []
+        """The cells of what is yet to be counted: replies, and what the client did wrong."""
 
     @property
     def id(self) -> int:
@@ -162,3 +186,8 @@ class State:
         self.octets = 0
         self.size = 0
         self.smtputf8 = False
+        self.eightbit = False
+
+    def accuse(self, rule: str) -> None:
+        """The client broke a rule of `violations.RULES`."""
+        self.said.append(ACCUSED + NUMBER[rule])

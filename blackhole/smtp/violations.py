@@ -6,6 +6,7 @@ such words, and still is a mistake, is style.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 LEVELS: Final = ("must", "should", "style")
@@ -48,12 +49,12 @@ RULES: Final = (
         "end the message with CRLF.CRLF, or never begin it",
     ),
     Rule(
-        "talk-after-421", "should", 5321, "3.8",
+        "talk-after-421", "style", 5321, "3.8",
         "went on after 421",
         "421 ends the session at any point: close, and try again later",
     ),
     Rule(
-        "talk-after-521", "should", 5321, "3.1",
+        "talk-after-521", "style", 5321, "3.1",
         "went on after a refusal in place of the greeting",
         "all that may follow a 521 or 554 greeting is QUIT",
     ),
@@ -90,9 +91,9 @@ RULES: Final = (
         "shorten the address; the parameters of extensions have room of their own",
     ),
     Rule(
-        "address-syntax", "must", 5321, "4.1.1.2",
-        "wrote MAIL or RCPT without angle brackets, or with blanks where none may be",
-        "MAIL FROM:<address> and RCPT TO:<address>, with nothing between the colon and the bracket",
+        "syntax", "must", 5321, "4.1.1",
+        "wrote a command otherwise than it is to be written",
+        "MAIL FROM:<address> and RCPT TO:<address>: in brackets, and no blank behind the colon",
     ),
     Rule(
         "unknown-parameter", "must", 5321, "4.1.1.11",
@@ -181,3 +182,69 @@ RULES: Final = (
 
 NUMBER: Final = {rule.name: number for number, rule in enumerate(RULES)}
 """Name -> its place in the table."""
+
+
+# What stands in a message.
+
+LOOK: Final = 2048
+"""Octets of a message that are looked at. A sender that does not convert line ends, does not stuff dots or
+does not encode shows it in the first lines; to look at all of a large message
+takes as long as all else does."""
+
+FIRST: Final = 16
+EVERY: Final = 16
+"""So many sessions of a listener in a worker, and so many messages of a session, are looked at at first, and
+later one in so many: who is wrong, is wrong often."""
+
+TEXT: Final = (
+    bytes(octet for octet in range(1, 128) if octet not in b"\r\n"),
+    bytes(octet for octet in range(1, 256) if octet not in b"\r\n"),
+)
+"""Octets of which nothing is to be said; the second when those above 127 were announced."""
+
+WIDEST: Final = 998
+"""Octets of a line without its end (RFC 5322 2.1.1)."""
+
+
+def proper(body: bytes, eightbit: bool) -> bool:
+    """Whether nothing is wrong with the octets of a body, at a glance; else `flaws` tells what.
+
+    What is left without the text has to be the pairs of CR LF, and no more.
+    """
+    return len(body.translate(None, TEXT[eightbit])) == 2 * body.count(b"\r\n")
+
+
+def flaws(piece: bytes, before: bytes, run: int, eightbit: bool) -> Iterator[str]:
+    """What is wrong with the next piece of a body: names of rules.
+
+    `before` has the octets before it, CR LF at the beginning; the line that goes on has `run` of them. An
+    octet is judged when the one behind it is known, so that it does not matter how a body is cut.
+    """
+    if not proper(b"\r" + piece if before.endswith(b"\r") else piece, eightbit):
+        if b"\0" in piece:
+            yield "nul"
+        if not (eightbit or piece.isascii()):
+            yield "8bit-undeclared"
+        text = before[-1:] + piece
+        ends = text.count(b"\r\n")
+        if piece.count(b"\n") != ends:
+            yield "bare-lf"
+        if text.count(b"\r", 0, -1) != ends:
+            yield "bare-cr"
+    text = before[-3:] + piece
+    if b"." in text and text.count(b"\r\n.", 0, -1) > text.count(b"\r\n..") + text.count(b"\r\n.\r"):
+        yield "unstuffed-dot"
+    if run + len(piece) > WIDEST + 1 and wide(piece, run):
+        yield "long-line"
+
+
+def wide(piece: bytes, run: int) -> bool:
+    """Whether a line is too long; the first one has `run` octets before this."""
+    start = -run
+    while len(piece) - start > WIDEST + 1:
+        # The last end of a line within reach of this line's start.
+        end = piece.rfind(b"\n", max(start, 0), max(start + WIDEST + 2, 0))
+        if end < 0:
+            return True
+        start = end + 1
+    return False
