@@ -41,6 +41,7 @@ PROBES: Final = AT["probes"]
 TLS_OK: Final = AT["tls_ok"]
 TLS_FAILED: Final = AT["tls_failed"]
 TLS_RESUMED: Final = AT["tls_resumed"]
+
 LINGER: Final = 2
 """Seconds a client is given to read why it was sent away."""
 

@@ -20,7 +20,7 @@ from transcript import PATIENCE
 
 from blackhole import connection, server
 from blackhole.guard import Guard
-from blackhole.smtp.session import BARE_NEWLINES, cell
+from blackhole.smtp.state import cell
 from blackhole.stream import Stream
 
 BUSY = b"421 4.3.2 Too many connections, try again later\r\n"
@@ -498,7 +498,7 @@ def test_bare_newlines_are_counted(serve: Serve, clients: ExitStack) -> None:
     client = greeted(clients, service)
     client.sendall(b"NOOP\nDATA\r\na\nb\nc\r\n.\r\nDATA\r\nnone\r\n.\r\nQUIT\r\n")
     assert rest(client).endswith(b"221 2.0.0 Goodbye\r\n")
-    assert service.cells[BARE_NEWLINES] == 2
+    assert service.stats.snapshot().violations["bare-lf"] == 2
 
 
 def test_a_public_sink_keeps_quiet(

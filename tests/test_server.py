@@ -20,7 +20,7 @@ from service import Serve, Service
 from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
 
 from blackhole.smtp import PHASES
-from blackhole.smtp.session import cell
+from blackhole.smtp.state import cell
 from blackhole.stats import AT
 
 TRANSCRIPTS = every()

@@ -9,7 +9,7 @@ import pytest
 from program import Program, wait_for
 
 from blackhole.settings import OperatorError
-from blackhole.smtp.session import cell
+from blackhole.smtp.state import cell
 from blackhole.stats import AT, CONNECTIONS, LISTENERS, STARTS, Stats
 
 
@@ -122,8 +122,8 @@ def test_a_process_without_figures_is_no_server() -> None:
         Stats.of(2**22 + 1)
 
 
-def test_another_version_is_not_read() -> None:
+def test_another_version_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = Stats(1)
-    stats._cells[0] += 1
+    monkeypatch.setattr("blackhole.stats.LAYOUT", stats._cells[0] + 1)
     with pytest.raises(OperatorError, match="another version"):
         Stats.of(os.getpid())
