@@ -272,6 +272,7 @@ def test_rude_clients_leave_nothing_behind(serve: Serve, certificate: Certificat
             client.close()
     until = time.monotonic() + PATIENCE
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < until:
+        gc.collect()
         time.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) <= before
 
