@@ -104,7 +104,7 @@ class Connection:
             if server.listener.tls:
                 session.approach()
                 if session.then is not LISTEN:
-                    await self._suffer(session.then)
+                    await self._suffer(session.then, b"")
                     return
                 await self._secure()
             out = session.greet()
