@@ -1,0 +1,231 @@
+"""Scenarios on the real program: the same for any number of workers, reloaded, checked, in nobody's way."""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import signal
+import smtplib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from conftest import Certificate
+from program import Program, run, wait_for
+
+REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "{code} 4.2.1 Later"\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Iterator[Path]:
+    """A scenario file that refuses."""
+    path = tmp_path / "scenario.toml"
+    path.write_text(REFUSE.format(code=450))
+    yield path
+
+
+def outcome(port: int, sender: str, recipient: str) -> str:
+    """How an attempt ends: a code, or the name of what happened to the connection."""
+    try:
+        with smtplib.SMTP("127.0.0.1", port, timeout=20) as client:
+            client.helo("client.test")
+            client.mail(sender)
+            code, said = client.rcpt(recipient)
+            return f"{code} {said.decode()}"
+    except (smtplib.SMTPServerDisconnected, ConnectionResetError):
+        return "gone"
+
+
+FATE = """
+seed = 42
+
+[[rule]]
+phase = "RCPT"
+recipient = "*@flaky.example"
+chance = 0.4
+reply = ["450 4.2.1 One", "451 4.2.1 Two", "452 4.2.1 Three"]
+
+[[rule]]
+phase = "RCPT"
+chance = 0.2
+then = "close"
+"""
+
+
+def test_the_same_seed_has_the_same_outcomes_with_one_worker_and_with_four(tmp_path: Path) -> None:
+    path = tmp_path / "fate.toml"
+    path.write_text(FATE)
+    lists = []
+    for workers in (1, 4):
+        with Program(f"--workers={workers}", f"--scenario={path}") as program:
+            domains = ("flaky.example", "other.example")
+            lists.append(
+                [
+                    outcome(program.port, f"s{number % 7}@example.com", f"r{number}@{domains[number % 2]}")
+                    for number in range(120)
+                ]
+            )
+    assert lists[0] == lists[1]
+    assert {reply[:3] for reply in lists[0]} == {"250", "450", "451", "452", "gon"}
+
+
+def refusal(program: Program) -> str:
+    return outcome(program.port, "ann@example.com", "bob@example.com")[:3]
+
+
+def test_a_reload_reads_the_scenario_again(write: Path) -> None:
+    with Program(f"--scenario={write}") as program:
+        assert refusal(program) == "450"
+        write.write_text(REFUSE.format(code=451))
+        os.kill(program.pid, signal.SIGHUP)
+        wait_for(lambda: refusal(program) == "451", "the new rules are in force")
+
+
+def test_a_reload_of_a_broken_file_keeps_the_old_rules_and_says_so(write: Path) -> None:
+    with Program(f"--scenario={write}") as program:
+        workers = program.workers()
+        write.write_text(REFUSE.format(code=451) + "chance = 2\n")
+        os.kill(program.pid, signal.SIGHUP)
+        said = f"not reloaded, all stays as it was: {write}:4: rule 1: chance: expected a probability"
+        wait_for(lambda: said in program.output(), "the mistake is in the log")
+        assert refusal(program) == "450"
+        assert program.workers() == workers
+
+
+def test_a_reload_does_not_set_the_clock_back(write: Path) -> None:
+    """The window was open in the first second; whoever starts the clock anew sees it open once more."""
+    text = REFUSE.format(code=450) + 'window = "w"\n[[window]]\nname = "w"\nfor = "1500ms"\n'
+    write.write_text(text)
+    with Program(f"--scenario={write}") as program:
+        wait_for(lambda: refusal(program) == "250", "the window is closed")
+        before = program.workers()
+        write.write_text(text.replace("450", "451"))
+        os.kill(program.pid, signal.SIGHUP)
+        wait_for(lambda: "reloaded" in program.output(), "the rules are read again")
+        wait_for(lambda: not set(before) & set(program.workers()), "the old workers are gone")
+        assert refusal(program) == "250"
+
+
+def test_a_scenario_is_checked_before_anything_is_opened(write: Path) -> None:
+    assert run("-t", f"--scenario={write}").returncode == os.EX_OK
+    write.write_text(REFUSE.format(code="four"))
+    for action in ("-t", "run"):
+        done = run(action, f"--scenario={write}", "--listen=127.0.0.1:0")
+        assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"blackhole: {write}:3: rule 1: reply: expected a reply with its code")
+
+
+def test_how_many_rules_there_are_is_said(write: Path) -> None:
+    with Program(f"--scenario={write}", "--scenario=profile:flaky") as program:
+        assert ", 4 rules, " in program.output()
+
+
+# Certificates
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [("expired", "certificate has expired"), ("wrong-name", "Hostname mismatch")]
+)
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
+def test_a_faulty_certificate_is_shown(
+    fault: str, error: str, implicit: bool, certificate: Certificate, write: Path
+) -> None:
+    """A client that trusts who signed it still has this one thing against it."""
+    write.write_text(f'[[rule]]\nphase = "STARTTLS"\ncertificate = "{fault}"\n')
+    tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--hostname=mx.test")
+    with Program(f"--scenario={write}", "--ssl_port=0", *tls) as program:
+        port = program.port
+        if implicit:
+            (shown,) = [line for line in program.output().splitlines() if line.endswith(", TLS")]
+            port = int(shown.split("listening on 127.0.0.1:")[1].split(",")[0])
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with connected(port, implicit, context) as client:
+            made = ssl.DER_cert_to_PEM_cert(client.getpeercert(binary_form=True) or b"")
+        context = ssl.create_default_context(cadata=made)
+        with pytest.raises(ssl.SSLCertVerificationError, match=error), connected(port, implicit, context):
+            pass
+
+
+def connected(port: int, implicit: bool, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """A client under TLS."""
+    client = socket.create_connection(("127.0.0.1", port), 20)
+    if not implicit:
+        client.recv(1000)
+        client.sendall(b"STARTTLS\r\n")
+        assert client.recv(1000).startswith(b"220 ")
+    return context.wrap_socket(client, server_hostname="mx.test")
+
+
+def test_a_certificate_needs_tls(write: Path) -> None:
+    write.write_text('[[rule]]\nphase = "STARTTLS"\ncertificate = "expired"\n')
+    done = run("-t", f"--scenario={write}")
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr == 'blackhole: scenario: certificate = "expired" needs TLS; give ssl_cert too\n'
+
+
+def test_a_handshake_from_the_first_octet_can_stall(certificate: Certificate, write: Path) -> None:
+    write.write_text('[[rule]]\nphase = "STARTTLS"\nthen = "stall"\n')
+    tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--ssl_port=0")
+    with Program(f"--scenario={write}", *tls) as program:
+        (shown,) = [line for line in program.output().splitlines() if line.endswith(", TLS")]
+        port = int(shown.split("listening on 127.0.0.1:")[1].split(",")[0])
+        with socket.create_connection(("127.0.0.1", port), 20) as client:
+            client.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                certificate.client.wrap_socket(client, server_hostname="mx.test")
+
+
+# A crowd that waits
+
+CROWD = 10000
+
+
+def test_ten_thousand_that_wait_hold_up_nobody(write: Path) -> None:
+    """Counted: while all of them wait for a reply that is ten minutes away, others are served at once."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit[1] < CROWD + 1000:
+        pytest.skip(f"no more than {limit[1]} descriptors")
+    write.write_text('[[rule]]\nphase = "NOOP"\ndelay = 600\n')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
+    with ExitStack() as undo:
+        undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limit)
+        program = undo.enter_context(
+            Program("--workers=1", f"--max_connections={CROWD + 100}", f"--scenario={write}")
+        )
+        crowd = []
+        for number in range(CROWD):
+            client = socket.socket()
+            undo.callback(client.close)
+            # Any of 127.0.0.0/8 is this machine; one address has not enough ports to itself for sure.
+            client.bind((f"127.0.0.{2 + number % 8}", 0))
+            client.settimeout(30)
+            client.connect(program.address)
+            client.sendall(b"NOOP\r\n")
+            crowd.append(client)
+        for client in crowd:
+            assert client.recv(1000).startswith(b"220 ")
+        with socket.create_connection(program.address, 20) as fresh:
+            assert fresh.recv(1000).startswith(b"220 ")
+            took = []
+            for _ in range(50):
+                began = time.monotonic()
+                fresh.sendall(b"HELO client.test\r\n")
+                assert fresh.recv(1000).startswith(b"250 ")
+                took.append(time.monotonic() - began)
+        # The middle one, as others use this machine too.
+        assert sorted(took)[25] < 0.1
+        with selectors.DefaultSelector() as answered:
+            for client in crowd:
+                answered.register(client, selectors.EVENT_READ)
+            assert answered.select(0) == [], "nobody of the crowd was answered meanwhile"
+        for client in crowd:
+            with suppress(OSError):
+                client.close()
