@@ -127,6 +127,7 @@ NOBODY = "The answer: no rule holds; the mode is bounce: refuse every message at
         (["rcpt=b@x", "helo=A"], ["  rule 5: yes", f"{USUAL}, after 2 s, drip"]),
         (["size=2000"], ["  rule 6: yes", "The answer: 552 5.3.4 Too large"]),
         (["header=subject: axb"], ["  rule 6: no, size is not > 1k", "  rule 7: yes", USUAL]),
+        (["phase=other"], [NOBODY]),
         (["phase=DATA", "at=61"], ["  rule 8: yes", "The answer: 451 4.3.0 Now"]),
         (["phase=DATA", "at=1.5m"], ["  rule 8: yes", "The answer: 451 4.3.0 Now"]),
     ],

@@ -17,7 +17,7 @@ from blackhole.settings import OperatorError
 from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.pattern import Globs, Networks
-from blackhole.smtp.policy import Case, Condition, Rule, Window
+from blackhole.smtp.policy import KINDS, Case, Condition, Rule, Window
 
 
 def rules(text: str) -> tuple[Rule, ...]:
@@ -143,6 +143,13 @@ MISTAKES = {
     CLOSE + "throttle = { connections = 1, per = 1, by = 'sender-domain' }\n": "by sender-domain connections "
     "are counted at no phase",
     "[[rule]]\nthrottle = { connections = 1, per = 1 }\n": "rule 1: reply: missing; a rule needs one of ",
+    REFUSE + "blocklist = 'zen.example.org'\n": "blocklist: has a reply of its own; leave reply out",
+    "[[rule]]\nblocklist = 'zen.example.org'\n": "blocklist: needs one of client, helo, sender, recipient",
+    "[[rule]]\nblocklist = 'zen example'\nhelo = 'x'\n": "blocklist: expected the name of a list",
+    "[[rule]]\nphase = '.'\nheader = 'invoice'\ndelay = 1\n": "header: expected a header field, as ",
+    REFUSE + "header = 'Subject: x'\n": "rule 1: header: not known at RCPT, but at .",
+    "[[rule]]\nphase = 'STARTTLS'\ncertificate = 'stolen'\n": "certificate: expected one of expired, ",
+    "[[rule]]\nphase = 'MAIL'\nreply = 'accept'\nthen = 'close'\n": "then: close comes in place of ",
 }
 """A file's text and (part of) the one line that is said."""
 
@@ -203,6 +210,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         ("*a*b*c", ["abc", "xaxbxc", "aabbcc"], ["acb", "abcx", "bac"]),
         ("bob@[192.0.2.1]", ["bob@[192.0.2.1]"], ["bob@1"]),
         ("<>", [""], ["x"]),
+        ("b?b", ["bob", "b?b"], ["bb", "boob"]),
         ("b\u00f6b@*", ["b\u00f6b@x"], ["bob@x"]),
     ],
 )  # fmt: skip
@@ -380,12 +388,38 @@ def test_rules_for_tls_hold_from_the_handshake_on() -> None:
 
 
 def test_many_kinds_of_clients_take_no_memory() -> None:
-    """Ten rules make 1024 kinds; tables are kept for the last few hundred."""
-    text = "".join(REFUSE + f"client = ['{n}.0.0.0/8', '2001:{n}::/32']\n" for n in range(1, 11))
-    of = engine(text)
-    for n in range(1, 11):
-        assert rcpt(greeted(of, f"{n}.1.1.1"), "bob@example.com")[:3] == "450"
-    assert len(of.policy._made) == 10
+    """Three hundred clients, each with a rule of its own; the tables of some hundred are kept."""
+    addresses = [f"192.0.{n // 256}.{n % 256}" for n in range(300)]
+    of = engine("".join(REFUSE + f"client = '{address}'\n" for address in addresses))
+    for address in addresses:
+        assert rcpt(greeted(of, address), "bob@example.com")[:3] == "450"
+    assert rcpt(greeted(of, "198.51.100.1"), "bob@example.com")[:3] == "250"
+    assert len(of.policy._made) <= KINDS < 300
+
+
+# TLS from the first octet
+
+
+@pytest.mark.parametrize(
+    ("rule", "then", "shown"),
+    [
+        ("certificate = 'expired'", Then.LISTEN, "expired"),
+        ("then = 'stall'", Then.STALL, ""),
+        ("then = 'reset'", Then.RESET, ""),
+        ("then = 'close'\ntls = true", Then.LISTEN, ""),
+    ],
+)
+def test_rules_for_starttls_are_asked_before_a_handshake_too(rule: str, then: Then, shown: str) -> None:
+    session = engine(f"[[rule]]\nphase = 'STARTTLS'\n{rule}").session()
+    session.approach()
+    assert session.judge is not None
+    assert (session.then, session.judge.certificate) == (then, shown)
+
+
+def test_without_rules_nobody_is_asked() -> None:
+    session = Engine(Config(), Random(7)).session()
+    session.approach()
+    assert (session.then, session.judge) == (Then.LISTEN, None)
 
 
 # What it costs

@@ -19,6 +19,7 @@ from blackhole.scenario import Scenario
 from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.commands import NOT_SMTP
 from blackhole.smtp.judge import Outside
+from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import BOUNCES
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import RULES
@@ -314,10 +315,54 @@ WORDS = [
 """What a client may say, in any order and cut anywhere."""
 
 
+MISCHIEF = """
+[[rule]]
+phase = "."
+header = "Subject: *"
+reply = "550 5.7.1 No subjects"
+
+[[rule]]
+phase = "RCPT"
+sender = "ann@*"
+recipient = "b?b@*"
+reply = "450 4.2.1 Later"
+then = { drip = 200 }
+
+[[rule]]
+phase = "."
+then = "half-reply"
+
+[[rule]]
+phase = ["RSET", "HELP"]
+delay = [1, 2]
+
+[[rule]]
+phase = "VRFY"
+then = "stall"
+
+[[rule]]
+phase = "NOOP"
+helo = "client.test"
+then = "reset"
+
+[[rule]]
+phase = "DATA"
+reply = "354 Say it"
+then = { drip = 50 }
+
+[[rule]]
+phase = "CONNECT"
+delay = 1
+"""
+"""A bit of all that rules can do."""
+
+
 def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
     """All that a new session answers to the pieces, how it ends, and at what stage it is left."""
     session = engine.session()
     out = session.greet()
+    while session.then is Then.WAIT:
+        out += session.resume()
     for piece in pieces:
         out += session.receive(piece)
         while session.then is Then.WAIT:
@@ -332,11 +377,13 @@ def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
     said=st.lists(st.sampled_from(WORDS), max_size=20).map(b"".join),
     cuts=st.lists(st.integers(1, 200), max_size=30),
     delay=st.sampled_from([None, (0.5, 1.5)]),
+    rules=st.sampled_from(["", MISCHIEF]).map(lambda text: tuple(scenario.read(text, "") if text else ())),
 )
 def test_no_conversation_depends_on_its_cuts(
-    said: bytes, cuts: list[int], delay: tuple[float, float] | None
+    said: bytes, cuts: list[int], delay: tuple[float, float] | None, rules: tuple[Rule, ...]
 ) -> None:
-    engine = Engine(Config(hostname="mx.test", message_size_limit=1000, delay=delay), Random(7))
+    config = Config(hostname="mx.test", message_size_limit=1000, delay=delay, rules=rules)
+    engine = Engine(config, Random(7))
     pieces, start = [], 0
     for cut in cuts:
         pieces.append(said[start : start + cut])

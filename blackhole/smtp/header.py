@@ -39,8 +39,6 @@ class Header:
             line = line.removesuffix(b"\r")
             if line in (b"", b"."):
                 break
-            if line.startswith(b".."):
-                line = line[1:]  # RFC 5321 4.5.2
             if line[:1] in (b" ", b"\t"):
                 if found:
                     found[-1] += b" " + line.strip()
