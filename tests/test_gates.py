@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 
@@ -199,6 +202,13 @@ class Client:
         self.socket.close()
 
 
+@contextmanager
+def crowd(program: Program, count: int) -> Iterator[list[Client]]:
+    """So many connections at once, over all workers."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Client(program)) for _ in range(count)]
+
+
 def crew(tmp_path: Path, text: str, *more: str) -> Program:
     file = tmp_path / "rules.toml"
     file.write_text(text)
@@ -220,13 +230,11 @@ def reload(program: Program) -> None:
 
 def test_all_workers_count_attempts_together(tmp_path: Path) -> None:
     with crew(tmp_path, ATTEMPTS) as program:
-        clients = [Client(program) for _ in range(12)]  # at once, so over all workers
-        for client in clients:
-            client.say("MAIL FROM:<ann@a>")
-        heard = [client.say("RCPT TO:<bob@b>") for client in clients]
+        with crowd(program, 12) as clients:
+            for client in clients:
+                client.say("MAIL FROM:<ann@a>")
+            heard = [client.say("RCPT TO:<bob@b>") for client in clients]
         assert heard == ["450"] * 6 + ["250"] * 6
-        for client in clients:
-            client.__exit__()
         assert program.stop() == 0
 
 
@@ -251,44 +259,53 @@ def test_a_quota_is_that_of_all_workers(tmp_path: Path) -> None:
     """Sixteen clients that ask as fast as they can: not one too many gets through."""
     text = "[[rule]]\nthrottle = { recipients = 500, per = 'hour' }\nreply = '452 4.5.3 Slow down'\n"
     with crew(tmp_path, text) as program:
-        clients = [Client(program) for _ in range(16)]
-        for client in clients:
-            client.say("MAIL FROM:<ann@a>")
-        for client in clients:
-            client.socket.sendall(b"".join(b"RCPT TO:<%d@b>\r\n" % number for number in range(60)))
-        heard = Counter(client.hear() for client in clients for _ in range(60))
+        with crowd(program, 16) as clients:
+            for client in clients:
+                client.say("MAIL FROM:<ann@a>")
+            for client in clients:
+                client.socket.sendall(b"".join(b"RCPT TO:<%d@b>\r\n" % number for number in range(60)))
+            heard = Counter(client.hear() for client in clients for _ in range(60))
         assert heard == {"250": 500, "452": 460}
-        for client in clients:
-            client.__exit__()
+        assert program.stop() == 0
+
+
+def test_a_rate_is_that_of_all_workers(tmp_path: Path) -> None:
+    """Clients that never rest, over several periods: each lets through as many as it may."""
+    text = "[[rule]]\nthrottle = { recipients = 100, per = '500ms' }\nreply = '452 4.5.3 Slow down'\n"
+    with crew(tmp_path, text) as program:
+        with crowd(program, 8) as clients:
+            for client in clients:
+                client.say("MAIL FROM:<ann@a>")
+            accepted, began = 0, time.monotonic()
+            while time.monotonic() < began + 2.2:
+                for client in clients:
+                    client.socket.sendall(b"RCPT TO:<bob@b>\r\n" * 20)
+                accepted += sum(client.hear() == "250" for client in clients for _ in range(20))
+            periods = (time.monotonic() - began) / 0.5
+        # The last period may have begun just now; a busy machine may have slept over another.
+        assert 100 * (periods - 2) <= accepted <= 100 * (periods + 1)
         assert program.stop() == 0
 
 
 def test_rooms_are_those_of_all_workers_and_a_killed_one_leaves(tmp_path: Path) -> None:
     text = "[[rule]]\nthrottle = { concurrent = 8 }\nreply = '421 4.7.0 Too many'\n"
     with crew(tmp_path, text) as program:
-        clients = [Client(program) for _ in range(10)]
-        assert Counter(client.greeting for client in clients) == {"220": 8, "421": 2}
 
         def next_one() -> bool:
             with Client(program) as client:
                 return client.greeting == "220"
 
-        assert not next_one()
-        clients[0].say("QUIT")
-        clients[0].__exit__()
-        wait_for(next_one, "there is room again")
-        for client in clients[1:]:
-            client.__exit__()
-        pids = program.workers()
-        os.kill(pids[0], signal.SIGKILL)
-        wait_for(lambda: pids[0] not in program.workers() and len(program.workers()) == 4, "a new worker")
-
         def room() -> bool:
-            clients = [Client(program) for _ in range(9)]
-            heard = Counter(client.greeting for client in clients)
-            for client in clients:
-                client.__exit__()
-            return heard == {"220": 8, "421": 1}
+            with crowd(program, 9) as clients:
+                return Counter(client.greeting for client in clients) == {"220": 8, "421": 1}
 
-        wait_for(room, "all have left")
+        with crowd(program, 10) as clients:
+            assert Counter(client.greeting for client in clients) == {"220": 8, "421": 2}
+            assert not next_one()
+            clients[0].say("QUIT")
+            wait_for(next_one, "there is room again")
+            killed = program.workers()[0]
+            os.kill(killed, signal.SIGKILL)
+            wait_for(lambda: killed not in program.workers() and len(program.workers()) == 4, "a new worker")
+        wait_for(room, "all have left, those of the killed one too")
         assert program.stop() == 0
