@@ -343,6 +343,9 @@ OPTIONS = (
            "TOML; a rule that holds wins over the mode.", repeats=True),
     Option("bare_newline", _newline, "normalize", "ACTION", "Replies",
            "what becomes of lines that end with LF alone", f"One of {_NEWLINES}."),
+    Option("dynamic_switch", _switch, "yes", "yes|no", "Replies",
+           "obey X-Blackhole-Mode and X-Blackhole-Delay in the header of a message",
+           "For that message alone; at most 60 seconds. Rules win over it."),
     Option("auth", _auth, "off", "any|off|FILE", "Replies", "who may log in with AUTH",
            "any is everybody, with any password. A file has a line user:password for each who may. "
            "Only under TLS, unless auth_plaintext is given."),

@@ -123,6 +123,7 @@ def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) ->
         rules=scenario.rules,
         bare_newline=settings.bare_newline,
         limits=limits(settings) if settings.judges else None,
+        dynamic_switch=settings.dynamic_switch,
         auth=settings.auth != "off",
         auth_plaintext=settings.auth_plaintext,
         passwords=settings.passwords,

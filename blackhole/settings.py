@@ -114,6 +114,8 @@ class Settings:
     ssl_cert: str = ""
     """Empty: no TLS."""
     ssl_key: str = ""
+    dynamic_switch: bool = True
+    """A message may name its own mode and delay."""
     auth: str = "off"
     """`off`: AUTH is not offered; `any`: anybody may log in; else the file that says who may."""
     auth_plaintext: bool = False

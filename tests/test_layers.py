@@ -24,6 +24,7 @@ LAYERS = (
         "smtp.pattern",
         "smtp.shape",
         "smtp.header",
+        "smtp.switch",
         "smtp.gate",
     ),
     (

@@ -37,6 +37,7 @@ SAMPLES = {
     "message_size_limit": "0",
     "scenario": "/etc/outage.toml profile:flaky",
     "bare_newline": "reject",
+    "dynamic_switch": "no",
     "auth": "/etc/users",
     "auth_plaintext": "yes",
     "timeout": "2.5",

@@ -102,8 +102,18 @@ class Judge:
         self.certificate = ruling.verdict.certificate
         return Then.LISTEN if ruling.verdict.fault is None else ruling.verdict.fault.then
 
-    def answer(self, state: State, phase: str, do: Callable[[State, Any], Reply], said: Any) -> Reply:
-        """Ask the rules of the phase; do what they say, or what the client asked for."""
+    def answer(
+        self,
+        state: State,
+        phase: str,
+        do: Callable[[State, Any], Reply],
+        said: Any,
+        policy: Policy | None = None,
+    ) -> Reply:
+        """Ask the rules of the phase; do what they say, or what the client asked for.
+
+        `policy` is asked in place of the listener's, this once.
+        """
         case = self.case
         if state.stage <= GREETED:
             case.sender = case.recipient = b""
@@ -119,7 +129,7 @@ class Judge:
         if phase == "." and self.header is not None:
             case.header = self.header.fields()
             self.header = None
-        ruling = self._ask(phase)
+        ruling = self._ask(phase, policy)
         case.header = ()
         answer = do(state, said) if ruling is None else self._obey(state, do, said, ruling)
         if answer.code >= 400:
@@ -129,9 +139,10 @@ class Judge:
             self.barred |= phase == "CONNECT"
         return answer
 
-    def _ask(self, phase: str) -> Ruling | None:
+    def _ask(self, phase: str, policy: Policy | None = None) -> Ruling | None:
         """What the rules of a phase say, once all is known that they look at."""
-        table = self._tables.get(phase)
+        tables = self._tables if policy is None else policy.tables(self.case)
+        table = tables.get(phase)
         if table is None:
             return None
         case = self.case

@@ -27,10 +27,12 @@ from blackhole.smtp.auth import hidden
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, host, introduce, syntax
 from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmetered
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
+from blackhole.smtp.header import Header
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, portion
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, State, cell
+from blackhole.smtp.switch import BLANK, MARK, MODES, silent, wish
 from blackhole.smtp.violations import EVERY, FIRST, LOOK, WIDEST, flaws, proper
 
 LINE: Final = 2048
@@ -163,6 +165,13 @@ class Engine:
         self._sessions = 0
         self.policy: Final = Policy(config.rules, config.mode, config.listener)
         self.judged: Final = bool(self.policy.phases)
+        self.switch: Final = config.dynamic_switch
+        self.modes: Final = {
+            mode.decode(): Policy(config.rules, mode.decode(), config.listener)
+            for mode in MODES
+            if self.switch
+        }
+        """What messages are judged by that ask for a mode."""
         checks = {} if config.limits is None else CHECKS
         entries = {row.verb: Entry(row, config.strict, self.policy, checks.get(row.verb)) for row in COMMANDS}
         others = {row.verb: Entry(row, config.strict, self.policy) for row in OTHER}
@@ -224,12 +233,14 @@ class Session(State):
         "_excess",
         "_flaws",
         "_guarded",
+        "_header",
         "_late",
         "_next_look",
         "_rest",
         "_run_of_line",
         "_strange",
         "_tail",
+        "_wish",
         "busy",
         "conduct",
         "engine",
@@ -266,6 +277,10 @@ class Session(State):
         """Octets passed over of a line that is too long."""
         self.judge = engine.judge(client, secure) if engine.judged else None
         """Asks the rules, where there are any."""
+        self._header: Header | None = None
+        """The header section of the message under way, if it may ask for something."""
+        self._wish: tuple[float, float] | None = None
+        """Seconds that a message wants its reply to be held back."""
         self._guarded = False
         """What comes now may be a secret."""
         self._again = False
@@ -319,6 +334,8 @@ class Session(State):
                 return self._run(data)
             # Of a short one: any dot that begins a line takes the long road, to see whether it is stuffed.
             if (data.find(DOTTED) if size < SHORT else find(data, 0)) != size - 2 or engine.end.judged:
+                return self._run(data)
+            if engine.switch and MARK in data[: data.find(BLANK)].lower():
                 return self._run(data)
             if self.messages >= self._next_look:
                 if size > WIDEST or not proper(data, self.eightbit):
@@ -423,8 +440,9 @@ class Session(State):
                     break
                 position, entry, answer = step
                 seconds, fault = self._effects()
-                if seconds is None and delay is not None:
-                    seconds = self.engine.dice.uniform(*delay)
+                span, self._wish = self._wish or delay, None
+                if seconds is None and span is not None:
+                    seconds = self.engine.dice.uniform(*span)
                 if conduct is not None:
                     ours = entry.judged or entry is self.engine.end
                     if answer.code >= 500 and not ours:
@@ -457,6 +475,11 @@ class Session(State):
         if self.octets < LOOK and self.messages >= self._next_look:
             stop = position - len(b".\r\n") if position >= 0 else len(data)
             self._look(data[start : max(start, min(stop, start + LOOK - self.octets))], tail)
+        if engine.switch:
+            if tail is START:
+                self._header = None if silent(data, start) else Header()
+            if self._header is not None:
+                self._header.feed(data[start:end])
         if engine.config.bare_newline != "normalize" and bare(data, start, end, tail):
             self._bare = True
         self.octets += end - start
@@ -476,7 +499,19 @@ class Session(State):
             self.accuse("unoffered-pipelining")
         if self._bare and (refusal := self._newline()) is not None:
             return position, engine.end, refusal
-        return position, engine.end, self._answer(engine.end, b"")
+        return position, engine.end, self._end_of_message()
+
+    def _end_of_message(self) -> Reply:
+        """Answer a message as it asks for itself, or as all others."""
+        engine, header = self.engine, self._header
+        if header is None:
+            return self._answer(engine.end, b"")
+        self._header = None
+        mode, self._wish = wish(header.fields())
+        if not mode:
+            return self._answer(engine.end, b"")
+        judge = self.judge or engine.judge("", self.secure)
+        return judge.answer(self, ".", engine.end.do, PLAIN, engine.modes[mode])
 
     def _looked(self) -> None:
         """A message is over: see when to look again."""

@@ -93,6 +93,8 @@ class Config:
     """What becomes of lines that end with LF alone, a key of settings.NEWLINES."""
     limits: Limits | None = None
     """What is borne of one client; None: everything."""
+    dynamic_switch: bool = False
+    """A message may say itself how it wants to be treated."""
     auth: bool = False
     """AUTH is offered."""
     auth_plaintext: bool = False

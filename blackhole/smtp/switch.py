@@ -1,0 +1,61 @@
+"""The switch: header fields with which a message says itself how it wants to be treated.
+
+They are X-Blackhole-Mode and X-Blackhole-Delay, as in Blackhole 2.x. A value that is not
+understood is as good as none: it may have been meant for another server.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+MODES: Final = frozenset((b"accept", b"bounce", b"random"))
+"""Those that say what becomes of one message."""
+
+LONGEST: Final = 60.0
+"""Seconds. Anybody may send such a message."""
+
+DELAY: Final = re.compile(rb"([0-9]{1,9}(?:\.[0-9]{1,6})?)(?:\s*,\s*([0-9]{1,9}(?:\.[0-9]{1,6})?))?")
+
+MARK: Final = b"x-blackhole-"
+"""How their names begin, in small letters."""
+
+BLANK: Final = b"\r\n\r\n"
+
+
+class Wish(NamedTuple):
+    """What a message wants."""
+
+    mode: str = ""
+    """Empty: the listener's."""
+    delay: tuple[float, float] | None = None
+    """Seconds before the reply, at least and at most; None: the listener's."""
+
+
+def wish(fields: Iterable[bytes]) -> Wish:
+    """What a header section asks for, each field as "Name: value". Of several values the first is meant."""
+    mode, delay = "", None
+    for field in fields:
+        name, _, value = field.partition(b": ")
+        name, value = name.lower(), value.strip().lower()
+        if name == MARK + b"mode" and not mode and value in MODES:
+            mode = value.decode()
+        elif name == MARK + b"delay" and delay is None:
+            delay = span(value)
+    return Wish(mode, delay)
+
+
+def span(text: bytes) -> tuple[float, float] | None:
+    """The seconds of "10" or "10, 60", cut at LONGEST."""
+    match = DELAY.fullmatch(text)
+    if match is None:
+        return None
+    least, most = (min(float(part), LONGEST) for part in (match[1], match[2] or match[1]))
+    return (least, most) if least <= most else None
+
+
+def silent(data: bytes, start: int) -> bool:
+    """Whether the header section of the message that begins here is all here, and asks for nothing."""
+    end = data.find(BLANK, start)
+    return end >= 0 and MARK not in data[start:end].lower()
