@@ -8,7 +8,7 @@ DOCS = docs/_build
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test coverage lint docs dist bench bench-quick clean
+.PHONY: help run test coverage lint docs dist bench bench-quick faults soak clean
 
 help:
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,12 @@ bench: $(VENV)/.program  ## measure the speed beside other sinks
 
 bench-quick: $(VENV)/.program  ## the same, in under two minutes
 	@$(BIN)/python -m benchmarks --quick
+
+faults: $(VENV)/.test  ## kill, freeze, flood and starve it, and measure: about 15 minutes
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+soak: $(VENV)/.test  ## good and bad clients together for 10 minutes, or ARGS="--minutes 60"
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 clean:  ## remove all that was made, the virtual environment too
 	@rm -rf $(VENV) $(DOCS) docs/_generated build dist htmlcov .coverage *.egg-info

@@ -106,7 +106,8 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
             state.accuse("unknown-parameter")
         if isinstance(found, Reply):
             return found
-        if not (address.isascii() or state.smtputf8 or b"SMTPUTF8" in found):
+        # What MAIL asked for holds for its recipients, and not for the sender of the next message.
+        if not (address.isascii() or b"SMTPUTF8" in found or (state.smtputf8 and word == b"TO")):
             state.accuse("utf8-undeclared")
             return reply.NEEDS_SMTPUTF8
         return Path(address, found)

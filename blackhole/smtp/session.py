@@ -555,7 +555,7 @@ class Session(State):
             return None
         if line.endswith(b"\r"):
             line = line[:-1]
-        elif end >= 0:
+        elif end >= 0 and not BINARY.match(line):
             refusal = self._newline()
             if refusal is not None:
                 return end + 1, engine.other, refusal
