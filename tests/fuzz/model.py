@@ -44,7 +44,7 @@ SAID = {
     "expn": b"EXPN c\r\n",
     "help": b"HELP DATA\r\n",
     "unknown": b"XYZZY\r\n",
-    "auth": b"AUTH PLAIN\r\n",
+    "etrn": b"ETRN x\r\n",
     "starttls": b"STARTTLS\r\n",
     "starttls wrong": b"STARTTLS x\r\n",
 }
@@ -57,7 +57,7 @@ BODIES = {
 
 CONSTANT = {
     "ehlo nobody": "501", "noop": "250", "vrfy": "252", "expn": "252", "help": "214", "unknown": "500",
-    "auth": "502", "rset wrong": "501", "starttls wrong": "501",
+    "etrn": "502", "rset wrong": "501", "starttls wrong": "501",
 }  # fmt: skip
 """What changes nothing, and is always answered alike."""
 
