@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=60, help="connections of good clients a second")
     chosen = parser.parse_args()
     seconds = chosen.minutes * 60
-    bad_before = os.getloadavg()[0]
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         issue(folder)
@@ -156,21 +156,18 @@ def main() -> int:
             same = program.workers() == workers
             code = program.stop()
     beside = counted - fine.taken
-    print(
-        f"{took / 60:.1f} minutes, load of the machine {bad_before:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
-    )
-    print(
-        f"good: {fine.connections} connections, {fine.taken} messages, {len(fine.failed)} failed {fine.failed[:3]}"
-    )
+    at_last = os.getloadavg()[0]
+    print(f"{took / 60:.1f} minutes, load of the machine {load:.1f} at first, {at_last:.1f} at last")
+    print(f"good: {fine.connections} connections, {fine.taken} messages, {len(fine.failed)} failed")
+    for fault in sorted(set(fine.failed))[:5]:
+        print(f"      {fault}")
     print(f"bad: {rude.connections} connections")
     print(f"counted beside what clients counted: {beside} messages")
-    print(
-        f"memory: {samples[0][1]:.0f} KiB at first, {samples[-1][1]:.0f} at last, slope {slope(samples):+.0f} KiB/h"
-    )
+    grown = f"{samples[0][1]:.0f} KiB at first, {samples[-1][1]:.0f} at last"
+    print(f"memory: {grown}, slope {slope(samples):+.0f} KiB/h")
     print(f"descriptors: {min(files)} to {max(files)}, {left} when all had left")
-    print(
-        f"CPU of all processes: {used:.0f} % of one core; the same workers to the end: {same}; {tracebacks} tracebacks; exit {code}"
-    )
+    print(f"CPU of all processes: {used:.0f} % of one core; the same workers to the end: {same}")
+    print(f"{tracebacks} tracebacks; exit code {code}")
     return int(bool(beside or fine.failed or tracebacks or code or not same))
 
 
