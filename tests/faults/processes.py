@@ -58,7 +58,10 @@ def until_refused(address: tuple[str, int], began: float) -> float:
     "accepts again within 1 s; nobody who waits is lost, nor any session of another worker",
 )
 def killed_worker(trial: Trial) -> None:
-    """Connections wait while all workers are stopped; one is killed, others go on. Then kills under load."""
+    """Connections wait while all workers are stopped; one is killed, others go on. Then kills under load.
+
+    None is killed in its first second, after which it would be taken for one that cannot start.
+    """
     with Program("--workers=4") as program, ExitStack() as stack:
         settled(program, 4)
         workers = program.workers()
@@ -82,9 +85,7 @@ def killed_worker(trial: Trial) -> None:
         with Load(program.address, 200) as load:
             for _ in range(times):
                 sessions = [Client(program.address) for _ in range(16)]
-                victim = program.workers()[
-                    0
-                ]  # the oldest: one that dies young has to wait for its second life
+                victim = program.workers()[0]  # the oldest
                 os.kill(victim, signal.SIGSTOP)  # so that it takes nobody between this count and its death
                 time.sleep(0.05)
                 snapshot = Stats.of(program.pid).snapshot()
@@ -93,6 +94,7 @@ def killed_worker(trial: Trial) -> None:
                 os.kill(victim, signal.SIGKILL)
                 settled(program, 4, without=victim)
                 took.append(time.monotonic() - began)
+                time.sleep(0.5)
                 for session in sessions:
                     with session, suppress(OSError):
                         torn += 1
