@@ -437,6 +437,7 @@ def test_a_hundred_rules_are_found_by_what_they_name() -> None:
         return test._replace(holds=holds)
 
     text = "".join(REFUSE + f"recipient = '*@d{n}.example'\n" for n in range(100))
+    text += "".join(REFUSE + f"recipient = ['n{n}-*', '*@*.s{n}.test']\n" for n in range(10))
     text += REFUSE + "recipient = 'vip@d7.example'\n" + REFUSE + "sender = 'eve@*'\n"
     watched = tuple(replace(rule, tests=tuple(map(counted, rule.tests))) for rule in rules(text))
     session = greeted(Engine(Config(rules=watched), Random(7)))
@@ -444,6 +445,10 @@ def test_a_hundred_rules_are_found_by_what_they_name() -> None:
     heard = [rcpt(session, f"{name}.example")[:3] for name in ("vip@d7", "bob@d7", "bob@d100")]
     assert heard == ["450", "450", "250"]
     assert asked == {"*@d7.example": 2, "eve@*": 1}
+    asked.clear()
+    assert rcpt(session, "n7-x@y.test")[:3] == "450"
+    assert rcpt(session, "x@a.b.s7.test")[:3] == "450"
+    assert asked == {"n7-* or *@*.s7.test": 2}
 
 
 # The header section

@@ -9,14 +9,14 @@ from __future__ import annotations
 import ipaddress
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-LITERAL: Final = re.compile(r"(\*@)?[^*?]*")
+LITERAL: Final = re.compile(r"\*@[^*?@]*|[^*?]*")
 """A glob that needs no expression: a whole text, or any address of one domain."""
 
 
@@ -31,10 +31,29 @@ def expression(glob: str) -> re.Pattern[bytes]:
     return re.compile(first + middle + b".*" + last + rb"\Z", re.DOTALL)
 
 
+WHOLE: Final = 0
+HEAD: Final = 1
+TAIL: Final = 2
+
+Anchor = tuple[int, bytes]
+"""WHOLE, HEAD or TAIL, and the octets that are all of a text, its beginning or its end."""
+
+
+def anchor(glob: str) -> Anchor | None:
+    """The longer of a glob's fixed ends; None where both are open."""
+    parts = re.split("[*?]", glob)
+    if len(parts) == 1:
+        return WHOLE, glob.encode()
+    head, tail = parts[0].encode(), parts[-1].encode()
+    if len(head) > len(tail):
+        return HEAD, head
+    return (TAIL, tail) if tail else None
+
+
 class Globs:
     """Any of some globs. Letters match in either case."""
 
-    __slots__ = ("domains", "exact", "others")
+    __slots__ = ("anchors", "domains", "exact", "others")
 
     def __init__(self, globs: Iterable[str]) -> None:
         globs = [glob.lower() for glob in globs]
@@ -43,6 +62,11 @@ class Globs:
         self.domains: Final = frozenset(glob[1:].encode() for glob in literal if glob.startswith("*"))
         """With the "@" before them."""
         self.others: Final = tuple(expression(glob).match for glob in globs if glob not in literal)
+        anchors = {anchor(glob) for glob in globs}
+        self.anchors: Final = frozenset(
+            found for found in anchors if None not in anchors and found is not None
+        )
+        """What a text must have for any of them to fit; empty: nothing that can be named."""
 
     def match(self, text: bytes) -> bool:
         """Whether one of them fits all of the text."""
@@ -53,10 +77,29 @@ class Globs:
             return True
         return any(match(text) for match in self.others)
 
-    @property
-    def keys(self) -> frozenset[bytes]:
-        """All that can fit, as whole texts and "@domain"s; empty when that is no list."""
-        return frozenset() if self.others else self.exact | self.domains
+
+class Index:
+    """Finds which of many sets of globs may fit a text, by their anchors and without trying each."""
+
+    def __init__(self, sets: Sequence[frozenset[Anchor]]) -> None:
+        self.loose: Final = tuple(number for number, anchors in enumerate(sets) if not anchors)
+        """Those without anchors, which may always fit."""
+        self._found: Final[dict[Anchor, tuple[int, ...]]] = {}
+        for number, anchors in enumerate(sets):
+            for one in anchors:
+                self._found[one] = (*self._found.get(one, ()), number)
+        self._heads: Final = tuple({len(octets) for end, octets in self._found if end == HEAD})
+        self._tails: Final = tuple({len(octets) for end, octets in self._found if end == TAIL})
+
+    def find(self, text: bytes) -> Sequence[int]:
+        """The numbers of those that may fit, the loose among them, in their order."""
+        look = self._found.get
+        found = look((WHOLE, text), ())
+        for size in self._heads:
+            found += look((HEAD, text[:size]), ())
+        for size in self._tails:
+            found += look((TAIL, text[-size:]), ())
+        return sorted({*found, *self.loose}) if found else self.loose
 
 
 class Networks:

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp.gate import OBLIVION, Gate, Greylist, Memory
-from blackhole.smtp.pattern import Globs
+from blackhole.smtp.pattern import Anchor, Globs, Index
 from blackhole.smtp.reply import BOUNCES, CODES, Reply, Then
 from blackhole.smtp.shape import Shape
 
@@ -320,27 +320,16 @@ class Table:
         alone = [rule for _, rule in self._rules]
         self.counts: Final = any(rule.counts for rule in alone)
         self.timed: Final = any(rule.window is not None or rule.remembers for rule in alone)
-        self._index: Final[dict[bytes, tuple[tuple[tuple[Callable[[Case], bool], ...], Rule], ...]]] = {}
-        named = {field: [keys(rule, field) for rule in alone] for field in INDEXED}
+        named = {field: [anchors(rule, field) for rule in alone] for field in INDEXED}
         best = max(INDEXED, key=lambda field: sum(map(bool, named[field])))
         self._text: Final = attrgetter(best)
-        found = named[best]
-        self._others: Final = tuple(row for row, names in zip(self._rules, found, strict=True) if not names)
-        if len(self._rules) - len(self._others) >= FEW:
-            for key in frozenset().union(*found):
-                domain = key[key.rfind(b"@") :]
-                self._index[key] = tuple(
-                    row
-                    for row, names in zip(self._rules, found, strict=True)
-                    if not names or key in names or domain in names
-                )
+        self._index: Final = Index(named[best]) if sum(map(bool, named[best])) >= FEW else None
 
     def find(self, case: Case, dice: Random, memory: Memory = OBLIVION) -> Ruling | None:
         """The first rule that holds, and its draws; None: the case is nobody's."""
-        rules = self._rules
-        if self._index:
-            text = self._text(case).lower()
-            rules = self._index.get(text) or self._index.get(text[text.rfind(b"@") :]) or self._others
+        rules: Sequence[tuple[tuple[Callable[[Case], bool], ...], Rule]] = self._rules
+        if self._index is not None:
+            rules = [rules[number] for number in self._index.find(self._text(case).lower())]
         for tests, rule in rules:
             for holds in tests:
                 if not holds(case):
@@ -355,9 +344,9 @@ class Table:
         return None
 
 
-def keys(rule: Rule, field: str) -> frozenset[bytes]:
-    """The whole texts and "@domain"s that this attribute must be one of; empty: it may be anything."""
-    return next((test.globs.keys for test in rule.tests if test.key == field and test.globs), frozenset())
+def anchors(rule: Rule, field: str) -> frozenset[Anchor]:
+    """What this attribute must have for the rule to hold; empty: nothing that can be named."""
+    return next((test.globs.anchors for test in rule.tests if test.key == field and test.globs), frozenset())
 
 
 Tables = Mapping[str, Table]
