@@ -343,9 +343,8 @@ class Door:
             except OSError as error:
                 if error.errno in EXHAUSTED:
                     self._server.complain("cannot accept connections: %s", error.strerror)
-                    if self._server.turn_one_away(self._socket):
-                        continue
-                    self._rest()
+                    if not self._server.turn_one_away(self._socket):
+                        self._rest()
                     return
                 # ECONNABORTED and whatever a network hands up through accept(2): that client is gone.
                 continue
