@@ -117,6 +117,17 @@ def _has_open(pid: int, file: os.stat_result) -> bool:
     return False
 
 
+def masters() -> list[int]:
+    """The pids of all servers on this machine, those without a pidfile too."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as title:
+                if title.read().rstrip(b"\0") == TITLE.encode():
+                    found.append(int(name))
+    return found
+
+
 def send(path: str, number: signal.Signals) -> bool:
     """Signal the program that holds a pidfile; False if none does. Raises OperatorError."""
     patience = time.monotonic() + PATIENCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
-from blackhole import __version__, daemon, logs, options
+from blackhole import __version__, daemon, logs, options, report, top
 from blackhole.clients import Clients
 from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.stats import Stats
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DASHBOARD = "blackhole: dashboard"
+PROGRESS = "blackhole: progress"
 """Its title, as `ps` shows it."""
 
 NOT_RUNNING = 7
@@ -188,13 +190,50 @@ def _reload(settings: Settings, argv: Sequence[str]) -> int:
 def _status(settings: Settings, argv: Sequence[str]) -> int:
     """0, 1 and 3 mean what LSB has them mean."""
     pid = daemon.holder(settings.pid)
+    if pid:
+        return _answer(_figures(settings, pid))
     if pid is not None:
-        return _answer(f"Blackhole is running, pid {pid}.\n" if pid else "Blackhole is about to run.\n")
+        return _answer("Blackhole is about to run.\n")
     if os.path.lexists(settings.pid):
         _answer(f"Blackhole is not running; it died and left {settings.pid}.\n")
         return 1
     _answer("Blackhole is not running.\n")
     return 3
+
+
+def _figures(settings: Settings, pid: int) -> str:
+    """What there is to say of a server that runs; little, to those whom its figures are not for."""
+    try:
+        seen = Stats.of(pid).snapshot()
+    except OperatorError as error:
+        return f"Blackhole is running, pid {pid}; {error}.\n"
+    uptime = time.time() - seen.started
+    if settings.json:
+        return json.dumps({"pid": pid, "uptime": uptime, **seen.as_dict()}, indent=2) + "\n"
+    return f"Blackhole is running, pid {pid}.\n{report.status(seen, uptime)}"
+
+
+def _running(settings: Settings) -> int:
+    """The pid of the server to look at: of the pidfile, or else the only one there is."""
+    pid = daemon.holder(settings.pid)
+    if pid:
+        return pid
+    found = [] if settings.origins.get("pid") != "default" else daemon.masters()
+    if len(found) > 1:
+        raise OperatorError(f"there are {len(found)} servers; give each a --pid", os.EX_USAGE)
+    if not found:
+        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
+    return found[0]
+
+
+def _report(settings: Settings, argv: Sequence[str]) -> int:
+    seen = Stats.of(_running(settings)).snapshot()
+    _answer(report.FORMATS["json" if settings.json else settings.format](seen))
+    return 1 if report.failed(seen, settings.fail_on) else os.EX_OK
+
+
+def _top(settings: Settings, argv: Sequence[str]) -> int:
+    return top.watch(_running(settings))
 
 
 _ACTIONS: dict[str, Callable[[Settings, Sequence[str]], int]] = {
@@ -204,6 +243,8 @@ _ACTIONS: dict[str, Callable[[Settings, Sequence[str]], int]] = {
     "restart": _restart,
     "reload": _reload,
     "status": _status,
+    "report": _report,
+    "top": _top,
 }
 
 
@@ -332,6 +373,7 @@ class Service:
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
         self._shell = daemon.Shell()
+        self._detached = False
         self._setup = _open(settings, None, _complain)
         self._next: _Setup | None = None
         """What was opened for a reload, until it is settled."""
@@ -348,6 +390,7 @@ class Service:
 
     def detach(self) -> None:
         """Become a daemon. The process our caller waits for ends in here."""
+        self._detached = True
         keep = [self._log, *(listening.fileno() for listening in self._setup.sockets)]
         if self._pidfile is not None:
             keep.append(self._pidfile.descriptor)
@@ -389,8 +432,10 @@ class Service:
             title = f"blackhole: worker {number}"
             return Job(title, partial(self._work, setup, title), RELIEF)
 
-        others = (Job(DASHBOARD, partial(self._show, setup)),) if setup.http else ()
-        return Plan(worker, setup.settings.workers, others, setup.settings.drain_timeout)
+        others = [Job(DASHBOARD, partial(self._show, setup))] if setup.http else []
+        if setup.settings.progress and not self._detached:
+            others.append(Job(PROGRESS, partial(self._tell, setup)))
+        return Plan(worker, setup.settings.workers, tuple(others), setup.settings.drain_timeout)
 
     def _work(self, setup: _Setup, title: str, berth: Berth) -> None:
         """In a worker: serve."""
@@ -414,6 +459,13 @@ class Service:
         dashboard = Dashboard(setup.settings, self._stats, self._ledger, berth)
         daemon.drop_privileges(setup.settings.user, setup.settings.group)
         dashboard.run(setup.http)
+
+    def _tell(self, setup: _Setup, berth: Berth) -> None:
+        """Beside a server in the foreground: say how it goes."""
+        self._stats.sign(berth.row, PROGRESS)
+        self._let_go(setup, set())
+        daemon.drop_privileges(setup.settings.user, setup.settings.group)
+        top.progress(self._stats, berth)
 
     def _let_go(self, setup: _Setup, needed: set[socket.socket]) -> None:
         """In a child: close all that is the master's or another child's."""

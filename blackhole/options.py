@@ -29,7 +29,9 @@ ACTIONS = {
     "stop": "stop the detached server and wait until it is gone",
     "restart": "stop, then start",
     "reload": "read conf and certificates again, losing no connection",
-    "status": "say whether it runs: exit 0 running, 1 died, 3 not running",
+    "status": "say whether it runs, and how: exit 0 running, 1 died, 3 not running",
+    "report": "say what senders did wrong: see --fail_on",
+    "top": "show the rate, a line a second",
     "explain": "say which rule of a scenario answers in a case, and why",
 }
 """Every action word and what it does."""
@@ -170,6 +172,19 @@ def _mode(text: str) -> str:
     if text.lower() in MODES:
         return text.lower()
     raise ValueError(f"{_expected(f'one of {_MODES}', text)}{_suggest(text, MODES)}")
+
+
+def _word(*known: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() in known:
+            return text.lower()
+        raise ValueError(f"{_expected('one of ' + ', '.join(known), text)}{_suggest(text, known)}")
+
+    return read
+
+
+_format = _word("text", "json", "junit")
+_fail_on = _word("never", "must", "should", "style")
 
 
 def _delay(text: str) -> Delay | None:
@@ -421,6 +436,11 @@ OPTIONS = (
            "It has no password: who reaches it may look, and start runs. Names of this host besides its own "
            "stand behind: 0.0.0.0:8025,name=sink.example.com; requests by another name are refused. "
            "Where the default is taken, Blackhole does without."),
+    Option("progress", _switch, "no", "", "Reports", "a line a second on standard error, in the foreground"),
+    Option("format", _format, "text", "text|json|junit", "Reports", "how report prints what it found"),
+    Option("json", _switch, "no", "", "Reports", "status and report print JSON"),
+    Option("fail_on", _fail_on, "never", "never|must|should|style", "Reports",
+           "report exits with 1 if the sender broke a rule of that level or of a graver one"),
 )
 # fmt: on
 """The one table."""

@@ -130,6 +130,12 @@ class Settings:
     """Seconds open sessions are given to finish when the server stops."""
     backlog: int = 1024
     http: Http = Http("127.0.0.1", 8025)
+    progress: bool = False
+    """A line a second on standard error, in the foreground."""
+    format: str = "text"
+    """Of a report."""
+    json: bool = False
+    fail_on: str = "never"
     bare_newline: str = "normalize"
     """A key of NEWLINES."""
 

@@ -73,6 +73,10 @@ SAMPLES = {
     "log": "/var/log/sink.log",
     "debug": "yes",
     "http": "[::1]:8026,name=sink.example.com",
+    "progress": "yes",
+    "format": "junit",
+    "json": "yes",
+    "fail_on": "should",
 }
 """A value of every option that is not its default, as --print-config would write it."""
 

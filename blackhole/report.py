@@ -1,0 +1,139 @@
+"""The verdict on a sender: which rules it broke, how often, where they stand, and what to do about it.
+
+Made from figures alone, of a running server or of the time between two looks at them; no address, subject
+or content is in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from xml.etree import ElementTree as xml
+
+from blackhole.smtp.violations import LEVELS, RULES, Rule
+from blackhole.stats import Snapshot
+
+
+class Finding(NamedTuple):
+    """A rule that was broken."""
+
+    rule: Rule
+    times: int
+
+
+def findings(figures: Snapshot) -> list[Finding]:
+    """The rules that were broken, the gravest first, and among these the most frequent."""
+    found = [Finding(rule, figures.violations[rule.name]) for rule in RULES if figures.violations[rule.name]]
+    return sorted(found, key=lambda one: (LEVELS.index(one.rule.level), -one.times))
+
+
+def failed(figures: Snapshot, level: str) -> bool:
+    """Whether a rule of this level, or of a graver one, was broken; of none if it is "never"."""
+    counted = LEVELS[: LEVELS.index(level) + 1] if level in LEVELS else ()
+    return any(one.rule.level in counted for one in findings(figures))
+
+
+def text(figures: Snapshot) -> str:
+    """For people."""
+    lines = [*_summary(figures), ""]
+    for rule, count in findings(figures):
+        times = "once" if count == 1 else f"{count} times"
+        lines += [
+            f"{rule.level.upper():<6} {rule.name}: {rule.meaning}, {times}",
+            f"       {rule.source}. {rule.hint[0].upper()}{rule.hint[1:]}.",
+        ]
+    if not findings(figures):
+        lines.append("Nothing was found to be wrong with the sender.")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(figures: Snapshot) -> list[str]:
+    connections = sum(figures.connections.values())
+    of_messages = ", ".join(f"{count} {outcome}" for outcome, count in figures.messages.items())
+    return [
+        f"{sum(figures.messages.values())} messages ({of_messages}), {figures.recipients} recipients",
+        f"{connections} connections, {figures.hung_up} of them left without QUIT",
+    ]
+
+
+def as_dict(figures: Snapshot) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "messages": dict(figures.messages),
+        "recipients": figures.recipients,
+        "connections": sum(figures.connections.values()),
+        "findings": [
+            {
+                "rule": rule.name,
+                "level": rule.level,
+                "count": count,
+                "source": rule.source,
+                "meaning": rule.meaning,
+                "hint": rule.hint,
+            }
+            for rule, count in findings(figures)
+        ],
+    }
+
+
+def as_json(figures: Snapshot) -> str:
+    return json.dumps(as_dict(figures), indent=2) + "\n"
+
+
+def junit(figures: Snapshot) -> str:
+    """For the servers that run tests: a case for each rule, failed where it was broken."""
+    broken = findings(figures)
+    suite = xml.Element("testsuite", name="blackhole", tests=str(len(RULES)), failures=str(len(broken)))
+    for rule in RULES:
+        case = xml.SubElement(suite, "testcase", classname=f"blackhole.{rule.level}", name=rule.name)
+        count = figures.violations[rule.name]
+        if count:
+            failure = xml.SubElement(case, "failure", message=f"{rule.meaning} ({count})", type=rule.level)
+            failure.text = f"{rule.source}: {rule.hint}"
+    xml.indent(suite)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(suite, encoding="unicode") + "\n"
+
+
+FORMATS: Final[dict[str, Callable[[Snapshot], str]]] = {"text": text, "json": as_json, "junit": junit}
+"""How a report can be had."""
+
+
+# How it goes.
+
+
+def status(figures: Snapshot, uptime: float) -> str:
+    """A running server in some lines."""
+    workers = [worker for worker in figures.workers if "worker" in worker.title]
+    lines = [
+        f"up {duration(uptime)}, {len(workers)} workers, {figures.open} connections open",
+        *_summary(figures),
+        f"{figures.total('received_bytes')} octets received",
+    ]
+    lines += [
+        f"{worker.title.removeprefix('blackhole: ')}: pid {worker.pid}, {worker.open} open, "
+        f"{worker.cpu:.1f} s of processor time"
+        for worker in figures.workers
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def pace(between: Snapshot) -> str:
+    """A line about the time between two looks."""
+    seconds = between.seconds or 1.0
+    messages = between.messages
+    workers = [worker for worker in between.workers if "worker" in worker.title]
+    share = 100 * between.cpu / seconds / (len(workers) or 1)
+    return (
+        f"{sum(messages.values()) / seconds:9.0f} messages/s"
+        f" {messages['deferred'] / seconds:7.0f} deferred {messages['rejected'] / seconds:7.0f} rejected"
+        f" {sum(between.connections.values()) / seconds:7.0f} connections/s {between.open:6d} open"
+        f" {between.total('received_bytes') / seconds / 1e6:8.2f} MB/s {share:4.0f} % of each worker"
+    )

@@ -1,0 +1,57 @@
+"""The live rate: a line a second, in a terminal of its own or beside a server in the foreground."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from blackhole import report
+from blackhole.settings import OperatorError
+from blackhole.stats import Snapshot, Stats
+from blackhole.supervisor import Berth
+
+
+def watch(pid: int) -> int:
+    """`blackhole top`: until Ctrl-C, or until the server has ended."""
+    stats = Stats.of(pid)
+
+    def pause() -> bool:
+        time.sleep(1)
+        return os.path.exists(f"/proc/{pid}")
+
+    try:
+        _lines(stats.snapshot, pause, sys.stdout)
+    except KeyboardInterrupt:
+        print()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    else:
+        raise OperatorError(f"pid {pid} has ended", os.EX_UNAVAILABLE)
+    return os.EX_OK
+
+
+def progress(stats: Stats, berth: Berth) -> None:
+    """`--progress`: the whole life of a process that writes to standard error, until the master goes."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def pause() -> bool:
+        stats.beat(berth.row)
+        return not select.select([berth.life], [], [], 1)[0]
+
+    _lines(stats.snapshot, pause, sys.stderr)
+
+
+def _lines(look: Callable[[], Snapshot], pause: Callable[[], bool], out: TextIO) -> None:
+    """Write a line after each pause, until one says that it was the last."""
+    earlier = look()
+    while pause():
+        later = look()
+        print(report.pace(later - earlier), file=out, flush=True)
+        earlier = later
