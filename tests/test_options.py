@@ -536,8 +536,8 @@ def test_values_in_a_conf_file(line: str, value: str, write: Write) -> None:
         ("-", "-: no such option"),
         (
             "start -- --port",
-            "'--port': no such action, there are run, start, stop, restart, reload, status, report, top, explain;"
-            " did you mean report?",
+            "'--port': no such action, there are run, start, stop, restart, reload, status, report,"
+            " top, explain; did you mean report?",
         ),
         ("--port", "--port: expected one argument"),
         ("--user=--", "--user: expected a value, not '--'"),
@@ -601,8 +601,8 @@ def test_values_in_a_conf_file(line: str, value: str, write: Write) -> None:
         ("--ssl_key=k", "--ssl_key: a key, but no certificate; give ssl_cert too"),
         (
             "strat",
-            "'strat': no such action, there are run, start, stop, restart, reload, status, report, top, explain;"
-            " did you mean start?",
+            "'strat': no such action, there are run, start, stop, restart, reload, status, report,"
+            " top, explain; did you mean start?",
         ),
         ("", "'': no such action, there are run, start, stop, restart, reload, status, report, top, explain"),
         ("start stop", "one action at a time, not start and stop"),
