@@ -32,7 +32,7 @@ from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, portion
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, State, cell
-from blackhole.smtp.switch import BLANK, MARK, MODES, silent, wish
+from blackhole.smtp.switch import BLANK, LARGE, MODES, SMALL, silent, wish
 from blackhole.smtp.violations import EVERY, FIRST, LOOK, WIDEST, flaws, proper
 
 LINE: Final = 2048
@@ -335,8 +335,10 @@ class Session(State):
             # Of a short one: any dot that begins a line takes the long road, to see whether it is stuffed.
             if (data.find(DOTTED) if size < SHORT else find(data, 0)) != size - 2 or engine.end.judged:
                 return self._run(data)
-            if engine.switch and MARK in data[: data.find(BLANK)].lower():
-                return self._run(data)
+            if engine.switch:
+                head = data if size < SHORT else data[: data.find(BLANK)]
+                if SMALL in head or LARGE in head:
+                    return self._run(data)
             if self.messages >= self._next_look:
                 if size > WIDEST or not proper(data, self.eightbit):
                     return self._run(data)

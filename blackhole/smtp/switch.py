@@ -18,8 +18,13 @@ LONGEST: Final = 60.0
 
 DELAY: Final = re.compile(rb"([0-9]{1,9}(?:\.[0-9]{1,6})?)(?:\s*,\s*([0-9]{1,9}(?:\.[0-9]{1,6})?))?")
 
-MARK: Final = b"x-blackhole-"
+NAME: Final = b"x-blackhole-"
 """How their names begin, in small letters."""
+
+SMALL: Final = b"lackhole-"
+LARGE: Final = b"LACKHOLE-"
+"""What is in their names. Two searches for these take a sixth of the time of one in either case of letters
+for NAME, and every message is searched; so x-bLaCkHoLe is none of them."""
 
 BLANK: Final = b"\r\n\r\n"
 
@@ -38,10 +43,12 @@ def wish(fields: Iterable[bytes]) -> Wish:
     mode, delay = "", None
     for field in fields:
         name, _, value = field.partition(b": ")
+        if not marked(name):
+            continue
         name, value = name.lower(), value.strip().lower()
-        if name == MARK + b"mode" and not mode and value in MODES:
+        if name == NAME + b"mode" and not mode and value in MODES:
             mode = value.decode()
-        elif name == MARK + b"delay" and delay is None:
+        elif name == NAME + b"delay" and delay is None:
             delay = span(value)
     return Wish(mode, delay)
 
@@ -55,7 +62,12 @@ def span(text: bytes) -> tuple[float, float] | None:
     return (least, most) if least <= most else None
 
 
+def marked(text: bytes) -> bool:
+    """Whether the name of such a field may be in it."""
+    return SMALL in text or LARGE in text
+
+
 def silent(data: bytes, start: int) -> bool:
     """Whether the header section of the message that begins here is all here, and asks for nothing."""
     end = data.find(BLANK, start)
-    return end >= 0 and MARK not in data[start:end].lower()
+    return end >= 0 and not marked(data[start:end])
