@@ -288,10 +288,7 @@ def test_a_refusal_is_no_acceptance() -> None:
     port = free_port()
     with Sink(f"--listen=127.0.0.1:{port},mode=bounce") as program:
         program.dashboard()
-        with smtplib.SMTP("127.0.0.1", port) as client:
-            for _ in range(20):
-                with suppress(smtplib.SMTPDataError):
-                    client.sendmail("a@example.com", "b@example.com", "x")
+        assert not any(sent(port) for _ in range(20))
         now = figures(program.http)["messages"]
         assert now["accepted"] == 0
         assert now["deferred"] + now["rejected"] == 20

@@ -6,8 +6,8 @@ const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
 
 const count = (n) => whole.format(n);
-const speed = (n) => (n > 0 && n < 9.95 ? fine.format(n) : whole.format(n));
-const percent = (n) => (n > 0 && n < 0.0995 ? fine.format(n * 100) : whole.format(n * 100)) + " %";
+const speed = (n) => (n >= 0.05 && n < 9.95 ? fine.format(n) : whole.format(n));
+const percent = (n) => (n >= 0.0005 && n < 0.0995 ? fine.format(n * 100) : whole.format(n * 100)) + " %";
 
 function size(n) {
   const units = ["B", "kB", "MB", "GB", "TB", "PB"];
@@ -84,7 +84,7 @@ function bar(kind) {
 function fill(cell, share) {
   const { style } = cell.firstElementChild.firstElementChild;
   style.width = `${Math.min(100, share * 100).toFixed(1)}%`;
-  style.minWidth = share ? "2px" : "0";
+  style.minWidth = share > 0.001 ? "2px" : "0";
 }
 
 // Charts
@@ -241,7 +241,7 @@ function time(now) {
     put(line.cells[3], duration(minute[key].count && minute[key].p99));
   });
   const busy = now.workers.length ? now.workers.reduce((sum, one) => sum + one.load, 0) / now.workers.length : 0;
-  put($("verdict"), !all ? "" : busy > 0.85 ? `The workers are ${percent(busy)} busy: the sink is the limit.`
+  put($("verdict"), !all || !now.rates.messages["10"] ? "" : busy > 0.85 ? `The workers are ${percent(busy)} busy: the sink is the limit.`
     : `The workers are ${percent(busy)} busy: the sender is the limit.`);
 }
 
