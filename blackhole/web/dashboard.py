@@ -28,6 +28,7 @@ from tornado.httputil import split_host_and_port
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler
 
+from blackhole import report
 from blackhole.logs import reopen
 from blackhole.settings import Settings
 from blackhole.stats import Snapshot, Stats
@@ -68,6 +69,13 @@ TYPES: Final = {
     "icon.svg": "image/svg+xml",
 }
 """Every file of the page; there is no way to any other."""
+
+MEDIA: Final = {
+    "text": "text/plain; charset=utf-8",
+    "json": "application/json",
+    "junit": "application/xml; charset=utf-8",
+}
+"""By the format of a report."""
 
 SAFE: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -360,6 +368,20 @@ class Stop(Page):
         self.say(figures.report(self.dashboard.named(name)))
 
 
+class Report(Page):
+    """The verdict on the sender: since the start, or of a run."""
+
+    def get(self, name: str = "") -> None:
+        figures = self.dashboard.figures
+        form = self.get_query_argument("format", "text")
+        if form not in MEDIA:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"format is to be one of {', '.join(MEDIA)}")
+        now = figures.read()
+        seen = figures.between(self.dashboard.named(name), now) if name else now
+        self.set_header("Content-Type", MEDIA[form])
+        self.write(report.FORMATS[form](seen))
+
+
 class Server(HTTPServer):
     """An HTTP server that turns away what would be one connection too many."""
 
@@ -389,6 +411,8 @@ ROUTES: Final = (
     ("/runs", AllRuns),
     (f"/runs/({RUN})", OneRun),
     (f"/runs/({RUN})/stop", Stop),
+    ("/report", Report),
+    (f"/runs/({RUN})/report", Report),
 )
 """Every page there is."""
 
