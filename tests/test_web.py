@@ -286,7 +286,7 @@ def test_figures_are_exact() -> None:
         wait_for(lambda: figures(program.http)["rates"]["messages"]["10"] > 0, "a rate")
         last = figures(program.http)
         assert 0 < max(filter(None, last["history"]["seconds"]["messages"])) <= 110
-        assert 0 < last["rates"]["messages"]["60"] <= last["rates"]["messages"]["peak"] <= 110
+        assert 0 < last["rates"]["messages"]["60"] <= last["rates"]["messages"]["peak"] + 0.5 <= 111
 
 
 def test_a_refusal_is_no_acceptance() -> None:
