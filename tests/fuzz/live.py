@@ -29,6 +29,7 @@ def visit(address: tuple[str, int], dice: Random, heard: Heard) -> None:
     answered = b""
     whole = False
     with suppress(OSError), socket.create_connection(address, 10) as client:
+        heard.connections += 1
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in cut(dice, said)[:20]:
             client.sendall(piece)
@@ -41,7 +42,6 @@ def visit(address: tuple[str, int], dice: Random, heard: Heard) -> None:
             while data := client.recv(65536):
                 answered += data
             whole = True
-    heard.connections += 1
     if whole and not VALID.fullmatch(answered):
         heard.findings.append(answered)
 
