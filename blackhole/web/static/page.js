@@ -292,7 +292,7 @@ function violations(now) {
       make("td", {}, make("a", { href: `https://www.rfc-editor.org/rfc/rfc${rule.rfc}#section-${rule.section}`, rel: "noreferrer" },
         `${rule.rfc}, ${rule.section}`)),
       make("td", { class: "text", title: rule.hint },
-        make("span", { class: `level ${rule.level}` }, rule.level === "style" ? "style" : rule.level.toUpperCase()), rule.meaning),
+        make("span", { class: `level ${rule.level}` }, rule.level === "style" ? "style" : rule.level.toUpperCase()), " ", rule.meaning),
       make("td")),
   (line, { seen }) => put(line.cells[2], count(seen)));
 }
