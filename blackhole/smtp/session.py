@@ -337,7 +337,8 @@ class Session(State):
                 return self._run(data)
             if engine.switch:
                 head = data if size < SHORT else data[: data.find(BLANK)]
-                if SMALL in head or LARGE in head:
+                # `in` takes half as long again as `find`: it asks first whether it was given a number.
+                if head.find(SMALL) >= 0 or head.find(LARGE) >= 0:
                     return self._run(data)
             if self.messages >= self._next_look:
                 if size > WIDEST or not proper(data, self.eightbit):
