@@ -32,7 +32,7 @@ from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, portion
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, State, cell
-from blackhole.smtp.switch import BLANK, LARGE, MODES, SMALL, silent, wish
+from blackhole.smtp.switch import BLANK, MARK, MODES, silent, wish
 from blackhole.smtp.violations import EVERY, FIRST, LOOK, WIDEST, flaws, proper
 
 LINE: Final = 2048
@@ -338,7 +338,7 @@ class Session(State):
             if engine.switch:
                 head = data if size < SHORT else data[: data.find(BLANK)]
                 # `in` takes half as long again as `find`: it asks first whether it was given a number.
-                if head.find(SMALL) >= 0 or head.find(LARGE) >= 0:
+                if head.find(MARK) >= 0:
                     return self._run(data)
             if self.messages >= self._next_look:
                 if size > WIDEST or not proper(data, self.eightbit):
