@@ -138,6 +138,10 @@ def test_smtp_source_is_counted_to_the_message(tmp_path: Path, options: tuple[st
         )
         sizes = Stats.of(program.pid).snapshot().histograms["message_bytes"]
         assert 500 * 2900 < sizes.sum < 500 * 3400
+        times = Stats.of(program.pid).snapshot().histograms
+        # Sampled: some of the 3,500 turns, and never so many that it would cost something.
+        assert 0 < times["service_seconds"].count < 1500
+        assert 0 < times["client_seconds"].count < 1500
 
 
 def test_smtplib_is_right(tmp_path: Path) -> None:
