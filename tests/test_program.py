@@ -395,9 +395,9 @@ def test_start_status_reload_restart_stop(detached: Detached) -> None:
         assert streams == [os.devnull] * 3
 
     again = detached.run("start")
-    assert (again.returncode, again.stdout) == (0, f"Blackhole is running, pid {first}.\n")
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"Blackhole is running, pid {first}.")
     known = detached.run("status")
-    assert (known.returncode, known.stdout) == (0, f"Blackhole is running, pid {first}.\n")
+    assert (known.returncode, known.stdout.splitlines()[0]) == (0, f"Blackhole is running, pid {first}.")
     second_copy = detached.run("run")
     assert (second_copy.returncode, second_copy.stderr) == (
         os.EX_TEMPFAIL,
