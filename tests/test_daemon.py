@@ -117,7 +117,8 @@ def test_after_a_crash_there_is_nothing_to_clean_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "garbage", "-1\n", "99999999999999999999", f"{os.getpid()}\n", "1\n"]
+    "content",
+    ["", "garbage", "-1\n", "99999999999999999999", pytest.param(f"{os.getpid()}\n", id="our own"), "1\n"],
 )
 def test_what_stands_in_a_file_nobody_holds_means_nothing(tmp_path: Path, content: str) -> None:
     path = tmp_path / "pid"
@@ -291,7 +292,7 @@ def test_only_what_is_to_be_kept_stays_open() -> None:
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address, name in (
         (str(tmp_path / "s"), str(tmp_path / "s")),
-        (f"@bh{os.getpid()}", f"\0bh{os.getpid()}"),
+        pytest.param(f"@bh{os.getpid()}", f"\0bh{os.getpid()}", id="abstract"),
     ):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(name)
