@@ -16,11 +16,12 @@ help:
 run: $(VENV)/.program  ## start Blackhole on 127.0.0.1:2525 with two workers; Ctrl-C stops it
 	@$(BIN)/blackhole --host 127.0.0.1 --port 2525 --workers 2
 
+# Most tests wait for something, so four at once take a third of the time, on two processors too.
 # Workers that dropped root write their measurements too, so these go where anyone may write.
 # Those that a test kills leave half a file behind, of which `combine` would warn.
 test: $(VENV)/.test  ## run the tests and check how much of the code they reach
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && chmod 1777 "$$data" && \
-	COVERAGE_FILE="$$data/.coverage" $(BIN)/coverage run -m pytest $(ARGS) && \
+	COVERAGE_FILE="$$data/.coverage" $(BIN)/coverage run -m pytest -n 4 --dist loadfile $(ARGS) && \
 	$(BIN)/python -W ignore -m coverage combine --quiet "$$data"
 	@$(BIN)/coverage report --include='blackhole/smtp/*' --fail-under=100
 	@$(BIN)/coverage report --omit='blackhole/smtp/*' --fail-under=90
