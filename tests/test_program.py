@@ -46,11 +46,11 @@ NOBODY = pwd.getpwnam("nobody")
 
 
 def greeting(port: int, timeout: float = 10.0) -> str:
-    """What a client hears first; empty when nobody listens."""
+    """What a client hears first; empty when nobody listens, or stops to before it was taken."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout) as client, client.makefile("rb") as said:
             return said.readline().decode().strip()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
         return ""
 
 
