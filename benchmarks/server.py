@@ -78,7 +78,7 @@ def blackhole(variant: str = "blackhole") -> Server:
         python, checkout = (value, checkout) if key == "python" else (python, value)
 
     def command(site: Site) -> list[str]:
-        argv = [python, "-m", "blackhole", "--workers", str(site.workers)]
+        argv = [python, "-m", "blackhole", "--workers", str(site.workers), "--message_size_limit", "0"]
         argv += ["--listen", site.address + (",tls" if site.tls == "implicit" else "")]
         return argv + (site.certificate("--ssl_cert", "--ssl_key") if site.tls else []) + words
 

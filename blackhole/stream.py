@@ -36,7 +36,7 @@ from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 log = logging.getLogger(__name__)
 
 CHUNK: Final = 32768
-"""Octets read at once. Twice as many take a fifth off a body of a megabyte; but what a read did not
+"""Octets read at once. Twice as many take a quarter off a body of a megabyte; but what a read did not
 fill fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead of by 0.4."""
 
 BYTES: Final = object()
