@@ -8,18 +8,23 @@ import signal
 import smtplib
 import socket
 import subprocess
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from program import MODULE, Program, children, environment, run, title, wait_for
-from test_clients import message, needs, output
+from conftest import Certificate
+from program import MODULE, Program, children, environment, run, state, title, wait_for
+from test_clients import RECIPIENT, SENDER, Postfix, folder, message, needs, output, rules
 
 from blackhole import report
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import LEVELS, NUMBER, RULES
 from blackhole.stats import Snapshot, Stats
+
+__all__ = ["folder"]
+"""A fixture; pytest takes it from here."""
 
 
 def figures(**violations: int) -> Snapshot:
@@ -68,8 +73,14 @@ def test_a_rule_is_well_formed() -> None:
 # The real program
 
 
-def verdict(program: Program, pid: Path) -> list[str]:
+def broken(program: Program) -> list[str]:
     """The rules that were broken so far, once every client is gone."""
+    wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
+    return [one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())]
+
+
+def verdict(program: Program, pid: Path) -> list[str]:
+    """The same, as the program tells it."""
     wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
     done = run("report", f"--pid={pid}", "--format=json")
     assert done.returncode == 0, done.stderr
@@ -94,6 +105,50 @@ def test_a_report_of_a_running_server(tmp_path: Path) -> None:
         assert "worker 2: pid" in run("status", f"--pid={pid}").stdout
     gone = run("report", f"--pid={pid}")
     assert (gone.returncode, "not running" in gone.stderr) == (7, True)
+
+
+def hasty(program: Program) -> socket.socket:
+    """A client that waits for nothing."""
+    client = socket.create_connection(program.address, 20)
+    client.sendall(b"EHLO client.example.com\r\n")
+    return client
+
+
+def unseen(program: Program) -> socket.socket:
+    """One that has talked before the worker could see it."""
+    (worker,) = program.workers()
+    os.kill(worker, signal.SIGSTOP)
+    wait_for(lambda: state(worker) == "T", "it has stopped")
+    try:
+        return hasty(program)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("delayed", [False, True], ids=["before it is seen", "while the greeting is late"])
+def test_who_talks_before_the_greeting_is_told_of(tmp_path: Path, delayed: bool) -> None:
+    slow = [rules(tmp_path, "[[rule]]\nphase = 'CONNECT'\ndelay = 0.5\n")] if delayed else []
+    with Program("--workers=1", *slow) as program:
+        with (hasty if delayed else unseen)(program) as client, client.makefile("rb") as heard:
+            assert heard.readline().startswith(b"220 ")
+            while heard.readline().startswith(b"250-"):
+                pass
+            client.sendall(b"QUIT\r\n")
+            assert heard.read().endswith(b"Goodbye\r\n")
+        assert broken(program) == ["early-talk"]
+
+
+def test_who_leaves_in_the_middle_of_a_message_is_told_of() -> None:
+    with Program("--workers=1") as program:
+        client = smtplib.SMTP(*program.address, local_hostname="client.example.com", timeout=20)
+        client.ehlo()
+        client.mail(SENDER)
+        client.rcpt(RECIPIENT)
+        assert client.docmd("DATA")[0] == 354
+        client.send(b"Subject: a test\r\n\r\nHel")
+        client.close()
+        assert broken(program) == ["hung-up-in-body"]
+        assert sum(Stats.of(program.pid).snapshot().messages.values()) == 0
 
 
 def test_top_shows_a_line_a_second_until_the_end(tmp_path: Path) -> None:
@@ -180,6 +235,156 @@ def test_swaks_is_right(tmp_path: Path, how: tuple[str, ...]) -> None:
             *how,
         )
         assert verdict(program, pid) == []
+
+
+def sink(certificate: Certificate, *options: str) -> Program:
+    """The program with one worker, which looks at the first 16 sessions; under TLS for who asks."""
+    secure = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
+    return Program("--workers=1", "--hostname=mx.test", *secure, *options)
+
+
+IN_THE_CLEAR_AND_NOT = pytest.mark.parametrize("tls", [False, True], ids=["plain", "starttls"])
+
+TEXT = f"From: {SENDER}\nTo: {RECIPIENT}\nSubject: a test\n\nHello\n.\n..\n.x\nGoodbye\n"
+
+
+@IN_THE_CLEAR_AND_NOT
+def test_msmtp_is_right(certificate: Certificate, tls: bool) -> None:
+    command = [needs("msmtp"), f"--from={SENDER}", "--domain=client.test", "--host=127.0.0.1"]
+    command += ["--tls=on", f"--tls-trust-file={certificate.ca}"] if tls else ["--tls=off"]
+    with sink(certificate) as program:
+        output(*command, f"--port={program.port}", RECIPIENT, "carol@example.com", text=TEXT)
+        assert broken(program) == []
+        seen = Stats.of(program.pid).snapshot()
+        assert (seen.messages["accepted"], seen.recipients) == (1, 2)
+        output(*command, f"--port={program.port}", "--domain=localhost", RECIPIENT, text=TEXT)
+        assert broken(program) == ["hello-name"]
+
+
+@IN_THE_CLEAR_AND_NOT
+def test_curl_is_right_when_it_converts_the_ends_of_lines(
+    tmp_path: Path, certificate: Certificate, tls: bool
+) -> None:
+    """It sends a file as it is, LF and all, unless it is told otherwise; dots it doubles in any case."""
+    mail = tmp_path / "mail"
+    mail.write_text(TEXT)
+    command = [needs("curl"), "-sS", f"--mail-from={SENDER}", f"--mail-rcpt={RECIPIENT}", "-T", str(mail)]
+    command = [part for one in command for part in (one.split("=") if one.startswith("--") else [one])]
+    command += ["--ssl-reqd", "--cacert", certificate.ca] if tls else []
+    with sink(certificate) as program:
+        url = f"smtp://127.0.0.1:{program.port}/client.test"
+        output(*command, "--crlf", url)
+        assert broken(program) == []
+        output(*command, url)
+        assert broken(program) == ["bare-lf"]
+
+
+def test_curl_declares_a_size_without_the_ends_of_lines(tmp_path: Path, certificate: Certificate) -> None:
+    """--crlf comes after it has counted; it shows where lines are short."""
+    mail = tmp_path / "mail"
+    mail.write_text(TEXT + "\n" * 2000)
+    with sink(certificate) as program:
+        url = f"smtp://127.0.0.1:{program.port}/client.test"
+        options = ("--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "--crlf", "-T", str(mail))
+        output(needs("curl"), "-sS", *options, url)
+        assert broken(program) == ["size-wrong"]
+
+
+def test_a_size_need_not_count_doubled_dots(certificate: Certificate) -> None:
+    with sink(certificate) as program:
+        with smtplib.SMTP(*program.address, local_hostname="client.test", timeout=20) as client:
+            client.sendmail(SENDER, [RECIPIENT], "Subject: dots\r\n\r\n" + ".\r\n" * 3000)
+        assert broken(program) == []
+
+
+def test_swaks_is_right_under_tls(certificate: Certificate) -> None:
+    with sink(certificate) as program:
+        server = ("--server=127.0.0.1", f"--port={program.port}", f"--from={SENDER}", f"--to={RECIPIENT}")
+        output(needs("swaks"), *server, "--helo=client.test", "--tls", "--pipeline")
+        assert broken(program) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+@IN_THE_CLEAR_AND_NOT
+def test_postfix_is_right(tmp_path: Path, certificate: Certificate, folder: Path, tls: bool) -> None:
+    """With recipients that are refused too, which it sends together with DATA."""
+    ca = folder / "ca.pem"
+    ca.write_bytes(Path(certificate.ca).read_bytes())
+    refusal = rules(tmp_path, "[[rule]]\nphase = 'RCPT'\nrecipient = 'nobody*'\nreply = '550 5.1.1 Nobody'\n")
+    keeps = "" if tls else "smtp_connection_cache_on_demand = no\n"
+    mime = "MIME-Version: 1.0\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n"
+    with (
+        sink(certificate, refusal) as program,
+        Postfix(folder, program.address, "secure" if tls else "none", str(ca), keeps) as postfix,
+    ):
+        postfix.send(TEXT, RECIPIENT, "carol@example.com")
+        postfix.send(f"{mime}Subject: 8 bit\n\nGr\xfc\xdfe\n", RECIPIENT)
+        postfix.send("Subject: large\n\n" + "0123456789\n" * 20000, RECIPIENT)
+        postfix.send("Subject: dots\n\n" + ".\n" * 3000, RECIPIENT)
+        postfix.send("Subject: long\n\n" + "x" * 3000 + "\n", RECIPIENT)
+        postfix.send(TEXT, "nobody@example.com")
+        # What was refused comes back to the sender, whose server this is too.
+        wait_for(lambda: len(postfix.deliveries()) >= 8, "Postfix has tried to deliver all")
+        assert broken(program) == []
+        seen = Stats.of(program.pid).snapshot()
+        assert (seen.messages["accepted"], seen.replies["RCPT", 550]) == (6, 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+def test_postfix_leaves_without_quit_what_it_has_kept_for_later(
+    certificate: Certificate, folder: Path
+) -> None:
+    """Its scache(8), which holds the connection until its time is up, speaks no SMTP."""
+    keeps = "smtp_connection_cache_destinations = static:all\nsmtp_connection_cache_time_limit = 1s\n"
+    with (
+        sink(certificate) as program,
+        Postfix(folder, program.address, more=keeps) as postfix,
+    ):
+        postfix.send(TEXT, RECIPIENT)
+        wait_for(lambda: postfix.settled(1), "Postfix has delivered it")
+        assert broken(program) == ["no-quit"]
+
+
+# Exactness
+
+
+def test_a_reload_under_load_loses_no_message() -> None:
+    """smtp-source fails if a single reply is no success; it sends until all workers are others."""
+    source, told = needs("smtp-source"), 0
+    with Program("--workers=2") as program:
+        old = set(program.workers())
+        target = f"inet:{program.address[0]}:{program.address[1]}"
+        for reloads in (1, 2):
+            os.kill(program.pid, signal.SIGHUP)
+            while program.output().count("reloaded: ") < reloads or old.intersection(program.workers()):
+                output(source, "-s", "10", "-m", "100", "-l", "500", target)
+                told += 100
+            old = set(program.workers())
+        output(source, "-s", "10", "-m", "100", "-l", "500", target)
+        seen = Stats.of(program.pid).snapshot()
+        assert dict(seen.messages) == {"accepted": told + 100, "deferred": 0, "rejected": 0}
+
+
+def test_messages_under_tls_are_counted_one_by_one(certificate: Certificate) -> None:
+    """Over a reload too, whose old worker may send a client away behind a message, and not before."""
+    told, sessions = 0, 6
+    with sink(certificate) as program:
+        for number in range(sessions):
+            client = smtplib.SMTP(*program.address, local_hostname="client.test", timeout=20)
+            client.starttls(context=certificate.client)
+            with suppress(smtplib.SMTPException):
+                for turn in range(20):
+                    client.sendmail(SENDER, [RECIPIENT], "Hello\r\n")
+                    told += 1
+                    if (number, turn) == (2, 10):
+                        os.kill(program.pid, signal.SIGHUP)
+                        wait_for(lambda: "reloaded: " in program.output(), "the reload")
+                client.quit()
+            client.close()
+        wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
+        seen = Stats.of(program.pid).snapshot()
+        assert seen.messages["accepted"] == told >= 20 * (sessions - 1) + 11
+        assert seen.total("tls_ok") == sessions
 
 
 def succeeded(program: Program, victim: int) -> bool:

@@ -610,7 +610,7 @@ class Session(State):
         if self.pipelines and self._denied:
             return  # sent before its MAIL or RCPT was refused: RFC 2920 3.1 has the server deal with that
         if entry.phase == "DATA":
-            self.accuse("no-recipient")
+            self.accuse("no-recipient" if self._denied else "wrong-order")
         elif entry.phase == "RCPT" or self.stage & MAIL:
             self.accuse("wrong-order")
 
@@ -732,7 +732,9 @@ class Session(State):
 
     def _compare(self) -> None:
         """See whether what came is what MAIL declared."""
-        if abs(self.octets - self.size) > max(self.size // 10, SLACK):
+        # Doubled dots are not declared (RFC 1870 5), and make four octets of a line that is just a dot.
+        missing = self.octets - self.size
+        if missing > max(self.size // 3, SLACK) or -missing > max(self.size // 10, SLACK):
             self.accuse("size-wrong")
 
     def _odd(self, line: bytes) -> Reply | None:

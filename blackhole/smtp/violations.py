@@ -60,7 +60,7 @@ RULES: Final = (
     ),
     # Greetings and order.
     Rule(
-        "no-hello", "must", 5321, "4.1.4",
+        "no-hello", "must", 5321, "4.1.1.1",
         "began a message without EHLO or HELO",
         "say EHLO first, and HELO where that is refused",
     ),
@@ -70,18 +70,18 @@ RULES: Final = (
         "give the host's full name, or its address in brackets: [192.0.2.1]",
     ),
     Rule(
-        "hello-literal", "must", 5321, "4.1.3",
+        "hello-literal", "must", 5321, "2.3.5",
         "gave an address without brackets in EHLO or HELO",
         "write [192.0.2.1] or [IPv6:2001:db8::1]",
     ),
     Rule(
         "wrong-order", "must", 5321, "4.1.4",
-        "said MAIL in the middle of a transaction, or RCPT outside of one",
+        "said MAIL in the middle of a transaction, or RCPT without MAIL, or DATA without RCPT",
         "MAIL, then every RCPT, then DATA; RSET to begin anew",
     ),
     Rule(
-        "no-recipient", "must", 5321, "3.3",
-        "said DATA though no recipient was accepted",
+        "no-recipient", "style", 5321, "3.3",
+        "said DATA though MAIL or every RCPT had been refused",
         "if every RCPT was refused, the message is refused: RSET or QUIT",
     ),
     # Commands.
@@ -96,7 +96,7 @@ RULES: Final = (
         "MAIL FROM:<address> and RCPT TO:<address>: in brackets, and no blank behind the colon",
     ),
     Rule(
-        "unknown-parameter", "must", 5321, "4.1.1.11",
+        "unknown-parameter", "must", 5321, "4.1.1.2",
         "gave MAIL or RCPT a parameter that EHLO did not offer",
         "read the answer to EHLO; after HELO there are no parameters at all",
     ),
@@ -106,12 +106,12 @@ RULES: Final = (
         "the RFC of the extension says how its value is written",
     ),
     Rule(
-        "unknown-command", "must", 5321, "2.2.2",
+        "unknown-command", "must", 5321, "4.1.5",
         "said a command that is none, or that EHLO did not offer",
         "read the answer to EHLO before AUTH, BDAT, STARTTLS or a command of one's own",
     ),
     Rule(
-        "utf8-undeclared", "must", 6531, "3.1",
+        "utf8-undeclared", "must", 5321, "4.1.2",
         "said something that is not ASCII without SMTPUTF8",
         "add SMTPUTF8 to MAIL if EHLO offered it; else such an address cannot be served",
     ),
@@ -168,12 +168,12 @@ RULES: Final = (
         "put a dot before every dot that begins a line; a line of just one would end the message",
     ),
     Rule(
-        "size-wrong", "should", 1870, "5",
-        "declared a SIZE that is more than a tenth off",
+        "size-wrong", "style", 1870, "6",
+        "declared a SIZE that is more than a tenth too large, or a third too small",
         "count the octets as they go over the wire, with CR LF at the end of each line",
     ),
     Rule(
-        "size-over-limit", "should", 1870, "5",
+        "size-over-limit", "style", 1870, "5",
         "sent a message larger than EHLO said is taken",
         "compare with the SIZE of EHLO's answer, and do not send what cannot be taken",
     ),
