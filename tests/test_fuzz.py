@@ -10,13 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from blackhole.scenario import COUNTED, RULE_KEYS, profiles
 from blackhole.smtp import Then
+from blackhole.smtp.policy import FAULTS
 from tests.fuzz import inputs, model
-from tests.fuzz.inputs import KINDS, WORDS, Bench
-
-BENCH = Bench()
+from tests.fuzz.__main__ import put, sizes
+from tests.fuzz.inputs import attempt, stand
+from tests.fuzz.kinds import KINDS, RULES, mixed
 
 CUTS = st.lists(st.integers(1, 300), max_size=12)
+
+ANY = st.integers(0, len(KINDS) - 1)
 
 
 def pieces_of(said: bytes, sizes: list[int]) -> list[bytes]:
@@ -27,48 +31,77 @@ def pieces_of(said: bytes, sizes: list[int]) -> list[bytes]:
     return [piece for piece in (*pieces, said) if piece]
 
 
-@settings(deadline=None, max_examples=150)
-@given(kind=st.integers(0, len(KINDS) - 1), said=st.binary(max_size=600), cuts=CUTS)
+@settings(deadline=None, max_examples=200)
+@given(kind=ANY, said=st.binary(max_size=600), cuts=CUTS)
 def test_any_octets(kind: int, said: bytes, cuts: list[int]) -> None:
-    BENCH.attempt(kind, said, pieces_of(said, cuts), 7)
+    attempt(stand(kind), said, pieces_of(said, cuts), 7)
 
 
-@settings(deadline=None, max_examples=300)
-@given(
-    kind=st.integers(0, len(KINDS) - 1),
-    said=st.lists(st.sampled_from(WORDS) | st.binary(max_size=20), max_size=20).map(b"".join),
-    cuts=CUTS,
-)
-def test_what_resembles_a_conversation(kind: int, said: bytes, cuts: list[int]) -> None:
-    BENCH.attempt(kind, said, pieces_of(said, cuts), 7)
+@settings(deadline=None, max_examples=400)
+@given(kind=ANY, said=st.data(), cuts=CUTS)
+def test_what_resembles_a_conversation(kind: int, said: st.DataObject, cuts: list[int]) -> None:
+    words = st.sampled_from(KINDS[kind].words) | st.binary(max_size=20)
+    text = b"".join(said.draw(st.lists(words, max_size=20)))
+    attempt(stand(kind), text, pieces_of(text, cuts), 7)
 
 
 @pytest.mark.parametrize("path", inputs.corpus(), ids=lambda path: path.stem)
 def test_what_was_kept(path: Path) -> None:
     said = path.read_bytes()
     for kind in range(len(KINDS)):
-        for seed in range(4):
-            BENCH.attempt(kind, said, inputs.cut(Random(seed), said) if said else [], seed)
+        attempt(stand(kind), said, inputs.cut(Random(kind), [said]), kind)
 
 
 def test_a_run_finds_nothing() -> None:
-    done = inputs.run(2000, seed=7)
+    done = inputs.run(seed=7, number=0, count=2000)
     assert done.inputs == 2000
-    assert [finding for finding in done.findings if "took" not in finding[2]] == []
+    assert [finding for finding in done.findings if "took" not in finding.what] == []
 
 
-def test_a_run_would_find_something(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_would_find_something(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(inputs, "LINE", 3)
-    assert inputs.run(50, seed=7).findings
+    monkeypatch.setattr(inputs, "AUTH_LINE", 3)
+    stand.cache_clear()
+    try:
+        assert put(100, seed=7, workers=1)
+        assert "octets of a command" in capsys.readouterr().out
+    finally:
+        stand.cache_clear()
+
+
+def test_a_block_is_the_same_whoever_makes_it() -> None:
+    assert sizes(2500, 1000) == [(0, 1000), (1, 1000), (2, 500)]
+    said: list[list[bytes]] = []
+    for _ in range(2):
+        dice = Random("7 1")
+        kind = mixed(dice)
+        said.append([*inputs.generate(dice, kind.words), kind.config.mode.encode()])
+    assert said[0] == said[1]
+
+
+def test_rules_of_every_sort_are_put_to_it() -> None:
+    text = "".join(RULES.values())
+    assert [key for key in {*RULE_KEYS, *FAULTS, *COUNTED, "drip"} if key not in text] == []
+    names = {kind.name for kind in KINDS}
+    assert {f"profile {name}" for name in profiles()} | RULES.keys() <= names
+
+
+def test_somebody_who_stays_behind_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs.Notes, "leave", lambda self, key: None)
+    gates = [number for number, kind in enumerate(KINDS) if kind.name == "gates"]
+    with pytest.raises(inputs.Broken, match="still counts"):
+        attempt(stand(gates[0]), b"", [], 7)
 
 
 def test_engine_and_model_agree() -> None:
-    assert model.run(2000, seed=7).examples == []
+    assert model.run(7, 0, 2000).examples == []
 
 
 def test_a_forgotten_reset_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.Model, "rset", lambda self, word: 250)
-    assert model.run(500, seed=7).disagreements
+    assert model.run(7, 0, 500).disagreements
 
 
 class Talk(RuleBasedStateMachine):

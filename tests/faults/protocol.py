@@ -163,7 +163,7 @@ def model(trial: Trial) -> None:
     """python -m tests.fuzz --model, an independent model of the order of commands and of every reset."""
     from tests.fuzz import model as fuzz
 
-    done = fuzz.run(20_000 if trial.full else 500, seed=int(time.time()))
+    done = fuzz.run(int(time.time()), 0, 20_000 if trial.full else 500)
     trial.count("disagreements", done.disagreements)
     trial.note(
         f"{done.conversations} conversations, {done.commands} commands; larger runs: docs/reliability.md"
@@ -175,7 +175,7 @@ def random_inputs(trial: Trial) -> None:
     """python -m tests.fuzz, with the invariants that are listed there; then noise over sockets."""
     from tests.fuzz import inputs, live
 
-    done = inputs.run(100_000 if trial.full else 2000, seed=int(time.time()))
+    done = inputs.run(int(time.time()), 0, 100_000 if trial.full else 2000)
     trial.count("findings", len(done.findings))
     with Program("--workers=2") as program:
         heard = live.run(program.address, 20 if trial.full else 2, seed=int(time.time()))

@@ -1,69 +1,149 @@
-"""The command line: python -m tests.fuzz [--inputs N] [--model N] [--live SECONDS] [--seed N] [--keep N]"""
+"""The command line: python -m tests.fuzz [--inputs N] [--model N] [--live SECONDS] [--seed N] ..."""
 
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import get_context
+from typing import TypeVar
 
 from tests.fuzz import inputs, live, model
 from tests.program import Program
+
+MINUTE = 60.0
+"""Seconds between two lines about how far it is."""
+
+Block = TypeVar("Block")
+
+
+def sizes(count: int, block: int) -> list[tuple[int, int]]:
+    """The numbers of the blocks of a run, and how much is in each."""
+    return [(number, min(block, count - number * block)) for number in range(-(-count // block))]
+
+
+def made(
+    run: Callable[[int, int, int], Block], seed: int, tasks: list[tuple[int, int]], workers: int
+) -> Iterator[Block]:
+    """The blocks, as they are done, by so many processes."""
+    with get_context("fork").Pool(workers) as pool:
+        yield from pool.imap_unordered(partial(_one, run, seed), tasks)
+
+
+def _one(run: Callable[[int, int, int], Block], seed: int, task: tuple[int, int]) -> Block:
+    return run(seed, *task)
+
+
+class Progress:
+    """A line a minute."""
+
+    def __init__(self, what: str, count: int) -> None:
+        self.what, self.count = what, count
+        self.began = self.told = time.monotonic()
+
+    @property
+    def passed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    def tell(self, done: int, bad: int) -> None:
+        if time.monotonic() - self.told >= MINUTE:
+            self.told = time.monotonic()
+            pace = done / self.passed
+            print(
+                f"{self.passed / 60:.0f} min: {done} of {self.count} {self.what}, {pace:.0f} a second, "
+                f"{bad} findings, {(self.count - done) / pace / 60:.0f} min to go",
+                flush=True,
+            )
+
+
+def put(count: int, seed: int, workers: int) -> int:
+    """Inputs; how many broke something."""
+    progress, done = Progress("inputs", count), inputs.Done()
+    for block in made(inputs.run, seed, sizes(count, inputs.BLOCK), workers):
+        for finding in block.findings[: max(0, 10 - len(done.findings))]:
+            print(f"{finding.kind}, block {finding.block}: {finding.said!r}: {finding.what}", flush=True)
+        done.add(block)
+        progress.tell(done.inputs, len(done.findings))
+    print(
+        f"{done.inputs} inputs, each whole and in pieces, in {progress.passed:.0f} s, "
+        f"{done.inputs / (done.seconds or 1):.0f} in a second of a processor: "
+        f"{len(done.findings)} findings, the slowest took {1000 * done.slowest:.1f} ms, "
+        f"peak memory grew by {done.grown} KiB",
+        flush=True,
+    )
+    return len(done.findings)
+
+
+def compare(count: int, seed: int, workers: int) -> int:
+    """Conversations of the engine and the model; in how many they disagree."""
+    progress, done = Progress("conversations", count), model.Done()
+    for block in made(model.run, seed, sizes(count, model.BLOCK), workers):
+        done.add(block)
+        progress.tell(done.conversations, done.disagreements)
+    for example in done.examples:
+        print(example)
+    print(
+        f"{done.conversations} conversations, {done.commands} commands in {progress.passed:.0f} s: "
+        f"{done.disagreements} disagreements",
+        flush=True,
+    )
+    return done.disagreements
+
+
+def shout(seconds: float, seed: int) -> int:
+    """Noise for the program, each way to start it in its turn; what went wrong."""
+    bad = 0
+    for options in live.OPTIONS:
+        with Program("--workers=2", *options) as program:
+            heard = live.run(program.address, seconds / len(live.OPTIONS), seed)
+            tracebacks = program.output().count("Traceback")
+            print(
+                f"{' '.join(options) or 'no options'}: "
+                f"{heard.connections} connections, {heard.octets} octets, "
+                f"{len(heard.findings)} invalid replies, {tracebacks} tracebacks",
+                flush=True,
+            )
+            for answer in heard.findings[:10]:
+                print(answer)
+            bad += len(heard.findings) + tracebacks
+    return bad
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description="Look for inputs that break the engine."
     )
-    parser.add_argument("--inputs", type=int, default=0, metavar="N", help="random inputs for a session")
-    parser.add_argument(
-        "--model", type=int, default=0, metavar="N", help="random conversations against the model"
-    )
-    parser.add_argument("--live", type=float, default=0, metavar="SECONDS", help="noise for the real program")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--inputs", type=int, default=0, metavar="N", help="random inputs for a session")
+    add("--model", type=int, default=0, metavar="N", help="random conversations against the model")
+    add("--live", type=float, default=0, metavar="SECONDS", help="noise for the real program")
+    add(
         "--keep",
         type=int,
         default=0,
         metavar="N",
         help="of so many inputs keep interesting ones in tests/corpus",
     )
-    parser.add_argument("--seed", type=int, default=time.time_ns() // 1000, help="repeats a run")
+    add("--seed", type=int, default=time.time_ns() // 1000, help="repeats a run")
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that inputs and conversations are shared by",
+    )
     chosen = parser.parse_args()
-    print(f"seed {chosen.seed}")
+    print(f"seed {chosen.seed}", flush=True)
     bad = 0
     if chosen.inputs:
-        inputs.run(2000, chosen.seed + 1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = inputs.run(chosen.inputs, chosen.seed)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(
-            f"{found.inputs} inputs, each whole and in pieces, in {found.seconds:.0f} s of processor time: "
-            f"{len(found.findings)} findings, the slowest took {1000 * found.slowest:.1f} ms, "
-            f"peak memory grew by {grown} KiB"
-        )
-        for number, said, what in found.findings[:10]:
-            print(f"kind {number}: {said!r}: {what}")
-        bad += len(found.findings)
+        bad += put(chosen.inputs, chosen.seed, chosen.workers)
     if chosen.model:
-        done = model.run(chosen.model, chosen.seed)
-        print(
-            f"{done.conversations} conversations, {done.commands} commands "
-            f"in {done.seconds:.0f} s: {done.disagreements} disagreements"
-        )
-        for example in done.examples:
-            print(example)
-        bad += done.disagreements
+        bad += compare(chosen.model, chosen.seed, chosen.workers)
     if chosen.live:
-        with Program("--workers=2") as program:
-            heard = live.run(program.address, chosen.live, chosen.seed)
-            tracebacks = program.output().count("Traceback")
-            print(
-                f"{heard.connections} connections, {heard.octets} octets: "
-                f"{len(heard.findings)} invalid replies, {tracebacks} tracebacks"
-            )
-            for answer in heard.findings[:10]:
-                print(answer)
-            bad += len(heard.findings) + tracebacks
+        bad += shout(chosen.live, chosen.seed)
     if chosen.keep:
         for name, said in inputs.collect(chosen.keep, 60, chosen.seed).items():
             (inputs.CORPUS / f"{name}.txt").write_bytes(said)

@@ -1,204 +1,327 @@
 """Random inputs for a session without a socket, and what must hold whatever they are.
 
 Nothing is raised; replies are whole lines of printable ASCII, 512 octets at most (RFC 5321 4.5.3.1.5); at
-most LINE octets of a command and four of a body are kept; and replies do not depend on the cuts.
+most LINE octets of a command and four of a body are kept, of AUTH AUTH_LINE; and neither replies nor what
+is left behind depend on the cuts.
+
+A run consists of blocks, and a block is made from the run's seed and its own number alone: it is the same
+whoever makes it, and can be made again.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
-from blackhole.smtp import Config, Engine, Then
-from blackhole.smtp.session import LINE, Session
-from blackhole.smtp.state import Limits
+from blackhole.clients import Clients, Ledger
+from blackhole.guard import Guard
+from blackhole.smtp import Engine, Then
+from blackhole.smtp.gate import Answer, Change, Known
+from blackhole.smtp.judge import Outside
+from blackhole.smtp.session import AUTH_LINE, LINE, Session
+from blackhole.smtp.state import ACCUSED
+from blackhole.smtp.violations import FIRST
+from blackhole.smtp.violations import RULES as VIOLATIONS
+from tests.fuzz.kinds import BODIES, GREETED, KINDS, Kind, mixed
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 
-WORDS = (
-    b"HELO c.test\r\n", b"EHLO c.test\r\n", b"ehlo [192.0.2.1]\n", b"HELO\r\n",
-    b"MAIL FROM:<a@b.test>\r\n", b"MAIL FROM:<>\r\n", b"MAIL FROM: a@b.test SIZE=5\r\n",
-    b"MAIL FROM:<a@b.test> SIZE=99999\r\n",
-    b"MAIL FROM:<a@b.test> BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=q+2Bq\r\n",
-    b"MAIL FROM:<\xc3\xb1@b.test> SMTPUTF8\r\n", b"RCPT TO:<c@d.test>\r\n",
-    b"RCPT TO:<\xc3\xb6@d.test>\r\n", b"RCPT TO:<postmaster>\r\n", b'RCPT TO:<"a > \\"b"@d.test>\r\n',
-    b"RCPT TO:<c@d.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;c@d.test\r\n",
-    b"RCPT TO:<c@d.test> FUTURE=1\r\n", b"RCPT\r\n", b"DATA\r\n", b"data\n", b"DATA x\r\n", b".\r\n",
-    b"\r\n.\r\n", b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"..\r\n", b".", b"Subject: hello\r\n",
-    b"hello\r\n\r\nhello", b"\r\n", b"\n", b"\r", b"\0", b"\xff", b"\xff\r\n", b" ", b"\t",
-    b"MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nRCPT TO:<e@d.test>\r\nDATA\r\n",
-    b"MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\nhello\r\n.\r\n", b"DATA\r\n.\r\n", b"RSET\r\n",
-    b"RSET x\r\n", b"NOOP\r\n", b"VRFY c\r\n", b"EXPN c\r\n", b"HELP\r\n", b"HELP MAIL\r\n", b"QUIT\r\n",
-    b"AUTH PLAIN AA==\r\n", b"BDAT 5 LAST\r\n", b"BDAT 99999999999999999999999\r\n", b"STARTTLS\r\n",
-    b"STARTTLS x\r\n", b"XYZZY\r\n", b"TURN\r\n", b"GET / HTTP/1.1\r\n", b"Host: x\r\n",
-    b"\x16\x03\x01\x02\x00\x01", b"PROXY TCP4 1.2.3.4 5.6.7.8 9 25\r\n", b"x" * 200, b"x" * 2046 + b"\r\n",
-    b"x" * 2100 + b"\r\n", b"NOOP " + b"y" * 2041 + b"\r\n", b"NOOP\r\n" * 150,
-)  # fmt: skip
-"""What conversations are made of."""
-
-
-class Kind(NamedTuple):
-    """A way to configure a listener."""
-
-    config: Config
-    even: bool = True
-    """Replies do not depend on the cuts: nothing is refused for having come too early."""
-
-
-LIMITS = Limits(soft_errors=3, errors=6, junk=5, recipients=2, messages=2)
-
-KINDS = (
-    Kind(Config(hostname="mx.test", message_size_limit=1000)),
-    Kind(Config(hostname="mx.test", mode="random")),
-    Kind(Config(hostname="mx.test", mode="bounce", message_size_limit=60)),
-    Kind(Config(hostname="mx.test", mode="offline")),
-    Kind(Config(hostname="mx.test", mode="unavailable")),
-    Kind(Config(hostname="mx.test", delay=(0.5, 1.5))),
-    Kind(Config(hostname="mx.test", message_size_limit=40, limits=LIMITS)),
-    Kind(Config(hostname="mx.test", bare_newline="count")),
-    Kind(Config(hostname="mx.test", bare_newline="reject")),
-    Kind(Config(hostname="mx.test", strict=True, limits=LIMITS), even=False),
-    Kind(Config(hostname="mx.test", starttls=True), even=False),
-)
+BLOCK = 1000
+"""Inputs in a block."""
 
 VALID = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][ -~]{0,506})?\r\n)*")
 """Any number of reply lines."""
 
+CUT_OFF = re.compile(VALID.pattern + rb"(?:[2-5][ -~]{0,509}\r?)?")
+"""The same, with a fault before the last one was over."""
+
+CELLS = ACCUSED + len(VIOLATIONS)
+"""Counters of replies and of violations."""
+
 SLOW = 0.1
 """Seconds of processor time that no input may take."""
 
+RESUMES = 20000
+"""How often a session may want to wait, in one input."""
 
-def generate(dice: Random) -> bytes:
+CLIENT = "192.0.2.77"
+
+
+def damaged(dice: Random, said: bytes) -> bytes:
+    """Octets with something broken, or doubled."""
+    draw = dice.random
+    place, what = int(draw() * len(said)), draw()
+    if what < 0.3:
+        return said[:place] + bytes((int(draw() * 256),)) + said[place:]
+    if what < 0.5:
+        return said[:place] + said[place + 1 + int(draw() * 8) :]
+    if what < 0.7:
+        return said[:place] + bytes((int(draw() * 256),)) + said[place + 1 :]
+    if what < 0.8:
+        return said[:place] + said[place : place + 40] * (2 + int(draw() * 3)) + said[place:]
+    if what < 0.9:
+        return said[place:] + said[:place]
+    return said[:place] + dice.randbytes(int(draw() * 30)) + said[place:]
+
+
+def generate(dice: Random, words: tuple[bytes, ...]) -> list[bytes]:
     """An input: words, and in half of them something broken."""
     draw = dice.random
-    said = b"".join([WORDS[int(draw() * len(WORDS))] for _ in range(1 + int(draw() * 9))])
+    said = [GREETED] if draw() < 0.5 else []
+    for _ in range(1 + int(draw() * 8)):
+        said.append(words[int(draw() * len(words))])
+        if said[-1].endswith(b"DATA\r\n") and draw() < 0.7:
+            said.append(BODIES[int(draw() * len(BODIES))])
     while draw() < 0.5:
-        place, what = int(draw() * len(said)), draw()
-        if what < 0.3:
-            said = said[:place] + bytes((int(draw() * 256),)) + said[place:]
-        elif what < 0.5:
-            said = said[:place] + said[place + 1 + int(draw() * 8) :]
-        elif what < 0.7:
-            said = said[:place] + bytes((int(draw() * 256),)) + said[place + 1 :]
-        elif what < 0.8:
-            said = said[:place] + said[place : place + 40] * (2 + int(draw() * 3)) + said[place:]
-        elif what < 0.9:
+        place = int(draw() * len(said))
+        if draw() < 0.1:
             said = said[place:] + said[:place]
         else:
-            said = said[:place] + dice.randbytes(int(draw() * 30)) + said[place:]
+            said[place] = damaged(dice, said[place])
     return said
 
 
-def cut(dice: Random, said: bytes) -> list[bytes]:
-    """The same octets in pieces."""
-    if dice.random() < 0.1:
-        return [said[place : place + 1] for place in range(min(len(said), 400))] + [said[400:]] * (
-            len(said) > 400
-        )
-    places = sorted({int(dice.random() * len(said)) for _ in range(1 + int(dice.random() * 6))})
-    return [
-        said[start:end] for start, end in zip([0, *places], [*places, len(said)], strict=True) if start < end
-    ]
+def cut(dice: Random, words: list[bytes]) -> list[bytes]:
+    """The same octets in pieces: between words, as clients do; anywhere, as networks do; or one by one."""
+    draw = dice.random
+    how, said = draw(), b"".join(words)
+    if how < 0.6:
+        pieces, last = [], b""
+        for word in words:
+            last += word
+            if draw() < 0.9:
+                pieces.append(last)
+                last = b""
+        return [piece for piece in (*pieces, last) if piece]
+    if how < 0.97:
+        places = sorted({int(draw() * len(said)) for _ in range(1 + int(draw() * 6))})
+        ends = zip([0, *places], [*places, len(said)], strict=True)
+        return [said[start:end] for start, end in ends if start < end]
+    return [said[place : place + 1] for place in range(min(len(said), 300))] + [said[300:]] * (
+        len(said) > 300
+    )
 
 
 class Broken(AssertionError):
     """Something does not hold."""
 
 
-def check(session: Session, out: bytes) -> None:
-    """What must hold after each piece."""
-    if out and not VALID.fullmatch(out):
-        raise Broken(f"not a reply: {out!r}")
-    if session.then is Then.LISTEN and len(session._rest) > LINE:
-        raise Broken(f"keeps {len(session._rest)} octets of a command")
-    if len(session._tail) > 4:
-        raise Broken(f"keeps {len(session._tail)} octets of a body")
-    if not session.in_body and not session.stage and session.recipients and session.engine.config.strict:
-        raise Broken("recipients without a transaction")
+class Notes:
+    """A memory that can be set back."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Known] = {}
+        self.present: Counter[bytes] = Counter()
+
+    def clear(self) -> None:
+        self.known.clear()
+        self.present.clear()
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
+        return answer
+
+    def enter(self, key: bytes, limit: int) -> bool:
+        if self.present[key] >= limit:
+            return False
+        self.present[key] += 1
+        return True
+
+    def leave(self, key: bytes) -> None:
+        self.present[key] -= 1
 
 
-def hear(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
-    """What a new session answers; how and at what stage it is left."""
-    session = engine.session()
-    out = session.greet()
-    check(session, out)
-    heard = [out]
-    for piece in pieces:
-        while session.then is Then.WAIT:
-            out = session.resume()
-            check(session, out)
-            heard.append(out)
-        if session.then is Then.SECURE:
+class Stand:
+    """A kind at work: its engine, and the world around it, which can be set back."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.notes = Notes()
+        self.now = self.minute = 0.0
+        trace = (lambda session, way, line: None) if kind.traced else None
+        self.engine = Engine(kind.config, Random(7), trace, Outside(lambda: self.now, self.notes))
+        self.guard: Guard | None = None
+        if kind.rates is not None:
+            self.ledger = Ledger(Clients(1), 0, tuple, lambda: self.minute)
+            self.guard = Guard(kind.rates, self.ledger)
+        self.most = AUTH_LINE if kind.config.auth else LINE
+        self.whole = kind.whole
+        self.visits = 2 if kind.remembers else 1
+        """What is remembered shows when somebody comes again."""
+
+    def hear(self, pieces: list[bytes], seed: int) -> list[object]:
+        """What new sessions answer, one after the other; how and at what stage they are left."""
+        engine = self.engine
+        engine.dice.seed(seed)
+        engine._sessions = FIRST * (seed & 1)  # every other input is looked at closely
+        self.notes.clear()
+        self.now = float(seed % 3600)
+        if self.guard is not None:
+            self.minute += 60.0
+            self.ledger.sweep()
+        heard: list[object] = []
+        for _ in range(self.visits):
+            heard += self.visit(pieces)
+            engine.sizes.clear()
+            self.now += 400.0
+        return heard
+
+    def visit(self, pieces: list[bytes]) -> tuple[bytes, Then, int]:
+        """One session, from its beginning to its end, and what must hold behind it."""
+        guest, secure = None, self.kind.secure
+        if self.guard is None:
+            session = self.engine.session(secure, CLIENT)
+        else:
+            guest = self.guard.admit(CLIENT)
+            assert guest is not None and guest._place is not None
+            if self.guard.refusal(guest) is not None:
+                raise Broken("somebody was left behind")
+            session = self.engine.session(secure, CLIENT, guest.meter)
+        out = self.converse(session, pieces)
+        if self.guard is not None and guest is not None:
+            guest.leave()
+        if session.judge is not None:
+            session.judge.leave()
+        if any(self.notes.present.values()):
+            raise Broken(f"who has left still counts: {self.notes.present}")
+        if not (VALID if self.whole else CUT_OFF).fullmatch(out):
+            raise Broken(f"not replies: {out!r}")
+        return out, session.then, session.stage
+
+    def converse(self, session: Session, pieces: list[bytes]) -> bytes:
+        """Say it, and wait as long as the session wants; all that is answered."""
+        check, heard = self.check, []
+        left = RESUMES
+        if self.kind.secure:
+            session.approach()
+            if session.then is not Then.LISTEN:
+                return b""
             session.secured()
-        elif session.then is not Then.LISTEN:
-            break
-        out = session.receive(piece)
+        out = session.greet()
         check(session, out)
         heard.append(out)
-        session.said.clear()
-    while session.then is Then.WAIT:
-        out = session.resume()
-        check(session, out)
-        heard.append(out)
-    return b"".join(heard), session.then, session.stage
+        for piece in [*pieces, b""]:
+            while session.then is Then.WAIT:
+                self.now += session.wait
+                out = session.resume()
+                check(session, out)
+                heard.append(out)
+                left -= 1
+                if not left:
+                    raise Broken("waits for ever")
+            if session.then is Then.SECURE:
+                session.secured()
+            elif session.then is not Then.LISTEN:
+                break
+            if piece:
+                out = session.receive(piece)
+                check(session, out)
+                heard.append(out)
+        return b"".join(heard)
+
+    def check(self, session: Session, out: bytes) -> None:
+        """What must hold after each piece."""
+        if out and self.whole and not VALID.fullmatch(out):
+            raise Broken(f"not a reply: {out!r}")
+        if session.then is Then.LISTEN and len(session._rest) > LINE and len(session._rest) > self.most:
+            raise Broken(f"keeps {len(session._rest)} octets of a command")
+        if len(session._tail) > 4:
+            raise Broken(f"keeps {len(session._tail)} octets of a body")
+        if not session.in_body and not session.stage and session.recipients and session.engine.config.strict:
+            raise Broken("recipients without a transaction")
+        if session.said:
+            if not 0 <= min(session.said) <= max(session.said) < CELLS:
+                raise Broken(f"counted where there is nothing to count: {session.said}")
+            session.said.clear()
+
+
+@cache
+def stand(number: int) -> Stand:
+    """A kind of the list, made once."""
+    return Stand(KINDS[number])
+
+
+def attempt(there: Stand, said: bytes, pieces: list[bytes], seed: int) -> bytes:
+    """Put an input to a stand, whole and in pieces; what was heard. Raises Broken, or whatever comes."""
+    whole = there.hear([said] if said else [], seed)
+    parts = there.hear(pieces, seed)
+    if there.kind.even and whole != parts:
+        raise Broken(f"whole: {whole!r}, in pieces {pieces!r}: {parts!r}")
+    first = whole[0]
+    assert isinstance(first, bytes)
+    return first
+
+
+@dataclass
+class Finding:
+    """An input that broke something."""
+
+    kind: str
+    block: int
+    said: bytes
+    what: str
 
 
 @dataclass
 class Done:
-    """What a run came to."""
+    """What a run, or a block of one, came to."""
 
     inputs: int = 0
     slowest: float = 0.0
-    findings: list[tuple[int, bytes, str]] = field(default_factory=list)
-    """The number of the kind, the input, and what did not hold."""
+    findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+    """Of processor time."""
+    peak: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """KiB of memory that each process had at most: after its first block, and after its last one."""
+
+    def add(self, block: Done) -> None:
+        """One more block."""
+        self.inputs += block.inputs
+        self.slowest = max(self.slowest, block.slowest)
+        self.findings += block.findings
+        self.seconds += block.seconds
+        for pid, (first, last) in block.peak.items():
+            self.peak[pid] = self.peak.get(pid, (first, last))[0], last
+
+    @property
+    def grown(self) -> int:
+        """KiB by which the peak of a process has grown since its first block, at most."""
+        return max((last - first for first, last in self.peak.values()), default=0)
 
 
-class Bench:
-    """An engine of each kind, made once."""
-
-    def __init__(self) -> None:
-        self.engines = [Engine(kind.config, Random(7)) for kind in KINDS]
-
-    def attempt(self, number: int, said: bytes, pieces: list[bytes], seed: int) -> bytes:
-        """Put an input to one kind, whole and in pieces; what was heard. Raises Broken, or whatever comes."""
-        engine = self.engines[number]
-        engine.dice.seed(seed)
-        whole = hear(engine, [said] if said else [])
-        engine.dice.seed(seed)
-        parts = hear(engine, pieces)
-        if KINDS[number].even and whole != parts:
-            raise Broken(f"whole: {whole!r}, in pieces {pieces!r}: {parts!r}")
-        return whole[0]
-
-
-def run(count: int, seed: int, until: float = float("inf")) -> Done:
-    """So many inputs, or as many as fit before `until` of the processor's time."""
-    bench, dice, done = Bench(), Random(seed), Done()
-    kinds = len(KINDS)
+def run(seed: int, number: int, count: int = BLOCK) -> Done:
+    """A block: inputs for all kinds in turn, and for one that is new each time."""
+    dice, done = Random(f"{seed} {number}"), Done()
+    novel = Stand(mixed(dice))
     clock = time.process_time
     began = last = clock()
-    for number in range(count):
-        said = generate(dice)
+    for turn in range(number * BLOCK, number * BLOCK + count):
+        which = turn % (len(KINDS) + 1)
+        there = novel if which == len(KINDS) else stand(which)
+        words = generate(dice, there.kind.words)
+        said, pieces = b"".join(words), cut(dice, words)
         try:
-            bench.attempt(number % kinds, said, cut(dice, said), number)
+            attempt(there, said, pieces, turn)
         except Exception as error:
-            done.findings.append((number % kinds, said, f"{error!r}"))
-        done.inputs += 1
+            done.findings.append(Finding(there.kind.name, number, said, f"{error!r}"))
         now = clock()
         if now - last > done.slowest:
             done.slowest = now - last
             if done.slowest > SLOW:
-                done.findings.append((number % kinds, said, f"took {now - last:.3f} s"))
+                done.findings.append(Finding(there.kind.name, number, said, f"took {now - last:.3f} s"))
         last = now
-        if now > until:
-            break
+    done.inputs = count
     done.seconds = last - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done.peak[os.getpid()] = peak, peak
     return done
 
 
@@ -210,12 +333,13 @@ def corpus() -> list[Path]:
 def collect(count: int, most: int, seed: int) -> dict[str, bytes]:
     """Of so many inputs a few that lead, together, to as many different pairs of successive replies
     as they can, by number."""
-    bench, dice = Bench(), Random(seed)
+    dice = Random(seed)
     found: list[tuple[bytes, set[tuple[str, ...]]]] = []
     known: set[tuple[str, ...]] = set()
     for number in range(count):
-        said, kind = generate(dice), number % len(KINDS)
-        heard = bench.attempt(kind, said, [said], number)
+        kind = number % len(KINDS)
+        said = b"".join(generate(dice, KINDS[kind].words))
+        heard = attempt(stand(kind), said, [said], number)
         codes = [line[:9].decode().rstrip() for line in heard.splitlines() if line[3:4] == b" "]
         pairs = {(str(kind), *pair) for pair in pairwise(codes)}
         if pairs - known and len(said) < 600:

@@ -11,6 +11,16 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.fuzz.inputs import VALID, cut, generate
+from tests.fuzz.kinds import FLOOD, HEARD, SECRETS, TALK
+
+WORDS = HEARD + FLOOD + SECRETS + TALK
+
+OPTIONS = (
+    (),
+    ("--auth=any", "--auth_plaintext", "--scenario=profile:greylist", "--strict"),
+    ("--public", "--trusted=192.0.2.0/24", "--client_connections=0", "--client_connection_rate=0"),
+)
+"""Ways to start the program. Nobody is kept out, and no reply is cut off."""
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -25,13 +35,13 @@ class Heard:
 
 def visit(address: tuple[str, int], dice: Random, heard: Heard) -> None:
     """One connection."""
-    said = generate(dice)
+    words = generate(dice, WORDS)
     answered = b""
     whole = False
     with suppress(OSError), socket.create_connection(address, 10) as client:
         heard.connections += 1
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece in cut(dice, said)[:20]:
+        for piece in cut(dice, words)[:20]:
             client.sendall(piece)
             heard.octets += len(piece)
         if dice.random() < 0.3:

@@ -14,6 +14,9 @@ from random import Random
 from blackhole.smtp import Config, Engine, Then
 from blackhole.smtp.state import Limits
 
+BLOCK = 1000
+"""Conversations in a block."""
+
 MOST = 3
 """Recipients, where they are limited."""
 
@@ -163,6 +166,14 @@ class Done:
     examples: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    def add(self, block: Done) -> None:
+        """One more block."""
+        self.conversations += block.conversations
+        self.commands += block.commands
+        self.disagreements += block.disagreements
+        self.examples = [*self.examples, *block.examples][:10]
+        self.seconds += block.seconds
+
 
 def converse(machine: Engine, model: Model, dice: Random, length: int) -> tuple[int, str]:
     """One conversation; how many commands it had, and where the two disagree."""
@@ -198,13 +209,13 @@ def converse(machine: Engine, model: Model, dice: Random, length: int) -> tuple[
     return len(spoken), ""
 
 
-def run(count: int, seed: int, until: float = float("inf")) -> Done:
-    """So many conversations, or as many as fit before `until` of the processor's time."""
+def run(seed: int, number: int, count: int = BLOCK) -> Done:
+    """A block of conversations: the same for the same seed and number."""
     machines = [engine(**setting) for setting in SETTINGS]
-    dice, done = Random(seed), Done()
+    dice, done = Random(f"{seed} {number}"), Done()
     began = time.process_time()
-    for number in range(count):
-        which = number % len(SETTINGS)
+    for turn in range(count):
+        which = turn % len(SETTINGS)
         commands, disagreement = converse(
             machines[which], Model(**SETTINGS[which]), dice, 4 + int(dice.random() * 24)
         )
@@ -212,8 +223,6 @@ def run(count: int, seed: int, until: float = float("inf")) -> Done:
         done.commands += commands
         if disagreement:
             done.disagreements += 1
-            done.examples = [*done.examples, disagreement][:10]
-        if time.process_time() > until:
-            break
+            done.examples = [*done.examples, f"block {number}: {disagreement}"][:10]
     done.seconds = time.process_time() - began
     return done
