@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import Certificate
-from program import MODULE, Program, children, environment, run, state, title, wait_for
+from program import MODULE, Program, alive, children, environment, run, state, title, wait_for
 from test_clients import RECIPIENT, SENDER, Postfix, folder, message, needs, output, rules
 
 from blackhole import report
@@ -151,12 +151,21 @@ def test_who_leaves_in_the_middle_of_a_message_is_told_of() -> None:
         assert sum(Stats.of(program.pid).snapshot().messages.values()) == 0
 
 
+def watching(pid: Path) -> subprocess.Popen[str]:
+    """`blackhole top`."""
+    return subprocess.Popen(
+        [*MODULE, "top", f"--pid={pid}"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def test_top_shows_a_line_a_second_until_the_end(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with Program(f"--pid={pid}") as program:
-        with subprocess.Popen(
-            [*MODULE, "top", f"--pid={pid}"], env=environment(), stdout=subprocess.PIPE, text=True
-        ) as top:
+        with watching(pid) as top:
             assert top.stdout is not None
             assert "messages/s" in top.stdout.readline()
             assert "open" in top.stdout.readline()
@@ -165,11 +174,39 @@ def test_top_shows_a_line_a_second_until_the_end(tmp_path: Path) -> None:
         assert program.stop() == 0
 
 
+def test_top_ends_with_the_server(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with Program(f"--pid={pid}") as program, watching(pid) as top:
+        assert top.stdout is not None and top.stderr is not None
+        assert "messages/s" in top.stdout.readline()
+        assert program.stop() == 0
+        assert top.wait(20) == os.EX_UNAVAILABLE
+        assert top.stderr.read() == f"blackhole: pid {program.pid} has ended\n"
+
+
+def test_top_ends_when_nobody_reads_it(tmp_path: Path) -> None:
+    """As `blackhole top | head -1` does."""
+    pid = tmp_path / "pid"
+    with Program(f"--pid={pid}"), watching(pid) as top:
+        assert top.stdout is not None and top.stderr is not None
+        assert "messages/s" in top.stdout.readline()
+        top.stdout.close()
+        assert (top.wait(20), top.stderr.read()) == (0, "")
+
+
 def test_progress_in_the_foreground() -> None:
     with Program("--progress") as program:
         wait_for(lambda: "messages/s" in program.output(), "a line")
         assert "blackhole: progress" in [title(child) for child in children(program.pid)]
         assert program.stop() == 0
+
+
+def test_progress_ends_with_a_master_that_was_killed() -> None:
+    with Program("--progress") as program:
+        (telling,) = [child for child in children(program.pid) if title(child) == "blackhole: progress"]
+        wait_for(lambda: "messages/s" in program.output(), "a line")
+        os.kill(program.pid, signal.SIGKILL)
+        wait_for(lambda: not alive(telling), "it is gone")
 
 
 # Senders that nobody here wrote
@@ -216,6 +253,18 @@ def test_smtplib_says_nothing_of_8_bit(tmp_path: Path) -> None:
         with smtplib.SMTP(*program.address, local_hostname="client.example.com", timeout=20) as client:
             client.send_message(message("Grüße\n"))
         assert verdict(program, pid) == ["8bit-undeclared"]
+
+
+def test_smtplib_sends_octets_as_they_are(tmp_path: Path) -> None:
+    """Of text it converts the ends of lines, of bytes it does not."""
+    pid = tmp_path / "pid"
+    with Program(f"--pid={pid}") as program:
+        with smtplib.SMTP(*program.address, local_hostname="client.example.com", timeout=20) as client:
+            client.sendmail(SENDER, [RECIPIENT], "Subject: text\n\nHello\n")
+        assert verdict(program, pid) == []
+        with smtplib.SMTP(*program.address, local_hostname="client.example.com", timeout=20) as client:
+            client.sendmail(SENDER, [RECIPIENT], b"Subject: bytes\n\nHello\n")
+        assert verdict(program, pid) == ["bare-lf"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,9 @@ SLACK: Final = 512
 LACKING: Final = frozenset((reply.UNKNOWN, reply.NOT_OFFERED, reply.BDAT_NOT_OFFERED))
 """Replies to what EHLO did not offer."""
 
+PRIVATE: Final = (b"X", b"x")
+"""How verbs begin that client and server may agree on between them (RFC 5321 4.1.5)."""
+
 STAGES: Final = range((GREETED | MAIL | RCPT) + 1)
 
 DOT: Final = ord(".")
@@ -579,7 +582,7 @@ class Session(State):
             answer = odd
         else:
             answer = self._answer(entry, argument)
-        if answer in LACKING and not entry.judged:
+        if answer in LACKING and not entry.judged and not line.startswith(PRIVATE):
             self.accuse("unknown-command")
         if entry.phase == "MAIL" or (entry.phase == "RCPT" and answer.code >= 400):
             self._denied = answer.code >= 400
