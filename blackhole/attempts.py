@@ -54,14 +54,17 @@ class Attempts:
         self._sets: Final = sets
         self._secret: Final = os.urandom(16) if secret is None else secret
         self._cells: Final = memoryview(mmap.mmap(-1, sets * SLOTS * CELLS * 8)).cast("Q")
-        self._present: Final = memoryview(mmap.mmap(-1, rows * PLACES * 2)).cast("H")
+        self._map: Final = mmap.mmap(-1, rows * PLACES * 2)
+        self._present: Final = memoryview(self._map).cast("H")
         self._lock: Final = os.memfd_create("blackhole attempts")
         self._row = 0
 
     def claim(self, row: int) -> None:
         """The row of this process from now on. Nobody is there yet, whatever one before it has left."""
         self._row = row * PLACES
-        if any(self._present[self._row : self._row + PLACES]):
+        try:  # gives the memory back too
+            self._map.madvise(mmap.MADV_REMOVE, row * PLACES * 2, PLACES * 2)
+        except OSError:  # where the kernel cannot
             self._present[self._row : self._row + PLACES] = memoryview(bytes(PLACES * 2)).cast("H")
 
     def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:

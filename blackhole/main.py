@@ -116,13 +116,14 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
         from blackhole import proxy
 
         proxy.parser()
-    rules = scenario.load(settings.scenario)
-    certificates = {}
-    for name in {rule.verdict.certificate for rule in rules} - {""}:
-        if context is None:
-            raise OperatorError(f'scenario: certificate = "{name}" needs TLS; give ssl_cert too')
-        certificates[name] = tls.faulty(name, settings.hostname)
-    plot = scenario.Scenario(rules, certificates=certificates)
+    sources = tuple(map(scenario.fetch, settings.scenario))
+    plot = scenario.Scenario(scenario.rules_of(sources), sources=sources, at=time.time())
+    if plot.wants:
+        from blackhole import tls
+
+        plot = replace(
+            plot, certificates={name: tls.showing(tls.faulty(name, settings)) for name in plot.wants}
+        )
     passwords = None
     if settings.auth not in ("off", "any"):
         from blackhole import users
@@ -399,8 +400,11 @@ class Service:
     def run(self) -> int:
         """Serve until the end; the exit code."""
         setproctitle(daemon.TITLE)
-        # Not before we are detached: python-daemon would close its descriptor.
+        from blackhole.orders import Orders
+
+        # Not before we are detached: python-daemon would close their descriptors.
         self._stats = Stats(64 + 16 * self._asked.workers)  # so that some reloads may drain at once
+        self._orders = Orders()
         if self._pidfile is not None:
             self._pidfile.write()
         code = Supervisor(
@@ -425,7 +429,8 @@ class Service:
             self._stats.listener(server.address(listener, sockets))
         if setup.settings.counts and self._clients is None:
             self._clients = Clients(self._stats.rows)
-        if self._attempts is None and server.remembers(setup.bound, setup.scenario):
+        # Over the dashboard rules may be ordered that need one. What nobody uses takes no memory.
+        if self._attempts is None and (setup.http or server.remembers(setup.bound, setup.scenario)):
             self._attempts = Attempts(self._stats.rows)
 
         def worker(number: int) -> Job:
@@ -447,16 +452,18 @@ class Service:
             self._attempts.claim(berth.row)
             plot = replace(plot, memory=self._attempts)
         clients = self._clients if setup.settings.counts else None
-        self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot, clients)
+        self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot, clients, self._orders)
 
     def _show(self, setup: _Setup, berth: Berth) -> None:
         """In the dashboard: show what the workers count."""
         self._stats.sign(berth.row, DASHBOARD)
         self._let_go(setup, set(setup.http))
         # Before root is gone: it may be that only root can read where Blackhole is installed.
+        from blackhole.web.control import Control
         from blackhole.web.dashboard import Dashboard
 
-        dashboard = Dashboard(setup.settings, self._stats, self._ledger, berth)
+        control = Control(setup.settings, setup.scenario, self._orders, self._stats)
+        dashboard = Dashboard(setup.settings, self._stats, self._ledger, berth, control)
         daemon.drop_privileges(setup.settings.user, setup.settings.group)
         dashboard.run(setup.http)
 

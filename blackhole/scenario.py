@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from blackhole.settings import OperatorError
 from blackhole.smtp.gate import BY, OBLIVION, Gate, Greylist, Memory, Quota, Room
@@ -48,6 +48,14 @@ PROFILES: Final = os.path.join(os.path.dirname(__file__), "scenarios")
 PROFILE: Final = "profile:"
 
 
+class Source(NamedTuple):
+    """A scenario as it was written."""
+
+    name: str
+    """A path, or `profile:NAME`; errors begin with it."""
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """What was read, what was made for it, and when its clock began."""
@@ -60,6 +68,16 @@ class Scenario:
     certificates: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
     """What rules have clients shown in place of ours, by the names of CERTIFICATES."""
 
+    sources: tuple[Source, ...] = ()
+    """What the rules were read from."""
+    at: float = 0.0
+    """Seconds since 1970 when that was."""
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """The certificates that its rules name."""
+        return frozenset(rule.verdict.certificate for rule in self.rules) - {""}
+
 
 NONE: Final = Scenario()
 
@@ -69,45 +87,69 @@ def profiles() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in os.listdir(PROFILES) if name.endswith(".toml"))
 
 
-def about(profile: str) -> str:
-    """What a profile is, in its own words."""
-    with open(os.path.join(PROFILES, f"{profile}.toml"), "rb") as file:
-        return str(tomllib.load(file)["about"])
+def fetch(name: str) -> Source:
+    """A file, or a `profile:NAME`. Raises OperatorError."""
+    path = name
+    if name.startswith(PROFILE):
+        profile = name.removeprefix(PROFILE)
+        known = profiles()
+        if profile not in known:
+            raise OperatorError(
+                f"scenario {name}: no such profile, there are {', '.join(known)}{_meant(profile, known)}"
+            )
+        path = os.path.join(PROFILES, f"{profile}.toml")
+    try:
+        with open(path, "rb") as file:
+            return Source(name, decoded(file.read(), f"scenario {name}"))
+    except OSError as error:
+        raise OperatorError(f"scenario {name}: {error.strerror}") from None
 
 
-def load(sources: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules of several files, or of `profile:NAME`s, one behind the other. Raises OperatorError."""
+def decoded(octets: bytes, source: str) -> str:
+    """The text of a file. Raises OperatorError, which names `source`."""
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        raise OperatorError(f"{source}: not UTF-8 text") from None
+
+
+def about(source: Source) -> str:
+    """What a scenario is, in its own words, if it has any."""
+    return str(tomllib.loads(source.text).get("about", ""))
+
+
+def rules_of(sources: Iterable[Source]) -> tuple[Rule, ...]:
+    """The rules of several scenarios, one behind the other. Raises OperatorError."""
     rules: list[Rule] = []
     for source in sources:
-        path = source
-        if source.startswith(PROFILE):
-            name = source.removeprefix(PROFILE)
-            known = profiles()
-            if name not in known:
-                raise OperatorError(
-                    f"scenario {source}: no such profile, there are {', '.join(known)}{_meant(name, known)}"
-                )
-            path = os.path.join(PROFILES, f"{name}.toml")
-        try:
-            with open(path, "rb") as file:
-                text = file.read().decode()
-        except OSError as error:
-            raise OperatorError(f"scenario {source}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise OperatorError(f"scenario {source}: not UTF-8 text") from None
-        rules += read(text, source, len(rules))
+        rules += read(source.text, source.name, len(rules))
     return tuple(rules)
+
+
+def load(names: Iterable[str]) -> tuple[Rule, ...]:
+    """The rules of several files, or of `profile:NAME`s, one behind the other. Raises OperatorError."""
+    return rules_of(map(fetch, names))
 
 
 def read(text: str, source: str, before: int = 0) -> list[Rule]:
     """The rules of one file's text; so many are before them. Raises OperatorError, which names `source`."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # all mistakes, and whole numbers of thousands of digits
         raise OperatorError(f"{source}: {error}") from None
     except RecursionError:
         raise OperatorError(f"{source}: nested too deeply") from None
     return _File(text, source, data).rules(before)
+
+
+def single(block: Mapping[str, Any], source: str) -> Rule:
+    """The rule that a block without windows and gates says. Raises OperatorError, which names `source`."""
+    file = _File("", source, {"rule": [block]})
+    for key in block:
+        if key in NOT_SINGLE:
+            raise OperatorError(f"{source}: {key}: {NOT_SINGLE[key]}")
+    (rule,) = file.rules(0)
+    return rule
 
 
 class _File:
@@ -292,7 +334,7 @@ class _File:
             self._fail(kind, number, block.get("name", ""), f"{key}: {error}", key)
 
     def _fail(self, kind: str, number: int, name: object, message: str, key: str) -> NoReturn:
-        place = f"{kind} {number}" if kind else ""
+        place = f"{kind} {number}" if kind and self._lines else ""
         if isinstance(name, str) and name:
             place += f" ({_shown(name)})"
         where = f"{self._source}{self._line(kind, number, key)}"
@@ -713,6 +755,13 @@ WINDOW_KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "every": seconds,
     "ramp": seconds,
 }
+
+NOT_SINGLE: Final[Mapping[str, str]] = {
+    "window": "not here, where there are no windows",
+    "chance": "not here; it is for certain",
+    **dict.fromkeys(GATES, "not here; put it into a scenario"),
+}
+"""Keys of a rule that stand in files only, and why."""
 
 FILE_KEYS: Final = ("seed", "about", "rule", "window")
 

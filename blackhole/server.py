@@ -136,6 +136,11 @@ def remembers(listeners: Iterable[Listener], scenario: Scenario) -> bool:
     return any(rule.remembers for rule in rules)
 
 
+def outside(scenario: Scenario) -> Outside:
+    """What its rules may ask."""
+    return Outside(lambda: time.monotonic() - scenario.began, scenario.memory)
+
+
 class Server(TCPServer):
     """One listener in one worker.
 
@@ -160,12 +165,11 @@ class Server(TCPServer):
     ) -> None:
         super().__init__()
         self.listener: Final = listener
-        outside = Outside(lambda: time.monotonic() - scenario.began, scenario.memory)
         judging = config(settings, listener, scenario)
         self.settings: Final = settings
-        self.engine: Final = Engine(replace(judging, limits=None), Random(), trace, outside)
+        self.engine = Engine(replace(judging, limits=None), Random(), trace, outside(scenario))
         """Talks to those who are trusted, or to all where nobody is judged."""
-        self.judging: Final = Engine(judging, Random(), trace, outside) if settings.judges else self.engine
+        self.judging = Engine(judging, Random(), trace, outside(scenario)) if settings.judges else self.engine
         self.guard: Final = Guard(settings, ledger) if settings.judges else None
         self.parser: Final = proxy.parser() if listener.proxy else None
         self.proxies: Final = Networks(settings.proxy_from)
@@ -177,7 +181,7 @@ class Server(TCPServer):
         self.note: Final = log.debug if settings.public else log.info
         self.counters: Final = counters
         self.tls: Final = tls
-        self.certificates: Final = scenario.certificates
+        self.certificates = scenario.certificates
         self.crowded: Final = crowded
         self.number: Final = number
         self.sent: Final[list[int]] = []
@@ -193,6 +197,19 @@ class Server(TCPServer):
         self._hold()
         for listening in sockets:
             self._doors.append(Door(self, listening, selector))
+
+    def follow(self, scenario: Scenario) -> None:
+        """Obey another scenario: whoever comes from now on; who is here from the next command outside a
+        transaction."""
+        judging = self.judging
+        self.engine = self.engine.bequeath(scenario.rules, outside(scenario))
+        self.judging = (
+            judging.bequeath(scenario.rules, outside(scenario)) if self.settings.judges else self.engine
+        )
+        # Not those alone that its rules name: a handshake may be about to use another.
+        self.certificates = {**self.certificates, **scenario.certificates}
+        for client in self.connections:
+            client.session.busy = True
 
     def take(self, connection: socket.socket, address: tuple[object, ...], selector: Selector) -> None:
         """A client is here."""

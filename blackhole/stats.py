@@ -64,6 +64,9 @@ CELLS: Final = (
         "tls_resumed", "TLS handshakes that resumed an earlier session; they are among those that succeeded"
     ),
     Cell("cpu", "microseconds of processor time that the processes of this row took"),
+    Cell(
+        "obeys", "number of the last order that the process follows; 0 in those that follow none", gauge=True
+    ),
 )
 
 HISTOGRAMS: Final = (
@@ -217,6 +220,11 @@ class Stats:
         accepting = self._cells[HEADER + AT["accepting"] : end : WIDTH].tolist()
         least = min(compress(self._cells[HEADER + AT["open"] : end : WIDTH].tolist(), accepting), default=0)
         return bool(self._cells[HEADER + row * WIDTH + AT["open"]] > least + 2 + least // 16)
+
+    def obeyed(self) -> int | None:
+        """The last order that all who follow orders do follow; None where nobody does."""
+        end = HEADER + self._cells[USED] * WIDTH
+        return min(filter(None, self._cells[HEADER + AT["obeys"] : end : WIDTH]), default=None)
 
     def listener(self, name: str) -> int:
         """The index of the cell that counts the connections of a listener. A new name: the master only."""

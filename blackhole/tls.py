@@ -7,7 +7,7 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from blackhole.settings import OperatorError
+from blackhole.settings import OperatorError, Settings
 
 YEAR: Final = timedelta(days=365)
 
@@ -45,11 +45,13 @@ def context(cert: str, key: str) -> ssl.SSLContext:
     return made
 
 
-def faulty(fault: str, hostname: str) -> ssl.SSLContext:
-    """A context whose certificate has a fault: a key of CERTIFICATES. It is signed by nobody but itself.
+def faulty(fault: str, settings: Settings) -> bytes:
+    """A certificate with a fault (of CERTIFICATES) and its key, as PEM. It is signed by nobody but itself.
 
-    Raises OperatorError (EX_CONFIG) when there is nothing to make certificates with.
+    Raises OperatorError (EX_CONFIG) when nobody would see it, or there is nothing to make certificates with.
     """
+    if not settings.ssl_cert:
+        raise OperatorError(f'scenario: certificate = "{fault}" needs TLS; give ssl_cert too')
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
@@ -58,7 +60,7 @@ def faulty(fault: str, hostname: str) -> ssl.SSLContext:
         raise OperatorError(
             f'scenario: certificate = "{fault}" needs a package: pip install "blackhole[certs]"'
         ) from None
-    name = "wrong-name.invalid" if fault == "wrong-name" else hostname
+    name = "wrong-name.invalid" if fault == "wrong-name" else settings.hostname
     end = datetime.now(UTC) + (-YEAR if fault == "expired" else YEAR)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name[:64])])
@@ -73,16 +75,16 @@ def faulty(fault: str, hostname: str) -> ssl.SSLContext:
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
     )
+    return made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def showing(pem: bytes) -> ssl.SSLContext:
+    """A context with a certificate that `faulty` made."""
     # OpenSSL takes a certificate from a file alone; this one is never on a disk.
     with open(os.memfd_create("certificate"), "wb") as file:
-        file.write(made.public_bytes(serialization.Encoding.PEM))
-        file.write(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
+        file.write(pem)
         file.flush()
         return context(f"/proc/self/fd/{file.fileno()}", "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import select
 import signal
 import ssl
 import time
@@ -17,9 +18,10 @@ import tornado.platform.asyncio  # noqa: F401 - likewise
 
 from blackhole.clients import Clients, Ledger
 from blackhole.logs import damp, printable, reopen
+from blackhole.orders import FIRST, Next, Orders, plot
 from blackhole.scenario import NONE, Scenario
 from blackhole.server import Server, address
-from blackhole.settings import Listener, Settings
+from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.session import Session, Trace
 from blackhole.stats import AT, Stats, record
 from blackhole.stream import Selector
@@ -36,6 +38,10 @@ WORDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, R
 PARTING: Final = 0.3
 """Seconds for the last words of one who retires; shorter than the master's patience with him."""
 CPU: Final = AT["cpu"]
+OBEYS: Final = AT["obeys"]
+
+RINGS: Final = select.EPOLLIN | select.EPOLLET
+"""Each time the bell is rung, and not as long as it sounds."""
 
 Bound = Mapping[Listener, Sequence[socket]]
 
@@ -48,8 +54,12 @@ def run(
     berth: Berth,
     scenario: Scenario = NONE,
     clients: Clients | None = None,
+    orders: Orders | None = None,
 ) -> None:
-    """The whole life of a worker that has left root behind. `clients` are counted where they are given."""
+    """The whole life of a worker that has left root behind.
+
+    `clients` are counted where they are given; `orders` may come where there is a map for them.
+    """
     damp()
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -57,7 +67,8 @@ def run(
     cells = stats.cells(berth.row)
     selector = Selector(lambda waited, served: meter(cells, waited, served))
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario, ledger).live())
+        orders = orders or Orders()
+        runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario, orders, ledger).live())
 
 
 def meter(cells: memoryview, waited: int, served: int) -> None:
@@ -83,6 +94,7 @@ class Worker:
         berth: Berth,
         selector: Selector,
         scenario: Scenario,
+        orders: Orders,
         ledger: Ledger | None,
     ) -> None:
         self.settings: Final = settings
@@ -92,12 +104,18 @@ class Worker:
         self.berth: Final = berth
         self.selector: Final = selector
         self.scenario: Final = scenario
+        """What was loaded; an order may have put another into its place."""
+        self.orders: Final = orders
         self.ledger: Final = ledger
         self.servers: Final[list[Server]] = []
         self._stop: Final = asyncio.Event()
         self._hurry = False
         self._spent = 0
         """Microseconds of processor time that are counted."""
+        self._number = FIRST
+        """Of the order that was read last."""
+        self._coming: tuple[Next, ...] = ()
+        """Its rules that are to speak some times more."""
 
     async def live(self) -> None:
         """Accept until told to stop; then drain."""
@@ -110,6 +128,11 @@ class Worker:
         loop.add_reader(self.berth.life, self._drain)
         counters = self.stats.cells(self.berth.row)
         counters[AT["accepting"]] = 1
+        # In this sequence: whoever orders something now either is read below, or sees us here and waits.
+        counters[OBEYS] = FIRST
+        self.selector.attach(self.orders.bell, self, RINGS)
+        scenario = self._scenario()
+        counters[OBEYS] = self._number
         crowded = partial(self.stats.crowded, self.berth.row) if self.settings.workers > 1 else None
         hook: Trace | None = trace if self.settings.debug else None
         for listener, sockets in self.sockets.items():
@@ -121,7 +144,7 @@ class Worker:
                 self.tls,
                 hook,
                 crowded,
-                self.scenario,
+                scenario,
                 counted,
                 self.ledger,
             )
@@ -145,11 +168,32 @@ class Worker:
             self.ledger.sweep()
         self._spend(self.stats.cells(self.berth.row))
         self.selector.pace()
+        self.ready(0)
         for server in self.servers:
             server.sweep()
         if self._hurry and not any(server.connections for server in self.servers):
             self._stop.set()
         asyncio.get_running_loop().call_later(1, self._sweep)
+
+    def ready(self, events: int) -> None:
+        """The bell was rung, or another second has passed: follow the order in force."""
+        orders = self.orders
+        if orders.number == self._number and all(map(orders.left, self._coming)):
+            return
+        try:
+            scenario = self._scenario()
+        except OperatorError as error:
+            log.error("order %d cannot be followed: %s", self._number, error)
+            return
+        for server in self.servers:
+            server.follow(scenario)
+        self.stats.cells(self.berth.row)[OBEYS] = self._number
+
+    def _scenario(self) -> Scenario:
+        """What is in force now. Raises OperatorError."""
+        self._number, order = self.orders.read()
+        self._coming = tuple(filter(self.orders.left, order.coming))
+        return plot(order, self.scenario, self.orders)
 
     def _spend(self, counters: memoryview) -> None:
         """Count the processor time that passed since the last time."""

@@ -92,8 +92,9 @@ def sentences(option: options.Option) -> Iterator[str]:
 
 
 def profile_rows() -> Iterator[str]:
+    profiles = ((name, scenario.fetch(f"{scenario.PROFILE}{name}")) for name in scenario.profiles())
     return table(
-        ("profile", "what it is"), ((code(name), scenario.about(name)) for name in scenario.profiles())
+        ("profile", "what it is"), ((code(name), scenario.about(source)) for name, source in profiles)
     )
 
 

@@ -261,7 +261,7 @@ def test_it_says_what_the_server_does() -> None:
 @pytest.mark.parametrize("name", scenario.profiles())
 def test_a_profile_says_what_it_is(name: str) -> None:
     assert scenario.load([f"profile:{name}"])
-    assert re.fullmatch(r"[A-Z][ -~]+\.", scenario.about(name))
+    assert re.fullmatch(r"[A-Z][ -~]+\.", scenario.about(scenario.fetch(f"profile:{name}")))
     assert all(rule.name for rule in scenario.load([f"profile:{name}"]))
 
 

@@ -33,11 +33,11 @@ LAYERS = (
     ),
     ("smtp.state", "daemon"),
     ("smtp.extensions", "smtp.conduct", "smtp.judge", "scenario"),
-    ("smtp.commands", "explain"),
+    ("smtp.commands", "explain", "orders"),
     ("smtp.session",),
     ("smtp", "stats", "guard"),
-    ("connection", "report", "supervisor", "web", "web.ledger", "web.metrics"),
-    ("server", "top", "web.figures"),
+    ("connection", "report", "supervisor", "web", "web.ledger", "web.metrics", "web.pages"),
+    ("server", "top", "web.figures", "web.control"),
     ("worker", "web.dashboard"),
     ("main",),
     ("__main__",),
@@ -52,7 +52,16 @@ PURE = frozenset(
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""
 
-TORNADO = {"stream", "connection", "server", "worker", "web.dashboard", "web.metrics"}
+TORNADO = {
+    "stream",
+    "connection",
+    "server",
+    "worker",
+    "web.dashboard",
+    "web.pages",
+    "web.control",
+    "web.metrics",
+}
 """Who may know Tornado; `options` asks for its version, inside a function."""
 
 BARE = (

@@ -22,7 +22,8 @@ from xml.etree import ElementTree
 import pytest
 from program import ROOT, Program, children, descriptors, free_port, run, status, title, wait_for
 
-from blackhole.web.dashboard import BODY, CONNECTIONS, HEADERS, SAFE, STATIC, TYPES, VIEWERS
+from blackhole.web.dashboard import BODY, CONNECTIONS, HEADERS, STATIC, TYPES, VIEWERS
+from blackhole.web.pages import SAFE
 
 TITLE = "blackhole: dashboard"
 

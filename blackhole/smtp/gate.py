@@ -53,6 +53,23 @@ class Oblivion:
 OBLIVION: Final = Oblivion()
 
 
+class Era(NamedTuple):
+    """A memory for what is in force for a while: it knows nothing of what was before, or comes after."""
+
+    memory: Memory
+    mark: bytes
+    """Stands before each key."""
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        return self.memory.revise(self.mark + key, now, change, alone)
+
+    def enter(self, key: bytes, limit: int) -> bool:
+        return self.memory.enter(self.mark + key, limit)
+
+    def leave(self, key: bytes) -> None:
+        self.memory.leave(self.mark + key)
+
+
 def counted(known: Known, now: float) -> tuple[Known, int]:
     """How many times something was tried, this time included."""
     count, first, _ = known

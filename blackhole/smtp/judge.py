@@ -89,6 +89,18 @@ class Judge:
         for key in self.case.entered:
             self._outside.memory.leave(key)
 
+    def hand_over(self, heir: Judge | None) -> None:
+        """Leave the session to a judge who knows other rules, or to none.
+
+        He hears what the client has said; and what it has used up, where he has the same memory.
+        """
+        if heir is not None:
+            heir.case.helo, heir.case.refused = self.case.helo, self.case.refused
+            if heir._outside.memory == self._outside.memory:
+                heir.case.spent, heir.case.entered = self.case.spent, self.case.entered
+                return
+        self.leave()
+
     def collect(self) -> None:
         """A message begins."""
         if self._policy.reads_header:

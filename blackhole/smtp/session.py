@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from random import Random
@@ -29,7 +30,7 @@ from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmete
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
 from blackhole.smtp.header import Header
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
-from blackhole.smtp.policy import Case, Fault, Policy, portion
+from blackhole.smtp.policy import Case, Fault, Policy, Rule, portion
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, State, cell
 from blackhole.smtp.switch import BLANK, MARK, MODES, silent, wish
@@ -163,8 +164,10 @@ class Engine:
         self.trace: Final = trace
         self.new_id: Final = partial(dice.getrandbits, 40)
         self.outside: Final = outside
-        self.sizes: Final[list[int]] = []
+        self.sizes: list[int] = []
         """Octets of the messages that came to their end since the caller last emptied it."""
+        self.heir: Engine | None = None
+        """The engine that has taken the place of this one, if one has."""
         self._sessions = 0
         self.policy: Final = Policy(config.rules, config.mode, config.listener)
         self.judged: Final = bool(self.policy.phases)
@@ -206,6 +209,16 @@ class Engine:
         self._sessions += 1
         return self._sessions <= FIRST or not self._sessions % EVERY
 
+    def bequeath(self, rules: tuple[Rule, ...], outside: Outside) -> Engine:
+        """The engine that takes the place of this one, with other rules.
+
+        A session goes over to it with its next command outside a transaction, if it takes the long
+        road: the caller makes it `busy`, because the short one does not look for heirs.
+        """
+        heir = self.heir = Engine(replace(self.config, rules=rules), self.dice, self.trace, outside)
+        heir.sizes, heir._sessions = self.sizes, self._sessions
+        return heir
+
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """A conversation with the client at this address; `secure` where TLS was there before SMTP."""
         return Session(self, secure, client, meter)
@@ -245,6 +258,7 @@ class Session(State):
         "_tail",
         "_wish",
         "busy",
+        "client",
         "conduct",
         "engine",
         "judge",
@@ -257,6 +271,7 @@ class Session(State):
     def __init__(self, engine: Engine, secure: bool, client: str, meter: Meter) -> None:
         super().__init__(engine.host, engine.new_id, secure)
         self.engine = engine
+        self.client = client
         limits = engine.config.limits
         self.conduct = None if limits is None else Conduct(limits, meter)
         self.then = Then.LISTEN
@@ -307,6 +322,8 @@ class Session(State):
 
     def greet(self) -> bytes:
         """The reply to CONNECT. The listener's delay is none of its business: 1.x delayed commands."""
+        if self.engine.heir is not None:
+            self._follow()
         entry = self.engine.connect
         answer = self._answer(entry, b"")
         seconds, fault = self._effects()
@@ -440,6 +457,8 @@ class Session(State):
                 self.wait = 0.0
                 break
             else:
+                if self.engine.heir is not None:
+                    self._follow()
                 left -= 1
                 step = self._body(data, position) if self._tail else self._line(data, position)
                 if step is None:
@@ -464,9 +483,21 @@ class Session(State):
                 self._keep(data[position:])
                 break
         self.busy = bool(self._rest or self._excess or self._late or self.exchange) or (
-            conduct is not None and conduct.slow
+            (conduct is not None and conduct.slow) or self.engine.heir is not None
         )
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def _follow(self) -> None:
+        """Obey the engine that has taken the place of ours; but what has begun ends under the same rules."""
+        judge = self.judge
+        begun = self.stage > GREETED or self._tail or self.exchange is not None
+        if begun or (judge is not None and judge.barred):
+            return
+        while self.engine.heir is not None:
+            self.engine = self.engine.heir
+        self.judge = self.engine.judge(self.client, self.secure) if self.engine.judged else None
+        if judge is not None:
+            judge.hand_over(self.judge)
 
     def _body(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
         """Pass over a body from `start`: where it ends, and the answer to it; or None, it goes on."""

@@ -1,15 +1,14 @@
 """The dashboard's process: samples the counters once a second, and answers HTTP.
 
-It is never in the way of mail: it reads what the workers write and has no other tie to them. So
-what it refuses it refuses for its own sake: strangers' pages (Host, Origin), and requests
-that are too many, too large or too slow.
+It is never in the way of mail: it reads what the workers write, it writes orders that they read in
+their own time (`web.control`), and it has no other tie to them. So what it refuses it refuses for its
+own sake: strangers' pages (Host, Origin), and requests that are too many, too large or too slow.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import json
 import logging
 import math
@@ -24,17 +23,18 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tornado.httpserver import HTTPServer
-from tornado.httputil import split_host_and_port
 from tornado.iostream import IOStream, StreamClosedError
-from tornado.web import Application, HTTPError, RequestHandler
+from tornado.web import Application, RequestHandler
 
 from blackhole import report
 from blackhole.logs import reopen
 from blackhole.settings import Settings
 from blackhole.stats import Snapshot, Stats
 from blackhole.supervisor import Berth
+from blackhole.web.control import Coming, Control, Play
 from blackhole.web.figures import Figures
 from blackhole.web.ledger import Ledger, Run
+from blackhole.web.pages import Page, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -77,18 +77,6 @@ MEDIA: Final = {
 }
 """By the format of a report."""
 
-SAFE: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
-"""With every answer."""
-
 
 class File(NamedTuple):
     """A file of the page, in memory."""
@@ -105,81 +93,6 @@ def files() -> dict[str, File]:
         name: File(TYPES[name], body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
         for name, body in bodies.items()
     }
-
-
-class Refusal(HTTPError):
-    """Why a request is not answered, for whoever sent it."""
-
-    def __init__(self, code: HTTPStatus, why: str) -> None:
-        super().__init__(code)
-        self.why: Final = why
-
-
-class Page(RequestHandler):
-    """What all answers have in common."""
-
-    dashboard: Dashboard
-    gone = False
-    """Nobody waits for the answer any more."""
-
-    def initialize(self, dashboard: Dashboard) -> None:
-        self.dashboard = dashboard
-
-    def on_connection_close(self) -> None:
-        self.gone = True
-
-    def set_default_headers(self) -> None:
-        self.clear_header("Server")
-        for name, value in SAFE.items():
-            self.set_header(name, value)
-        self.set_header("Cache-Control", "no-store")
-
-    def prepare(self) -> None:
-        # A stranger's page may have its name resolve to our address, and is then of one origin
-        # with us (DNS rebinding); but the name is in the request. An address has none.
-        name = split_host_and_port(self.request.host)[0].strip("[]").lower().rstrip(".")
-        if not (name in self.dashboard.names or is_address(name)):
-            raise Refusal(
-                HTTPStatus.MISDIRECTED_REQUEST,
-                f"This is not that host. If it is: --http {self.dashboard.address},name=NAME",
-            )
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info", (None, None))[1]
-        why = error.why if isinstance(error, Refusal) else HTTPStatus(status_code).phrase
-        self.set_header("Cache-Control", "no-store")
-        self.say({"error": why})
-
-    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        if not isinstance(value, HTTPError | StreamClosedError):
-            log.error("fault in the answer to %s", self.request.path, exc_info=value)
-
-    def compute_etag(self) -> None:
-        return None
-
-    def say(self, what: object) -> None:
-        """Answer with JSON."""
-        self.set_header("Content-Type", "application/json")
-        self.write(json.dumps(what, indent=1) + "\n")
-
-    def number(self, name: str, least: float, most: float, default: str) -> float:
-        """A number from the query."""
-        text = self.get_query_argument(name, default)
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not least <= number <= most:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} is to be a number from {least:g} to {most:g}")
-        return number
-
-
-def is_address(name: str) -> bool:
-    """Whether a host is given by its IP address."""
-    try:
-        return bool(ipaddress.ip_address(name))
-    except ValueError:
-        return False
 
 
 class Missing(Page):
@@ -233,8 +146,8 @@ class Everything(Page):
     """/stats.json."""
 
     def get(self) -> None:
-        figures = self.dashboard.figures
-        self.say(figures.now(figures.read()) | {"history": figures.history(), "rules": figures.rules()})
+        dashboard, figures = self.dashboard, self.dashboard.figures
+        self.say(dashboard.now(figures.read()) | {"history": figures.history(), "rules": figures.rules()})
 
 
 class Metrics(Page):
@@ -265,8 +178,9 @@ class Events(Page):
         dashboard.viewers.add(self)
         try:
             figures = dashboard.figures
-            self.write(event("past", figures.history() | {"rules": figures.rules()}))
-            self.write(event("now", figures.now(figures.latest())))
+            known = {"rules": figures.rules(), "choices": dashboard.control.choices}
+            self.write(event("past", figures.history() | known))
+            self.write(event("now", dashboard.now(figures.latest())))
             while True:
                 # One who does not take what is sent gets no more of it; the others do not wait for him.
                 await asyncio.wait_for(self.flush(), PATIENCE)
@@ -411,6 +325,8 @@ ROUTES: Final = (
     ("/runs", AllRuns),
     (f"/runs/({RUN})", OneRun),
     (f"/runs/({RUN})/stop", Stop),
+    ("/scenario", Play),
+    ("/next", Coming),
     ("/report", Report),
     (f"/runs/({RUN})/report", Report),
 )
@@ -420,8 +336,11 @@ ROUTES: Final = (
 class Dashboard:
     """The process. Made as whoever may read the program's files, run as whoever serves."""
 
-    def __init__(self, settings: Settings, stats: Stats, ledger: Ledger, berth: Berth) -> None:
+    def __init__(
+        self, settings: Settings, stats: Stats, ledger: Ledger, berth: Berth, control: Control
+    ) -> None:
         self.figures: Final = Figures(settings, stats, ledger)
+        self.control: Final = control
         self.files: Final = files()
         self.address: Final = replace(settings.http, names=())
         self.names: Final = {"localhost", settings.hostname, socket.gethostname(), settings.http.host}.union(
@@ -477,9 +396,13 @@ class Dashboard:
         self._stats.beat(self._berth.row)
         self.figures.sample()
         if self.viewers:
-            self._news.set_result(event("now", self.figures.now(self.figures.latest())))
+            self._news.set_result(event("now", self.now(self.figures.latest())))
             self._news = loop.create_future()
         loop.call_at(math.floor(loop.time()) + pause, self._sample)
+
+    def now(self, snapshot: Snapshot) -> dict[str, Any]:
+        """All but what was."""
+        return self.figures.now(snapshot) | {"scenario": self.control.state()}
 
     async def news(self) -> str:
         """The event of the next second."""
