@@ -23,7 +23,7 @@ import os
 from hashlib import blake2b
 from typing import Final
 
-from blackhole.smtp.gate import Answer, Change
+from blackhole.smtp.gate import Answer, Change, Place
 
 SETS: Final = 1 << 15
 """With eight slots each: a quarter of a million keys, in 8 MiB, of which only what is used is resident."""
@@ -103,21 +103,22 @@ class Attempts:
         cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
         return answer
 
-    def enter(self, key: bytes, limit: int) -> bool:
-        """One more is there, unless as many are in all processes together; whether there is."""
+    def bars(self, key: bytes, limit: int) -> bool:
+        """Whether as many are there in all processes together; if not, one more is."""
         place = self._digest(key) % PLACES
         fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
         try:
             if sum(self._present[place::PLACES]) >= min(limit, MOST):
-                return False
+                return True
             self._present[self._row + place] += 1
-            return True
+            return False
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
 
-    def leave(self, key: bytes) -> None:
-        """One that entered, in this process, is there no more."""
-        self._present[self._row + self._digest(key) % PLACES] -= 1
+    def leave(self, place: Place) -> None:
+        """One that was not barred, in this process, is there no more."""
+        assert isinstance(place, bytes)
+        self._present[self._row + self._digest(place) % PLACES] -= 1
 
     def _digest(self, key: bytes) -> int:
         return int.from_bytes(blake2b(key, digest_size=8, key=self._secret).digest()) or 1

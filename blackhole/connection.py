@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 LISTEN: Final = Then.LISTEN
 """An enum's member costs 50 ns to look up, a module's name 5."""
 
+PAUSES: Final = (Then.WAIT, Then.ASK)
+"""What goes on by itself."""
+
 RECEIVED: Final = AT["received_bytes"]
 TIMED_OUT: Final = AT["timed_out"]
 PROBES: Final = AT["probes"]
@@ -103,6 +106,8 @@ class Connection:
             session = self.session
             if server.listener.tls:
                 session.approach()
+                while session.then is Then.ASK:
+                    session.learn(await session.later)
                 if session.then is not LISTEN:
                     await self._suffer(session.then, b"")
                     return
@@ -133,14 +138,17 @@ class Connection:
                     self.idle = 0
                 then = session.then
                 if then is not LISTEN:
-                    if then is Then.WAIT:
-                        self.idle = -session.wait
-                        await asyncio.sleep(session.wait)
-                        if session.wait:
-                            record(counters, "delay_seconds", int(session.wait * 1e6))
-                            if stream.ahead and not self.heard:
-                                session.accuse("early-talk")
-                        out = session.resume()
+                    if then in PAUSES:
+                        if then is Then.ASK:
+                            out = session.learn(await session.later)
+                        else:
+                            self.idle = -session.wait
+                            await asyncio.sleep(session.wait)
+                            if session.wait:
+                                record(counters, "delay_seconds", int(session.wait * 1e6))
+                            out = session.resume()
+                        if stream.ahead and not self.heard and session.then not in PAUSES:
+                            session.accuse("early-talk")
                         if session.then is Then.SECURE and stream.ahead:
                             # It came in the clear, while the reply waited: CVE-2011-0411 once more.
                             out = session.interrupt(TOO_EARLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 
 from blackhole import scenario
@@ -52,10 +53,11 @@ def explain(rules: Sequence[Rule], mode: str, told: Case, dice: Random) -> Itera
     for number, rule in enumerate(rules, 1):
         name = f"rule {number}" + (f" ({rule.name})" if rule.name != str(number) else "")
         reason, lots = trial(rule, told, dice)
+        doubt = unknown(rule, told, dice)
         if reason:
-            yield f"  {name}: no, {reason}"
+            yield f"  {name}: no, {reason}{doubt}"
         else:
-            yield f"  {name}: yes"
+            yield f"  {name}: yes{doubt}"
             yield f"The answer: {answer(rule.verdict, lots, told)}"
             return
     yield f"The answer: no rule holds; the mode is {mode}: {MODES[mode]}"
@@ -86,6 +88,15 @@ def trial(rule: Rule, told: Case, dice: Random) -> tuple[str, Lots]:
     if rule.gate is not None and not rule.gate.would_stop(told):
         return str(rule.gate), lots
     return "", lots
+
+
+def unknown(rule: Rule, told: Case, dice: Random) -> str:
+    """What a rule says where the memory has no answer, if it says anything."""
+    if rule.otherwise is None:
+        return ""
+    tests = tuple(test for test in rule.tests if test.key != "attempt")
+    reason, lots = trial(replace(rule, tests=tests, gate=None), told, dice)
+    return "" if reason else f"; where nobody knows: {answer(rule.otherwise, lots, told)}"
 
 
 def answer(verdict: Verdict, lots: Lots, told: Case) -> str:

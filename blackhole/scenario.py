@@ -232,6 +232,10 @@ class _File:
             if key in found and not phases <= where:
                 first = next(phase for phase in PHASES if phase in phases - where)
                 fail(key, f"not known at {first}, but at {', '.join(p for p in PHASES if p in where)}")
+        if "when_unknown" in found and found.keys().isdisjoint(("attempt", *GATES)):
+            fail(
+                "when_unknown", f"only with {_listed(('attempt', *GATES))}, which ask the memory of attempts"
+            )
         window = found.get("window")
         if window is not None and window not in windows:
             fail("window", f"there is no window {window!r}{_meant(window, windows)}")
@@ -249,6 +253,7 @@ class _File:
             name=name or str(place),
             seed=seed,
             gate=gate,
+            otherwise=Verdict((found["when_unknown"],)) if found.get("when_unknown") else None,
         )
 
     def _gate(self, found: dict[str, Any], fail: Callable[[str, str], NoReturn]) -> Gate | None:
@@ -497,6 +502,16 @@ def _replies(value: Any) -> tuple[Reply | Template, ...]:
     return replies
 
 
+def _when_unknown(value: Any) -> Reply | Template | None:
+    """What to say where nobody knows, None for "accept"."""
+    if value == "accept":
+        return None
+    said = _reply(value)
+    if said.code < 400:
+        raise _expected('"accept", or a refusal, as "451 4.3.0 Try again later"', value)
+    return said
+
+
 def _then(value: Any) -> Fault:
     if isinstance(value, dict) and value.keys() == {"drip"}:
         rate = value["drip"]
@@ -743,6 +758,7 @@ RULE_KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "phase": _phases,
     **{key: reader for key, (reader, _) in CONDITIONS.items()},
     **GATES,
+    "when_unknown": _when_unknown,
     "chance": _chance,
     "window": _text,
     **VERDICT_KEYS,

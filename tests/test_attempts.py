@@ -112,24 +112,24 @@ def test_two_memories_share_nothing(secret: bytes | None) -> None:
 
 def test_there_is_room_for_so_many() -> None:
     memory = Attempts(rows=3)
-    assert [memory.enter(b"ann", 2) for _ in range(3)] == [True, True, False]
-    assert memory.enter(b"bob", 1)
+    assert [memory.bars(b"ann", 2) for _ in range(3)] == [False, False, True]
+    assert not memory.bars(b"bob", 1)
     memory.leave(b"ann")
-    assert [memory.enter(b"ann", 2) for _ in range(2)] == [True, False]
+    assert [memory.bars(b"ann", 2) for _ in range(2)] == [False, True]
 
 
 def test_all_processes_are_in_one_room_and_take_along_what_they_counted() -> None:
     memory = Attempts(rows=3)
     memory.claim(1)
-    assert memory.enter(b"ann", 2)
+    assert not memory.bars(b"ann", 2)
     pid = os.fork()
     if pid == 0:
         memory.claim(2)
-        os._exit(10 * memory.enter(b"ann", 2) + memory.enter(b"ann", 2))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 10
-    assert not memory.enter(b"ann", 2)
+        os._exit(10 * memory.bars(b"ann", 2) + memory.bars(b"ann", 2))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert memory.bars(b"ann", 2)
     memory.claim(2)
-    assert memory.enter(b"ann", 2)
+    assert not memory.bars(b"ann", 2)
     assert [sum(memory._present[row * PLACES : (row + 1) * PLACES]) for row in range(3)] == [0, 1, 1]
 
 

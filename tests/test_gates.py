@@ -7,18 +7,19 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 
 import pytest
+from elsewhere import Elsewhere, Silence, fetched
 from program import Program, descriptors, wait_for
 
-from blackhole import scenario
+from blackhole import explain, scenario
 from blackhole.attempts import Attempts
 from blackhole.smtp import Config, Engine, Session
-from blackhole.smtp.gate import OBLIVION, Greylist, Quota, counted, network
+from blackhole.smtp.gate import OBLIVION, Greylist, Memory, Quota, counted, network
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.policy import Case
 
@@ -26,16 +27,16 @@ from blackhole.smtp.policy import Case
 class World:
     """A clock that is set by hand, a memory, and a listener with these rules."""
 
-    def __init__(self, text: str, mode: str = "accept") -> None:
+    def __init__(self, text: str, mode: str = "accept", memory: Memory | None = None) -> None:
         self.now = 0.0
-        self.memory = Attempts(sets=64)
+        self.memory = memory or Attempts(sets=64)
         rules = tuple(scenario.read(text, "test.toml")) if text else ()
         outside = Outside(lambda: self.now, self.memory)
         self.engine = Engine(Config(hostname="mx.test", mode=mode, rules=rules), Random(7), outside=outside)
 
     def arrive(self, client: str = "192.0.2.1") -> tuple[Session, str]:
         session = self.engine.session(client=client)
-        return session, session.greet().decode()[:3]
+        return session, fetched(session, session.greet()).decode()[:3]
 
     def rcpt(
         self, at: float, client: str = "192.0.2.1", sender: str = "ann@a", recipient: str = "bob@b"
@@ -47,7 +48,7 @@ class World:
 
 
 def say(session: Session, line: str) -> str:
-    return session.receive(line.encode() + b"\r\n").decode()[:3]
+    return fetched(session, session.receive(line.encode() + b"\r\n")).decode()[:3]
 
 
 # Greylists
@@ -164,11 +165,81 @@ def test_tls_does_not_make_a_new_connection() -> None:
 
 def test_without_a_memory_everything_is_new() -> None:
     assert [OBLIVION.revise(b"x", 5.0, counted) for _ in range(2)] == [1, 1]
-    assert OBLIVION.enter(b"x", 1) and not OBLIVION.enter(b"x", 0)
+    assert OBLIVION.bars(b"x", 0) and not OBLIVION.bars(b"x", 1)
     OBLIVION.leave(b"x")
     case = Case()
     assert Greylist(0, 1).stops("x", case, OBLIVION)
     assert not Quota("messages", 1, 60, "all").stops("x", case, OBLIVION)
+
+
+# Where nobody knows
+
+UNSURE = {
+    "greylist = true": "RCPT",
+    "throttle = { recipients = 5, per = 'hour' }\nreply = '450 4.7.1 Slow down'": "RCPT",
+    "throttle = { concurrent = 5 }\nreply = '421 4.7.0 Full'": "CONNECT",
+    "phase = 'RCPT'\nattempt = 1\nreply = '450 4.2.1 Later'": "RCPT",
+    "phase = 'RCPT'\nattempt = '> 1'\ngreylist = true": "RCPT",
+}
+"""Rules that ask the memory, and where."""
+
+BEHIND = "\n[[rule]]\nphase = '{}'\nreply = '552 5.2.2 Behind'\n"
+
+
+def first(world: World) -> str:
+    """The code of the first refusal."""
+    session, greeting = world.arrive()
+    if greeting != "220":
+        return greeting
+    say(session, "MAIL FROM:<ann@a>")
+    return say(session, "RCPT TO:<bob@b>")
+
+
+@pytest.mark.parametrize("memory", [lambda: Elsewhere(False), Silence], ids=["no answer", "known to be gone"])
+@pytest.mark.parametrize("rule", UNSURE)
+def test_where_nobody_knows_a_rule_has_its_own_answer(rule: str, memory: Callable[[], Memory]) -> None:
+    text, behind = f"[[rule]]\n{rule}\n", BEHIND.format(UNSURE[rule])
+    assert first(World(text, memory=memory())) == "250"
+    assert first(World(text + "when_unknown = 'accept'\n" + behind, memory=memory())) == "552"
+    assert first(World(text + "when_unknown = '451 4.3.0 Who knows'\n" + behind, memory=memory())) == "451"
+
+
+def test_where_nobody_knows_draws_are_those_of_the_first_attempt() -> None:
+    text = "seed = 3\n[[rule]]\nphase = 'RCPT'\nchance = 0.5\nreply = '450 4.2.1 Later'\n"
+    names = [f"r{number}@b" for number in range(40)]
+    known, unknown, asked = (
+        [world.rcpt(0, recipient=name) for name in names]
+        for world in (World(text), World(text, memory=Silence()), World(text, memory=Elsewhere(False)))
+    )
+    assert known == unknown == asked
+    assert set(known) == {"250", "450"}
+
+
+def test_what_nobody_knows_is_told_by_explain() -> None:
+    rules = scenario.read(
+        "[[rule]]\nphase = 'RCPT'\nattempt = 2\nsender = 'ann@*'\ngreylist = true\n"
+        "when_unknown = '451 4.3.0 Who knows'\n[[rule]]\ngreylist = true\nwhen_unknown = 'accept'\n",
+        "test.toml",
+    )
+    for told, ends in (
+        ({"sender": "ann@a", "rcpt": "b@b"}, ["2; where nobody knows: 451 4.3.0 Who knows", "yes"]),
+        ({"sender": "eve@a", "rcpt": "b@b"}, ["sender is not ann@*", "yes"]),
+        ({"sender": "ann@a"}, ["it is for RCPT", "it is for RCPT"]),
+    ):
+        lines = list(explain.explain(rules, "accept", explain.case(told, "127.0.0.1:25"), Random(7)))
+        assert [line.endswith(end) for line, end in zip(lines[1:3], ends, strict=True)] == [True, True], lines
+
+
+def test_who_may_have_been_let_in_leaves_in_any_case() -> None:
+    """A memory elsewhere may hear too late of who came, or of who did not stay for its answer."""
+    memory = Elsewhere()
+    world = World("[[rule]]\nthrottle = { concurrent = 1 }\nreply = '421 4.7.0 Full'\n", memory=memory)
+    session = world.engine.session(client="192.0.2.1")
+    assert session.greet() == b""
+    assert session.judge is not None
+    later = session.later
+    session.judge.leave()
+    assert memory.left == [later]
 
 
 # The real program, with four workers

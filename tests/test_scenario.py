@@ -10,11 +10,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from elsewhere import Elsewhere, fetched
 
 from blackhole import scenario
 from blackhole.attempts import Attempts
 from blackhole.settings import OperatorError
 from blackhole.smtp import Config, Engine, Session, Then
+from blackhole.smtp.gate import OBLIVION
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.pattern import Globs, Networks
 from blackhole.smtp.policy import KINDS, Case, Condition, Rule, Window
@@ -116,6 +118,9 @@ MISTAKES = {
     "[[rule]]\nname = 'first'\nphase = 'MAIL'\nthen = 'stop'\n": "test.toml:4: rule 1 (first): then: ",
     REFUSE + "\n[[rule]]\nphase = 'MAIL'\n\nchance = 0\nthen = 'close'\n": "test.toml:8: rule 2: chance: ",
     "x = " + "[" * 2000: "test.toml: ",
+    REFUSE + "when_unknown = 'accept'\n": "rule 1: when_unknown: only with attempt, greylist, throttle, ",
+    REFUSE + "attempt = 1\nwhen_unknown = 'refuse'\n": "when_unknown: expected a reply with its code",
+    REFUSE + "attempt = 1\nwhen_unknown = '250 2.1.5 OK'\n": 'when_unknown: expected "accept", or a refusal',
     REFUSE + "greylist = 5\n": "test.toml:4: rule 1: greylist: expected { min = ",
     REFUSE + "greylist = { least = 5 }\n": "rule 1: greylist: expected { min = ",
     REFUSE + "greylist = { min = '3d' }\n": "rule 1: greylist: expected a min that is less than max",
@@ -410,10 +415,13 @@ def test_many_kinds_of_clients_take_no_memory() -> None:
     ],
 )
 def test_rules_for_starttls_are_asked_before_a_handshake_too(rule: str, then: Then, shown: str) -> None:
-    session = engine(f"[[rule]]\nphase = 'STARTTLS'\n{rule}").session()
-    session.approach()
-    assert session.judge is not None
-    assert (session.then, session.judge.certificate) == (then, shown)
+    text = f"[[rule]]\nphase = 'STARTTLS'\n{rule}\n"
+    for more, memory in (("", OBLIVION), ("attempt = 1", Elsewhere())):
+        session = engine(text + more, outside=Outside(memory=memory)).session()
+        session.approach()
+        assert fetched(session, b"") == b""
+        assert session.judge is not None
+        assert (session.then, session.judge.certificate) == (then, shown)
 
 
 def test_without_rules_nobody_is_asked() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations, pairwise
 from random import Random
 
 import pytest
 from conftest import Certificate
+from elsewhere import Elsewhere, fetched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transcript import CONNECTED, PIPELINED, Mismatch, Transcript, bless, every, play, spelt
@@ -18,6 +20,7 @@ from blackhole.attempts import Attempts
 from blackhole.scenario import Scenario
 from blackhole.smtp import Config, Engine, Session, Then
 from blackhole.smtp.commands import NOT_SMTP
+from blackhole.smtp.gate import Memory
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import BOUNCES
@@ -38,7 +41,7 @@ class Bare:
         self.heard: list[tuple[str, float]] = []
         self.part_of_line = b""
         if not secure:
-            self.take(self.session.greet())
+            self.take(fetched(self.session, self.session.greet()))
 
     def take(self, out: bytes) -> None:
         while True:
@@ -47,7 +50,7 @@ class Bare:
             if self.session.then is not Then.WAIT:
                 return
             self.waited += self.session.wait
-            out = self.session.resume()
+            out = fetched(self.session, self.session.resume())
 
     def send(self, data: list[bytes]) -> None:
         self.waited = 0.0
@@ -56,7 +59,7 @@ class Bare:
         for start in range(0, len(whole), size):
             if self.session.then is not Then.LISTEN:
                 return
-            self.take(self.session.receive(whole[start : start + size]))
+            self.take(fetched(self.session, self.session.receive(whole[start : start + size])))
 
     def hear(self) -> tuple[str, float] | None:
         return self.heard.pop(0) if self.heard else None
@@ -83,15 +86,13 @@ class Bare:
             raise Mismatch("the server does not want to shake hands")
 
 
-def bare(transcript: Transcript, certificate: Certificate, size: int) -> Bare:
+def bare(transcript: Transcript, certificate: Certificate, size: int, memory: Memory | None = None) -> Bare:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit)
     plot = Scenario(scenario.load(settings.scenario))
-    return Bare(
-        Engine(server.config(settings, listener, plot), Random(7), outside=Outside(memory=Attempts(sets=64))),
-        transcript.implicit,
-        size,
-    )
+    outside = Outside(memory=memory or Attempts(sets=64))
+    engine = Engine(server.config(settings, listener, plot), Random(7), outside=outside)
+    return Bare(engine, transcript.implicit, size)
 
 
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
@@ -105,6 +106,18 @@ def test_replies_do_not_depend_on_the_cuts(
         bless(transcript, bare(transcript, certificate, size))
     else:
         play(transcript, bare(transcript, certificate, size))
+
+
+@pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
+@pytest.mark.parametrize("transcript", [one for one in every() if one.scenario or one.options], ids=str)
+def test_replies_do_not_depend_on_where_the_memory_is(
+    transcript: Transcript, size: int, certificate: Certificate
+) -> None:
+    size = 0 if transcript.whole else size
+    here, there = (bare(transcript, certificate, size, memory) for memory in (None, Elsewhere()))
+    for peer in (here, there):
+        play(transcript, peer)
+    assert accusations(there.session) == accusations(here.session)
 
 
 def accusations(session: Session) -> list[str]:
@@ -232,7 +245,7 @@ def test_nothing_of_a_body_is_kept() -> None:
     other.receive(60000 * b"x")
     for one in (session, other):
         names = {name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())}
-        assert max(len(value) for name in names if isinstance(value := getattr(one, name), bytes)) <= 16
+        assert max(len(value) for name in names if isinstance(value := getattr(one, name, None), bytes)) <= 16
 
 
 def test_a_trace_has_every_line() -> None:
@@ -357,16 +370,46 @@ delay = 1
 """A bit of all that rules can do."""
 
 
+MEMORABLE = """
+[[rule]]
+throttle = { messages = 3, per = "connection" }
+reply = "450 4.7.1 Enough"
+
+[[rule]]
+throttle = { recipients = 2, per = "hour" }
+reply = "450 4.5.3 Slow down"
+
+[[rule]]
+phase = ["RCPT", "DATA"]
+greylist = { min = 0 }
+
+[[rule]]
+phase = ["EHLO", "RSET", "STARTTLS", "."]
+chance = 0.5
+delay = 1
+
+[[rule]]
+phase = "other"
+attempt = "> 1"
+reply = "421 4.7.0 Enough"
+
+[[rule]]
+throttle = { concurrent = 1 }
+reply = "421 4.7.0 Full"
+"""
+"""A bit of all that has to be remembered."""
+
+
 def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
     """All that a new session answers to the pieces, how it ends, and at what stage it is left."""
     session = engine.session()
-    out = session.greet()
+    out = fetched(session, session.greet())
     while session.then is Then.WAIT:
-        out += session.resume()
+        out += fetched(session, session.resume())
     for piece in pieces:
-        out += session.receive(piece)
+        out += fetched(session, session.receive(piece))
         while session.then is Then.WAIT:
-            out += session.resume()
+            out += fetched(session, session.resume())
         if session.then is not Then.LISTEN:
             break
     return re.sub(rb"queued as [0-9A-F]{10}", b"queued", out), session.then, session.stage
@@ -377,19 +420,29 @@ def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
     said=st.lists(st.sampled_from(WORDS), max_size=20).map(b"".join),
     cuts=st.lists(st.integers(1, 200), max_size=30),
     delay=st.sampled_from([None, (0.5, 1.5)]),
-    rules=st.sampled_from(["", MISCHIEF]).map(lambda text: tuple(scenario.read(text, "") if text else ())),
+    rules=st.sampled_from(["", MISCHIEF, MEMORABLE]).map(
+        lambda text: tuple(scenario.read(text, "") if text else ())
+    ),
+    memory=st.sampled_from([Attempts, Elsewhere]),
 )
 def test_no_conversation_depends_on_its_cuts(
-    said: bytes, cuts: list[int], delay: tuple[float, float] | None, rules: tuple[Rule, ...]
+    said: bytes,
+    cuts: list[int],
+    delay: tuple[float, float] | None,
+    rules: tuple[Rule, ...],
+    memory: Callable[[], Memory],
 ) -> None:
     config = Config(hostname="mx.test", message_size_limit=1000, delay=delay, rules=rules)
-    engine = Engine(config, Random(7))
     pieces, start = [], 0
     for cut in cuts:
         pieces.append(said[start : start + cut])
         start += cut
     pieces = [piece for piece in (*pieces, said[start:]) if piece]
-    assert heard(engine, pieces) == heard(engine, [said] if said else [])
+    cut, whole = (
+        heard(Engine(config, Random(7), outside=Outside(memory=one)), parts)
+        for one, parts in ((memory(), pieces), (Attempts(sets=64), [said] if said else []))
+    )
+    assert cut == whole
 
 
 @pytest.mark.parametrize("cuts", [1, 2, 3, 4])

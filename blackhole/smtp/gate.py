@@ -1,16 +1,16 @@
 """A gate: a condition of a rule that remembers. Asking it changes what is remembered, so it is asked last.
 
 What a gate keeps of a key is a count and two times. How they change is said here, in functions
-of what was known; where they are kept, and who else changes them, is the memory's affair.
+of what was known; where they are kept, and who else changes them, is the memory's affair. One that
+is elsewhere answers later, or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Generator, Mapping
 from ipaddress import ip_address
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from blackhole.smtp.policy import Case
@@ -21,20 +21,40 @@ Known = tuple[int, float, float]
 Answer = TypeVar("Answer")
 
 Change = Callable[[Known, float], tuple[Known, Answer]]
-"""What was known, and what time it is -> what is known now, and what was asked."""
+"""What was known, and what time it is -> what is known now, and what was asked. Those of gates are
+functions or methods of tuples: a memory that cannot call them can tell their names, and of what."""
+
+
+class Later:
+    """An answer that is still to come. Whoever can wait awaits it, and tells the session."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __await__(self) -> Generator[Any, None, Any]: ...
+
+
+Place = bytes | Later
+"""Where somebody is who counts as being there."""
 
 
 class Memory(Protocol):
-    """What gates remember by. Keys have addresses in them: whoever keeps them hashes them."""
+    """What gates remember by. Keys have addresses in them: whoever keeps them hashes them.
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    An answer may come later; None: there is none to be had.
+    """
+
+    def revise(
+        self, key: bytes, now: float, change: Change[Answer], alone: bool = False
+    ) -> Answer | Later | None:
         """Change what is known of a key; `alone` keeps others from changing it at the same time."""
 
-    def enter(self, key: bytes, limit: int) -> bool:
-        """One more is there now, unless there are so many; whether there is."""
+    def bars(self, key: bytes, limit: int) -> bool | Later | None:
+        """Whether so many are there already; if not, one more is."""
 
-    def leave(self, key: bytes) -> None:
-        """One that entered is there no more."""
+    def leave(self, place: Place) -> None:
+        """One that was not barred is there no more. The place is the key, or the answer that came later."""
 
 
 class Oblivion:
@@ -43,10 +63,10 @@ class Oblivion:
     def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
         return change((0, now, now), now)[1]
 
-    def enter(self, key: bytes, limit: int) -> bool:
-        return limit > 0
+    def bars(self, key: bytes, limit: int) -> bool:
+        return limit <= 0
 
-    def leave(self, key: bytes) -> None:
+    def leave(self, place: Place) -> None:
         pass
 
 
@@ -98,7 +118,7 @@ class Greylist(NamedTuple):
     least: float
     most: float
 
-    def stops(self, name: str, case: Case, memory: Memory) -> bool:
+    def stops(self, name: str, case: Case, memory: Memory) -> bool | Later | None:
         triplet = network(case.client), case.sender.lower(), case.recipient.lower()
         key = b"\0".join((b"greylist", name.encode(), *triplet))
         return memory.revise(key, case.at, self.seen)
@@ -137,6 +157,23 @@ BY: Final[Mapping[str, Callable[[Case], bytes]]] = MappingProxyType(
 """Whose quota it is."""
 
 
+class Spending(NamedTuple):
+    """So much is spent of a quota, unless that is more than there is left of it."""
+
+    amount: int
+    limit: int
+    period: float
+
+    def spend(self, known: Known, now: float) -> tuple[Known, bool]:
+        amount, limit, period = self
+        count, first, _ = known
+        if not count or now - first >= period:
+            count, first = 0, now
+        if count + amount > limit:
+            return (count, first, now), True
+        return (count + amount, first, now), False
+
+
 class Quota(NamedTuple):
     """Shut for what goes beyond so many in a period. What is stopped is not counted.
 
@@ -153,7 +190,7 @@ class Quota(NamedTuple):
     by: str
     """A key of BY."""
 
-    def stops(self, name: str, case: Case, memory: Memory) -> bool:
+    def stops(self, name: str, case: Case, memory: Memory) -> bool | Later | None:
         amount = case.size if self.what == "bytes" else 1
         if not self.period:
             key = self.what, name
@@ -164,15 +201,7 @@ class Quota(NamedTuple):
         # Two rules of one name have quotas of their own, where these are not the same.
         quota = f"{self.what} {self.period} {self.by} {name}"
         whose = b"\0".join((quota.encode(), BY[self.by](case)))
-        return memory.revise(whose, case.at, partial(self.spend, amount), alone=True)
-
-    def spend(self, amount: int, known: Known, now: float) -> tuple[Known, bool]:
-        count, first, _ = known
-        if not count or now - first >= self.period:
-            count, first = 0, now
-        if count + amount > self.limit:
-            return (count, first, now), True
-        return (count + amount, first, now), False
+        return memory.revise(whose, case.at, Spending(amount, self.limit, self.period).spend, alone=True)
 
     def would_stop(self, case: Case) -> bool:
         """Without a memory: as if each attempt had spent as much."""
@@ -189,12 +218,14 @@ class Room(NamedTuple):
     by: str
     """A key of BY."""
 
-    def stops(self, name: str, case: Case, memory: Memory) -> bool:
+    def stops(self, name: str, case: Case, memory: Memory) -> bool | Later | None:
         key = b"\0".join((self.by.encode(), name.encode(), BY[self.by](case)))
-        if memory.enter(key, self.limit):
+        full = memory.bars(key, self.limit)
+        if full is False:
             case.entered.append(key)
-            return False
-        return True
+        elif isinstance(full, Later):
+            case.entered.append(full)
+        return full
 
     def would_stop(self, case: Case) -> bool:
         """Without a memory: as if each attempt were still there."""

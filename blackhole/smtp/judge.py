@@ -8,13 +8,14 @@ done to the reply where the session finds it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
-from blackhole.smtp.gate import OBLIVION, Memory, counted
+from blackhole.smtp.gate import OBLIVION, Later, Memory, counted
 from blackhole.smtp.header import Header
-from blackhole.smtp.policy import Case, Fault, Policy, Ruling, masked
+from blackhole.smtp.policy import Case, Doubt, Fault, Policy, Ruling, Table, masked
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import GREETED, State
 
@@ -47,11 +48,13 @@ def judged(policy: Policy, phase: str) -> bool:
 class Judge:
     """One session's.
 
-    After `answer` the session takes `delay` and `fault`, and the connection `certificate`.
+    After `answer` the session takes `delay` and `fault`, and the connection `certificate`. Where the
+    memory answers later, `learn` goes on.
     """
 
     __slots__ = (
         "_dice",
+        "_open",
         "_outside",
         "_policy",
         "_tables",
@@ -77,6 +80,8 @@ class Judge:
         """What is to be shown in the handshake in place of ours: a key of CERTIFICATES."""
         self.header: Header | None = None
         """The header section of the message under way, if a rule wants to know it."""
+        self._open: tuple[Doubt, Callable[[Ruling | Doubt | None], Reply | Then]]
+        """What has to be known before there is an answer, and what is done then."""
         self.barred = False
         """Refused in place of the greeting: nothing but QUIT is served."""
 
@@ -86,8 +91,8 @@ class Judge:
 
     def leave(self) -> None:
         """The connection is no more."""
-        for key in self.case.entered:
-            self._outside.memory.leave(key)
+        for place in self.case.entered:
+            self._outside.memory.leave(place)
 
     def hand_over(self, heir: Judge | None) -> None:
         """Leave the session to a judge who knows other rules, or to none.
@@ -108,11 +113,27 @@ class Judge:
 
     def approach(self) -> Then:
         """TLS comes before the greeting: rules for STARTTLS say with which certificate, and what fault."""
-        ruling = self._ask("STARTTLS")
+        return self._approach(self._ask("STARTTLS"))
+
+    def _approach(self, ruling: Ruling | Doubt | None) -> Then:
         if ruling is None:
             return Then.LISTEN
+        if isinstance(ruling, Doubt):
+            self._open = ruling, self._approach
+            return Then.ASK
         self.certificate = ruling.verdict.certificate
         return Then.LISTEN if ruling.verdict.fault is None else ruling.verdict.fault.then
+
+    @property
+    def later(self) -> Later:
+        """The answer that is waited for."""
+        return self._open[0].later
+
+    def learn(self, known: Any) -> Reply | Then:
+        """Go on where it was asked, by `answer` or `approach`, with the answer; None: there is none."""
+        doubt, go_on = self._open
+        del self._open  # which knows the session, as that knows us
+        return go_on(doubt.learn(known))
 
     def answer(
         self,
@@ -141,7 +162,22 @@ class Judge:
         if phase == "." and self.header is not None:
             case.header = self.header.fields()
             self.header = None
-        ruling = self._ask(phase, policy)
+        return self._conclude(state, phase, do, said, before, self._ask(phase, policy))
+
+    def _conclude(
+        self,
+        state: State,
+        phase: str,
+        do: Callable[[State, Any], Reply],
+        said: Any,
+        before: tuple[bytes, bytes],
+        ruling: Ruling | Doubt | None,
+    ) -> Reply:
+        """Do what the rules say, once they have come to an end. `before` was known before this command."""
+        if isinstance(ruling, Doubt):
+            self._open = ruling, partial(self._conclude, state, phase, do, said, before)
+            return reply.ASKED
+        case = self.case
         case.header = ()
         answer = do(state, said) if ruling is None else self._obey(state, do, said, ruling)
         if answer.code >= 400:
@@ -151,7 +187,7 @@ class Judge:
             self.barred |= phase == "CONNECT"
         return answer
 
-    def _ask(self, phase: str, policy: Policy | None = None) -> Ruling | None:
+    def _ask(self, phase: str, policy: Policy | None = None) -> Ruling | Doubt | None:
         """What the rules of a phase say, once all is known that they look at."""
         tables = self._tables if policy is None else policy.tables(self.case)
         table = tables.get(phase)
@@ -163,8 +199,18 @@ class Judge:
         if table.timed:
             case.at = outside.clock()
         if table.counts:
-            case.attempt = outside.memory.revise(case.key, case.at, counted)
+            count = outside.memory.revise(case.key, case.at, counted)
+            if isinstance(count, Later):
+                return Doubt(count, partial(self._count, table))
+            return self._count(table, count)
         return table.find(case, self._dice, outside.memory)
+
+    def _count(self, table: Table, count: int | None) -> Ruling | Doubt | None:
+        """It is known now how many times this was tried, or that nobody knows: then it is the first."""
+        self.case.attempt = count or 1
+        if count is None:
+            table = table.blind
+        return table.find(self.case, self._dice, self._outside.memory)
 
     def _obey(self, state: State, do: Callable[[State, Any], Reply], said: Any, ruling: Ruling) -> Reply:
         """Do what was asked, unless it is refused or a fault comes in its place."""

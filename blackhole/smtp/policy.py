@@ -11,8 +11,9 @@ client; what is left is found by the address it names, where it names one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from math import ceil
 from operator import attrgetter
@@ -21,7 +22,7 @@ from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from blackhole.smtp.gate import OBLIVION, Gate, Greylist, Memory
+from blackhole.smtp.gate import OBLIVION, Gate, Greylist, Later, Memory, Place
 from blackhole.smtp.pattern import Anchor, Globs, Index
 from blackhole.smtp.reply import BOUNCES, CODES, Reply, Then
 from blackhole.smtp.shape import Shape
@@ -79,8 +80,8 @@ class Case:
         """MAIL or RCPT, if the last of them was."""
         self.spent: dict[tuple[str, str], int] = {}
         """What this connection has used of its quotas, by what is counted and the rule."""
-        self.entered: list[bytes] = []
-        """Where this connection counts as being there: keys of the memory."""
+        self.entered: list[Place] = []
+        """Where this connection counts as being there, for the memory."""
 
     def secured(self) -> Case:
         """What is known under TLS: who it is, and what cannot be undone (RFC 3207 4.2)."""
@@ -265,6 +266,8 @@ class Rule:
     """None: draws are thrown with the session's dice."""
     gate: Gate | None = None
     """A condition that remembers: the rule speaks where it is shut."""
+    otherwise: Verdict | None = None
+    """What it says where the memory has no answer; None: nothing."""
 
     @property
     def drawn(self) -> bool:
@@ -291,6 +294,20 @@ class Rule:
         first, second, third, fourth = (number >> 11 for number in found)
         return first / 2**53, second / 2**53, third / 2**53, fourth / 2**53
 
+    def ruling(self, shut: bool | None, lots: Lots) -> Ruling | None:
+        """What it says, once it is known whether its gate is shut, or that nobody knows."""
+        verdict = self.otherwise if shut is None else self.verdict if shut else None
+        return None if verdict is None else Ruling(verdict, lots)
+
+    def blind(self) -> Rule | None:
+        """What is left of it where nobody knows how often anything was tried."""
+        tests = tuple(test for test in self.tests if test.key != "attempt")
+        if len(tests) == len(self.tests):
+            return self
+        if self.otherwise is None:
+            return None
+        return replace(self, tests=tests, verdict=self.otherwise, gate=None)
+
     def odds(self, at: float) -> float:
         """How likely it is to speak now, if its tests hold."""
         return self.chance if self.window is None else self.chance * self.window.share(at)
@@ -302,6 +319,17 @@ class Ruling(NamedTuple):
     verdict: Verdict
     lots: Lots
 
+
+class Doubt(NamedTuple):
+    """What is said hangs on an answer that is still to come."""
+
+    later: Later
+    learn: Callable[[Any], Ruling | Doubt | None]
+    """Told the answer, or None where there is none: what is said then."""
+
+
+Tested = tuple[tuple[Callable[[Case], bool], ...], Rule]
+"""What has to hold, and the rule."""
 
 INDEXED: Final = ("recipient", "sender", "helo")
 """Attributes of a Case by which rules can be found."""
@@ -318,6 +346,7 @@ class Table:
             (tuple(test.holds for test in rule.tests if test.key not in STANDING), rule) for rule in rules
         )
         alone = [rule for _, rule in self._rules]
+        self._blind: Table | None = None
         self.counts: Final = any(rule.counts for rule in alone)
         self.timed: Final = any(rule.window is not None or rule.remembers for rule in alone)
         named = {field: [anchors(rule, field) for rule in alone] for field in INDEXED}
@@ -325,11 +354,21 @@ class Table:
         self._text: Final = attrgetter(best)
         self._index: Final = Index(named[best]) if sum(map(bool, named[best])) >= FEW else None
 
-    def find(self, case: Case, dice: Random, memory: Memory = OBLIVION) -> Ruling | None:
-        """The first rule that holds, and its draws; None: the case is nobody's."""
-        rules: Sequence[tuple[tuple[Callable[[Case], bool], ...], Rule]] = self._rules
-        if self._index is not None:
-            rules = [rules[number] for number in self._index.find(self._text(case).lower())]
+    @property
+    def blind(self) -> Table:
+        """The same, where nobody knows how often anything was tried."""
+        if self._blind is None:
+            self._blind = Table(left for _, rule in self._rules if (left := rule.blind()))
+        return self._blind
+
+    def find(
+        self, case: Case, dice: Random, memory: Memory = OBLIVION, rules: Iterator[Tested] | None = None
+    ) -> Ruling | Doubt | None:
+        """The first rule that holds, and its draws; None: the case is nobody's. `rules` are left to ask."""
+        if rules is None:
+            rules = iter(self._rules)
+            if self._index is not None:
+                rules = iter([self._rules[number] for number in self._index.find(self._text(case).lower())])
         for tests, rule in rules:
             for holds in tests:
                 if not holds(case):
@@ -339,9 +378,29 @@ class Table:
                 if not odds:
                     continue
                 lots = rule.lots(case, dice) if rule.drawn else NO_LOTS
-                if lots[0] < odds and (rule.gate is None or rule.gate.stops(rule.name, case, memory)):
+                if lots[0] >= odds:
+                    continue
+                shut = rule.gate is None or rule.gate.stops(rule.name, case, memory)
+                if shut is True:
                     return Ruling(rule.verdict, lots)
+                if isinstance(shut, Later):
+                    return Doubt(shut, partial(self._learn, rule, lots, case, dice, memory, rules))
+                if shut is None and rule.otherwise is not None:
+                    return Ruling(rule.otherwise, lots)
         return None
+
+    def _learn(
+        self,
+        rule: Rule,
+        lots: Lots,
+        case: Case,
+        dice: Random,
+        memory: Memory,
+        rules: Iterator[Tested],
+        shut: bool | None,
+    ) -> Ruling | Doubt | None:
+        """It is known now whether the gate of a rule is shut, or that nobody knows: go on from there."""
+        return rule.ruling(shut, lots) or self.find(case, dice, memory, rules)
 
 
 def anchors(rule: Rule, field: str) -> frozenset[Anchor]:

@@ -17,6 +17,7 @@ class Then(Enum):
     LISTEN = "read on"
     COLLECT = "read a message body"
     WAIT = "wait, then ask again"
+    ASK = "wait for the memory's answer, then tell it"
     SECURE = "shake hands for TLS"
     HANG_UP = "close"
     RESET = "break the connection off"
@@ -107,6 +108,8 @@ SECURE: Final = Reply(220, "2.0.0", "Ready to start TLS", then=Then.SECURE)
 GOODBYE: Final = CODES[221]
 UNSAID: Final = CODES[421]
 """Stands for a reply that never leaves, nor is counted: a fault comes in its place."""
+ASKED: Final = Reply(421, "", "", then=Then.ASK)
+"""Stands for a reply that hangs on an answer that is still to come."""
 NOT_SMTP: Final = Reply(221, "2.7.0", "This is an SMTP server. Goodbye", then=Then.HANG_UP)
 NOT_PLAIN: Final = Reply(501, "5.5.1", "TLS does not start here without STARTTLS", then=Then.HANG_UP)
 INTERNAL: Final = Reply(421, "4.3.0", "Internal error, closing transmission channel", then=Then.HANG_UP)

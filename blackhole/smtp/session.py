@@ -3,7 +3,8 @@
 Strategy. A session eats chunks, not lines: every whole command in a chunk is
 answered, a body is passed over by one search for its end, and all replies that
 may leave at once leave together (RFC 2920 3.2). What follows is in `then`. A
-reply with a delay stops the session in the middle of a chunk; `resume` goes on.
+reply with a delay stops the session in the middle of a chunk; `resume` goes on. So
+does a memory that has to be waited for; `learn` goes on with its answer.
 Nothing of a message is kept, and of a command at most LINE octets, of AUTH AUTH_LINE.
 
 There are two roads. `_run` can do everything. `receive` first looks whether the
@@ -28,6 +29,7 @@ from blackhole.smtp.auth import hidden
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, host, introduce, syntax
 from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmetered
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
+from blackhole.smtp.gate import Later
 from blackhole.smtp.header import Header
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, Rule, portion
@@ -87,6 +89,7 @@ DOT: Final = ord(".")
 
 LISTEN: Final = Then.LISTEN
 COLLECT: Final = Then.COLLECT
+ASKED: Final = reply.ASKED
 """An enum's member costs 50 ns to look up, a module's name 5."""
 
 HELLO: Final = b"\x16"
@@ -234,16 +237,21 @@ class Late(NamedTuple):
     """What is left of one that drips."""
 
 
+Step = tuple[int, Entry, Reply]
+"""Where the next command begins, the row of this one, and the answer."""
+
+
 class Session(State):
     """A State that listens.
 
-    After `greet`, `receive`, `resume` look at `then`. `said` lists the counter cells
+    After `greet`, `receive`, `resume`, `learn` look at `then`. `said` lists the counter cells
     of the replies given since the caller last emptied it, so that they can be
     counted once they have left.
     """
 
     __slots__ = (
         "_again",
+        "_asked",
         "_bare",
         "_denied",
         "_excess",
@@ -287,6 +295,8 @@ class Session(State):
         """The body has lines that end with LF alone. Not looked at on the short road."""
         self._late: Late | None = None
         """The reply that a delay holds back."""
+        self._asked: Entry
+        """The row of the command that the memory is asked about."""
         self._rest = b""
         """What came and was not answered yet: half a line, or all that is behind a delay."""
         self._tail = b""
@@ -325,7 +335,12 @@ class Session(State):
         if self.engine.heir is not None:
             self._follow()
         entry = self.engine.connect
-        answer = self._answer(entry, b"")
+        return self._greet(entry, self._answer(entry, b""))
+
+    def _greet(self, entry: Entry, answer: Reply) -> bytes:
+        if answer is ASKED:
+            self._asked, self.then = entry, Then.ASK
+            return b""
         seconds, fault = self._effects()
         if seconds is None:
             out: list[bytes] = []
@@ -411,6 +426,29 @@ class Session(State):
         """Go on after Then.WAIT."""
         return self._run(self._rest)
 
+    @property
+    def later(self) -> Later:
+        """The answer to wait for, with Then.ASK."""
+        assert self.judge is not None
+        return self.judge.later
+
+    def learn(self, known: object) -> bytes:
+        """Go on after Then.ASK with the answer; None: there is none."""
+        assert self.judge is not None
+        answer = self.judge.learn(known)
+        if isinstance(answer, Then):
+            self.then = answer
+            return b""
+        if answer is ASKED:
+            return b""
+        self.then = Then.LISTEN
+        entry = self._asked
+        if entry is self.engine.connect:
+            return self._greet(entry, answer)
+        if entry is not self.engine.end:
+            answer = self._weighed(entry, answer, self.extended, bool(self._rest))
+        return self._run(self._rest, (0, entry, answer))
+
     def interrupt(self, answer: Reply) -> bytes:
         """Say this in place of what was said last, and no more."""
         self.said[-1] += answer.code - self.said[-1] % CODE_SPAN - 200
@@ -429,8 +467,8 @@ class Session(State):
         if self.judge is not None:
             self.judge = self.judge.secured()
 
-    def _run(self, data: bytes) -> bytes:
-        """The long road: any number of commands and bodies, in any state."""
+    def _run(self, data: bytes, step: Step | None = None) -> bytes:
+        """The long road: any number of commands and bodies, in any state; `step` is over with."""
         delay = self.engine.config.delay
         conduct = self.conduct
         out: list[bytes] = []
@@ -449,7 +487,7 @@ class Session(State):
                         self._keep(data)
                         break
                     continue
-            elif position == len(data):
+            elif position == len(data) and step is None:
                 break
             elif not left:
                 self._rest = data[position:]
@@ -457,13 +495,18 @@ class Session(State):
                 self.wait = 0.0
                 break
             else:
-                if self.engine.heir is not None:
-                    self._follow()
                 left -= 1
-                step = self._body(data, position) if self._tail else self._line(data, position)
                 if step is None:
-                    break
+                    if self.engine.heir is not None:
+                        self._follow()
+                    step = self._body(data, position) if self._tail else self._line(data, position)
+                    if step is None:
+                        break
                 position, entry, answer = step
+                step = None
+                if answer is ASKED:
+                    self._asked, self._rest, self.then = entry, data[position:], Then.ASK
+                    break
                 seconds, fault = self._effects()
                 span, self._wish = self._wish or delay, None
                 if seconds is None and span is not None:
@@ -499,7 +542,7 @@ class Session(State):
         if judge is not None:
             judge.hand_over(self.judge)
 
-    def _body(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
+    def _body(self, data: bytes, start: int) -> Step | None:
         """Pass over a body from `start`: where it ends, and the answer to it; or None, it goes on."""
         engine, tail = self.engine, self._tail
         position, self._tail = skip(data, start, tail)
@@ -569,7 +612,7 @@ class Session(State):
         end = piece.rfind(b"\n")
         self._run_of_line = len(piece) - 1 - end + (self._run_of_line if end < 0 else 0)
 
-    def _line(self, data: bytes, start: int) -> tuple[int, Entry, Reply] | None:
+    def _line(self, data: bytes, start: int) -> Step | None:
         """Answer the command at `start`: where the next begins, and the answer; or None, for half a line."""
         engine = self.engine
         end = data.find(b"\n", start)
@@ -615,16 +658,22 @@ class Session(State):
             answer = self._answer(entry, argument)
         if answer in LACKING and not entry.judged and not line.startswith(PRIVATE):
             self.accuse("unknown-command")
+        if answer is not ASKED:
+            answer = self._weighed(entry, answer, offered, 0 <= end < len(data) - 1)
+        return end + 1 or len(data), entry, answer
+
+    def _weighed(self, entry: Entry, answer: Reply, offered: bool, followed: bool) -> Reply:
+        """See what a client did wrong whose command is answered so; what to answer to one in a hurry."""
         if entry.phase == "MAIL" or (entry.phase == "RCPT" and answer.code >= 400):
             self._denied = answer.code >= 400
-        if 0 <= end < len(data) - 1:
+        if followed:
             self._overtake(entry, answer, offered)
             if answer.then is not LISTEN:
                 patient = answer
                 answer = self._hasty(answer)
                 if answer is not patient and self.judge is not None:
                     self.judge.fault = None
-        return end + 1 or len(data), entry, answer
+        return answer
 
     def _overtake(self, entry: Entry, answer: Reply, offered: bool) -> None:
         """Something came before the answer to a command."""

@@ -1,0 +1,53 @@
+"""A memory whose answers have to be fetched, as those of one on another machine have to be waited for."""
+
+from __future__ import annotations
+
+from blackhole.attempts import Attempts
+from blackhole.smtp import Session, Then
+from blackhole.smtp.gate import Answer, Change, Later, Place
+
+
+class Told(Later):
+    """An answer that somebody has to fetch."""
+
+    def __init__(self, known: object) -> None:
+        self.known = known
+
+
+class Elsewhere:
+    """It is asked as if it were far away. One that knows nothing has no answers."""
+
+    def __init__(self, knows: bool = True) -> None:
+        self.memory = Attempts(sets=64)
+        self.knows = knows
+        self.left: list[Place] = []
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Later:
+        return Told(self.memory.revise(key, now, change, alone) if self.knows else None)
+
+    def bars(self, key: bytes, limit: int) -> Later:
+        return Told(self.memory.bars(key, limit) if self.knows else None)
+
+    def leave(self, place: Place) -> None:
+        self.left.append(place)
+
+
+class Silence:
+    """It is known to have no answers, so nobody waits for them."""
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> None:
+        pass
+
+    def bars(self, key: bytes, limit: int) -> None:
+        pass
+
+    def leave(self, place: Place) -> None:
+        raise AssertionError("nobody was let in")
+
+
+def fetched(session: Session, out: bytes) -> bytes:
+    """What a session says next, once it has all answers that it asks for."""
+    while session.then is Then.ASK:
+        assert isinstance(session.later, Told)
+        out += session.learn(session.later.known)
+    return out
