@@ -402,7 +402,11 @@ reply = "421 4.7.0 Full"
 
 def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
     """All that a new session answers to the pieces, how it ends, and at what stage it is left."""
-    session = engine.session()
+    return held(engine.session(), pieces)
+
+
+def held(session: Session, pieces: list[bytes]) -> tuple[bytes, Then, int]:
+    """The same of one that is at hand."""
     out = fetched(session, session.greet())
     while session.then is Then.WAIT:
         out += fetched(session, session.resume())
@@ -443,6 +447,24 @@ def test_no_conversation_depends_on_its_cuts(
         for one, parts in ((memory(), pieces), (Attempts(sets=64), [said] if said else []))
     )
     assert cut == whole
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    pieces=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(b"".join), max_size=8),
+    delay=st.sampled_from([None, (0.5, 1.5)]),
+)
+def test_no_conversation_depends_on_where_the_memory_is(
+    pieces: list[bytes], delay: tuple[float, float] | None
+) -> None:
+    """Nor does what is counted: of what, and in which order."""
+    config = Config(hostname="mx.test", delay=delay, rules=tuple(scenario.read(MEMORABLE, "")), starttls=True)
+    here, there = (
+        Engine(config, Random(7), outside=Outside(memory=memory)).session()
+        for memory in (Attempts(sets=64), Elsewhere())
+    )
+    assert held(here, pieces) == held(there, pieces)
+    assert here.said == there.said
 
 
 @pytest.mark.parametrize("cuts", [1, 2, 3, 4])

@@ -435,6 +435,7 @@ class Session(State):
     def learn(self, known: object) -> bytes:
         """Go on after Then.ASK with the answer; None: there is none."""
         assert self.judge is not None
+        offered = self.extended
         answer = self.judge.learn(known)
         if isinstance(answer, Then):
             self.then = answer
@@ -446,7 +447,7 @@ class Session(State):
         if entry is self.engine.connect:
             return self._greet(entry, answer)
         if entry is not self.engine.end:
-            answer = self._weighed(entry, answer, self.extended, bool(self._rest))
+            answer = self._weighed(entry, answer, offered, bool(self._rest))
         return self._run(self._rest, (0, entry, answer))
 
     def interrupt(self, answer: Reply) -> bytes:

@@ -2,7 +2,7 @@
 
 Nothing is raised; replies are whole lines of printable ASCII, 512 octets at most (RFC 5321 4.5.3.1.5); at
 most LINE octets of a command and four of a body are kept, of AUTH AUTH_LINE; and neither replies nor what
-is left behind depend on the cuts.
+is left behind depend on the cuts, or on where the memory is.
 
 A run consists of blocks, and a block is made from the run's seed and its own number alone: it is the same
 whoever makes it, and can be made again.
@@ -20,16 +20,18 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from zlib import crc32
 
 from blackhole.clients import Clients, Ledger
 from blackhole.guard import Guard
 from blackhole.smtp import Engine, Then
-from blackhole.smtp.gate import Answer, Change, Known
+from blackhole.smtp.gate import Answer, Change, Known, Place
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.session import AUTH_LINE, LINE, Session
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import FIRST
 from blackhole.smtp.violations import RULES as VIOLATIONS
+from tests.elsewhere import Told, fetched
 from tests.fuzz.kinds import BODIES, GREETED, KINDS, Kind, mixed
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
@@ -114,29 +116,49 @@ class Broken(AssertionError):
     """Something does not hold."""
 
 
+class Note(Told):
+    """An answer that has to be fetched, and what was asked about."""
+
+    def __init__(self, known: object, key: bytes) -> None:
+        super().__init__(known)
+        self.key = key
+
+
 class Notes:
-    """A memory that can be set back."""
+    """A memory that can be set back. It has no answer for one key of eight."""
 
     def __init__(self) -> None:
         self.known: dict[bytes, Known] = {}
         self.present: Counter[bytes] = Counter()
+        self.far = False
+        """Its answers have to be fetched."""
 
     def clear(self) -> None:
         self.known.clear()
         self.present.clear()
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def revise(
+        self, key: bytes, now: float, change: Change[Answer], alone: bool = False
+    ) -> Answer | Note | None:
         self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
-        return answer
+        return self._told(answer, key)
 
-    def enter(self, key: bytes, limit: int) -> bool:
-        if self.present[key] >= limit:
-            return False
-        self.present[key] += 1
-        return True
+    def bars(self, key: bytes, limit: int) -> bool | Note | None:
+        full = self.present[key] >= limit
+        told = self._told(full, key)
+        if told is False or (isinstance(told, Note) and told.known is False):
+            self.present[key] += 1
+        return told
 
-    def leave(self, key: bytes) -> None:
-        self.present[key] -= 1
+    def leave(self, place: Place) -> None:
+        if isinstance(place, bytes):
+            self.present[place] -= 1
+        elif isinstance(place, Note) and place.known is False:
+            self.present[place.key] -= 1
+
+    def _told(self, answer: Answer, key: bytes) -> Answer | Note | None:
+        known = answer if crc32(key) % 8 else None
+        return Note(known, key) if self.far else known
 
 
 class Stand:
@@ -157,12 +179,16 @@ class Stand:
         self.visits = 2 if kind.remembers else 1
         """What is remembered shows when somebody comes again."""
 
-    def hear(self, pieces: list[bytes], seed: int) -> list[object]:
-        """What new sessions answer, one after the other; how and at what stage they are left."""
+    def hear(self, pieces: list[bytes], seed: int, far: bool = False) -> list[object]:
+        """What new sessions answer, one after the other; how and at what stage they are left.
+
+        `far` is the memory where its answers have to be fetched.
+        """
         engine = self.engine
         engine.dice.seed(seed)
         engine._sessions = FIRST * (seed & 1)  # every other input is looked at closely
         self.notes.clear()
+        self.notes.far = far
         self.now = float(seed % 3600)
         if self.guard is not None:
             self.minute += 60.0
@@ -202,16 +228,17 @@ class Stand:
         left = RESUMES
         if self.kind.secure:
             session.approach()
+            fetched(session, b"")
             if session.then is not Then.LISTEN:
                 return b""
             session.secured()
-        out = session.greet()
+        out = fetched(session, session.greet())
         check(session, out)
         heard.append(out)
         for piece in [*pieces, b""]:
             while session.then is Then.WAIT:
                 self.now += session.wait
-                out = session.resume()
+                out = fetched(session, session.resume())
                 check(session, out)
                 heard.append(out)
                 left -= 1
@@ -222,7 +249,7 @@ class Stand:
             elif session.then is not Then.LISTEN:
                 break
             if piece:
-                out = session.receive(piece)
+                out = fetched(session, session.receive(piece))
                 check(session, out)
                 heard.append(out)
         return b"".join(heard)
@@ -252,7 +279,7 @@ def stand(number: int) -> Stand:
 def attempt(there: Stand, said: bytes, pieces: list[bytes], seed: int) -> bytes:
     """Put an input to a stand, whole and in pieces; what was heard. Raises Broken, or whatever comes."""
     whole = there.hear([said] if said else [], seed)
-    parts = there.hear(pieces, seed)
+    parts = there.hear(pieces, seed, far=True)
     if there.kind.even and whole != parts:
         raise Broken(f"whole: {whole!r}, in pieces {pieces!r}: {parts!r}")
     first = whole[0]

@@ -183,6 +183,7 @@ RULES = {
         [[rule]]
         throttle = { bytes = 60, per = "hour", by = "recipient-domain" }
         reply = "552 5.2.2 Enough"
+        when_unknown = "451 4.3.0 Who knows"
         [[rule]]
         throttle = { connections = 1, per = "second", by = "client" }
         reply = "421 4.7.0 Enough"
