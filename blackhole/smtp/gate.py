@@ -80,14 +80,16 @@ class Era(NamedTuple):
     mark: bytes
     """Stands before each key."""
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def revise(
+        self, key: bytes, now: float, change: Change[Answer], alone: bool = False
+    ) -> Answer | Later | None:
         return self.memory.revise(self.mark + key, now, change, alone)
 
-    def enter(self, key: bytes, limit: int) -> bool:
-        return self.memory.enter(self.mark + key, limit)
+    def bars(self, key: bytes, limit: int) -> bool | Later | None:
+        return self.memory.bars(self.mark + key, limit)
 
-    def leave(self, key: bytes) -> None:
-        self.memory.leave(self.mark + key)
+    def leave(self, place: Place) -> None:
+        self.memory.leave(self.mark + place if isinstance(place, bytes) else place)
 
 
 def counted(known: Known, now: float) -> tuple[Known, int]:
