@@ -148,7 +148,7 @@ def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    # A line for each port scan that looks like a handshake, which Blackhole has one for already.
+    # A line for each scan of the dashboard's port that does not speak HTTP.
     logging.getLogger("tornado.general").setLevel(logging.ERROR)
     set_level(debug)
     faulthandler.enable(handler.descriptor)

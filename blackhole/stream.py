@@ -8,8 +8,9 @@ read event is one `recv`, and the chunk goes into the coroutine at once.
 Three parts work together. `Selector` is the loop's own epoll; it hands events
 of streams to them at once and all others to asyncio. `Stream` reads and writes
 its socket. `Stream.run` drives a coroutine that waits either for bytes of the
-stream (`await stream.receive()`) or for any asyncio future (a delay, a
-handshake, a socket that is full). Nothing else needs a task.
+stream (`await stream.receive()`), for another event of it (a handshake, a
+socket that is full) or for any asyncio future (a delay). Nothing else needs a
+task.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from types import coroutine
 from typing import Any, Final, Protocol
 
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ fill fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead of by 0
 
 BYTES: Final = object()
 """What a coroutine yields to its driver when it waits for its stream's bytes."""
+
+EVENT: Final = object()
+"""What it waits for when it has something else to do with its stream's socket than to read from it."""
 
 TURN: Final = object()
 """What it waits for when it has only let others have their turn (`await asyncio.sleep(0)`)."""
@@ -62,9 +66,21 @@ RARELY: Final = 1 << 40
 
 NOTHING: Final = bytes(4)
 
+HANDSHAKE: Final = b"\x16"
+"""What a record of a TLS handshake begins with."""
 
-class Room(asyncio.Future[None]):
-    """Room in the socket's buffer, for one that was full; or whatever else the stream watches for."""
+HEAD: Final = 5
+"""Octets before what is in a TLS record: what it is, the version twice, the length (RFC 8446 5.1)."""
+
+LARGEST: Final = HEAD + 16384
+"""Octets of a record that is not encrypted."""
+
+
+def record(said: bytes) -> int:
+    """How long the record is that a handshake begins with, as far as can be told; 0 where it is none."""
+    if said[:1] != HANDSHAKE:
+        return 0
+    return HEAD if len(said) < HEAD else HEAD + int.from_bytes(said[3:HEAD])
 
 
 class Ready(Protocol):
@@ -237,7 +253,7 @@ class Stream(IOStream):
 
     _coroutine: Any = None
     _wanted: object = TURN
-    """What the coroutine waits for, or waited for last: BYTES, TURN or a future."""
+    """What the coroutine waits for, or waited for last: BYTES, EVENT, TURN or a future."""
     _aside = False
     """`receive` may find something without waiting: one of the three below."""
     ahead = b""
@@ -247,8 +263,6 @@ class Stream(IOStream):
     secured = False
     """Under TLS."""
     _events = EPOLLIN
-    _shaking: SSLIOStream | None = None
-    """The handshake under way."""
 
     def __init__(self, connection: socket.socket, selector: Selector, io_loop: IOLoop) -> None:
         self.socket = connection
@@ -281,7 +295,7 @@ class Stream(IOStream):
 
     async def peek(self, most: int) -> bytes:
         """What is there, without taking it; waits until there is something. Nothing: the client has left."""
-        await Room(loop=asyncio.get_running_loop())
+        await self._event()
         return self.socket.recv(most, socket.MSG_PEEK)
 
     def take(self, count: int) -> bytes:
@@ -328,7 +342,7 @@ class Stream(IOStream):
             self.close()
             return
         self._wanted = wanted
-        if wanted is not BYTES:
+        if wanted is not BYTES and wanted is not EVENT:
             self._await(wanted)
 
     def _await(self, wanted: Any) -> None:
@@ -348,12 +362,11 @@ class Stream(IOStream):
     def _meanwhile(self, events: int) -> None:
         """An event while the coroutine waits for something else.
 
-        It may wait for room to write. Otherwise the client talks, and one chunk of that is kept; or it has
+        It may wait for just that. Otherwise the client talks, and one chunk of that is kept; or it has
         left, and the coroutine with it.
         """
-        if isinstance(self._wanted, Room):
-            if not self._wanted.done():
-                self._wanted.set_result(None)
+        if self._wanted is EVENT:
+            self._step(None)
             return
         if events & GONE:
             self.close()
@@ -369,6 +382,11 @@ class Stream(IOStream):
         self.ahead = data
         self._aside = True
         self._watch(0)
+
+    @coroutine
+    def _event(self) -> Generator[object, None, None]:
+        """The next event that the stream watches for."""
+        yield EVENT
 
     def _watch(self, events: int) -> None:
         if events != self._events:
@@ -397,7 +415,7 @@ class Stream(IOStream):
         before = self._events
         while self._write_buffer:
             self._watch(EPOLLOUT)
-            await Room(loop=asyncio.get_running_loop())
+            await self._event()
             if self.send(self._write_buffer):
                 self._write_buffer = b""
         self._watch(before)
@@ -411,23 +429,43 @@ class Stream(IOStream):
         """
         if self.ahead:
             raise OSError("the client talked before the handshake")
+        await self._hello()
         # A client that has reset by now fails here, where the socket is still ours to close:
         # ssl.SSLSocket drops it when it finds out.
         self.socket.getpeername()
-        self._selector.detach(self.socket.fileno())
-        # Tornado's part: its handshake knows what port scans do to sockets. IOStream.start_tls
-        # would hide the stream from us until it is over, and with it what went wrong before.
+        # The descriptor is the same, and epoll knows it.
         wrapped = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.socket = wrapped
-        self._shaking = SSLIOStream(wrapped, ssl_options=context)
-        # It starts nothing, and would wait for ever, if the client has reset by now.
-        wrapped.getpeername()
-        await self._shaking.wait_for_handshake()
-        self._shaking = None
-        self.io_loop.remove_handler(wrapped)
+        while True:
+            try:
+                wrapped.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._watch(EPOLLIN)
+            except ssl.SSLWantWriteError:
+                self._watch(EPOLLOUT)
+            await self._event()
+        self._watch(EPOLLIN)
         self.secured = self._aside = True
-        self._events = EPOLLIN
-        self._selector.attach(self.socket.fileno(), self, EPOLLIN)
+
+    async def _hello(self) -> None:
+        """Wait until the first record of a handshake is there, and leave it there.
+
+        From the moment it begins OpenSSL takes 40 KiB. Who never says a whole ClientHello costs no more
+        than who never says a command.
+        """
+        self._watch(EPOLLIN)
+        least = 1
+        while True:
+            said = await self.peek(LARGEST)
+            size = record(said)
+            if len(said) >= size or not least < size <= LARGEST:
+                break
+            # Not to be woken by every octet, but only by the last one, or by the client's leaving.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            least = size
+        if least > 1:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     # The end.
 
@@ -456,9 +494,7 @@ class Stream(IOStream):
         if self._closed:
             return
         self._closed = True
-        if self._shaking is not None:
-            self._shaking.close()
-        elif self.socket is not None:
+        if self.socket is not None:
             self._selector.forget(self.socket.fileno())
             if self.secured:
                 with suppress(OSError, ValueError):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import Certificate
-from program import Program, free_port
+from program import Program, free_port, wait_for
 from service import Serve
+
+from blackhole.stats import AT
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -140,4 +146,113 @@ def test_a_handshake_in_pieces_is_none_the_worse(serve: Serve, certificate: Cert
                 wire.sendall(bytes((octet,)))
             if not heard:
                 incoming.write(wire.recv(65536))
+        assert heard.startswith(b"220 ")
+
+
+def greeting_of(certificate: Certificate) -> bytes:
+    """The ClientHello of a client that speaks TLS."""
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        certificate.client.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="mx.test").do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize(
+    ("length", "begun"), [(0, False), (1, False), (4, False), (5, False), (200, False), (0xFFFF, True)]
+)
+def test_openssl_waits_for_a_whole_client_hello(
+    serve: Serve, certificate: Certificate, length: int, begun: bool
+) -> None:
+    """It takes 40 KiB from the moment it begins, which whoever stalls would have cost."""
+    service = serve(secure=True)
+    with socket.create_connection(service.address, 20) as wire:
+        wire.sendall(greeting_of(certificate)[:length])
+        wait_for(lambda: service.open(), "it is there")
+        time.sleep(0.1)
+        (connection,) = service.server.connections
+        assert isinstance(connection.stream.socket, ssl.SSLSocket) is begun
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        pytest.param(b"", "EOF", id="nothing"),
+        pytest.param(b"\x16\x03", "EOF", id="half a header"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", "EOF", id="half a ClientHello"),
+        pytest.param(
+            b"\x16\x03\x01\xff\xff\x01\x00", "PACKET_LENGTH_TOO_LONG", id="too long to be waited for"
+        ),
+        pytest.param(b"\x16\x03\x01\x00\x00", "BAD_LENGTH|EOF|LENGTH", id="nothing in it"),
+        pytest.param(b"EHLO client.test\r\n", "WRONG_VERSION_NUMBER", id="SMTP"),
+        pytest.param(b"GET / HTTP/1.0\r\n\r\n", "HTTP_REQUEST", id="HTTP"),
+        pytest.param(b"\x16\x03\x01\x00\x05hello", "UNEXPECTED_MESSAGE|LENGTH|EOF", id="nonsense"),
+    ],
+)
+def test_a_failed_handshake_is_one_line(
+    serve: Serve, caplog: pytest.LogCaptureFixture, said: bytes, reason: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    service = serve(secure=True)
+    with socket.create_connection(service.address, 20) as wire:
+        wire.sendall(said)
+        wire.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            while data := wire.recv(4096):
+                assert not data.startswith(b"220")
+    service.settle()
+    (line,) = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
+    assert re.fullmatch(f"127.0.0.1: TLS handshake failed: .*({reason}).*", line)
+    assert service.cells[AT["tls_failed"]] == 1
+
+
+@pytest.mark.parametrize("length", [0, 3, 100, 0xFFFF])
+def test_a_client_that_resets_in_its_handshake(
+    serve: Serve, certificate: Certificate, caplog: pytest.LogCaptureFixture, length: int
+) -> None:
+    """As port scanners do."""
+    caplog.set_level(logging.DEBUG)
+    service = serve(secure=True)
+    with socket.create_connection(service.address, 20) as wire:
+        wire.sendall(greeting_of(certificate)[:length])
+        wait_for(lambda: service.open(), "it is there")
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    service.settle()
+    assert [record.getMessage()[:37] for record in caplog.records if record.name != "asyncio"] == [
+        "127.0.0.1: TLS handshake failed: [Err"
+    ]
+
+
+def test_a_handshake_goes_on_when_there_is_room(serve: Serve, certificate: Certificate) -> None:
+    """The answer to a ClientHello finds the socket's buffer full, and the client reads on later."""
+    service = serve(secure=True)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = certificate.client.wrap_bio(incoming, outgoing, server_hostname="mx.test")
+    with socket.create_connection(service.address, 20) as wire:
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        wait_for(lambda: service.open(), "it is there")
+        (connection,) = service.server.connections
+        ahead = 0
+
+        def fill() -> None:
+            nonlocal ahead
+            with suppress(BlockingIOError):
+                while True:
+                    ahead += connection.stream.socket.send(b"x" * 65536)
+            with suppress(BlockingIOError):
+                while True:
+                    ahead += connection.stream.socket.send(b"x")
+
+        service.do(fill)
+        wire.sendall(outgoing.read())
+        wait_for(lambda: isinstance(connection.stream.socket, ssl.SSLSocket), "it has begun")
+        while ahead:
+            ahead -= len(wire.recv(min(ahead, 65536)))
+        heard = b""
+        while not heard:
+            incoming.write(wire.recv(65536))
+            with suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+                heard = client.read(4096)
+            wire.sendall(outgoing.read())
         assert heard.startswith(b"220 ")

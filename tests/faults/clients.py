@@ -18,6 +18,17 @@ from typing import Self
 
 from tests.program import children, title
 
+
+def hello() -> bytes:
+    """What a client says first in a handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    return outgoing.read()
+
+
 Address = tuple[str, int]
 PATIENCE = 30.0
 
