@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final
 
@@ -70,7 +71,7 @@ class Attempts:
     def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
         """Change what is known of a key, and answer as the change does. `now` must not be negative.
 
-        `alone` is for changes of which none may be lost.
+        `alone` is for changes of which none may be lost. What is new and has a count of 0 is not kept.
         """
         digest = self._digest(key)
         start = digest % self._sets * (SLOTS * CELLS)
@@ -89,9 +90,11 @@ class Attempts:
             # A time could look like a hash only by an accident of 2^-64.
             place = slots.index(digest)
         except ValueError:
+            (count, first, moment), answer = change((0, now, now), now)
+            if not count:
+                return answer
             last = slots[3::CELLS]
             at = start + CELLS * last.index(min(last))
-            (count, first, moment), answer = change((0, now, now), now)
             # The hash comes last: until then nobody finds the slot half written.
             cells[at] = 0
             cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
@@ -102,6 +105,16 @@ class Attempts:
         (count, first, moment), answer = change((count, (began - 1) / 1e6, (seen - 1) / 1e6), now)
         cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
         return answer
+
+    def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
+        """Change what is known of every key in a set, alone. Numbers beyond the last set begin anew."""
+        start = number % self._sets * (SLOTS * CELLS)
+        for digest in filter(None, self._cells[start : start + SLOTS * CELLS : CELLS].tolist()):
+            fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, start)
+            try:
+                yield self._revise(digest, start, now, change)
+            finally:
+                fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, start)
 
     def bars(self, key: bytes, limit: int) -> bool:
         """Whether as many are there in all processes together; if not, one more is."""

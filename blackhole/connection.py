@@ -112,6 +112,8 @@ class Connection:
                     await self._suffer(session.then, b"")
                     return
                 await self._secure()
+            if session.judge is not None and session.judge.witness is not None and server.parser is None:
+                session.judge.witness.meet(str(stream.socket.getsockname()))
             out = session.greet()
             counters = server.counters
             said = session.said
@@ -149,6 +151,8 @@ class Connection:
                             out = session.resume()
                         if stream.ahead and not self.heard and session.then not in PAUSES:
                             session.accuse("early-talk")
+                        if stream.ahead and session.judge is not None and session.judge.witness is not None:
+                            session.judge.witness.interrupt()
                         if session.then is Then.SECURE and stream.ahead:
                             # It came in the clear, while the reply waited: CVE-2011-0411 once more.
                             out = session.interrupt(TOO_EARLY)
@@ -226,6 +230,8 @@ class Connection:
                 session.accuse("hung-up-in-body" if session.in_body else "no-quit")
             else:
                 counters[PROBES] += 1
+        if session.judge is not None and session.judge.witness is not None and not session.left:
+            session.judge.witness.gone(session)
         for cell in session.said:
             if cell >= ACCUSED:
                 counters[cell] += 1

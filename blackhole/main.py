@@ -370,6 +370,8 @@ class Service:
         """When the clock of all scenarios began. A reload leaves it alone, or an outage would begin again."""
         self._attempts: Attempts | None = None
         """The memory of all workers, from the first rule on that needs one."""
+        self._past: Attempts | None = None
+        """Another, of what became of messages, so that these do not push out what rules have to know."""
         self._asked = settings
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
@@ -432,6 +434,8 @@ class Service:
         # Over the dashboard rules may be ordered that need one. What nobody uses takes no memory.
         if self._attempts is None and (setup.http or server.remembers(setup.bound, setup.scenario)):
             self._attempts = Attempts(self._stats.rows)
+        if self._past is None and (setup.http or server.watches(setup.bound, setup.scenario)):
+            self._past = Attempts()
 
         def worker(number: int) -> Job:
             title = f"blackhole: worker {number}"
@@ -447,7 +451,7 @@ class Service:
         self._stats.sign(berth.row, title)
         self._let_go(setup, setup.doors)
         daemon.drop_privileges(setup.settings.user, setup.settings.group)
-        plot = replace(setup.scenario, began=self._began)
+        plot = replace(setup.scenario, began=self._began, past=self._past)
         if self._attempts is not None:
             self._attempts.claim(berth.row)
             plot = replace(plot, memory=self._attempts)

@@ -7,11 +7,13 @@ or content is in them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree as xml
 
 from blackhole.smtp.violations import LEVELS, RULES, Rule
+from blackhole.smtp.witness import UNCERTAIN, WAITS
 from blackhole.stats import Snapshot
 
 
@@ -45,7 +47,54 @@ def text(figures: Snapshot) -> str:
         ]
     if not findings(figures):
         lines.append("Nothing was found to be wrong with the sender.")
+    told = retries(figures)
+    if told:
+        lines += ["", "How it retried:", *told]
     return "\n".join(lines) + "\n"
+
+
+def retries(figures: Snapshot) -> list[str]:
+    """How the sender retried, a line for each thing that there is to say."""
+    seen = figures.retries
+    deferred, refused = seen["deferred"], seen["refused"]
+    waits = {span: count for span, count in deferred["waits"].items() if count}
+    lines = []
+    if deferred["recipients"] or waits:
+        lines.append(
+            f"put off with 4xx: {deferred['recipients']} recipients; {deferred['returned']} came again,"
+            f" {deferred['missing']} did not yet; {deferred['taken']} were taken in the end"
+        )
+    if waits:
+        shortest, *_, longest = [*waits, *waits]
+        lines.append(
+            f"they came again {sum(waits.values())} times, {deferred['again']} of them too early:"
+            f" the first {after(shortest)}, half {after(middle(waits))}, the last {after(longest)}"
+        )
+        lines += [f"  {after(span)}: {count}" for span, count in waits.items()]
+    if refused["recipients"]:
+        lines.append(
+            f"refused with 5xx: {refused['recipients']} recipients; {refused['returned']} came again"
+        )
+    for name, meaning in UNCERTAIN.values():
+        outcome = seen["uncertain"][name]
+        if outcome["messages"]:
+            lines.append(f"{meaning}: {outcome['messages']} messages; {outcome['returned']} came again")
+    return lines
+
+
+def middle(counts: Mapping[str, int]) -> str:
+    """The class in which the middle one is."""
+    passed = accumulate(counts.values())
+    return next(name for name, count in zip(counts, passed, strict=True) if 2 * count >= sum(counts.values()))
+
+
+def after(span: str) -> str:
+    """A class of waits, in words."""
+    if span == "more":
+        return f"after more than {after(str(WAITS[-1])).removeprefix('within ')}"
+    seconds = int(span)
+    unit, size = next((one for one in (("h", 3600), ("min", 60)) if not seconds % one[1]), ("s", 1))
+    return f"within {seconds // size} {unit}"
 
 
 def _summary(figures: Snapshot) -> list[str]:
@@ -74,6 +123,7 @@ def as_dict(figures: Snapshot) -> dict[str, Any]:
             }
             for rule, count in findings(figures)
         ],
+        "retries": figures.retries,
     }
 
 
@@ -91,6 +141,9 @@ def junit(figures: Snapshot) -> str:
         if count:
             failure = xml.SubElement(case, "failure", message=f"{rule.meaning} ({count})", type=rule.level)
             failure.text = f"{rule.source}: {rule.hint}"
+    told = retries(figures)
+    if told:
+        xml.SubElement(suite, "system-out").text = "\n".join(told)
     xml.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(suite, encoding="unicode") + "\n"
 

@@ -42,6 +42,8 @@ from blackhole.smtp.state import PHASES
 if TYPE_CHECKING:
     import ssl
 
+    from blackhole.smtp.witness import Past
+
 PROFILES: Final = os.path.join(os.path.dirname(__file__), "scenarios")
 """Where the files of `profile:NAME` are."""
 
@@ -65,6 +67,8 @@ class Scenario:
     """On the monotonic clock, which all processes share."""
     memory: Memory = OBLIVION
     """Of attempts, which all processes share too."""
+    past: Past | None = None
+    """Of what became of messages."""
     certificates: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
     """What rules have clients shown in place of ours, by the names of CERTIFICATES."""
 

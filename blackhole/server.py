@@ -138,7 +138,13 @@ def remembers(listeners: Iterable[Listener], scenario: Scenario) -> bool:
 
 def outside(scenario: Scenario) -> Outside:
     """What its rules may ask."""
-    return Outside(lambda: time.monotonic() - scenario.began, scenario.memory)
+    return Outside(lambda: time.monotonic() - scenario.began, scenario.memory, scenario.past)
+
+
+def watches(listeners: Iterable[Listener], scenario: Scenario) -> bool:
+    """Whether it has to be known of one of them what became of messages."""
+    rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
+    return any(rule.unsettles for rule in rules)
 
 
 class Server(TCPServer):

@@ -25,8 +25,9 @@ from operator import add, sub
 from typing import Any, Final, NamedTuple, Self
 
 from blackhole.settings import OperatorError
-from blackhole.smtp.state import ACCUSED, CODE_SPAN, PHASES
+from blackhole.smtp.state import ACCUSED, CODE_SPAN, NOTED, PHASES
 from blackhole.smtp.violations import RULES
+from blackhole.smtp.witness import EVENTS, UNCERTAIN, WAITS
 
 
 class Cell(NamedTuple):
@@ -84,11 +85,11 @@ TITLE: Final = 3
 """Cells for the title of the process that has a row, as text."""
 
 # The order in a row: replies by phase and code, as `smtp.session.cell` numbers them; violations, as
-# `smtp.session` numbers them; then these.
+# `smtp.session` numbers them; what became of messages, as `smtp.witness` does; then these.
 
 REPLIES: Final = ACCUSED
 
-CONNECTIONS: Final = REPLIES + len(RULES)
+CONNECTIONS: Final = NOTED + len(EVENTS)
 """Connections by listener."""
 
 AT: Final = {cell.name: CONNECTIONS + LISTENERS + number for number, cell in enumerate(CELLS)}
@@ -113,7 +114,7 @@ WIDTH: Final = -(-STARTS[""] // 8) * 8
 
 # The header, before the rows, has one writer too, the master.
 
-LAYOUT: Final = zlib.crc32(repr((PHASES, RULES, CELLS, HISTOGRAMS, LISTENERS, TITLE)).encode())
+LAYOUT: Final = zlib.crc32(repr((PHASES, RULES, EVENTS, CELLS, HISTOGRAMS, LISTENERS, TITLE)).encode())
 """Differs when the cells mean something else."""
 
 NAME: Final = 8
@@ -451,7 +452,34 @@ class Snapshot:
     @cached_property
     def violations(self) -> Mapping[str, int]:
         """By rule; all of them, in the order of the table."""
-        return dict(zip((rule.name for rule in RULES), self.cells[REPLIES:CONNECTIONS], strict=True))
+        return dict(zip((rule.name for rule in RULES), self.cells[REPLIES:NOTED], strict=True))
+
+    @cached_property
+    def events(self) -> Mapping[str, int]:
+        """What became of messages, and what came again, by the names of `witness.EVENTS`."""
+        return dict(zip((event.name for event in EVENTS), self.cells[NOTED:CONNECTIONS], strict=True))
+
+    @property
+    def retries(self) -> dict[str, Any]:
+        """What became of messages that were not taken at once, or not for sure: by outcome, how many there
+        were, and how many of these came again. `waits` are retries by the seconds, at most, since the
+        attempt before."""
+        seen = self.events
+        return {
+            "deferred": {
+                "recipients": seen["deferred"],
+                "returned": seen["returned"],
+                "missing": max(0, seen["deferred"] - seen["returned"]),
+                "again": seen["again"],
+                "taken": seen["taken"],
+                "waits": {str(span): seen[f"wait-{span}"] for span in (*WAITS, "more")},
+            },
+            "refused": {"recipients": seen["refused"], "returned": seen["insisted"]},
+            "uncertain": {
+                name: {"messages": seen[name], "returned": seen[f"{name}-again"]}
+                for name, _ in UNCERTAIN.values()
+            },
+        }
 
     @property
     def hung_up(self) -> int:
@@ -487,6 +515,7 @@ class Snapshot:
             "commands": dict(self.commands),
             "replies": replies,
             "violations": dict(self.violations),
+            "retries": self.retries,
             "cpu_seconds": self.cpu,
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
             "workers": [worker._asdict() for worker in self.workers],

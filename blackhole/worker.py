@@ -23,6 +23,9 @@ from blackhole.scenario import NONE, Scenario
 from blackhole.server import Server, address
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.session import Session, Trace
+from blackhole.smtp.state import ACCUSED
+from blackhole.smtp.violations import NUMBER
+from blackhole.smtp.witness import Past, missed
 from blackhole.stats import AT, Stats, record
 from blackhole.stream import Selector
 from blackhole.supervisor import Berth
@@ -42,6 +45,11 @@ OBEYS: Final = AT["obeys"]
 
 RINGS: Final = select.EPOLLIN | select.EPOLLET
 """Each time the bell is rung, and not as long as it sounds."""
+
+MISSED: Final = ACCUSED + NUMBER["never-retried"]
+
+SETS: Final = 64
+"""Of the memory of what became of messages, which are visited in a second: all of them in nine minutes."""
 
 Bound = Mapping[Listener, Sequence[socket]]
 
@@ -116,6 +124,8 @@ class Worker:
         """Of the order that was read last."""
         self._coming: tuple[Next, ...] = ()
         """Its rules that are to speak some times more."""
+        self._visited = berth.row * SETS
+        """Sets of that memory; each worker begins elsewhere."""
 
     async def live(self) -> None:
         """Accept until told to stop; then drain."""
@@ -169,6 +179,8 @@ class Worker:
         self._spend(self.stats.cells(self.berth.row))
         self.selector.pace()
         self.ready(0)
+        if self.scenario.past is not None and any(server.engine.policy.watches for server in self.servers):
+            self._visit(self.scenario.past)
         for server in self.servers:
             server.sweep()
         if self._hurry and not any(server.connections for server in self.servers):
@@ -194,6 +206,13 @@ class Worker:
         self._number, order = self.orders.read()
         self._coming = tuple(filter(self.orders.left, order.coming))
         return plot(order, self.scenario, self.orders)
+
+    def _visit(self, past: Past) -> None:
+        """Look through a part of what is remembered for what should have come again by now."""
+        now = time.monotonic() - self.scenario.began
+        for number in range(self._visited, self._visited + SETS):
+            self.stats.cells(self.berth.row)[MISSED] += sum(past.visit(number, now, missed))
+        self._visited += SETS
 
     def _spend(self, counters: memoryview) -> None:
         """Count the processor time that passed since the last time."""

@@ -28,7 +28,7 @@ LAYERS = (
         "smtp.gate",
     ),
     (
-        *("smtp.policy", "smtp.auth", "smtp.violations"),
+        *("smtp.policy", "smtp.auth", "smtp.violations", "smtp.witness"),
         *("attempts", "users", "logs", "options", "tls", "clients", "proxy"),
     ),
     ("smtp.state", "daemon"),

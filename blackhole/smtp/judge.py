@@ -18,6 +18,7 @@ from blackhole.smtp.header import Header
 from blackhole.smtp.policy import Case, Doubt, Fault, Policy, Ruling, Table, masked
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import GREETED, State
+from blackhole.smtp.witness import Past, Witness
 
 TOLD: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
 """Phases that change what is known of a case, or hang on what was refused before."""
@@ -30,6 +31,8 @@ class Outside(NamedTuple):
     """Seconds since the server started."""
     memory: Memory = OBLIVION
     """What was tried before."""
+    past: Past | None = None
+    """What became of messages; None: nobody wants to know."""
 
 
 NOWHERE: Final = Outside()
@@ -41,7 +44,8 @@ def judged(policy: Policy, phase: str) -> bool:
         phase in policy.phases
         # A refusal in place of the greeting has a word in all that follows.
         or "CONNECT" in policy.phases
-        or (policy.remembers and phase in TOLD)
+        or ((policy.remembers or policy.watches) and phase in TOLD)
+        or (policy.watches and phase in (".", "QUIT"))
     )
 
 
@@ -64,6 +68,7 @@ class Judge:
         "delay",
         "fault",
         "header",
+        "witness",
     )
 
     def __init__(self, policy: Policy, outside: Outside, dice: Random, case: Case) -> None:
@@ -82,12 +87,18 @@ class Judge:
         """The header section of the message under way, if a rule wants to know it."""
         self._open: tuple[Doubt, Callable[[Ruling | Doubt | None], Reply | Then]]
         """What has to be known before there is an answer, and what is done then."""
+        self.witness: Witness | None = None
+        """Who sees whether mail comes again, if rules may refuse some."""
+        if policy.watches and outside.past is not None:
+            self.witness = Witness(outside.past, outside.clock, case.client)
         self.barred = False
         """Refused in place of the greeting: nothing but QUIT is served."""
 
     def secured(self) -> Judge:
         """The judge under TLS: other rules, and nothing remembered of what was said."""
-        return Judge(self._policy, self._outside, self._dice, self.case.secured())
+        judge = Judge(self._policy, self._outside, self._dice, self.case.secured())
+        judge.witness = self.witness
+        return judge
 
     def leave(self) -> None:
         """The connection is no more."""
@@ -101,6 +112,7 @@ class Judge:
         """
         if heir is not None:
             heir.case.helo, heir.case.refused = self.case.helo, self.case.refused
+            heir.witness = heir.witness and self.witness
             if heir._outside.memory == self._outside.memory:
                 heir.case.spent, heir.case.entered = self.case.spent, self.case.entered
                 return
@@ -108,7 +120,7 @@ class Judge:
 
     def collect(self) -> None:
         """A message begins."""
-        if self._policy.reads_header:
+        if self._policy.reads_header or self.witness is not None:
             self.header = Header()
 
     def approach(self) -> Then:
@@ -154,7 +166,7 @@ class Judge:
         if case.refused and not state.recipients:
             # As with every server that refuses: no recipient without a sender, and no message without one.
             if case.refused == "MAIL" and phase in ("RCPT", "DATA"):
-                return reply.BAD_SEQUENCE
+                return self._told(state, phase, said, reply.BAD_SEQUENCE)
             if phase == "DATA":
                 return reply.NO_RECIPIENT
         before = case.sender, case.recipient
@@ -162,6 +174,8 @@ class Judge:
         if phase == "." and self.header is not None:
             case.header = self.header.fields()
             self.header = None
+            if self.witness is not None:
+                self.witness.end(case.header)
         return self._conclude(state, phase, do, said, before, self._ask(phase, policy))
 
     def _conclude(
@@ -185,6 +199,13 @@ class Judge:
                 case.sender, case.recipient = before
                 case.refused = phase
             self.barred |= phase == "CONNECT"
+        return self._told(state, phase, said, answer)
+
+    def _told(self, state: State, phase: str, said: Any, answer: Reply) -> Reply:
+        """Have it witnessed what was answered."""
+        if self.witness is not None:
+            address = said.address if phase in ("MAIL", "RCPT") else b""
+            self.witness.hear(state, phase, address, answer.code)
         return answer
 
     def _ask(self, phase: str, policy: Policy | None = None) -> Ruling | Doubt | None:

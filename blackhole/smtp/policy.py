@@ -251,6 +251,10 @@ class Verdict(NamedTuple):
         return len(self.replies) > 1 or (self.delay is not None and self.delay.drawn)
 
 
+MAILING: Final = frozenset(("MAIL", "RCPT", "DATA", "."))
+"""Phases in which a message is taken or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """In its phases, and where all its tests hold, its verdict; or, with probability 1 - chance, none."""
@@ -283,6 +287,14 @@ class Rule:
     def remembers(self) -> bool:
         """Whether it needs a memory."""
         return self.counts or self.gate is not None
+
+    @property
+    def unsettles(self) -> bool:
+        """Whether mail may not be taken because of it, or not at once, or not for sure."""
+        verdict = self.verdict
+        return not self.phases.isdisjoint(MAILING) and bool(
+            verdict.fault or verdict.delay or any(said.code >= 400 for said in verdict.replies)
+        )
 
     def lots(self, case: Case, dice: Random) -> Lots:
         """The draws. With a seed they are the same in every process and every run: a keyed hash."""
@@ -431,6 +443,8 @@ class Policy:
         keyed = {test.key for rule in self.rules for test in rule.tests}
         self.remembers: Final = len(self.rules) > len(MODES[mode]) or any(rule.gate for rule in self.rules)
         """Whether names and addresses have to be kept from one command to the next."""
+        self.watches: Final = any(rule.unsettles for rule in self.rules)
+        """Whether it has to be seen what comes again."""
         self.reads_header: Final = "header" in keyed
         self.certificates: Final = frozenset(rule.verdict.certificate for rule in self.rules) - {""}
         """What has to be made for the rules."""

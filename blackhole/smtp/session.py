@@ -521,6 +521,7 @@ class Session(State):
                 if seconds is not None:
                     self._late = Late(entry, answer, fault)
                     self._rest = data[position:]
+                    self._witness(entry)
                     self._hold(seconds)
                     break
             if self._say(out, entry, answer, fault):
@@ -741,8 +742,9 @@ class Session(State):
                 return self._drip(out, entry, answer, fault, wire)
             if fault.share < 1:
                 out.append(portion(wire, fault.share))
+                self._witness(entry, answer, fault)
                 return self._end(fault.then)
-            self._said(out, entry, answer, wire)
+            self._said(out, entry, answer, wire, fault)
             return self._end(fault.then)
         return self._said(out, entry, answer, wire)
 
@@ -754,6 +756,7 @@ class Session(State):
             return self._said(out, entry, answer, wire)
         out.append(wire[:size])
         self._late = Late(entry, answer, fault, wire[size:])
+        self._witness(entry)
         self._hold(size / fault.rate)
         return True
 
@@ -768,9 +771,21 @@ class Session(State):
         self._rest = b""
         return True
 
-    def _said(self, out: list[bytes], entry: Entry, answer: Reply, wire: bytes) -> bool:
+    def _witness(self, entry: Entry, answer: Reply | None = None, fault: Fault | None = None) -> None:
+        """Have it witnessed what became of a message; without an answer, that this has to wait."""
+        if entry is not self.engine.end or self.judge is None or self.judge.witness is None:
+            return
+        if answer is None:
+            self.judge.witness.hold(self, bool(self._rest))
+        else:
+            self.judge.witness.left(self, answer.code, fault)
+
+    def _said(
+        self, out: list[bytes], entry: Entry, answer: Reply, wire: bytes, fault: Fault | None = None
+    ) -> bool:
         """All of a reply leaves; true when nothing may follow it."""
         out.append(wire)
+        self._witness(entry, answer, fault)
         self.said.append(entry.base + answer.code)
         if self.engine.trace is not None:
             for line in wire.splitlines():

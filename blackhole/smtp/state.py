@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from blackhole.smtp.auth import Exchange
 from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import Reply
-from blackhole.smtp.violations import NUMBER
+from blackhole.smtp.violations import NUMBER, RULES
 
 PHASES: Final = (
     "CONNECT",
@@ -43,6 +43,9 @@ CODE_SPAN: Final = 400
 
 ACCUSED: Final = len(PHASES) * CODE_SPAN
 """Where the violations are counted, in the order of their table: behind the replies."""
+
+NOTED: Final = ACCUSED + len(RULES)
+"""Where it is counted what became of messages, in the order of `witness.EVENTS`: behind the violations."""
 
 GREETED: Final = 1
 MAIL: Final = 2
@@ -171,7 +174,7 @@ class State:
         self.extended = False
         """Greeted by EHLO, and so told what is offered."""
         self.said: list[int] = []
-        """The cells of what is yet to be counted: replies, and what the client did wrong."""
+        """The cells of what is yet to be counted: replies, what the client did wrong, and what came again."""
 
     @property
     def id(self) -> int:
@@ -193,3 +196,7 @@ class State:
     def accuse(self, rule: str) -> None:
         """The client broke a rule of `violations.RULES`."""
         self.said.append(ACCUSED + NUMBER[rule])
+
+    def note(self, event: int) -> None:
+        """Something of `witness.EVENTS` has happened."""
+        self.said.append(NOTED + event)

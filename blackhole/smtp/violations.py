@@ -177,6 +177,27 @@ RULES: Final = (
         "sent a message larger than EHLO said is taken",
         "compare with the SIZE of EHLO's answer, and do not send what cannot be taken",
     ),
+    # Once more. A message is known again by its Message-ID, and by it alone.
+    Rule(
+        "retried-5xx", "should", 5321, "4.2.1",
+        "sent a message again that had been refused for good, with 5xx",
+        "give up, and tell the sender; only 4xx asks for another attempt",
+    ),
+    Rule(
+        "retried-at-once", "must", 5321, "4.5.4.1",
+        "sent a message again that had been put off with 4xx, twice and more, without a pause",
+        "wait before each attempt, 30 minutes as a rule; only another address may be tried at once",
+    ),
+    Rule(
+        "never-retried", "must", 5321, "4.5.4.1",
+        "did not come again for twelve hours with what had been put off with 4xx",
+        "keep it in a queue, and try again for 4 to 5 days; unless another host has taken it",
+    ),
+    Rule(
+        "duplicate", "style", 5321, "4.2.5",
+        "sent a message again to a recipient for whom it had been taken, with 250",
+        "what was answered 250 is no longer the sender's: see that no two deliver one message",
+    ),
 )  # fmt: skip
 """The one table."""
 

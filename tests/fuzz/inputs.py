@@ -15,6 +15,7 @@ import re
 import resource
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -28,9 +29,9 @@ from blackhole.smtp import Engine, Then
 from blackhole.smtp.gate import Answer, Change, Known, Place
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.session import AUTH_LINE, LINE, Session
-from blackhole.smtp.state import ACCUSED
+from blackhole.smtp.state import NOTED
 from blackhole.smtp.violations import FIRST
-from blackhole.smtp.violations import RULES as VIOLATIONS
+from blackhole.smtp.witness import EVENTS
 from tests.elsewhere import Told, fetched
 from tests.fuzz.kinds import BODIES, GREETED, KINDS, Kind, mixed
 
@@ -45,8 +46,8 @@ VALID = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][ -~]{0,506})?\r\n)*")
 CUT_OFF = re.compile(VALID.pattern + rb"(?:[2-5][ -~]{0,509}\r?)?")
 """The same, with a fault before the last one was over."""
 
-CELLS = ACCUSED + len(VIOLATIONS)
-"""Counters of replies and of violations."""
+CELLS = NOTED + len(EVENTS)
+"""Counters of replies, of violations, and of what came again."""
 
 SLOW = 0.1
 """Seconds of processor time that no input may take."""
@@ -116,6 +117,24 @@ class Broken(AssertionError):
     """Something does not hold."""
 
 
+class Kept:
+    """A memory that can be set back, and answers at once."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Known] = {}
+
+    def clear(self) -> None:
+        self.known.clear()
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
+        return answer
+
+    def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
+        for key in self.known:
+            yield self.revise(key, now, change)
+
+
 class Note(Told):
     """An answer that has to be fetched, and what was asked about."""
 
@@ -167,9 +186,10 @@ class Stand:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.notes = Notes()
+        self.past = Kept()
         self.now = self.minute = 0.0
         trace = (lambda session, way, line: None) if kind.traced else None
-        self.engine = Engine(kind.config, Random(7), trace, Outside(lambda: self.now, self.notes))
+        self.engine = Engine(kind.config, Random(7), trace, Outside(lambda: self.now, self.notes, self.past))
         self.guard: Guard | None = None
         if kind.rates is not None:
             self.ledger = Ledger(Clients(1), 0, tuple, lambda: self.minute)
@@ -189,6 +209,7 @@ class Stand:
         engine._sessions = FIRST * (seed & 1)  # every other input is looked at closely
         self.notes.clear()
         self.notes.far = far
+        self.past.clear()
         self.now = float(seed % 3600)
         if self.guard is not None:
             self.minute += 60.0

@@ -1,0 +1,353 @@
+"""A witness: knows what became of a message, and sees whether and when it comes again.
+
+There is one where rules may refuse, cut off or hold back mail, and none where they may not. An
+envelope is a client's network, a sender and a recipient: of it is known whether the last attempt
+was put off or refused. A message is an envelope and what its header section calls it: of it is
+known all that can have become of it. What is one message is certain by its Message-ID alone, so
+without one nobody is accused: who sends the same letter a thousand times sends a thousand messages.
+
+What is kept is what a gate keeps, a count and two times; the count has a few facts in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from blackhole.smtp.gate import Answer, Change, Known, network
+from blackhole.smtp.reply import Then
+
+if TYPE_CHECKING:
+    from blackhole.smtp.policy import Fault
+    from blackhole.smtp.state import State
+
+# What becomes of a message. 0: nothing is known.
+
+DEFERRED: Final = 1
+REFUSED: Final = 2
+TAKEN: Final = 3
+BEFORE: Final = 4
+WITHIN: Final = 5
+AFTER: Final = 6
+LATE: Final = 7
+MISSED: Final = 8
+"""Put off, and somebody has been told that it never came again."""
+
+
+class Event(NamedTuple):
+    """Something that is counted."""
+
+    name: str
+    meaning: str
+
+
+UNCERTAIN: Final = {
+    BEFORE: ("before", "closed in place of the reply to the message"),
+    WITHIN: ("within", "closed in the middle of the final 250"),
+    AFTER: ("after", "closed behind the final 250"),
+    LATE: ("late", "not waited for a late reply to the message"),
+}
+"""Outcomes of which the sender cannot be sure, or which come at a bad moment."""
+
+WAITS: Final = (1, 10, 60, 300, 900, 1800, 3600, 14400, 43200, 86400)
+"""Seconds: how a retry's distance from the attempt before it is told, up to so many, and more."""
+
+EVENTS: Final = (
+    Event("deferred", "recipients that were put off with 4xx"),
+    Event("returned", "of these, those that came again"),
+    Event("again", "retries of these that were put off once more"),
+    Event("taken", "of these, those that were taken in the end"),
+    Event("refused", "recipients that were refused with 5xx"),
+    Event("insisted", "of these, those that came again"),
+    *(
+        event
+        for name, meaning in UNCERTAIN.values()
+        for event in (Event(name, meaning), Event(f"{name}-again", "of these, those that came again"))
+    ),
+    *(Event(f"wait-{seconds}", f"retries after up to {seconds} s") for seconds in WAITS),
+    Event("wait-more", "retries after a longer time"),
+)
+"""All that is counted, in the order of its cells."""
+
+AT: Final = {event.name: number for number, event in enumerate(EVENTS)}
+"""Name of an event -> its place in the table."""
+
+MOST: Final = 1000
+"""Recipients of a message that are looked at."""
+
+RUSH: Final = 0.5
+"""Seconds. Who comes again sooner, and to the same address of ours, has not waited."""
+
+RUSHES: Final = 2
+"""So many times in a row, and it is no accident. Postfix with its timers turned down to a second may
+come again within less once, when the second is just over."""
+
+PATIENCE: Final = 12 * 3600.0
+"""Seconds without a retry after which there was none. No schedule in use has a longer gap: Exim's
+longest is 6 hours, Sendmail's 4, Postfix's a little over one, and qmail's 9 after a week."""
+
+
+class Past(Protocol):
+    """What a witness remembers by, which answers at once. Keys are hashed once more by whoever keeps them."""
+
+    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        """Change what is known of a key. What then has a count of 0 need not be kept."""
+
+    def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
+        """Change what is known of all keys in a part of what is kept."""
+
+
+def waited(seconds: float) -> int:
+    """The event of a retry after so long."""
+    name = next((f"wait-{most}" for most in WAITS if seconds <= most), "wait-more")
+    return AT[name]
+
+
+def tried(outcome: int, known: Known, now: float) -> tuple[Known, list[int]]:
+    """An envelope has come to an end: what is known of it now, and what is to be counted."""
+    count, first, last = known
+    before, tries = count & 255, count >> 8
+    events = []
+    if before in (DEFERRED, MISSED):
+        events.append(waited(now - last))
+        if tries == 1:
+            events.append(AT["returned"])
+        if outcome == DEFERRED:
+            events.append(AT["again"])
+            return (DEFERRED | (tries + 1) << 8, first, now), events
+        if outcome == TAKEN:
+            events.append(AT["taken"])
+    elif before == REFUSED:
+        if tries == 1:
+            events.append(AT["insisted"])
+        if outcome == REFUSED:
+            return (REFUSED | (tries + 1) << 8, first, now), events
+    if outcome not in (DEFERRED, REFUSED):
+        return (0, now, now), events
+    events.append(AT["deferred" if outcome == DEFERRED else "refused"])
+    return (outcome | 1 << 8, now, now), events
+
+
+def came(outcome: int, here: int, known: Known, now: float) -> tuple[Known, tuple[list[int], list[str]]]:
+    """A message has come to an end: what is known of it now, what is to be counted, and what was wrong.
+
+    `here` stands for the address of ours where it came in, 0 for any.
+    """
+    count, _, last = known
+    before, rushes, there = count & 255, count >> 8 & 255, count >> 16
+    events, wrong = [], []
+    hasty = before == DEFERRED and 0 < here == there and now - last < RUSH
+    rushes = min(rushes + 1, 255) if hasty else 0
+    if rushes >= RUSHES:
+        wrong.append("retried-at-once")
+    elif before == REFUSED:
+        wrong.append("retried-5xx")
+    elif before == TAKEN:
+        wrong.append("duplicate")
+    elif before in UNCERTAIN:
+        events.append(AT[f"{UNCERTAIN[before][0]}-again"])
+    return (outcome | rushes << 8 | here << 16, now, now), (events, wrong)
+
+
+def resolved(outcome: int, known: Known, now: float) -> tuple[Known, None]:
+    """It is clear what became of a message that counted as late, unless it came again meanwhile."""
+    count, first, _ = known
+    if count & 255 != LATE:
+        return known, None
+    return (count & ~255 | outcome, first, now), None
+
+
+def unheard(known: Known, now: float) -> tuple[Known, None]:
+    """The client was gone before it said that it has heard what became of a message."""
+    count, first, last = known
+    return (0 if count & 255 in (TAKEN, REFUSED) else count, first, last), None
+
+
+def missed(known: Known, now: float) -> tuple[Known, bool]:
+    """Whether an envelope was put off and never came again."""
+    count, first, last = known
+    if count != DEFERRED | 1 << 8 or now - last < PATIENCE:
+        return known, False
+    return (MISSED | 1 << 8, first, last), True
+
+
+def ending(code: int, fault: Fault | None) -> int:
+    """What became of a message to whose end this was answered, if it was."""
+    if fault is not None:
+        if not fault.share:
+            return LATE if fault.then is Then.STALL else BEFORE
+        if code < 400 and fault.then is not Then.LISTEN:
+            return WITHIN if fault.share < 1 else AFTER
+    return TAKEN if code < 400 else DEFERRED if code < 500 else REFUSED
+
+
+NAMES: Final = (b"message-id", b"resent-message-id")
+
+
+def identity(fields: Sequence[bytes]) -> tuple[bytes, bool]:
+    """What tells a message from others, empty if nothing does; and whether that is certain."""
+    split = (field.partition(b": ") for field in fields)
+    names = [name.lower() + value for name, _, value in split if name.lower() in NAMES]
+    return b"\n".join(names or fields), bool(names)
+
+
+class Witness:
+    """One session's."""
+
+    __slots__ = (
+        "_certain",
+        "_client",
+        "_clock",
+        "_denied",
+        "_early",
+        "_ended",
+        "_heard",
+        "_held",
+        "_here",
+        "_last",
+        "_message",
+        "_outcome",
+        "_past",
+        "_sender",
+    )
+
+    def __init__(self, past: Past, clock: Callable[[], float], client: str) -> None:
+        self._past = past
+        self._clock = clock
+        self._client = network(client)
+        self._here = 0
+        """Stands for the address of ours where the client is; 0: not known."""
+        self._sender = b""
+        self._denied = 0
+        """The code that MAIL was refused with."""
+        self._heard: dict[bytes, int] = {}
+        """What the recipients of this message were answered, by envelope."""
+        self._message = b""
+        self._certain = False
+        self._ended = False
+        """The message has come to its end, and the reply has not left."""
+        self._held = False
+        """The reply had to wait, and it is not known yet whether it was heard."""
+        self._early = False
+        """The client has said something more before the reply."""
+        self._outcome = 0
+        """What became of that message, if it was."""
+        self._last: list[bytes] = []
+        """The message whose reply was our last word, to each of its recipients."""
+
+    def meet(self, here: str) -> None:
+        """The client has come to this address of ours."""
+        self._here = int.from_bytes(blake2b(here.encode(), digest_size=2).digest()) or 1
+
+    def hear(self, state: State, phase: str, address: bytes, code: int) -> None:
+        """A command was answered; with the address, where it has one."""
+        if phase == ".":
+            return
+        if self._held:
+            if self._early:
+                self._doubt(state, LATE)
+            else:
+                self._resolve()
+        self._last.clear()
+        if phase == "RCPT":
+            self._recipient(state, address, code)
+        elif phase != "DATA":
+            self._settle(state, TAKEN)
+            if phase == "MAIL":
+                self._sender, self._denied = address, code if code >= 400 else 0
+        elif code >= 400:
+            self._settle(state, ending(code, None))
+
+    def _recipient(self, state: State, address: bytes, code: int) -> None:
+        if len(self._heard) == MOST:
+            return
+        whole = b"\0".join((self._client, self._sender.lower(), address.lower()))
+        envelope = blake2b(whole, digest_size=16).digest()
+        if envelope not in self._heard:  # else it stands twice in the same list
+            # What is said after a MAIL that was refused says nothing of its own.
+            code = self._heard[envelope] = self._denied or code
+            if code >= 400:
+                self._try(state, envelope, ending(code, None))
+
+    def end(self, fields: Sequence[bytes]) -> None:
+        """A message has come to its end; what will be said of it is not said yet."""
+        self._message, self._certain = identity(fields)
+        self._ended = True
+
+    def hold(self, state: State, early: bool) -> None:
+        """The reply to a message has to wait. It may come again before whoever waits has noticed, so it
+        counts as late until the client says something more, by which it has heard the reply. `early`:
+        it has said something already."""
+        if self._ended:
+            self._held, self._early, self._outcome = True, early, LATE
+            self._record(state, LATE)
+
+    def interrupt(self) -> None:
+        """The client has said something while a reply waited: perhaps only that it goes."""
+        self._early = True
+
+    def left(self, state: State, code: int, fault: Fault | None) -> None:
+        """The reply to a message has left, or as much of it as was to."""
+        outcome = ending(code, fault)
+        if self._held:
+            self._outcome = outcome
+        else:
+            self._record(state, outcome)
+        if outcome in UNCERTAIN:
+            self._doubt(state, outcome)
+        self._ended = False
+        self._settle(state, outcome)
+
+    def gone(self, state: State) -> None:
+        """The client is gone, without QUIT."""
+        if self._held:
+            self._doubt(state, LATE)
+        for message in self._last:
+            self._past.revise(message, self._clock(), unheard)
+        self._settle(state, TAKEN)
+
+    def _doubt(self, state: State, outcome: int) -> None:
+        """The sender cannot be sure of the message."""
+        state.note(AT[UNCERTAIN[outcome][0]])
+        if self._held:
+            self._outcome = outcome
+            self._resolve()
+
+    def _resolve(self) -> None:
+        """It is clear what became of the message whose reply had to wait."""
+        self._held = False
+        for message in self._last:
+            self._past.revise(message, self._clock(), partial(resolved, self._outcome))
+
+    def _record(self, state: State, outcome: int) -> None:
+        """A message has come to its end: see whether it came before."""
+        name, self._message = self._message, b""
+        if not name:
+            return
+        events: set[int] = set()
+        wrong: set[str] = set()
+        for envelope, code in self._heard.items():
+            message = b"m" + envelope + name
+            became = outcome if code < 400 else ending(code, None)
+            again, broken = self._past.revise(message, self._clock(), partial(came, became, self._here))
+            events.update(again)
+            wrong.update(broken)
+            self._last.append(message)
+        for event in events:
+            state.note(event)
+        if self._certain:
+            for rule in sorted(wrong):
+                state.accuse(rule)
+
+    def _settle(self, state: State, outcome: int) -> None:
+        """No more will become of the recipients that were accepted."""
+        for envelope, code in self._heard.items():
+            if code < 400:
+                self._try(state, envelope, outcome)
+        self._heard.clear()
+
+    def _try(self, state: State, envelope: bytes, outcome: int) -> None:
+        for event in self._past.revise(b"e" + envelope, self._clock(), partial(tried, outcome)):
+            state.note(event)

@@ -1,0 +1,566 @@
+"""What became of messages and what came again, with a clock set by hand and with a real Postfix."""
+
+from __future__ import annotations
+
+import json
+import os
+import smtplib
+from collections import Counter
+from pathlib import Path
+from random import Random
+from xml.etree import ElementTree
+
+import pytest
+from program import Program, run, wait_for
+from test_clients import IMPATIENT, SENDER, Postfix, folder, rules
+
+from blackhole import report, scenario
+from blackhole.attempts import SLOTS, Attempts
+from blackhole.smtp import Config, Engine, Session
+from blackhole.smtp.judge import Outside
+from blackhole.smtp.state import ACCUSED, NOTED
+from blackhole.smtp.violations import RULES
+from blackhole.smtp.witness import DEFERRED, EVENTS, MOST, PATIENCE, WAITS, missed, tried
+from blackhole.stats import Snapshot, Stats
+
+__all__ = ["folder"]
+"""A fixture; pytest takes it from here."""
+
+GREYLIST = "[[rule]]\ngreylist = { min = '5m', max = '2d' }\n"
+
+
+def at_end(what: str) -> str:
+    return f"[[rule]]\nphase = '.'\nattempt = 1\n{what}\n"
+
+
+class World:
+    """A clock that is set by hand, and a listener with these rules."""
+
+    def __init__(self, text: str, mode: str = "accept", **more: bool) -> None:
+        self.now = 0.0
+        self.memory, self.past = Attempts(sets=64), Attempts(sets=64)
+        made = tuple(scenario.read(text, "test.toml")) if text else ()
+        config = Config(hostname="mx.test", mode=mode, rules=made, **more)
+        outside = Outside(lambda: self.now, self.memory, self.past)
+        self.engine = Engine(config, Random(7), outside=outside)
+        self.counts: Counter[str] = Counter()
+
+    def arrive(self, client: str = "192.0.2.1", here: str = "192.0.2.25:25") -> Session:
+        session = self.engine.session(client=client)
+        assert session.judge is not None and session.judge.witness is not None
+        session.judge.witness.meet(here)
+        session.greet()
+        session.receive(b"EHLO client.example.com\r\n")
+        return session
+
+    def leave(self, session: Session, politely: bool = True) -> None:
+        """It goes, and what it did is counted."""
+        if politely:
+            session.receive(b"QUIT\r\n")
+        else:
+            assert session.judge is not None and session.judge.witness is not None
+            session.judge.witness.gone(session)
+        for cell in session.said:
+            if cell >= NOTED:
+                self.counts[EVENTS[cell - NOTED].name] += 1
+            elif cell >= ACCUSED:
+                self.counts[RULES[cell - ACCUSED].name] += 1
+
+    def send(
+        self,
+        at: float,
+        *recipients: str,
+        name: str = "1@client",
+        politely: bool = True,
+        client: str = "192.0.2.1",
+        here: str = "192.0.2.25:25",
+    ) -> None:
+        """A message, in a connection of its own."""
+        self.now = at
+        session = self.arrive(client, here)
+        say(session, recipients or ("bob@b",), name)
+        self.leave(session, politely)
+
+    def told(self) -> dict[str, int]:
+        """What was counted since this was last asked for, but for how long was waited."""
+        told, self.counts = self.counts, Counter()
+        return {name: count for name, count in told.items() if not name.startswith("wait-")}
+
+
+def say(session: Session, recipients: tuple[str, ...], name: str) -> None:
+    """A message as most senders send it: its envelope in one, then DATA if a recipient was accepted."""
+    envelope = "".join(f"RCPT TO:<{recipient}>\r\n" for recipient in recipients)
+    heard = session.receive(f"MAIL FROM:<ann@a>\r\n{envelope}".encode())
+    while session.busy:
+        heard += session.resume()
+    if b"\r\n250" in heard:
+        session.receive(b"DATA\r\n")
+        field = f"Message-ID: <{name}>\r\n" if name else ""
+        session.receive(f"{field}Subject: a test\r\n\r\nHello\r\n.\r\n".encode())
+
+
+# Envelopes
+
+
+def test_who_is_put_off_and_comes_again() -> None:
+    world = World(GREYLIST)
+    for at in (0, 100, 400):
+        world.send(at)
+    assert world.counts["wait-300"] == 2
+    assert world.told() == {"deferred": 1, "returned": 1, "again": 1, "taken": 1}
+    world.send(500)
+    assert world.told() == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("wait", [0.5, 1.0, 1.01, 60, 61, 86400, 100000])
+def test_how_long_is_waited_is_told_in_classes(wait: float) -> None:
+    world = World(GREYLIST)
+    world.send(0)
+    world.send(wait)
+    (told,) = [name.removeprefix("wait-") for name in world.counts if name.startswith("wait-")]
+    assert told == next((str(most) for most in WAITS if wait <= most), "more")
+
+
+def test_recipients_are_counted_and_each_by_itself() -> None:
+    world = World("[[rule]]\nphase = 'RCPT'\nrecipient = '*@later'\nattempt = 1\nreply = '450 4.2.1 Later'\n")
+    world.send(0, "bob@b", "bob@later", "carol@later", "bob@later")
+    assert world.told() == {"deferred": 2}
+    world.send(60, "bob@later", name="1@client")
+    assert world.told() == {"returned": 1, "taken": 1}
+
+
+def test_what_is_refused_at_the_end_is_refused_for_all() -> None:
+    world = World(at_end("reply = '451 4.3.0 Later'"))
+    world.send(0, "bob@b", "carol@c")
+    assert world.told() == {"deferred": 2}
+    world.send(60, "bob@b", "carol@c")
+    assert world.told() == {"returned": 2, "taken": 2}
+
+
+def test_what_is_refused_at_data_is_refused_for_all() -> None:
+    world = World("[[rule]]\nphase = 'DATA'\nreply = '451 4.3.0 Later'\n")
+    world.send(0, "bob@b", "carol@c")
+    world.send(60, "bob@b", "carol@c")
+    assert world.told() == {"deferred": 2, "returned": 2, "again": 2}
+
+
+def test_a_sender_that_is_put_off_is_so_for_the_recipients_sent_along() -> None:
+    world = World("[[rule]]\nphase = 'MAIL'\nattempt = 1\nreply = '451 4.7.1 Slow down'\n")
+    world.send(0, "bob@b", "carol@c")
+    assert world.told() == {"deferred": 2}
+    world.send(60, "bob@b", "carol@c")
+    assert world.told() == {"returned": 2, "taken": 2}
+
+
+@pytest.mark.parametrize("command", [b"RSET", b"RSET\r\nMAIL FROM:<ann@a>", b"EHLO client.example.com"])
+def test_a_recipient_that_is_let_in_is_taken_without_a_message(command: bytes) -> None:
+    world = World(GREYLIST)
+    world.send(0)
+    world.now = 400
+    session = world.arrive()
+    session.receive(b"MAIL FROM:<ann@a>\r\nRCPT TO:<bob@b>\r\n")
+    session.receive(command + b"\r\n")
+    world.leave(session)
+    assert world.told() == {"deferred": 1, "returned": 1, "taken": 1}
+
+
+def test_who_is_refused_and_comes_again() -> None:
+    world = World("[[rule]]\nphase = 'RCPT'\nreply = '550 5.1.1 Nobody'\n")
+    for at in (0, 100, 200):
+        world.send(at)
+    assert world.told() == {"refused": 1, "insisted": 1}
+
+
+def test_a_refusal_may_become_another() -> None:
+    reply = "[[rule]]\nphase = 'RCPT'\nattempt = {}\nreply = '{} X'\n"
+    world = World(reply.format(1, "450 4.2.1") + reply.format(2, "550 5.1.1") + reply.format(3, "450 4.2.1"))
+    for at in (0, 100, 200, 300):
+        world.send(at)
+    assert world.told() == {"deferred": 2, "returned": 2, "refused": 1, "insisted": 1, "taken": 1}
+
+
+def test_another_network_is_another_sender() -> None:
+    world = World(GREYLIST)
+    world.send(0)
+    world.send(400, client="198.51.100.1")
+    assert world.told() == {"deferred": 2}
+    world.send(401, client="192.0.2.200")
+    assert world.told() == {"returned": 1, "taken": 1}
+
+
+def test_a_message_has_no_end_of_recipients() -> None:
+    world = World("[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 Later'\n")
+    world.send(0, *(f"bob{number}@b" for number in range(MOST + 5)))
+    assert world.told()["deferred"] <= MOST
+    session = world.arrive()
+    session.receive(b"MAIL FROM:<ann@a>\r\n")
+    for number in range(MOST + 5):
+        session.receive(b"RCPT TO:<%d@c>\r\n" % number)
+    assert session.judge is not None and session.judge.witness is not None
+    assert len(session.judge.witness._heard) == MOST
+
+
+# Messages
+
+
+def test_a_message_that_was_taken_comes_again() -> None:
+    world = World(GREYLIST.replace("5m", "0s"))
+    world.send(0)
+    world.send(1)
+    assert world.told() == {"deferred": 1, "returned": 1, "taken": 1}
+    world.send(2)
+    world.send(3, name="2@client")
+    world.send(4, name="")
+    world.send(5, name="")
+    assert world.told() == {"duplicate": 1}
+
+
+def test_who_goes_without_a_word_may_not_have_heard() -> None:
+    world = World(at_end("reply = '554 5.0.0 No'\nrecipient = 'nobody@*'"))
+    world.send(0, politely=False)
+    world.send(1)
+    world.send(0, "nobody@b", politely=False)
+    world.send(1, "nobody@b")
+    assert world.told() == {"refused": 1, "insisted": 1}
+    world.send(2)
+    assert world.told() == {"duplicate": 1}
+
+
+def test_who_has_said_more_has_heard() -> None:
+    world = World(at_end("reply = '450 4.2.1 Later'\nrecipient = 'nobody@*'"))
+    session = world.arrive()
+    for name in ("1@client", "2@client"):
+        say(session, ("bob@b",), name)
+    world.leave(session, politely=False)
+    world.send(1, name="1@client")
+    assert world.told() == {"duplicate": 1}
+    world.send(2, name="2@client")
+    assert world.told() == {}
+
+
+def test_a_message_that_was_refused_comes_again() -> None:
+    world = World("[[rule]]\nphase = '.'\nreply = '554 5.0.0 No'\n")
+    world.send(0)
+    world.send(3600)
+    world.send(3600, name="")
+    world.send(3601, name="")
+    assert world.told() == {"refused": 1, "insisted": 1, "retried-5xx": 1}
+
+
+def test_a_recipient_that_was_refused_comes_again_with_the_message() -> None:
+    world = World("[[rule]]\nphase = 'RCPT'\nrecipient = 'nobody@*'\nattempt = 1\nreply = '550 5.1.1 No'\n")
+    world.send(0, "bob@b", "nobody@b")
+    world.send(60, "nobody@b")
+    assert world.told() == {"refused": 1, "insisted": 1, "retried-5xx": 1}
+
+
+@pytest.mark.parametrize(
+    ("times", "accused"),
+    [
+        ((0, 0.1), 0),
+        ((0, 0.1, 0.2), 1),
+        ((0, 0.1, 0.2, 0.3), 2),
+        ((0, 0.1, 0.7, 0.8), 0),
+        ((0, 0.6, 1.2, 1.8), 0),
+        ((0, 300, 900, 1900), 0),
+    ],
+)
+def test_who_does_not_wait_is_accused(times: tuple[float, ...], accused: int) -> None:
+    world = World("[[rule]]\nphase = '.'\nreply = '451 4.3.0 Later'\n")
+    for at in times:
+        world.send(at)
+    assert world.told().get("retried-at-once", 0) == accused
+
+
+def test_another_address_may_be_tried_at_once() -> None:
+    """As the hosts of a domain, of which this machine has several."""
+    world = World("[[rule]]\nphase = '.'\nreply = '451 4.3.0 Later'\n")
+    for number in range(5):
+        world.send(number / 100, here=f"192.0.2.{number}:25")
+    assert "retried-at-once" not in world.told()
+
+
+def test_other_messages_to_the_same_recipient_may_come_at_once() -> None:
+    world = World("[[rule]]\nphase = '.'\nreply = '451 4.3.0 Later'\n")
+    for number in range(9):
+        world.send(number / 100, name=f"{number}@client")
+    for number in range(9):
+        world.send(1 + number / 100, name="")
+    told = world.told()
+    assert {rule.name for rule in RULES}.isdisjoint(told)
+    assert told == {"deferred": 1, "returned": 1, "again": 17}
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        ("then = 'close-before-reply'", "before"),
+        ("then = 'close'", "before"),
+        ("then = 'reset'", "before"),
+        ("then = 'half-reply'", "within"),
+        ("then = 'close-after-reply'", "after"),
+        ("then = 'stall'", "late"),
+        ("delay = 600", "late"),
+        ("then = { drip = 10 }", "late"),
+    ],
+)
+def test_who_cannot_be_sure_may_come_again(fault: str, outcome: str) -> None:
+    world = World(at_end(fault))
+    world.send(0, politely=False)
+    assert world.told() == {outcome: 1}
+    world.send(60)
+    assert world.told() == {f"{outcome}-again": 1}
+    world.send(120)
+    assert world.told() == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("fault", ["delay = 600", "then = { drip = 10 }"])
+def test_who_waits_for_a_late_reply_is_sure(fault: str) -> None:
+    world = World(at_end(fault))
+    session = world.arrive()
+    say(session, ("bob@b",), "1@client")
+    while session.busy:
+        session.resume()
+    world.leave(session)
+    assert world.told() == {}
+    world.send(60)
+    assert world.told() == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("fault", ["close", "half-reply", "close-after-reply"])
+def test_a_refusal_is_one_however_it_leaves(fault: str) -> None:
+    world = World(at_end(f"reply = '450 4.2.1 Later'\nthen = '{fault}'"))
+    world.send(0, politely=False)
+    assert world.told() == {"deferred": 1}
+
+
+def test_a_message_without_a_name_is_told_from_others_by_its_header() -> None:
+    world = World(at_end("then = 'half-reply'"))
+    world.send(0, name="", politely=False)
+    world.send(1, name="")
+    assert world.told() == {"within": 1, "within-again": 1}
+
+
+def test_a_message_that_is_too_large_is_refused() -> None:
+    world = World(at_end("then = 'half-reply'\nrecipient = 'x'"), message_size_limit=10)
+    world.send(0)
+    assert world.told() == {"refused": 1, "size-over-limit": 1}
+
+
+def test_tls_does_not_make_another_client() -> None:
+    world = World(GREYLIST)
+    world.send(0)
+    world.now = 400
+    session = world.arrive()
+    session.secured()
+    session.receive(b"EHLO client.example.com\r\n")
+    say(session, ("bob@b",), "1@client")
+    world.leave(session)
+    assert world.told() == {"deferred": 1, "returned": 1, "taken": 1}
+
+
+@pytest.mark.parametrize(
+    ("mode", "watched"),
+    [
+        ("accept", False),
+        ("unavailable", False),
+        ("offline", False),
+        ("bounce", True),
+        ("random", True),
+        ("greylist", True),
+    ],
+)
+def test_where_all_is_taken_nobody_watches(mode: str, watched: bool) -> None:
+    world = World("", mode)
+    session = world.engine.session(client="192.0.2.1")
+    assert (session.judge is not None and session.judge.witness is not None) is watched
+
+
+def test_modes_that_refuse_know_who_comes_again() -> None:
+    world = World("", "bounce")
+    for at in range(0, 60 * 60, 60):
+        world.send(at)
+    told = world.told()
+    assert told["retried-5xx"] > 9
+    assert told["returned"] + told["insisted"] > 9
+
+
+# What never comes again
+
+
+def visited(past: Attempts, now: float) -> int:
+    return sum(sum(past.visit(number, now, missed)) for number in range(64))
+
+
+def test_what_does_not_come_for_twelve_hours_never_comes() -> None:
+    world = World(GREYLIST)
+    world.send(0, "bob@b", "carol@c")
+    world.send(60, "carol@c", "dave@d")
+    assert visited(world.past, PATIENCE - 1) == 0
+    assert visited(world.past, PATIENCE) == 1
+    assert visited(world.past, PATIENCE + 1) == 0
+    assert visited(world.past, PATIENCE + 60) == 1
+    world.told()
+    world.send(PATIENCE + 100, "bob@b")
+    assert world.told() == {"returned": 1, "taken": 1}
+
+
+def test_what_was_taken_takes_no_room() -> None:
+    """An envelope that was never refused is not kept, or these would push out those that were."""
+    past = Attempts(sets=1)
+    change = lambda known, now: tried(DEFERRED, known, now)  # noqa: E731
+    past.revise(b"bob", 0.0, change)
+    for number in range(SLOTS * 2):
+        past.revise(b"%d" % number, 1.0, lambda known, now: tried(0, known, now))
+    assert len(list(past.visit(0, 2.0, missed))) == 1
+
+
+# Reports
+
+
+def figures(**events: int) -> Snapshot:
+    stats = Stats(1)
+    cells = stats.cells(stats.claim())
+    for number, event in enumerate(EVENTS):
+        cells[NOTED + number] = events.get(event.name.replace("-", "_"), 0)
+    return stats.snapshot()
+
+
+def test_the_report_says_how_the_sender_retried() -> None:
+    seen = figures(
+        deferred=12,
+        returned=11,
+        again=3,
+        taken=9,
+        wait_10=2,
+        wait_300=5,
+        wait_900=6,
+        wait_more=1,
+        refused=4,
+        insisted=1,
+        before=2,
+        before_again=2,
+        late=1,
+    )
+    assert report.retries(seen) == [
+        "put off with 4xx: 12 recipients; 11 came again, 1 did not yet; 9 were taken in the end",
+        "they came again 14 times, 3 of them too early: the first within 10 s, half within 5 min,"
+        " the last after more than 24 h",
+        "  within 10 s: 2",
+        "  within 5 min: 5",
+        "  within 15 min: 6",
+        "  after more than 24 h: 1",
+        "refused with 5xx: 4 recipients; 1 came again",
+        "closed in place of the reply to the message: 2 messages; 2 came again",
+        "not waited for a late reply to the message: 1 messages; 0 came again",
+    ]
+    assert "\nHow it retried:\nput off with 4xx: 12" in report.text(seen)
+    assert "How it retried" not in report.text(figures())
+    told = json.loads(report.as_json(seen))["retries"]
+    assert (told["deferred"]["missing"], told["deferred"]["waits"]["900"]) == (1, 6)
+    assert told["uncertain"]["before"] == {"messages": 2, "returned": 2}
+    suite = ElementTree.fromstring(report.junit(seen))
+    assert "put off with 4xx: 12 recipients" in str(suite.findtext("system-out"))
+    assert ElementTree.fromstring(report.junit(figures())).find("system-out") is None
+
+
+def retries(program: Program, pid: Path) -> dict[str, dict[str, int]]:
+    """What the program tells of them, once every client is gone."""
+    wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
+    done = run("report", f"--pid={pid}", "--format=json")
+    assert done.returncode == 0, done.stderr
+    told: dict[str, dict[str, int]] = json.loads(done.stdout)["retries"]
+    return told
+
+
+def test_all_workers_know_what_came_again(tmp_path: Path) -> None:
+    """In connections that go to any of four workers, over a reload too."""
+    fates = "".join(
+        f"[[rule]]\nphase = '.'\nattempt = 1\nrecipient = '{name}@*'\n{what}\n"
+        for name, what in (
+            ("before", "then = 'close-before-reply'"),
+            ("within", "then = 'half-reply'"),
+            ("after", "then = 'close-after-reply'"),
+            ("late", "delay = 5"),
+            ("no", "reply = '554 5.0.0 No'"),
+        )
+    )
+    pid = tmp_path / "pid"
+    with Program(f"--pid={pid}", "--workers=4", rules(tmp_path, fates)) as program:
+        for _ in range(2):
+            for name in ("before", "within", "after", "late", "no"):
+                client = smtplib.SMTP(*program.address, local_hostname="client.example.com", timeout=20)
+                client.ehlo()
+                client.mail(SENDER)
+                client.rcpt(f"{name}@example.com")
+                client.docmd("DATA")
+                client.send(f"Message-ID: <{name}@client>\r\n\r\nHello\r\n.\r\n".encode())
+                if name != "late":
+                    assert client.sock is not None
+                    client.sock.recv(1000)
+                client.close()
+        told = retries(program, pid)
+        assert told["uncertain"] == {
+            name: {"messages": 1, "returned": 1} for name in ("before", "within", "after", "late")
+        }
+        assert told["refused"] == {"recipients": 1, "returned": 1}
+
+
+# Postfix
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+def test_postfix_waits_and_comes_again(tmp_path: Path, folder: Path) -> None:
+    """Greylisted: it is accused of nothing, though its timers are turned down."""
+    pid = tmp_path / "pid"
+    greylist = rules(folder, "[[rule]]\ngreylist = { min = '3s', max = '1h' }\n")
+    with (
+        Program(f"--pid={pid}", "--hostname=mx.test", greylist) as program,
+        Postfix(folder, program.address, more=IMPATIENT) as postfix,
+    ):
+        for number in range(3):
+            postfix.send("Subject: a test\n\n", f"bob{number}@example.com")
+        wait_for(lambda: postfix.settled(3), "Postfix has delivered all", 60)
+        told = retries(program, pid)["deferred"]
+        assert (told["recipients"], told["returned"], told["missing"], told["taken"]) == (3, 3, 0, 3)
+        put_off = [one for one in postfix.deliveries() if "deferred" in one]
+        assert told["again"] == len(put_off) - 3
+        assert sum(told["waits"].values()) == len(put_off)
+        assert [one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())] == []
+        said = run("report", f"--pid={pid}").stdout
+        assert "put off with 4xx: 3 recipients; 3 came again, 0 did not yet; 3 were taken in the end" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+def test_postfix_sends_again_what_it_cannot_be_sure_of(tmp_path: Path, folder: Path) -> None:
+    """What was closed behind the 250 it takes for delivered; all else it sends again, once."""
+    fates = "".join(
+        f"[[rule]]\nphase = '.'\nattempt = 1\nrecipient = '{name}@*'\n{what}\n"
+        for name, what in (
+            ("before", "then = 'close-before-reply'"),
+            ("within", "then = 'half-reply'"),
+            ("after", "then = 'close-after-reply'"),
+            ("late", "delay = 5"),
+            ("later", "reply = '451 4.3.0 Later'"),
+            ("no", "reply = '554 5.0.0 No'"),
+        )
+    )
+    pid = tmp_path / "pid"
+    hasty = f"{IMPATIENT}smtp_data_done_timeout = 2s\n"
+    with (
+        Program(f"--pid={pid}", "--hostname=mx.test", rules(folder, fates)) as program,
+        Postfix(folder, program.address, more=hasty) as postfix,
+    ):
+        for name in ("before", "within", "after", "late", "later", "no"):
+            postfix.send(f"Subject: {name}\n\n", f"{name}@example.com")
+        wait_for(lambda: postfix.settled(6), "Postfix has delivered all, and a bounce", 60)
+        told = retries(program, pid)
+        assert told["uncertain"] == {
+            "before": {"messages": 1, "returned": 1},
+            "within": {"messages": 1, "returned": 1},
+            "after": {"messages": 1, "returned": 0},
+            "late": {"messages": 1, "returned": 1},
+        }
+        assert told["refused"] == {"recipients": 1, "returned": 0}
+        assert (told["deferred"]["recipients"], told["deferred"]["taken"]) == (1, 1)
+        assert [one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())] == []
