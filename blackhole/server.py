@@ -138,7 +138,7 @@ def remembers(listeners: Iterable[Listener], scenario: Scenario) -> bool:
 
 def outside(scenario: Scenario) -> Outside:
     """What its rules may ask."""
-    return Outside(lambda: time.monotonic() - scenario.began, scenario.memory, scenario.past)
+    return Outside(lambda: time.monotonic() - scenario.began, scenario.memory, scenario.past, time.monotonic)
 
 
 def watches(listeners: Iterable[Listener], scenario: Scenario) -> bool:

@@ -209,7 +209,7 @@ class Worker:
 
     def _visit(self, past: Past) -> None:
         """Look through a part of what is remembered for what should have come again by now."""
-        now = time.monotonic() - self.scenario.began
+        now = time.monotonic()
         for number in range(self._visited, self._visited + SETS):
             self.stats.cells(self.berth.row)[MISSED] += sum(past.visit(number, now, missed))
         self._visited += SETS

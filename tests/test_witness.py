@@ -41,7 +41,7 @@ class World:
         self.memory, self.past = Attempts(sets=64), Attempts(sets=64)
         made = tuple(scenario.read(text, "test.toml")) if text else ()
         config = Config(hostname="mx.test", mode=mode, rules=made, **more)
-        outside = Outside(lambda: self.now, self.memory, self.past)
+        outside = Outside(lambda: self.now, self.memory, self.past, lambda: self.now)
         self.engine = Engine(config, Random(7), outside=outside)
         self.counts: Counter[str] = Counter()
 

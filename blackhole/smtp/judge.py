@@ -33,6 +33,8 @@ class Outside(NamedTuple):
     """What was tried before."""
     past: Past | None = None
     """What became of messages; None: nobody wants to know."""
+    steady: Callable[[], float] = lambda: 0.0
+    """Seconds of a clock that nothing sets back, for what is past."""
 
 
 NOWHERE: Final = Outside()
@@ -90,7 +92,7 @@ class Judge:
         self.witness: Witness | None = None
         """Who sees whether mail comes again, if rules may refuse some."""
         if policy.watches and outside.past is not None:
-            self.witness = Witness(outside.past, outside.clock, case.client)
+            self.witness = Witness(outside.past, outside.steady, case.client)
         self.barred = False
         """Refused in place of the greeting: nothing but QUIT is served."""
 

@@ -189,7 +189,9 @@ class Stand:
         self.past = Kept()
         self.now = self.minute = 0.0
         trace = (lambda session, way, line: None) if kind.traced else None
-        self.engine = Engine(kind.config, Random(7), trace, Outside(lambda: self.now, self.notes, self.past))
+        self.engine = Engine(
+            kind.config, Random(7), trace, Outside(lambda: self.now, self.notes, self.past, lambda: self.now)
+        )
         self.guard: Guard | None = None
         if kind.rates is not None:
             self.ledger = Ledger(Clients(1), 0, tuple, lambda: self.minute)
