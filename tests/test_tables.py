@@ -20,7 +20,11 @@ OF_1_X = (
 )
 """The codes that Blackhole 1.8.1 documents, and 431, which it could pick and had no text for."""
 
-NAMED = {name: value for name, value in vars(reply).items() if isinstance(value, Reply)}
+NAMED = {
+    name: value
+    for name, value in vars(reply).items()
+    if isinstance(value, Reply) and value.then is not reply.Then.ASK  # which is never said
+}
 
 REPLIES = [*NAMED.values(), *reply.CODES.values()]
 
