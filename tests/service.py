@@ -52,7 +52,8 @@ class Service:
     async def live(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
-        plot = Scenario(scenario.load(self.settings.scenario), time.monotonic(), Attempts())
+        rules = scenario.load(self.settings.scenario)
+        plot = Scenario(rules, time.monotonic(), Attempts(), past=Attempts())
         self.server = server.Server(
             self.listener, self.settings, self.cells, self.context, None, scenario=plot, ledger=self.ledger
         )
