@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from program import wait_for
-from test_web import Sink, ask, figures, send
+from test_web import Sink, ask, figures, post, send
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -221,10 +221,64 @@ def test_what_was_wrong_is_shown_with_its_source(browser: Browser) -> None:
         assert (source, what, count) == ("5321, 2.3.8", "MUST ended a line with LF alone", "1")
 
 
+def test_the_scenario_is_shown_and_switched_by_keyboard(browser: Browser, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    path = tmp_path / "friday.toml"
+    path.write_text('[[rule]]\nphase = "RCPT"\nreply = "450 4.2.1 <b>Friday</b>"\n')
+    with Sink(f"--scenario={path}") as sink:
+        sink.dashboard()
+        browser.open(sink)
+        assert browser.text("scenario-now").startswith("friday.toml 1 rule for ")
+        assert browser.text("listeners").endswith(" accept\nscenario friday.toml")
+        assert browser.run("return document.getElementById('scenario-name').value") == "loaded"
+        browser.run("document.getElementById('scenario-name').focus()")
+        browser.press("profile:gr")
+        about = browser.text("scenario-about")
+        assert about.startswith("profile:greylist: A greylisting host")
+        browser.press(Keys.TAB)
+        assert browser.run("return document.activeElement.innerText") == "Switch"
+        browser.press(Keys.ENTER)
+        wait_for(lambda: browser.text("scenario-now").startswith("profile:greylist 2 rules for "), "switched")
+        assert browser.text("scenario-now").endswith("by order")
+        assert browser.text("scenario-about") == about.removeprefix("profile:greylist: ")
+        assert ask(sink.http, "/scenario").json["name"] == "profile:greylist"
+        browser.press(Keys.TAB)
+        assert browser.run("return document.activeElement.innerText") == "The rules"
+        browser.press(Keys.ENTER)
+        wait_for(lambda: 'name = "bounces"' in browser.text("scenario-text"), "its rules are shown")
+        ask(sink.http, "/scenario", "DELETE")
+        wait_for(lambda: "<b>Friday</b>" in browser.text("scenario-text"), "the others are, as text")
+        assert browser.run("return document.getElementById('scenario-name').value") == "loaded"
+
+
+def test_what_comes_next_is_shown_and_forgotten(browser: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        assert browser.text("scenario-now").startswith("none every listener does what its mode says")
+        hidden = "return document.getElementById('next-part').hidden"
+        assert browser.run(hidden)
+        post(sink.http, "/next", {"count": 2, "phase": "RCPT", "reply": "451 4.3.0 Next", "recipient": "c@*"})
+        row = ["RCPT", "451 4.3.0 Next, recipient c@*", "2 of 2"]
+        wait_for(lambda: browser.table("next") == [row], "it is shown")
+        with smtplib.SMTP("127.0.0.1", sink.port) as client:
+            client.sendmail("a@example.com", ["b@example.com", "c@example.com"], "Subject: x\r\n\r\nx\r\n")
+        wait_for(lambda: browser.table("next") == [[*row[:2], "1 of 2"]], "one was said")
+        browser.run("document.getElementById('next-forget').focus()")
+        browser.press(Keys.ENTER)
+        wait_for(lambda: browser.run(hidden), "it is forgotten")
+        assert ask(sink.http, "/next").json == []
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, (800, 900), PHONE, (320, 640)], ids=str)
 def test_it_fits(browser: Browser, sink: Sink, size: tuple[int, int], dark: bool) -> None:
     browser.open(sink, size, dark)
+    browser.run("document.querySelector('#scenario-text').open = true")
+    wait_for(lambda: "[[rule]]" in browser.text("scenario-text"), "the rules are shown")
     assert browser.run("return document.documentElement.scrollWidth") <= size[0]
     colour = browser.run("return getComputedStyle(document.body).backgroundColor")
     red = int(colour.removeprefix("rgb(").split(",")[0])
@@ -233,17 +287,21 @@ def test_it_fits(browser: Browser, sink: Sink, size: tuple[int, int], dark: bool
 
 @pytest.fixture(scope="module")
 def sink() -> Iterator[Sink]:
+    """With all that the page can show."""
     with Sink() as program:
         program.dashboard()
         with suppress(smtplib.SMTPException):
             send(program.port, 5)
+        post(program.http, "/scenario", {"name": "profile:blocklist"})
+        post(program.http, "/next", {"count": 1000, "phase": ".", "reply": "451 4.3.0 " + "Later " * 60})
         yield program
 
 
 LABELS = """
-return [...document.querySelectorAll("a, button, input, [role=img], table, section")].filter((one) => {
+const all = "a, button, input, select, pre, [role=img], table, section";
+return [...document.querySelectorAll(all)].filter((one) => {
     if (one.closest("[hidden]")) return false;
-    const text = one.matches("input, [role=img], section, table") ? "" : one.innerText;
+    const text = one.matches("input, select, pre, [role=img], section, table") ? "" : one.innerText;
     const ids = (one.getAttribute("aria-labelledby") || "").split(" ");
     const by = ids.map((id) => document.getElementById(id));
     const caption = one.tagName === "TABLE" && one.closest("section[aria-labelledby]");
@@ -276,9 +334,23 @@ return [...document.querySelectorAll("main *, header *, footer *")].filter((one)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_everyone_can_read_it(browser: Browser, sink: Sink, dark: bool) -> None:
     browser.open(sink, dark=dark)
+    browser.run("document.querySelector('#scenario-text').open = true")
+    wait_for(lambda: "[[rule]]" in browser.text("scenario-text"), "the rules are shown")
     assert browser.run(LABELS) == []
     assert browser.run(CONTRAST) == []
     assert browser.run("return document.documentElement.lang") == "en"
+
+
+def test_it_can_be_left_and_come_back_to_again_and_again(browser: Browser, sink: Sink) -> None:
+    """A browser keeps pages that were left, and has no more than six connections to one host."""
+    for _ in range(8):
+        browser.open(sink)
+        browser.driver.get("about:blank")
+    browser.driver.back()
+    browser.live()
+    with suppress(smtplib.SMTPException):
+        send(sink.port)
+    wait_for(lambda: "554" in browser.text("replies"), "it is live again")
 
 
 def test_it_says_when_it_is_cut_off_and_comes_back(browser: Browser) -> None:

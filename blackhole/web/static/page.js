@@ -176,6 +176,7 @@ function remember(now) {
 // Figures
 
 let rules = {};
+let choices = [];
 
 function show(now) {
   document.title = `${speed(now.rates.messages["1"])}/s - Blackhole`;
@@ -207,6 +208,7 @@ function show(now) {
     `Open connections over time: now ${count(connections.open)}, peak ${count(rates.open.peak)}`);
 
   listeners(now);
+  scenario(now);
   time(now);
   workers(now);
   replies(now);
@@ -215,11 +217,13 @@ function show(now) {
 }
 
 function listeners(now) {
-  const text = JSON.stringify(now.listeners);
+  const { name, rules: inForce } = now.scenario;
+  const text = JSON.stringify([now.listeners, name]);
   if ($("listeners").dataset.text === text) return;
   $("listeners").dataset.text = text;
   $("listeners").replaceChildren(...now.listeners.map((one) =>
-    make("li", {}, `${one.address} `, make("b", {}, one.mode + (one.delay ? `, delay ${[...new Set(one.delay)].join("–")} s` : "") + (one.tls ? ", TLS" : "")))));
+    make("li", {}, `${one.address} `, make("b", {}, one.mode + (one.delay ? `, delay ${[...new Set(one.delay)].join("–")} s` : "") + (one.tls ? ", TLS" : "")))),
+  ...(inForce ? [make("li", {}, "scenario ", make("b", {}, label(known(name))))] : []));
 }
 
 const PARTS = { sink: "the sink", client: "waiting for the sender", delay: "delay that was asked for" };
@@ -299,10 +303,10 @@ function violations(now) {
 
 // Runs
 
-async function ask(path, body) {
-  const answer = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-  const said = await answer.json();
-  put($("run-said"), answer.ok ? "" : said.error);
+async function ask(path, body, said = "run-said", method = "POST") {
+  const answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  const told = await answer.json();
+  put($(said), answer.ok ? "" : told.error);
   return answer.ok;
 }
 
@@ -328,16 +332,76 @@ function runs(now) {
   });
 }
 
+// The scenario
+
+const short = (name) => name.slice(name.lastIndexOf("/") + 1);
+const label = ({ name, about }) => (name === "loaded" ? about || "none" : name.startsWith("PUT ") ? name : short(name));
+const known = (name) => choices.find((one) => one.name === name) || { name, about: "" };
+const many = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
+
+function scenario(now) {
+  const { name, ordered, rules, since } = now.scenario;
+  const one = known(name);
+  const select = $("scenario-name");
+  const names = JSON.stringify(choices);
+  if (select.dataset.text !== names) {
+    select.dataset.text = names;
+    select.replaceChildren(...choices.map((choice) => make("option", { value: choice.name },
+      choice.name === "loaded" ? `as loaded (${label(choice)})` : label(choice))));
+  }
+  const line = $("scenario-now");
+  const text = JSON.stringify([name, ordered, rules]);
+  if (line.dataset.text !== text) {
+    line.dataset.text = text;
+    line.replaceChildren(make("b", { class: "mono", title: name }, label(one)), " ",
+      make("span", {}, rules ? many(rules, "rule") : "every listener does what its mode says"), " ",
+      make("span", {}), " ", ...(ordered ? [make("span", { class: "warn" }, "by order")] : []));
+  }
+  put(line.children[2], `for ${age(Math.max(0, now.time - since))}`);
+  const current = `${name} ${since}`;
+  const part = $("scenario-text");
+  part.hidden = !rules;
+  if (part.dataset.of !== current) {
+    part.dataset.of = current;
+    if (part.open) read();
+    if (document.activeElement !== select) select.value = choices.includes(one) ? name : "loaded";
+    explain();
+  }
+  $("next-part").hidden = !now.scenario.next.length;
+  rows("next", now.scenario.next.map((item, i) => ({ key: JSON.stringify({ ...item, left: i }), item })), ({ item }) => {
+    const { phase, count: times, left, ...rest } = item;
+    return make("tr", {}, make("th", { scope: "row", class: "mono" }, [phase].flat().join(" ")),
+      make("td", { class: "text mono" }, Object.entries(rest).map(([key, value]) =>
+        (key === "reply" ? String(value) : `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`)).join(", ")),
+      make("td"));
+  }, (row, { item }) => put(row.cells[2], `${count(item.left)} of ${count(item.count)}`));
+}
+
+// What the one is that was chosen: said of the one in force, or of one to switch to.
+function explain() {
+  const one = known($("scenario-name").value);
+  const active = $("scenario-now").firstElementChild;
+  put($("scenario-about"), one.name === "loaded" || !one.about ? "" : active.title === one.name ? one.about : `${label(one)}: ${one.about}`);
+}
+
+async function read() {
+  const answer = await fetch("/scenario", { headers: { Accept: "application/toml" } });
+  put(document.querySelector("#scenario-text pre"), await answer.text());
+}
+
 // The stream of figures
 
+let stream;
+
 function listen() {
-  const stream = new EventSource("/events");
+  stream = new EventSource("/events");
   const state = (name) => { document.documentElement.className = name; };
   stream.addEventListener("past", (event) => {
     const said = JSON.parse(event.data);
     past.seconds = said.seconds;
     past.minutes = said.minutes;
     rules = Object.fromEntries(said.rules.map((rule) => [rule.name, rule]));
+    choices = said.choices;
     draw();
   });
   stream.addEventListener("now", (event) => {
@@ -363,5 +427,15 @@ $("run-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (await ask("/runs", { name: $("run-name").value.trim() })) $("run-form").reset();
 });
+$("scenario-name").addEventListener("change", explain);
+$("scenario-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask("/scenario", { name: $("scenario-name").value }, "scenario-said");
+});
+$("next-forget").addEventListener("click", () => ask("/next", {}, "scenario-said", "DELETE"));
+$("scenario-text").addEventListener("toggle", (event) => { if (event.target.open) read(); });
+// A browser keeps a page that was left, for who comes back, and its stream with it; after six it asks for nothing more.
+addEventListener("pagehide", () => stream.close());
+addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => Object.values(charts).forEach((plot) => plot.redraw(false)));
 listen();
