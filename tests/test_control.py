@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import smtplib
 import socket
 import ssl
+import subprocess
+import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Certificate
-from program import run, wait_for
+from program import ROOT, run, wait_for
 from test_simulator import REFUSE, connected, outcome, refusal
 from test_web import Answer, Sink, ask, figures, post
 
@@ -495,3 +499,40 @@ def test_orders_are_logged(sink: Sink) -> None:
     log = sink.output()
     assert "order 2 over HTTP: scenario PUT /scenario, rules 1, to speak next 0\n" in log
     assert "order 3 over HTTP: scenario PUT /scenario, rules 1, to speak next 1\n" in log
+
+
+SENDER = """\
+#!{python}
+import smtplib, sys, time
+for attempt in range(3):
+    try:
+        with smtplib.SMTP("127.0.0.1", {port}, timeout=20) as client:
+            client.sendmail("a@example.com", ["b@example.com"], "Subject: x\\r\\n\\r\\nx\\r\\n")
+        sys.exit(0)
+    except smtplib.SMTPException:
+        time.sleep(0.01)
+sys.exit(1)
+"""
+
+
+def test_the_script_of_the_page_does_what_it_says(sink: Sink, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "dashboard.md").read_text()
+    shown = re.search(r"\n((?: {4}.*\n|\n)*? {4}\./send-a-message(?: {4}.*\n| .*\n|\n)*)\n### Runs", page)
+    assert shown
+    script = textwrap.dedent(shown[1]).replace(":8025", f":{sink.http}")
+    (tmp_path / "outage.toml").write_text(refuse(451))
+    sender = tmp_path / "send-a-message"
+    sender.write_text(SENDER.format(python=sys.executable, port=sink.port))
+    sender.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-e", "-x", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("+ ./send-a-message") == 2
+    replies = figures(sink.http)["replies"]["RCPT"]
+    assert replies == {"250": 1, "451": 5}
