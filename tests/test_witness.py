@@ -8,6 +8,7 @@ import smtplib
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -36,7 +37,7 @@ def at_end(what: str) -> str:
 class World:
     """A clock that is set by hand, and a listener with these rules."""
 
-    def __init__(self, text: str, mode: str = "accept", **more: bool) -> None:
+    def __init__(self, text: str, mode: str = "accept", **more: Any) -> None:
         self.now = 0.0
         self.memory, self.past = Attempts(sets=64), Attempts(sets=64)
         made = tuple(scenario.read(text, "test.toml")) if text else ()
@@ -60,6 +61,10 @@ class World:
         else:
             assert session.judge is not None and session.judge.witness is not None
             session.judge.witness.gone(session)
+        self.count(session)
+
+    def count(self, session: Session) -> None:
+        """What a session has come to."""
         for cell in session.said:
             if cell >= NOTED:
                 self.counts[EVENTS[cell - NOTED].name] += 1
@@ -87,7 +92,7 @@ class World:
         return {name: count for name, count in told.items() if not name.startswith("wait-")}
 
 
-def say(session: Session, recipients: tuple[str, ...], name: str) -> None:
+def say(session: Session, recipients: tuple[str, ...], name: str, more: bytes = b"") -> None:
     """A message as most senders send it: its envelope in one, then DATA if a recipient was accepted."""
     envelope = "".join(f"RCPT TO:<{recipient}>\r\n" for recipient in recipients)
     heard = session.receive(f"MAIL FROM:<ann@a>\r\n{envelope}".encode())
@@ -96,7 +101,7 @@ def say(session: Session, recipients: tuple[str, ...], name: str) -> None:
     if b"\r\n250" in heard:
         session.receive(b"DATA\r\n")
         field = f"Message-ID: <{name}>\r\n" if name else ""
-        session.receive(f"{field}Subject: a test\r\n\r\nHello\r\n.\r\n".encode())
+        session.receive(f"{field}Subject: a test\r\n\r\nHello\r\n.\r\n".encode() + more)
 
 
 # Envelopes
@@ -325,6 +330,35 @@ def test_who_waits_for_a_late_reply_is_sure(fault: str) -> None:
     assert world.told() == {}
     world.send(60)
     assert world.told() == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_who_says_more_before_a_late_reply_may_not_have_heard_it(together: bool) -> None:
+    """Postfix says QUIT and goes when it has waited long enough."""
+    world = World(at_end("delay = 600"))
+    session = world.arrive()
+    say(session, ("bob@b",), "1@client", b"QUIT\r\n" if together else b"")
+    if not together:
+        assert session.judge is not None and session.judge.witness is not None
+        session.judge.witness.interrupt()
+    session.resume()
+    if together:
+        world.count(session)
+    else:
+        world.leave(session)
+    assert world.told() == {"late": 1}
+    world.send(60)
+    assert world.told() == {"late-again": 1}
+
+
+def test_a_reply_that_waits_may_refuse_a_message_that_has_not_come_to_its_end() -> None:
+    world = World(at_end("then = 'close'\nrecipient = 'x'"), message_size_limit=10, delay=(5.0, 5.0))
+    world.send(0)
+    assert world.told() == {"refused": 1, "size-over-limit": 1}
+    session = world.arrive()
+    say(session, ("bob@b",), "1@client")
+    world.leave(session)
+    assert world.told() == {"insisted": 1, "size-over-limit": 1}
 
 
 @pytest.mark.parametrize("fault", ["close", "half-reply", "close-after-reply"])
