@@ -67,7 +67,7 @@ def retries(figures: Snapshot) -> list[str]:
     if waits:
         shortest, *_, longest = [*waits, *waits]
         lines.append(
-            f"they came again {sum(waits.values())} times, {deferred['again']} of them too early:"
+            f"they came again {sum(waits.values())} times, {deferred['again']} times to be put off once more:"
             f" the first {after(shortest)}, half {after(middle(waits))}, the last {after(longest)}"
         )
         lines += [f"  {after(span)}: {count}" for span, count in waits.items()]

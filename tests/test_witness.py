@@ -169,6 +169,17 @@ def test_a_recipient_that_is_let_in_is_taken_without_a_message(command: bytes) -
     assert world.told() == {"deferred": 1, "returned": 1, "taken": 1}
 
 
+def test_who_breaks_off_has_come_again_and_was_not_taken() -> None:
+    world = World(GREYLIST)
+    world.send(0)
+    world.now = 400
+    session = world.arrive()
+    session.receive(b"MAIL FROM:<ann@a>\r\nRCPT TO:<bob@b>\r\nDATA\r\n")
+    session.receive(b"Hel")
+    world.leave(session, politely=False)
+    assert world.told() == {"deferred": 1, "returned": 1}
+
+
 def test_who_is_refused_and_comes_again() -> None:
     world = World("[[rule]]\nphase = 'RCPT'\nreply = '550 5.1.1 Nobody'\n")
     for at in (0, 100, 200):
@@ -478,7 +489,7 @@ def test_the_report_says_how_the_sender_retried() -> None:
     )
     assert report.retries(seen) == [
         "put off with 4xx: 12 recipients; 11 came again, 1 did not yet; 9 were taken in the end",
-        "they came again 14 times, 3 of them too early: the first within 10 s, half within 5 min,"
+        "they came again 14 times, 3 times to be put off once more: the first within 10 s, half within 5 min,"
         " the last after more than 24 h",
         "  within 10 s: 2",
         "  within 5 min: 5",

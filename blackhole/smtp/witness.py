@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from blackhole.smtp.policy import Fault
     from blackhole.smtp.state import State
 
-# What becomes of a message. 0: nothing is known.
+# What becomes of a message.
 
+UNKNOWN: Final = 0
 DEFERRED: Final = 1
 REFUSED: Final = 2
 TAKEN: Final = 3
@@ -125,7 +126,7 @@ def tried(outcome: int, known: Known, now: float) -> tuple[Known, list[int]]:
         if outcome == REFUSED:
             return (REFUSED | (tries + 1) << 8, first, now), events
     if outcome not in (DEFERRED, REFUSED):
-        return (0, now, now), events
+        return (UNKNOWN, now, now), events
     events.append(AT["deferred" if outcome == DEFERRED else "refused"])
     return (outcome | 1 << 8, now, now), events
 
@@ -162,7 +163,7 @@ def resolved(outcome: int, known: Known, now: float) -> tuple[Known, None]:
 def unheard(known: Known, now: float) -> tuple[Known, None]:
     """The client was gone before it said that it has heard what became of a message."""
     count, first, last = known
-    return (0 if count & 255 in (TAKEN, REFUSED) else count, first, last), None
+    return (UNKNOWN if count & 255 in (TAKEN, REFUSED) else count, first, last), None
 
 
 def missed(known: Known, now: float) -> tuple[Known, bool]:
@@ -306,7 +307,7 @@ class Witness:
             self._doubt(state, LATE)
         for message in self._last:
             self._past.revise(message, self._clock(), unheard)
-        self._settle(state, TAKEN)
+        self._settle(state, UNKNOWN)
 
     def _doubt(self, state: State, outcome: int) -> None:
         """The sender cannot be sure of the message."""
