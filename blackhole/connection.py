@@ -208,7 +208,7 @@ class Connection:
         if refusal is None and server.listener.tls and not guest.meter("STARTTLS"):
             refusal = TOO_MUCH_TLS
         if refusal is None:
-            self.session = server.judging.session(client=self.peer, meter=guest.meter)
+            self.session.restrain(server.judging, guest.meter)
             return True
         self.dismissed = True
         if not server.listener.tls:

@@ -7,15 +7,17 @@ make a mistake now and then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from blackhole.smtp import reply
 from blackhole.smtp.reply import Reply
-from blackhole.smtp.state import Limits, State
+from blackhole.smtp.state import Limits
 
 TARPIT: Final = 1.0
 """Seconds that each reply to a client with too many mistakes is held back."""
+
+NO_LIMIT: Final = 1 << 62
 
 Meter = Callable[[str], bool]
 """Counts one more command of a phase against whoever is at the other end, on all connections
@@ -30,79 +32,116 @@ def unmetered(phase: str) -> bool:
 class Conduct:
     """What one client has done so far in this session."""
 
-    __slots__ = ("errors", "junk", "limits", "messages", "meter")
+    __slots__ = ("errors", "junk", "limits", "meter", "slow")
 
     def __init__(self, limits: Limits, meter: Meter) -> None:
         self.limits = limits
         self.meter = meter
         self.errors = 0
         self.junk = 0
-        self.messages = 0
+        self.slow = False
+        """Replies are to be held back."""
 
-    @property
-    def slow(self) -> bool:
-        """Whether replies are to be held back."""
-        return 0 < self.limits.soft_errors < self.errors
-
-    def allows(self, recipients: int) -> bool:
-        """Whether a message to so many can begin without a look at each recipient."""
+    def allows(self, recipients: int, messages: int) -> bool:
+        """Whether a message to so many, behind so many, can begin without a look at each recipient."""
         limits = self.limits
         return (
             not limits.metered
             and recipients <= (limits.recipients or recipients)
-            and not 0 < limits.messages <= self.messages
+            and not 0 < limits.messages <= messages
         )
 
-    def error(self, answer: Reply) -> Reply:
+    def error(self, session: Any, answer: Reply) -> Reply:
         """The client made a mistake; what to answer."""
+        limits = self.limits
         self.errors += 1
-        return reply.TOO_MANY_ERRORS if 0 < self.limits.errors <= self.errors else answer
+        self.slow = 0 < limits.soft_errors < self.errors
+        session.busy = session.busy or self.slow
+        return reply.TOO_MANY_ERRORS if 0 < limits.errors <= self.errors else answer
 
 
-# What is looked at before a command is obeyed: the refusal, or None.
+# What is put around a command's action, to look at the client's conduct first. An action without a
+# limit stays as it is, for each of these is a call more.
 
-Check = Callable[[Conduct, State], Reply | None]
+Action = Callable[[Any, Any], Reply]
 
-
-def rcpt(conduct: Conduct, state: State) -> Reply | None:
-    most = conduct.limits.recipients
-    if 0 < most <= state.recipients:
-        state.recipients += 1
-        # A mailing list sends the rest in another message, and hears of it recipient by recipient.
-        # Who goes on for as long again does not listen.
-        answer = reply.TOO_MANY_RECIPIENTS
-        return answer if state.recipients <= 2 * most else conduct.error(answer)
-    return None if conduct.meter("RCPT") else reply.TOO_MUCH_RECIPIENTS
+Guarded = Callable[[Action, Limits], Action]
 
 
-def data(conduct: Conduct, state: State) -> Reply | None:
-    if 0 < conduct.limits.messages <= conduct.messages:
-        return reply.TOO_MANY_MESSAGES
-    conduct.messages += 1
-    return None if conduct.meter("DATA") else reply.TOO_MUCH_MAIL
+def rcpt(do: Action, limits: Limits) -> Action:
+    most = limits.recipients or NO_LIMIT
+    metered = limits.metered
+
+    def guarded(session: Any, argument: Any) -> Reply:
+        if session.recipients >= most:
+            session.recipients += 1
+            # A mailing list sends the rest in another message, and hears of it recipient by recipient.
+            # Who goes on for as long again does not listen.
+            answer = reply.TOO_MANY_RECIPIENTS
+            excused = session.recipients <= 2 * most
+            return answer if excused else session.conduct.error(session, answer)
+        if metered and not session.conduct.meter("RCPT"):
+            return reply.TOO_MUCH_RECIPIENTS
+        return do(session, argument)
+
+    return guarded if metered or limits.recipients else do
 
 
-def end(conduct: Conduct, state: State) -> Reply | None:
-    conduct.errors = conduct.junk = 0
-    return None
+def data(do: Action, limits: Limits) -> Action:
+    most = limits.messages or NO_LIMIT
+    metered = limits.metered
+
+    def guarded(session: Any, argument: Any) -> Reply:
+        if session.messages >= most:
+            return reply.TOO_MANY_MESSAGES
+        if metered and not session.conduct.meter("DATA"):
+            return reply.TOO_MUCH_MAIL
+        return do(session, argument)
+
+    return guarded if metered or limits.messages else do
 
 
-def starttls(conduct: Conduct, state: State) -> Reply | None:
-    return None if conduct.meter("STARTTLS") else reply.TOO_MUCH_TLS
+def end(do: Action, limits: Limits) -> Action:
+    def guarded(session: Any, argument: Any) -> Reply:
+        conduct = session.conduct
+        conduct.errors = conduct.junk = 0
+        conduct.slow = False
+        return do(session, argument)
+
+    return guarded
 
 
-def junk(conduct: Conduct, state: State) -> Reply | None:
-    conduct.junk += 1
-    if 0 < conduct.limits.junk < conduct.junk and conduct.error(reply.OK) is not reply.OK:
-        return reply.TOO_MANY_ERRORS
-    return None
+def starttls(do: Action, limits: Limits) -> Action:
+    def guarded(session: Any, argument: Any) -> Reply:
+        return do(session, argument) if session.conduct.meter("STARTTLS") else reply.TOO_MUCH_TLS
+
+    return guarded
 
 
-CHECKS: Final = {
+def junk(do: Action, limits: Limits) -> Action:
+    most = limits.junk
+
+    def guarded(session: Any, argument: Any) -> Reply:
+        conduct = session.conduct
+        conduct.junk += 1
+        if conduct.junk > most and conduct.error(session, reply.OK) is not reply.OK:
+            return reply.TOO_MANY_ERRORS
+        return do(session, argument)
+
+    return guarded if most else do
+
+
+GUARDED: Final[Mapping[str, Guarded]] = {
     "RCPT": rcpt,
     "DATA": data,
     ".": end,
     "STARTTLS": starttls,
     **dict.fromkeys(("HELO", "EHLO", "RSET", "NOOP", "VRFY", "EXPN", "HELP"), junk),
 }
-"""Phase -> check. Junk is what a client may say for ever without sending mail."""
+"""Phase -> what is put around it. Junk is what a client may say for ever without sending mail."""
+
+
+def guard(phase: str, do: Action, limits: Limits | None) -> Action:
+    """What is done in this phase for clients with these limits."""
+    around = GUARDED.get(phase)
+    return do if limits is None or around is None else around(do, limits)

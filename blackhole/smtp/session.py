@@ -22,19 +22,19 @@ from dataclasses import replace
 from functools import partial
 from math import ceil
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from blackhole.smtp import reply
 from blackhole.smtp.auth import hidden
-from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Action, Command, host, introduce, syntax
-from blackhole.smtp.conduct import CHECKS, TARPIT, Check, Conduct, Meter, unmetered
+from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, introduce, syntax
+from blackhole.smtp.conduct import TARPIT, Conduct, Meter, guard, unmetered
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
 from blackhole.smtp.gate import Later
 from blackhole.smtp.header import Header
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, Rule, portion
 from blackhole.smtp.reply import Reply, Then
-from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, State, cell
+from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, Limits, State, cell
 from blackhole.smtp.switch import BLANK, MARK, MODES, silent, wish
 from blackhole.smtp.violations import EVERY, FIRST, LOOK, WIDEST, flaws, proper
 
@@ -119,9 +119,9 @@ class Entry:
         "syntax",
     )
 
-    def __init__(self, command: Command, strict: bool, policy: Policy, check: Check | None = None) -> None:
+    def __init__(self, command: Command, strict: bool, policy: Policy, limits: Limits | None = None) -> None:
         self.read: Final = command.read
-        self.do: Final = command.do if check is None else checked(command.do, check)
+        self.do: Final = guard(command.verb, command.do, limits)
         self.last: Final = command.last
         self.greets: Final = command.verb in ("HELO", "EHLO")
         """Looks at its argument."""
@@ -136,18 +136,6 @@ class Entry:
         """By stage: whether nothing is to be said against it."""
         self.syntax: Final = syntax(command)
         self.base: Final = cell(self.phase, 0)
-
-
-def checked(do: Action, check: Check) -> Action:
-    """`do`, unless the client's conduct forbids it."""
-
-    def checking(session: Any, argument: Any) -> Reply:
-        conduct = session.conduct
-        answer = check(conduct, session) or do(session, argument)
-        session.busy = session.busy or conduct.slow
-        return answer
-
-    return checking
 
 
 class Engine:
@@ -181,8 +169,7 @@ class Engine:
             if self.switch
         }
         """What messages are judged by that ask for a mode."""
-        checks = {} if config.limits is None else CHECKS
-        entries = {row.verb: Entry(row, config.strict, self.policy, checks.get(row.verb)) for row in COMMANDS}
+        entries = {row.verb: Entry(row, config.strict, self.policy, config.limits) for row in COMMANDS}
         others = {row.verb: Entry(row, config.strict, self.policy) for row in OTHER}
         self.connect: Final = entries.pop("CONNECT")
         self.end: Final = entries.pop(".")
@@ -352,6 +339,13 @@ class Session(State):
         self.busy = True
         return b""
 
+    def restrain(self, engine: Engine, meter: Meter) -> None:
+        """Be of this engine from now on, which is as ours was but for its limits."""
+        limits = engine.config.limits
+        assert limits is not None
+        self.engine = engine
+        self.conduct = Conduct(limits, meter)
+
     def approach(self) -> None:
         """TLS comes before the greeting, and rules have a say in that too."""
         if self.judge is not None:
@@ -411,7 +405,7 @@ class Session(State):
         if self.stage != GREETED or not self.extended:
             return self._run(data)
         recipients = data.count(b"\n") - 2
-        if self.conduct is not None and not self.conduct.allows(recipients):
+        if self.conduct is not None and not self.conduct.allows(recipients, self.messages):
             return self._run(data)
         wire = b""
         for entry, times in zip(self.engine.grouped, (1, recipients, 1), strict=True):
@@ -515,7 +509,7 @@ class Session(State):
                 if conduct is not None:
                     ours = entry.judged or entry is self.engine.end
                     if answer.code >= 500 and not ours:
-                        answer = conduct.error(answer)
+                        answer = conduct.error(self, answer)
                     if conduct.slow:
                         seconds = (seconds or 0.0) + TARPIT
                 if seconds is not None:
