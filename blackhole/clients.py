@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Final
 
-from blackhole.networks import packed
-
 KEY: Final = 0
 MINUTE: Final = 1
 OPEN: Final = 2
@@ -45,9 +43,9 @@ REGION: Final = BUCKETS * WAYS * PLACE
 """Cells of a region."""
 
 
-def client(address: str) -> bytes:
-    """Who is behind an address; nobody in particular where there is none."""
-    return packed(address)[:8]
+def client(octets: bytes) -> bytes:
+    """Who is behind an address, as `packed` has it; nobody in particular where there is none."""
+    return octets[:8]
 
 
 class Clients:
@@ -103,10 +101,10 @@ class Ledger:
     def _find(self, key: int, bucket: int) -> int:
         """The client's place in our region, made where there was none; -1 when all are taken."""
         cells, start = self._cells, self._base + bucket
+        place = self._place(key, start)
+        if place >= 0:
+            return place
         places = range(start, start + WAYS * PLACE, PLACE)
-        for place in places:
-            if cells[place + KEY] == key:
-                return place
         free = [place for place in places if not cells[place + OPEN]]
         if not free:
             return -1
@@ -116,6 +114,11 @@ class Ledger:
             cells[cell] = 0
         cells[place + KEY] = key
         return place
+
+    def _place(self, key: int, start: int) -> int:
+        """A client's place in the bucket that begins here; -1: there is none."""
+        keys = self._cells[start + KEY : start + WAYS * PLACE : PLACE].tolist()
+        return start + keys.index(key) * PLACE if key in keys else -1
 
     def add(self, place: int, cell: int) -> None:
         """One more, in our region."""
@@ -136,9 +139,9 @@ class Ledger:
         minute = 0 if cell == OPEN else self._minute
         found = cells[place + cell]
         for region in self._beside:
-            for other in range(region + bucket, region + bucket + WAYS * PLACE, PLACE):
-                if cells[other + KEY] == key and minute in (0, cells[other + MINUTE]):
-                    found += cells[other + cell]
+            other = self._place(key, region + bucket)
+            if other >= 0 and minute in (0, cells[other + MINUTE]):
+                found += cells[other + cell]
         return found
 
 

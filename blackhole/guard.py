@@ -71,9 +71,10 @@ class Guard:
 
     def admit(self, address: str) -> Guest | None:
         """Who is there: None for one that is trusted, in whatever it does."""
-        if packed(address) in self._trusted:
+        octets = packed(address)
+        if octets in self._trusted:
             return None
-        return Guest(self._ledger.enter(client(address)) if self._ledger else None, self._rates)
+        return Guest(self._ledger.enter(client(octets)) if self._ledger else None, self._rates)
 
     def refusal(self, guest: Guest) -> Reply | None:
         """Why somebody may not come in now."""

@@ -32,5 +32,8 @@ class Networks:
         ]
 
     def __contains__(self, octets: bytes) -> bool:
-        number = int.from_bytes(octets)
-        return any(len(octets) == length and number & mask == first for length, first, mask in self._rows)
+        number, size = int.from_bytes(octets), len(octets)
+        for length, first, mask in self._rows:  # noqa: SIM110 - any() takes twice as long
+            if number & mask == first and size == length:
+                return True
+        return False

@@ -214,7 +214,7 @@ def test_processes_lose_no_count(table: Clients) -> None:
     ],
 )
 def test_a_client_is_an_address_or_a_network_of_64_bits(address: str, who: bytes) -> None:
-    assert client(address) == who
+    assert client(packed(address)) == who
 
 
 def test_networks_know_who_is_in_them() -> None:
