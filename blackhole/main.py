@@ -19,6 +19,7 @@ from setproctitle import setproctitle
 
 from blackhole import __version__, daemon, logs, options, report, top
 from blackhole.clients import Clients
+from blackhole.roster import Roster
 from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.stats import Stats
 from blackhole.supervisor import Berth, Job, Plan, Supervisor
@@ -436,6 +437,8 @@ class Service:
             self._attempts = Attempts(self._stats.rows)
         if self._past is None and (setup.http or server.watches(setup.bound, setup.scenario)):
             self._past = Attempts()
+        if self._stats.roster is None and setup.settings.show_clients:
+            self._stats.roster = Roster(self._stats.rows)
 
         def worker(number: int) -> Job:
             title = f"blackhole: worker {number}"
@@ -524,6 +527,8 @@ class Service:
         else:
             old, new = (self._setup, self._next) if taken else (self._next, self._setup)
             self._setup, self._next = new, None
+            if not new.settings.show_clients:
+                self._stats.roster = None
             _close(old.sockets - new.sockets)
             for line in self._setup.describe():
                 log.info("%s %s", "reloaded:" if taken else "still", line)

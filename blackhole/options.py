@@ -436,6 +436,9 @@ OPTIONS = (
            "It has no password: who reaches it may look, and start runs. Names of this host besides its own "
            "stand behind: 0.0.0.0:8025,name=sink.example.com; requests by another name are refused. "
            "Where the default is taken, Blackhole does without."),
+    Option("show_clients", _switch, "no", "", "Dashboard",
+           "keep the addresses of clients, and show them with what they did",
+           "On the dashboard, in /stats.json, and where status and report tell of all since the start."),
     Option("progress", _switch, "no", "", "Reports", "a line a second on standard error, in the foreground"),
     Option("format", _format, "text", "text|json|junit", "Reports", "how report prints what it found"),
     Option("json", _switch, "no", "", "Reports", "status and report print JSON"),

@@ -7,7 +7,7 @@ or content is in them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree as xml
@@ -50,7 +50,17 @@ def text(figures: Snapshot) -> str:
     told = retries(figures)
     if told:
         lines += ["", "How it retried:", *told]
+    lines += ["", *clients(figures)] if figures.clients else []
     return "\n".join(lines) + "\n"
+
+
+def clients(figures: Snapshot) -> Iterator[str]:
+    """Who came, a line for each."""
+    for one in figures.clients or ():
+        yield (
+            f"{one.address}: {one.connections} connections, {one.messages} messages,"
+            f" {one.violations} violations"
+        )
 
 
 def retries(figures: Snapshot) -> list[str]:
@@ -124,7 +134,7 @@ def as_dict(figures: Snapshot) -> dict[str, Any]:
             for rule, count in findings(figures)
         ],
         "retries": figures.retries,
-    }
+    } | figures.shown
 
 
 def as_json(figures: Snapshot) -> str:
@@ -168,6 +178,7 @@ def status(figures: Snapshot, uptime: float) -> str:
         f"{worker.cpu:.1f} s of processor time"
         for worker in figures.workers
     ]
+    lines += clients(figures)
     return "\n".join(lines) + "\n"
 
 

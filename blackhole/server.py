@@ -26,7 +26,8 @@ from blackhole import proxy
 from blackhole.clients import Ledger
 from blackhole.connection import RECEIVED, Connection
 from blackhole.guard import Guard, limits
-from blackhole.networks import Networks
+from blackhole.networks import Networks, packed
+from blackhole.roster import Page
 from blackhole.scenario import NONE, Scenario
 from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.smtp import Config, Engine, Reply
@@ -154,7 +155,7 @@ class Server(TCPServer):
     certificate. `crowded` tells whether other workers have fewer connections; None
     where there are no others. `number` is the counter of this listener's connections.
     `scenario` has rules that come before the listener's mode. `ledger` has what all
-    workers know of their clients.
+    workers know of their clients, `page` what is shown of them.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class Server(TCPServer):
         scenario: Scenario = NONE,
         number: int = CONNECTIONS,
         ledger: Ledger | None = None,
+        page: Page | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -197,6 +199,7 @@ class Server(TCPServer):
         self._complained = -float(QUIET)
         self._spare: int | None = None
         self._doors: Final[list[Door]] = []
+        self._page: Final = page
 
     def open(self, sockets: Sequence[socket.socket], selector: Selector) -> None:
         """Start to accept."""
@@ -286,6 +289,9 @@ class Server(TCPServer):
         self.sent.append(client.session.messages)
         if client.guest is not None:
             client.guest.leave()
+        if self._page is not None:
+            self._note(client)
+            self._page.forget(client)
 
     def measure(self) -> None:
         """Count what is costly to count one by one."""
@@ -308,6 +314,16 @@ class Server(TCPServer):
             self.stressed = share >= (EASE if self.stressed else STRESS)
         for client in list(self.connections):
             client.sweep()
+        if self._page is not None:
+            for client in self.connections:
+                self._note(client)
+
+    def _note(self, client: Connection) -> None:
+        """Have it shown what a client did."""
+        assert self._page is not None
+        if self.parser is not None and packed(client.peer) in self.proxies:
+            return  # who is behind the proxy is not known yet, or nobody is
+        self._page.note(client, client.peer, client.session.messages, client.session.faults)
 
     def abandon(self) -> None:
         """The process ends: whoever is still here is not to blame."""

@@ -130,6 +130,8 @@ class Settings:
     """Seconds open sessions are given to finish when the server stops."""
     backlog: int = 1024
     http: Http = Http("127.0.0.1", 8025)
+    show_clients: bool = False
+    """Addresses of clients are kept, to be shown."""
     progress: bool = False
     """A line a second on standard error, in the foreground."""
     format: str = "text"

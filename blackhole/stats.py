@@ -11,19 +11,19 @@ port and no file.
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 from operator import add, sub
 from typing import Any, Final, NamedTuple, Self
 
+from blackhole.maps import found, shared
+from blackhole.roster import Client, Roster
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import ACCUSED, CODE_SPAN, NOTED, PHASES
 from blackhole.smtp.violations import RULES
@@ -152,25 +152,25 @@ class Stats:
     """The map. `rows` is how many processes can ever live at once."""
 
     def __init__(self, rows: int) -> None:
-        descriptor = os.memfd_create(MEMFD, os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(descriptor, (HEADER + rows * WIDTH) * 8)
-            # It keeps a descriptor of its own, by which /proc leads to it.
-            self._cells = memoryview(mmap.mmap(descriptor, 0)).cast("Q")
-        finally:
-            os.close(descriptor)
+        self._cells = shared(MEMFD, HEADER + rows * WIDTH)
         self._cells[ROWS] = rows
         self._cells[STARTED] = time.time_ns() // 1000
         self._cells[0] = LAYOUT
         self._taken: Final[set[int]] = set()
+        self.roster: Roster | None = None
+        """Which clients came, where that is to be seen."""
 
     @classmethod
     def of(cls, pid: int) -> Self:
         """The map of a running master, to be read. Raises OperatorError."""
         stats = cls.__new__(cls)
-        stats._cells = _mapped(pid)
+        cells = found(pid, MEMFD)
+        if cells is None:
+            raise OperatorError(f"pid {pid} keeps no figures", os.EX_UNAVAILABLE)
+        stats._cells = cells
         if stats._cells[0] != LAYOUT:
             raise OperatorError(f"pid {pid} is another version of Blackhole; restart it", os.EX_UNAVAILABLE)
+        stats.roster = Roster.of(pid)
         return stats
 
     @property
@@ -264,6 +264,7 @@ class Stats:
             listeners=tuple(name for name in names if name),
             workers=tuple(sorted(workers)),
             cells=tuple(totals),
+            clients=None if self.roster is None else tuple(self.roster.clients()),
         )
 
     def _zero(self, row: int) -> None:
@@ -272,21 +273,6 @@ class Stats:
             if cell.gauge:
                 cells[AT[cell.name]] = 0
         _write(cells, TITLE_AT, TITLE, "")
-
-
-def _mapped(pid: int) -> memoryview:
-    folder = f"/proc/{pid}/fd"
-    try:
-        for name in os.listdir(folder):
-            with suppress(FileNotFoundError):  # closed since
-                if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{MEMFD}"):
-                    with open(f"{folder}/{name}", "rb") as file:
-                        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
-    except (FileNotFoundError, ProcessLookupError):
-        raise OperatorError(f"pid {pid} has just ended", os.EX_UNAVAILABLE) from None
-    except PermissionError:
-        raise OperatorError(f"the figures of pid {pid} are for its own user and root", os.EX_NOPERM) from None
-    raise OperatorError(f"pid {pid} keeps no figures", os.EX_UNAVAILABLE)
 
 
 def _write(cells: memoryview, start: int, length: int, text: str) -> None:
@@ -386,6 +372,8 @@ class Snapshot:
     """Every process that counts, sorted by title."""
     cells: tuple[int, ...]
     """The sum of all rows."""
+    clients: tuple[Client, ...] | None = None
+    """Who came since the start, the busiest first; None where that is not to be seen, and in a difference."""
 
     def __sub__(self, earlier: Snapshot) -> Snapshot:
         return Snapshot(
@@ -519,7 +507,12 @@ class Snapshot:
             "cpu_seconds": self.cpu,
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
             "workers": [worker._asdict() for worker in self.workers],
-        }
+        } | self.shown
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The clients, for JSON, where they are to be seen."""
+        return {} if self.clients is None else {"clients": [client._asdict() for client in self.clients]}
 
     def _answered(self, phase: str, digit: int) -> int:
         start = PHASES.index(phase) * CODE_SPAN + digit * 100 - 200

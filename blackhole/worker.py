@@ -115,6 +115,8 @@ class Worker:
         """What was loaded; an order may have put another into its place."""
         self.orders: Final = orders
         self.ledger: Final = ledger
+        roster = stats.roster if settings.show_clients else None
+        self.page: Final = None if roster is None else roster.page(berth.row)
         self.servers: Final[list[Server]] = []
         self._stop: Final = asyncio.Event()
         self._hurry = False
@@ -157,6 +159,7 @@ class Worker:
                 scenario,
                 counted,
                 self.ledger,
+                self.page,
             )
             server.open(sockets, self.selector)
             self.servers.append(server)

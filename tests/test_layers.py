@@ -29,10 +29,10 @@ LAYERS = (
     ),
     (
         *("smtp.policy", "smtp.auth", "smtp.violations", "smtp.witness"),
-        *("attempts", "users", "logs", "options", "tls", "clients", "proxy"),
+        *("attempts", "users", "logs", "options", "tls", "clients", "proxy", "maps"),
     ),
     ("smtp.state", "daemon"),
-    ("smtp.extensions", "smtp.conduct", "smtp.judge", "scenario"),
+    ("roster", "smtp.extensions", "smtp.conduct", "smtp.judge", "scenario"),
     ("smtp.commands", "explain", "orders"),
     ("smtp.session",),
     ("smtp", "stats", "guard"),

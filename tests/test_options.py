@@ -73,6 +73,7 @@ SAMPLES = {
     "log": "/var/log/sink.log",
     "debug": "yes",
     "http": "[::1]:8026,name=sink.example.com",
+    "show_clients": "yes",
     "progress": "yes",
     "format": "junit",
     "json": "yes",

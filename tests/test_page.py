@@ -162,6 +162,23 @@ def test_what_it_shows_is_what_was_counted(browser: Browser) -> None:
         assert browser.driver.title.endswith("/s - Blackhole")
 
 
+def test_clients_are_shown_where_that_was_asked_for(browser: Browser) -> None:
+    hidden = "return document.getElementById('clients-section').hidden"
+    with Sink("--show_clients") as sink:
+        sink.dashboard()
+        browser.open(sink)
+        assert browser.text("clients-none") == "None yet."
+        send(sink.port, 3)
+        wait_for(lambda: browser.table("clients")[:1], "a client is shown")
+        ((address, _, messages, _),) = browser.table("clients")
+        assert (address, messages) == ("127.0.0.1", "3")
+        assert not browser.run(hidden)
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        assert browser.run(hidden)
+
+
 def test_a_run_is_started_stopped_and_saved_by_keyboard(browser: Browser) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -139,6 +139,7 @@ class State:
         "examined",
         "exchange",
         "extended",
+        "faults",
         "host",
         "left",
         "new_id",
@@ -173,6 +174,8 @@ class State:
         """Looked at more closely than is needed to serve it: its name, and what stands in its messages."""
         self.extended = False
         """Greeted by EHLO, and so told what is offered."""
+        self.faults = 0
+        """How often it was accused of something."""
         self.said: list[int] = []
         """The cells of what is yet to be counted: replies, what the client did wrong, and what came again."""
 
@@ -196,6 +199,7 @@ class State:
     def accuse(self, rule: str) -> None:
         """The client broke a rule of `violations.RULES`."""
         self.said.append(ACCUSED + NUMBER[rule])
+        self.faults += 1
 
     def note(self, event: int) -> None:
         """Something of `witness.EVENTS` has happened."""

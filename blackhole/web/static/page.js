@@ -213,6 +213,7 @@ function show(now) {
   workers(now);
   replies(now);
   violations(now);
+  clients(now);
   runs(now);
 }
 
@@ -283,6 +284,19 @@ function replies(now) {
     fill(line.cells[2], item.said / most);
     put(line.cells[3], count(item.said));
   });
+}
+
+// With --show-clients only; the others are in /stats.json.
+const CLIENTS = 20;
+
+function clients(now) {
+  const items = (now.clients || []).slice(0, CLIENTS).map((one) => ({ key: one.address, one }));
+  $("clients-section").hidden = !now.clients;
+  $("clients-none").hidden = items.length > 0;
+  $("clients").hidden = !items.length;
+  rows("clients", items, ({ key }) =>
+    make("tr", {}, make("th", { scope: "row", class: "mono" }, key), make("td"), make("td"), make("td")),
+  (line, { one }) => [one.connections, one.messages, one.violations].forEach((seen, i) => put(line.cells[i + 1], count(seen))));
 }
 
 function violations(now) {
