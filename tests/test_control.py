@@ -536,3 +536,14 @@ def test_the_script_of_the_page_does_what_it_says(sink: Sink, tmp_path: Path) ->
     assert done.stderr.count("+ ./send-a-message") == 2
     replies = figures(sink.http)["replies"]["RCPT"]
     assert replies == {"250": 1, "451": 5}
+
+
+def test_who_is_judged_obeys_too() -> None:
+    """Clients that are not trusted have an engine of their own."""
+    with Sink("--public", "--trusted=192.0.2.0/24") as program, ExitStack() as stack:
+        program.dashboard()
+        clients = crowd(program, stack, 4)
+        put(program, refuse(451))
+        assert answers([*clients, *crowd(program, stack, 1)]) == {451}
+        ask(program.http, "/scenario", "DELETE")
+        assert answers([*clients, *crowd(program, stack, 1)]) == {250}

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
+import signal
+import smtplib
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
+from program import wait_for
 
-from blackhole import scenario
+from blackhole import scenario, server, worker
 from blackhole.attempts import Attempts
 from blackhole.orders import FIRST, SIZE, SLOTS, Next, Order, Orders, plot
 from blackhole.scenario import NONE
+from blackhole.settings import Listener, Settings
 from blackhole.smtp import Config, Engine, Session
 from blackhole.smtp.gate import OBLIVION, Era, Memory, counted
 from blackhole.smtp.judge import Outside
+from blackhole.stats import Stats
+from blackhole.supervisor import Berth
 
 # Another engine takes the place of one
 
@@ -236,3 +244,47 @@ def test_the_bell_is_heard_at_each_order_and_is_never_full() -> None:
             orders.give(lambda before, number: before)
             assert ears.poll(1) == [(orders.bell, select.EPOLLIN)]
     assert len(os.read(orders.bell, 100)) == 1
+
+
+# A worker
+
+
+def test_an_order_that_cannot_be_followed_leaves_the_one_before_in_force(tmp_path: Path) -> None:
+    """The dashboard gives no such order; but what is in a map may come from anybody who has it."""
+    stats, orders = Stats(2), Orders()
+    row, log = stats.claim(), tmp_path / "log"
+    life, end = os.pipe()
+    listener = Listener("127.0.0.1", 0)
+    (door,) = server.bind(listener, 10)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(end)
+            logging.basicConfig(filename=log, force=True)
+            settings = Settings(listeners=(listener,))
+            worker.run(settings, {listener: [door]}, None, stats, Berth(row, life), orders=orders)
+        finally:
+            os._exit(0)
+    try:
+        wait_for(stats.obeyed, "it lives")
+
+        def said() -> str:
+            with smtplib.SMTP(*door.getsockname(), timeout=20) as client:
+                client.helo("client.test")
+                return client.docmd("NOOP")[1].decode()
+
+        text = '[[rule]]\nphase = "NOOP"\nreply = "250 2.0.0 Ordered"\n'
+        number = orders.give(lambda before, number: Order(name="good", text=text))
+        wait_for(lambda: stats.obeyed() == number, "it obeys")
+        orders.give(lambda before, number: Order(name="bad", text="nonsense"))
+        wait_for(lambda: "order 3 cannot be followed: bad: " in log.read_text(), "it says so")
+        assert (stats.obeyed(), said()) == (number, "2.0.0 Ordered")
+        number = orders.give(lambda before, number: Order())
+        wait_for(lambda: stats.obeyed() == number, "it obeys the next one")
+        assert said() == "2.0.0 OK"
+    finally:
+        os.kill(pid, signal.SIGINT)
+        os.waitpid(pid, 0)
+        for descriptor in (life, end):
+            os.close(descriptor)
+        door.close()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
+from random import Random
 from typing import Any, Final
 
 from tornado.web import stream_request_body
@@ -21,6 +22,7 @@ from blackhole import scenario, tls
 from blackhole.orders import PLACES, Next, Order, Orders
 from blackhole.scenario import Scenario, Source
 from blackhole.settings import OperatorError, Settings
+from blackhole.smtp import Config, Engine
 from blackhole.smtp.policy import Rule
 from blackhole.stats import Stats
 from blackhole.web.pages import Page, Refusal
@@ -44,6 +46,13 @@ TIMES: Final = 1_000_000
 
 LOADED: Final = "loaded"
 """The name of all that --scenario gave."""
+
+
+def tried(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """These rules, sorted for a client as workers sort them: what fails at that fails here, and not there."""
+    found = tuple(rules)
+    Engine(Config(rules=found), Random()).judge("127.0.0.1", False)
+    return found
 
 
 class Control:
@@ -75,7 +84,7 @@ class Control:
 
     def load(self, source: Source) -> int:
         """Put this scenario in the place of the one in force."""
-        rules = scenario.read(source.text, source.name)
+        rules = tried(scenario.read(source.text, source.name))
 
         def change(before: Order, number: int) -> Order:
             return replace(
@@ -105,7 +114,7 @@ class Control:
 
     def expect(self, count: int, block: Mapping[str, Any]) -> int:
         """Have a rule speak the next so many times, behind those that wait for that already."""
-        rule = scenario.single(block, "POST /next")
+        rules = tried([scenario.single(block, "POST /next")])
 
         def change(before: Order, number: int) -> Order:
             waiting = self._waiting(before)
@@ -114,7 +123,7 @@ class Control:
                 raise OperatorError(f"POST /next: {PLACES} rules wait already; DELETE /next forgets them")
             one = Next(number, min(free), count, block)
             self._orders.fill(one, count)
-            return replace(self._showing(before, [rule]), coming=(*waiting, one))
+            return replace(self._showing(before, rules), coming=(*waiting, one))
 
         return self._orders.give(change)
 
