@@ -106,8 +106,12 @@ class Connection:
             session = self.session
             if server.listener.tls:
                 session.approach()
-                while session.then is Then.ASK:
-                    session.learn(await session.later)
+                if session.then is Then.ASK:
+                    # What the client says now is for the handshake.
+                    stream.heed(False)
+                    while session.then is Then.ASK:
+                        session.learn(await session.later)
+                    stream.heed(True)
                 if session.then is not LISTEN:
                     await self._suffer(session.then, b"")
                     return

@@ -20,7 +20,7 @@ from setproctitle import setproctitle
 from blackhole import __version__, daemon, logs, options, report, top
 from blackhole.clients import Clients
 from blackhole.roster import Roster
-from blackhole.settings import Http, Listener, OperatorError, Settings
+from blackhole.settings import Http, Listener, OperatorError, Redis, Settings
 from blackhole.stats import Stats
 from blackhole.supervisor import Berth, Job, Plan, Supervisor
 from blackhole.web.ledger import Ledger
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import ssl
 
     from blackhole.attempts import Attempts
+    from blackhole.fleet import Fleet
     from blackhole.scenario import Scenario
 
 # Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
@@ -108,6 +109,10 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
     from blackhole import scenario
 
     uid, gid = daemon.resolve(settings.user, settings.group)
+    if settings.attempts.host:
+        from blackhole import fleet
+
+        fleet.lost()
     context = None
     if settings.ssl_cert:
         from blackhole import tls
@@ -308,6 +313,8 @@ class _Setup:
         if self.http:
             where = _where(replace(self.settings.http, names=()), self.http)
             yield f"dashboard on http://{where.replace(' and ', '/ and http://')}/"
+        if self.settings.attempts.host:
+            yield f"attempts are remembered at {self.settings.attempts}"
 
 
 def _where(asked: Listener | Http, sockets: list[socket.socket]) -> str:
@@ -373,6 +380,8 @@ class Service:
         """The memory of all workers, from the first rule on that needs one."""
         self._past: Attempts | None = None
         """Another, of what became of messages, so that these do not push out what rules have to know."""
+        self._fleets: dict[Redis, Fleet] = {}
+        """Those that are shared with other machines, as they were asked for."""
         self._asked = settings
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
@@ -426,6 +435,7 @@ class Service:
     def _plan(self, setup: _Setup) -> Plan:
         from blackhole import server
         from blackhole.attempts import Attempts
+        from blackhole.fleet import Fleet
         from blackhole.worker import RELIEF
 
         for listener, sockets in setup.bound.items():
@@ -439,6 +449,8 @@ class Service:
             self._past = Attempts()
         if self._stats.roster is None and setup.settings.show_clients:
             self._stats.roster = Roster(self._stats.rows)
+        if (asked := setup.settings.attempts).host and asked not in self._fleets:
+            self._fleets[asked] = Fleet(asked)
 
         def worker(number: int) -> Job:
             title = f"blackhole: worker {number}"
@@ -457,7 +469,7 @@ class Service:
         plot = replace(setup.scenario, began=self._began, past=self._past)
         if self._attempts is not None:
             self._attempts.claim(berth.row)
-            plot = replace(plot, memory=self._attempts)
+            plot = replace(plot, memory=self._fleets.get(setup.settings.attempts) or self._attempts)
         clients = self._clients if setup.settings.counts else None
         self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot, clients, self._orders)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, NoReturn
 
 from blackhole import __version__
-from blackhole.settings import MODES, NEWLINES, Delay, Http, Listener, OperatorError, Settings
+from blackhole.settings import MODES, NEWLINES, Delay, Http, Listener, OperatorError, Redis, Settings
 
 ACTIONS = {
     "run": "serve in the foreground until Ctrl-C; the default",
@@ -262,6 +262,49 @@ def _scenarios(text: str) -> tuple[str, ...]:
     return tuple(word if word.startswith("profile:") else _path(word) for word in text.split())
 
 
+_ATTEMPTS = "local, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]"
+_PREFIX = re.compile("[!-~]{1,64}")
+
+
+def _attempts(text: str) -> Redis:
+    """No error shows what was given: there is a password in it."""
+    from urllib.parse import parse_qsl, unquote, urlsplit
+
+    if text.lower() in ("", "local"):
+        return Redis()
+    wrong = ValueError(f"expected {_ATTEMPTS}")
+    try:
+        url = urlsplit(text)
+        port = url.port
+        more = dict(parse_qsl(url.query, strict_parsing=True) if url.query else ())
+        host = _host(unquote(url.hostname or ""))
+    except ValueError:
+        raise wrong from None
+    database = url.path.removeprefix("/") or "0"
+    if url.scheme not in ("redis", "rediss") or url.fragment or not re.fullmatch("[0-9]{1,5}", database):
+        raise wrong
+    tls = url.scheme == "rediss"
+    if not more.keys() <= {"prefix", "timeout", *(["ca"] if tls else [])}:
+        raise ValueError(
+            "expected prefix=NAME, timeout=SECONDS, and with rediss ca=FILE, behind the question mark"
+        )
+    default = Redis()
+    prefix = more.get("prefix", default.prefix)
+    if not _PREFIX.fullmatch(prefix):
+        raise _expected("a prefix of printable ASCII", prefix)
+    return Redis(
+        host,
+        port or default.port,
+        int(database),
+        unquote(url.username or ""),
+        unquote(url.password or ""),
+        tls,
+        _path(more.get("ca", "")),
+        prefix,
+        _seconds(0.001, 10)(more.get("timeout", f"{default.timeout}")),
+    )
+
+
 _HTTP = "ADDRESS:PORT[,name=NAME]"
 
 
@@ -356,6 +399,11 @@ OPTIONS = (
     Option("scenario", _scenarios, "", "FILE|profile:NAME", "Replies",
            "rules for refusals, delays and faults; may be given several times",
            "TOML; a rule that holds wins over the mode.", repeats=True),
+    Option("attempts", _attempts, "local", "local|URL", "Replies",
+           "where rules remember what was tried: on this machine, or with others in a Redis",
+           "redis://[USER:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS, and behind that, as in "
+           "?prefix=NAME&timeout=SECONDS, a prefix of all keys, a time to answer in, and with TLS a ca=FILE. "
+           "A password is safer in a conf file or in the environment than on a command line."),
     Option("bare_newline", _newline, "normalize", "ACTION", "Replies",
            "what becomes of lines that end with LF alone", f"One of {_NEWLINES}."),
     Option("dynamic_switch", _switch, "yes", "yes|no", "Replies",

@@ -94,6 +94,39 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True)
+class Redis:
+    """Where several machines keep together what they remember of attempts."""
+
+    host: str = ""
+    """Empty: nowhere, each machine has a memory of its own."""
+    port: int = 6379
+    db: int = 0
+    user: str = ""
+    password: str = field(default="", repr=False)
+    tls: bool = False
+    ca: str = ""
+    """Who vouches for its certificate, a file; empty: whoever this machine trusts."""
+    prefix: str = "blackhole"
+    """Of its keys there."""
+    timeout: float = 0.05
+    """Seconds that anybody waits for an answer."""
+
+    def __str__(self) -> str:
+        """Without the password, for this may be logged."""
+        if not self.host:
+            return "local"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        who = f"{self.user}:***@" if self.password else ""
+        usual = Redis()
+        more = "&".join(
+            f"{name}={value}"
+            for name in ("prefix", "timeout", "ca")
+            if (value := getattr(self, name)) != getattr(usual, name)
+        )
+        return f"redis{'s' * self.tls}://{who}{host}:{self.port}/{self.db}{more and '?'}{more}"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that was decided. Paths are absolute, users are still names."""
 
@@ -124,6 +157,7 @@ class Settings:
     """What was read from that file."""
     scenario: tuple[str, ...] = ()
     """Files, absolute paths, and `profile:NAME`s."""
+    attempts: Redis = Redis()
     timeout: float = 300.0
     """Seconds a client may take for a command, or between two pieces of a body (RFC 5321 4.5.3.2.7)."""
     drain_timeout: float = 30.0

@@ -388,6 +388,10 @@ class Stream(IOStream):
         """The next event that the stream watches for."""
         yield EVENT
 
+    def heed(self, whether: bool) -> None:
+        """Take in what the client says, as at other times, or leave it where it is."""
+        self._watch(EPOLLIN if whether else 0)
+
     def _watch(self, events: int) -> None:
         if events != self._events:
             self._events = events

@@ -17,6 +17,7 @@ from typing import Final
 import tornado.platform.asyncio  # noqa: F401 - likewise
 
 from blackhole.clients import Clients, Ledger
+from blackhole.fleet import Fleet
 from blackhole.logs import damp, printable, reopen
 from blackhole.orders import FIRST, Next, Orders, plot
 from blackhole.scenario import NONE, Scenario
@@ -138,6 +139,9 @@ class Worker:
             loop.add_signal_handler(number, action)
         # The pipe's other end is the master's: it closes when the master is gone, however it went.
         loop.add_reader(self.berth.life, self._drain)
+        memory = self.scenario.memory
+        if isinstance(memory, Fleet):
+            await memory.open()
         counters = self.stats.cells(self.berth.row)
         counters[AT["accepting"]] = 1
         # In this sequence: whoever orders something now either is read below, or sees us here and waits.
@@ -173,6 +177,8 @@ class Worker:
             server.abandon()
             server.measure()
         self._spend(counters)
+        if isinstance(memory, Fleet):
+            await memory.close()
 
     def _sweep(self) -> None:
         """Once a second, and no timer per connection besides."""

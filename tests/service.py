@@ -15,6 +15,7 @@ from transcript import PATIENCE
 from blackhole import scenario, server
 from blackhole.attempts import Attempts
 from blackhole.clients import Ledger
+from blackhole.fleet import Fleet
 from blackhole.scenario import Scenario
 from blackhole.settings import Listener, Settings
 from blackhole.stats import AT, Stats
@@ -53,7 +54,10 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
         rules = scenario.load(self.settings.scenario)
-        plot = Scenario(rules, time.monotonic(), Attempts(), past=Attempts())
+        fleet = Fleet(self.settings.attempts) if self.settings.attempts.host else None
+        if fleet is not None:
+            await fleet.open()
+        plot = Scenario(rules, time.monotonic(), fleet or Attempts(), past=Attempts())
         self.server = server.Server(
             self.listener, self.settings, self.cells, self.context, None, scenario=plot, ledger=self.ledger
         )
@@ -66,6 +70,8 @@ class Service:
         self.server.shut()
         for connection in list(self.server.connections):
             connection.stream.close()
+        if fleet is not None:
+            await fleet.close()
 
     def do(self, action: Callable[[], object]) -> None:
         """Let the loop do it, and wait until it has."""

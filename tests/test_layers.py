@@ -31,7 +31,7 @@ LAYERS = (
         *("smtp.policy", "smtp.auth", "smtp.violations", "smtp.witness"),
         *("attempts", "users", "logs", "options", "tls", "clients", "proxy", "maps"),
     ),
-    ("smtp.state", "daemon"),
+    ("smtp.state", "daemon", "fleet"),
     ("roster", "smtp.extensions", "smtp.conduct", "smtp.judge", "scenario"),
     ("smtp.commands", "explain", "orders"),
     ("smtp.session",),

@@ -36,6 +36,7 @@ SAMPLES = {
     "hostname": "mx.example.com",
     "message_size_limit": "0",
     "scenario": "/etc/outage.toml profile:flaky",
+    "attempts": "rediss://192.0.2.9:6380/1?prefix=sink&timeout=0.25&ca=/etc/ssl/ca.pem",
     "bare_newline": "reject",
     "dynamic_switch": "no",
     "auth": "/etc/users",

@@ -16,6 +16,7 @@ from contextlib import suppress
 
 import pytest
 from conftest import Certificate
+from program import Program
 from service import Serve, Service
 from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
 
@@ -47,7 +48,7 @@ def test_under_tls(transcript: Transcript, serve: Serve, certificate: Certificat
         play(transcript, wire)
 
 
-def connect(service: Service) -> socket.socket:
+def connect(service: Service | Program) -> socket.socket:
     """A client of a plain service, greeted."""
     client = socket.create_connection(service.address, PATIENCE)
     assert client.recv(4096).startswith(b"220 ")

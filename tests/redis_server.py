@@ -1,0 +1,80 @@
+"""A real redis-server, for one test or for many: on a port of its own, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from contextlib import suppress
+from typing import Any, Self
+
+import pytest
+from program import free_port, wait_for
+
+
+class RedisServer:
+    """It keeps nothing on disk. Frozen or killed, it can be thawed or started again on its port."""
+
+    def __init__(self, *options: str) -> None:
+        path = shutil.which("redis-server")
+        if path is None:
+            pytest.skip("redis-server is not installed")
+        self.port = free_port()
+        self.address = ("127.0.0.1", self.port)
+        self.folder = tempfile.TemporaryDirectory(prefix="blackhole-redis-")
+        self.command = [
+            *(path, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder.name),
+            *("--save", "", "--appendonly", "no", *options),
+        ]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        wait_for(self._listens, "redis-server listens")
+
+    def _listens(self) -> bool:
+        assert self.process.poll() is None, "redis-server has ended"
+        with suppress(ConnectionRefusedError), socket.create_connection(self.address, 5):
+            return True
+        return False
+
+    def url(self, more: str = "", password: str = "") -> str:
+        """What --attempts wants. Exact where nobody is in a hurry: the machine may be."""
+        who = f":{password}@" if password else ""
+        return f"redis://{who}127.0.0.1:{self.port}/0?timeout=5{more}"
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, *words: str | int | float) -> Any:
+        """A command, as redis-cli would send it; the answer in texts."""
+        from redis import Redis
+
+        with Redis(port=self.port, decode_responses=True) as client:
+            return client.execute_command(*words)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        return sorted(self.ask("KEYS", pattern))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.folder.cleanup()

@@ -1,0 +1,801 @@
+"""A memory that several machines share, in a real Redis; that real programs share it, and do without."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Certificate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from program import ROOT, Program, children, run, wait_for
+from redis_server import RedisServer
+from service import Serve
+from test_gates import Client
+from test_gates import attempt as attempted
+from test_server import connect, until_closed
+from transcript import PATIENCE, Transcript, Wire, every, play
+
+from blackhole import fleet, options
+from blackhole.attempts import Attempts
+from blackhole.fleet import BATCH, NOW, SCRIPT, Fleet, Question, Seat, words
+from blackhole.settings import OperatorError, Redis
+from blackhole.smtp.gate import Answer, Change, Era, Greylist, Later, Spending, counted
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: RedisServer) -> RedisServer:
+    """The server of this module, empty."""
+    server.ask("FLUSHALL")
+    return server
+
+
+@pytest.fixture
+def own() -> Iterator[RedisServer]:
+    """A server of this test's own, to be done harm to."""
+    with RedisServer() as running:
+        yield running
+
+
+# What the script decides
+
+
+class Scripted:
+    """The script, asked one thing at a time, with a clock that is set by hand."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        self.redis = redis
+        self.script = SCRIPT.replace(NOW, "local now = tonumber(redis.call('GET', 'clock'))")
+        assert self.script != SCRIPT
+
+    def ask(self, key: str, text: str, now: float) -> int:
+        self.redis.ask("SET", "clock", round(now * 1e6))
+        (answer,) = self.redis.ask("EVAL", self.script, 2, "secret", key, "s", text)
+        return int(answer)
+
+
+CHANGES: list[Change[int]] = [
+    counted,
+    Greylist(300.0, 900.0).seen,
+    Greylist(0.0, 900.0).seen,
+    Greylist(0.5, 600.25).seen,
+    Spending(1, 2, 400.0).spend,
+    Spending(30, 100, 1000.5).spend,
+    Spending(0, 0, 60.0).spend,
+    Spending(5, 4, 60.0).spend,
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    change=st.sampled_from(CHANGES),
+    steps=st.lists(
+        st.one_of(
+            st.sampled_from([0.0, 299.999999, 300.0, 400.0, 600.0, 900.0, 1000.5]), st.integers(0, 700)
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+)
+def test_there_it_is_decided_as_here(server: RedisServer, change: Change[int], steps: list[float]) -> None:
+    server.ask("FLUSHALL")
+    there, here, now = Scripted(server), Attempts(sets=1), 1_700_000_000.0
+    for step in steps:
+        now += step
+        assert there.ask("key", words(change), now) == here.revise(b"key", now, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "lasts"),
+    [(counted, 7 * 86400), (Greylist(300.0, 900.0).seen, 900), (Spending(1, 2, 90.0).spend, 90)],
+)
+def test_nothing_is_kept_for_ever(redis: RedisServer, change: Change[int], lasts: float) -> None:
+    there = Scripted(redis)
+    there.ask("key", words(change), 1e9)
+    assert lasts - 60 < redis.ask("PTTL", "key") / 1000 <= lasts
+
+
+def test_who_has_passed_a_greylist_is_known_for_35_days(redis: RedisServer) -> None:
+    there = Scripted(redis)
+    text = words(Greylist(300.0, 900.0).seen)
+    assert [there.ask("key", text, at) for at in (1000, 1300, 1301)] == [1, 0, 0]
+    assert redis.ask("PTTL", "key") / 86400e3 > 34.9
+
+
+def test_what_is_left_of_a_period_is_not_made_longer(redis: RedisServer) -> None:
+    there = Scripted(redis)
+    text = words(Spending(1, 9, 90.0).spend)
+    assert [there.ask("key", text, at) for at in (1000, 1080)] == [0, 0]
+    assert redis.ask("PTTL", "key") <= 10000
+
+
+def test_a_seat_is_a_lease(redis: RedisServer) -> None:
+    there = Scripted(redis)
+
+    def at(now: float, text: str) -> int:
+        return there.ask("room", text, now)
+
+    assert [at(1000, f"enter 2 w{n}.1") for n in range(3)] == [0, 0, 1]
+    assert at(1000 + fleet.LEASE - 1, "enter 2 w4.1") == 1
+    assert at(1000 + fleet.LEASE - 1, "stay w0.1") == 0
+    assert [at(1001 + fleet.LEASE, f"enter 2 w{n}.1") for n in (4, 5)] == [0, 1]
+    assert at(1001 + fleet.LEASE, "leave w0.1") == 0
+    assert at(1001 + fleet.LEASE, "enter 2 w5.1") == 0
+    assert sorted(redis.ask("ZRANGE", "room", 0, -1)) == ["w4.1", "w5.1"]
+
+
+# Workers that share it
+
+
+Work = Callable[..., Awaitable[None]]
+
+
+def machines(redis: RedisServer, work: Work, count: int = 2, more: str = "") -> None:
+    """Do something with the memories of so many machines."""
+
+    async def together() -> None:
+        memories = [Fleet(options._attempts(redis.url(more))) for _ in range(count)]
+        for memory in memories:
+            await memory.open()
+        try:
+            await work(*memories)
+        finally:
+            for memory in memories:
+                await memory.close()
+
+    asyncio.run(together())
+
+
+async def known(memory: Fleet | Era, key: bytes, change: Change[Answer] = counted) -> int | None:  # type: ignore[assignment]
+    """The answer, or None where none is to be had."""
+    question = memory.revise(key, 0.0, change)
+    return await question if isinstance(question, Later) else None
+
+
+async def seat(memory: Fleet | Era, limit: int) -> Seat | None:
+    """A seat in the room, if there is one."""
+    asked = memory.bars(b"room", limit)
+    assert isinstance(asked, Seat)
+    return None if await asked else asked
+
+
+async def until(look: Callable[[], Awaitable[object]], what: str) -> None:
+    end = time.monotonic() + 20
+    while not await look():
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        await asyncio.sleep(0.02)
+
+
+def test_machines_count_together(redis: RedisServer) -> None:
+    async def work(one: Fleet, other: Fleet) -> None:
+        assert [await known(memory, b"ann@example.com") for memory in (one, other, one)] == [1, 2, 3]
+        assert await known(other, b"bob@example.com") == 1
+
+    machines(redis, work)
+    secret, *seen = redis.names()
+    assert secret == "blackhole:secret"
+    assert len(seen) == 2 and all(key.startswith("blackhole:seen:") for key in seen)
+    everything = " ".join([*seen, *(redis.ask("GET", key) for key in seen)])
+    assert "ann" not in everything and "example" not in everything
+
+
+def test_a_crowd_is_asked_for_in_batches(redis: RedisServer) -> None:
+    async def work(one: Fleet, other: Fleet) -> None:
+        before = redis.ask("INFO", "commandstats")["cmdstat_eval"]["calls"]
+        many = 4 * BATCH
+        heard = await asyncio.gather(
+            *(
+                known(memory, b"all", Spending(1, many + 7, 3600.0).spend)
+                for memory in (one, other)
+                for _ in range(many)
+            )
+        )
+        assert Counter(heard) == {0: many + 7, 1: many - 7}
+        assert redis.ask("INFO", "commandstats")["cmdstat_eval"]["calls"] - before <= 12
+
+    machines(redis, work)
+
+
+def test_prefixes_are_worlds_apart(redis: RedisServer) -> None:
+    async def work(memory: Fleet) -> None:
+        assert await known(memory, b"ann") == 1
+
+    for prefix in ("one", "other"):
+        machines(redis, work, 1, f"&prefix={prefix}")
+    assert {key.split(":")[0] for key in redis.names()} == {"one", "other"}
+
+
+def test_a_secret_that_is_lost_is_put_back(redis: RedisServer) -> None:
+    async def work(one: Fleet, other: Fleet) -> None:
+        assert await known(one, b"ann") == 1
+        secret = redis.ask("GET", "blackhole:secret")
+        redis.ask("FLUSHALL")
+        assert [await known(memory, b"ann") for memory in (other, one)] == [1, 2]
+        assert redis.ask("GET", "blackhole:secret") == secret
+        redis.ask("SET", "blackhole:secret", "of somebody who came first")
+        assert [await known(memory, b"ann") for memory in (other, one)] == [1, 2]
+
+    machines(redis, work)
+
+
+def test_machines_share_a_room(redis: RedisServer) -> None:
+    async def work(one: Fleet, other: Fleet) -> None:
+        first, second = await seat(one, 2), await seat(other, 2)
+        assert first and second
+        assert not await seat(one, 2) and not await seat(other, 2)
+        one.leave(first)
+        await until(lambda: seat(other, 2), "there is room again")
+
+    machines(redis, work)
+    assert redis.names("blackhole:room:*") == [], "all have left, as their machines have"
+
+
+def test_an_order_begins_with_a_clear_head(redis: RedisServer) -> None:
+    async def work(one: Fleet, other: Fleet) -> None:
+        first, second = (Era(one, mark) for mark in (b"1", b"2"))
+        again = Era(other, b"1")
+        assert [await known(era, b"ann") for era in (one, first, second, again)] == [1, 1, 1, 2]
+        place = await seat(first, 1)
+        assert place and await seat(second, 1)
+        assert not await seat(again, 1)
+        first.leave(place)
+        await until(lambda: seat(again, 1), "there is room again")
+
+    machines(redis, work)
+
+
+def test_who_is_refused_takes_nobodys_seat_away(redis: RedisServer) -> None:
+    async def work(one: Fleet, other: Fleet) -> None:
+        assert await seat(one, 1)
+        refused = other.bars(b"room", 1)
+        assert refused is not None and await refused
+        other.leave(refused)
+        assert await known(other, b"something that comes behind it")
+        assert not await seat(other, 1)
+
+    machines(redis, work)
+
+
+def test_leases_are_renewed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "RENEW", 0.1)
+
+    async def work(one: Fleet, other: Fleet) -> None:
+        taken = await seat(one, 2)
+        refused = other.bars(b"room", 0)
+        assert taken is not None and refused is not None and await refused
+        (room,) = redis.names("blackhole:room:*")
+        score = redis.ask("ZSCORE", room, taken.token)
+
+        async def renewed() -> bool:
+            return float(redis.ask("ZSCORE", room, taken.token) or 0) > float(score)
+
+        await until(renewed, "the lease is longer")
+        redis.ask("FLUSHALL")
+        await until(renewed, "it is there again")
+        assert redis.ask("ZRANGE", room, 0, -1) == [taken.token]
+
+    machines(redis, work)
+
+
+# Where it does not answer
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def gone(memory: Fleet) -> bool:
+    return memory.revise(b"x", 0.0, counted) is None
+
+
+async def back(memory: Fleet) -> bool:
+    return await known(memory, b"x") is not None
+
+
+def test_a_frozen_one_costs_one_moment(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(memory: Fleet, other: Fleet) -> None:
+        own.freeze()
+        began = time.monotonic()
+        asked = [memory.revise(b"ann", 0.0, counted), memory.bars(b"room", 1)]
+        assert [await question for question in asked if question is not None] == [None, None]
+        assert 0.04 < time.monotonic() - began < 2
+        await until(lambda: gone(memory), "nothing more is asked")
+        assert memory.bars(b"room", 1) is None
+        assert isinstance(asked[1], Seat)
+        memory.leave(asked[1])
+        await asyncio.sleep(1.2)
+        own.thaw()
+        await until(lambda: back(memory), "it is asked again")
+        # The seat that was asked for in vain is given back, though it was got after all.
+        await until(lambda: seat(other, 1), "the room is empty")
+
+    caplog.set_level(logging.INFO)
+    machines(own, work, more="&timeout=0.05")
+    (line,) = warnings(caplog)[:1]
+    assert line.startswith(f"attempts: redis://127.0.0.1:{own.port}/0: nothing was heard in time; ")
+    assert len(warnings(caplog)) <= 2, "one for each machine at most"
+    assert any(record.getMessage().endswith("answers again") for record in caplog.records)
+
+
+def test_a_moment_of_silence_is_no_loss(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be ours, too: of a machine that has much to do."""
+
+    async def work(memory: Fleet) -> None:
+        before = own.ask("CLIENT", "LIST").count("addr=")
+        own.freeze()
+        assert await known(memory, b"ann") is None
+        await until(lambda: gone(memory), "nothing more is asked")
+        own.thaw()
+        await until(lambda: back(memory), "it is asked again")
+        # What was asked in time and answered too late was counted all the same.
+        assert await known(memory, b"ann") == 2
+        assert own.ask("CLIENT", "LIST").count("addr=") == before
+
+    machines(own, work, 1, "&timeout=0.05")
+    assert warnings(caplog) == []
+
+
+def test_a_killed_one_is_found_again(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(memory: Fleet) -> None:
+        assert await known(memory, b"ann") == 1
+        own.kill()
+        assert [await known(memory, b"ann") for _ in range(3)] == [None] * 3
+        own.start()
+        await until(lambda: back(memory), "it is asked again")
+        assert await known(memory, b"ann") == 1
+
+    machines(own, work, 1)
+    assert len(warnings(caplog)) == 1
+
+
+def test_one_that_is_not_there_at_the_start_may_come(
+    own: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(memory: Fleet) -> None:
+        assert await gone(memory)
+        own.start()
+        await until(lambda: back(memory), "it is asked")
+
+    own.kill()
+    machines(own, work, 1)
+    (line,) = warnings(caplog)
+    assert "Connect" in line
+
+
+def test_what_it_refuses_is_no_answer(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(memory: Fleet) -> None:
+        own.ask("CONFIG", "SET", "maxmemory", 1)
+        assert await known(memory, b"ann") is None
+        own.ask("CONFIG", "SET", "maxmemory", 0)
+        await until(lambda: back(memory), "it is asked again")
+
+    machines(own, work, 1)
+    (line,) = warnings(caplog)
+    assert "maxmemory" in line
+
+
+def test_who_hears_no_answer_in_time_holds_up_nobody(redis: RedisServer) -> None:
+    """A question may be given up while the one before it is under way, and is not asked then."""
+
+    async def work(memory: Fleet) -> None:
+        question = memory.revise(b"ann", 0.0, counted)
+        assert isinstance(question, Question)
+        question.settle(None)
+        assert await question is None
+        assert await known(memory, b"ann") == 1
+
+    machines(redis, work, 1)
+
+
+def test_one_complaint_a_minute_for_all_workers(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    memory = Fleet(options._attempts(own.url()))
+    own.kill()
+
+    async def work() -> None:
+        await memory.open()
+        await memory.close()
+
+    pids = []
+    for _ in range(3):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            asyncio.run(work())
+            os._exit(len(warnings(caplog)))
+    assert sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids) == 1
+
+
+# Passwords and TLS
+
+
+def test_a_password(caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer("--requirepass", "open%sesame") as own:
+        right = Fleet(options._attempts(own.url(password="open%25sesame")))
+        wrong = Fleet(options._attempts(own.url(password="Sesam")))
+
+        async def both() -> None:
+            for memory in (right, wrong):
+                await memory.open()
+            assert await known(right, b"ann") == 1
+            assert await gone(wrong)
+            for memory in (right, wrong):
+                await memory.close()
+
+        asyncio.run(both())
+    (line,) = warnings(caplog)
+    assert "password" in line and "Sesam" not in line and ":***@" in line
+
+
+def test_tls(certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with RedisServer() as plain:
+        plain.kill()
+        plain.command += ["--port", "0", "--tls-port", str(plain.port), "--tls-auth-clients", "no"]
+        plain.command += ["--tls-cert-file", certificate.cert, "--tls-key-file", certificate.key]
+        plain.start()
+        url = plain.url().replace("redis://", "rediss://")
+        trusting = Fleet(options._attempts(f"{url}&ca={certificate.ca}"))
+        other = Fleet(options._attempts(url))
+
+        async def both() -> None:
+            for memory in (trusting, other):
+                await memory.open()
+            assert await known(trusting, b"ann") == 1
+            assert await gone(other)
+            for memory in (trusting, other):
+                await memory.close()
+
+        asyncio.run(both())
+    (line,) = warnings(caplog)
+    assert "certificate verify failed" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("local", Redis()),
+        ("redis://mx.example.com", Redis("mx.example.com")),
+        ("redis://[::1]:7000/3", Redis("::1", 7000, 3)),
+        ("redis://u:p%40ss@192.0.2.1", Redis("192.0.2.1", user="u", password="p@ss")),
+        ("redis://:pass@192.0.2.1/?prefix=mx", Redis("192.0.2.1", password="pass", prefix="mx")),
+        ("rediss://mx.test?ca=/ca.pem&timeout=0.2", Redis("mx.test", tls=True, ca="/ca.pem", timeout=0.2)),
+    ],
+)
+def test_urls(text: str, wanted: Redis) -> None:
+    assert options._attempts(text) == wanted
+    assert "pass" not in str(wanted) and "p@ss" not in repr(wanted)
+    if not wanted.password:
+        assert options._attempts(str(wanted)) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis",
+        "memcached://u:geheim@h",
+        "redis://u:geheim@",
+        "redis://u:geheim@h:99999",
+        "redis://u:geheim@h:x",
+        "redis://u:geheim@h/db",
+        "redis://u:geheim@[::1",
+        "redis://u:geheim@h#f",
+        "redis://u:geheim@h?x=1",
+        "redis://u:geheim@h?prefix",
+        "redis://u:geheim@h?ca=/ca.pem",
+        "redis://u:geheim@h?timeout=never",
+        "redis://u:geheim@h?prefix=a%20b",
+        "redis://u:geheim@a..b",
+    ],
+)
+def test_mistakes_do_not_tell_the_password(text: str) -> None:
+    with pytest.raises(OperatorError) as found:
+        options.parse([f"--attempts={text}"], {})
+    assert str(found.value).startswith("--attempts: expected ")
+    assert "geheim" not in str(found.value)
+
+
+# Conversations that wait for it
+
+ASKING = [one for one in every() if one.scenario or "--mode=greylist" in one.options]
+
+
+@pytest.mark.parametrize("transcript", ASKING, ids=str)
+def test_on_a_socket(
+    transcript: Transcript, serve: Serve, certificate: Certificate, redis: RedisServer
+) -> None:
+    argv = transcript.argv(certificate.cert, certificate.key)[1:]
+    service = serve(*argv, f"--attempts={redis.url()}", secure=transcript.implicit)
+    with Wire(service.address, certificate.client) as wire:
+        play(transcript, wire)
+
+
+def asking(tmp_path: Path, phase: str, more: str = "") -> str:
+    """A scenario that has to know something in this phase."""
+    file = tmp_path / "rules.toml"
+    file.write_text(f"[[rule]]\nphase = '{phase}'\nattempt = '> 99'\nreply = '450 4.2.1 Later'\n{more}")
+    return f"--scenario={file}"
+
+
+@contextmanager
+def frozen(redis: RedisServer) -> Iterator[None]:
+    redis.freeze()
+    try:
+        yield
+    finally:
+        redis.thaw()
+
+
+def test_what_comes_while_it_is_asked_is_never_run_under_tls(
+    serve: Serve, certificate: Certificate, redis: RedisServer, tmp_path: Path
+) -> None:
+    """CVE-2011-0411, with a command that arrives before the memory has said whether STARTTLS may be."""
+    tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
+    service = serve(*tls, asking(tmp_path, "STARTTLS"), f"--attempts={redis.url()}")
+    with connect(service) as client:
+        with frozen(redis):
+            client.sendall(b"STARTTLS\r\n")
+            time.sleep(0.2)
+            client.sendall(b"HELO eve.test\r\n")
+            time.sleep(0.2)
+        assert until_closed(client).startswith(b"554 5.5.0 ")
+
+
+def test_the_handshake_waits_for_it_too(
+    serve: Serve, certificate: Certificate, redis: RedisServer, tmp_path: Path
+) -> None:
+    service = serve(asking(tmp_path, "STARTTLS"), f"--attempts={redis.url()}", secure=True)
+    with (
+        socket.create_connection(service.address, PATIENCE) as client,
+        certificate.client.wrap_socket(client, server_hostname="mx.test") as secure,
+    ):
+        assert secure.recv(4096).startswith(b"220 ")
+
+
+def test_who_talks_before_the_greeting_is_seen(serve: Serve, redis: RedisServer, tmp_path: Path) -> None:
+    service = serve(asking(tmp_path, "CONNECT"), f"--attempts={redis.url()}")
+    with frozen(redis):
+        client = socket.create_connection(service.address, PATIENCE)
+        time.sleep(0.2)
+        client.sendall(b"QUIT\r\n")
+        time.sleep(0.2)
+    with client:
+        assert [line[:3] for line in until_closed(client).splitlines()] == [b"220", b"221"]
+    service.settle()
+    assert service.stats.snapshot().violations["early-talk"] == 1
+
+
+def test_who_leaves_while_it_is_asked_is_let_go(own: RedisServer, serve: Serve, tmp_path: Path) -> None:
+    """He has been given a seat that he never took, and gives it back."""
+    more = "[[rule]]\nthrottle = { concurrent = 1 }\nreply = '421 4.7.0 Full'\n"
+    service = serve(asking(tmp_path, "EHLO", more=more), f"--attempts={own.url()}")
+    with frozen(own):
+        client = socket.create_connection(service.address, PATIENCE)
+        time.sleep(0.2)
+        assert service.open() == 1
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        service.settle()
+
+    def room() -> bool:
+        with socket.create_connection(service.address, PATIENCE) as other:
+            return other.recv(4096).startswith(b"220 ")
+
+    wait_for(room, "the seat is free again")
+
+
+def test_the_order_of_replies_stays(serve: Serve, redis: RedisServer, tmp_path: Path) -> None:
+    service = serve(asking(tmp_path, "RCPT"), f"--attempts={redis.url()}")
+    group = b"".join(b"RCPT TO:<r%d@b>\r\nNOOP\r\nVRFY pass=bob\r\n" % number for number in range(50))
+    with connect(service) as client:
+        client.sendall(b"EHLO a.test\r\nMAIL FROM:<ann@a>\r\n" + group + b"DATA\r\nHi\r\n.\r\nQUIT\r\n")
+        heard = [line[4:9] for line in until_closed(client).splitlines() if line[3:4] == b" "]
+    assert heard[2:-3] == [b"2.1.5", b"2.0.0", b"2.0.0"] * 50
+
+
+def test_a_server_that_stops_does_not_wait_for_it(own: RedisServer, tmp_path: Path) -> None:
+    with Program("--workers=1", asking(tmp_path, "RCPT"), f"--attempts={own.url()}") as program:
+        with connect(program) as client:
+            own.freeze()
+            client.sendall(b"RCPT TO:<bob@b>\r\n")
+            time.sleep(0.3)
+            program.process.send_signal(signal.SIGTERM)
+            assert until_closed(client).startswith(b"421 4.3.2 ")
+        assert program.process.wait(20) == 0
+
+
+# Two real programs, as two machines
+
+
+def fleet_of(redis: RedisServer, tmp_path: Path, text: str, more: str = "") -> tuple[Program, Program]:
+    file = tmp_path / "rules.toml"
+    file.write_text(text)
+    one, other = (Program(f"--scenario={file}", f"--attempts={redis.url(more)}") for _ in range(2))
+    return one, other
+
+
+def test_who_was_deferred_by_one_is_let_in_by_the_other(redis: RedisServer, tmp_path: Path) -> None:
+    one, other = fleet_of(redis, tmp_path, "[[rule]]\ngreylist = { min = '2s', max = '1h' }\n")
+    with one, other:
+        began = time.monotonic()
+        assert attempted(one) == "450"
+        assert attempted(other) == "450" or time.monotonic() - began > 2
+        time.sleep(2.1)
+        assert attempted(other) == "250"
+        assert attempted(one) == "250"
+        assert (one.stop(), other.stop()) == (0, 0)
+        assert "attempts are remembered at redis://127.0.0.1" in one.output()
+
+
+def test_a_quota_is_that_of_all_machines(redis: RedisServer, tmp_path: Path) -> None:
+    """Eight clients of each that ask as fast as they can: not one too many gets through."""
+    text = (
+        "[[rule]]\nthrottle = { recipients = 500, per = 'hour', by = 'all' }\nreply = '452 4.5.3 Slow down'\n"
+    )
+    one, other = fleet_of(redis, tmp_path, text)
+    with one, other:
+        clients = [Client(program) for program in (one, other) for _ in range(8)]
+        for client in clients:
+            client.say("MAIL FROM:<ann@a>")
+        for client in clients:
+            client.socket.sendall(b"".join(b"RCPT TO:<%d@b>\r\n" % number for number in range(60)))
+        heard = Counter(client.hear() for client in clients for _ in range(60))
+        for client in clients:
+            client.__exit__()
+        assert heard == {"250": 500, "452": 460}
+        assert (one.stop(), other.stop()) == (0, 0)
+
+
+def test_a_room_is_that_of_all_machines(redis: RedisServer, tmp_path: Path) -> None:
+    text = "[[rule]]\nthrottle = { concurrent = 6, by = 'all' }\nreply = '421 4.7.0 Too many'\n"
+    one, other = fleet_of(redis, tmp_path, text)
+    with one, other:
+        clients = [Client(program) for _ in range(4) for program in (one, other)]
+        assert Counter(client.greeting for client in clients) == {"220": 6, "421": 2}
+        for client in clients[:6]:
+            client.say("QUIT")
+
+        def room() -> bool:
+            with Client(other) as late:
+                return late.greeting == "220"
+
+        wait_for(room, "there is room again")
+        with Client(one) as late:
+            assert late.greeting == "220"
+            assert (one.stop(), other.stop()) == (0, 0)
+        for client in clients:
+            client.__exit__()
+    assert redis.names("blackhole:room:*") == [], "who stops takes along who was there"
+
+
+CHANCE = "seed = 7\n[[rule]]\nphase = 'RCPT'\nchance = 0.4\nreply = ['450 4.2.1 One', '451 4.2.1 Two']\n"
+
+
+def outcomes(*programs: Program) -> list[str]:
+    """What a hundred recipients hear, each three times, from one program after the other."""
+    heard = []
+    for turn in range(3):
+        with Client(programs[turn % len(programs)]) as client:
+            client.say("MAIL FROM:<ann@a>")
+            heard += [client.say(f"RCPT TO:<r{number}@b>") for number in range(100)]
+    return heard
+
+
+def test_the_same_seed_decides_the_same_anywhere(redis: RedisServer, tmp_path: Path) -> None:
+    one, other = fleet_of(redis, tmp_path, CHANCE)
+    with one, other, Program(f"--scenario={tmp_path / 'rules.toml'}") as alone:
+        heard = outcomes(alone)
+        assert outcomes(one, other) == heard
+        assert {"250", "450", "451"} == {*heard}
+
+
+UNSURE = """
+[[rule]]
+name = "refuses"
+throttle = { recipients = 1000, per = "hour", by = "all" }
+recipient = "*@sure"
+reply = "452 4.5.3 Slow down"
+when_unknown = "451 4.3.0 Try again later"
+[[rule]]
+name = "accepts"
+throttle = { recipients = 1, per = "hour", by = "all" }
+reply = "452 4.5.3 Slow down"
+"""
+
+
+def sure(program: Program) -> str:
+    """What somebody hears whom only the memory lets in."""
+    with Client(program) as client:
+        client.say("MAIL FROM:<ann@a>")
+        return client.say("RCPT TO:<bob@sure>")
+
+
+def complaints(program: Program) -> list[str]:
+    return [line for line in program.output().splitlines() if "WARNING attempts: " in line]
+
+
+@pytest.mark.parametrize("harm", [RedisServer.kill, RedisServer.freeze], ids=["killed", "frozen"])
+def test_mail_goes_on_without_it(
+    harm: Callable[[RedisServer], None], own: RedisServer, tmp_path: Path
+) -> None:
+    one, other = programs = fleet_of(own, tmp_path, UNSURE, "&timeout=0.05")
+    with one, other:
+        for program in programs:
+            wait_for(lambda program=program: sure(program) != "451", "it is asked")  # type: ignore[misc]
+        harm(own)
+        for program in programs:
+            with Client(program) as client:
+                client.say("MAIL FROM:<ann@a>")
+                began = time.monotonic()
+                heard = [client.say(f"RCPT TO:<{n}@{'sure' if n % 2 else 'b'}>") for n in range(60)]
+                took = time.monotonic() - began
+                assert heard == ["250", "451"] * 30
+                assert took < 60 * 0.05 / 2, "the first one waits, and no other"
+            wait_for(lambda program=program: complaints(program), "it is said")  # type: ignore[misc]
+        own.thaw() if own.alive else own.start()
+        for program in programs:
+            wait_for(lambda program=program: sure(program) != "451", "it is asked again")  # type: ignore[misc]
+        assert (one.stop(), other.stop()) == (0, 0)
+        for program in programs:
+            (line,) = complaints(program)
+            assert line.endswith("; rules do as their when_unknown says")
+
+
+def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
+    with RedisServer("--requirepass", "geheim") as own:
+        url = own.url(password="geheim")
+        assert "geheim" not in run(f"--attempts={url}", "--print-config").stdout
+        assert ":***@" in run(f"--attempts={url}", "--print-config").stdout
+        options = ("--debug", asking(tmp_path, "RCPT"), f"--attempts={url}")
+        with Program(*options) as program:
+            assert attempted(program) == "250"
+            for pid in (program.pid, *children(program.pid)):
+                assert b"geheim" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            own.kill()
+            assert attempted(program) == "250"
+            assert program.stop() == 0
+            assert "geheim" not in program.output()
+
+
+def test_a_reload_may_bring_it(redis: RedisServer, tmp_path: Path) -> None:
+    conf = tmp_path / "blackhole.conf"
+    conf.write_text("host = 127.0.0.1\nport = 0\nworkers = 2\n")
+    with Program(f"--conf={conf}", asking(tmp_path, "RCPT")) as program:
+        assert redis.names() == []
+        conf.write_text(conf.read_text() + f"attempts = {redis.url()}\n")
+        program.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "reloaded: attempts are remembered at" in program.output(), "the reload")
+        wait_for(lambda: redis.names() == ["blackhole:secret"], "workers have opened it")
+        assert program.stop() == 0
+
+
+def test_without_the_package(tmp_path: Path) -> None:
+    (tmp_path / "redis.py").write_text("raise ImportError('as if it were not installed')\n")
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = run("-t", "--attempts=redis://127.0.0.1", **path)
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr == (
+        "blackhole: attempts: a memory of several machines needs the package redis: "
+        'pip install "blackhole[redis]"\n'
+    )
+    assert run("-t", "--attempts=local", **path).returncode == 0
+
+
+def test_who_does_not_ask_for_it_does_not_load_it(tmp_path: Path) -> None:
+    (tmp_path / "redis.py").write_text("raise SystemExit('loaded')\n")
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with Program(asking(tmp_path, "RCPT"), env=env) as program:
+        assert attempted(program) == "250"
+        assert program.stop() == 0
