@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Generator
 from contextlib import suppress
+from types import coroutine
 from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
@@ -119,57 +121,23 @@ class Connection:
             if session.judge is not None and session.judge.witness is not None and server.parser is None:
                 session.judge.witness.meet(str(stream.socket.getsockname()))
             out = session.greet()
-            counters = server.counters
-            said = session.said
             if session.examined and stream.early():
                 session.accuse("early-talk")
             while True:
-                if out:
-                    # Counted first, and taken back if it did not leave: who is killed in the middle of a
-                    # system call has sent what it was given. So each reply that left is counted.
-                    for cell in said:
-                        counters[cell] += 1
-                    try:
-                        sent = stream.send(out)
-                    except StreamClosedError:
-                        self._count(-1)
-                        raise
-                    if not sent:
-                        self._count(-1)
-                        self.patience, self.idle = server.settings.write_timeout, 0
-                        await stream.drain()
-                        self.patience = None
-                        self._count(1)
-                    said.clear()
-                    self.idle = 0
+                out = await self._talk(out)
                 then = session.then
-                if then is not LISTEN:
-                    if then in PAUSES:
-                        if then is Then.ASK:
-                            out = session.learn(await session.later)
-                        else:
-                            self.idle = -session.wait
-                            await asyncio.sleep(session.wait)
-                            if session.wait:
-                                record(counters, "delay_seconds", int(session.wait * 1e6))
-                            out = session.resume()
-                        if stream.ahead and not self.heard and session.then not in PAUSES:
-                            session.accuse("early-talk")
-                        if stream.ahead and session.judge is not None and session.judge.witness is not None:
-                            session.judge.witness.interrupt()
-                        if session.then is Then.SECURE and stream.ahead:
-                            # It came in the clear, while the reply waited: CVE-2011-0411 once more.
-                            out = session.interrupt(TOO_EARLY)
-                        continue
-                    if then is not Then.SECURE:
-                        await self._suffer(then, out)
-                        return
-                    await self._secure()
-                data = await stream.receive()
-                if not data:
+                if then is LISTEN:
                     return
-                self.heard += len(data)
-                out = session.receive(data)
+                if out:
+                    await self._say(out)
+                if then in PAUSES:
+                    out = await self._pause(then)
+                elif then is Then.SECURE:
+                    await self._secure()
+                    out = b""
+                else:
+                    await self._suffer(then, out)
+                    return
         except StreamClosedError:
             pass
         except Exception:
@@ -181,6 +149,85 @@ class Connection:
             if self.session.said or not self.session.left:
                 self._settle()
             server.gone(self)
+
+    @coroutine
+    def _talk(self, out: bytes) -> Generator[bytes, bytes | None, bytes]:
+        """Say this and listen, again and again, until the client has left, or the session wants something
+        else; then what is yet to be said.
+
+        The bare `yield` saves two calls and a generator a turn.
+        """
+        session, counters = self.session, self.server.counters
+        while session.then is LISTEN:
+            if out:
+                # Counted first, and taken back if it did not leave: who is killed in the middle of a
+                # system call has sent what it was given. So each reply that left is counted.
+                cell, said = session.cell, session.said
+                if cell:
+                    counters[cell] += 1
+                if said:
+                    session.said = []
+                    for other in said:
+                        counters[other] += 1
+                self.idle = 0
+            try:
+                data = yield out
+            except StreamClosedError:
+                self._count([cell, *said], -1)
+                raise
+            if data is None:
+                yield from self._push([cell, *said]).__await__()
+                out = b""
+            elif data:
+                self.heard += len(data)
+                out = session.receive(data)
+            else:
+                break
+        return out
+
+    async def _say(self, out: bytes) -> None:
+        """Say it, and do not listen."""
+        session = self.session
+        cells = [session.cell, *session.said]
+        session.cell, session.said = 0, []
+        self._count(cells, 1)
+        self.idle = 0
+        try:
+            sent = self.stream.send(out)
+        except StreamClosedError:
+            self._count(cells, -1)
+            raise
+        if not sent:
+            await self._push(cells)
+
+    async def _push(self, cells: list[int]) -> None:
+        """Wait until all has left that the socket did not take at once; then it counts."""
+        self._count(cells, -1)
+        self.patience, self.idle = self.server.settings.write_timeout, 0
+        await self.stream.drain()
+        self.patience, self.idle = None, 0
+        self._count(cells, 1)
+
+    async def _pause(self, then: Then) -> bytes:
+        """Wait for what the session waits for; what it says then."""
+        session, stream = self.session, self.stream
+        if then is Then.ASK:
+            out = session.learn(await session.later)
+        else:
+            self.idle = -session.wait
+            await asyncio.sleep(session.wait)
+            if session.wait:
+                record(self.server.counters, "delay_seconds", int(session.wait * 1e6))
+            out = session.resume()
+        if stream.ahead:
+            if not self.heard and session.then not in PAUSES:
+                session.accuse("early-talk")
+            if session.judge is not None and session.judge.witness is not None:
+                session.judge.witness.interrupt()
+            if session.then is Then.SECURE:
+                # It came in the clear, while the reply waited: CVE-2011-0411 once more.
+                out = session.interrupt(TOO_EARLY)
+        return out
 
     async def _introduced(self) -> bool:
         """Learn from the proxy who the client is; false for who is no proxy of ours, and hears nothing."""
@@ -220,11 +267,12 @@ class Connection:
             server.count(refusal)
         return False
 
-    def _count(self, sign: int) -> None:
+    def _count(self, cells: list[int], sign: int) -> None:
         """Count what is said, or take that back."""
         counters = self.server.counters
-        for cell in self.session.said:
-            counters[cell] += sign
+        for cell in cells:
+            if cell:
+                counters[cell] += sign
 
     def _settle(self) -> None:
         """Count how a client left that did not say so, and what it did wrong since the last reply left."""

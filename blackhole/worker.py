@@ -75,7 +75,7 @@ def run(
     ledger = Ledger(clients, berth.row, stats.living) if clients is not None else None
     cells = stats.cells(berth.row)
     selector = Selector(lambda waited, served: meter(cells, waited, served))
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+    with asyncio.Runner(loop_factory=selector.loop) as runner:
         orders = orders or Orders()
         runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario, orders, ledger).live())
 

@@ -47,7 +47,7 @@ class Service:
         assert self.ready.wait(PATIENCE)
 
     def run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(self.selector)) as runner:
+        with asyncio.Runner(loop_factory=self.selector.loop) as runner:
             runner.run(self.live())
 
     async def live(self) -> None:

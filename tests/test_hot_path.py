@@ -51,15 +51,15 @@ def test_a_message_on_an_open_connection_is_four_reads_and_four_writes(tmp_path:
     """MAIL, RCPT, DATA and the body; the connections' own calls are few."""
     found = calls(tmp_path, "-d")
     few = 4 * SESSIONS
-    assert 4 * MESSAGES <= found["recvfrom"] <= 4 * MESSAGES + few
-    assert 4 * MESSAGES <= found["sendto"] <= 4 * MESSAGES + few
+    assert 4 * MESSAGES <= found["read"] <= 4 * MESSAGES + few
+    assert 4 * MESSAGES <= found["write"] <= 4 * MESSAGES + few
     # One epoll_wait serves all that is ready; in the worst case it is one event.
-    others = sum(found.values()) - found["recvfrom"] - found["sendto"] - found["epoll_wait"]
+    others = sum(found.values()) - found["read"] - found["write"] - found["epoll_wait"]
     assert others <= 8 * SESSIONS + 40, found
 
 
 def test_a_connection_costs_seven_calls_of_its_own(tmp_path: Path) -> None:
-    """accept4, getsockname (Python's), ioctl, epoll_ctl, close, and the greeting's sendto.
+    """accept4, getsockname (Python's), ioctl, epoll_ctl, close, and the greeting's write.
 
     And ioctl once more: whether the client talked before it was greeted.
     """
@@ -70,8 +70,8 @@ def test_a_connection_costs_seven_calls_of_its_own(tmp_path: Path) -> None:
     assert found["accept4"] <= 2 * MESSAGES + 20, found
     # HELO, MAIL, RCPT, DATA, body and QUIT; one reply each and the greeting. No read for the end:
     # after QUIT both sides know.
-    assert found["recvfrom"] <= 6 * MESSAGES + 20, found
-    assert found["sendto"] <= 7 * MESSAGES + 20, found
+    assert found["read"] <= 6 * MESSAGES + 20, found
+    assert found["write"] <= 7 * MESSAGES + 20, found
 
 
 def test_a_body_leaves_no_trace_in_memory() -> None:

@@ -19,7 +19,7 @@ from program import Program, descriptors, free_port, status, wait_for
 from service import Serve, Service
 from transcript import PATIENCE
 
-from blackhole import connection, server
+from blackhole import connection, server, stream
 from blackhole.guard import Guard
 from blackhole.smtp.state import cell
 from blackhole.stream import Stream
@@ -441,7 +441,7 @@ INTERNAL = b"421 4.3.0 Internal error, closing transmission channel\r\n"
 @pytest.mark.parametrize(
     ("where", "said", "wanted"),
     [
-        ("receive", b"", INTERNAL),
+        ("_talk", b"", INTERNAL),
         ("drain", b"", b""),
         ("last_words", b"GET /\r\n", b"221 2.7.0 This is an SMTP server. Goodbye\r\n" + INTERNAL),
         ("sleep", b"NOOP\r\n" * 200, INTERNAL),
@@ -474,9 +474,11 @@ def test_a_fault_at_any_await_costs_one_connection(
         elif where == "admit":
             patch.setattr(Guard, "admit", trip)
         elif where == "drain":
-            patch.setattr(Stream, "send", lambda *_: False)
+            patch.setattr(stream, "write", lambda *_: 0)
             patch.setattr(Stream, "drain", stumble)
-        elif where in ("receive", "shake_hands"):
+        elif where == "_talk":
+            patch.setattr(connection.Connection, where, stumble)
+        elif where == "shake_hands":
             patch.setattr(Stream, where, stumble)
         else:
             patch.setattr(Stream, where, trip)
