@@ -28,10 +28,14 @@ CONNECTIONS: Final = 3
 MESSAGES: Final = 4
 RECIPIENTS: Final = 5
 HANDSHAKES: Final = 6
+RECEIVED: Final = 7
 """Cells of a place. OPEN is how things are now; those behind it count since MINUTE began."""
 
 PLACE: Final = 8
-"""Cells of 4 octets in a place; the last is spare, so that two places share a cache line evenly."""
+"""Cells of 4 octets in a place; two places share a cache line evenly."""
+
+MOST: Final = 2**32 - 1
+"""What a cell can count to."""
 
 WAYS: Final = 4
 """Places in a bucket."""
@@ -120,14 +124,14 @@ class Ledger:
         keys = self._cells[start + KEY : start + WAYS * PLACE : PLACE].tolist()
         return start + keys.index(key) * PLACE if key in keys else -1
 
-    def add(self, place: int, cell: int) -> None:
-        """One more, in our region."""
+    def add(self, place: int, cell: int, amount: int) -> None:
+        """So many more, in our region."""
         cells = self._cells
         if cells[place + MINUTE] != self._minute:
             for count in range(place + CONNECTIONS, place + PLACE):
                 cells[count] = 0
             cells[place + MINUTE] = self._minute
-        cells[place + cell] += 1
+        cells[place + cell] = min(cells[place + cell] + amount, MOST)
 
     def change(self, place: int, step: int) -> None:
         """The number of open connections, in our region."""
@@ -164,11 +168,11 @@ class Place:
             return 0
         return self._ledger.total(self._key, self._bucket, self._place, OPEN)
 
-    def count(self, cell: int) -> int:
-        """One more; how many that makes this minute. 0 if the client is not counted."""
+    def count(self, cell: int, amount: int = 1) -> int:
+        """So many more; how many that makes this minute. 0 if the client is not counted."""
         if self._place < 0:
             return 0
-        self._ledger.add(self._place, cell)
+        self._ledger.add(self._place, cell, amount)
         return self._ledger.total(self._key, self._bucket, self._place, cell)
 
     def leave(self) -> None:

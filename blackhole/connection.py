@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from tornado.iostream import StreamClosedError
 
 from blackhole import proxy
+from blackhole.guard import OCTETS
 from blackhole.networks import packed
 from blackhole.smtp.reply import (
     INTERNAL,
@@ -20,6 +21,7 @@ from blackhole.smtp.reply import (
     STOPPING,
     TIMEOUT,
     TOO_EARLY,
+    TOO_MUCH_DATA,
     TOO_MUCH_TLS,
     Reply,
     Then,
@@ -121,8 +123,8 @@ class Connection:
             if session.judge is not None and session.judge.witness is not None and server.parser is None:
                 session.judge.witness.meet(str(stream.socket.getsockname()))
             out = session.greet()
-            if session.examined and stream.early():
-                session.accuse("early-talk")
+            if (session.examined or server.strict) and out and stream.early():
+                out = session.overtaken(out)
             while True:
                 out = await self._talk(out)
                 then = session.then
@@ -221,7 +223,7 @@ class Connection:
             out = session.resume()
         if stream.ahead:
             if not self.heard and session.then not in PAUSES:
-                session.accuse("early-talk")
+                out = session.overtaken(out)
             if session.judge is not None and session.judge.witness is not None:
                 session.judge.witness.interrupt()
             if session.then is Then.SECURE:
@@ -259,7 +261,7 @@ class Connection:
         if refusal is None and server.listener.tls and not guest.meter("STARTTLS"):
             refusal = TOO_MUCH_TLS
         if refusal is None:
-            self.session.restrain(server.judging, guest.meter)
+            self.session.restrain(server.judging, server.limits, guest.meter)
             return True
         self.dismissed = True
         if not server.listener.tls:
@@ -348,6 +350,10 @@ class Connection:
                 # What comes fast enough refills the time there is, as in Postfix.
                 self.idle = max(0.0, self.idle - fresh / rate) if rate else 0.0
             self.counted = self.heard
+            if self.guest is not None and not self.guest.meter(OCTETS, fresh):
+                self._part(TOO_MUCH_DATA)
+                self.stream.close()
+                return
         self.idle += 1
         self.age += 1
         limit = settings.timeout if self.patience is None else self.patience

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from blackhole.clients import CONNECTIONS, HANDSHAKES, MESSAGES, RECIPIENTS, Ledger, Place, client
+from blackhole.clients import CONNECTIONS, HANDSHAKES, MESSAGES, RECEIVED, RECIPIENTS, Ledger, Place, client
 from blackhole.networks import Networks, packed
 from blackhole.settings import Settings
-from blackhole.smtp.reply import CROWDED, HURRIED, Reply
+from blackhole.smtp.reply import CROWDED, HURRIED, TOO_MUCH_DATA, Reply
 from blackhole.smtp.state import Limits
+
+OCTETS: Final = "octets"
+"""Stands among the phases for all that comes, whatever it is."""
 
 Rates = Mapping[str, tuple[int, int]]
 """Phase -> what it is counted as, and how many there may be in a minute."""
@@ -27,6 +30,14 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def hurried(limits: Limits) -> Limits:
+    """What is borne while connections are running out: as little as Postfix bears then.
+
+    A client may say EHLO twice, with STARTTLS between. What has no limit gets none.
+    """
+    return limits._replace(errors=min(limits.errors, 1), junk=min(limits.junk, 2))
+
+
 class Guest:
     """One connection of somebody who is not trusted."""
 
@@ -36,13 +47,13 @@ class Guest:
         self._place = place
         self._rates = rates
 
-    def meter(self, phase: str) -> bool:
-        """Count one more command of a phase; false if it is one too many."""
+    def meter(self, phase: str, amount: int = 1) -> bool:
+        """Count one more command of a phase, or so many octets; false if that is too many."""
         rate = self._rates.get(phase)
         if rate is None or self._place is None:
             return True
         cell, most = rate
-        return self._place.count(cell) <= most
+        return self._place.count(cell, amount) <= most
 
     def crowds(self, most: int) -> bool:
         """Whether the client has more connections open than `most`; 0 is any number."""
@@ -66,6 +77,7 @@ class Guard:
             "DATA": (MESSAGES, settings.client_message_rate),
             "RCPT": (RECIPIENTS, settings.client_recipient_rate),
             "STARTTLS": (HANDSHAKES, settings.client_tls_rate),
+            OCTETS: (RECEIVED, settings.client_byte_rate),
         }
         self._rates: Final = {phase: rate for phase, rate in rates.items() if rate[1]}
 
@@ -80,4 +92,6 @@ class Guard:
         """Why somebody may not come in now."""
         if guest.crowds(self._most):
             return CROWDED
+        if not guest.meter(OCTETS, 0):
+            return TOO_MUCH_DATA
         return None if guest.meter("CONNECT") else HURRIED

@@ -25,7 +25,7 @@ from tornado.tcpserver import TCPServer
 from blackhole import proxy
 from blackhole.clients import Ledger
 from blackhole.connection import RECEIVED, Connection
-from blackhole.guard import Guard, limits
+from blackhole.guard import OCTETS, Guard, hurried, limits
 from blackhole.networks import Networks, packed
 from blackhole.roster import Page
 from blackhole.scenario import NONE, Scenario
@@ -183,6 +183,9 @@ class Server(TCPServer):
         self.proxies: Final = Networks(settings.proxy_from)
         self.capacity: Final = capacity(settings.max_connections)
         """How many connections this process may have."""
+        self.strict: Final = settings.strict
+        self.limits = limits(settings)
+        """What is borne of one client now."""
         self.stressed = False
         """Nearly as many are there, and clients have to hurry."""
         # One line a connection is too much for a sink that the world knocks at.
@@ -288,6 +291,7 @@ class Server(TCPServer):
         self.counters[RECEIVED] += client.heard - client.counted
         self.sent.append(client.session.messages)
         if client.guest is not None:
+            client.guest.meter(OCTETS, client.heard - client.counted)
             client.guest.leave()
         if self._page is not None:
             self._note(client)
@@ -311,7 +315,9 @@ class Server(TCPServer):
             share = self.counters[OPEN] / self.capacity
             if share >= STRESS and not self.stressed:
                 self.complain("connections are running out, so clients have to hurry")
-            self.stressed = share >= (EASE if self.stressed else STRESS)
+                self._press(True)
+            elif share < EASE and self.stressed:
+                self._press(False)
         for client in list(self.connections):
             client.sweep()
         if self._page is not None:
@@ -324,6 +330,15 @@ class Server(TCPServer):
         if self.parser is not None and packed(client.peer) in self.proxies:
             return  # who is behind the proxy is not known yet, or nobody is
         self._page.note(client, client.peer, client.session.messages, client.session.faults)
+
+    def _press(self, stressed: bool) -> None:
+        """Begin to hurry clients, or to let them take their time."""
+        self.stressed = stressed
+        usual = limits(self.settings)
+        self.limits = hurried(usual) if stressed else usual
+        for client in self.connections:
+            if client.session.conduct is not None:
+                client.session.conduct.limits = self.limits
 
     def abandon(self) -> None:
         """The process ends: whoever is still here is not to blame."""

@@ -38,6 +38,7 @@ JUDGING = (
     "client_message_rate",
     "client_recipient_rate",
     "client_tls_rate",
+    "client_byte_rate",
     "soft_errors",
     "max_errors",
     "max_junk",
@@ -199,6 +200,7 @@ class Settings:
     client_message_rate: int = 0
     client_recipient_rate: int = 0
     client_tls_rate: int = 0
+    client_byte_rate: int = 0
     soft_errors: int = 0
     max_errors: int = 0
     max_junk: int = 0

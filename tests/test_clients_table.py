@@ -18,6 +18,7 @@ from blackhole.clients import (
     MESSAGES,
     MINUTE,
     PLACE,
+    RECEIVED,
     REGION,
     WAYS,
     Clients,
@@ -109,6 +110,13 @@ def test_a_minute_forgets_what_was_done_but_not_who_is_there(table: Clients, clo
     assert place.count(CONNECTIONS) == 1
     assert beside.count(CONNECTIONS) == 2
     assert place.open() == 2
+
+
+def test_a_cell_counts_no_further_than_it_can(table: Clients, clock: Clock) -> None:
+    place = ledger(table, 0, clock).enter(b"ann.")
+    assert place.count(RECEIVED, 3 << 30) == 3 << 30
+    assert place.count(RECEIVED, 3 << 30) == 2**32 - 1
+    assert place.count(MESSAGES) == 1
 
 
 def fill(book: Ledger, table: Clients, bucket: int, random: Random) -> Iterator[bytes]:

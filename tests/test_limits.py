@@ -27,6 +27,7 @@ from blackhole.stream import Stream
 BUSY = b"421 4.3.2 Too many connections, try again later\r\n"
 CROWDED = b"421 4.7.0 Too many connections from your network\r\n"
 HURRIED = b"421 4.7.0 Too many new connections from your network\r\n"
+FLOODED = b"421 4.7.0 Too many octets from your network, try again later\r\n"
 SILENT = b"421 4.4.2 Timeout waiting for the client\r\n"
 
 
@@ -322,6 +323,33 @@ def test_under_stress_bodies_have_to_hurry_too(
     caplog.clear()
 
 
+def test_under_stress_little_is_borne(
+    serve: Serve, clients: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As Postfix has it: a mistake is one too many then. A client may say EHLO before and behind STARTTLS."""
+    service = serve("--trusted=none", "--max_connections=4", "--max_errors=20", "--max_junk=100")
+    early = greeted(clients, service)
+    early.sendall(b"XYZZY\r\n")
+    assert first(early).startswith(b"500 ")
+    crowd = [greeted(clients, service) for _ in range(3)]
+    wait_for(lambda: service.server.stressed, "places are running out")
+    for client, said, codes in (
+        (crowd[0], b"EHLO c.test\r\n" * 2 + b"NOOP\r\n", [b"250", b"250", b"421"]),
+        (crowd[1], b"XYZZY\r\n", [b"421"]),
+        (early, b"NOOP\r\nNOOP\r\nXYZZY\r\n", [b"250", b"250", b"421"]),
+    ):
+        client.sendall(said)
+        heard = [line[:3] for line in rest(client).splitlines() if line[3:4] == b" "]
+        assert heard == codes
+    wait_for(lambda: not service.server.stressed, "it is over")
+    crowd[2].sendall(b"XYZZY\r\n" * 19)
+    heard = [first(crowd[2])]
+    while b"".join(heard).count(b"\n") < 19:
+        heard.append(first(crowd[2]))
+    assert b"421" not in b"".join(heard)
+    caplog.clear()
+
+
 # Who may
 
 
@@ -353,6 +381,27 @@ def test_whoever_is_trusted_may(serve: Serve, clients: ExitStack) -> None:
         client.sendall(b"XYZZY\r\n" * 20)
         client.sendall(b"QUIT\r\n")
         assert rest(client).endswith(b"221 2.0.0 Goodbye\r\n")
+
+
+def test_octets_have_their_rate(serve: Serve, clients: ExitStack) -> None:
+    """Those of all connections of a client, and of those that are over too."""
+    service = serve("--trusted=none", "--client_byte_rate=300000")
+    brief, other, idle = (greeted(clients, service) for _ in range(3))
+    for client in (brief, other):
+        client.sendall(b"DATA\r\n")
+        assert first(client).startswith(b"354 ")
+        client.sendall(b"x" * 140000 + b"\r\n.\r\n")
+        assert first(client).startswith(b"250 ")
+    brief.close()
+    wait_for(lambda: service.open() == 2, "it has left")
+    other.sendall(b"DATA\r\n")
+    assert first(other).startswith(b"354 ")
+    other.sendall(b"x" * 140000)
+    assert rest(other) == FLOODED
+    with dial(service.address) as late:
+        assert first(late) == FLOODED
+    idle.sendall(b"NOOP\r\n")
+    assert rest(idle).endswith(FLOODED)
 
 
 def test_messages_and_recipients_have_their_rates(serve: Serve, clients: ExitStack) -> None:

@@ -58,6 +58,7 @@ SAMPLES = {
     "client_message_rate": "7",
     "client_recipient_rate": "8",
     "client_tls_rate": "9",
+    "client_byte_rate": "1000000",
     "soft_errors": "1",
     "max_errors": "2",
     "max_junk": "3",

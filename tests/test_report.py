@@ -138,6 +138,18 @@ def test_who_talks_before_the_greeting_is_told_of(tmp_path: Path, delayed: bool)
         assert broken(program) == ["early-talk"]
 
 
+@pytest.mark.parametrize("delayed", [False, True], ids=["before it is seen", "while the greeting is late"])
+def test_strictly_who_talks_before_the_greeting_is_sent_away(tmp_path: Path, delayed: bool) -> None:
+    slow = [rules(tmp_path, "[[rule]]\nphase = 'CONNECT'\ndelay = 0.5\n")] if delayed else []
+    with Program("--workers=1", "--strict", *slow) as program:
+        for _ in range(20):  # each is looked at, not only one in sixteen
+            with (hasty if delayed else unseen)(program) as client, client.makefile("rb") as heard:
+                assert heard.read() == b"554 5.5.0 Talked before its turn, closing\r\n"
+            if delayed:
+                break
+        assert set(broken(program)) == {"early-talk"}
+
+
 def test_who_leaves_in_the_middle_of_a_message_is_told_of() -> None:
     with Program("--workers=1") as program:
         client = smtplib.SMTP(*program.address, local_hostname="client.example.com", timeout=20)

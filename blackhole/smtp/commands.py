@@ -57,6 +57,9 @@ def nothing(state: State, argument: bytes) -> bytes | None:
 
 QUOTED: Final = rb'"(?:[^"\\]|\\.)*"'
 
+PATH: Final = 256
+"""Octets of an address with its brackets (RFC 5321 4.5.3.1.3). Without --strict only the line has a limit."""
+
 PATHS: Final = {
     # strict: as RFC 5321 4.1.2 writes it, but for the inside of the address.
     True: re.compile(rb":<((?:[^\s<>\"]|" + QUOTED + rb")*)>(?: +(\S.*))?"),
@@ -97,8 +100,11 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
             if not address:
                 return None
             local, _, domain = address.rpartition(b"@")
-            if strict and not (local and domain and len(address) <= 254):
+            if strict and not (local and domain):
                 return None
+            if strict and len(address) > PATH - len(b"<>"):
+                state.accuse("syntax")
+                return reply.LONG_SENDER if word == b"FROM" else reply.LONG_RECIPIENT
         found = checked(rest or b"", state.host.parameters[state.secure][word])
         if found is reply.BAD_PARAMETER:
             state.accuse("bad-parameter")

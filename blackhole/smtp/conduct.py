@@ -36,6 +36,7 @@ class Conduct:
 
     def __init__(self, limits: Limits, meter: Meter) -> None:
         self.limits = limits
+        """Those on mistakes and junk may change meanwhile, but not from nothing or to it."""
         self.meter = meter
         self.errors = 0
         self.junk = 0
@@ -119,16 +120,14 @@ def starttls(do: Action, limits: Limits) -> Action:
 
 
 def junk(do: Action, limits: Limits) -> Action:
-    most = limits.junk
-
     def guarded(session: Any, argument: Any) -> Reply:
         conduct = session.conduct
         conduct.junk += 1
-        if conduct.junk > most and conduct.error(session, reply.OK) is not reply.OK:
+        if conduct.junk > conduct.limits.junk and conduct.error(session, reply.OK) is not reply.OK:
             return reply.TOO_MANY_ERRORS
         return do(session, argument)
 
-    return guarded if most else do
+    return guarded if limits.junk else do
 
 
 GUARDED: Final[Mapping[str, Guarded]] = {

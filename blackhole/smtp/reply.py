@@ -123,12 +123,17 @@ TOO_MUCH_MAIL: Final = Reply(450, "4.7.1", "Too many messages from your network,
 TOO_MUCH_RECIPIENTS: Final = Reply(450, "4.7.1", "Too many recipients from your network, try again later")
 TOO_MANY_RECIPIENTS: Final = Reply(452, "4.5.3", "Too many recipients in a message")
 TOO_MUCH_TLS: Final = Reply(454, "4.7.0", "Too many TLS handshakes from your network, try again later")
+TOO_MUCH_DATA: Final = Reply(
+    421, "4.7.0", "Too many octets from your network, try again later", then=Then.HANG_UP
+)
 SESSION_OVER: Final = Reply(421, "4.4.2", "The session has lasted too long, closing", then=Then.HANG_UP)
 TIMEOUT: Final = Reply(421, "4.4.2", "Timeout waiting for the client", then=Then.HANG_UP)
 UNKNOWN: Final = CODES[500]
 TOO_LONG: Final = Reply(500, "5.5.2", "Line too long")
 FAR_TOO_LONG: Final = Reply(500, "5.5.2", "Line far too long, closing", then=Then.HANG_UP)
 NOT_TEXT: Final = Reply(500, "5.5.2", "Not ASCII and not UTF-8")
+LONG_SENDER: Final = Reply(501, "5.1.7", "Address too long")
+LONG_RECIPIENT: Final = Reply(501, "5.1.3", "Address too long")
 CONTROL: Final = Reply(501, "5.5.2", "NUL or bare CR in a command")
 NOT_OFFERED: Final = CODES[502]
 BAD_SEQUENCE: Final = CODES[503]

@@ -366,10 +366,8 @@ class Session(State):
         self.busy = True
         return b""
 
-    def restrain(self, engine: Engine, meter: Meter) -> None:
-        """Be of this engine from now on, which is as ours was but for its limits."""
-        limits = engine.config.limits
-        assert limits is not None
+    def restrain(self, engine: Engine, limits: Limits, meter: Meter) -> None:
+        """Be of this engine from now on, which is as ours was but that it has an eye on limits."""
         self.engine = engine
         self.conduct = Conduct(limits, meter)
 
@@ -475,6 +473,13 @@ class Session(State):
         if entry is not self.engine.end:
             answer = self._weighed(entry, answer, offered, bool(self._rest))
         return self._run(self._rest, (0, entry, answer))
+
+    def overtaken(self, greeting: bytes) -> bytes:
+        """The client talked before it was greeted; what to say, which was to be this greeting."""
+        if self.engine.config.strict and greeting.startswith(b"220"):
+            greeting = self.interrupt(reply.TOO_EARLY)
+        self.accuse("early-talk")
+        return greeting
 
     def interrupt(self, answer: Reply) -> bytes:
         """Say this in place of what was said last, and no more."""
