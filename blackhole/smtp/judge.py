@@ -225,7 +225,9 @@ class Judge:
             count = outside.memory.revise(case.key, case.at, counted)
             if isinstance(count, Later):
                 return Doubt(count, partial(self._count, table))
-            return self._count(table, count)
+            if count is None:
+                return self._count(table, None)
+            case.attempt = count
         return table.find(case, self._dice, outside.memory)
 
     def _count(self, table: Table, count: int | None) -> Ruling | Doubt | None:
