@@ -189,7 +189,7 @@ class Worker:
         self.selector.pace()
         self.ready(0)
         if self.scenario.past is not None and any(server.engine.policy.watches for server in self.servers):
-            self._visit(self.scenario.past)
+            self._visit(self.scenario.past, time.monotonic())
         for server in self.servers:
             server.sweep()
         if self._hurry and not any(server.connections for server in self.servers):
@@ -216,9 +216,8 @@ class Worker:
         self._coming = tuple(filter(self.orders.left, order.coming))
         return plot(order, self.scenario, self.orders)
 
-    def _visit(self, past: Past) -> None:
+    def _visit(self, past: Past, now: float) -> None:
         """Look through a part of what is remembered for what should have come again by now."""
-        now = time.monotonic()
         for number in range(self._visited, self._visited + SETS):
             self.stats.cells(self.berth.row)[MISSED] += sum(past.visit(number, now, missed))
         self._visited += SETS

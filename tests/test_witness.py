@@ -6,6 +6,7 @@ import json
 import os
 import smtplib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,15 +15,23 @@ from xml.etree import ElementTree
 import pytest
 from program import Program, run, wait_for
 from test_clients import IMPATIENT, SENDER, Postfix, folder, rules
+from test_web import Sink, ask, post
 
 from blackhole import report, scenario
-from blackhole.attempts import SLOTS, Attempts
+from blackhole.attempts import SETS, SLOTS, Attempts
+from blackhole.orders import Orders
+from blackhole.scenario import Scenario
+from blackhole.settings import Settings
 from blackhole.smtp import Config, Engine, Session
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.state import ACCUSED, NOTED
 from blackhole.smtp.violations import RULES
-from blackhole.smtp.witness import DEFERRED, EVENTS, MOST, PATIENCE, WAITS, missed, tried
+from blackhole.smtp.witness import DEFERRED, EVENTS, MOST, PATIENCE, UNKNOWN, WAITS, missed, tried
 from blackhole.stats import Snapshot, Stats
+from blackhole.stream import Selector
+from blackhole.supervisor import Berth
+from blackhole.worker import SETS as VISITED
+from blackhole.worker import Worker
 
 __all__ = ["folder"]
 """A fixture; pytest takes it from here."""
@@ -450,13 +459,38 @@ def test_what_does_not_come_for_twelve_hours_never_comes() -> None:
     assert world.told() == {"returned": 1, "taken": 1}
 
 
+def test_workers_look_for_what_never_came() -> None:
+    """Each of two looks at all that is remembered, by and by; what one has found the other has not."""
+    past, stats = Attempts(), Stats(2)
+    for number in range(20):
+        past.revise(b"%d" % number, 1.0, partial(tried, DEFERRED))
+    workers = [
+        Worker(
+            Settings(),
+            {},
+            None,
+            stats,
+            Berth(stats.claim(), -1),
+            Selector(),
+            Scenario(past=past),
+            Orders(),
+            None,
+        )
+        for _ in range(2)
+    ]
+    for now, found in ((PATIENCE, 0), (PATIENCE + 1, 20), (PATIENCE + 2, 20)):
+        for _ in range(SETS // VISITED):
+            for worker in workers:
+                worker._visit(past, now)
+        assert stats.snapshot().violations["never-retried"] == found
+
+
 def test_what_was_taken_takes_no_room() -> None:
     """An envelope that was never refused is not kept, or these would push out those that were."""
     past = Attempts(sets=1)
-    change = lambda known, now: tried(DEFERRED, known, now)  # noqa: E731
-    past.revise(b"bob", 0.0, change)
+    past.revise(b"bob", 0.0, partial(tried, DEFERRED))
     for number in range(SLOTS * 2):
-        past.revise(b"%d" % number, 1.0, lambda known, now: tried(0, known, now))
+        past.revise(b"%d" % number, 1.0, partial(tried, UNKNOWN))
     assert len(list(past.visit(0, 2.0, missed))) == 1
 
 
@@ -531,8 +565,10 @@ def test_all_workers_know_what_came_again(tmp_path: Path) -> None:
         )
     )
     pid = tmp_path / "pid"
-    with Program(f"--pid={pid}", "--workers=4", rules(tmp_path, fates)) as program:
-        for _ in range(2):
+    with Sink(f"--pid={pid}", "--workers=4", rules(tmp_path, fates)) as program:
+        program.dashboard()
+        for turn in ("first", "second"):
+            assert post(program.http, "/runs", {"name": turn}).status == 201
             for name in ("before", "within", "after", "late", "no"):
                 client = smtplib.SMTP(*program.address, local_hostname="client.example.com", timeout=20)
                 client.ehlo()
@@ -549,6 +585,14 @@ def test_all_workers_know_what_came_again(tmp_path: Path) -> None:
             name: {"messages": 1, "returned": 1} for name in ("before", "within", "after", "late")
         }
         assert told["refused"] == {"recipients": 1, "returned": 1}
+        for path in ("/report?format=json", "/runs/second/report?format=json", "/stats.json"):
+            over_http = json.loads(ask(program.http, path).body)["retries"]
+            assert {
+                name: over_http["uncertain"][name]["returned"] for name in told["uncertain"]
+            } == dict.fromkeys(told["uncertain"], 1), path
+        assert (
+            'blackhole_retries_total{event="within-again"} 1.0' in ask(program.http, "/metrics").body.decode()
+        )
 
 
 # Postfix
