@@ -188,8 +188,11 @@ class Worker:
         self._spend(self.stats.cells(self.berth.row))
         self.selector.pace()
         self.ready(0)
-        if self.scenario.past is not None and any(server.engine.policy.watches for server in self.servers):
-            self._visit(self.scenario.past, time.monotonic())
+        past = self.scenario.past
+        # Where there are more machines, what is missed here may have come again there.
+        alone = not self.settings.attempts.host
+        if past is not None and alone and any(server.engine.policy.watches for server in self.servers):
+            self._visit(past, time.monotonic())
         for server in self.servers:
             server.sweep()
         if self._hurry and not any(server.connections for server in self.servers):

@@ -204,13 +204,19 @@ def test_a_refusal_may_become_another() -> None:
     assert world.told() == {"deferred": 2, "returned": 2, "refused": 1, "insisted": 1, "taken": 1}
 
 
-def test_another_network_is_another_sender() -> None:
+def test_who_comes_again_from_another_network_has_come_again() -> None:
+    """A sender with several machines; it is not known of a message that it is the same."""
     world = World(GREYLIST)
     world.send(0)
     world.send(400, client="198.51.100.1")
-    assert world.told() == {"deferred": 2}
-    world.send(401, client="192.0.2.200")
-    assert world.told() == {"returned": 1, "taken": 1}
+    assert world.told() == {"deferred": 1, "returned": 1, "again": 1}
+    world.send(801, client="198.51.100.200")
+    assert world.told() == {"taken": 1}
+    world.send(802, client="198.51.100.1", name="2@client")
+    world.send(803, client="192.0.2.1", name="2@client")
+    assert world.told() == {}
+    world.send(804, client="192.0.2.200", name="2@client")
+    assert world.told() == {"duplicate": 1}
 
 
 def test_a_message_has_no_end_of_recipients() -> None:

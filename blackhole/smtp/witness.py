@@ -1,10 +1,11 @@
 """A witness: knows what became of a message, and sees whether and when it comes again.
 
 There is one where rules may refuse, cut off or hold back mail, and none where they may not. An
-envelope is a client's network, a sender and a recipient: of it is known whether the last attempt
-was put off or refused. A message is an envelope and what its header section calls it: of it is
-known all that can have become of it. What is one message is certain by its Message-ID alone, so
-without one nobody is accused: who sends the same letter a thousand times sends a thousand messages.
+envelope is a sender and a recipient: of it is known whether the last attempt was put off or refused,
+wherever it came from, as many senders have several machines. A message is a client's network, an
+envelope, and what its header section calls it: of it is known all that can have become of it. What is
+one message is certain by its Message-ID alone, so without one nobody is accused: who sends the same
+letter a thousand times sends a thousand messages.
 
 What is kept is what a gate keeps, a count and two times; the count has a few facts in it.
 """
@@ -264,7 +265,7 @@ class Witness:
     def _recipient(self, state: State, address: bytes, code: int) -> None:
         if len(self._heard) == MOST:
             return
-        whole = b"\0".join((self._client, self._sender.lower(), address.lower()))
+        whole = self._sender.lower() + b"\0" + address.lower()
         envelope = blake2b(whole, digest_size=16).digest()
         if envelope not in self._heard:  # else it stands twice in the same list
             # What is said after a MAIL that was refused says nothing of its own.
@@ -330,7 +331,7 @@ class Witness:
         events: set[int] = set()
         wrong: set[str] = set()
         for envelope, code in self._heard.items():
-            message = b"m" + envelope + name
+            message = b"m" + envelope + self._client + b"\0" + name
             became = outcome if code < 400 else ending(code, None)
             again, broken = self._past.revise(message, self._clock(), partial(came, became, self._here))
             events.update(again)
