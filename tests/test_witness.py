@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import smtplib
+import subprocess
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from program import Program, run, wait_for
-from test_clients import IMPATIENT, SENDER, Postfix, folder, rules
+from test_clients import IMPATIENT, SENDER, Postfix, folder, needs, rules
 from test_web import Sink, ask, post
 
 from blackhole import report, scenario
@@ -601,7 +602,34 @@ def test_all_workers_know_what_came_again(tmp_path: Path) -> None:
         )
 
 
-# Postfix
+# Senders that nobody here wrote
+
+
+def test_a_new_message_of_smtp_source_or_swaks_is_no_retry(tmp_path: Path) -> None:
+    """They give up when they are put off or refused. The next run has come again, and is not to blame."""
+    pid = tmp_path / "pid"
+    refuse = "[[rule]]\nphase = '.'\nrecipient = '{}*'\nreply = '{} No'\n"
+    fates = refuse.format("later", "450 4.2.1") + refuse.format("no", "550 5.1.1")
+    with Program(f"--pid={pid}", rules(tmp_path, fates)) as program:
+        host, port = program.address
+        senders = (
+            (needs("smtp-source"), "-M", "client.test", "-f", SENDER, "-t", "{}@source", f"{host}:{port}"),
+            (
+                needs("swaks"),
+                f"--server={host}:{port}",
+                f"--from={SENDER}",
+                "--helo=client.test",
+                "--to={}@swaks",
+            ),
+        )
+        for command in senders * 2:
+            for name in ("later", "no", "yes"):
+                filled = [word.format(name) for word in command]
+                subprocess.run(filled, capture_output=True, timeout=60, check=False)
+        told = retries(program, pid)
+        assert (told["deferred"]["recipients"], told["deferred"]["returned"]) == (2, 2)
+        assert told["refused"] == {"recipients": 2, "returned": 2}
+        assert {one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())} <= {"no-quit"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
