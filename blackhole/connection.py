@@ -130,10 +130,12 @@ class Connection:
                 then = session.then
                 if then is LISTEN:
                     return
-                if out:
-                    await self._say(out)
+                if out and (held := self._say(out)):
+                    await self._push(held)
                 if then in PAUSES:
                     out = await self._pause(then)
+                elif then is Then.HANG_UP and session.left:
+                    return
                 elif then is Then.SECURE:
                     await self._secure()
                     out = b""
@@ -178,6 +180,7 @@ class Connection:
                 self._count([cell, *said], -1)
                 raise
             if data is None:
+                self._count([cell, *said], -1)
                 yield from self._push([cell, *said]).__await__()
                 out = b""
             elif data:
@@ -187,24 +190,25 @@ class Connection:
                 break
         return out
 
-    async def _say(self, out: bytes) -> None:
-        """Say it, and do not listen."""
+    def _say(self, out: bytes) -> list[int]:
+        """Say it, and do not listen; what is not yet to be counted, since not all of it has left."""
         session = self.session
         cells = [session.cell, *session.said]
         session.cell, session.said = 0, []
-        self._count(cells, 1)
         self.idle = 0
+        self._count(cells, 1)
         try:
             sent = self.stream.send(out)
         except StreamClosedError:
             self._count(cells, -1)
             raise
-        if not sent:
-            await self._push(cells)
+        if sent:
+            return []
+        self._count(cells, -1)
+        return cells
 
     async def _push(self, cells: list[int]) -> None:
         """Wait until all has left that the socket did not take at once; then it counts."""
-        self._count(cells, -1)
         self.patience, self.idle = self.server.settings.write_timeout, 0
         await self.stream.drain()
         self.patience, self.idle = None, 0
@@ -270,7 +274,7 @@ class Connection:
         return False
 
     def _count(self, cells: list[int], sign: int) -> None:
-        """Count what is said, or take that back."""
+        """Count what is said, or take that back; 0 stands for nothing."""
         counters = self.server.counters
         for cell in cells:
             if cell:

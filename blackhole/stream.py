@@ -280,7 +280,8 @@ class Stream(IOStream):
     def __init__(self, connection: socket.socket, selector: Selector, io_loop: IOLoop) -> None:
         self.socket = connection
         self._fd = connection.fileno()
-        self.secured = False
+        # What every turn asks for: a class's attribute is found six times slower than an object's own.
+        self.secured = self._aside = False
         self.io_loop = io_loop
         self._selector = selector
         connection.setblocking(False)
@@ -354,7 +355,7 @@ class Stream(IOStream):
                 log.exception("a connection's coroutine failed")
                 self.close()
                 return
-            if wanted.__class__ is not bytes:
+            if type(wanted) is not bytes:
                 self._wanted = wanted
                 if wanted is not EVENT:
                     self._await(wanted)
@@ -393,7 +394,10 @@ class Stream(IOStream):
             return data
         if self.secured and self.socket.pending():  # type: ignore[attr-defined]
             # OpenSSL has read a record that epoll knows nothing of.
-            return self.socket.recv(CHUNK)
+            try:
+                return self.socket.recv(CHUNK)
+            except OSError:
+                return b""
         return None
 
     def _await(self, wanted: Any) -> None:

@@ -205,6 +205,7 @@ class Engine:
         # The short road of `Session.receive` is closed where a delay, a trace, the order or the line ends
         # want a word.
         self.short: Final = not (config.delay or config.strict or trace or config.bare_newline != "normalize")
+        self.greeted: Final = self.connect.base + self.host.greeting.code
         self.lines: Final = {
             verb + b"\r\n": self.entries[verb] for verb in (b"DATA", b"QUIT", b"RSET") if self.short
         }
@@ -349,6 +350,9 @@ class Session(State):
         if self.engine.heir is not None:
             self._follow()
         entry = self.engine.connect
+        if self.engine.short and not entry.judged:
+            self.cell = self.engine.greeted
+            return self.host.greeting.wire
         return self._greet(entry, self._answer(entry, b""))
 
     def _greet(self, entry: Entry, answer: Reply) -> bytes:
