@@ -122,10 +122,18 @@ def open_regular(path: str, flags: int, mode: int) -> int:
     """Open a file for the master, who may be root; the descriptor.
 
     In a directory where others may write they could lay a link or a pipe in its way. A second
-    hard link is refused too, for the file is about to be truncated or given away.
+    hard link is refused too, for the file is about to be truncated or given away. Root does not use a
+    directory where anybody may put another file in its place; that a group may is the custom in
+    some /var/log.
 
     Raises OperatorError (EX_CANTCREAT).
     """
+    directory = os.path.dirname(path)
+    if os.geteuid() == 0 and _is_open_to_all(directory):
+        raise OperatorError(
+            f"{path} cannot be used: anybody may write to its directory; chmod o-w {directory}",
+            os.EX_CANTCREAT,
+        )
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     except OSError as error:
@@ -136,6 +144,15 @@ def open_regular(path: str, flags: int, mode: int) -> int:
         os.close(descriptor)
         raise OperatorError(f"{path} cannot be used: it is not a regular file of one name", os.EX_CANTCREAT)
     return descriptor
+
+
+def _is_open_to_all(directory: str) -> bool:
+    """Whether anybody may remove what is in it."""
+    try:
+        mode = os.stat(directory).st_mode
+    except OSError:
+        return False  # opening a file there says what is wrong
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:

@@ -153,6 +153,42 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert precious.read_text() == "precious"
 
 
+@as_root
+@pytest.mark.parametrize(
+    ("mode", "taken"), [(0o755, True), (0o775, True), (0o1777, True), (0o777, False), (0o757, False)], ids=oct
+)
+def test_root_does_not_share_a_directory_with_all(tmp_path: Path, mode: int, taken: bool) -> None:
+    """But where it is sticky, as /tmp, or where a group may write, as in some /var/log."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    if taken:
+        daemon.Pidfile(str(shared / "pid")).remove()
+        return
+    with pytest.raises(
+        OperatorError, match=f"anybody may write to its directory; chmod o-w {shared}"
+    ) as caught:
+        daemon.Pidfile(str(shared / "pid"))
+    assert caught.value.code == os.EX_CANTCREAT
+    assert not (shared / "pid").exists()
+
+
+@as_root
+def test_others_share_what_they_like(tmp_path: Path) -> None:
+    with TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        done = script(f"""
+            {AS_NOBODY}
+            daemon.Pidfile({directory!r} + "/pid").remove()
+        """)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_directory_that_is_not_there_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="No such file or directory"):
+        daemon.Pidfile(str(tmp_path / "none" / "pid"))
+
+
 def test_somebody_who_asks_does_not_keep_us_from_starting(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with open(path, "w") as asking:
@@ -408,6 +444,34 @@ def test_a_root_that_may_not_leave_says_so() -> None:
     """)
     reason = f"cannot become user {NOBODY.pw_uid}, group {NOBODY.pw_gid}: Operation not permitted"
     assert done.stderr.endswith(f"OperatorError: {reason}\n")
+
+
+@as_root
+@pytest.mark.parametrize("step", ["setgroups", "setresgid", "setresuid"])
+def test_a_step_that_was_not_taken_is_noticed(step: str) -> None:
+    """Exim did not look (CVE-2011-0017)."""
+    done = script(f"""
+        os.setgroups([0, 4])
+        os.{step} = lambda *ids: None
+        try:
+            daemon.drop_privileges("nobody", "")
+        except settings.OperatorError as error:
+            print(error.code, error)
+    """)
+    reason = f"did not become user {NOBODY.pw_uid}, group {NOBODY.pw_gid}"
+    assert done.stdout == f"{os.EX_SOFTWARE} {reason}\n", done.stderr
+
+
+@as_root
+def test_a_way_back_is_noticed() -> None:
+    done = script("""
+        os.setuid = lambda uid: None
+        try:
+            daemon.drop_privileges("nobody", "")
+        except settings.OperatorError as error:
+            print(error.code)
+    """)
+    assert done.stdout == f"{os.EX_SOFTWARE}\n", done.stderr
 
 
 @as_root

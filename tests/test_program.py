@@ -12,8 +12,9 @@ import ssl
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -605,6 +606,37 @@ def test_workers_are_nobody_and_the_master_keeps_its_hands_clean() -> None:
             assert seen["Groups"] == str(gid)
             assert int(seen["CapEff"], 16) == int(seen["CapPrm"], 16) == 0
             assert seen["NoNewPrivs"] == "1"
+
+
+def tcp(pid: int) -> Counter[str]:
+    """The TCP sockets of a process by their state, as /proc/net/tcp has it."""
+    inodes = {name[len("socket:[") : -1] for name in descriptors(pid) if name.startswith("socket:[")}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return Counter(TCP.get(row[3], row[3]) for row in rows if row[9] in inodes)
+
+
+TCP = {"01": "established", "0A": "listens"}
+
+
+def test_the_master_hears_no_client() -> None:
+    """It may be root, and holds the port; but whoever talks, talks to workers."""
+    with Program("--workers=2") as program, ExitStack() as clients:
+        for _ in range(8):
+            client = clients.enter_context(socket.create_connection(program.address))
+            assert client.recv(999).startswith(b"220 ")
+        assert tcp(program.pid) == {"listens": 1}
+        assert sum(tcp(worker)["established"] for worker in program.workers()) == 8
+
+
+@as_root
+def test_the_pidfile_is_the_masters_alone(tmp_path: Path) -> None:
+    """Whoever could write a number into it would have root signal that process (CVE-2017-11747)."""
+    pid = tmp_path / "pid"
+    with Program(f"--pid={pid}", "--user=nobody") as program:
+        seen = pid.stat()
+        assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (0, 0, 0o644)
+        assert str(pid) in descriptors(program.pid)
+        assert not any(str(pid) in descriptors(worker) for worker in program.workers())
 
 
 @as_root
