@@ -1,4 +1,4 @@
-"""The command line: python -m tests.faults [--only G1,L3] [--quick] [--markdown FILE] [--json FILE]"""
+"""The command line: python -m tests.faults [--only G1,L3] [--quick|--full] [--markdown FILE] [--json FILE]"""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, load {load:.1f}, {python}, Linux {platform.release()}"
 
 
-def attempt(row: Row, full: bool) -> dict[str, Any]:
+def attempt(row: Row, full: bool, whole: bool) -> dict[str, Any]:
     """Measure one row."""
     began, busy = time.monotonic(), os.getloadavg()[0]
     error = ""
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         Path(folder).chmod(0o755)
-        trial = Trial(Path(folder), full)
+        trial = Trial(Path(folder), full, whole)
         try:
             row.measure(trial)
         except Exception as fault:
@@ -69,7 +69,9 @@ def main() -> int:
         prog="python -m tests.faults", description="Measure Blackhole under faults."
     )
     parser.add_argument("--only", help="some rows: G1,L3")
-    parser.add_argument("--quick", action="store_true", help="small trials, as the tests run them")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="small trials, as the tests run them")
+    size.add_argument("--full", action="store_true", help="as much as each goal names, which takes hours")
     parser.add_argument("--markdown", type=Path, help="write the table into this file")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     chosen = parser.parse_args()
@@ -81,7 +83,7 @@ def main() -> int:
     print(before)
     results = []
     for name in names:
-        one = attempt(rows[name], not chosen.quick)
+        one = attempt(rows[name], not chosen.quick, chosen.full)
         results.append(one)
         print(
             f"{name:4} {'ok' if one['reached'] else 'MISSED':6} {one['seconds']:6.1f} s  "
@@ -94,7 +96,8 @@ def main() -> int:
         chosen.json.write_text(json.dumps({"machine": before, "rows": results}, indent=1) + "\n")
     missed = [one["id"] for one in results if not one["reached"]]
     print(
-        f"{len(results) - len(missed)} of {len(results)} goals reached"
+        f"{len(results) - len(missed)} of {len(results)} goals reached "
+        f"in {sum(one['seconds'] for one in results) / 60:.1f} minutes"
         + (f"; not: {' '.join(missed)}" if missed else "")
     )
     return int(bool(missed))

@@ -256,7 +256,8 @@ def answers(address: tuple[str, int]) -> bool:
     quick=False,
 )
 def tricklers(trial: Trial) -> None:
-    """5,000 clients (small: 400) for 4 workers with as many places; stress_timeout 10 s (small: 2 s)."""
+    """5,000 clients (small: 400) for 4 workers with as many places; stress_timeout 10 s (small: 2 s). In full
+    then as many where there is room for all: an octet every 10 s, and timeout as it is, 300 s."""
     count, patience = (5000, 10) if trial.full else (400, 2)
     options = f"--max_connections={count // 4}", f"--stress_timeout={patience}", "--backlog=4096"
     with Program("--workers=4", *options) as program, crowd() as sockets:
@@ -281,6 +282,25 @@ def tricklers(trial: Trial) -> None:
             "normal messages that got through", 100 * (1 - len(load.failed) / max(load.sent, 1)), 99, 50, "%"
         )
         trial.note(f"{int(count * 0.93)} of {count} places, {load.sent} messages with up to three tries")
+    if trial.whole:
+        tricklers_with_room(trial, count)
+
+
+def tricklers_with_room(trial: Trial, count: int) -> None:
+    """The other half of it: no stress, so each is borne until the deadline of its command."""
+    with Program("--workers=4", "--backlog=4096") as program, crowd() as sockets:
+        settled(program, 4)
+        dial(program.address, count, sockets)
+        began = time.monotonic()
+        with Load(program.address, 20, tries=1) as load:
+            while count_open(program) > count // 100 and time.monotonic() < began + 360:
+                for one in sockets:
+                    with suppress(OSError):
+                        one.send(b"N")
+                time.sleep(10)
+        trial.time("without stress closed after", time.monotonic() - began, 320, 360)
+        trial.rate("messages meanwhile", 100 * (1 - len(load.failed) / max(load.sent, 1)), 99, 50, "%")
+        trial.note(f"{count} clients for 300 s, {load.sent} messages with one try")
 
 
 @row(
@@ -340,7 +360,8 @@ STATES = (
     "descriptors +-2, memory +5 MiB, no traceback",
 )
 def rude_clients(trial: Trial) -> None:
-    """60 rude ends in 12 states, then connections with a message (full: 30,000; small: 300), then 60 more."""
+    """60 rude ends in 12 states, then connections with a message (in full 10^6; 30,000; small: 300), then
+    60 more."""
     issue(trial.folder)
     with Program("--workers=2", f"--ssl_port={free_port()}", *secured(trial.folder)) as program:
         settled(program, 2)
@@ -358,7 +379,7 @@ def rude_clients(trial: Trial) -> None:
         wait_for(lambda: count_open(program) == 0, "all are gone")
         before = sum(len(descriptors(pid)) for pid in family(program.pid)), pss(*family(program.pid))
         offend()
-        count = 30_000 if trial.full else 300
+        count = 1_000_000 if trial.whole else 30_000 if trial.full else 300
         for _ in range(count):
             deliver(program.address)
         offend()
@@ -404,6 +425,8 @@ def one_client(trial: Trial) -> None:
 def many_names(trial: Trial) -> None:
     """Names one after the other in one session; clients of as many /64 as are noted, by PROXY headers."""
     names, networks = (1_000_000, 20_000) if trial.full else (20_000, 100)
+    if trial.whole:
+        networks = 100_000
     port = free_port()
     options = (
         f"--listen=127.0.0.1:{port},proxy",

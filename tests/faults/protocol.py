@@ -158,12 +158,20 @@ def recipients(trial: Trial) -> None:
         trial.count("messages taken:", int(client.end().startswith("250")), 1, least=True)
 
 
+def cores() -> int:
+    return os.cpu_count() or 1
+
+
 @row("S6", "10^6 random conversations against a model of the transaction", "no disagreement", quick=False)
 def model(trial: Trial) -> None:
     """python -m tests.fuzz --model, an independent model of the order of commands and of every reset."""
     from tests.fuzz import model as fuzz
+    from tests.fuzz.__main__ import made
 
-    done = fuzz.run(int(time.time()), 0, 20_000 if trial.full else 500)
+    done = fuzz.Done()
+    count = 1_000_000 if trial.whole else 20_000 if trial.full else 500
+    for block in made(fuzz.run, int(time.time()), count, fuzz.BLOCK, cores()):
+        done.add(block)
     trial.count("disagreements", done.disagreements)
     trial.note(
         f"{done.conversations} conversations, {done.commands} commands; larger runs: docs/reliability.md"
@@ -174,11 +182,16 @@ def model(trial: Trial) -> None:
 def random_inputs(trial: Trial) -> None:
     """python -m tests.fuzz, with the invariants that are listed there; then noise over sockets."""
     from tests.fuzz import inputs, live
+    from tests.fuzz.__main__ import made
 
-    done = inputs.run(int(time.time()), 0, 100_000 if trial.full else 2000)
+    done = inputs.Done()
+    count = 10_000_000 if trial.whole else 100_000 if trial.full else 2000
+    for block in made(inputs.run, int(time.time()), count, inputs.BLOCK, cores()):
+        done.add(block)
     trial.count("findings", len(done.findings))
     with Program("--workers=2") as program:
-        heard = live.run(program.address, 20 if trial.full else 2, seed=int(time.time()))
+        seconds = 3600 if trial.whole else 20 if trial.full else 2
+        heard = live.run(program.address, seconds, seed=int(time.time()))
         wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all are gone")
         trial.count("tracebacks", program.output().count("Traceback"))
         trial.count("invalid replies", len(heard.findings))
@@ -365,7 +378,8 @@ def dashboard(trial: Trial) -> None:
     with Program("--workers=1", f"--http=127.0.0.1:{http}") as program, Client(program.address) as client:
         from tests.faults.clients import noops
 
-        before = noops(client, 500, 0.002)
+        count = 1000 if trial.full else 200
+        before = noops(client, count, 0.002)
         slow = []
         try:
             for _ in range(500):
@@ -374,18 +388,15 @@ def dashboard(trial: Trial) -> None:
             for one in slow:
                 with suppress(OSError):
                     one.send(b"E")
-            during = noops(client, 500, 0.002)
+            during = noops(client, count, 0.002)
         finally:
             for one in slow:
                 one.close()
-        trial.time(
-            "NOOP p99 meanwhile",
-            1000 * percentile(during, 0.99),
-            max(20.0, 3000 * percentile(before, 0.99)),
-            5000,
-            "ms",
-        )
-        trial.note(f"{1000 * percentile(before, 0.99):.2g} ms before")
+        after = noops(client, count, 0.002)
+        alone = 1000 * max(percentile(before, 0.99), percentile(after, 0.99))
+        # What is within twice as much, or 2 ms, cannot be told from what the machine does besides.
+        trial.time("NOOP p99 meanwhile", 1000 * percentile(during, 0.99), max(2.0, 2 * alone), 5000, "ms")
+        trial.note(f"{alone:.2g} ms before or after")
         trial.count("tracebacks", program.output().count("Traceback"))
 
 

@@ -45,10 +45,12 @@ class Figure(NamedTuple):
 class Trial:
     """What a measurement is given: a folder of its own, how far to go, and where to put its figures."""
 
-    def __init__(self, folder: Path, full: bool) -> None:
+    def __init__(self, folder: Path, full: bool, whole: bool = False) -> None:
         self.folder = folder
         self.full = full
         """The size that the goal names, or as near as a run of minutes allows; else one of seconds."""
+        self.whole = whole
+        """The size that the goal names, however long that takes."""
         self.figures: list[Figure] = []
         self.notes: list[str] = []
 

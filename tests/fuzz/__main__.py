@@ -25,11 +25,11 @@ def sizes(count: int, block: int) -> list[tuple[int, int]]:
 
 
 def made(
-    run: Callable[[int, int, int], Block], seed: int, tasks: list[tuple[int, int]], workers: int
+    run: Callable[[int, int, int], Block], seed: int, count: int, size: int, workers: int
 ) -> Iterator[Block]:
-    """The blocks, as they are done, by so many processes."""
+    """The blocks of a run, as they are done, by so many processes."""
     with get_context("fork").Pool(workers) as pool:
-        yield from pool.imap_unordered(partial(_one, run, seed), tasks)
+        yield from pool.imap_unordered(partial(_one, run, seed), sizes(count, size))
 
 
 def _one(run: Callable[[int, int, int], Block], seed: int, task: tuple[int, int]) -> Block:
@@ -62,7 +62,7 @@ class Progress:
 def put(count: int, seed: int, workers: int) -> int:
     """Inputs; how many broke something."""
     progress, done = Progress("inputs", count), inputs.Done()
-    for block in made(inputs.run, seed, sizes(count, inputs.BLOCK), workers):
+    for block in made(inputs.run, seed, count, inputs.BLOCK, workers):
         for finding in block.findings[: max(0, 10 - len(done.findings))]:
             print(f"{finding.kind}, block {finding.block}: {finding.said!r}: {finding.what}", flush=True)
         done.add(block)
@@ -80,7 +80,7 @@ def put(count: int, seed: int, workers: int) -> int:
 def compare(count: int, seed: int, workers: int) -> int:
     """Conversations of the engine and the model; in how many they disagree."""
     progress, done = Progress("conversations", count), model.Done()
-    for block in made(model.run, seed, sizes(count, model.BLOCK), workers):
+    for block in made(model.run, seed, count, model.BLOCK, workers):
         done.add(block)
         progress.tell(done.conversations, done.disagreements)
     for example in done.examples:
