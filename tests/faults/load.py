@@ -137,7 +137,9 @@ def endless_command(trial: Trial) -> None:
         first.rest()
         before = pss(worker)
         sent = 0
-        while sent < MEGABYTE and not select.select([client.socket], [], [], 0.2 if sent > 65536 else 0)[0]:
+        heard_of = select.poll()
+        heard_of.register(client.socket, select.POLLIN)
+        while sent < MEGABYTE and not heard_of.poll(200 if sent > 65536 else 0):
             client.send(b"x" * 1024)
             sent += 1024
         heard = client.rest()
@@ -484,7 +486,7 @@ FULL = 64 * MEGABYTE
 def full_disk(trial: Trial) -> None:
     """The log has the size that RLIMIT_FSIZE allows, so each write to it fails; every line is logged."""
     log = trial.folder / "log"
-    trial.folder.chmod(0o777)
+    trial.folder.chmod(0o1777)
     with open(log, "w") as file:
         file.truncate(FULL)  # a hole, which takes no room
     command = ("prlimit", f"--fsize={FULL}", *SCRIPT)

@@ -207,7 +207,7 @@ def random_inputs(trial: Trial) -> None:
 def hostile_octets(trial: Trial) -> None:
     """Each octet in the argument of each command and in a body, with --debug, which logs every line."""
     log = trial.folder / "log"
-    trial.folder.chmod(0o777)
+    trial.folder.chmod(0o1777)
     with Program("--workers=1", f"--log={log}", "--debug") as program:
         replies, sent = b"", 0
         for verb in (
