@@ -72,7 +72,7 @@ class Order:
     began: float = 0.0
     """The same on the monotonic clock: when the clock of its windows began."""
     certificates: Mapping[str, str] = field(default_factory=dict)
-    """What its rules have clients shown and was not made at the start, as PEM."""
+    """What its rules have clients shown, as PEM."""
     coming: tuple[Next, ...] = ()
 
 
@@ -176,7 +176,7 @@ def plot(order: Order, loaded: Scenario, orders: Orders) -> Scenario:
         )
     coming = (limited(one, orders) for one in order.coming if orders.left(one))
     shown = {name: tls.showing(pem.encode()) for name, pem in order.certificates.items()}
-    return replace(found, rules=(*coming, *found.rules), certificates={**loaded.certificates, **shown})
+    return replace(found, rules=(*coming, *found.rules), certificates={**shown, **loaded.certificates})
 
 
 def limited(one: Next, orders: Orders) -> Rule:

@@ -304,6 +304,21 @@ def test_a_certificate_is_made_for_an_order(certificate: Certificate) -> None:
         connected(program.port, False, certificate.client).close()
 
 
+def test_a_certificate_is_there_when_a_reload_loads_none(certificate: Certificate, tmp_path: Path) -> None:
+    tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--hostname=mx.test")
+    path = tmp_path / "scenario.toml"
+    path.write_text(SHOW)
+    with Sink(f"--scenario={path}", *tls) as program:
+        program.dashboard()
+        assert put(program, SHOW).status == 200
+        path.write_text(refuse(451))
+        before = program.workers()
+        os.kill(program.pid, signal.SIGHUP)
+        wait_for(lambda: not set(before) & set(program.workers()), "the old workers are gone")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            connected(program.port, False, certificate.client)
+
+
 def test_a_certificate_needs_tls(module: Sink) -> None:
     answer = put(module, SHOW)
     wanted = 'scenario: certificate = "wrong-name" needs TLS; give ssl_cert too'

@@ -138,8 +138,11 @@ class Control:
         return self._orders.give(change)
 
     def _showing(self, order: Order, rules: Iterable[Rule]) -> Order:
-        """The order with the certificates that further rules have clients shown."""
-        wanted = Scenario(tuple(rules)).wants - set(self._loaded.certificates) - set(order.certificates)
+        """The order with the certificates that further rules have clients shown.
+
+        Those that were made for what was loaded may be gone after a reload.
+        """
+        wanted = Scenario(tuple(rules)).wants - set(order.certificates)
         made = {name: tls.faulty(name, self._settings).decode() for name in wanted}
         return replace(order, certificates={**order.certificates, **made})
 
