@@ -41,7 +41,8 @@ Asked = TypeVar("Asked", bound="Question")
 Item = TypeVar("Item")
 
 SILENCE: Final = 1.0
-"""Seconds after which a connection is given up; a new one, with handshake and password, gets as many."""
+"""Seconds after which a connection is given up, unless there is more time for an answer; a new one, with
+handshake and password, gets as many."""
 
 PAUSE: Final = 1.0
 """Seconds between two tries to get back to a Redis that does not answer."""
@@ -349,7 +350,7 @@ class Fleet:
                 questions = [one for one in first(self._questions) if not one.settled]
                 errands = first(self._errands)
                 try:
-                    async with asyncio.timeout(SILENCE):
+                    async with asyncio.timeout(max(SILENCE, self._redis.timeout)):
                         answers = await self._tell(self._link, [*questions, *errands])
                 except self._lost as error:
                     self._errands.extendleft(reversed(errands))

@@ -350,6 +350,17 @@ def test_a_moment_of_silence_is_no_loss(own: RedisServer, caplog: pytest.LogCapt
     assert warnings(caplog) == []
 
 
+def test_who_has_time_waits_longer(own: RedisServer) -> None:
+    async def work(memory: Fleet) -> None:
+        own.freeze()
+        question = memory.revise(b"ann", 0.0, counted)
+        await asyncio.sleep(fleet.SILENCE + 0.3)
+        own.thaw()
+        assert question is not None and await question == 1
+
+    machines(own, work, 1, "&timeout=9")
+
+
 def test_a_killed_one_is_found_again(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     async def work(memory: Fleet) -> None:
         assert await known(memory, b"ann") == 1
