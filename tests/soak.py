@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import socket
 import statistics
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,7 +28,7 @@ from random import Random
 from blackhole.stats import Stats
 from tests.faults.clients import Address, Client, Refused, cpu, family, pss
 from tests.faults.processes import issue, secured, settled
-from tests.program import Program, descriptors, free_port, wait_for
+from tests.program import Program, descriptors, free_port, title, wait_for
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -55,7 +57,7 @@ class Crew:
             fault, taken = "", 0
             try:
                 taken = work(dice)
-            except (OSError, Refused, AssertionError) as error:
+            except (OSError, Refused, AssertionError, subprocess.SubprocessError) as error:
                 fault = repr(error)
             with self._lock:
                 self.connections += 1
@@ -111,6 +113,20 @@ def bad(address: Address) -> Callable[[Random], int]:
     return work
 
 
+def bulk(address: Address, rate: float) -> Callable[[Random], int]:
+    """A second's worth of messages, as fast as smtp-source sends them; each other time a connection each."""
+    source = shutil.which("smtp-source", path="/usr/sbin:/usr/bin")
+
+    def work(dice: Random) -> int:
+        assert source is not None, "smtp-source (Debian package postfix) is not installed"
+        how = ("-d",) if dice.random() < 0.5 else ()
+        command = [source, *how, "-s", "20", "-m", str(int(rate)), "{}:{}".format(*address)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        return int(rate)
+
+    return work
+
+
 def slope(samples: list[tuple[float, float]]) -> float:
     """KiB an hour."""
     times, values = zip(*samples, strict=True)
@@ -123,11 +139,12 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--rate", type=float, default=60, help="connections of good clients a second")
+    parser.add_argument("--bulk", type=float, default=0, help="messages a second of smtp-source besides")
     chosen = parser.parse_args()
     seconds = chosen.minutes * 60
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="soak-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="soak-") as where:
+        folder = Path(where)
         issue(folder)
         limits = "--timeout=20", "--tls_timeout=10", "--write_timeout=10"
         with Program("--workers=2", f"--ssl_port={free_port()}", *limits, *secured(folder)) as program:
@@ -135,12 +152,16 @@ def main() -> int:
             fine, rude = Crew(seconds), Crew(seconds)
             fine.start(4, chosen.rate, good(program.address))
             rude.start(6, chosen.rate, bad(program.address))
-            samples: list[tuple[float, float]] = []
+            if chosen.bulk:
+                fine.start(1, 1, bulk(program.address, chosen.bulk))
+            samples: dict[str, list[tuple[float, float]]] = {}
             files: list[int] = []
             workers, began, used = program.workers(), time.monotonic(), cpu(*family(program.pid))
             while (now := time.monotonic()) < fine.until:
                 if now > began + seconds / 5:
-                    samples.append((now, pss(*family(program.pid))))
+                    sizes = {title(pid) or "master": pss(pid) for pid in family(program.pid)}
+                    for name, size in (sizes | {"all": sum(sizes.values())}).items():
+                        samples.setdefault(name, []).append((now, size))
                     files.append(sum(len(descriptors(pid)) for pid in family(program.pid)))
                 time.sleep(min(5, seconds / 40))
             fine.join()
@@ -163,8 +184,9 @@ def main() -> int:
         print(f"      {fault}")
     print(f"bad: {rude.connections} connections")
     print(f"counted beside what clients counted: {beside} messages")
-    grown = f"{samples[0][1]:.0f} KiB at first, {samples[-1][1]:.0f} at last"
-    print(f"memory: {grown}, slope {slope(samples):+.0f} KiB/h")
+    for name, points in samples.items():
+        grown = f"{points[0][1]:.0f} KiB at first, {points[-1][1]:.0f} at last"
+        print(f"memory of {name}: {grown}, slope {slope(points):+.0f} KiB/h")
     print(f"descriptors: {min(files)} to {max(files)}, {left} when all had left")
     print(f"CPU of all processes: {used:.0f} % of one core; the same workers to the end: {same}")
     print(f"{tracebacks} tracebacks; exit code {code}")
