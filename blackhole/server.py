@@ -223,13 +223,13 @@ class Server(TCPServer):
         for client in self.connections:
             client.session.busy = True
 
-    def take(self, connection: socket.socket, address: tuple[object, ...], selector: Selector) -> None:
+    def take(self, fd: int, address: tuple[object, ...], selector: Selector) -> None:
         """A client is here."""
         if self.counters[OPEN] >= self.capacity:
             self.complain("%d connections are open, and no more are taken", self.capacity)
-            self.turn_away(connection)
+            self.turn_away(socket.socket(fileno=fd))
             return
-        stream = Stream(connection, selector, self._loop)
+        stream = Stream(fd, selector, self._loop)
         self.handle_stream(stream, address)
 
     def turn_away(self, connection: socket.socket) -> None:
@@ -372,7 +372,6 @@ class Door:
     def __init__(self, server: Server, listening: socket.socket, selector: Selector) -> None:
         self._server: Final = server
         self._socket: Final = listening
-        self._family: Final = listening.family
         self._selector: Final = selector
         self._loop: Final = asyncio.get_running_loop()
         self._open = True
@@ -402,8 +401,7 @@ class Door:
                     return
                 # ECONNABORTED and whatever a network hands up through accept(2): that client is gone.
                 continue
-            connection = socket.socket(self._family, socket.SOCK_STREAM, 0, fd)
-            self._server.take(connection, address, self._selector)
+            self._server.take(fd, address, self._selector)
         if crowded is not None and self._open and crowded():
             self._selector.detach(self._socket.fileno())
             self._loop.call_later(NAP, self._attach)

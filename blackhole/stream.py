@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import select
 import selectors
 import socket
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 CHUNK: Final = 32768
 """Octets read at once. Twice as many take a quarter off a body of a megabyte; but what a read did not
 fill fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead of by 0.4."""
+
+Socket = socket.socket
 
 BYTES: Final = object()
 """What a coroutine yields to its driver when it waits for its stream's bytes."""
@@ -277,21 +280,31 @@ class Stream(IOStream):
     """Under TLS."""
     _events = EPOLLIN
 
-    def __init__(self, connection: socket.socket, selector: Selector, io_loop: IOLoop) -> None:
-        self.socket = connection
-        self._fd = connection.fileno()
+    _socket: Any = None
+    """Made when first asked for: an object that most connections do not need, and a system call, are two
+    microseconds."""
+
+    def __init__(self, fd: int, selector: Selector, io_loop: IOLoop) -> None:
+        self._fd = fd
         # What every turn asks for: a class's attribute is found six times slower than an object's own.
         self.secured = self._aside = False
         self.io_loop = io_loop
         self._selector = selector
-        connection.setblocking(False)
+        os.set_blocking(fd, False)
+
+    @property
+    def socket(self) -> Any:  # type: ignore[override]  # nobody but us sets it
+        """The socket as an object; it is the stream that closes it."""
+        if self._socket is None:
+            self._socket = Socket(fileno=self._fd)
+        return self._socket
 
     # The coroutine.
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Drive `work` until it ends; then the stream is closed, however it ended."""
         self._coroutine = work
-        self._selector.attach(self.socket.fileno(), self, EPOLLIN)
+        self._selector.attach(self._fd, self, EPOLLIN)
         self._step(None)
 
     @coroutine
@@ -307,11 +320,11 @@ class Stream(IOStream):
     async def peek(self, most: int) -> bytes:
         """What is there, without taking it; waits until there is something. Nothing: the client has left."""
         await self._event()
-        return self.socket.recv(most, socket.MSG_PEEK)
+        return self.socket.recv(most, socket.MSG_PEEK)  # type: ignore[no-any-return]
 
     def take(self, count: int) -> bytes:
         """Take that much of what `peek` saw."""
-        return self.socket.recv(count)
+        return read(self._fd, count)
 
     def ready(self, events: int) -> None:
         """An event of the socket: called by the Selector."""
@@ -319,7 +332,7 @@ class Stream(IOStream):
             self._meanwhile(events)
             return
         try:
-            data = self.socket.recv(CHUNK) if self.secured else read(self._fd, CHUNK)
+            data = self._socket.recv(CHUNK) if self.secured else read(self._fd, CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
@@ -334,11 +347,11 @@ class Stream(IOStream):
     @property
     def resumed(self) -> bool:
         """Under TLS that goes on with what an earlier connection agreed on."""
-        return bool(self.socket.session_reused)  # type: ignore[attr-defined]
+        return bool(self.socket.session_reused)
 
     def early(self) -> bool:
         """Whether the client talks though it was told nothing yet. Half a microsecond."""
-        return ioctl(self.socket.fileno(), FIONREAD, NOTHING) != NOTHING
+        return ioctl(self._fd, FIONREAD, NOTHING) != NOTHING
 
     def _step(self, value: bytes | None) -> None:
         """Let the coroutine run until it waits again."""
@@ -365,7 +378,7 @@ class Stream(IOStream):
                 if not wanted:
                     sent = 0
                 elif self.secured:
-                    sent = self.socket.send(wanted)
+                    sent = self._socket.send(wanted)
                 else:
                     sent = write(self._fd, wanted)
             except (BlockingIOError, ssl.SSLWantWriteError):
@@ -392,10 +405,10 @@ class Stream(IOStream):
             if not self._ended:
                 self._watch(EPOLLIN)
             return data
-        if self.secured and self.socket.pending():  # type: ignore[attr-defined]
+        if self.secured and self._socket.pending():
             # OpenSSL has read a record that epoll knows nothing of.
             try:
-                return self.socket.recv(CHUNK)
+                return self._socket.recv(CHUNK)  # type: ignore[no-any-return]
             except OSError:
                 return b""
         return None
@@ -427,7 +440,7 @@ class Stream(IOStream):
             self.close()
             return
         try:
-            data = self.socket.recv(CHUNK)
+            data = self._socket.recv(CHUNK) if self.secured else read(self._fd, CHUNK)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError:
@@ -450,16 +463,14 @@ class Stream(IOStream):
     def _watch(self, events: int) -> None:
         if events != self._events:
             self._events = events
-            self._selector.modify_attached(self.socket.fileno(), events)
+            self._selector.modify_attached(self._fd, events)
 
     # Writing.
 
     def send(self, data: bytes) -> bool:
         """Send; true when all of it has left, else `await drain()`. Raises StreamClosedError."""
-        if self.socket is None:
-            raise StreamClosedError
         try:
-            sent = self.socket.send(data)
+            sent = self._socket.send(data) if self.secured else write(self._fd, data)
         except (BlockingIOError, ssl.SSLWantWriteError):
             sent = 0
         except OSError as error:
@@ -494,7 +505,7 @@ class Stream(IOStream):
         self.socket.getpeername()
         # The descriptor is the same, and epoll knows it.
         wrapped = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self.socket = wrapped
+        self._socket = wrapped
         while True:
             try:
                 wrapped.do_handshake()
@@ -534,13 +545,13 @@ class Stream(IOStream):
         Closing a socket with unread bytes in it resets the connection, and a reset can
         overtake the last reply (RFC 1122 4.2.2.13).
         """
-        if self.socket is not None:
+        if not self._closed:
             with suppress(OSError, ValueError):
                 self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Close as a crash or a firewall does: with a reset, and nothing said under TLS."""
-        if self.socket is not None:
+        if not self._closed:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             self.secured = False
             self.close()
@@ -553,13 +564,16 @@ class Stream(IOStream):
         if self._closed:
             return
         self._closed = True
-        if self.socket is not None:
-            self._selector.forget(self.socket.fileno())
+        self._selector.forget(self._fd)
+        if self._socket is None:
+            os.close(self._fd)
+        else:
             if self.secured:
                 with suppress(OSError, ValueError):
-                    self.socket.unwrap()  # type: ignore[attr-defined]  # sends close_notify, waits for nothing
-            self.socket.close()
-        self.socket = None  # type: ignore[assignment]
+                    self._socket.unwrap()  # sends close_notify, waits for nothing
+            self._socket.close()
+            self._socket = None
+        # Whoever still wants to read or write does it here, and not to the next who gets the descriptor.
         self._fd, self.secured = -1, False
         self.ahead = b""
         work, self._coroutine = self._coroutine, None

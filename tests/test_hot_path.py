@@ -58,15 +58,16 @@ def test_a_message_on_an_open_connection_is_four_reads_and_four_writes(tmp_path:
     assert others <= 8 * SESSIONS + 40, found
 
 
-def test_a_connection_costs_seven_calls_of_its_own(tmp_path: Path) -> None:
-    """accept4, getsockname (Python's), ioctl, epoll_ctl, close, and the greeting's write.
+def test_a_connection_costs_five_calls_of_its_own(tmp_path: Path) -> None:
+    """accept4, ioctl, epoll_ctl, close, and the greeting's write.
 
-    And ioctl once more: whether the client talked before it was greeted.
+    Of one in sixteen, ioctl once more: whether the client talked before it was greeted.
     """
     found = calls(tmp_path)
-    for name in ("getsockname", "epoll_ctl", "close"):
+    for name in ("epoll_ctl", "close"):
         assert found[name] <= MESSAGES + 20, found
-    assert found["ioctl"] <= 2 * MESSAGES + 20, found
+    assert found["getsockname"] <= 20, found
+    assert found["ioctl"] <= MESSAGES + MESSAGES // 16 + 40, found
     assert found["accept4"] <= 2 * MESSAGES + 20, found
     # HELO, MAIL, RCPT, DATA, body and QUIT; one reply each and the greeting. No read for the end:
     # after QUIT both sides know.
