@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
-from blackhole import __version__, daemon, logs, options, report, top
+from blackhole import __version__, activation, daemon, logs, options, report, top
 from blackhole.clients import Clients
 from blackhole.roster import Roster
 from blackhole.settings import Http, Listener, OperatorError, Redis, Settings
@@ -323,8 +323,17 @@ def _where(asked: Listener | Http, sockets: list[socket.socket]) -> str:
     return " and ".join(str(replace(asked, host=host, port=port)) for host, port, *_ in names)
 
 
-def _open(settings: Settings, held: _Setup | None, warn: Callable[[str], None]) -> _Setup:
-    """Open what the settings ask for; what is held for an address already is kept. Raises OperatorError."""
+def _open(
+    settings: Settings,
+    held: _Setup | None,
+    warn: Callable[[str], None],
+    handed: list[socket.socket] | None = None,
+) -> _Setup:
+    """Open what the settings ask for; what is held or handed for an address already is kept.
+
+    Raises OperatorError.
+    """
+    handed = handed or []
     from blackhole import server
 
     settings, context, plot = _check(settings)
@@ -334,9 +343,11 @@ def _open(settings: Settings, held: _Setup | None, warn: Callable[[str], None]) 
     try:
         for listener in settings.listeners:
             sockets = kept.get(listener) or by_address.get((listener.host, listener.port))
+            sockets = sockets or activation.claim(handed, listener)
             setup.bound[listener] = sockets or server.bind(listener, settings.backlog)
         if settings.http.host:
-            setup.http[:] = _open_dashboard(settings, held, warn)
+            setup.http[:] = activation.claim(handed, settings.http) or _open_dashboard(settings, held, warn)
+        activation.refuse(handed)
     except OperatorError:
         _close(setup.sockets - (held.sockets if held else set()))
         raise
@@ -387,7 +398,7 @@ class Service:
         self._pidfile = pidfile
         self._shell = daemon.Shell()
         self._detached = False
-        self._setup = _open(settings, None, _complain)
+        self._setup = _open(settings, None, _complain, activation.handed(os.environ))
         self._next: _Setup | None = None
         """What was opened for a reload, until it is settled."""
         owner = int(self._setup.settings.user), int(self._setup.settings.group)

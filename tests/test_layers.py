@@ -29,7 +29,7 @@ LAYERS = (
     ),
     (
         *("smtp.policy", "smtp.auth", "smtp.violations", "smtp.witness"),
-        *("attempts", "users", "logs", "options", "tls", "clients", "proxy", "maps"),
+        *("activation", "attempts", "users", "logs", "options", "tls", "clients", "proxy", "maps"),
     ),
     ("smtp.state", "daemon", "fleet"),
     ("roster", "smtp.extensions", "smtp.conduct", "smtp.judge", "scenario"),
