@@ -493,7 +493,7 @@ INTERNAL = b"421 4.3.0 Internal error, closing transmission channel\r\n"
         ("_talk", b"", INTERNAL),
         ("drain", b"", b""),
         ("last_words", b"GET /\r\n", b"221 2.7.0 This is an SMTP server. Goodbye\r\n" + INTERNAL),
-        ("sleep", b"NOOP\r\n" * 200, INTERNAL),
+        ("sleep", b"NOOP\r\n" * 400, INTERNAL),
         ("shake_hands", b"STARTTLS\r\n", b"220 2.0.0 Ready to start TLS\r\n"),
         ("admit", b"", INTERNAL),
     ],

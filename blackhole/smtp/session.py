@@ -812,7 +812,7 @@ class Session(State):
         if self.size:
             self._compare()
         if answer is reply.QUEUED:
-            wire = QUEUED_AS + hexlify(self.id.to_bytes(5, "big")).upper() + b"\r\n"
+            wire = QUEUED_AS + hexlify((self._id or self.new_id()).to_bytes(5, "big")).upper() + b"\r\n"
         else:
             wire = answer.wire
             if answer.then is Then.HANG_UP:
