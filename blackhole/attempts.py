@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final
@@ -58,6 +59,7 @@ class Attempts:
         self._map: Final = mmap.mmap(-1, rows * PLACES * 2)
         self._present: Final = memoryview(self._map).cast("H")
         self._lock: Final = os.memfd_create("blackhole attempts")
+        weakref.finalize(self, os.close, self._lock)
         self._row = 0
 
     def claim(self, row: int) -> None:
