@@ -1,0 +1,221 @@
+"""What each feature costs: Blackhole as it is by default against itself with something more or less.
+
+Each has a race of its own, of two, so that what is compared has run one right after the other. The first
+runs against its like: what its row shows is how far two turns of the same differ here and now.
+
+For what there is no switch, lines are taken out of a copy of the package. Each has to be found as it stands
+here, or the row fails: whoever changes such a line changes it here too.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.failure import Failure
+from benchmarks.machine import ROOT
+from benchmarks.plan import Plan, failing
+from benchmarks.server import Server, Site, blackhole
+from benchmarks.table import Row, Table
+from benchmarks.turns import LOADS, Contestant, compete
+
+RULE = """
+[[rule]]
+phase = "RCPT"
+recipient = "{recipient}"
+reply = "550 5.1.1 No such user"
+"""
+
+Cut = tuple[str, str, str]
+"""A file of the package, text that occurs in it once, and what stands there in the copy."""
+
+STATISTICS: Sequence[Cut] = (
+    (
+        "connection.py",
+        """\
+                cell, said = session.cell, session.said
+                if cell:
+                    counters[cell] += 1
+                if said:
+                    session.said = []
+                    for other in said:
+                        counters[other] += 1
+""",
+        "",
+    ),
+    (
+        "connection.py",
+        """\
+            try:
+                data = yield out
+            except StreamClosedError:
+                self._count([cell, *said], -1)
+                raise
+            if data is None:
+                self._count([cell, *said], -1)
+                yield from self._push([cell, *said]).__await__()
+""",
+        """\
+            data = yield out
+            if data is None:
+                yield from self._push([]).__await__()
+""",
+    ),
+    (
+        "connection.py",
+        """\
+        cells = [session.cell, *session.said]
+        session.cell, session.said = 0, []
+        self.idle = 0
+        self._count(cells, 1)
+        try:
+            sent = self.stream.send(out)
+        except StreamClosedError:
+            self._count(cells, -1)
+            raise
+        if sent:
+            return []
+        self._count(cells, -1)
+        return cells
+""",
+        """\
+        self.idle = 0
+        return [] if self.stream.send(out) else [session.cell]
+""",
+    ),
+    (
+        "connection.py",
+        """\
+            if self.session.said or not self.session.left:
+                self._settle()
+""",
+        "",
+    ),
+    ("connection.py", "            server.counters[RECEIVED] += fresh\n", ""),
+    ("smtp/session.py", "            self.cell = self.engine.greeted\n", ""),
+    ("smtp/session.py", "        self.cell = entry.base + answer.code\n", ""),
+    ("smtp/session.py", "            self.said += [entry.base + answer.code] * times\n", ""),
+    ("smtp/session.py", "        self.engine.sizes.append(self.octets)\n", ""),
+    ("server.py", "        self.counters[self.number] += 1\n        self.counters[OPEN] += 1\n", ""),
+    ("server.py", "        self.counters[OPEN] -= 1\n", ""),
+    ("server.py", "        self.counters[RECEIVED] += client.heard - client.counted\n", ""),
+    ("server.py", "        self.sent.append(client.session.messages)\n", ""),
+    ("stream.py", "            if self._probes:\n                self.woke = time.monotonic_ns()\n", ""),
+    (
+        "stream.py",
+        """\
+            self._due -= len(heard)
+            if self._due < 0 and heard:
+                self._plant(fd)
+""",
+        "",
+    ),
+)
+
+SWEEP: Sequence[Cut] = (
+    ("server.py", "        for client in list(self.connections):\n            client.sweep()\n", ""),
+)
+
+UNMET = "--client_connections 1000000 --client_connection_rate 1000000000 --max_messages 1000000000"
+"""All is counted, and nobody comes near a limit."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One difference to Blackhole as it is by default."""
+
+    name: str
+    options: str = ""
+    cuts: Sequence[Cut] = ()
+    recipients: Sequence[str] = ()
+    """A rule of a scenario for each of these globs; nobody writes to them."""
+    mute: bool = False
+    """Its log goes to /dev/null."""
+
+    def server(self, directory: Path) -> Server:
+        """Raises Failure where the code is not as the cuts want it."""
+        words = ["blackhole"]
+        if self.cuts:
+            words.append(f"checkout={copy(directory / 'cut', self.cuts)}")
+        words.append("--http 127.0.0.1:0")  # each has a dashboard, as a single one would have
+        if self.recipients:
+            scenario = directory / "rules.toml"
+            scenario.write_text("".join(RULE.format(recipient=glob) for glob in self.recipients))
+            words.append(f"--scenario {scenario}")
+        server = blackhole(" ".join([*words, self.options]))
+        return replace(server, command=muted(server)) if self.mute else server
+
+
+def muted(server: Server) -> Callable[[Site], list[str]]:
+    """The command of a server whose standard error goes to /dev/null, which --log does not take."""
+
+    def command(site: Site) -> list[str]:
+        return ["sh", "-c", 'exec "$@" 2>/dev/null', "sh", *server.command(site)]
+
+    return command
+
+
+def copy(home: Path, cuts: Sequence[Cut]) -> Path:
+    """A checkout of the package alone, with cuts."""
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(ROOT / "blackhole", home / "blackhole", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, old, new in cuts:
+        file = home / "blackhole" / name
+        text = file.read_text()
+        if text.count(old) != 1:
+            first = old.strip().splitlines()[0]
+            raise Failure(f"{name} has {text.count(old)} times, not once, what begins with `{first}`")
+        file.write_text(text.replace(old, new))
+    return home
+
+
+DEFAULT = Feature("as it is")
+
+FEATURES = (
+    replace(DEFAULT, name="as it is, once more"),
+    Feature("no statistics", cuts=STATISTICS),
+    Feature("no sweep of idle clients", cuts=SWEEP),
+    Feature("`--dynamic_switch off`", "--dynamic_switch off"),
+    Feature("`--http off`", "--http off"),
+    Feature("`--debug`, log to /dev/null", "--debug", mute=True),
+    Feature("a rule at RCPT that never holds", recipients=["*@host0.invalid"]),
+    Feature("100 such rules", recipients=[f"*@host{number}.invalid" for number in range(100)]),
+    Feature(
+        "100 with globs open at both ends", recipients=[f"*@host{number}.invalid*" for number in range(100)]
+    ),
+    Feature("`--public`, and the sender is not trusted", f"--public --trusted none {UNMET}"),
+)
+
+CONTESTS = {"reused": "reused", "connection": "a connection each"}
+"""Load -> how its columns begin."""
+
+COLUMNS = {"feature": ("Blackhole", "")}
+for shape, says in CONTESTS.items():
+    COLUMNS |= {
+        f"{shape}_cpu": (f"{says}: CPU µs/message", ",.1f"),
+        f"{shape}_ratio": ("ratio", ".2f"),
+        f"{shape}_range": ("least to most", ""),
+    }
+
+
+def measure(plan: Plan) -> Table:
+    """The ratio is to Blackhole as it is by default."""
+    table = Table("features", "What each feature costs", COLUMNS)
+    loads = [load for load in LOADS if load.name in CONTESTS]
+    for feature in FEATURES:
+        row: Row = {"feature": feature.name}
+        table.rows.append(row)
+        with failing(row):
+            pair = [which.server(plan.directory) for which in (DEFAULT, feature)]
+            for load in loads:
+                entries = [Contestant(server.name, server, load.send, load.warm) for server in pair]
+                default, other = compete(plan, entries)
+                for had in (default, other):
+                    if "failure" in had:
+                        raise Failure(had["failure"])
+                row |= {f"{load.name}_{key}": value for key, value in other.items() if key != "server"}
+                row[f"{load.name}_default_cpus"] = default["cpus"]
+    table.note = "The ratio is to Blackhole as it is by default. The first row compares it with itself."
+    return table
