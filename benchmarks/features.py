@@ -25,7 +25,7 @@ RULE = """
 [[rule]]
 phase = "RCPT"
 recipient = "{recipient}"
-reply = "550 5.1.1 No such user"
+reply = "{reply}"
 """
 
 Cut = tuple[str, str, str]
@@ -131,6 +131,8 @@ class Feature:
     cuts: Sequence[Cut] = ()
     recipients: Sequence[str] = ()
     """A rule of a scenario for each of these globs; nobody writes to them."""
+    reply: str = "550 5.1.1 No such user"
+    """What they would say. Where one may refuse, it is watched what becomes of messages."""
     mute: bool = False
     """Its log goes to /dev/null."""
 
@@ -142,7 +144,8 @@ class Feature:
         words.append("--http 127.0.0.1:0")  # each has a dashboard, as a single one would have
         if self.recipients:
             scenario = directory / "rules.toml"
-            scenario.write_text("".join(RULE.format(recipient=glob) for glob in self.recipients))
+            rules = (RULE.format(recipient=glob, reply=self.reply) for glob in self.recipients)
+            scenario.write_text("".join(rules))
             words.append(f"--scenario {scenario}")
         server = blackhole(" ".join([*words, self.options]))
         return replace(server, command=muted(server)) if self.mute else server
@@ -181,6 +184,9 @@ FEATURES = (
     Feature("`--http off`", "--http off"),
     Feature("`--debug`, log to /dev/null", "--debug", mute=True),
     Feature("a rule at RCPT that never holds", recipients=["*@host0.invalid"]),
+    Feature(
+        "the same, and it would not refuse", recipients=["*@host0.invalid"], reply="250 2.1.5 Recipient ok"
+    ),
     Feature("100 such rules", recipients=[f"*@host{number}.invalid" for number in range(100)]),
     Feature(
         "100 with globs open at both ends", recipients=[f"*@host{number}.invalid*" for number in range(100)]
