@@ -386,10 +386,10 @@ class Session(State):
                 if engine.usual(data) is None:
                     return self._run(data) if engine.group(data) is None else self._group(data)
                 known = engine.entries[data[:4]]
-                if known.greets and self.examined:
-                    introduce(self, data[len(b"EHLO ") : -2])
             if not known.quick[self.stage]:
                 return self._run(data)
+            if known.greets and self.examined:
+                introduce(self, data[len(b"EHLO ") : -2])
             entry = known
             answer = entry.do(self, PLAIN)
             wire = answer.wire
