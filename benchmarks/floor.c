@@ -6,10 +6,12 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -58,19 +60,27 @@ static void hear(int fd)
 
 int main(int argc, char **argv)
 {
-    int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), epoll = epoll_create1(0);
+    int one = 1, listener, epoll;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = listener}, events[256];
+    struct epoll_event event = {.events = EPOLLIN}, events[256];
 
-    if (argc != 2)
+    if (argc < 2)
         return 64;
     address.sin_port = htons(atoi(argv[1]));
+    /* As many processes as asked for, each with a socket of its own: the kernel deals out the connections. */
+    for (int workers = argc > 2 ? atoi(argv[2]) : 1; workers > 1 && fork() > 0; workers--)
+        ;
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    epoll = epoll_create1(0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
     setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 4096)) {
         perror("bind");
         return 71;
     }
+    event.data.fd = listener;
     epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
     for (;;) {
         int ready = epoll_wait(epoll, events, 256, -1);

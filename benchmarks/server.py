@@ -206,7 +206,12 @@ SERVERS = (
         frozenset(["", "implicit"]),
         install(BLACKHOLE2),
     ),
-    Server("kernel floor", lambda site: [str(FLOOR), str(site.port)], prepare=floor_prepare, floor=True),
+    Server(
+        "kernel floor",
+        lambda site: [str(FLOOR), str(site.port), str(site.workers)],
+        prepare=floor_prepare,
+        floor=True,
+    ),
     Server(
         "openssl s_server",
         openssl_command,

@@ -195,7 +195,7 @@ def workers(shape: Load) -> Callable[[Plan], Table]:
 
     def measure(plan: Plan) -> Table:
         table = Table(f"workers-{shape.name}", f"Workers. {shape.title}", COLUMNS)
-        for server in (server for server in plan.servers if server.ours):
+        for server in (server for server in plan.serving() if server.ours or server.floor):
             entries = [
                 Contestant(
                     f"{server.name}, workers {n}", server, shape.send, shape.warm, "", n, machine.CORES
