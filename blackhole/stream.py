@@ -3,14 +3,15 @@
 What a read costs decides what a message costs. Tornado's `read_until` on asyncio
 takes about 12 microseconds for each command beyond the system calls: a future, a
 trip through the loop, a second `recv` that finds nothing, two buffers. Here a
-read event is one `recv`, and the chunk goes into the coroutine at once.
+read event is one `read`, the chunk goes into the coroutine at once, what that
+yields is written, and the next chunk goes in.
 
 Three parts work together. `Selector` is the loop's own epoll; it hands events
-of streams to them at once and all others to asyncio. `Stream` reads and writes
-its socket. `Stream.run` drives a coroutine that waits either for bytes of the
-stream (`await stream.receive()`), for another event of it (a handshake, a
-socket that is full) or for any asyncio future (a delay). Nothing else needs a
-task.
+of streams to them at once, and only others to asyncio. `Stream` reads and writes
+its descriptor. `Stream.run` drives a coroutine that yields what is to be said and
+gets what the client says next, or that waits for another event of the stream (a
+handshake, a socket that is full) or for any asyncio future (a delay). Nothing
+else needs a task.
 """
 
 from __future__ import annotations
