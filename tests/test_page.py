@@ -173,6 +173,7 @@ def test_clients_are_shown_where_that_was_asked_for(browser: Browser) -> None:
         ((address, _, messages, _),) = browser.table("clients")
         assert (address, messages) == ("127.0.0.1", "3")
         assert not browser.run(hidden)
+        browser.driver.get("about:blank")  # or it complains that the sink has gone
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
