@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -15,13 +14,19 @@ from blackhole.settings import OperatorError
 from blackhole.stats import Snapshot, Stats
 from blackhole.supervisor import Berth
 
+INTERRUPT = frozenset((signal.SIGINT,))
+"""What ends `blackhole top`."""
+
 
 def watch(pid: int) -> int:
     """`blackhole top`: until Ctrl-C, or until the server has ended."""
     stats = Stats.of(pid)
+    # Waited for, and not met anywhere: an interrupt in the middle of a __del__ would be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPT)
 
     def pause() -> bool:
-        time.sleep(1)
+        if signal.sigtimedwait(INTERRUPT, 1) is not None:
+            raise KeyboardInterrupt
         return os.path.exists(f"/proc/{pid}")
 
     try:
@@ -32,6 +37,8 @@ def watch(pid: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     else:
         raise OperatorError(f"pid {pid} has ended", os.EX_UNAVAILABLE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPT)
     return os.EX_OK
 
 
