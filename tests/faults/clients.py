@@ -134,13 +134,12 @@ def deliver(address: Address, patience: float = PATIENCE) -> None:
         client.say("QUIT")
 
 
-def source(address: Address, messages: int, *how: str) -> subprocess.Popen[bytes]:
-    """Postfix's smtp-source, which sends so many as fast as they are taken, twenty at once; `-d`: several on
-    a connection. It ends with 0 when all were taken."""
+def source(address: Address, messages: int, *how: str) -> list[str]:
+    """The command that has Postfix's smtp-source send so many, twenty at once, as fast as they are taken;
+    with `-d` several on a connection. It ends with 0 when all were taken."""
     path = shutil.which("smtp-source", path="/usr/sbin:/usr/bin")
     assert path is not None, "smtp-source (Debian package postfix) is not installed"
-    command = [path, *how, "-s", "20", "-m", str(messages), "{}:{}".format(*address)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return [path, *how, "-s", "20", "-m", str(messages), "{}:{}".format(*address)]
 
 
 class Load:
@@ -303,19 +302,19 @@ while True:
 # What a program takes.
 
 
+def memory(pid: int) -> dict[str, int]:
+    """KiB of each sort of memory, by the names of /proc/PID/smaps_rollup."""
+    _, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+
+
 def pss(*pids: int) -> float:
     """KiB of memory, that which is shared divided by those who share it.
 
-    Without the pages of files: who else runs the same Python or leaves changes our part of these by a MiB.
+    Without the pages of files: our part of these changes by a MiB when others begin or end who run the same
+    Python.
     """
-    total = found = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                total += int(line.split()[1])
-                found += 1
-    assert found == 2 * len(pids), "a kernel that tells them apart"
-    return total
+    return sum(sizes["Pss_Anon"] + sizes["Pss_Shmem"] for sizes in map(memory, pids))
 
 
 def family(pid: int) -> list[int]:

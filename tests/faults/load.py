@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import subprocess
 import time
 from contextlib import suppress
 
@@ -391,7 +392,7 @@ def rude_clients(trial: Trial) -> None:
         files, memory = measure()
         began = time.monotonic()
         if trial.full:
-            with source(program.address, half) as good:
+            with subprocess.Popen(source(program.address, half)) as good:
                 offend(program.address, half)
                 trial.count("exit code of smtp-source", good.wait(3600))
         else:

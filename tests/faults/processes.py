@@ -334,6 +334,8 @@ def frozen_worker(trial: Trial) -> None:
         settled(program, 2)
         victim = program.workers()[0]
         os.kill(victim, signal.SIGSTOP)
+        # Until it has stopped the kernel may wake it, and nobody else, for a client.
+        wait_for(lambda: state(victim) == "T", "it is frozen")
         began = time.monotonic()
         taken, failed = [], 0
         while time.monotonic() < began + 30 and (alive(victim) or len(program.workers()) < 2):
