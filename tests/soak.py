@@ -181,7 +181,7 @@ class Samples:
         ]
         copied, most = self.copied, self.own["all"][-1][1]
         lines += [
-            f"pages shared since the fork and copied as they were written to: {copied[-1] - copied[0]:+.0f} KiB;"
+            f"pages shared since the fork and copied when written to: {copied[-1] - copied[0]:+.0f} KiB;"
             f" all processes take {copied[-1]:.0f}, and would {most:.0f} if every page were copied",
             f"maps that all share: {self.maps[0]:.0f} KiB at first, {self.maps[-1]:.0f} at last",
             f"descriptors: {min(self.files)} to {max(self.files)}",
