@@ -346,8 +346,16 @@ def silent_handshakes(trial: Trial) -> None:
         trial.size("memory of each", each[0], 30, 60)
         trial.size("of each with half a ClientHello", each[1], 30, 60)
         trial.note(f"{each[2]:.3g} KiB with a whole one, where OpenSSL begins")
+        taken = []
+        for _ in range(100):
+            start = time.monotonic()
+            deliver(program.address)
+            taken.append(time.monotonic() - start)
+        trial.time("a message meanwhile took, slowest,", max(taken), 1.0, 10.0)
+        workers = program.workers()
         wait_for(lambda: count_open(program) == 0, "all are closed", patience + 30)
         trial.time("closed after", time.monotonic() - began, patience + 2.5, patience + 30)
+        trial.count("workers that were replaced", len({*program.workers()} - {*workers}))
         trial.count("tracebacks", program.output().count("Traceback"))
 
 
