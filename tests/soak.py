@@ -156,8 +156,8 @@ class Samples:
     def __init__(self) -> None:
         self.own: dict[str, list[tuple[float, float]]] = {}
         """KiB of each process, and of all."""
-        self.copied: list[float] = []
-        """KiB that all processes take together, what they share counted once."""
+        self.shared: list[float] = []
+        """KiB that copies of all pages would take beyond what is taken now."""
         self.maps: list[float] = []
         """KiB of the maps that all share."""
         self.files: list[int] = []
@@ -169,7 +169,7 @@ class Samples:
         own = {name: float(size["Anonymous"]) for name, size in sizes.items()}
         for name, size in (own | {"all": sum(own.values())}).items():
             self.own.setdefault(name, []).append((now, size))
-        self.copied.append(sum(size["Pss_Anon"] for size in sizes.values()))
+        self.shared.append(sum(size["Anonymous"] - size["Pss_Anon"] for size in sizes.values()))
         self.maps.append(sum(size["Pss_Shmem"] for size in sizes.values()))
         self.files.append(sum(len(descriptors(one)) for one in pids))
 
@@ -179,10 +179,9 @@ class Samples:
             f"slope {slope(points):+.0f} KiB/h"
             for name, points in self.own.items()
         ]
-        copied, most = self.copied, self.own["all"][-1][1]
         lines += [
-            f"pages shared since the fork and copied when written to: {copied[-1] - copied[0]:+.0f} KiB;"
-            f" all processes take {copied[-1]:.0f}, and would {most:.0f} if every page were copied",
+            f"pages shared since the fork, each of which is copied once it is written to: "
+            f"{self.shared[0]:.0f} KiB at first, {self.shared[-1]:.0f} at last",
             f"maps that all share: {self.maps[0]:.0f} KiB at first, {self.maps[-1]:.0f} at last",
             f"descriptors: {min(self.files)} to {max(self.files)}",
         ]
