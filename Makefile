@@ -48,10 +48,10 @@ bench: $(VENV)/.program  ## measure the speed beside other sinks
 bench-quick: $(VENV)/.program  ## the same, in under two minutes
 	@$(BIN)/python -m benchmarks --quick
 
-faults: $(VENV)/.test  ## kill, freeze, flood and starve it, and measure: about 15 minutes
+faults: $(VENV)/.test  ## kill, freeze, flood and starve it, and measure: 15 minutes; ARGS=--full: 2 hours
 	@$(BIN)/python -m tests.faults $(ARGS)
 
-soak: $(VENV)/.test  ## good and bad clients together for 10 minutes, or ARGS="--minutes 60"
+soak: $(VENV)/.test  ## good and bad clients at half of what it takes, 10 minutes, or ARGS="--minutes 60"
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 clean:  ## remove all that was made, the virtual environment too

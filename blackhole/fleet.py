@@ -24,6 +24,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -254,6 +255,15 @@ class Seat(Question):
         return Errand(self.key, f"{verb} {self.token}")
 
 
+class Names(ThreadPoolExecutor):
+    """Looks up the Redis's name. A resolver may be silent for half a minute; a worker that ends does not wait
+    for it."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Called as the loop is closed, which would wait."""
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 class Fleet:
     """The memory. It is made before the fork, and opened by each worker."""
 
@@ -307,6 +317,7 @@ class Fleet:
     async def open(self) -> None:
         """Be ready to be asked. If the Redis does not answer, that is said, and tried again for ever."""
         self._name = f"w{os.urandom(8).hex()}"
+        asyncio.get_running_loop().set_default_executor(Names())
         await self._return(once=True)
         if self._link is None:
             self._start(self._return())

@@ -303,6 +303,8 @@ class Stream(IOStream):
         """The socket as an object; it is the stream that closes it."""
         if self._socket is None:
             self._socket = Socket(fileno=self._fd)
+            # It takes itself for one that blocks, and what TLS makes of it would do so.
+            self._socket.setblocking(False)
         return self._socket
 
     # The coroutine.

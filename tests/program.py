@@ -142,7 +142,8 @@ def run(
 
 
 class Program:
-    """One master in the foreground; on 127.0.0.1 and with two workers, unless `options` say otherwise."""
+    """One master in the foreground; on 127.0.0.1, on ports that nobody else has and with two workers, unless
+    `options` say otherwise."""
 
     def __init__(
         self,
@@ -158,6 +159,8 @@ class Program:
         given = [*options]
         if values.keys().isdisjoint({"--listen", "--conf"}):
             given += ["--host=127.0.0.1", f"--port={self.port}"]
+            if "--ssl_cert" in values and "--ssl_port" not in values:
+                given.append("--ssl_port=0")
         if values.keys().isdisjoint({"--workers", "--conf"}):
             given.append("--workers=2")
         with tempfile.NamedTemporaryFile(prefix="blackhole-", delete=False) as self._output:

@@ -1,20 +1,23 @@
 """The soak: good and bad clients together, for long; what grows, and whether the counters are exact.
 
-`python -m tests.soak [--minutes 10]`. Good clients send messages at a steady rate, in the clear, pipelined
-and under STARTTLS, and know how many were taken. Bad ones reset, trickle, never read, send noise, and from
-time to time one breaks into a message. None of them ends a message, so the server's counters must agree with
-the good ones to the last message. Memory is compared by a straight line through its samples, after the first
-fifth of the time.
+`python -m tests.soak [--minutes 10]`. First it looks what the machine takes when smtp-source does its worst,
+and half of that is what smtp-source then sends all the time. Beside it good clients send messages at a steady
+rate, in the clear, pipelined and under STARTTLS, and know how many were taken. Bad ones reset, trickle,
+never read, send noise, and from time to time one breaks into a message. None of them ends a message, so the
+server's counters must agree with the good ones to the last message.
+
+Memory is compared by a straight line through its samples, after a warm-up. What is compared is all a process
+can write to that is its own, pages that it still shares with the master it was forked from among it: so a
+page that is copied as it is written to is not counted as growth, for there are only so many of them. How many
+were copied is said apart, and what the maps take that all share, which cannot grow beyond their sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -26,11 +29,18 @@ from pathlib import Path
 from random import Random
 
 from blackhole.stats import Stats
-from tests.faults.clients import Address, Client, Refused, cpu, family, pss
+from tests.faults.clients import RESET, Address, Client, Refused, cpu, family, memory, source
 from tests.faults.processes import issue, secured, settled
 from tests.program import Program, descriptors, free_port, title, wait_for
 
-RESET = struct.pack("ii", 1, 0)
+GOAL = 1024
+"""KiB that all processes together may grow by in an hour; of a short run nobody can tell."""
+
+WARM_UP = 600.0
+"""Seconds at least, or half of the time, before memory is looked at; in a long run a fifth of it."""
+
+WAYS = (), ("-d",)
+"""A connection for each message, and several messages on one."""
 
 
 class Crew:
@@ -113,18 +123,25 @@ def bad(address: Address) -> Callable[[Random], int]:
     return work
 
 
-def bulk(address: Address, rate: float) -> Callable[[Random], int]:
+def bulk(address: Address, rate: int) -> Callable[[Random], int]:
     """A second's worth of messages, as fast as smtp-source sends them; each other time a connection each."""
-    source = shutil.which("smtp-source", path="/usr/sbin:/usr/bin")
 
     def work(dice: Random) -> int:
-        assert source is not None, "smtp-source (Debian package postfix) is not installed"
-        how = ("-d",) if dice.random() < 0.5 else ()
-        command = [source, *how, "-s", "20", "-m", str(int(rate)), "{}:{}".format(*address)]
+        command = source(address, rate, *WAYS[dice.random() < 0.5])
         subprocess.run(command, check=True, capture_output=True, timeout=60)
-        return int(rate)
+        return rate
 
     return work
+
+
+def capacity(address: Address, seconds: float = 10.0) -> tuple[float, int]:
+    """How many messages a second smtp-source gets rid of, half of them each way; and how many it sent."""
+    began, sent = time.monotonic(), 0
+    while (took := time.monotonic() - began) < seconds:
+        for how in WAYS:
+            subprocess.run(source(address, 2000, *how), check=True, capture_output=True, timeout=60)
+            sent += 2000
+    return sent / took, sent
 
 
 def slope(samples: list[tuple[float, float]]) -> float:
@@ -133,13 +150,57 @@ def slope(samples: list[tuple[float, float]]) -> float:
     return float(statistics.linear_regression(times, values).slope * 3600)
 
 
+class Samples:
+    """What memory and descriptors were, from time to time."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, list[tuple[float, float]]] = {}
+        """KiB of each process, and of all."""
+        self.shared: list[float] = []
+        """KiB that copies of all pages would take beyond what is taken now."""
+        self.maps: list[float] = []
+        """KiB of the maps that all share."""
+        self.files: list[int] = []
+
+    def take(self, pid: int) -> None:
+        """Look at a master and its workers."""
+        now, pids = time.monotonic(), family(pid)
+        sizes = {title(one) or "master": memory(one) for one in pids}
+        own = {name: float(size["Anonymous"]) for name, size in sizes.items()}
+        for name, size in (own | {"all": sum(own.values())}).items():
+            self.own.setdefault(name, []).append((now, size))
+        self.shared.append(sum(size["Anonymous"] - size["Pss_Anon"] for size in sizes.values()))
+        self.maps.append(sum(size["Pss_Shmem"] for size in sizes.values()))
+        self.files.append(sum(len(descriptors(one)) for one in pids))
+
+    def __str__(self) -> str:
+        lines = [
+            f"memory of {name}: {points[0][1]:.0f} KiB at first, {points[-1][1]:.0f} at last, "
+            f"slope {slope(points):+.0f} KiB/h"
+            for name, points in self.own.items()
+        ]
+        lines += [
+            f"pages shared since the fork, each of which is copied once it is written to: "
+            f"{self.shared[0]:.0f} KiB at first, {self.shared[-1]:.0f} at last",
+            f"maps that all share: {self.maps[0]:.0f} KiB at first, {self.maps[-1]:.0f} at last",
+            f"descriptors: {min(self.files)} to {max(self.files)}",
+        ]
+        return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak", description="Good and bad clients for long."
     )
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--rate", type=float, default=60, help="connections of good clients a second")
-    parser.add_argument("--bulk", type=float, default=0, help="messages a second of smtp-source besides")
+    parser.add_argument(
+        "--bulk", type=int, help="messages a second of smtp-source (default: half of what the machine takes)"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help="connections of good clients a second (default: 10 and 2 % of the bulk)",
+    )
     chosen = parser.parse_args()
     seconds = chosen.minutes * 60
     load = os.getloadavg()[0]
@@ -149,20 +210,24 @@ def main() -> int:
         limits = "--timeout=20", "--tls_timeout=10", "--write_timeout=10"
         with Program("--workers=2", f"--ssl_port={free_port()}", *limits, *secured(folder)) as program:
             settled(program, 2)
+            tried, many = 0, chosen.bulk
+            if many is None:
+                most, tried = capacity(program.address)
+                many = int(most / 2)
+                print(f"the machine takes {most:.0f} messages a second of smtp-source; {many} are sent")
+            rate = chosen.rate or 10 + many / 50
+            print(f"{rate:.0f} good and as many bad connections a second besides", flush=True)
             fine, rude = Crew(seconds), Crew(seconds)
-            fine.start(4, chosen.rate, good(program.address))
-            rude.start(6, chosen.rate, bad(program.address))
-            if chosen.bulk:
-                fine.start(1, 1, bulk(program.address, chosen.bulk))
-            samples: dict[str, list[tuple[float, float]]] = {}
-            files: list[int] = []
+            fine.start(4, rate, good(program.address))
+            rude.start(6, rate, bad(program.address))
+            if many:
+                fine.start(1, 1, bulk(program.address, many))
+            samples = Samples()
             workers, began, used = program.workers(), time.monotonic(), cpu(*family(program.pid))
+            warm = began + min(seconds / 2, max(seconds / 5, WARM_UP))
             while (now := time.monotonic()) < fine.until:
-                if now > began + seconds / 5:
-                    sizes = {title(pid) or "master": pss(pid) for pid in family(program.pid)}
-                    for name, size in (sizes | {"all": sum(sizes.values())}).items():
-                        samples.setdefault(name, []).append((now, size))
-                    files.append(sum(len(descriptors(pid)) for pid in family(program.pid)))
+                if now > warm:
+                    samples.take(program.pid)
                 time.sleep(min(5, seconds / 40))
             fine.join()
             rude.join()
@@ -176,21 +241,24 @@ def main() -> int:
             tracebacks = program.output().count("Traceback")
             same = program.workers() == workers
             code = program.stop()
-    beside = counted - fine.taken
+    beside = counted - fine.taken - tried
     at_last = os.getloadavg()[0]
     print(f"{took / 60:.1f} minutes, load of the machine {load:.1f} at first, {at_last:.1f} at last")
-    print(f"good: {fine.connections} connections, {fine.taken} messages, {len(fine.failed)} failed")
+    print(
+        f"good: {fine.connections} connections and runs of smtp-source, {fine.taken} messages, "
+        f"{fine.taken / took:.0f} a second, {len(fine.failed)} failed"
+    )
     for fault in sorted(set(fine.failed))[:5]:
         print(f"      {fault}")
     print(f"bad: {rude.connections} connections")
     print(f"counted beside what clients counted: {beside} messages")
-    for name, points in samples.items():
-        grown = f"{points[0][1]:.0f} KiB at first, {points[-1][1]:.0f} at last"
-        print(f"memory of {name}: {grown}, slope {slope(points):+.0f} KiB/h")
-    print(f"descriptors: {min(files)} to {max(files)}, {left} when all had left")
+    print(f"{samples}, {left} when all had left")
     print(f"CPU of all processes: {used:.0f} % of one core; the same workers to the end: {same}")
     print(f"{tracebacks} tracebacks; exit code {code}")
-    return int(bool(beside or fine.failed or tracebacks or code or not same))
+    grows = seconds >= 2 * WARM_UP and slope(samples.own["all"]) >= GOAL
+    if grows:
+        print(f"memory grows by more than {GOAL} KiB an hour")
+    return int(bool(beside or fine.failed or tracebacks or code or not same or grows))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from conftest import Certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import ROOT, Program, children, run, wait_for
+from program import SCRIPT as PROGRAM
 from redis_server import RedisServer
 from service import Serve
 from test_gates import Client
@@ -812,3 +813,22 @@ def test_who_does_not_ask_for_it_does_not_load_it(tmp_path: Path) -> None:
     with Program(asking(tmp_path, "RCPT"), env=env) as program:
         assert attempted(program) == "250"
         assert program.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind port 53 and mount")
+def test_a_name_nobody_tells_keeps_no_worker(tmp_path: Path) -> None:
+    """The resolver, at an address of its own, hears the question and says nothing for half a minute."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+        address = f"127.53.{os.getpid() % 250}.{os.getpid() // 250 % 250}"
+        resolver.bind((address, 53))
+        resolver.settimeout(PATIENCE)
+        conf = tmp_path / "resolv.conf"
+        conf.write_text(f"nameserver {address}\noptions timeout:30\n")
+        inside = f'mount --bind {conf} /etc/resolv.conf && exec "$@"'
+        command = ("unshare", "--mount", "sh", "-c", inside, "sh", *PROGRAM)
+        options = "--attempts=redis://silent.example", asking(tmp_path, "RCPT"), "--drain_timeout=10"
+        with Program(*options, command=command) as program:
+            assert b"silent" in resolver.recv(999)
+            assert attempted(program) == "250"
+            assert program.stop() == 0
+            assert "is killed" not in program.output()

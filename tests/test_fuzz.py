@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from pathlib import Path
 from random import Random
 
@@ -13,10 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from blackhole.scenario import COUNTED, RULE_KEYS, profiles
 from blackhole.smtp import Then
 from blackhole.smtp.policy import FAULTS
-from tests.fuzz import inputs, model
-from tests.fuzz.__main__ import put, sizes
+from tests.fuzz import inputs, live, model
+from tests.fuzz.__main__ import put, shout, sizes
 from tests.fuzz.inputs import attempt, stand
 from tests.fuzz.kinds import KINDS, RULES, mixed
+from tests.program import Program, wait_for
 
 CUTS = st.lists(st.integers(1, 300), max_size=12)
 
@@ -93,6 +97,24 @@ def test_somebody_who_stays_behind_would_be_noticed(monkeypatch: pytest.MonkeyPa
     gates = [number for number, kind in enumerate(KINDS) if kind.name == "gates"]
     with pytest.raises(inputs.Broken, match="still counts"):
         attempt(stand(gates[0]), b"", [], 7)
+
+
+def test_noise_finds_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(live, "OPTIONS", live.OPTIONS[:1])
+    assert shout(1, seed=7) == 0
+    assert re.search(r"^[1-9]\d* connections in .*: 0 findings\n$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_noise_would_find_something() -> None:
+    with Program() as program:
+        noise = live.Noise(program, 7, lambda heard: None)
+        workers = noise.workers
+        os.kill(workers[0], signal.SIGKILL)
+        wait_for(lambda: len(program.workers()) == 2 and program.workers() != workers, "another worker")
+        noise.make(0.2)
+        noise.make(0.2)
+    (finding,) = noise.heard.findings
+    assert finding.startswith(f"workers {workers} have become ")
 
 
 def test_engine_and_model_agree() -> None:

@@ -173,6 +173,35 @@ def test_openssl_waits_for_a_whole_client_hello(
         assert isinstance(connection.stream.socket, ssl.SSLSocket) is begun
 
 
+@pytest.mark.parametrize("shaken", [False, True], ids=["in the handshake", "behind it"])
+def test_who_stops_in_the_middle_holds_up_nobody(
+    serve: Serve, certificate: Certificate, shaken: bool
+) -> None:
+    service = serve(secure=True)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = certificate.client.wrap_bio(incoming, outgoing, server_hostname="mx.test")
+    with socket.create_connection(service.address, 20) as wire:
+        if shaken:
+            heard = b""
+            while not heard:
+                with suppress(ssl.SSLWantReadError):
+                    client.do_handshake()
+                    heard = client.read(4096)
+                wire.sendall(outgoing.read())
+                if not heard:
+                    incoming.write(wire.recv(65536))
+            client.write(b"NOOP\r\n")
+            wire.sendall(outgoing.read()[:9])
+        else:
+            wire.sendall(greeting_of(certificate))
+        for _ in range(2):
+            with (
+                socket.create_connection(service.address, 5) as raw,
+                certificate.client.wrap_socket(raw, server_hostname="mx.test") as other,
+            ):
+                assert other.recv(4096).startswith(b"220 ")
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
     [

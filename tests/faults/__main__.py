@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--only", help="some rows: G1,L3")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small trials, as the tests run them")
-    size.add_argument("--full", action="store_true", help="as much as each goal names, which takes hours")
+    size.add_argument("--full", action="store_true", help="as much as each goal names: two hours")
     parser.add_argument("--markdown", type=Path, help="write the table into this file")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     chosen = parser.parse_args()

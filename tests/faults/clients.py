@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import select
+import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +33,9 @@ def hello() -> bytes:
 
 Address = tuple[str, int]
 PATIENCE = 30.0
+
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER for no time: close() resets the connection, which then leaves nothing behind in the kernel."""
 
 
 class Client:
@@ -129,6 +134,14 @@ def deliver(address: Address, patience: float = PATIENCE) -> None:
         client.say("QUIT")
 
 
+def source(address: Address, messages: int, *how: str) -> list[str]:
+    """The command that has Postfix's smtp-source send so many, twenty at once, as fast as they are taken;
+    with `-d` several on a connection. It ends with 0 when all were taken."""
+    path = shutil.which("smtp-source", path="/usr/sbin:/usr/bin")
+    assert path is not None, "smtp-source (Debian package postfix) is not installed"
+    return [path, *how, "-s", "20", "-m", str(messages), "{}:{}".format(*address)]
+
+
 class Load:
     """Threads that send messages, together so many a second, until it is left."""
 
@@ -219,6 +232,23 @@ def dial(address: Address, count: int, sockets: list[socket.socket], at_once: in
     return time.monotonic() - began
 
 
+def visits(address: Address, count: int, at_once: int = 50) -> Iterator[list[tuple[int, socket.socket]]]:
+    """So many connections, some at a time, each with its number, from several addresses of ours; they are
+    closed when the next are asked for. What is said to all of a batch before one of them is waited for is
+    answered meanwhile."""
+    for start in range(0, count, at_once):
+        with ExitStack() as stack:
+            batch = []
+            for number in range(start, min(start + at_once, count)):
+                one = stack.enter_context(socket.socket())
+                one.settimeout(PATIENCE)
+                # An address has 28,000 ports, and one that was not reset is not free again for a minute.
+                one.bind((f"127.0.0.{1 + number % 8}", 0))
+                one.connect(address)
+                batch.append((number, one))
+            yield batch
+
+
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
@@ -272,14 +302,19 @@ while True:
 # What a program takes.
 
 
+def memory(pid: int) -> dict[str, int]:
+    """KiB of each sort of memory, by the names of /proc/PID/smaps_rollup."""
+    _, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+
+
 def pss(*pids: int) -> float:
-    """KiB of memory, that which is shared divided by those who share it."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
-    return total
+    """KiB of memory, that which is shared divided by those who share it.
+
+    Without the pages of files: our part of these changes by a MiB when others begin or end who run the same
+    Python.
+    """
+    return sum(sizes["Pss_Anon"] + sizes["Pss_Shmem"] for sizes in map(memory, pids))
 
 
 def family(pid: int) -> list[int]:

@@ -11,7 +11,6 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from tests.fuzz import inputs, live, model
-from tests.program import Program
 
 MINUTE = 60.0
 """Seconds between two lines about how far it is."""
@@ -94,22 +93,39 @@ def compare(count: int, seed: int, workers: int) -> int:
 
 
 def shout(seconds: float, seed: int) -> int:
-    """Noise for the program, each way to start it in its turn; what went wrong."""
-    bad = 0
+    """Noise for the program, each way to start it in its turn; how much went wrong."""
+    every = live.Heard()
+    began = time.monotonic()
     for options in live.OPTIONS:
-        with Program("--workers=2", *options) as program:
-            heard = live.run(program.address, seconds / len(live.OPTIONS), seed)
-            tracebacks = program.output().count("Traceback")
-            print(
-                f"{' '.join(options) or 'no options'}: "
-                f"{heard.connections} connections, {heard.octets} octets, "
-                f"{len(heard.findings)} invalid replies, {tracebacks} tracebacks",
-                flush=True,
-            )
-            for answer in heard.findings[:10]:
-                print(answer)
-            bad += len(heard.findings) + tracebacks
-    return bad
+        start = told = time.monotonic()
+        how = " ".join(options) or "no options"
+
+        def tell(heard: live.Heard, start: float = start, how: str = how) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told >= MINUTE:
+                told = now
+                pace = heard.connections / (now - start)
+                print(
+                    f"{(now - began) / 60:.0f} min, {how}: {heard.connections} connections, {pace:.0f} a "
+                    f"second, {len(heard.findings)} findings",
+                    flush=True,
+                )
+
+        heard, more, grown = live.run(options, seconds / len(live.OPTIONS), seed, tell)
+        took = time.monotonic() - start
+        print(
+            f"{how}: {heard.connections} connections, {heard.octets} octets in {took:.0f} s, "
+            f"{heard.connections / took:.0f} connections a second; {more:+} descriptors, {grown:+} KiB; "
+            f"{len(heard.findings)} findings",
+            flush=True,
+        )
+        for finding in heard.findings[:10]:
+            print(finding, flush=True)
+        every.add(heard)
+    took = time.monotonic() - began
+    print(f"{every.connections} connections in {took:.0f} s of noise: {len(every.findings)} findings")
+    return len(every.findings)
 
 
 def main() -> int:
