@@ -59,7 +59,7 @@ class World:
     def arrive(self, client: str = "192.0.2.1", here: str = "192.0.2.25:25") -> Session:
         session = self.engine.session(client=client)
         assert session.judge is not None and session.judge.witness is not None
-        session.judge.witness.meet(here)
+        session.judge.witness.meet(lambda: here)
         session.greet()
         session.receive(b"EHLO client.example.com\r\n")
         return session

@@ -45,7 +45,7 @@ GRAM: Final = 4
 
 
 def anchor(glob: str) -> Anchor | None:
-    """The longer of a glob's fixed ends, else the longest fixed part; None where that is too short to tell."""
+    """The longer of a glob's fixed ends, else its longest fixed part; None where that is too short."""
     parts = re.split("[*?]", glob)
     if len(parts) == 1:
         return WHOLE, glob.encode()

@@ -89,15 +89,14 @@ class Case:
         case.spent, case.entered = self.spent, self.entered
         return case
 
-    def tell(self, phase: str, said: Any, octets: int) -> None:
-        """What the client says now, as the command of this phase has read it."""
+    def tell(self, phase: str, said: bytes = b"", size: int = 0) -> None:
+        """What the client says now: an address or a name, and octets, where the phase has them."""
         if phase == "MAIL":
-            self.sender, self.recipient, self.refused = said.address, b"", ""
-            self.size = int(said.parameters.get(b"SIZE", b"0"))
+            self.sender, self.recipient, self.refused, self.size = said, b"", "", size
         elif phase == "RCPT":
-            self.recipient = said.address
+            self.recipient = said
         elif phase == ".":
-            self.size = octets
+            self.size = size
         elif phase in ("HELO", "EHLO", "RSET"):
             self.sender, self.recipient, self.refused = b"", b"", ""
             self.helo = said or self.helo
@@ -382,15 +381,16 @@ class Table:
         return [self._rules[number] for number in sorted({*found})] if found else ()
 
     def silent(self, case: Case) -> bool:
-        """Whether no rule can speak, whatever chance, time and memory say. To ask changes nothing."""
+        """Whether no rule can speak now, whatever chance and memory say. To ask changes nothing."""
         if self.counts:
             return False
-        for tests, _ in self._near(case):
+        for tests, rule in self._near(case):
             for holds in tests:
                 if not holds(case):
                     break
             else:
-                return False
+                if rule.odds(case.at):
+                    return False
         return True
 
     @property
