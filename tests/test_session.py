@@ -581,7 +581,7 @@ CHUNKS = st.one_of(
 """What a client says at once: mostly what the short road knows. Behind a line feed alone comes another."""
 
 
-@settings(deadline=None, max_examples=8000)
+@settings(deadline=None, max_examples=400)
 @given(st.lists(CHUNKS, min_size=2, max_size=14), st.sampled_from([0, 1000]))
 def test_what_no_rule_has_a_word_in_is_treated_like_all_else(said: list[bytes], limit: int) -> None:
     """By the short road or, where there is a trace, the long one: the same replies and the same counters,
