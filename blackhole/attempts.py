@@ -1,8 +1,10 @@
 """Who tried what, and when: a bounded memory of attempts, shared by all workers and kept in no file.
 
 What is remembered is a keyed hash, a count and two times, never an address. The
-key of the hash is drawn at start and dies with the process, so nobody can ask
-the memory afterwards whether some address was in it.
+keys of the hash are drawn at start and die with the process, so nobody can ask
+the memory afterwards whether some address was in it. The hash is Python's own
+(SipHash, PEP 456), which all processes of one fork have in common, under a secret of ours;
+BLAKE2 takes five times as long.
 
 The table is an anonymous map made before the fork: sets of eight slots. A key
 belongs to one set; when that is full, whoever was seen longest ago goes. There
@@ -21,8 +23,7 @@ import fcntl
 import mmap
 import os
 import weakref
-from collections.abc import Iterator
-from hashlib import blake2b
+from collections.abc import Hashable, Iterator
 from typing import Final
 
 from blackhole.smtp.gate import Answer, Change, Place
@@ -37,24 +38,24 @@ CELLS: Final = 4
 PLACES: Final = 1 << 16
 """Of a row of those who are there now. Two keys that share one, as one pair in 65536 does, count together."""
 
+OCTETS: Final = 2**64 - 1
+"""Eight of them, all set: as many as a cell has."""
+
 MOST: Final = 2**16 - 1
 """What a place can count to."""
 
 
 def stored(seconds: float) -> int:
     """A time as a slot has it; 0 is what a free one has."""
-    return round(seconds * 1e6) + 1
+    return int(seconds * 1e6 + 0.5) + 1
 
 
 class Attempts:
-    """The memory, for so many processes.
+    """The memory, for so many processes that come of one fork."""
 
-    `secret` keys the hash; whoever gives the same one gets the same sets, as tests like it.
-    """
-
-    def __init__(self, rows: int = 1, sets: int = SETS, secret: bytes | None = None) -> None:
+    def __init__(self, rows: int = 1, sets: int = SETS) -> None:
         self._sets: Final = sets
-        self._secret: Final = os.urandom(16) if secret is None else secret
+        self._secret: Final = os.urandom(16)
         self._cells: Final = memoryview(mmap.mmap(-1, sets * SLOTS * CELLS * 8)).cast("Q")
         self._map: Final = mmap.mmap(-1, rows * PLACES * 2)
         self._present: Final = memoryview(self._map).cast("H")
@@ -70,7 +71,7 @@ class Attempts:
         except OSError:  # where the kernel cannot
             self._present[self._row : self._row + PLACES] = memoryview(bytes(PLACES * 2)).cast("H")
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
         """Change what is known of a key, and answer as the change does. `now` must not be negative.
 
         `alone` is for changes of which none may be lost. What is new and has a count of 0 is not kept.
@@ -88,10 +89,8 @@ class Attempts:
     def _revise(self, digest: int, start: int, now: float, change: Change[Answer]) -> Answer:
         cells = self._cells
         slots = cells[start : start + SLOTS * CELLS].tolist()
-        try:
-            # A time could look like a hash only by an accident of 2^-64.
-            place = slots.index(digest)
-        except ValueError:
+        # A time could look like a hash only by an accident of 2^-64.
+        if digest not in slots:
             (count, first, moment), answer = change((0, now, now), now)
             if not count:
                 return answer
@@ -102,11 +101,18 @@ class Attempts:
             cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
             cells[at] = digest
             return answer
+        place = slots.index(digest)
         at = start + place
         _, count, began, seen = slots[place : place + CELLS]
         (count, first, moment), answer = change((count, (began - 1) / 1e6, (seen - 1) / 1e6), now)
         cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
         return answer
+
+    def knows(self, key: Hashable) -> bool:
+        """Whether anything is known of a key."""
+        digest = self._digest(key)
+        start = digest % self._sets * (SLOTS * CELLS)
+        return digest in self._cells[start : start + SLOTS * CELLS].tolist()
 
     def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
         """Change what is known of every key in a set, alone. Numbers beyond the last set begin anew."""
@@ -135,5 +141,5 @@ class Attempts:
         assert isinstance(place, bytes)
         self._present[self._row + self._digest(place) % PLACES] -= 1
 
-    def _digest(self, key: bytes) -> int:
-        return int.from_bytes(blake2b(key, digest_size=8, key=self._secret).digest()) or 1
+    def _digest(self, key: Hashable) -> int:
+        return hash((self._secret, key)) & OCTETS or 1

@@ -121,7 +121,7 @@ class Connection:
                     return
                 await self._secure()
             if session.judge is not None and session.judge.witness is not None and server.parser is None:
-                session.judge.witness.meet(str(stream.socket.getsockname()))
+                session.judge.witness.meet(lambda: str(stream.socket.getsockname()))
             out = session.greet()
             if (session.examined or server.strict) and out and stream.early():
                 out = session.overtaken(out)

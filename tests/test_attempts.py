@@ -100,9 +100,8 @@ def test_no_key_is_kept() -> None:
     assert b"ann" not in memory._cells.tobytes()
 
 
-@pytest.mark.parametrize("secret", [None, b"x" * 16])
-def test_two_memories_share_nothing(secret: bytes | None) -> None:
-    one, other = Attempts(sets=2, secret=secret), Attempts(sets=2, secret=secret)
+def test_two_memories_share_nothing() -> None:
+    one, other = Attempts(sets=2), Attempts(sets=2)
     one.revise(b"ann", 1.0, counted)
     assert other.revise(b"ann", 1.0, counted) == 1
 

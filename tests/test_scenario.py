@@ -446,13 +446,22 @@ def test_a_hundred_rules_are_found_by_what_they_name() -> None:
 
     text = "".join(REFUSE + f"recipient = '*@d{n}.example'\n" for n in range(100))
     text += "".join(REFUSE + f"recipient = ['n{n}-*', '*@*.s{n}.test']\n" for n in range(10))
-    text += REFUSE + "recipient = 'vip@d7.example'\n" + REFUSE + "sender = 'eve@*'\n"
+    text += "".join(REFUSE + f"recipient = '*?part{n}-*'\n" for n in range(50))
+    text += "".join(REFUSE + f"sender = 's{n}@*'\n" for n in range(50))
+    text += REFUSE + "recipient = 'vip@d7.example'\n" + REFUSE + "helo = '*a*'\n"
     watched = tuple(replace(rule, tests=tuple(map(counted, rule.tests))) for rule in rules(text))
     session = greeted(Engine(Config(rules=watched), Random(7)))
     asked.clear()
     heard = [rcpt(session, f"{name}.example")[:3] for name in ("vip@d7", "bob@d7", "bob@d100")]
     assert heard == ["450", "450", "250"]
-    assert asked == {"*@d7.example": 2, "eve@*": 1}
+    assert asked == {"*@d7.example": 2, "*a*": 1}
+    asked.clear()
+    assert rcpt(session, "x-part17-@y.test")[:3] == "450"
+    assert asked == {"*?part17-*": 1}
+    asked.clear()
+    session.receive(b"MAIL FROM:<S23@z.test>\r\n")
+    assert rcpt(session, "x-part1") == "450 4.2.1 Later"
+    assert asked == {"s23@*": 2}, "once to see that a rule speaks, and once to let it"
     asked.clear()
     assert rcpt(session, "n7-x@y.test")[:3] == "450"
     assert rcpt(session, "x@a.b.s7.test")[:3] == "450"

@@ -467,6 +467,152 @@ def test_no_conversation_depends_on_where_the_memory_is(
     assert here.said == there.said
 
 
+SELECTIVE = """
+[[rule]]
+phase = "RCPT"
+recipient = ["*@later.example", "*@*.later.example"]
+reply = "450 4.2.1 Later"
+
+[[rule]]
+phase = "RCPT"
+recipient = "*-nobody-*"
+reply = "550 5.1.1 Nobody"
+
+[[rule]]
+phase = "RCPT"
+recipient = ["carl@example.com", "dora@example.com"]
+sender = "eve@*"
+reply = "550 5.7.1 Not from her"
+
+[[rule]]
+phase = "RCPT"
+recipient = "*-slow-*"
+delay = 1
+
+[[rule]]
+phase = "RCPT"
+recipient = "then@*"
+window = "then"
+reply = "450 4.2.1 Later"
+
+[[window]]
+name = "then"
+at = 60
+for = 60
+
+[[rule]]
+phase = "MAIL"
+sender = "mallory@*"
+reply = "550 5.7.1 Not you"
+
+[[rule]]
+phase = "DATA"
+helo = "bad.*"
+reply = "554 5.7.1 Not here"
+
+[[rule]]
+phase = "."
+recipient = "dora@*"
+then = "half-reply"
+
+[[rule]]
+phase = "."
+recipient = "ed@*"
+reply = "451 4.3.0 Later"
+
+[[rule]]
+phase = "."
+size = "> 400"
+reply = "552 5.3.4 Too large"
+
+[[rule]]
+phase = "QUIT"
+helo = "*.slow.example"
+delay = 1
+"""
+"""Rules that most of what is said below has nothing to do with."""
+
+PEOPLE = [
+    b"bob@example.com",
+    b"carl@example.com",
+    b"dora@example.com",
+    b"ed@example.com",
+    b"ann@later.example",
+    b"ann@much.later.example",
+    b"a-nobody-z@example.com",
+    b"a-slow-z@example.com",
+    b"then@example.com",
+]
+
+LETTERS = [
+    b"Message-ID: <1@client>\r\nSubject: a\r\n\r\nHello\r\n.\r\n",
+    b"Subject: a\r\nMessage-Id:\r\n <2@client>\r\n\r\nHello\r\n.\r\n",
+    b"message-id : <3@client>\n\nMessage-ID: <4@client>\r\n\r\nHello\r\n.\r\n",
+    b"Subject: no name\r\n\r\nHello\r\n.\r\n",
+    b"\r\nHello\r\n.\r\n",
+    b"Hello\r\n.\r\n",
+    b"Message-ID: <5@client>\r\n\r\n" + 9 * b"Forty octets and two more behind those.\r\n" + b".\r\n",
+    b"Message-ID: <6@client>\r\n\r\n" + 30 * b"Forty octets and two more behind those.\r\n" + b".\r\n",
+]
+
+CHUNKS = st.one_of(
+    st.sampled_from(
+        [
+            b"EHLO client.test\r\n",
+            b"EHLO bad.test\r\n",
+            b"HELO a.slow.example\r\n",
+            b"RSET\r\n",
+            b"DATA\r\n",
+            b"RCPT TO:<bob@example.com> NOTIFY=NEVER\r\n",
+        ]
+    ),
+    st.sampled_from([b"ann", b"eve", b"mallory"]).map(b"MAIL FROM:<%s@example.com>\r\n".__mod__),
+    st.sampled_from(PEOPLE).map(b"RCPT TO:<%s>\r\n".__mod__),
+    st.lists(st.sampled_from(PEOPLE), min_size=1, max_size=3).map(
+        lambda people: (
+            b"MAIL FROM:<eve@example.com>\r\n%sDATA\r\n" % b"".join(map(b"RCPT TO:<%s>\r\n".__mod__, people))
+        )
+    ),
+    st.sampled_from(LETTERS),
+    st.tuples(st.sampled_from(PEOPLE), st.sampled_from(LETTERS)).map(
+        lambda both: b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<%s>\r\nDATA\r\n\n%s" % both
+    ),
+)
+"""What a client says at once: mostly what the short road knows. Behind a line feed alone comes another."""
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(CHUNKS, min_size=2, max_size=14), st.sampled_from([0, 1000]))
+def test_what_no_rule_has_a_word_in_is_treated_like_all_else(said: list[bytes], limit: int) -> None:
+    """By the short road or, where there is a trace, the long one: the same replies and the same counters,
+    of what became of messages too."""
+    config = Config(hostname="mx.test", message_size_limit=limit, rules=tuple(scenario.read(SELECTIVE, "")))
+    pieces = [piece for chunk in said for piece in chunk.replace(b"\r\n\n", b"\r\n\0").split(b"\0")]
+    short, long = (
+        Engine(config, Random(7), trace, Outside(past=Attempts(sets=64)))
+        for trace in (None, lambda session, way, line: None)
+    )
+    for _ in range(2):  # what was refused comes again
+        assert outcome(short, pieces) == outcome(long, pieces)
+
+
+def outcome(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Counter[int], Then]:
+    """All that a session says to these pieces, what is counted, and how it ends."""
+    session = engine.session(client="192.0.2.1")
+    counted: Counter[int] = Counter()
+    said = []
+    for piece in pieces:
+        if session.then is Then.LISTEN:
+            said.append(session.receive(piece))
+        while session.then is Then.WAIT:
+            said.append(session.resume())
+        if said[-1]:
+            counted.update([session.cell] if session.cell else [])
+            counted.update(session.said)
+            session.said = []
+    return re.sub(rb"queued as [0-9A-F]{10}", b"queued", b"".join(said)), counted, session.then
+
+
 @pytest.mark.parametrize("cuts", [1, 2, 3, 4])
 @pytest.mark.parametrize("body", [b"", b"Hi\r\n", b"\r\n", b"\n.\r\n.\n\r\n"])
 def test_the_end_of_a_message_may_be_cut_anywhere(cuts: int, body: bytes) -> None:

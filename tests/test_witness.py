@@ -24,10 +24,11 @@ from blackhole.orders import Orders
 from blackhole.scenario import Scenario
 from blackhole.settings import Settings
 from blackhole.smtp import Config, Engine, Session
+from blackhole.smtp.header import section
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.state import ACCUSED, NOTED
 from blackhole.smtp.violations import RULES
-from blackhole.smtp.witness import DEFERRED, EVENTS, MOST, PATIENCE, UNKNOWN, WAITS, missed, tried
+from blackhole.smtp.witness import DEFERRED, EVENTS, MOST, PATIENCE, UNKNOWN, WAITS, identity, missed, tried
 from blackhole.stats import Snapshot, Stats
 from blackhole.stream import Selector
 from blackhole.supervisor import Berth
@@ -59,7 +60,7 @@ class World:
     def arrive(self, client: str = "192.0.2.1", here: str = "192.0.2.25:25") -> Session:
         session = self.engine.session(client=client)
         assert session.judge is not None and session.judge.witness is not None
-        session.judge.witness.meet(here)
+        session.judge.witness.meet(lambda: here)
         session.greet()
         session.receive(b"EHLO client.example.com\r\n")
         return session
@@ -400,6 +401,29 @@ def test_a_message_without_a_name_is_told_from_others_by_its_header() -> None:
     world.send(0, name="", politely=False)
     world.send(1, name="")
     assert world.told() == {"within": 1, "within-again": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (b"Message-ID: <1@a>\r\n\r\nMessage-ID: <2@a>\r\n.\r\n", b"message-id:<1@a>"),
+        (b"Subject: x\r\nMESSAGE-ID :\r\n\t<1@a>\r\nTo: y\r\n\r\n.\r\n", b"message-id:<1@a>"),
+        (b"Subject: x\nMessage-ID: <1@a>\n\nMessage-ID: <2@a>\n\r\n\r\n.\r\n", b"message-id:<1@a>"),
+        (
+            b"Message-ID: <1@a>\r\nResent-Message-ID: <2@a>\r\n\r\n.\r\n",
+            b"message-id:<1@a>\nresent-message-id:<2@a>",
+        ),
+        (b"Message-ID: <1@a>\rx\r\n\r\n.\r\n", b"message-id:<1@a>\rx"),
+        (b"X-Message-ID: <1@a>\r\n\r\n.\r\n", b""),
+        (b"Not-Message-ID: <1@a>\r\n Message-ID: <2@a>\r\n\r\n.\r\n", b""),
+        (b"\r\nMessage-ID: <1@a>\r\n.\r\n", b""),
+        (b"\nMessage-ID: <1@a>\r\n.\r\n", b""),
+    ],
+)
+def test_the_name_of_a_message(text: bytes, name: bytes) -> None:
+    found, certain = identity(section(text))
+    assert certain == bool(name)
+    assert not certain or found == name
 
 
 def test_a_message_that_is_too_large_is_refused() -> None:

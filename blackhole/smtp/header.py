@@ -1,4 +1,4 @@
-"""The header section of a message that is passing by, for rules that ask for it."""
+"""The header section of a message that is passing by, for those who ask for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ LINES: Final = 1000
 
 BLANK: Final = re.compile(rb"(?:\A|\n)\r?\n")
 """The blank line behind the header section. Senders that end lines with LF alone have one too."""
+
+
+def section(text: bytes) -> bytes:
+    """The header section that a message begins with; all of the message, if that has no blank line."""
+    if text.startswith((b"\r\n", b"\n")):
+        return b""
+    end = text.find(b"\n\r\n")
+    # Twice as fast as BLANK.
+    bare = text.find(b"\n\n", 0, end if end >= 0 else len(text))
+    end = end if bare < 0 else bare
+    return text[: end + 1 if end >= 0 else MOST][:MOST]
 
 
 class Header:
@@ -31,6 +42,11 @@ class Header:
         seen = max(0, len(self._text) - 2)
         self._text += data[: MOST - len(self._text)]
         self._ended = len(self._text) == MOST or BLANK.search(self._text, seen) is not None
+
+    @property
+    def text(self) -> bytes:
+        """As it came."""
+        return section(bytes(self._text))
 
     def fields(self) -> list[bytes]:
         """Each field as "Name: value", unfolded, without blanks around name and value."""

@@ -149,6 +149,50 @@ class Judge:
         del self._open  # which knows the session, as that knows us
         return go_on(doubt.learn(known))
 
+    def passes(self, state: State, *commands: tuple[str, bytes]) -> bool:
+        """Whether no rule has a word in any of these, so that all can be done at once; then they are kept in
+        mind, else nothing has happened.
+
+        Of each it is said which phase it is, and with which address or name; there are no parameters. What
+        no rule has a word in costs 3 microseconds here, and 10 by way of `answer`.
+        """
+        case = self.case
+        if case.refused or self.barred:
+            return False
+        self._begin(state)
+        before = case.sender, case.recipient
+        for phase, said in commands:
+            case.tell(phase, said)
+            if self._speaks(phase):
+                case.sender, case.recipient = before
+                return False
+        if self.witness is not None:
+            for phase, said in commands:
+                self.witness.hear(state, phase, said, 250)
+        return True
+
+    def ends(self, state: State, octets: int) -> bool:
+        """The same for the end of a message, which is witnessed later."""
+        self._begin(state)
+        self.case.tell(".", size=octets)
+        return not self._speaks(".")
+
+    def _begin(self, state: State) -> None:
+        """Forget the envelope that was, where there is no transaction."""
+        if state.stage <= GREETED:
+            case = self.case
+            case.sender = case.recipient = b""
+            case.size = 0
+
+    def _speaks(self, phase: str) -> bool:
+        """Whether a rule may have a word in this. To ask changes nothing."""
+        table = self._tables.get(phase)
+        if table is None:
+            return False
+        if table.timed:
+            self.case.at = self._outside.clock()
+        return (phase == "." and self._policy.reads_header) or not table.silent(self.case)
+
     def answer(
         self,
         state: State,
@@ -162,9 +206,7 @@ class Judge:
         `policy` is asked in place of the listener's, this once.
         """
         case = self.case
-        if state.stage <= GREETED:
-            case.sender = case.recipient = b""
-            case.size = 0
+        self._begin(state)
         if case.refused and not state.recipients:
             # As with every server that refuses: no recipient without a sender, and no message without one.
             if case.refused == "MAIL" and phase in ("RCPT", "DATA"):
@@ -172,12 +214,18 @@ class Judge:
             if phase == "DATA":
                 return reply.NO_RECIPIENT
         before = case.sender, case.recipient
-        case.tell(phase, said, state.octets)
+        address, size = b"", state.octets
+        if phase in ("MAIL", "RCPT"):
+            address, size = said.address, int(said.parameters.get(b"SIZE", b"0"))
+        elif phase in ("HELO", "EHLO"):
+            address = said
+        case.tell(phase, address, size)
         if phase == "." and self.header is not None:
-            case.header = self.header.fields()
-            self.header = None
+            header, self.header = self.header, None
+            if self._policy.reads_header:
+                case.header = header.fields()
             if self.witness is not None:
-                self.witness.end(case.header)
+                self.witness.end(header.text)
         return self._conclude(state, phase, do, said, before, self._ask(phase, policy))
 
     def _conclude(

@@ -89,15 +89,14 @@ class Case:
         case.spent, case.entered = self.spent, self.entered
         return case
 
-    def tell(self, phase: str, said: Any, octets: int) -> None:
-        """What the client says now, as the command of this phase has read it."""
+    def tell(self, phase: str, said: bytes = b"", size: int = 0) -> None:
+        """What the client says now: an address or a name, and octets, where the phase has them."""
         if phase == "MAIL":
-            self.sender, self.recipient, self.refused = said.address, b"", ""
-            self.size = int(said.parameters.get(b"SIZE", b"0"))
+            self.sender, self.recipient, self.refused, self.size = said, b"", "", size
         elif phase == "RCPT":
-            self.recipient = said.address
+            self.recipient = said
         elif phase == ".":
-            self.size = octets
+            self.size = size
         elif phase in ("HELO", "EHLO", "RSET"):
             self.sender, self.recipient, self.refused = b"", b"", ""
             self.helo = said or self.helo
@@ -361,10 +360,38 @@ class Table:
         self._blind: Table | None = None
         self.counts: Final = any(rule.counts for rule in alone)
         self.timed: Final = any(rule.window is not None or rule.remembers for rule in alone)
-        named = {field: [anchors(rule, field) for rule in alone] for field in INDEXED}
-        best = max(INDEXED, key=lambda field: sum(map(bool, named[field])))
-        self._text: Final = attrgetter(best)
-        self._index: Final = Index(named[best]) if sum(map(bool, named[best])) >= FEW else None
+        loose = dict(enumerate(alone))
+        self._indexes: Final[list[tuple[Callable[[Case], bytes], Index]]] = []
+        for field in INDEXED:
+            named = {number: found for number, rule in loose.items() if (found := anchors(rule, field))}
+            if len(named) >= FEW:
+                self._indexes.append((attrgetter(field), Index(named)))
+                for number in named:
+                    del loose[number]
+        self._loose: Final = tuple(loose)
+        """The numbers of those that cannot be found."""
+
+    def _near(self, case: Case) -> Iterable[Tested]:
+        """Those that may hold, in their order."""
+        if not self._indexes:
+            return self._rules
+        found = self._loose
+        for text, index in self._indexes:
+            found += index.find(text(case).lower())
+        return [self._rules[number] for number in sorted({*found})] if found else ()
+
+    def silent(self, case: Case) -> bool:
+        """Whether no rule can speak now, whatever chance and memory say. To ask changes nothing."""
+        if self.counts:
+            return False
+        for tests, rule in self._near(case):
+            for holds in tests:
+                if not holds(case):
+                    break
+            else:
+                if rule.odds(case.at):
+                    return False
+        return True
 
     @property
     def blind(self) -> Table:
@@ -378,9 +405,7 @@ class Table:
     ) -> Ruling | Doubt | None:
         """The first rule that holds, and its draws; None: the case is nobody's. `rules` are left to ask."""
         if rules is None:
-            rules = iter(self._rules)
-            if self._index is not None:
-                rules = iter([self._rules[number] for number in self._index.find(self._text(case).lower())])
+            rules = iter(self._near(case))
         for tests, rule in rules:
             for holds in tests:
                 if not holds(case):

@@ -31,7 +31,7 @@ from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, intro
 from blackhole.smtp.conduct import TARPIT, Conduct, Meter, guard, unmetered
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
 from blackhole.smtp.gate import Later
-from blackhole.smtp.header import Header
+from blackhole.smtp.header import Header, section
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, Rule, portion
 from blackhole.smtp.reply import Reply, Then
@@ -56,6 +56,19 @@ USUAL: Final = re.compile(rb"(?:MAIL FROM|RCPT TO):<[!-;=?-~]{1,480}>\r\n|(?:HEL
 
 GROUP: Final = re.compile(rb"MAIL FROM:<[!-;=?-~]{1,480}>\r\n(?:RCPT TO:<[!-;=?-~]{1,480}>\r\n)+DATA\r\n")
 """A whole transaction as nearly all senders pipeline it."""
+
+ADDRESSES: Final = re.compile(rb"<([^>]*)>")
+"""Those of such a group."""
+
+SAID: Final = {
+    "MAIL": slice(len(b"MAIL FROM:<"), -len(b">\r\n")),
+    "RCPT": slice(len(b"RCPT TO:<"), -len(b">\r\n")),
+    "HELO": slice(len(b"HELO "), -len(b"\r\n")),
+    "EHLO": slice(len(b"EHLO "), -len(b"\r\n")),
+}
+"""Where these commands have the address or the name that they say."""
+
+NOTHING: Final = slice(0)
 
 NEVER_LOOK: Final = 1 << 62
 
@@ -111,12 +124,14 @@ class Entry:
         "do",
         "fits",
         "greets",
+        "heeded",
         "judged",
         "last",
         "ordered",
         "phase",
         "quick",
         "read",
+        "said",
         "syntax",
     )
 
@@ -135,6 +150,9 @@ class Entry:
         self.judged: Final = judged(policy, self.phase)
         self.quick: Final = tuple(fits and not self.judged for fits in self.fits)
         """By stage: whether nothing is to be said against it."""
+        self.heeded: Final = tuple(fits and self.judged and limits is None for fits in self.fits)
+        """By stage: whether nothing is to be said against it if no rule does."""
+        self.said: Final = SAID.get(self.phase, NOTHING)
         self.syntax: Final = syntax(command)
         self.base: Final = cell(self.phase, 0)
 
@@ -185,8 +203,7 @@ class Engine:
             verb + b"\r\n": self.entries[verb] for verb in (b"DATA", b"QUIT", b"RSET") if self.short
         }
         self.grouped: Final = tuple(self.entries[verb] for verb in (b"MAIL", b"RCPT", b"DATA"))
-        free = self.short and not any(entry.judged for entry in self.grouped)
-        self.group: Final = (GROUP if free else NEVER).fullmatch
+        self.group: Final = (GROUP if self.short else NEVER).fullmatch
         self.usual: Final = (USUAL if self.short else NEVER).fullmatch
 
     def judge(self, client: str, secure: bool) -> Judge:
@@ -364,7 +381,7 @@ class Session(State):
             if self._tail is not START or data[0] == DOT or not data.endswith(END) or not engine.short:
                 return self._run(data)
             # Of a short one: any dot that begins a line takes the long road, to see whether it is stuffed.
-            if (data.find(DOTTED) if size < SHORT else find(data, 0)) != size - 2 or engine.end.judged:
+            if (data.find(DOTTED) if size < SHORT else find(data, 0)) != size - 2:
                 return self._run(data)
             if engine.switch:
                 head = data if size < SHORT else data[: data.find(BLANK)]
@@ -375,9 +392,11 @@ class Session(State):
                 if size > WIDEST or not proper(data, self.eightbit):
                     return self._run(data)
                 self._looked()
+            entry = engine.end
+            if entry.judged and not self._ends(data, size):
+                return self._run(data)
             self._tail = b""
             self.octets = size
-            entry = engine.end
             answer = entry.do(self, PLAIN)
             wire = self._finish(answer)
         else:
@@ -386,7 +405,7 @@ class Session(State):
                 if engine.usual(data) is None:
                     return self._run(data) if engine.group(data) is None else self._group(data)
                 known = engine.entries[data[:4]]
-            if not known.quick[self.stage]:
+            if not known.quick[self.stage] and not self._passes(known, data):
                 return self._run(data)
             if known.greets and self.examined:
                 introduce(self, data[len(b"EHLO ") : -2])
@@ -401,13 +420,48 @@ class Session(State):
         self.cell = entry.base + answer.code
         return wire
 
+    def _passes(self, entry: Entry, data: bytes) -> bool:
+        """Whether the rules that have a say in a command in its commonest form have nothing to say."""
+        if not entry.heeded[self.stage]:
+            return False
+        assert self.judge is not None
+        if not self.judge.passes(self, (entry.phase, data[entry.said])):
+            return False
+        self._denied &= entry.phase != "MAIL"
+        return True
+
+    def _all_pass(self, group: bytes) -> bool:
+        """The same for a whole pipelined group."""
+        if self.conduct is not None:
+            return False
+        assert self.judge is not None
+        sender, *recipients = ADDRESSES.findall(group)
+        said = ("MAIL", sender), *(("RCPT", recipient) for recipient in recipients), ("DATA", b"")
+        if not self.judge.passes(self, *said):
+            return False
+        self._denied = False
+        return True
+
+    def _ends(self, data: bytes, size: int) -> bool:
+        """The same for a whole body."""
+        judge = self.judge
+        assert judge is not None
+        if 0 < self.engine.config.message_size_limit < size or not judge.ends(self, size):
+            return False
+        if judge.witness is not None:
+            judge.witness.end(section(data))
+            judge.witness.left(self, reply.QUEUED.code, None)
+        return True
+
     def _group(self, data: bytes) -> bytes:
-        """Answer MAIL, RCPT, ..., DATA that came in one chunk, and that no rule wants to see."""
+        """Answer MAIL, RCPT, ..., DATA that came in one chunk, if no rule has a word in it."""
         if self.stage != GREETED or not self.extended:
             return self._run(data)
         recipients = data.count(b"\n") - 2
         self.cell = 0
         if self.conduct is not None and not self.conduct.allows(recipients, self.messages):
+            return self._run(data)
+        if self.engine.grouped[0].judged and not self._all_pass(data):
             return self._run(data)
         wire = b""
         for entry, times in zip(self.engine.grouped, (1, recipients, 1), strict=True):
@@ -551,6 +605,8 @@ class Session(State):
     def _body(self, data: bytes, start: int) -> Step | None:
         """Pass over a body from `start`: where it ends, and the answer to it; or None, it goes on."""
         engine, tail = self.engine, self._tail
+        if tail is START and self.judge is not None:
+            self.judge.collect()
         position, self._tail = skip(data, start, tail)
         end = position if position >= 0 else len(data)
         if engine.trace is not None:
@@ -800,8 +856,6 @@ class Session(State):
             self._tail = START
             self._bare = False
             self.octets = 0
-            if self.judge is not None:
-                self.judge.collect()
             return False
         return self._end(answer.then)
 

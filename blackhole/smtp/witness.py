@@ -12,9 +12,9 @@ What is kept is what a gate keeps, a count and two times; the count has a few fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blackhole.smtp.gate import Answer, Change, Known, network
@@ -92,9 +92,12 @@ longest is 6 hours, Sendmail's 4, Postfix's a little over one, and qmail's 9 aft
 
 
 class Past(Protocol):
-    """What a witness remembers by, which answers at once. Keys are hashed once more by whoever keeps them."""
+    """What a witness remembers by, which answers at once. Keys are hashed by whoever keeps them."""
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def knows(self, key: Hashable) -> bool:
+        """Whether anything is known of a key."""
+
+    def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
         """Change what is known of a key. What then has a count of 0 need not be kept."""
 
     def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
@@ -132,14 +135,23 @@ def tried(outcome: int, known: Known, now: float) -> tuple[Known, list[int]]:
     return (outcome | 1 << 8, now, now), events
 
 
-def came(outcome: int, here: int, known: Known, now: float) -> tuple[Known, tuple[list[int], list[str]]]:
-    """A message has come to an end: what is known of it now, what is to be counted, and what was wrong.
+NO_NEWS: Final[tuple[Sequence[int], Sequence[str]]] = ((), ())
 
-    `here` stands for the address of ours where it came in, 0 for any.
+
+def came(
+    outcome: int, where: Callable[[], int], known: Known, now: float
+) -> tuple[Known, tuple[Sequence[int], Sequence[str]]]:
+    """A message has come to its end: what is known of it now, what is to be counted, and what was wrong.
+
+    `where` tells what stands for the address of ours where it came in, 0 for any. Where a message was not
+    put off, nobody asks.
     """
     count, _, last = known
+    if not count and outcome != DEFERRED:
+        return (outcome, now, now), NO_NEWS
     before, rushes, there = count & 255, count >> 8 & 255, count >> 16
     events, wrong = [], []
+    here = where() if DEFERRED in (before, outcome) else 0
     hasty = before == DEFERRED and 0 < here == there and now - last < RUSH
     rushes = min(rushes + 1, 255) if hasty else 0
     if rushes >= RUSHES:
@@ -185,20 +197,29 @@ def ending(code: int, fault: Fault | None) -> int:
     return TAKEN if code < 400 else DEFERRED if code < 500 else REFUSED
 
 
-NAMES: Final = (b"message-id", b"resent-message-id")
+NAMED: Final = re.compile(
+    rb"\n((?:resent-)?message-id)[ \t]*:([^\r\n]*(?:(?:\r?\n(?=[ \t])|\r(?!\n))[^\r\n]*)*)", re.IGNORECASE
+)
+"""The fields that name a message, folded ones too. With the line feed before it only lines are tried."""
 
 
-def identity(fields: Sequence[bytes]) -> tuple[bytes, bool]:
-    """What tells a message from others, empty if nothing does; and whether that is certain."""
-    split = (field.partition(b": ") for field in fields)
-    names = [name.lower() + value for name, _, value in split if name.lower() in NAMES]
-    return b"\n".join(names or fields), bool(names)
+def identity(section: bytes) -> tuple[bytes, bool]:
+    """What tells a message from others, by its header section; empty if nothing does; and whether that is
+    certain."""
+    names = [name.lower() + b":" + value.strip() for name, value in NAMED.findall(b"\n" + section)]
+    return b"\n".join(names) or section, bool(names)
+
+
+def nowhere() -> str:
+    """The address of ours is not known."""
+    return ""
 
 
 class Witness:
     """One session's."""
 
     __slots__ = (
+        "_address",
         "_certain",
         "_client",
         "_clock",
@@ -207,7 +228,6 @@ class Witness:
         "_ended",
         "_heard",
         "_held",
-        "_here",
         "_last",
         "_message",
         "_outcome",
@@ -219,12 +239,12 @@ class Witness:
         self._past = past
         self._clock = clock
         self._client = network(client)
-        self._here = 0
-        """Stands for the address of ours where the client is; 0: not known."""
+        self._address = nowhere
+        """Tells the address of ours where the client is."""
         self._sender = b""
         self._denied = 0
         """The code that MAIL was refused with."""
-        self._heard: dict[bytes, int] = {}
+        self._heard: dict[int, int] = {}
         """What the recipients of this message were answered, by envelope."""
         self._message = b""
         self._certain = False
@@ -236,12 +256,17 @@ class Witness:
         """The client has said something more before the reply."""
         self._outcome = 0
         """What became of that message, if it was."""
-        self._last: list[bytes] = []
+        self._last: list[Hashable] = []
         """The message whose reply was our last word, to each of its recipients."""
 
-    def meet(self, here: str) -> None:
-        """The client has come to this address of ours."""
-        self._here = int.from_bytes(blake2b(here.encode(), digest_size=2).digest()) or 1
+    def meet(self, address: Callable[[], str]) -> None:
+        """The client has come to the address of ours that this tells."""
+        self._address = address
+
+    def _where(self) -> int:
+        """Stands for that address; 0: it is not known."""
+        here = self._address()
+        return (hash(here) & 0xFFFF or 1) if here else 0
 
     def hear(self, state: State, phase: str, address: bytes, code: int) -> None:
         """A command was answered; with the address, where it has one."""
@@ -265,17 +290,16 @@ class Witness:
     def _recipient(self, state: State, address: bytes, code: int) -> None:
         if len(self._heard) == MOST:
             return
-        whole = self._sender.lower() + b"\0" + address.lower()
-        envelope = blake2b(whole, digest_size=16).digest()
+        envelope = hash(self._sender.lower() + b"\0" + address.lower())
         if envelope not in self._heard:  # else it stands twice in the same list
             # What is said after a MAIL that was refused says nothing of its own.
             code = self._heard[envelope] = self._denied or code
             if code >= 400:
                 self._try(state, envelope, ending(code, None))
 
-    def end(self, fields: Sequence[bytes]) -> None:
-        """A message has come to its end; what will be said of it is not said yet."""
-        self._message, self._certain = identity(fields)
+    def end(self, section: bytes) -> None:
+        """A message with this header section has come to its end; what will be said of it is not said yet."""
+        self._message, self._certain = identity(section)
         self._ended = True
 
     def hold(self, state: State, early: bool) -> None:
@@ -328,12 +352,13 @@ class Witness:
         name, self._message = self._message, b""
         if not name:
             return
+        now = self._clock()
         events: set[int] = set()
         wrong: set[str] = set()
         for envelope, code in self._heard.items():
-            message = b"m" + envelope + self._client + b"\0" + name
+            message = envelope, self._client, name
             became = outcome if code < 400 else ending(code, None)
-            again, broken = self._past.revise(message, self._clock(), partial(came, became, self._here))
+            again, broken = self._past.revise(message, now, partial(came, became, self._where))
             events.update(again)
             wrong.update(broken)
             self._last.append(message)
@@ -350,6 +375,7 @@ class Witness:
                 self._try(state, envelope, outcome)
         self._heard.clear()
 
-    def _try(self, state: State, envelope: bytes, outcome: int) -> None:
-        for event in self._past.revise(b"e" + envelope, self._clock(), partial(tried, outcome)):
-            state.note(event)
+    def _try(self, state: State, envelope: int, outcome: int) -> None:
+        if outcome in (DEFERRED, REFUSED) or self._past.knows(envelope):
+            for event in self._past.revise(envelope, self._clock(), partial(tried, outcome)):
+                state.note(event)
