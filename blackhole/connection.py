@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Generator
 from contextlib import suppress
-from types import coroutine
 from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
@@ -75,8 +73,10 @@ class Connection:
         "guest",
         "heard",
         "idle",
+        "out",
         "patience",
         "peer",
+        "said",
         "server",
         "session",
         "stream",
@@ -96,6 +96,10 @@ class Connection:
         """Octets received."""
         self.counted = 0
         """Octets received that the counters know of."""
+        self.out = b""
+        """What is yet to be said."""
+        self.said: list[int] = []
+        """Where what was said last is counted, besides the session's `cell`."""
         self.dismissed = False
         """It is not the client who ends it."""
 
@@ -154,40 +158,52 @@ class Connection:
                 self._settle()
             server.gone(self)
 
-    @coroutine
-    def _talk(self, out: bytes) -> Generator[bytes, bytes | None, bytes]:
+    async def _talk(self, out: bytes) -> bytes:
         """Say this and listen, again and again, until the client has left, or the session wants something
-        else; then what is yet to be said.
-
-        The bare `yield` saves two calls and a generator a turn.
-        """
-        session, counters = self.session, self.server.counters
+        else; then what is yet to be said."""
+        session, stream = self.session, self.stream
         while session.then is LISTEN:
-            if out:
-                # Counted first, and taken back if it did not leave: who is killed in the middle of a
-                # system call has sent what it was given. So each reply that left is counted.
-                cell, said = session.cell, session.said
-                if cell:
-                    counters[cell] += 1
-                if said:
-                    session.said = []
-                    for other in said:
-                        counters[other] += 1
-                self.idle = 0
+            if out and (held := self._say(out)):
+                await self._push(held)
             try:
-                data = yield out
+                data = await stream.talk(self._answer)
             except StreamClosedError:
-                self._count([cell, *said], -1)
+                self._count([session.cell, *self.said], -1)
                 raise
             if data is None:
-                self._count([cell, *said], -1)
-                yield from self._push([cell, *said]).__await__()
+                cells = [session.cell, *self.said]
+                self._count(cells, -1)
+                await self._push(cells)
                 out = b""
             elif data:
-                self.heard += len(data)
-                out = session.receive(data)
+                out = self.out
             else:
                 break
+        return out
+
+    def _answer(self, data: bytes) -> bytes | None:
+        """What to say to this, and go on listening; None where the client has left, or the session wants
+        something else. `out` is what is to be said then.
+
+        It is counted first, and taken back if it did not leave: who is killed in the middle of a system
+        call has sent what it was given. So each reply that left is counted.
+        """
+        if not data:
+            return None
+        session = self.session
+        self.heard += len(data)
+        out = session.receive(data)
+        if session.then is not LISTEN:
+            self.out = out
+            return None
+        if out:
+            self.idle = 0
+            if session.cell:
+                self.server.counters[session.cell] += 1
+            self.said = said = session.said
+            if said:
+                session.said = []
+                self._count(said, 1)
         return out
 
     def _say(self, out: bytes) -> list[int]:
