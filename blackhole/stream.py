@@ -25,12 +25,12 @@ import selectors
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from fcntl import ioctl
 from os import read, write
 from termios import FIONREAD
+from time import monotonic, monotonic_ns
 from types import coroutine
 from typing import Any, Final, Protocol
 
@@ -52,11 +52,12 @@ Socket = socket.socket
 BYTES: Final = object()
 """What a coroutine yields to its driver when it waits for its stream's bytes."""
 
-Answer = Callable[[bytes], bytes | None]
-"""Told what the client says (nothing: it has left), gives what to say to that; None: the coroutine is to deal with it."""
+Answer = Callable[[bytes, int], bytes | None]
+"""Told what the client says (nothing: it has left), and how many octets that is, gives what to say to that;
+None: the coroutine is to deal with it."""
 
 
-def none(said: bytes) -> None:
+def none(said: bytes, size: int) -> None:
     """The Answer of a coroutine that deals with everything itself."""
 
 
@@ -81,8 +82,12 @@ PROBES: Final = 100
 BATCH: Final = 42
 """Events that are heard of at once. For more of them Python asks malloc each time, as with MODEST."""
 
-RARELY: Final = 1 << 40
-"""Events until the next probe, when there were enough of them in this second."""
+ROUNDS: Final = 8
+"""Polls to one look at the clock, and at whether a probe is due, where there is much to do. Each may wait for
+an eighth of the time there is, so that no timer is late by more than what epoll rounds up to milliseconds."""
+
+RARELY: Final = 1 << 29
+"""Looks until the next probe, when there were enough of them in this second."""
 
 NOTHING: Final = bytes(4)
 
@@ -127,7 +132,7 @@ class Probe:
         self._selector = selector
         self._fd = fd
         self._stream = stream
-        self._planted = time.monotonic_ns()
+        self._planted = monotonic_ns()
 
     def ready(self, events: int) -> None:
         """The client has spoken."""
@@ -136,7 +141,7 @@ class Probe:
         stream.ready(events)
         if stream.answered:
             woke = selector.woke
-            selector.meter(max(0, woke - self._planted), time.monotonic_ns() - woke)
+            selector.meter(max(0, woke - self._planted), monotonic_ns() - woke)
 
 
 class Selector(selectors.EpollSelector):
@@ -154,9 +159,11 @@ class Selector(selectors.EpollSelector):
         """Nanoseconds of the monotonic clock when these events were heard of; kept while there are probes."""
         self._probes = 0
         self._gap = 0
-        """Events between two probes."""
+        """Polls between two probes: one less than a power of two."""
+        self._rounds = 0
+        """Polls between two looks."""
         self._due = 0
-        """Events until the next probe."""
+        """Looks until the next probe."""
         self._planted = 0
         """Probes since the pace was set."""
         # Private, but the same since Python 3.4, in PyPy too; typeshed does not tell of them.
@@ -195,7 +202,7 @@ class Selector(selectors.EpollSelector):
         stream = self._attached.get(fd)
         if isinstance(stream, Stream) and stream.answered:
             self._planted += 1
-            self._due = self._gap if self._planted < PROBES else RARELY
+            self._due = self._gap // ROUNDS if self._planted < PROBES else RARELY
             self._probes += 1
             self._attached[fd] = Probe(self, fd, stream)
 
@@ -206,7 +213,8 @@ class Selector(selectors.EpollSelector):
         elif self._planted < PROBES // 2:
             self._gap //= 2
         self._planted = 0
-        self._due = min(self._due, self._gap)
+        self._rounds = min(self._gap, ROUNDS - 1)
+        self._due = min(self._due, self._gap // ROUNDS)
 
     def uproot(self, fd: int, stream: Stream) -> None:
         """Put a stream back where its probe stood."""
@@ -219,32 +227,50 @@ class Selector(selectors.EpollSelector):
         A turn of asyncio's loop takes 450 bytecodes, as many as two commands; so it is not asked in between
         as long as nothing has been left for it.
         """
-        loop, attached, found = self._loop, self._attached, []
-        timers = len(loop._scheduled)
-        wait = -1 if timeout is None else max(timeout, 0)
-        end = time.monotonic() + wait
+        loop, attached, poll = self._loop, self._attached, self._epoll.poll
+        ready, scheduled, timers = loop._ready, loop._scheduled, len(loop._scheduled)
+        found: list[tuple[selectors.SelectorKey, int]] = []
+        rounds = 0
+        wait = -1.0 if timeout is None else max(timeout, 0.0)
+        timed = wait > 0
+        end = monotonic() + wait
         while True:
-            heard = self._epoll.poll(wait, BATCH)
+            heard = poll(wait, BATCH)
             if self._probes:
-                self.woke = time.monotonic_ns()
+                self.woke = monotonic_ns()
             for fd, events in heard:
-                ready = attached.get(fd)
-                if ready is not None:
-                    ready.ready(events)
-                elif (key := self._fd_to_key.get(fd)) is not None:  # type: ignore[attr-defined]
-                    mask = 0
-                    if events & ~EPOLLIN:
-                        mask |= selectors.EVENT_WRITE
-                    if events & ~EPOLLOUT:
-                        mask |= selectors.EVENT_READ
-                    found.append((key, mask & key.events))
-            self._due -= len(heard)
-            if self._due < 0 and heard:
-                self._plant(fd)
-            if not heard or found or loop._ready or len(loop._scheduled) != timers:
+                try:
+                    waiting = attached[fd]
+                except KeyError:
+                    self._find(fd, events, found)
+                else:
+                    waiting.ready(events)
+            if not heard:
                 return found
-            if wait > 0 and (wait := end - time.monotonic()) <= 0:
+            if rounds:
+                rounds -= 1
+            else:
+                rounds = self._rounds
+                self._due -= 1
+                if self._due < 0:
+                    self._plant(fd)
+                if timed:
+                    wait = (end - monotonic()) / (rounds + 1)
+                    if wait <= 0.0:
+                        return found
+            if found or ready or len(scheduled) != timers:
                 return found
+
+    def _find(self, fd: int, events: int, found: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Something happened to a file of asyncio's; or to one that is gone by now."""
+        key = self._fd_to_key.get(fd)  # type: ignore[attr-defined]
+        if key is not None:
+            mask = 0
+            if events & ~EPOLLIN:
+                mask |= selectors.EVENT_WRITE
+            if events & ~EPOLLOUT:
+                mask |= selectors.EVENT_READ
+            found.append((key, mask & key.events))
 
 
 class Stream(IOStream):
@@ -363,10 +389,11 @@ class Stream(IOStream):
                 return
             except OSError:
                 data = b""
-            if len(data) == MODEST:
+            size = len(data)
+            if size == MODEST:
                 self._most = CHUNK
             try:
-                said = self._answer(data)
+                said = self._answer(data, size)
             except Exception as error:
                 self._step(error)
                 return
