@@ -47,17 +47,17 @@ STATISTICS: Sequence[Cut] = (
         "connection.py",
         """\
             try:
-                data = await stream.talk(self._answer)
+                data = yield self._answer
             except StreamClosedError:
                 self._take_back()
                 raise
             if data is None:
-                await self._push(self._take_back())
+                yield from self._push(self._take_back()).__await__()
 """,
         """\
-            data = await stream.talk(self._answer)
+            data = yield self._answer
             if data is None:
-                await self._push([])
+                yield from self._push([]).__await__()
 """,
     ),
     (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Generator
 from contextlib import suppress
+from types import coroutine
 from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
@@ -30,7 +32,7 @@ from blackhole.stats import AT, record
 if TYPE_CHECKING:
     from blackhole.guard import Guest
     from blackhole.server import Server
-    from blackhole.stream import Stream
+    from blackhole.stream import Answer, Stream
 
 log = logging.getLogger(__name__)
 
@@ -160,20 +162,24 @@ class Connection:
                 self._settle()
             server.gone(self)
 
-    async def _talk(self, out: bytes) -> bytes:
+    @coroutine
+    def _talk(self, out: bytes) -> Generator[Answer, bytes | None, bytes]:
         """Say this and listen, again and again, until the client has left, or the session wants something
-        else; then what is yet to be said."""
-        session, stream = self.session, self.stream
+        else; then what is yet to be said.
+
+        The bare `yield` saves a third of a KiB of each idle connection.
+        """
+        session = self.session
         while session.then is LISTEN:
             if out and (held := self._say(out)):
-                await self._push(held)
+                yield from self._push(held).__await__()
             try:
-                data = await stream.talk(self._answer)
+                data = yield self._answer
             except StreamClosedError:
                 self._take_back()
                 raise
             if data is None:
-                await self._push(self._take_back())
+                yield from self._push(self._take_back()).__await__()
                 out = b""
             elif data:
                 out = self.out

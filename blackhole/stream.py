@@ -3,16 +3,15 @@
 What a read costs decides what a message costs. Tornado's `read_until` on asyncio
 takes about 12 microseconds for each command beyond the system calls: a future, a
 trip through the loop, a second `recv` that finds nothing, two buffers. Here a
-read event is one `read`, the chunk goes into the coroutine at once, what that
-yields is written, and the next chunk goes in.
+read event is one `read`, the chunk is answered at once, and the answer is written.
 
 Three parts work together. `Selector` is the loop's own epoll; it hands events
 of streams to them at once, and only others to asyncio. `Stream` reads and writes
 its descriptor. `Stream.run` drives a coroutine that waits for what the client says,
 for another event of the stream (a handshake, a socket that is full) or for any asyncio
 future (a delay). As long as there is nothing but question and answer the coroutine
-is not even resumed: it waits in `Stream.talk`, and a plain function answers. Nothing
-else needs a task.
+is not even resumed: it has yielded a plain function, which answers. Nothing else needs
+a task.
 """
 
 from __future__ import annotations
@@ -49,17 +48,17 @@ its pools of small blocks; for more it asks malloc, which takes three times as l
 
 Socket = socket.socket
 
-BYTES: Final = object()
-"""What a coroutine yields to its driver when it waits for its stream's bytes."""
-
 Answer = Callable[[bytes, int], bytes | None]
-"""Told what the client says (nothing: it has left), and how many octets that is, gives what to say to that;
-None: the coroutine is to deal with it."""
+"""What a coroutine yields to its driver when it waits for its stream's bytes: told what the client says (nothing:
+it has left), and how many octets that is, gives what to say to that. None: the coroutine is to deal with it."""
 
 
 def none(said: bytes, size: int) -> None:
     """The Answer of a coroutine that deals with everything itself."""
 
+
+BYTES: Final = object()
+"""What it waits for then."""
 
 EVENT: Final = object()
 """What it waits for when it has something else to do with its stream's socket than to read from it."""
@@ -351,22 +350,13 @@ class Stream(IOStream):
 
     @coroutine
     def receive(self) -> Generator[object, bytes, bytes]:
-        """The next bytes, at most CHUNK of them; none at all when the client has closed its side."""
-        return (yield BYTES)
+        """The next bytes, at most CHUNK of them; none at all when the client has closed its side.
 
-    @coroutine
-    def talk(self, answer: Answer) -> Generator[object, bytes | None, bytes | None]:
-        """Have `answer` told what the client says, and say what it gives, again and again; then the bytes
-        that it had no answer to.
-
-        None comes instead when not all of an answer has left: `await drain()`. When the connection is
-        broken, StreamClosedError is raised.
+        A coroutine that yields an Answer instead has it told what the client says, and what it gives is said,
+        again and again; then come the bytes that it had no answer to. None comes when not all of an
+        answer has left: `await drain()`. When the connection is broken, StreamClosedError is raised there.
         """
-        self._answer = answer
-        try:
-            return (yield BYTES)
-        finally:
-            self._answer = none
+        return (yield none)
 
     async def peek(self, most: int) -> bytes:
         """What is there, without taking it; waits until there is something. Nothing: the client has left."""
@@ -446,14 +436,17 @@ class Stream(IOStream):
                 log.exception("a connection's coroutine failed")
                 self.close()
                 return
-            self._wanted = wanted
-            if wanted is not BYTES:
+            if not callable(wanted):
+                self._answer = none
+                self._wanted = wanted
                 if wanted is not EVENT:
                     self._await(wanted)
                 return
+            self._answer = wanted
+            self._wanted = BYTES
             if not (self._aside and self._at_hand()):
                 return
-            if self._answer is not none:
+            if wanted is not none:
                 self.ready(EPOLLIN)
                 return
             try:
