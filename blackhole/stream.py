@@ -49,8 +49,9 @@ its pools of small blocks; for more it asks malloc, which takes three times as l
 Socket = socket.socket
 
 Answer = Callable[[bytes, int], bytes | None]
-"""What a coroutine yields to its driver when it waits for its stream's bytes: told what the client says (nothing:
-it has left), and how many octets that is, gives what to say to that. None: the coroutine is to deal with it."""
+"""What a coroutine yields to its driver when it waits for its stream's bytes. It is told what the client says
+(nothing: it has left), and how many octets that is, and gives what to say to that; or None, where the
+coroutine is to deal with it."""
 
 
 def none(said: bytes, size: int) -> None:
