@@ -35,13 +35,11 @@ STATISTICS: Sequence[Cut] = (
     (
         "connection.py",
         """\
-                cell, said = session.cell, session.said
-                if cell:
-                    counters[cell] += 1
-                if said:
-                    session.said = []
-                    for other in said:
-                        counters[other] += 1
+            cell = session.cell
+            if session.said or not cell:
+                self._tell()
+            else:
+                self.counters[cell] += 1
 """,
         "",
     ),
@@ -49,16 +47,15 @@ STATISTICS: Sequence[Cut] = (
         "connection.py",
         """\
             try:
-                data = yield out
+                data = yield self._answer
             except StreamClosedError:
-                self._count([cell, *said], -1)
+                self._take_back()
                 raise
             if data is None:
-                self._count([cell, *said], -1)
-                yield from self._push([cell, *said]).__await__()
+                yield from self._push(self._take_back()).__await__()
 """,
         """\
-            data = yield out
+            data = yield self._answer
             if data is None:
                 yield from self._push([]).__await__()
 """,
@@ -66,23 +63,16 @@ STATISTICS: Sequence[Cut] = (
     (
         "connection.py",
         """\
-        cells = [session.cell, *session.said]
-        session.cell, session.said = 0, []
-        self.idle = 0
-        self._count(cells, 1)
+        self._tell()
         try:
             sent = self.stream.send(out)
         except StreamClosedError:
-            self._count(cells, -1)
+            self._take_back()
             raise
-        if sent:
-            return []
-        self._count(cells, -1)
-        return cells
+        return [] if sent else self._take_back()
 """,
         """\
-        self.idle = 0
-        return [] if self.stream.send(out) else [session.cell]
+        return [] if self.stream.send(out) else [self.session.cell]
 """,
     ),
     (
@@ -102,15 +92,16 @@ STATISTICS: Sequence[Cut] = (
     ("server.py", "        self.counters[OPEN] -= 1\n", ""),
     ("server.py", "        self.counters[RECEIVED] += client.heard - client.counted\n", ""),
     ("server.py", "        self.sent.append(client.session.messages)\n", ""),
-    ("stream.py", "            if self._probes:\n                self.woke = time.monotonic_ns()\n", ""),
+    ("stream.py", "            if self._probes:\n                self.woke = monotonic_ns()\n", ""),
     (
         "stream.py",
         """\
-            self._due -= len(heard)
-            if self._due < 0 and heard:
-                self._plant(fd)
+                rounds = self._rounds
+                self._due -= 1
+                if self._due < 0:
+                    self._plant(fd)
 """,
-        "",
+        "                rounds = ROUNDS - 1\n",
     ),
 )
 

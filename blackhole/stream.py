@@ -3,15 +3,15 @@
 What a read costs decides what a message costs. Tornado's `read_until` on asyncio
 takes about 12 microseconds for each command beyond the system calls: a future, a
 trip through the loop, a second `recv` that finds nothing, two buffers. Here a
-read event is one `read`, the chunk goes into the coroutine at once, what that
-yields is written, and the next chunk goes in.
+read event is one `read`, the chunk is answered at once, and the answer is written.
 
 Three parts work together. `Selector` is the loop's own epoll; it hands events
 of streams to them at once, and only others to asyncio. `Stream` reads and writes
-its descriptor. `Stream.run` drives a coroutine that yields what is to be said and
-gets what the client says next, or that waits for another event of the stream (a
-handshake, a socket that is full) or for any asyncio future (a delay). Nothing
-else needs a task.
+its descriptor. `Stream.run` drives a coroutine that waits for what the client says,
+for another event of the stream (a handshake, a socket that is full) or for any asyncio
+future (a delay). As long as there is nothing but question and answer the coroutine
+is not even resumed: it has yielded a plain function, which answers. Nothing else needs
+a task.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import selectors
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from fcntl import ioctl
 from os import read, write
 from termios import FIONREAD
+from time import monotonic, monotonic_ns
 from types import coroutine
 from typing import Any, Final, Protocol
 
@@ -48,8 +48,18 @@ its pools of small blocks; for more it asks malloc, which takes three times as l
 
 Socket = socket.socket
 
+Answer = Callable[[bytes, int], bytes | None]
+"""What a coroutine yields to its driver when it waits for its stream's bytes. It is told what the client says
+(nothing: it has left), and how many octets that is, and gives what to say to that; or None, where the
+coroutine is to deal with it."""
+
+
+def none(said: bytes, size: int) -> None:
+    """The Answer of a coroutine that deals with everything itself."""
+
+
 BYTES: Final = object()
-"""What a coroutine yields to its driver when it waits for its stream's bytes."""
+"""What it waits for then."""
 
 EVENT: Final = object()
 """What it waits for when it has something else to do with its stream's socket than to read from it."""
@@ -69,11 +79,15 @@ AT_ONCE: Final = struct.pack("ii", 1, 0)
 PROBES: Final = 100
 """Events a second that are timed, at most. It takes 5 microseconds each."""
 
-BATCH: Final = 64
-"""Events that are heard of at once."""
+BATCH: Final = 42
+"""Events that are heard of at once. For more of them Python asks malloc each time, as with MODEST."""
 
-RARELY: Final = 1 << 40
-"""Events until the next probe, when there were enough of them in this second."""
+ROUNDS: Final = 8
+"""Polls to one look at the clock, and at whether a probe is due, where there is much to do. Each may wait for
+an eighth of the time there is, so that no timer is late by more than what epoll rounds up to milliseconds."""
+
+RARELY: Final = 1 << 29
+"""Looks until the next probe, when there were enough of them in this second."""
 
 NOTHING: Final = bytes(4)
 
@@ -118,7 +132,7 @@ class Probe:
         self._selector = selector
         self._fd = fd
         self._stream = stream
-        self._planted = time.monotonic_ns()
+        self._planted = monotonic_ns()
 
     def ready(self, events: int) -> None:
         """The client has spoken."""
@@ -127,7 +141,7 @@ class Probe:
         stream.ready(events)
         if stream.answered:
             woke = selector.woke
-            selector.meter(max(0, woke - self._planted), time.monotonic_ns() - woke)
+            selector.meter(max(0, woke - self._planted), monotonic_ns() - woke)
 
 
 class Selector(selectors.EpollSelector):
@@ -145,9 +159,11 @@ class Selector(selectors.EpollSelector):
         """Nanoseconds of the monotonic clock when these events were heard of; kept while there are probes."""
         self._probes = 0
         self._gap = 0
-        """Events between two probes."""
+        """Polls between two probes: one less than a power of two."""
+        self._rounds = 0
+        """Polls between two looks."""
         self._due = 0
-        """Events until the next probe."""
+        """Looks until the next probe."""
         self._planted = 0
         """Probes since the pace was set."""
         # Private, but the same since Python 3.4, in PyPy too; typeshed does not tell of them.
@@ -186,7 +202,7 @@ class Selector(selectors.EpollSelector):
         stream = self._attached.get(fd)
         if isinstance(stream, Stream) and stream.answered:
             self._planted += 1
-            self._due = self._gap if self._planted < PROBES else RARELY
+            self._due = self._gap // ROUNDS if self._planted < PROBES else RARELY
             self._probes += 1
             self._attached[fd] = Probe(self, fd, stream)
 
@@ -197,7 +213,8 @@ class Selector(selectors.EpollSelector):
         elif self._planted < PROBES // 2:
             self._gap //= 2
         self._planted = 0
-        self._due = min(self._due, self._gap)
+        self._rounds = min(self._gap, ROUNDS - 1)
+        self._due = min(self._due, self._gap // ROUNDS)
 
     def uproot(self, fd: int, stream: Stream) -> None:
         """Put a stream back where its probe stood."""
@@ -210,32 +227,50 @@ class Selector(selectors.EpollSelector):
         A turn of asyncio's loop takes 450 bytecodes, as many as two commands; so it is not asked in between
         as long as nothing has been left for it.
         """
-        loop, attached, found = self._loop, self._attached, []
-        timers = len(loop._scheduled)
-        wait = -1 if timeout is None else max(timeout, 0)
-        end = time.monotonic() + wait
+        loop, attached, poll = self._loop, self._attached, self._epoll.poll
+        ready, scheduled, timers = loop._ready, loop._scheduled, len(loop._scheduled)
+        found: list[tuple[selectors.SelectorKey, int]] = []
+        rounds = 0
+        wait = -1.0 if timeout is None else max(timeout, 0.0)
+        timed = wait > 0
+        end = monotonic() + wait
         while True:
-            heard = self._epoll.poll(wait, BATCH)
+            heard = poll(wait, BATCH)
             if self._probes:
-                self.woke = time.monotonic_ns()
+                self.woke = monotonic_ns()
             for fd, events in heard:
-                ready = attached.get(fd)
-                if ready is not None:
-                    ready.ready(events)
-                elif (key := self._fd_to_key.get(fd)) is not None:  # type: ignore[attr-defined]
-                    mask = 0
-                    if events & ~EPOLLIN:
-                        mask |= selectors.EVENT_WRITE
-                    if events & ~EPOLLOUT:
-                        mask |= selectors.EVENT_READ
-                    found.append((key, mask & key.events))
-            self._due -= len(heard)
-            if self._due < 0 and heard:
-                self._plant(fd)
-            if not heard or found or loop._ready or len(loop._scheduled) != timers:
+                try:
+                    waiting = attached[fd]
+                except KeyError:
+                    self._find(fd, events, found)
+                else:
+                    waiting.ready(events)
+            if not heard:
                 return found
-            if wait > 0 and (wait := end - time.monotonic()) <= 0:
+            if rounds:
+                rounds -= 1
+            else:
+                rounds = self._rounds
+                self._due -= 1
+                if self._due < 0:
+                    self._plant(fd)
+                if timed:
+                    wait = (end - monotonic()) / (rounds + 1)
+                    if wait <= 0.0:
+                        return found
+            if found or ready or len(scheduled) != timers:
                 return found
+
+    def _find(self, fd: int, events: int, found: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Something happened to a file of asyncio's; or to one that is gone by now."""
+        key = self._fd_to_key.get(fd)  # type: ignore[attr-defined]
+        if key is not None:
+            mask = 0
+            if events & ~EPOLLIN:
+                mask |= selectors.EVENT_WRITE
+            if events & ~EPOLLOUT:
+                mask |= selectors.EVENT_READ
+            found.append((key, mask & key.events))
 
 
 class Stream(IOStream):
@@ -294,6 +329,7 @@ class Stream(IOStream):
         self._most = MODEST
         # What every turn asks for: a class's attribute is found six times slower than an object's own.
         self.secured = self._aside = False
+        self._answer: Answer = none
         self.io_loop = io_loop
         self._selector = selector
         os.set_blocking(fd, False)
@@ -316,14 +352,14 @@ class Stream(IOStream):
         self._step(None)
 
     @coroutine
-    def receive(self) -> Generator[bytes, bytes, bytes]:
+    def receive(self) -> Generator[object, bytes, bytes]:
         """The next bytes, at most CHUNK of them; none at all when the client has closed its side.
 
-        A coroutine that has something to say yields that itself: it leaves, and then comes what the client
-        says next. None comes instead when not all of it has left: `await drain()`. When the connection is
-        broken, StreamClosedError is raised there.
+        A coroutine that yields an Answer instead has it told what the client says, and what it gives is said,
+        again and again; then come the bytes that it had no answer to. None comes when not all of an
+        answer has left: `await drain()`. When the connection is broken, StreamClosedError is raised there.
         """
-        return (yield b"")
+        return (yield none)
 
     async def peek(self, most: int) -> bytes:
         """What is there, without taking it; waits until there is something. Nothing: the client has left."""
@@ -335,19 +371,43 @@ class Stream(IOStream):
         return read(self._fd, count)
 
     def ready(self, events: int) -> None:
-        """An event of the socket: called by the Selector."""
+        """An event of the socket: called by the Selector. A whole turn of the client is here."""
         if self._wanted is not BYTES:
             self._meanwhile(events)
             return
-        try:
-            data = self._socket.recv(CHUNK) if self.secured else read(self._fd, self._most)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return
-        except OSError:
-            data = b""
-        if len(data) == MODEST:
-            self._most = CHUNK
-        self._step(data)
+        while True:
+            try:
+                data = self._hear() if self._aside else read(self._fd, self._most)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return
+            except OSError:
+                data = b""
+            size = len(data)
+            if size == MODEST:
+                self._most = CHUNK
+            try:
+                said = self._answer(data, size)
+            except Exception as error:
+                self._step(error)
+                return
+            if said is None:
+                self._step(data)
+                return
+            if said:
+                # What `send` does, without two calls of which each takes a fiftieth of a turn.
+                try:
+                    sent = self._socket.send(said) if self.secured else write(self._fd, said)
+                except (BlockingIOError, ssl.SSLWantWriteError):
+                    sent = 0
+                except OSError as error:
+                    self._step(StreamClosedError(error))
+                    return
+                if sent != len(said):
+                    self._write_buffer = memoryview(said)[sent:]
+                    self._step(None)
+                    return
+            if not (self._aside and self._at_hand()):
+                return
 
     @property
     def answered(self) -> bool:
@@ -363,13 +423,14 @@ class Stream(IOStream):
         """Whether the client talks though it was told nothing yet. Half a microsecond."""
         return ioctl(self._fd, FIONREAD, NOTHING) != NOTHING
 
-    def _step(self, value: bytes | None) -> None:
+    def _step(self, given: bytes | Exception | None) -> None:
         """Let the coroutine run until it waits again."""
-        go_on: Callable[[Any], object] = self._coroutine.send
-        given: object = value
         while True:
             try:
-                wanted = go_on(given)
+                if isinstance(given, Exception):
+                    wanted = self._coroutine.throw(given)
+                else:
+                    wanted = self._coroutine.send(given)
             except StopIteration:
                 self.close()
                 return
@@ -378,50 +439,38 @@ class Stream(IOStream):
                 log.exception("a connection's coroutine failed")
                 self.close()
                 return
-            if type(wanted) is not bytes:
+            if not callable(wanted):
+                self._answer = none
                 self._wanted = wanted
                 if wanted is not EVENT:
                     self._await(wanted)
                 return
-            # What `send` does, without two calls of which each takes a fiftieth of a turn.
-            try:
-                if not wanted:
-                    sent = 0
-                elif self.secured:
-                    sent = self._socket.send(wanted)
-                else:
-                    sent = write(self._fd, wanted)
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                sent = 0
-            except OSError as error:
-                go_on, given = self._coroutine.throw, StreamClosedError(error)
-                continue
-            if sent != len(wanted):
-                self._write_buffer = memoryview(wanted)[sent:]
-                given = None
-                continue
+            self._answer = wanted
             self._wanted = BYTES
-            if not self._aside:
+            if not (self._aside and self._at_hand()):
                 return
-            given = self._at_hand()
-            if given is None:
+            if wanted is not none:
+                self.ready(EPOLLIN)
                 return
+            try:
+                given = self._hear()
+            except OSError:
+                given = b""
 
-    def _at_hand(self) -> bytes | None:
-        """What there is to hear without waiting."""
+    def _at_hand(self) -> bool:
+        """Whether there is something to hear without waiting."""
+        # The last: OpenSSL has read a record that epoll knows nothing of.
+        return bool(self.ahead or self._ended or (self.secured and self._socket.pending()))
+
+    def _hear(self) -> bytes:
+        """What there is to hear, or came before. Raises OSError."""
         if self.ahead or self._ended:
             data = self.ahead
             self.ahead = b""
             if not self._ended:
                 self._watch(EPOLLIN)
             return data
-        if self.secured and self._socket.pending():
-            # OpenSSL has read a record that epoll knows nothing of.
-            try:
-                return self._socket.recv(CHUNK)  # type: ignore[no-any-return]
-            except OSError:
-                return b""
-        return None
+        return self._socket.recv(CHUNK) if self.secured else read(self._fd, self._most)
 
     def _await(self, wanted: Any) -> None:
         """The coroutine waits for something else than bytes: be called when it is there."""
@@ -586,6 +635,7 @@ class Stream(IOStream):
         # Whoever still wants to read or write does it here, and not to the next who gets the descriptor.
         self._fd, self.secured = -1, False
         self.ahead = b""
+        self._answer = none
         work, self._coroutine = self._coroutine, None
         if work is not None and not work.cr_running:
             work.close()
