@@ -71,12 +71,16 @@ class Attempts:
         except OSError:  # where the kernel cannot
             self._present[self._row : self._row + PLACES] = memoryview(bytes(PLACES * 2)).cast("H")
 
+    def mark(self, key: Hashable) -> int:
+        """A key's hash: stands for one that is not to be kept, and may itself be a key."""
+        return hash((self._secret, key)) & OCTETS or 1
+
     def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
         """Change what is known of a key, and answer as the change does. `now` must not be negative.
 
         `alone` is for changes of which none may be lost. What is new and has a count of 0 is not kept.
         """
-        digest = self._digest(key)
+        digest = self.mark(key)
         start = digest % self._sets * (SLOTS * CELLS)
         if not alone:
             return self._revise(digest, start, now, change)
@@ -110,7 +114,7 @@ class Attempts:
 
     def knows(self, key: Hashable) -> bool:
         """Whether anything is known of a key."""
-        digest = self._digest(key)
+        digest = self.mark(key)
         start = digest % self._sets * (SLOTS * CELLS)
         return digest in self._cells[start : start + SLOTS * CELLS].tolist()
 
@@ -126,7 +130,7 @@ class Attempts:
 
     def bars(self, key: bytes, limit: int) -> bool:
         """Whether as many are there in all processes together; if not, one more is."""
-        place = self._digest(key) % PLACES
+        place = self.mark(key) % PLACES
         fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
         try:
             if sum(self._present[place::PLACES]) >= min(limit, MOST):
@@ -139,7 +143,4 @@ class Attempts:
     def leave(self, place: Place) -> None:
         """One that was not barred, in this process, is there no more."""
         assert isinstance(place, bytes)
-        self._present[self._row + self._digest(place) % PLACES] -= 1
-
-    def _digest(self, key: Hashable) -> int:
-        return hash((self._secret, key)) & OCTETS or 1
+        self._present[self._row + self.mark(place) % PLACES] -= 1

@@ -46,8 +46,8 @@ LAYERS = (
 
 PURE = frozenset(
     (
-        *("__future__", "binascii", "collections.abc", "dataclasses", "enum", "functools", "hashlib", "hmac"),
-        *("ipaddress", "math", "operator", "random", "re", "struct", "types", "typing"),
+        *("__future__", "binascii", "collections", "collections.abc", "dataclasses", "enum", "functools"),
+        *("hashlib", "hmac", "ipaddress", "math", "operator", "random", "re", "struct", "types", "typing"),
     )
 )
 """What `smtp` may have of the standard library: no clock, no socket, no log, no file."""

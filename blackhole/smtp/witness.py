@@ -94,6 +94,9 @@ longest is 6 hours, Sendmail's 4, Postfix's a little over one, and qmail's 9 aft
 class Past(Protocol):
     """What a witness remembers by, which answers at once. Keys are hashed by whoever keeps them."""
 
+    def mark(self, key: Hashable) -> int:
+        """Stands for a key that is not to be kept, in 64 bits, and is a key itself."""
+
     def knows(self, key: Hashable) -> bool:
         """Whether anything is known of a key."""
 
@@ -266,7 +269,7 @@ class Witness:
     def _where(self) -> int:
         """Stands for that address; 0: it is not known."""
         here = self._address()
-        return (hash(here) & 0xFFFF or 1) if here else 0
+        return (self._past.mark(here) & 0xFFFF or 1) if here else 0
 
     def hear(self, state: State, phase: str, address: bytes, code: int) -> None:
         """A command was answered; with the address, where it has one."""
@@ -290,7 +293,7 @@ class Witness:
     def _recipient(self, state: State, address: bytes, code: int) -> None:
         if len(self._heard) == MOST:
             return
-        envelope = hash(self._sender.lower() + b"\0" + address.lower())
+        envelope = self._past.mark(self._sender.lower() + b"\0" + address.lower())
         if envelope not in self._heard:  # else it stands twice in the same list
             # What is said after a MAIL that was refused says nothing of its own.
             code = self._heard[envelope] = self._denied or code
