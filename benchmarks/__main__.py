@@ -54,6 +54,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     known = [server.name for server in SERVERS]
     parser.add_argument("--quick", action="store_true", help="short turns, few peers: under two minutes")
     parser.add_argument("--rounds", type=int, help="turns each server has (default 9, quick 3)")
+    parser.add_argument("--warm", type=int, default=0, help="messages ahead of a server's turns, for a JIT")
     parser.add_argument(
         "--shapes",
         type=names(list(SHAPES)),
@@ -113,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         directory.chmod(0o755)  # some servers give up root before they read their files
         certificate(directory)
         rounds = chosen.rounds or (3 if chosen.quick else 9)
-        plan = Plan(tuple(servers), rounds, 0.25 if chosen.quick else 1.0, chosen.quick, directory)
+        seconds = 0.25 if chosen.quick else 1.0
+        plan = Plan(tuple(servers), rounds, seconds, chosen.quick, chosen.warm, directory)
         for shape in chosen.shapes:
             tables.append(SHAPES[shape](plan))
             print(f"\n{markdown(tables[-1])}", flush=True)

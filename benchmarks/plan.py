@@ -19,6 +19,8 @@ class Plan:
     seconds: float
     """CPU seconds a server is given in one turn, about; the number of messages follows from it."""
     quick: bool
+    warm: int
+    """Messages that go ahead of a server's turns, for those that get faster with time."""
     directory: Path
     """For this run alone; holds certificate, conf files and logs."""
 

@@ -109,6 +109,8 @@ def compete(plan: Plan, contestants: Sequence[Contestant]) -> list[Row]:
                         contestant.cores,
                     )
                 )
+                if plan.warm:
+                    turn(running, contestant.send, plan.warm)
                 warm = turn(running, contestant.send, contestant.warm)
                 # A server that waits more than it works would take for ever to use its CPU time up.
                 each = max(warm.cost, warm.seconds / warm.messages / 4)

@@ -156,9 +156,17 @@ def _hostname(text: str) -> str:
     raise _expected("a host name of letters, digits, hyphens and dots", text)
 
 
+def processors() -> int:
+    """How many this process may use; where that cannot be asked, as in PyPy, how many there are."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 def _workers(text: str) -> int:
     if text == "auto":
-        return min(len(os.sched_getaffinity(0)), 1024)
+        return min(processors(), 1024)
     try:
         return _whole(1, 1024)(text)
     except ValueError:

@@ -47,7 +47,10 @@ ACCEPTS: Final = 16
 EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 """What accept() says when descriptors or memory have run out."""
 
-KNOCK: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
+EXCLUSIVE: Final = 1 << 28
+"""EPOLLEXCLUSIVE of linux/eventpoll.h, of which PyPy's `select` does not know."""
+
+KNOCK: Final = select.EPOLLIN | EXCLUSIVE
 
 OPEN: Final = AT["open"]
 

@@ -170,7 +170,8 @@ class Supervisor:
         """Return when all is over: 0 if somebody wished it so, EX_SOFTWARE if no worker can run."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide every death
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        gc.freeze()  # so that a collection in a child does not copy every page it shares with us
+        with suppress(AttributeError):  # PyPy has none
+            gc.freeze()  # so that a collection in a child does not copy every page it shares with us
         looked = time.monotonic()
         while True:
             now = time.monotonic()
@@ -182,7 +183,7 @@ class Supervisor:
                 return self._code
             # Not sigtimedwait: when SIGCONT meets its deadline, CPython 3.11 makes up a signal.
             signal.setitimer(signal.ITIMER_REAL, self._patience(now))
-            SIGNALS[signal.Signals(signal.sigwaitinfo(SIGNALS).si_signo)](self)
+            SIGNALS[signal.Signals(signal.sigwait(SIGNALS))](self)
 
     # What signals ask for.
 

@@ -14,18 +14,19 @@ from blackhole.settings import OperatorError
 from blackhole.stats import Snapshot, Stats
 from blackhole.supervisor import Berth
 
-INTERRUPT = frozenset((signal.SIGINT,))
-"""What ends `blackhole top`."""
+AWAITED = frozenset((signal.SIGINT, signal.SIGALRM))
+"""What ends `blackhole top`, and the next second."""
 
 
 def watch(pid: int) -> int:
     """`blackhole top`: until Ctrl-C, or until the server has ended."""
     stats = Stats.of(pid)
     # Waited for, and not met anywhere: an interrupt in the middle of a __del__ would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
 
     def pause() -> bool:
-        if signal.sigtimedwait(INTERRUPT, 1) is not None:
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        if signal.sigwait(AWAITED) == signal.SIGINT:
             raise KeyboardInterrupt
         return os.path.exists(f"/proc/{pid}")
 
@@ -37,8 +38,6 @@ def watch(pid: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     else:
         raise OperatorError(f"pid {pid} has ended", os.EX_UNAVAILABLE)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPT)
     return os.EX_OK
 
 

@@ -163,6 +163,8 @@ class Program:
                 given.append("--ssl_port=0")
         if values.keys().isdisjoint({"--workers", "--conf"}):
             given.append("--workers=2")
+        if "--ssl_cert" in values and values.keys().isdisjoint({"--ssl_port", "--listen", "--conf"}):
+            given.append("--ssl_port=0")  # 465 is root's, and only one program's at a time
         with tempfile.NamedTemporaryFile(prefix="blackhole-", delete=False) as self._output:
             self.process = subprocess.Popen(
                 [*command, *given],

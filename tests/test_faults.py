@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ QUICK = [row for row in table().values() if row.quick]
 
 @pytest.mark.parametrize("row", QUICK, ids=[row.id for row in QUICK])
 def test_it_keeps_standing(row: Row, tmp_path: Path) -> None:
+    if row.root and os.geteuid() != 0:
+        pytest.skip("only root has privileges to drop")
     trial = Trial(tmp_path, full=False)
     row.measure(trial)
     assert trial.figures

@@ -182,7 +182,7 @@ def test_a_value_reaches_the_settings(option: Option, write: Write) -> None:
 
 
 def test_defaults_are_those_of_settings() -> None:
-    assert read() == replace(Settings(), workers=len(os.sched_getaffinity(0)), hostname=options.own_name())
+    assert read() == replace(Settings(), workers=options.processors(), hostname=options.own_name())
 
 
 # Who wins
@@ -853,7 +853,7 @@ def test_print_config_says_where_values_come_from(write: Write) -> None:
         f"mode = bounce # conf {path}:1",
         "delay = 1,2.5 # environment BLACKHOLE_DELAY",
         "strict = no # default",
-        f"workers = {len(os.sched_getaffinity(0))} # default",
+        f"workers = {options.processors()} # default",
         f"#conf = {path} # command line",
     ):
         assert wanted in lines

@@ -46,10 +46,13 @@ class Client:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._left = b""
         if greeted:
-            line = self.hear()
-            if not line.startswith("220 "):
+            try:
+                line = self.hear()
+                if not line.startswith("220 "):
+                    raise Refused(line)
+            except BaseException:
                 self.socket.close()
-                raise Refused(line)
+                raise
 
     def __enter__(self) -> Self:
         return self

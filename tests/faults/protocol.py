@@ -255,12 +255,10 @@ def hostile_octets(trial: Trial) -> None:
     "what a worker may do, as /proc has it",
     "uid and gid of the service, no other group, no capability, no_new_privs, no way back to root, no"
     " file of root's",
+    root=True,
 )
 def privileges(trial: Trial) -> None:
     """All uids, gids and sets of each worker; strace shows the order of the calls in a test of its own."""
-    if os.geteuid() != 0:
-        trial.note("not root here")
-        return
     with Program("--workers=2") as program:
         wrong = roots = 0
         for pid in program.workers():

@@ -108,6 +108,8 @@ class Row(NamedTuple):
     measure: Callable[[Trial], None]
     quick: bool
     """The small trial takes less than five seconds, so `make test` has it too."""
+    root: bool
+    """Only root can measure it."""
 
     @property
     def how(self) -> str:
@@ -119,11 +121,13 @@ ROWS: dict[str, Row] = {}
 """By id. Filled as the modules with the trials are imported."""
 
 
-def row(name: str, fault: str, goal: str, quick: bool = True) -> Callable[[Measure], Measure]:
+def row(
+    name: str, fault: str, goal: str, quick: bool = True, root: bool = False
+) -> Callable[[Measure], Measure]:
     """Make a row of a function."""
 
     def add(measure: Measure) -> Measure:
-        ROWS[name] = Row(name, fault, goal, measure, quick)
+        ROWS[name] = Row(name, fault, goal, measure, quick, root)
         return measure
 
     return add
