@@ -209,6 +209,7 @@ function show(now) {
 
   listeners(now);
   scenario(now);
+  hits(now);
   time(now);
   workers(now);
   replies(now);
@@ -389,6 +390,22 @@ function scenario(now) {
         (key === "reply" ? String(value) : `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`)).join(", ")),
       make("td"));
   }, (row, { item }) => put(row.cells[2], `${count(item.left)} of ${count(item.count)}`));
+}
+
+// The rules in force in their order, then others that have spoken: of scenarios before, or ordered for what came next.
+function hits(now) {
+  const seen = now.rule_hits;
+  const here = now.scenario.names.filter((name) => Object.hasOwn(seen, name));
+  const gone = Object.keys(seen).filter((name) => seen[name] && !here.includes(name));
+  const most = Math.max(1, ...Object.values(seen));
+  $("hits-part").hidden = !here.length && !gone.length;
+  rows("hits", [...here, ...gone].map((key) => ({ key })), ({ key }) =>
+    make("tr", {}, make("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), bar(""), make("td")),
+  (line, { key }) => {
+    line.className = here.includes(key) ? "" : "note";
+    fill(line.cells[1], seen[key] / most);
+    put(line.cells[2], count(seen[key]));
+  });
 }
 
 // What the one is that was chosen: said of the one in force, or of one to switch to.
