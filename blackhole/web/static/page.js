@@ -225,7 +225,7 @@ function listeners(now) {
   $("listeners").dataset.text = text;
   $("listeners").replaceChildren(...now.listeners.map((one) =>
     make("li", {}, `${one.address} `, make("b", {}, one.mode + (one.delay ? `, delay ${[...new Set(one.delay)].join("–")} s` : "") + (one.tls ? ", TLS" : "")))),
-  ...(inForce ? [make("li", {}, "scenario ", make("b", {}, label(known(name))))] : []));
+  ...(inForce ? [make("li", {}, "scenario ", make("b", {}, brief(known(name))))] : []));
 }
 
 const PARTS = { sink: "the sink", client: "waiting for the sender", delay: "delay that was asked for" };
@@ -351,6 +351,8 @@ function runs(now) {
 
 const short = (name) => name.slice(name.lastIndexOf("/") + 1);
 const label = ({ name, about }) => (name === "loaded" ? about || "none" : name.startsWith("PUT ") ? name : short(name));
+// Where a list of files would be too long.
+const brief = (one) => (one.name === "loaded" && one.about.split(", ").length > 2 ? many(one.about.split(", ").length, "file") : label(one));
 const known = (name) => choices.find((one) => one.name === name) || { name, about: "" };
 const many = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
 
@@ -362,7 +364,7 @@ function scenario(now) {
   if (select.dataset.text !== names) {
     select.dataset.text = names;
     select.replaceChildren(...choices.map((choice) => make("option", { value: choice.name },
-      choice.name === "loaded" ? `as loaded (${label(choice)})` : label(choice))));
+      choice.name === "loaded" ? `as loaded (${brief(choice)})` : label(choice))));
   }
   const line = $("scenario-now");
   const text = JSON.stringify([name, ordered, rules]);
