@@ -132,7 +132,6 @@ class Feature:
         words = ["blackhole"]
         if self.cuts:
             words.append(f"checkout={copy(directory / 'cut', self.cuts)}")
-        words.append("--http 127.0.0.1:0")  # each has a dashboard, as a single one would have
         if self.recipients:
             scenario = directory / "rules.toml"
             rules = (RULE.format(recipient=glob, reply=self.reply) for glob in self.recipients)

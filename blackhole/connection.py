@@ -318,9 +318,12 @@ class Connection:
                 counters[PROBES] += 1
         if session.judge is not None and session.judge.witness is not None and not session.left:
             session.judge.witness.gone(session)
-        for cell in session.said:
-            if cell >= ACCUSED:
-                counters[cell] += 1
+        self._note()
+
+    def _note(self) -> None:
+        """Count what happened, though no reply leaves any more: all but replies."""
+        said, self.session.said = self.session.said, []
+        self._count([cell for cell in said if cell >= ACCUSED], 1)
 
     async def _secure(self) -> None:
         """The TLS handshake, before the greeting or after STARTTLS."""
@@ -359,6 +362,7 @@ class Connection:
     async def _suffer(self, then: Then, said: bytes) -> None:
         """Come to the end that the session has come to, having said something last."""
         self.dismissed = True
+        self._note()  # a client that stalls may be here for an hour
         if then is Then.RESET:
             self.stream.reset()
         elif then is Then.STALL:

@@ -28,7 +28,7 @@ ACTIONS = {
     "start": "detach from the terminal and serve (also: --daemon)",
     "stop": "stop the detached server and wait until it is gone",
     "restart": "stop, then start",
-    "reload": "read conf and certificates again, losing no connection",
+    "reload": "read conf, scenarios and certificates again, losing no connection",
     "status": "say whether it runs, and how: exit 0 running, 1 died, 3 not running",
     "report": "say what senders did wrong: see --fail_on",
     "top": "show the rate, a line a second",
@@ -52,7 +52,7 @@ CASE = {
 """What can be told of a case, with the action explain alone: name -> (what to write, what it is)."""
 
 SIGNALS = {
-    "TERM": "let open sessions finish, then stop",
+    "TERM": "let messages under way finish, then stop",
     "INT, QUIT": "stop now",
     "HUP": "as reload",
     "USR1": "open the log anew, after it was rotated",

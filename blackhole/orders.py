@@ -44,6 +44,9 @@ BUDGETS: Final = 8
 
 SLOTS: Final = BUDGETS + PLACES * 8
 
+NEXT: Final = "POST /next"
+"""The name of all rules that come next."""
+
 FIRST: Final = 1
 """The number before any order was given. 0 is what a process has said that follows none."""
 
@@ -183,4 +186,4 @@ def limited(one: Next, orders: Orders) -> Rule:
     """The rule of a Next. What is asked last is whether there is something left of its budget."""
     rule = scenario.single(one.rule, f"next {one.number}")
     last = Condition("count", str(one.times), lambda case: orders.take(one))
-    return replace(rule, tests=(*rule.tests, last))
+    return replace(rule, tests=(*rule.tests, last), name=NEXT)

@@ -40,27 +40,42 @@ def text(figures: Snapshot) -> str:
     """For people."""
     lines = [*_summary(figures), ""]
     for rule, count in findings(figures):
-        times = "once" if count == 1 else f"{count} times"
         lines += [
-            f"{rule.level.upper():<6} {rule.name}: {rule.meaning}, {times}",
+            f"{rule.level.upper():<6} {rule.name}: {rule.meaning}, {times(count)}",
             f"       {rule.source}. {rule.hint[0].upper()}{rule.hint[1:]}.",
         ]
     if not findings(figures):
         lines.append("Nothing was found to be wrong with the sender.")
-    told = retries(figures)
-    if told:
-        lines += ["", "How it retried:", *told]
+    for title, told in (("How it retried:", retries(figures)), ("How often rules spoke:", spoken(figures))):
+        lines += ["", title, *told] if told else []
     lines += ["", *clients(figures)] if figures.clients else []
     return "\n".join(lines) + "\n"
+
+
+def many(count: int, what: str) -> str:
+    """A count of things."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def clients(figures: Snapshot) -> Iterator[str]:
     """Who came, a line for each."""
     for one in figures.clients or ():
         yield (
-            f"{one.address}: {one.connections} connections, {one.messages} messages,"
-            f" {one.violations} violations"
+            f"{one.address}: {many(one.connections, 'connection')}, {many(one.messages, 'message')},"
+            f" {many(one.violations, 'violation')}"
         )
+
+
+def spoken(figures: Snapshot) -> list[str]:
+    """How often the rules of scenarios spoke, a line for each."""
+    return [
+        f"  {'rule ' * name.isdecimal()}{name}: {times(count) if count else 'never'}"
+        for name, count in figures.rule_hits.items()
+    ]
 
 
 def retries(figures: Snapshot) -> list[str]:
@@ -69,26 +84,31 @@ def retries(figures: Snapshot) -> list[str]:
     deferred, refused = seen["deferred"], seen["refused"]
     waits = {span: count for span, count in deferred["waits"].items() if count}
     lines = []
+    were = "was" if deferred["taken"] == 1 else "were"
     if deferred["recipients"] or waits:
         lines.append(
-            f"put off with 4xx: {deferred['recipients']} recipients; {deferred['returned']} came again,"
-            f" {deferred['missing']} did not yet; {deferred['taken']} were taken in the end"
+            f"put off with 4xx: {many(deferred['recipients'], 'recipient')};"
+            f" {deferred['returned']} came again, {deferred['missing']} did not yet;"
+            f" {deferred['taken']} {were} taken in the end"
         )
     if waits:
         shortest, *_, longest = [*waits, *waits]
         lines.append(
-            f"they came again {sum(waits.values())} times, {deferred['again']} times to be put off once more:"
+            f"they came again {times(sum(waits.values()))},"
+            f" {times(deferred['again'])} to be put off once more:"
             f" the first {after(shortest)}, half {after(middle(waits))}, the last {after(longest)}"
         )
         lines += [f"  {after(span)}: {count}" for span, count in waits.items()]
     if refused["recipients"]:
         lines.append(
-            f"refused with 5xx: {refused['recipients']} recipients; {refused['returned']} came again"
+            f"refused with 5xx: {many(refused['recipients'], 'recipient')}; {refused['returned']} came again"
         )
     for name, meaning in UNCERTAIN.values():
         outcome = seen["uncertain"][name]
         if outcome["messages"]:
-            lines.append(f"{meaning}: {outcome['messages']} messages; {outcome['returned']} came again")
+            lines.append(
+                f"{meaning}: {many(outcome['messages'], 'message')}; {outcome['returned']} came again"
+            )
     return lines
 
 
@@ -111,8 +131,9 @@ def _summary(figures: Snapshot) -> list[str]:
     connections = sum(figures.connections.values())
     of_messages = ", ".join(f"{count} {outcome}" for outcome, count in figures.messages.items())
     return [
-        f"{sum(figures.messages.values())} messages ({of_messages}), {figures.recipients} recipients",
-        f"{connections} connections, {figures.hung_up} of them left without QUIT",
+        f"{many(sum(figures.messages.values()), 'message')} ({of_messages}),"
+        f" {many(figures.recipients, 'recipient')}",
+        f"{many(connections, 'connection')}, {figures.hung_up} of them left without QUIT",
     ]
 
 
@@ -134,6 +155,7 @@ def as_dict(figures: Snapshot) -> dict[str, Any]:
             for rule, count in findings(figures)
         ],
         "retries": figures.retries,
+        "rule_hits": figures.rule_hits,
     } | figures.shown
 
 
@@ -151,7 +173,7 @@ def junit(figures: Snapshot) -> str:
         if count:
             failure = xml.SubElement(case, "failure", message=f"{rule.meaning} ({count})", type=rule.level)
             failure.text = f"{rule.source}: {rule.hint}"
-    told = retries(figures)
+    told = [*retries(figures), *spoken(figures)]
     if told:
         xml.SubElement(suite, "system-out").text = "\n".join(told)
     xml.indent(suite)
@@ -169,10 +191,12 @@ def status(figures: Snapshot, uptime: float) -> str:
     """A running server in some lines."""
     workers = [worker for worker in figures.workers if "worker" in worker.title]
     lines = [
-        f"up {duration(uptime)}, {len(workers)} workers, {figures.open} connections open",
+        f"up {duration(uptime)}, {many(len(workers), 'worker')}, {many(figures.open, 'connection')} open",
         *_summary(figures),
-        f"{figures.total('received_bytes')} octets received",
+        f"{many(figures.total('received_bytes'), 'octet')} received",
     ]
+    if figures.rule_hits:
+        lines.append(f"rules spoke {times(sum(figures.rule_hits.values()))}")
     lines += [
         f"{worker.title.removeprefix('blackhole: ')}: pid {worker.pid}, {worker.open} open, "
         f"{worker.cpu:.1f} s of processor time"

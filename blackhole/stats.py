@@ -11,11 +11,13 @@ port and no file.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
+import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
@@ -81,6 +83,9 @@ HISTOGRAMS: Final = (
 LISTENERS: Final = 64
 """Listeners that are told apart; those beyond are counted together as the last."""
 
+SPEAKERS: Final = 128
+"""Names of scenarios' rules that are told apart; those beyond are counted together as the last."""
+
 TITLE: Final = 3
 """Cells for the title of the process that has a row, as text."""
 
@@ -92,10 +97,13 @@ REPLIES: Final = ACCUSED
 CONNECTIONS: Final = NOTED + len(EVENTS)
 """Connections by listener."""
 
-AT: Final = {cell.name: CONNECTIONS + LISTENERS + number for number, cell in enumerate(CELLS)}
+HITS: Final = CONNECTIONS + LISTENERS
+"""How often rules of scenarios spoke, by name."""
+
+AT: Final = {cell.name: HITS + SPEAKERS + number for number, cell in enumerate(CELLS)}
 """Name of a cell -> index in a row."""
 
-TITLE_AT: Final = CONNECTIONS + LISTENERS + len(CELLS)
+TITLE_AT: Final = HITS + SPEAKERS + len(CELLS)
 
 
 def _starts() -> Iterator[tuple[str, int]]:
@@ -112,19 +120,28 @@ STARTS: Final = dict(_starts())
 WIDTH: Final = -(-STARTS[""] // 8) * 8
 """Cells in a row: a whole number of cache lines, or two writers would slow each other down."""
 
-# The header, before the rows, has one writer too, the master.
+# The header, before the rows, has one writer too, the master; but for the names of rules, which come with
+# orders too: who meets a new one writes it, under a lock.
 
-LAYOUT: Final = zlib.crc32(repr((PHASES, RULES, EVENTS, CELLS, HISTOGRAMS, LISTENERS, TITLE)).encode())
+LAYOUT: Final = zlib.crc32(
+    repr((PHASES, RULES, EVENTS, CELLS, HISTOGRAMS, LISTENERS, SPEAKERS, TITLE)).encode()
+)
 """Differs when the cells mean something else."""
 
 NAME: Final = 8
-"""Cells for a listener's name, as text."""
+"""Cells for the name of a listener or a rule, as text."""
 
 ROWS, USED, STARTED, NAMES = 1, 2, 3, 4
 """Where the header has: how many rows there are, how many were ever claimed, when it all began
 (microseconds since 1970), and the names of the listeners. Its first cell has LAYOUT."""
 
-HEADER: Final = -(-(NAMES + LISTENERS * NAME) // 8) * 8
+SPOKEN: Final = NAMES + LISTENERS * NAME
+"""Where it has the names of rules."""
+
+HEADER: Final = -(-(SPOKEN + SPEAKERS * NAME) // 8) * 8
+
+OTHERS: Final = "others"
+"""The name of those that have no place of their own."""
 
 MEMFD: Final = "blackhole.stats"
 
@@ -157,6 +174,8 @@ class Stats:
         self._cells[STARTED] = time.time_ns() // 1000
         self._cells[0] = LAYOUT
         self._taken: Final[set[int]] = set()
+        self._lock: Final = os.memfd_create("blackhole names", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._lock)
         self.roster: Roster | None = None
         """Which clients came, where that is to be seen."""
 
@@ -235,8 +254,31 @@ class Stats:
                 _write(self._cells, NAMES + number * NAME, NAME, name)
             if known in ("", name[: NAME * 8]):
                 return CONNECTIONS + number
-        _write(self._cells, NAMES + (LISTENERS - 1) * NAME, NAME, "others")
+        _write(self._cells, NAMES + (LISTENERS - 1) * NAME, NAME, OTHERS)
         return CONNECTIONS + LISTENERS - 1
+
+    def speakers(self, names: Iterable[str]) -> list[int]:
+        """The indices of the cells that count how often the rules of these names spoke, one for each."""
+        wanted = [clipped(name) for name in names]
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            known = self._speakers()
+            taken = set(known.values())
+            free = (cell for cell in range(HITS, HITS + SPEAKERS - 1) if cell not in taken)
+            for name in wanted:
+                if name not in known:
+                    last = HITS + SPEAKERS - 1
+                    cell = known[name] = last if name == OTHERS else next(free, last)
+                    start = SPOKEN + (cell - HITS) * NAME
+                    _write(self._cells, start, NAME, OTHERS if cell == last else name)
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+        return [known[name] for name in wanted]
+
+    def _speakers(self) -> dict[str, int]:
+        octets = self._cells[SPOKEN : SPOKEN + SPEAKERS * NAME].tobytes()
+        names = (octets[at : at + NAME * 8] for at in range(0, len(octets), NAME * 8))
+        return {_text(name): HITS + number for number, name in enumerate(names) if name[0]}
 
     def snapshot(self) -> Snapshot:
         """All figures as they are now. Takes about a millisecond for a handful of workers."""
@@ -263,6 +305,7 @@ class Stats:
             started=self._cells[STARTED] / 1e6,
             listeners=tuple(name for name in names if name),
             workers=tuple(sorted(workers)),
+            speakers=self._speakers(),
             cells=tuple(totals),
             clients=None if self.roster is None else tuple(self.roster.clients()),
         )
@@ -275,14 +318,22 @@ class Stats:
         _write(cells, TITLE_AT, TITLE, "")
 
 
+def clipped(name: str) -> str:
+    """As much of a rule's name as has room."""
+    return name.encode()[: NAME * 8].decode(errors="ignore")
+
+
 def _write(cells: memoryview, start: int, length: int, text: str) -> None:
     octets = text.encode()[: length * 8].ljust(length * 8, b"\0")
-    for number in range(length):
+    for number in reversed(range(length)):  # the first last: until then it is as good as empty
         cells[start + number] = int.from_bytes(octets[number * 8 : number * 8 + 8], "little")
 
 
 def _read(cells: memoryview, start: int, length: int) -> str:
-    octets = b"".join(cell.to_bytes(8, "little") for cell in cells[start : start + length])
+    return _text(b"".join(cell.to_bytes(8, "little") for cell in cells[start : start + length]))
+
+
+def _text(octets: bytes) -> str:
     return octets.rstrip(b"\0").decode("utf-8", "replace")
 
 
@@ -370,6 +421,8 @@ class Snapshot:
     listeners: tuple[str, ...]
     workers: tuple[Worker, ...]
     """Every process that counts, sorted by title."""
+    speakers: Mapping[str, int]
+    """Name of a scenario's rule -> the index of its cell."""
     cells: tuple[int, ...]
     """The sum of all rows."""
     clients: tuple[Client, ...] | None = None
@@ -381,6 +434,7 @@ class Snapshot:
             self.started,
             self.listeners,
             self.workers,
+            self.speakers,
             tuple(map(sub, self.cells, earlier.cells)),
         )
 
@@ -448,6 +502,11 @@ class Snapshot:
         return dict(zip((event.name for event in EVENTS), self.cells[NOTED:CONNECTIONS], strict=True))
 
     @property
+    def rule_hits(self) -> dict[str, int]:
+        """How often rules of scenarios spoke, by name; of all that ever were in force."""
+        return {name: self.cells[cell] for name, cell in self.speakers.items()}
+
+    @property
     def retries(self) -> dict[str, Any]:
         """What became of messages that were not taken at once, or not for sure: by outcome, how many there
         were, and how many of these came again. `waits` are retries by the seconds, at most, since the
@@ -504,6 +563,7 @@ class Snapshot:
             "replies": replies,
             "violations": dict(self.violations),
             "retries": self.retries,
+            "rule_hits": self.rule_hits,
             "cpu_seconds": self.cpu,
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
             "workers": [worker._asdict() for worker in self.workers],

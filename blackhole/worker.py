@@ -10,6 +10,7 @@ import signal
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from socket import socket
 from typing import Final
@@ -217,7 +218,10 @@ class Worker:
         """What is in force now. Raises OperatorError."""
         self._number, order = self.orders.read()
         self._coming = tuple(filter(self.orders.left, order.coming))
-        return plot(order, self.scenario, self.orders)
+        found = plot(order, self.scenario, self.orders)
+        cells = self.stats.speakers(rule.name for rule in found.rules)
+        rules = (replace(rule, cell=cell) for rule, cell in zip(found.rules, cells, strict=True))
+        return replace(found, rules=tuple(rules))
 
     def _visit(self, past: Past, now: float) -> None:
         """Look through a part of what is remembered for what should have come again by now."""

@@ -262,12 +262,46 @@ def test_the_scenario_is_shown_and_switched_by_keyboard(browser: Browser, tmp_pa
         assert browser.text("scenario-about") == about.removeprefix("profile:greylist: ")
         assert ask(sink.http, "/scenario").json["name"] == "profile:greylist"
         browser.press(Keys.TAB)
+        assert browser.run("return document.activeElement.id") == "hits-part", "which may have to be scrolled"
+        browser.press(Keys.TAB)
         assert browser.run("return document.activeElement.innerText") == "The rules"
         browser.press(Keys.ENTER)
         wait_for(lambda: 'name = "bounces"' in browser.text("scenario-text"), "its rules are shown")
         ask(sink.http, "/scenario", "DELETE")
         wait_for(lambda: "<b>Friday</b>" in browser.text("scenario-text"), "the others are, as text")
         assert browser.run("return document.getElementById('scenario-name').value") == "loaded"
+
+
+def test_how_often_rules_spoke_is_shown(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "friday.toml"
+    rules = [("constructor", "c"), ("__proto__", "p"), ("", "n")]
+    path.write_text(
+        "".join(
+            f'[[rule]]\nphase = "RCPT"\nrecipient = "{who}@*"\nreply = "450 4.2.1 No"\n'
+            + (f'name = "{name}"\n' if name else "")
+            for name, who in rules
+        )
+    )
+    with Sink(f"--scenario={path}") as sink:
+        sink.dashboard()
+        browser.open(sink)
+        shown = [["constructor", "", "0"], ["__proto__", "", "0"], ["rule 3", "", "0"]]
+        wait_for(lambda: browser.table("hits") == shown, "no rule has spoken")
+        with smtplib.SMTP("127.0.0.1", sink.port) as client:
+            refused = client.sendmail("a@example.com", [f"{who}@example.com" for who in "cnnb"], "x\r\n")
+            assert len(refused) == 2
+        shown = [["constructor", "", "1"], ["__proto__", "", "0"], ["rule 3", "", "2"]]
+        wait_for(lambda: browser.table("hits") == shown, "two have")
+        post(sink.http, "/scenario", {"name": "profile:greylist"})
+        wait_for(lambda: browser.table("hits")[-2:] == [shown[2], shown[0]], "they are told of last")
+        assert len(browser.table("hits")) == 4
+
+
+def test_without_rules_there_is_nothing_to_tell(browser: Browser) -> None:
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        assert browser.run("return document.getElementById('hits-part').hidden")
 
 
 def test_what_comes_next_is_shown_and_forgotten(browser: Browser) -> None:
@@ -304,9 +338,12 @@ def test_it_fits(browser: Browser, sink: Sink, size: tuple[int, int], dark: bool
 
 
 @pytest.fixture(scope="module")
-def sink() -> Iterator[Sink]:
-    """With all that the page can show."""
-    with Sink() as program:
+def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
+    """With all that the page can show, and long names."""
+    paths = [tmp_path_factory.mktemp("long") / f"a-scenario-of-a-long-name-{n}.toml" for n in range(12)]
+    for path in paths:
+        path.write_text(f'[[rule]]\nname = "{"Long" * 16}"\nphase = "MAIL"\nreply = "accept"\n')
+    with Sink("--workers=8", *(f"--scenario={path}" for path in paths)) as program:
         program.dashboard()
         with suppress(smtplib.SMTPException):
             send(program.port, 5)

@@ -595,6 +595,21 @@ def events(port: int, count: int) -> list[tuple[str, Any]]:
     return found
 
 
+def test_pages_that_are_open_or_just_closed_do_not_hold_up_the_end() -> None:
+    with Sink("--workers=1") as program, ExitStack() as stack:
+        program.dashboard()
+        pages = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", program.http), 20)) for _ in range(16)
+        ]
+        for page in pages:
+            page.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert page.recv(4096).startswith(b"HTTP/1.1 200")
+        for page in pages[::2]:
+            page.close()
+        assert program.stop() == 0
+        assert not re.search("ERROR|does not end", program.output())
+
+
 def test_events_come_once_a_second(sink: Sink) -> None:
     began = time.monotonic()
     found = events(sink.http, 5)

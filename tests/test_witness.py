@@ -562,7 +562,7 @@ def test_the_report_says_how_the_sender_retried() -> None:
         "  after more than 24 h: 1",
         "refused with 5xx: 4 recipients; 1 came again",
         "closed in place of the reply to the message: 2 messages; 2 came again",
-        "not waited for a late reply to the message: 1 messages; 0 came again",
+        "not waited for a late reply to the message: 1 message; 0 came again",
     ]
     assert "\nHow it retried:\nput off with 4xx: 12" in report.text(seen)
     assert "How it retried" not in report.text(figures())

@@ -125,16 +125,17 @@ class Judge:
         if self._policy.reads_header or self.witness is not None:
             self.header = Header()
 
-    def approach(self) -> Then:
+    def approach(self, state: State) -> Then:
         """TLS comes before the greeting: rules for STARTTLS say with which certificate, and what fault."""
-        return self._approach(self._ask("STARTTLS"))
+        return self._approach(state, self._ask("STARTTLS"))
 
-    def _approach(self, ruling: Ruling | Doubt | None) -> Then:
+    def _approach(self, state: State, ruling: Ruling | Doubt | None) -> Then:
         if ruling is None:
             return Then.LISTEN
         if isinstance(ruling, Doubt):
-            self._open = ruling, self._approach
+            self._open = ruling, partial(self._approach, state)
             return Then.ASK
+        state.heed(ruling.cell)
         self.certificate = ruling.verdict.certificate
         return Then.LISTEN if ruling.verdict.fault is None else ruling.verdict.fault.then
 
@@ -287,7 +288,8 @@ class Judge:
 
     def _obey(self, state: State, do: Callable[[State, Any], Reply], said: Any, ruling: Ruling) -> Reply:
         """Do what was asked, unless it is refused or a fault comes in its place."""
-        verdict, lots = ruling
+        verdict, lots, cell = ruling
+        state.heed(cell)
         self.fault = verdict.fault
         self.certificate = verdict.certificate
         if verdict.delay is not None:

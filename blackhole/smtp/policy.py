@@ -271,6 +271,8 @@ class Rule:
     """A condition that remembers: the rule speaks where it is shut."""
     otherwise: Verdict | None = None
     """What it says where the memory has no answer; None: nothing."""
+    cell: int = 0
+    """Where it is counted that it spoke; 0: nowhere."""
 
     @property
     def drawn(self) -> bool:
@@ -308,7 +310,7 @@ class Rule:
     def ruling(self, shut: bool | None, lots: Lots) -> Ruling | None:
         """What it says, once it is known whether its gate is shut, or that nobody knows."""
         verdict = self.otherwise if shut is None else self.verdict if shut else None
-        return None if verdict is None else Ruling(verdict, lots)
+        return None if verdict is None else Ruling(verdict, lots, self.cell)
 
     def blind(self) -> Rule | None:
         """What is left of it where nobody knows how often anything was tried."""
@@ -329,6 +331,8 @@ class Ruling(NamedTuple):
 
     verdict: Verdict
     lots: Lots
+    cell: int = 0
+    """Where it is counted."""
 
 
 class Doubt(NamedTuple):
@@ -419,11 +423,11 @@ class Table:
                     continue
                 shut = rule.gate is None or rule.gate.stops(rule.name, case, memory)
                 if shut is True:
-                    return Ruling(rule.verdict, lots)
+                    return Ruling(rule.verdict, lots, rule.cell)
                 if isinstance(shut, Later):
                     return Doubt(shut, partial(self._learn, rule, lots, case, dice, memory, rules))
                 if shut is None and rule.otherwise is not None:
-                    return Ruling(rule.otherwise, lots)
+                    return Ruling(rule.otherwise, lots, rule.cell)
         return None
 
     def _learn(

@@ -369,7 +369,7 @@ class Session(State):
     def approach(self) -> None:
         """TLS comes before the greeting, and rules have a say in that too."""
         if self.judge is not None:
-            self.then = self.judge.approach()
+            self.then = self.judge.approach(self)
 
     def receive(self, data: bytes) -> bytes:
         """Take what the client sent; give the replies that may leave now."""
@@ -503,7 +503,7 @@ class Session(State):
 
     def overtaken(self, greeting: bytes) -> bytes:
         """The client talked before it was greeted; what to say, which was to be this greeting."""
-        if self.engine.config.strict and greeting.startswith(b"220"):
+        if self.engine.config.strict and self.then is LISTEN and greeting.startswith(b"220"):
             greeting = self.interrupt(reply.TOO_EARLY)
         self.accuse("early-talk")
         return greeting

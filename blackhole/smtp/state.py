@@ -177,7 +177,8 @@ class State:
         self.faults = 0
         """How often it was accused of something."""
         self.said: list[int] = []
-        """The cells of what is yet to be counted: replies, what the client did wrong, and what came again."""
+        """The cells of what is yet to be counted: replies, what the client did wrong, what came again, and
+        rules that spoke."""
 
     @property
     def id(self) -> int:
@@ -204,3 +205,8 @@ class State:
     def note(self, event: int) -> None:
         """Something of `witness.EVENTS` has happened."""
         self.said.append(NOTED + event)
+
+    def heed(self, cell: int) -> None:
+        """A rule that is counted there has spoken; 0: it is not counted."""
+        if cell:
+            self.said.append(cell)

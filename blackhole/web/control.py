@@ -24,7 +24,7 @@ from blackhole.scenario import Scenario, Source
 from blackhole.settings import OperatorError, Settings
 from blackhole.smtp import Config, Engine
 from blackhole.smtp.policy import Rule
-from blackhole.stats import Stats
+from blackhole.stats import SPEAKERS, Stats, clipped
 from blackhole.web.pages import Page, Refusal
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ class Control:
             ),
         ]
         """The scenarios that there are to switch to."""
-        self._counted = 0, 0
-        """The number of the last order whose rules were counted, and how many they were."""
+        self._counted: tuple[int, int, list[str]] = 0, 0, []
+        """The number of the last order whose rules were counted, how many they were, and their names."""
 
     # Orders: each gives its number. Raises OperatorError for what cannot be.
 
@@ -176,11 +176,13 @@ class Control:
         number, order = self._orders.read()
         if self._counted[0] != number:
             rules = scenario.read(order.text, order.name) if order.name else self._loaded.rules
-            self._counted = number, len(rules)
+            names = dict.fromkeys(clipped(rule.name) for rule in rules)
+            self._counted = number, len(rules), [*names][:SPEAKERS]
         return {
             "name": order.name or LOADED,
             "ordered": bool(order.name),
             "rules": self._counted[1],
+            "names": self._counted[2],
             "since": order.at if order.name else max(order.at, self._loaded.at),
             "next": self.coming(),
         }

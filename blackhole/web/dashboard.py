@@ -183,10 +183,14 @@ class Events(Page):
             self.write(event("now", dashboard.now(figures.latest())))
             while True:
                 # One who does not take what is sent gets no more of it; the others do not wait for him.
-                await asyncio.wait_for(self.flush(), PATIENCE)
+                async with asyncio.timeout(PATIENCE):  # wait_for() may lose the word that all is to end
+                    await self.flush()
                 self.write(await dashboard.news())
         except (StreamClosedError, TimeoutError):
             self.request.connection.stream.close()  # type: ignore[union-attr]
+        except asyncio.CancelledError:
+            self.finish()  # the server stops, which is no error to tell of
+            raise
         finally:
             dashboard.viewers.discard(self)
 
@@ -395,9 +399,9 @@ class Dashboard:
         loop = asyncio.get_running_loop()
         self._stats.beat(self._berth.row)
         self.figures.sample()
-        if self.viewers:
-            self._news.set_result(event("now", self.now(self.figures.latest())))
-            self._news = loop.create_future()
+        # Without a viewer it is heard by those who have left, if by anybody, so that they do leave.
+        self._news.set_result(event("now", self.now(self.figures.latest())) if self.viewers else "")
+        self._news = loop.create_future()
         loop.call_at(math.floor(loop.time()) + pause, self._sample)
 
     def now(self, snapshot: Snapshot) -> dict[str, Any]:

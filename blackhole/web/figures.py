@@ -135,7 +135,8 @@ class Figures:
         """The counters at the start, at 0 seconds, and at the end of a run, or now."""
 
         def snapshot(at: int, cells: Any) -> Snapshot:
-            return Snapshot((at - run.began) / SECOND, now.started, now.listeners, now.workers, cells)
+            seconds = (at - run.began) / SECOND
+            return Snapshot(seconds, now.started, now.listeners, now.workers, now.speakers, cells)
 
         if run.ended:
             last = snapshot(run.ended, run.last)

@@ -54,6 +54,7 @@ class _Counters(Collector):
         yield _counters("tls_handshakes", "TLS handshakes; ok has the resumed too.", tls, "result")
         yield _counters("violations", "What senders did wrong, by rule.", now.violations, "rule")
         yield _counters("retries", "What was not taken at once, and what came again.", now.events, "event")
+        yield _counters("rule_hits", "How often rules of scenarios spoke, by name.", now.rule_hits, "rule")
         yield _counters("worker_cpu_seconds", "Processor time, by place of a worker.", self._cpu, "worker")
         for row in HISTOGRAMS:
             yield _histogram(row.name, row.meaning, now.histograms[row.name])

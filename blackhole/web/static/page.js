@@ -209,6 +209,7 @@ function show(now) {
 
   listeners(now);
   scenario(now);
+  hits(now);
   time(now);
   workers(now);
   replies(now);
@@ -224,7 +225,7 @@ function listeners(now) {
   $("listeners").dataset.text = text;
   $("listeners").replaceChildren(...now.listeners.map((one) =>
     make("li", {}, `${one.address} `, make("b", {}, one.mode + (one.delay ? `, delay ${[...new Set(one.delay)].join("–")} s` : "") + (one.tls ? ", TLS" : "")))),
-  ...(inForce ? [make("li", {}, "scenario ", make("b", {}, label(known(name))))] : []));
+  ...(inForce ? [make("li", {}, "scenario ", make("b", {}, brief(known(name))))] : []));
 }
 
 const PARTS = { sink: "the sink", client: "waiting for the sender", delay: "delay that was asked for" };
@@ -350,6 +351,8 @@ function runs(now) {
 
 const short = (name) => name.slice(name.lastIndexOf("/") + 1);
 const label = ({ name, about }) => (name === "loaded" ? about || "none" : name.startsWith("PUT ") ? name : short(name));
+// Where a list of files would be too long.
+const brief = (one) => (one.name === "loaded" && one.about.split(", ").length > 2 ? many(one.about.split(", ").length, "file") : label(one));
 const known = (name) => choices.find((one) => one.name === name) || { name, about: "" };
 const many = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
 
@@ -361,7 +364,7 @@ function scenario(now) {
   if (select.dataset.text !== names) {
     select.dataset.text = names;
     select.replaceChildren(...choices.map((choice) => make("option", { value: choice.name },
-      choice.name === "loaded" ? `as loaded (${label(choice)})` : label(choice))));
+      choice.name === "loaded" ? `as loaded (${brief(choice)})` : label(choice))));
   }
   const line = $("scenario-now");
   const text = JSON.stringify([name, ordered, rules]);
@@ -389,6 +392,22 @@ function scenario(now) {
         (key === "reply" ? String(value) : `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`)).join(", ")),
       make("td"));
   }, (row, { item }) => put(row.cells[2], `${count(item.left)} of ${count(item.count)}`));
+}
+
+// The rules in force in their order, then others that have spoken: of scenarios before, or ordered for what came next.
+function hits(now) {
+  const seen = now.rule_hits;
+  const here = now.scenario.names.filter((name) => Object.hasOwn(seen, name));
+  const gone = Object.keys(seen).filter((name) => seen[name] && !here.includes(name));
+  const most = Math.max(1, ...Object.values(seen));
+  $("hits-part").hidden = !here.length && !gone.length;
+  rows("hits", [...here, ...gone].map((key) => ({ key })), ({ key }) =>
+    make("tr", {}, make("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), bar(""), make("td")),
+  (line, { key }) => {
+    line.className = here.includes(key) ? "" : "note";
+    fill(line.cells[1], seen[key] / most);
+    put(line.cells[2], count(seen[key]));
+  });
 }
 
 // What the one is that was chosen: said of the one in force, or of one to switch to.

@@ -1,0 +1,245 @@
+"""How often rules spoke: counted in the shared map, by name; exact over workers, reloads and orders."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import smtplib
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+from program import Program, run, wait_for
+from test_report import succeeded
+from test_simulator import outcome
+from test_web import Sink, ask, figures, post
+
+from blackhole import scenario
+from blackhole.smtp import Config, Engine, Session
+from blackhole.stats import HITS, SPEAKERS, Stats
+
+# In the engine
+
+
+def engine(text: str, strict: bool = False) -> Engine:
+    """One whose rules are counted in the cells 10001, 10002, ..."""
+    read = enumerate(scenario.read(text, "test"), 10001)
+    rules = tuple(replace(rule, cell=cell) for cell, rule in read)
+    return Engine(Config(rules=rules, strict=strict), Random(7))
+
+
+def spoke(session: Session) -> list[int]:
+    """The rules that have spoken since the last look, by their numbers."""
+    said, session.said = session.said, []
+    return [cell - 10000 for cell in said if cell > 10000]
+
+
+FOUR = """
+[[rule]]
+phase = "RCPT"
+recipient = "nobody@*"
+reply = "550 5.1.1 Nobody"
+[[rule]]
+phase = "RCPT"
+recipient = "slow@*"
+delay = 1
+[[rule]]
+phase = "RCPT"
+recipient = "welcome@*"
+reply = "accept"
+[[rule]]
+phase = "."
+then = "close"
+"""
+
+
+@pytest.mark.parametrize(("who", "rule"), [("nobody", 1), ("slow", 2), ("welcome", 3)])
+def test_a_rule_is_counted_whatever_it_says(who: str, rule: int) -> None:
+    session = engine(FOUR).session()
+    session.greet()
+    session.receive(b"HELO client.test\r\nMAIL FROM:<a@example.com>\r\n")
+    assert spoke(session) == []
+    session.receive(b"RCPT TO:<%s@example.com>\r\n" % who.encode())
+    assert spoke(session) == [rule]
+    session.receive(b"NOOP\r\n")
+    assert spoke(session) == []
+
+
+def test_a_fault_that_says_nothing_is_counted() -> None:
+    session = engine(FOUR).session()
+    session.greet()
+    session.receive(b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n")
+    assert spoke(session) == []
+    assert session.receive(b"hello\r\n.\r\n") == b""
+    assert spoke(session) == [4]
+
+
+def test_a_rule_is_counted_before_the_handshake_too() -> None:
+    session = engine('[[rule]]\nphase = "STARTTLS"\ncertificate = "expired"\n').session(secure=True)
+    session.approach()
+    session.secured()
+    session.greet()
+    assert spoke(session) == [1]
+
+
+def test_without_a_cell_nothing_is_counted() -> None:
+    """As for the rules of a mode."""
+    session = Engine(Config(mode="unavailable"), Random(7)).session()
+    session.greet()
+    assert len(session.said) == 1
+
+
+@pytest.mark.parametrize("then", ["half-reply", "close", "close-after-reply"])
+def test_a_fault_in_the_greeting_comes_first_to_who_talks_before_it(then: str) -> None:
+    session = engine(f'[[rule]]\nphase = "CONNECT"\nthen = "{then}"\n', strict=True).session()
+    out = session.greet()
+    assert session.overtaken(out) == out
+    assert spoke(session) == [1]
+
+
+# In the map
+
+
+def test_a_name_keeps_its_cell() -> None:
+    stats = Stats(1)
+    assert stats.speakers(["b", "a", "b"]) == [HITS, HITS + 1, HITS]
+    assert stats.speakers(["a", "c"]) == [HITS + 1, HITS + 2]
+    stats.cells(stats.claim())[HITS + 1] = 4
+    before = stats.snapshot()
+    assert before.rule_hits == {"b": 0, "a": 4, "c": 0}
+    stats.cells(0)[HITS] = 9
+    assert (stats.snapshot() - before).rule_hits == {"b": 9, "a": 0, "c": 0}
+
+
+def test_names_beyond_the_table_are_others() -> None:
+    stats = Stats(1)
+    assert stats.speakers(["others"]) == [HITS + SPEAKERS - 1], "whoever is called so is one of them"
+    cells = stats.speakers(map(str, range(SPEAKERS + 10)))
+    assert cells == [*range(HITS, HITS + SPEAKERS), *[HITS + SPEAKERS - 1] * 10]
+    stats.cells(stats.claim())[HITS + SPEAKERS - 1] = 5
+    seen = stats.snapshot().rule_hits
+    assert ([*seen][-2:], seen["others"], len(seen)) == (["126", "others"], 5, SPEAKERS)
+
+
+def test_a_long_name_is_clipped_between_characters() -> None:
+    stats = Stats(1)
+    assert stats.speakers(["x" + "é" * 40, "x" + "é" * 50]) == [HITS, HITS]
+    assert stats.snapshot().rule_hits == {"x" + "é" * 31: 0}
+
+
+# The real program
+
+RULES = """
+[[rule]]
+name = "nobody here"
+phase = "RCPT"
+recipient = "nobody@*"
+reply = "550 5.1.1 Nobody"
+
+[[rule]]
+phase = "RCPT"
+recipient = "gone@*"
+then = "close"
+
+[[rule]]
+name = "never"
+phase = "HELP"
+reply = "502 5.5.1 No"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "rules.toml"
+    path.write_text(RULES)
+    yield path
+
+
+def settled(look: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
+    """Who was not answered is counted when his connection has ended, which he may hear of before."""
+    wait_for(lambda: look() == wanted, f"{wanted}")
+
+
+def test_hits_are_exact_over_workers_that_die_and_reloads(file: Path, tmp_path: Path) -> None:
+    def hits() -> dict[str, int]:
+        return Stats.of(program.pid).snapshot().rule_hits
+
+    pid = tmp_path / "pid"
+    with Program("--workers=2", f"--scenario={file}", f"--pid={pid}") as program:
+        assert hits() == {"nobody here": 0, "2": 0, "never": 0}
+        for number in range(30):
+            asked = ("nobody", "gone", "bob")[number % 3]
+            outcome(program.port, "ann@example.com", f"{asked}@example.com")
+        settled(hits, {"nobody here": 10, "2": 10, "never": 0})
+        for victim in program.workers():
+            os.kill(victim, signal.SIGKILL)
+            wait_for(partial(succeeded, program, victim), "a successor")
+        outcome(program.port, "ann@example.com", "nobody@example.com")
+        file.write_text(RULES.replace("never", "ever"))
+        old = set(program.workers())
+        os.kill(program.pid, signal.SIGHUP)
+        wait_for(lambda: not old.intersection(program.workers()), "the new workers")
+        wait_for(lambda: "ever" in hits(), "the new rules")
+        assert outcome(program.port, "ann@example.com", "nobody@example.com").startswith("550")
+        settled(hits, {"nobody here": 12, "2": 10, "never": 0, "ever": 0})
+        told = "How often rules spoke:\n  nobody here: 12 times\n  rule 2: 10 times\n  never: never\n"
+        assert told in run("report", f"--pid={pid}").stdout
+        assert "rules spoke 22 times\n" in run("status", f"--pid={pid}").stdout
+        assert (
+            '"rule_hits": {\n    "nobody here": 12,' in run("report", f"--pid={pid}", "--format=json").stdout
+        )
+        assert "nobody here: 12 times" in run("report", f"--pid={pid}", "--format=junit").stdout
+
+
+def test_who_is_never_answered_is_counted_while_he_waits(tmp_path: Path) -> None:
+    path = tmp_path / "stall.toml"
+    path.write_text('[[rule]]\nname = "mute"\nphase = "NOOP"\nthen = "stall"\n')
+    with Program(f"--scenario={path}") as program, socket.create_connection(program.address, 20) as client:
+        client.recv(4096)
+        client.sendall(b"NOOP\r\n")
+        settled(lambda: Stats.of(program.pid).snapshot().rule_hits, {"mute": 1})
+        assert Stats.of(program.pid).snapshot().open == 1
+
+
+def test_what_is_ordered_is_counted_too_and_a_run_has_its_own_time(file: Path) -> None:
+    with Sink("--workers=2", f"--scenario={file}") as program:
+        program.dashboard()
+
+        def hits() -> dict[str, int]:
+            found = figures(program.http)["rule_hits"]
+            assert isinstance(found, dict)
+            return found
+
+        assert outcome(program.port, "ann@example.com", "nobody@example.com")[:3] == "550"
+        assert figures(program.http)["scenario"]["names"] == ["nobody here", "2", "never"]
+        settled(hits, {"nobody here": 1, "2": 0, "never": 0})
+        assert post(program.http, "/runs", {"name": "one"}).status == 201
+        rule = {"phase": "RCPT", "recipient": "bob@*", "reply": "451 4.3.0 Later"}
+        assert post(program.http, "/next", {"count": 3, "name": "mine", **rule}).status == 200
+        assert post(program.http, "/next", {"count": 1, **rule}).status == 200
+        heard = [outcome(program.port, "ann@example.com", "bob@example.com")[:3] for _ in range(6)]
+        assert heard == ["451"] * 4 + ["250"] * 2
+        settled(hits, {"nobody here": 1, "2": 0, "never": 0, "POST /next": 4})
+        text = '[[rule]]\nname = "full"\nphase = "RCPT"\nreply = "452 4.2.2 Full"\n'
+        assert ask(program.http, "/scenario", "PUT", text).json["names"] == ["full"]
+        with smtplib.SMTP("127.0.0.1", program.port, local_hostname="client.test", timeout=20) as client:
+            for _ in range(5):
+                client.mail("ann@example.com")
+                assert client.rcpt("bob@example.com")[0] == 452
+                client.rset()
+        settled(hits, {"nobody here": 1, "2": 0, "never": 0, "POST /next": 4, "full": 5})
+        report = ask(program.http, "/runs/one").json
+        assert report["rule_hits"] == {"nobody here": 0, "2": 0, "never": 0, "POST /next": 4, "full": 5}
+        scraped = ask(program.http, "/metrics").body.decode()
+        assert re.findall(r'^blackhole_rule_hits_total\{rule="(.*)"\} (.*)$', scraped, re.M) == [
+            ("nobody here", "1.0"),
+            ("2", "0.0"),
+            ("never", "0.0"),
+            ("POST /next", "4.0"),
+            ("full", "5.0"),
+        ]
