@@ -250,7 +250,7 @@ def test_it_says_what_the_server_does() -> None:
                         if found is None:
                             assert last.startswith("The answer: no rule holds")
                         else:
-                            assert last == f"The answer: {explain.answer(*found, told)}"
+                            assert last == f"The answer: {explain.answer(found.verdict, found.lots, told)}"
                             asked += 1
     assert asked > 100
 
