@@ -185,5 +185,5 @@ def plot(order: Order, loaded: Scenario, orders: Orders) -> Scenario:
 def limited(one: Next, orders: Orders) -> Rule:
     """The rule of a Next. What is asked last is whether there is something left of its budget."""
     rule = scenario.single(one.rule, f"next {one.number}")
-    last = Condition("count", str(one.times), lambda case: orders.take(one))
+    last = Condition("count", str(one.times), lambda case: orders.take(one), spends=True)
     return replace(rule, tests=(*rule.tests, last), name=NEXT)

@@ -119,6 +119,8 @@ class Condition(NamedTuple):
     holds: Callable[[Case], bool]
     globs: Globs | None = None
     """Where it compares a text."""
+    spends: bool = False
+    """To ask it changes something."""
 
 
 STANDING: Final = frozenset(("listener", "client", "tls"))
@@ -364,6 +366,7 @@ class Table:
         self._blind: Table | None = None
         self.counts: Final = any(rule.counts for rule in alone)
         self.timed: Final = any(rule.window is not None or rule.remembers for rule in alone)
+        self._spends: Final = any(test.spends for rule in alone for test in rule.tests)
         loose = dict(enumerate(alone))
         self._indexes: Final[list[tuple[Callable[[Case], bytes], Index]]] = []
         for field in INDEXED:
@@ -386,7 +389,7 @@ class Table:
 
     def silent(self, case: Case) -> bool:
         """Whether no rule can speak now, whatever chance and memory say. To ask changes nothing."""
-        if self.counts:
+        if self.counts or self._spends:
             return False
         for tests, rule in self._near(case):
             for holds in tests:

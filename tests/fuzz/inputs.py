@@ -15,7 +15,7 @@ import re
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -121,12 +121,18 @@ class Kept:
     """A memory that can be set back, and answers at once."""
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Known] = {}
+        self.known: dict[Hashable, Known] = {}
 
     def clear(self) -> None:
         self.known.clear()
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def mark(self, key: Hashable) -> int:
+        return crc32(repr(key).encode())
+
+    def knows(self, key: Hashable) -> bool:
+        return self.known.get(key, (0,))[0] > 0
+
+    def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
         self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
         return answer
 
