@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument(
         "--rate",
         type=float,
-        help="connections of good clients a second (default: 10 and 2 % of the bulk)",
+        help="connections of good clients a second (default: 10 and 2 %% of the bulk)",
     )
     chosen = parser.parse_args()
     seconds = chosen.minutes * 60
