@@ -214,9 +214,13 @@ class Connection:
     def _tell(self) -> None:
         """Count what is said by any road."""
         session = self.session
-        self.said = [session.cell, *session.said]
-        session.cell, session.said = 0, []
-        self._count(self.said, 1)
+        cell = session.cell
+        if session.said or not cell:
+            self.said = [cell, *session.said]
+            session.cell, session.said = 0, []
+            self._count(self.said, 1)
+        else:
+            self.counters[cell] += 1
 
     def _take_back(self) -> list[int]:
         """What was counted did not leave; that is what is to be counted when it has."""
