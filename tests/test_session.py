@@ -24,7 +24,7 @@ from blackhole.smtp.gate import Memory
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.policy import Rule
 from blackhole.smtp.reply import BOUNCES
-from blackhole.smtp.state import ACCUSED, NOTED
+from blackhole.smtp.state import ACCUSED, NOTED, Limits
 from blackhole.smtp.violations import RULES
 
 
@@ -594,6 +594,31 @@ def test_what_no_rule_has_a_word_in_is_treated_like_all_else(said: list[bytes], 
     )
     for _ in range(2):  # what was refused comes again
         assert outcome(short, pieces) == outcome(long, pieces)
+
+
+def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
+    text = "[[rule]]\nphase = '.'\nrecipient = 'vip@*'\nreply = '250 2.0.0 At your service'\n"
+    session = Engine(Config(rules=tuple(scenario.read(text, ""))), Random(7)).session()
+    said = []
+    for who in (b"bob", b"vip"):
+        for line in (b"MAIL FROM:<ann@a.test>", b"RCPT TO:<%s@b.test>" % who, b"DATA", b"Hello\r\n."):
+            said.append(session.receive(line + b"\r\n"))
+    assert said[3].startswith(b"250 2.0.0 OK: queued as ")
+    assert said[7] == b"250 2.0.0 At your service\r\n"
+
+
+@pytest.mark.parametrize(("recipients", "refused"), [(2, []), (3, [b"452"])])
+def test_limits_hold_where_there_are_rules(recipients: int, refused: list[bytes]) -> None:
+    """In a pipelined group too, which no rule has a word in."""
+    made = tuple(scenario.read(REFUSE_NOBODY, ""))
+    session = Engine(Config(rules=made, limits=Limits(recipients=2)), Random(7)).session()
+    session.receive(b"EHLO client.test\r\n")
+    group = b"MAIL FROM:<ann@a.test>\r\n" + recipients * b"RCPT TO:<bob@b.test>\r\n" + b"DATA\r\n"
+    codes = [line[:3] for line in session.receive(group).splitlines()]
+    assert codes == [b"250", b"250", b"250", *refused, b"354"]
+
+
+REFUSE_NOBODY = "[[rule]]\nphase = 'RCPT'\nrecipient = 'nobody@*'\nreply = '550 5.1.1 Nobody'\n"
 
 
 def outcome(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Counter[int], Then]:
