@@ -91,23 +91,21 @@ class Attempts:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, start)
 
     def _revise(self, digest: int, start: int, now: float, change: Change[Answer]) -> Answer:
-        cells = self._cells
-        slots = cells[start : start + SLOTS * CELLS].tolist()
-        # A time could look like a hash only by an accident of 2^-64.
-        if digest not in slots:
+        cells, end = self._cells, start + SLOTS * CELLS
+        digests = cells[start:end:CELLS].tolist()
+        if digest not in digests:
             (count, first, moment), answer = change((0, now, now), now)
             if not count:
                 return answer
-            last = slots[3::CELLS]
+            last = cells[start + 3 : end : CELLS].tolist()
             at = start + CELLS * last.index(min(last))
             # The hash comes last: until then nobody finds the slot half written.
             cells[at] = 0
             cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
             cells[at] = digest
             return answer
-        place = slots.index(digest)
-        at = start + place
-        _, count, began, seen = slots[place : place + CELLS]
+        at = start + CELLS * digests.index(digest)
+        count, began, seen = cells[at + 1 : at + CELLS].tolist()
         (count, first, moment), answer = change((count, (began - 1) / 1e6, (seen - 1) / 1e6), now)
         cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
         return answer
@@ -116,7 +114,7 @@ class Attempts:
         """Whether anything is known of a key."""
         digest = self.mark(key)
         start = digest % self._sets * (SLOTS * CELLS)
-        return digest in self._cells[start : start + SLOTS * CELLS].tolist()
+        return digest in self._cells[start : start + SLOTS * CELLS : CELLS].tolist()
 
     def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
         """Change what is known of every key in a set, alone. Numbers beyond the last set begin anew."""

@@ -42,6 +42,9 @@ LISTEN: Final = Then.LISTEN
 PAUSES: Final = (Then.WAIT, Then.ASK)
 """What goes on by itself."""
 
+NOTHING: Final = frozenset((0,))
+"""The cell of what is not counted."""
+
 RECEIVED: Final = AT["received_bytes"]
 TIMED_OUT: Final = AT["timed_out"]
 PROBES: Final = AT["probes"]
@@ -308,9 +311,8 @@ class Connection:
     def _count(self, cells: list[int], sign: int) -> None:
         """Count what is said, or take that back; 0 stands for nothing."""
         counters = self.counters
-        for cell in cells:
-            if cell:
-                counters[cell] += sign
+        for cell in {*cells} - NOTHING:  # of a pipelined group most are the same
+            counters[cell] += sign * cells.count(cell)
 
     def _settle(self) -> None:
         """Count how a client left that did not say so, and what it did wrong since the last reply left."""

@@ -362,8 +362,9 @@ class Witness:
             message = envelope, self._client, name
             became = outcome if code < 400 else ending(code, None)
             again, broken = self._past.revise(message, now, partial(came, became, self._where))
-            events.update(again)
-            wrong.update(broken)
+            if again or broken:
+                events.update(again)
+                wrong.update(broken)
             self._last.append(message)
         for event in events:
             state.note(event)
