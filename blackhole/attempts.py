@@ -10,7 +10,7 @@ The table is an anonymous map made before the fork: sets of eight slots. A key
 belongs to one set; when that is full, whoever was seen longest ago goes. There
 is no lock, where a count may be one too low when two workers count the same key
 within the same microsecond: a look-up takes 3 microseconds. Quotas have to be
-exact and are changed under a lock of fcntl(2), which takes 2 more, and which the
+exact and are changed under a lock of fcntl(2), which takes 3 more, and which the
 kernel takes away from a worker that is killed.
 
 Who is there now is another table, with a row for each process, so that a process

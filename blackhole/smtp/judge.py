@@ -154,8 +154,8 @@ class Judge:
         """Whether no rule has a word in any of these, so that all can be done at once; then they are kept in
         mind, else nothing has happened.
 
-        Of each it is said which phase it is, and with which address or name; there are no parameters. What
-        no rule has a word in costs 3 microseconds here, and 10 by way of `answer`.
+        Of each it is said which phase it is, and with which address or name; there are no parameters. With a
+        rule that none of it is for, a message takes 58,000 instructions so, and 144,000 by way of `answer`.
         """
         case = self.case
         if case.refused or self.barred:

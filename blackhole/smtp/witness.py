@@ -259,7 +259,7 @@ class Witness:
         """The client has said something more before the reply."""
         self._outcome = 0
         """What became of that message, if it was."""
-        self._last: list[Hashable] = []
+        self._last: list[int] = []
         """The message whose reply was our last word, to each of its recipients."""
 
     def meet(self, address: Callable[[], str]) -> None:
@@ -359,7 +359,7 @@ class Witness:
         events: set[int] = set()
         wrong: set[str] = set()
         for envelope, code in self._heard.items():
-            message = envelope, self._client, name
+            message = self._past.mark((envelope, self._client, name))
             became = outcome if code < 400 else ending(code, None)
             again, broken = self._past.revise(message, now, partial(came, became, self._where))
             if again or broken:
