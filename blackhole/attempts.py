@@ -24,6 +24,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Hashable, Iterator
+from struct import Struct
 from typing import Final
 
 from blackhole.smtp.gate import Answer, Change, Place
@@ -33,7 +34,21 @@ SETS: Final = 1 << 15
 
 SLOTS: Final = 8
 CELLS: Final = 4
-"""In a slot: the hash (0: free), the count, and the first and the last time in microseconds."""
+"""In a slot: the mark of a key (0: free), the last time in microseconds, the first, and the count. What has
+the same meaning stands side by side in a set, the marks first."""
+
+SPAN: Final = SLOTS * CELLS
+LAST: Final = SLOTS
+FIRST: Final = 2 * SLOTS
+COUNT: Final = 3 * SLOTS
+"""Cells from the mark of a slot to what else is in it."""
+
+OCTET: Final = 8
+"""Octets of a cell."""
+
+MARKS: Final = Struct(f"{SLOTS}Q").unpack_from
+BOTH: Final = Struct(f"{2 * SLOTS}Q").unpack_from
+"""The marks of a set, and with the last times behind them. Half as much again as a memoryview would take."""
 
 PLACES: Final = 1 << 16
 """Of a row of those who are there now. Two keys that share one, as one pair in 65536 does, count together."""
@@ -56,7 +71,8 @@ class Attempts:
     def __init__(self, rows: int = 1, sets: int = SETS) -> None:
         self._sets: Final = sets
         self._secret: Final = os.urandom(16)
-        self._cells: Final = memoryview(mmap.mmap(-1, sets * SLOTS * CELLS * 8)).cast("Q")
+        self._table: Final = mmap.mmap(-1, sets * SPAN * OCTET)
+        self._cells: Final = memoryview(self._table).cast("Q")
         self._map: Final = mmap.mmap(-1, rows * PLACES * 2)
         self._present: Final = memoryview(self._map).cast("H")
         self._lock: Final = os.memfd_create("blackhole attempts")
@@ -72,7 +88,7 @@ class Attempts:
             self._present[self._row : self._row + PLACES] = memoryview(bytes(PLACES * 2)).cast("H")
 
     def mark(self, key: Hashable) -> int:
-        """A key's hash: stands for one that is not to be kept, and may itself be a key."""
+        """A key's hash: stands for one that is not to be kept."""
         return hash((self._secret, key)) & OCTETS or 1
 
     def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
@@ -80,51 +96,63 @@ class Attempts:
 
         `alone` is for changes of which none may be lost. What is new and has a count of 0 is not kept.
         """
-        digest = self.mark(key)
-        start = digest % self._sets * (SLOTS * CELLS)
+        mark = self.mark(key)
         if not alone:
-            return self._revise(digest, start, now, change)
-        fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, start)
+            return self.amend(mark, now, change)
+        place = mark % self._sets
+        fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
         try:
-            return self._revise(digest, start, now, change)
+            return self.amend(mark, now, change)
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, start)
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
 
-    def _revise(self, digest: int, start: int, now: float, change: Change[Answer]) -> Answer:
-        cells, end = self._cells, start + SLOTS * CELLS
-        digests = cells[start:end:CELLS].tolist()
-        if digest not in digests:
-            (count, first, moment), answer = change((0, now, now), now)
-            if not count:
-                return answer
-            last = cells[start + 3 : end : CELLS].tolist()
-            at = start + CELLS * last.index(min(last))
-            # The hash comes last: until then nobody finds the slot half written.
-            cells[at] = 0
-            cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
-            cells[at] = digest
+    def amend(self, mark: int, now: float, change: Change[Answer]) -> Answer:
+        """The same for a key that is known by its mark, and not alone."""
+        start = mark % self._sets * SPAN
+        both = BOTH(self._table, start * OCTET)
+        if mark not in both:
+            (count, first, last), answer = change((0, now, now), now)
+            if count:
+                self._keep(mark, start, both, stored(last), stored(first), count)
             return answer
-        at = start + CELLS * digests.index(digest)
-        count, began, seen = cells[at + 1 : at + CELLS].tolist()
-        (count, first, moment), answer = change((count, (began - 1) / 1e6, (seen - 1) / 1e6), now)
-        cells[at + 1], cells[at + 2], cells[at + 3] = count, stored(first), stored(moment)
+        cells, at = self._cells, start + both.index(mark)
+        known = cells[at + COUNT], (cells[at + FIRST] - 1) / 1e6, (cells[at + LAST] - 1) / 1e6
+        (count, first, last), answer = change(known, now)
+        cells[at + LAST], cells[at + FIRST], cells[at + COUNT] = stored(last), stored(first), count
         return answer
 
-    def knows(self, key: Hashable) -> bool:
-        """Whether anything is known of a key."""
-        digest = self.mark(key)
-        start = digest % self._sets * (SLOTS * CELLS)
-        return digest in self._cells[start : start + SLOTS * CELLS : CELLS].tolist()
+    def note(self, mark: int, count: int, now: float) -> bool:
+        """Keep a key that is new, by its mark; false where it is known already, and nothing has changed."""
+        start = mark % self._sets * SPAN
+        both = BOTH(self._table, start * OCTET)
+        if mark in both:
+            return False
+        moment = int(now * 1e6 + 0.5) + 1
+        self._keep(mark, start, both, moment, moment, count)
+        return True
+
+    def _keep(self, mark: int, start: int, both: tuple[int, ...], last: int, first: int, count: int) -> None:
+        """Take a free slot of a set, or that of whoever was seen longest ago."""
+        moments = both[SLOTS:]
+        cells, at = self._cells, start + moments.index(min(moments))
+        # The mark comes last: until then nobody finds the slot half written.
+        cells[at] = 0
+        cells[at + LAST], cells[at + FIRST], cells[at + COUNT] = last, first, count
+        cells[at] = mark
+
+    def knows(self, mark: int) -> bool:
+        """Whether anything is known of a key with this mark."""
+        return mark in MARKS(self._table, mark % self._sets * SPAN * OCTET)
 
     def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
         """Change what is known of every key in a set, alone. Numbers beyond the last set begin anew."""
-        start = number % self._sets * (SLOTS * CELLS)
-        for digest in filter(None, self._cells[start : start + SLOTS * CELLS : CELLS].tolist()):
-            fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, start)
+        place = number % self._sets
+        for mark in filter(None, MARKS(self._table, place * SPAN * OCTET)):
+            fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
             try:
-                yield self._revise(digest, start, now, change)
+                yield self.amend(mark, now, change)
             finally:
-                fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, start)
+                fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
 
     def bars(self, key: bytes, limit: int) -> bool:
         """Whether as many are there in all processes together; if not, one more is."""

@@ -607,6 +607,16 @@ def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
     assert said[7] == b"250 2.0.0 At your service\r\n"
 
 
+def test_a_group_passes_where_a_rule_refuses_nothing() -> None:
+    text = "[[rule]]\nphase = 'RCPT'\nrecipient = 'vip@*'\nreply = '250 2.1.5 At your service'\n"
+    session = Engine(Config(rules=tuple(scenario.read(text, ""))), Random(7)).session()
+    session.receive(b"EHLO client.test\r\n")
+    for who, answer in ((b"bob", b"250 2.1.5 Recipient OK"), (b"vip", b"250 2.1.5 At your service")):
+        group = b"MAIL FROM:<ann@a.test>\r\nRCPT TO:<%s@b.test>\r\nDATA\r\n" % who
+        assert session.receive(group).splitlines()[1] == answer
+        session.receive(b"Hello\r\n.\r\n")
+
+
 @pytest.mark.parametrize(("recipients", "refused"), [(2, []), (3, [b"452"])])
 def test_limits_hold_where_there_are_rules(recipients: int, refused: list[bytes]) -> None:
     """In a pipelined group too, which no rule has a word in."""

@@ -24,7 +24,6 @@ from blackhole.orders import Orders
 from blackhole.scenario import Scenario
 from blackhole.settings import Settings
 from blackhole.smtp import Config, Engine, Session
-from blackhole.smtp.header import section
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.state import ACCUSED, NOTED
 from blackhole.smtp.violations import RULES
@@ -406,24 +405,34 @@ def test_a_message_without_a_name_is_told_from_others_by_its_header() -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        (b"Message-ID: <1@a>\r\n\r\nMessage-ID: <2@a>\r\n.\r\n", b"message-id:<1@a>"),
-        (b"Subject: x\r\nMESSAGE-ID :\r\n\t<1@a>\r\nTo: y\r\n\r\n.\r\n", b"message-id:<1@a>"),
-        (b"Subject: x\nMessage-ID: <1@a>\n\nMessage-ID: <2@a>\n\r\n\r\n.\r\n", b"message-id:<1@a>"),
+        (b"Message-ID: <1@a>\r\n\r\nMessage-ID: <2@a>\r\n.\r\n", ((b"<1@a>", b""),)),
+        (b"Subject: x\r\nMESSAGE-ID :\r\n\t<1@a>\r\nTo: y\r\n\r\n.\r\n", ((b"<1@a>", b""),)),
+        (b"Subject: x\nMessage-ID: <1@a>\n\nMessage-ID: <2@a>\n\r\n\r\n.\r\n", ((b"<1@a>", b""),)),
         (
-            b"Message-ID: <1@a>\r\nResent-Message-ID: <2@a>\r\n\r\n.\r\n",
-            b"message-id:<1@a>\nresent-message-id:<2@a>",
+            b"resent-Message-id: <2@a>\r\nMessage-ID: <1@a>\r\n\r\n.\r\n",
+            ((b"", b"<2@a>"), (b"<1@a>", b"")),
         ),
-        (b"Message-ID: <1@a>\rx\r\n\r\n.\r\n", b"message-id:<1@a>\rx"),
-        (b"X-Message-ID: <1@a>\r\n\r\n.\r\n", b""),
-        (b"Not-Message-ID: <1@a>\r\n Message-ID: <2@a>\r\n\r\n.\r\n", b""),
-        (b"\r\nMessage-ID: <1@a>\r\n.\r\n", b""),
-        (b"\nMessage-ID: <1@a>\r\n.\r\n", b""),
+        (b"Message-ID: <1@a>\rx\r\n\r\n.\r\n", ((b"<1@a>\rx", b""),)),
+        (b"Message-ID: <1@a\r\n b>\r\n\r\n.\r\n", ((b"<1@a\r\n b>", b""),)),
+        (b"X-Message-ID: <1@a>\r\n\r\n.\r\n", None),
+        (b"Not-Message-ID: <1@a>\r\n Message-ID: <2@a>\r\n\r\n.\r\n", None),
+        (b"Message-ID: \r\nTo: y\r\n\r\n.\r\n", None),
+        (b"Message-ID:\r\n \r\nTo: y\r\n\r\n.\r\n", None),
+        (b"\r\nMessage-ID: <1@a>\r\n.\r\n", None),
+        (b"\nMessage-ID: <1@a>\r\n.\r\n", None),
     ],
 )
-def test_the_name_of_a_message(text: bytes, name: bytes) -> None:
-    found, certain = identity(section(text))
+def test_the_name_of_a_message(text: bytes, name: tuple[tuple[bytes, bytes], ...] | None) -> None:
+    found, certain = identity(text)
     assert certain == bool(name)
     assert not certain or found == name
+
+
+def test_who_names_no_message_is_not_accused_of_sending_it_twice() -> None:
+    world = World(GREYLIST)
+    for at in (0, 400, 401):
+        world.send(at, name="")
+    assert "duplicate" not in world.told()
 
 
 def test_a_message_that_is_too_large_is_refused() -> None:

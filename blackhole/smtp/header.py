@@ -15,17 +15,6 @@ BLANK: Final = re.compile(rb"(?:\A|\n)\r?\n")
 """The blank line behind the header section. Senders that end lines with LF alone have one too."""
 
 
-def section(text: bytes) -> bytes:
-    """The header section that a message begins with; all of the message, if that has no blank line."""
-    if text.startswith((b"\r\n", b"\n")):
-        return b""
-    end = text.find(b"\n\r\n")
-    # Four times as fast as BLANK, of two hundred octets.
-    bare = text.find(b"\n\n", 0, end if end >= 0 else len(text))
-    end = end if bare < 0 else bare
-    return text[: end + 1 if end >= 0 else MOST][:MOST]
-
-
 class Header:
     """What has come of it so far. It is forgotten with the message."""
 
@@ -45,8 +34,8 @@ class Header:
 
     @property
     def text(self) -> bytes:
-        """As it came."""
-        return section(bytes(self._text))
+        """As it came, and some of what came behind it."""
+        return bytes(self._text)
 
     def fields(self) -> list[bytes]:
         """Each field as "Name: value", unfolded, without blanks around name and value."""

@@ -7,7 +7,7 @@ done to the reply where the session finds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -150,22 +150,34 @@ class Judge:
         del self._open  # which knows the session, as that knows us
         return go_on(doubt.learn(known))
 
-    def passes(self, state: State, *commands: tuple[str, bytes]) -> bool:
-        """Whether no rule has a word in any of these, so that all can be done at once; then they are kept in
-        mind, else nothing has happened.
+    def passes(self, phase: str, said: bytes, anew: bool) -> bool:
+        """Whether no rule has a word in a command of this phase with this address or name and no parameters;
+        then it is kept in mind, else nothing has happened. `anew`: there is no transaction.
 
-        Of each it is said which phase it is, and with which address or name; there are no parameters. With a
-        rule that none of it is for, a message takes 58,000 instructions so, and 144,000 by way of `answer`.
+        With a rule that none of it is for, a message takes 58,000 instructions so, and 144,000 by way of
+        `answer`.
         """
         case = self.case
         if case.refused or self.barred:
             return False
-        self._begin(state)
-        before = case.sender, case.recipient
-        for phase, said in commands:
+        if anew:
+            self._begin()
+        table = self._tables.get(phase)
+        if table is None:
             case.tell(phase, said)
-            if self._speaks(phase):
-                case.sender, case.recipient = before
+            return True
+        before = case.sender, case.recipient
+        case.tell(phase, said)
+        if self._silent(table):
+            return True
+        case.sender, case.recipient = before
+        return False
+
+    def all_pass(self, state: State, commands: Sequence[tuple[str, bytes]]) -> bool:
+        """The same for a whole transaction, which is done at once or not at all; it is witnessed too."""
+        for number, (phase, said) in enumerate(commands):
+            if not self.passes(phase, said, not number):
+                self._begin()
                 return False
         if self.witness is not None:
             for phase, said in commands:
@@ -173,26 +185,28 @@ class Judge:
         return True
 
     def ends(self, state: State, octets: int) -> bool:
-        """The same for the end of a message, which is witnessed later."""
-        self._begin(state)
-        self.case.tell(".", size=octets)
-        return not self._speaks(".")
-
-    def _begin(self, state: State) -> None:
-        """Forget the envelope that was, where there is no transaction."""
-        if state.stage <= GREETED:
-            case = self.case
-            case.sender = case.recipient = b""
-            case.size = 0
-
-    def _speaks(self, phase: str) -> bool:
-        """Whether a rule may have a word in this. To ask changes nothing."""
-        table = self._tables.get(phase)
+        """Whether no rule has a word in the end of a message."""
+        table = self._tables.get(".")
         if table is None:
+            return True
+        if self._policy.reads_header:
             return False
+        if state.stage <= GREETED:
+            self._begin()
+        self.case.tell(".", size=octets)
+        return self._silent(table)
+
+    def _begin(self) -> None:
+        """Forget the envelope that was, where there is no transaction."""
+        case = self.case
+        case.sender = case.recipient = b""
+        case.size = 0
+
+    def _silent(self, table: Table) -> bool:
+        """Whether no rule can have a word in the case as it is. To ask changes nothing."""
         if table.timed:
             self.case.at = self._outside.clock()
-        return (phase == "." and self._policy.reads_header) or not table.silent(self.case)
+        return table.silent(self.case)
 
     def answer(
         self,
@@ -207,7 +221,8 @@ class Judge:
         `policy` is asked in place of the listener's, this once.
         """
         case = self.case
-        self._begin(state)
+        if state.stage <= GREETED:
+            self._begin()
         if case.refused and not state.recipients:
             # As with every server that refuses: no recipient without a sender, and no message without one.
             if case.refused == "MAIL" and phase in ("RCPT", "DATA"):

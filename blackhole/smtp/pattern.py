@@ -38,7 +38,8 @@ TAIL: Final = 2
 PART: Final = 3
 
 Anchor = tuple[int, bytes]
-"""WHOLE, HEAD, TAIL or PART, and octets that are all of a text, its beginning, its end or anywhere in it."""
+"""WHOLE, HEAD, TAIL or PART, and octets: all of a text, or of its domain with the "@" before it; its
+beginning, its end, or anywhere in it."""
 
 GRAM: Final = 4
 """Octets of a part: most parts of some hundred globs differ in some four octets."""
@@ -46,9 +47,9 @@ GRAM: Final = 4
 
 def anchor(glob: str) -> Anchor | None:
     """The longer of a glob's fixed ends, else its longest fixed part; None where that is too short."""
+    if LITERAL.fullmatch(glob):
+        return WHOLE, glob.removeprefix("*").encode()
     parts = re.split("[*?]", glob)
-    if len(parts) == 1:
-        return WHOLE, glob.encode()
     head, tail = parts[0].encode(), parts[-1].encode()
     if head or tail:
         return (HEAD, head) if len(head) > len(tail) else (TAIL, tail)
@@ -88,12 +89,15 @@ class Index:
     """Finds which of many sets of globs may fit a text, by their anchors and without trying each."""
 
     def __init__(self, sets: Mapping[int, frozenset[Anchor]]) -> None:
+        self._whole: Final[dict[bytes, tuple[int, ...]]] = {}
         self._found: Final[dict[Anchor, tuple[int, ...]]] = {}
         parts = []
         for number, anchors in sets.items():
             for end, octets in anchors:
                 if end == PART:
                     parts.append((number, octets))
+                elif end == WHOLE:
+                    self._whole[octets] = (*self._whole.get(octets, ()), number)
                 else:
                     self._found[end, octets] = (*self._found.get((end, octets), ()), number)
         self._heads: Final = tuple({len(octets) for end, octets in self._found if end == HEAD})
@@ -107,8 +111,11 @@ class Index:
 
     def find(self, text: bytes) -> tuple[int, ...]:
         """The numbers of those that may fit, in any order, some of them more than once."""
-        look = self._found.get
-        found = look((WHOLE, text), ())
+        whole, look = self._whole, self._found.get
+        found = whole.get(text, ())
+        domain = text[text.rfind(b"@") :]
+        if domain in whole:
+            found += whole[domain]
         for size in self._heads:
             found += look((HEAD, text[:size]), ())
         for size in self._tails:

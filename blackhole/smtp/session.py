@@ -30,7 +30,7 @@ from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, intro
 from blackhole.smtp.conduct import TARPIT, Conduct, Meter, guard, unmetered
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
 from blackhole.smtp.gate import Later
-from blackhole.smtp.header import Header, section
+from blackhole.smtp.header import Header
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, Rule, portion
 from blackhole.smtp.reply import Reply, Then
@@ -72,11 +72,12 @@ NOTHING: Final = slice(0)
 BARE: Final = len(b"DATA\r\n")
 """Octets of the commonest commands without an argument."""
 
-NEVER_LOOK: Final = 1 << 62
+NEVER: Final = 1 << 62
+"""More than any number of messages, or of octets."""
 
 NO_FLAWS: Final[frozenset[str]] = frozenset()
 
-NEVER: Final = re.compile(rb"(?!)")
+NONE: Final = re.compile(rb"(?!)")
 
 TICK: Final = 0.1
 """Seconds between two pieces of a reply that drips."""
@@ -180,6 +181,8 @@ class Engine:
         self._sessions = 0
         self.policy: Final = Policy(config.rules, config.mode, config.listener)
         self.judged: Final = bool(self.policy.phases)
+        self.most: Final = config.message_size_limit or NEVER
+        """Octets of a message."""
         self.switch: Final = config.dynamic_switch
         self.modes: Final = {
             mode.decode(): Policy(config.rules, mode.decode(), config.listener)
@@ -202,8 +205,8 @@ class Engine:
             verb + b"\r\n": self.entries[verb] for verb in (b"DATA", b"QUIT", b"RSET") if self.short
         }
         self.grouped: Final = tuple(self.entries[verb] for verb in (b"MAIL", b"RCPT", b"DATA"))
-        self.group: Final = (GROUP if self.short else NEVER).fullmatch
-        self.usual: Final = (USUAL if self.short else NEVER).fullmatch
+        self.group: Final = (GROUP if self.short else NONE).fullmatch
+        self.usual: Final = (USUAL if self.short else NONE).fullmatch
         self.initials: Final = {verb[0]: self.entries[verb] for verb in (b"MAIL", b"RCPT", b"HELO", b"EHLO")}
         """By its first octet, the row of a usual command: cutting out the verb takes four times as long."""
 
@@ -328,7 +331,7 @@ class Session(State):
         self._run_of_line = 0
         """Octets of the body's line that goes on."""
         self.examined = engine.examine()
-        self._next_look = 0 if self.examined else NEVER_LOOK
+        self._next_look = 0 if self.examined else NEVER
         """How many messages go before the next one that is looked at."""
 
     @property
@@ -425,10 +428,15 @@ class Session(State):
         """Whether the rules that have a say in a command in its commonest form have nothing to say."""
         if not entry.heeded[self.stage]:
             return False
-        assert self.judge is not None
-        if not self.judge.passes(self, (entry.phase, data[entry.said])):
+        judge = self.judge
+        assert judge is not None
+        phase, said = entry.phase, data[entry.said]
+        if not judge.passes(phase, said, self.stage <= GREETED):
             return False
-        self._denied &= entry.phase != "MAIL"
+        if judge.witness is not None:
+            judge.witness.hear(self, phase, said, 250)
+        if phase == "MAIL":
+            self._denied = False
         return True
 
     def _all_pass(self, group: bytes) -> bool:
@@ -438,7 +446,7 @@ class Session(State):
         assert self.judge is not None
         sender, *recipients = ADDRESSES.findall(group)
         said = ("MAIL", sender), *(("RCPT", recipient) for recipient in recipients), ("DATA", b"")
-        if not self.judge.passes(self, *said):
+        if not self.judge.all_pass(self, said):
             return False
         self._denied = False
         return True
@@ -447,11 +455,10 @@ class Session(State):
         """The same for a whole body."""
         judge = self.judge
         assert judge is not None
-        if 0 < self.engine.config.message_size_limit < size or not judge.ends(self, size):
+        if size > self.engine.most or not judge.ends(self, size):
             return False
         if judge.witness is not None:
-            judge.witness.end(section(data))
-            judge.witness.left(self, reply.QUEUED.code, None)
+            judge.witness.took(self, data)
         return True
 
     def _group(self, data: bytes) -> bytes:

@@ -121,7 +121,7 @@ class Kept:
     """A memory that can be set back, and answers at once."""
 
     def __init__(self) -> None:
-        self.known: dict[Hashable, Known] = {}
+        self.known: dict[int, Known] = {}
 
     def clear(self) -> None:
         self.known.clear()
@@ -129,16 +129,22 @@ class Kept:
     def mark(self, key: Hashable) -> int:
         return crc32(repr(key).encode())
 
-    def knows(self, key: Hashable) -> bool:
-        return self.known.get(key, (0,))[0] > 0
+    def knows(self, mark: int) -> bool:
+        return self.known.get(mark, (0,))[0] > 0
 
-    def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
-        self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
+    def note(self, mark: int, count: int, now: float) -> bool:
+        if self.knows(mark):
+            return False
+        self.known[mark] = count, now, now
+        return True
+
+    def amend(self, mark: int, now: float, change: Change[Answer]) -> Answer:
+        self.known[mark], answer = change(self.known.get(mark, (0, now, now)), now)
         return answer
 
     def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
-        for key in self.known:
-            yield self.revise(key, now, change)
+        for mark in self.known:
+            yield self.amend(mark, now, change)
 
 
 class Note(Told):
