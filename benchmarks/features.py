@@ -86,7 +86,11 @@ STATISTICS: Sequence[Cut] = (
     ("connection.py", "            server.counters[RECEIVED] += fresh\n", ""),
     ("smtp/session.py", "            self.cell = self.engine.greeted\n", ""),
     ("smtp/session.py", "        self.cell = entry.base + answer.code\n", ""),
-    ("smtp/session.py", "            self.said += [entry.base + answer.code] * times\n", ""),
+    (
+        "smtp/session.py",
+        "        self.said += (mail.base + sender.code, *taken, last.base + start.code)\n",
+        "",
+    ),
     ("smtp/session.py", "        self.engine.sizes.append(self.octets)\n", ""),
     ("server.py", "        self.counters[self.number] += 1\n        self.counters[OPEN] += 1\n", ""),
     ("server.py", "        self.counters[OPEN] -= 1\n", ""),

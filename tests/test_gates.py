@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from program import Program, descriptors, wait_for
 from blackhole import explain, scenario
 from blackhole.attempts import Attempts
 from blackhole.smtp import Config, Engine, Session
-from blackhole.smtp.gate import OBLIVION, Greylist, Memory, Quota, counted, network
+from blackhole.smtp.gate import OBLIVION, Answer, Change, Greylist, Memory, Quota, counted, network
 from blackhole.smtp.judge import Outside
 from blackhole.smtp.policy import Case
 
@@ -161,6 +161,40 @@ def test_tls_does_not_make_a_new_connection() -> None:
     assert say(session, "MAIL FROM:<ann@a>") == "250"
     session.secured()
     assert say(session, "MAIL FROM:<ann@a>") == "450"
+
+
+class Tally(Attempts):
+    """Keeps in mind what it was asked to count."""
+
+    def __init__(self) -> None:
+        super().__init__(sets=4)
+        self.keys: list[bytes] = []
+
+    def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+        assert isinstance(key, bytes)
+        self.keys.append(key)
+        return super().revise(key, now, change, alone)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "tried"),
+    [
+        ("recipient = 'carl@*'\nattempt = 2", ["carl@b", "carl@c"]),
+        ("recipient = 'carl@*'\nsender = 'ann@*'\nchance = 0.5", ["carl@b", "carl@c"]),
+        ("recipient = 'carl@*'\nsender = 'eve@*'\nattempt = 2", []),
+        ("recipient = 'carl@*'\nclient = '10.0.0.0/8'\nattempt = 2", []),
+        ("recipient = 'carl@*'\nhelo = 'other'\nattempt = 2", ["bob@b", "carl@b", "carl@c"]),
+        ("attempt = 2", ["bob@b", "carl@b", "carl@c"]),
+        ("recipient = 'carl@*'", []),
+    ],
+)
+def test_only_what_a_rule_may_be_for_is_counted(conditions: str, tried: list[str]) -> None:
+    memory = Tally()
+    world = World(f"[[rule]]\nphase = 'RCPT'\n{conditions}\nreply = '450 4.2.1 Later'\n", memory=memory)
+    session, _ = world.arrive()
+    for line in ("EHLO me", "MAIL FROM:<ann@a>", "RCPT TO:<bob@b>", "RCPT TO:<carl@b>", "RCPT TO:<carl@c>"):
+        say(session, line)
+    assert [key.rpartition(b"\0")[2].decode() for key in memory.keys] == tried
 
 
 def test_without_a_memory_everything_is_new() -> None:

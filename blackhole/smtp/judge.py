@@ -285,7 +285,7 @@ class Judge:
         outside = self._outside
         if table.timed:
             case.at = outside.clock()
-        if table.counts:
+        if table.counted(case):
             count = outside.memory.revise(case.key, case.at, counted)
             if isinstance(count, Later):
                 return Doubt(count, partial(self._count, table))

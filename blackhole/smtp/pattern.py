@@ -159,20 +159,16 @@ class Networks:
 
 COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = MappingProxyType(
     {
-        "<=": operator.le,
-        ">=": operator.ge,
-        "<": operator.lt,
-        ">": operator.gt,
+        "<=": operator.ge,
+        ">=": operator.le,
+        "<": operator.gt,
+        ">": operator.lt,
         "=": operator.eq,
     }
 )
+"""How a limit compares with the numbers that are, say, "<=" the limit."""
 
 
 def comparison(sign: str, limit: int) -> Callable[[int], bool]:
     """Whether a number is, say, "<=" the limit."""
-    compare = COMPARISONS[sign]
-    return partial(_turned, compare, limit)
-
-
-def _turned(compare: Callable[[int, int], bool], limit: int, number: int) -> bool:
-    return compare(number, limit)
+    return partial(COMPARISONS[sign], limit)

@@ -11,7 +11,7 @@ client; what is left is found by the address it names, where it names one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -125,6 +125,8 @@ class Condition(NamedTuple):
 
 STANDING: Final = frozenset(("listener", "client", "tls"))
 """Conditions that can be decided once for a connection, and once more under TLS."""
+
+STEADY: Final = STANDING | {"sender", "recipient", "attempt"}
 
 
 class Window(NamedTuple):
@@ -287,6 +289,11 @@ class Rule:
         return any(test.key == "attempt" for test in self.tests) or (self.seed is not None and self.drawn)
 
     @property
+    def steady(self) -> bool:
+        """Whether it is for the same addresses from the same client always, whatever else is said."""
+        return all(test.key in STEADY for test in self.tests)
+
+    @property
     def remembers(self) -> bool:
         """Whether it needs a memory."""
         return self.counts or self.gate is not None
@@ -348,6 +355,12 @@ class Doubt(NamedTuple):
 Tested = tuple[tuple[Callable[[Case], bool], ...], Rule]
 """What has to hold, and the rule."""
 
+
+def asked(rule: Rule, but: Set[str]) -> tuple[Callable[[Case], bool], ...]:
+    """What has to hold, but for conditions of these keys."""
+    return tuple(test.holds for test in rule.tests if test.key not in but)
+
+
 INDEXED: Final = ("recipient", "sender", "helo")
 """Attributes of a Case by which rules can be found."""
 
@@ -359,12 +372,13 @@ class Table:
     """The rules of one phase for one kind of client, in their order."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        self._rules: Final = tuple(
-            (tuple(test.holds for test in rule.tests if test.key not in STANDING), rule) for rule in rules
-        )
-        alone = [rule for _, rule in self._rules]
+        alone = tuple(rules)
+        self._rules: Final = tuple((asked(rule, STANDING), rule) for rule in alone)
+        self._bare: Final = tuple((asked(rule, STANDING | {"attempt"}), rule) for rule in alone)
+        """Asked without knowing how often anything was tried."""
         self._blind: Table | None = None
         self.counts: Final = any(rule.counts for rule in alone)
+        self._moody: Final = any(rule.counts and not rule.steady for rule in alone)
         self.timed: Final = any(rule.window is not None or rule.remembers for rule in alone)
         self._spends: Final = any(test.spends for rule in alone for test in rule.tests)
         loose = dict(enumerate(alone))
@@ -378,27 +392,42 @@ class Table:
         self._loose: Final = tuple(loose)
         """The numbers of those that cannot be found."""
 
-    def _near(self, case: Case) -> Iterable[Tested]:
-        """Those that may hold, in their order."""
+    def _near(self, case: Case, rules: Sequence[Tested]) -> Sequence[Tested]:
+        """Those of these, which are all, that may hold, in their order."""
         if not self._indexes:
-            return self._rules
+            return rules
         found = self._loose
         for text, index in self._indexes:
             found += index.find(text(case).lower())
-        return [self._rules[number] for number in sorted({*found})] if found else ()
+        return [rules[number] for number in sorted({*found})] if found else ()
 
     def silent(self, case: Case) -> bool:
-        """Whether no rule can speak now, whatever chance and memory say. To ask changes nothing."""
-        if self.counts or self._spends:
+        """Whether no rule can speak now, whatever chance and memory say, nor wants this to be counted. To ask
+        changes nothing."""
+        if self._moody or self._spends:
             return False
-        for tests, rule in self._near(case):
+        for tests, rule in self._near(case, self._bare):
             for holds in tests:
                 if not holds(case):
                     break
             else:
-                if rule.odds(case.at):
+                if rule.counts or rule.odds(case.at):
                     return False
         return True
+
+    def counted(self, case: Case) -> bool:
+        """Whether it has to be counted how many times this was tried.
+
+        Not where each rule that asks for it is for other addresses: what is counted has an address, so that
+        rule never comes to know it.
+        """
+        return self._moody or (
+            self.counts
+            and any(
+                rule.counts and all(holds(case) for holds in tests)
+                for tests, rule in self._near(case, self._bare)
+            )
+        )
 
     @property
     def blind(self) -> Table:
@@ -412,7 +441,7 @@ class Table:
     ) -> Ruling | Doubt | None:
         """The first rule that holds, and its draws; None: the case is nobody's. `rules` are left to ask."""
         if rules is None:
-            rules = iter(self._near(case))
+            rules = iter(self._near(case, self._rules))
         for tests, rule in rules:
             for holds in tests:
                 if not holds(case):
