@@ -714,7 +714,7 @@ def _of_size(compare: Callable[[int], bool]) -> Holds:
 
 
 def _of_header(globs: Globs) -> Holds:
-    return lambda case: any(map(globs.match, case.header)), None
+    return lambda case: any(map(globs.match, case.header)), globs
 
 
 def _of_attempt(compare: Callable[[int], bool]) -> Holds:

@@ -46,24 +46,25 @@ GRAM: Final = 4
 
 
 def anchor(glob: str) -> Anchor | None:
-    """The longer of a glob's fixed ends, else its longest fixed part; None where that is too short."""
+    """The longer of a glob's fixed ends; where both are short its longest part between them, if that is not;
+    None where there is neither."""
     if LITERAL.fullmatch(glob):
         return WHOLE, glob.removeprefix("*").encode()
-    parts = re.split("[*?]", glob)
-    head, tail = parts[0].encode(), parts[-1].encode()
-    if head or tail:
-        return (HEAD, head) if len(head) > len(tail) else (TAIL, tail)
-    longest = max(parts, key=len).encode()
-    return (PART, longest) if len(longest) >= GRAM else None
+    head, *inner, tail = (part.encode() for part in re.split("[*?]", glob))
+    end = (HEAD, head) if len(head) > len(tail) else (TAIL, tail)
+    part = max(inner, key=len, default=b"")
+    if len(end[1]) < GRAM <= len(part):
+        return PART, part
+    return end if end[1] else None
 
 
 class Globs:
     """Any of some globs. Letters match in either case."""
 
-    __slots__ = ("anchors", "domains", "exact", "others")
+    __slots__ = ("anchors", "domains", "exact", "globs", "others")
 
     def __init__(self, globs: Iterable[str]) -> None:
-        globs = [glob.lower() for glob in globs]
+        globs = self.globs = tuple(glob.lower() for glob in globs)
         literal = [glob for glob in globs if LITERAL.fullmatch(glob)]
         self.exact: Final = frozenset(glob.encode() for glob in literal if not glob.startswith("*"))
         self.domains: Final = frozenset(glob[1:].encode() for glob in literal if glob.startswith("*"))

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp.gate import OBLIVION, Gate, Greylist, Later, Memory, Place
-from blackhole.smtp.pattern import Anchor, Globs, Index
+from blackhole.smtp.pattern import Anchor, Globs, Index, anchor
 from blackhole.smtp.reply import BOUNCES, CODES, Reply, Then
 from blackhole.smtp.shape import Shape
 
@@ -352,8 +352,8 @@ class Doubt(NamedTuple):
     """Told the answer, or None where there is none: what is said then."""
 
 
-Tested = tuple[tuple[Callable[[Case], bool], ...], Rule]
-"""What has to hold, and the rule."""
+Tested = tuple[tuple[Callable[[Case], bool], ...], Rule, bool]
+"""What has to hold, the rule, and whether it wants to know how often this was tried."""
 
 
 def asked(rule: Rule, but: Set[str]) -> tuple[Callable[[Case], bool], ...]:
@@ -373,8 +373,8 @@ class Table:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         alone = tuple(rules)
-        self._rules: Final = tuple((asked(rule, STANDING), rule) for rule in alone)
-        self._bare: Final = tuple((asked(rule, STANDING | {"attempt"}), rule) for rule in alone)
+        self._rules: Final = tuple((asked(rule, STANDING), rule, rule.counts) for rule in alone)
+        self._bare: Final = tuple((asked(rule, STANDING | {"attempt"}), rule, rule.counts) for rule in alone)
         """Asked without knowing how often anything was tried."""
         self._blind: Table | None = None
         self.counts: Final = any(rule.counts for rule in alone)
@@ -389,16 +389,42 @@ class Table:
                 self._indexes.append((attrgetter(field), Index(named)))
                 for number in named:
                     del loose[number]
+        self._fields: Final[dict[bytes, Index]] = {}
+        """By the name of a header field."""
+        fielded = {number: known for number, rule in loose.items() if (known := fields(rule))}
+        if len(fielded) >= FEW:
+            for name in {name for known in fielded.values() for name in known}:
+                self._fields[name] = Index(
+                    {number: known[name] for number, known in fielded.items() if name in known}
+                )
+            for number in fielded:
+                del loose[number]
+        self._windows: Final[dict[Window, tuple[int, ...]]] = {}
+        """Rules that are found by the hour. Those that count do so at any time."""
+        timed = {number: rule.window for number, rule in loose.items() if rule.window and not rule.counts}
+        if len(timed) >= FEW:
+            for number, window in timed.items():
+                self._windows[window] = (*self._windows.get(window, ()), number)
+                del loose[number]
         self._loose: Final = tuple(loose)
         """The numbers of those that cannot be found."""
+        self._sorted: Final = len(loose) < len(alone)
 
     def _near(self, case: Case, rules: Sequence[Tested]) -> Sequence[Tested]:
         """Those of these, which are all, that may hold, in their order."""
-        if not self._indexes:
+        if not self._sorted:
             return rules
         found = self._loose
         for text, index in self._indexes:
             found += index.find(text(case).lower())
+        if self._fields:
+            for field in case.header:
+                name, _, value = field.lower().partition(b":")
+                if name in self._fields:
+                    found += self._fields[name].find(value)
+        for window, numbers in self._windows.items():
+            if window.share(case.at):
+                found += numbers
         return [rules[number] for number in sorted({*found})] if found else ()
 
     def silent(self, case: Case) -> bool:
@@ -406,12 +432,12 @@ class Table:
         changes nothing."""
         if self._moody or self._spends:
             return False
-        for tests, rule in self._near(case, self._bare):
+        for tests, rule, counts in self._near(case, self._bare):
             for holds in tests:
                 if not holds(case):
                     break
             else:
-                if rule.counts or rule.odds(case.at):
+                if counts or rule.odds(case.at):
                     return False
         return True
 
@@ -424,8 +450,8 @@ class Table:
         return self._moody or (
             self.counts
             and any(
-                rule.counts and all(holds(case) for holds in tests)
-                for tests, rule in self._near(case, self._bare)
+                counts and all(holds(case) for holds in tests)
+                for tests, _, counts in self._near(case, self._bare)
             )
         )
 
@@ -433,7 +459,7 @@ class Table:
     def blind(self) -> Table:
         """The same, where nobody knows how often anything was tried."""
         if self._blind is None:
-            self._blind = Table(left for _, rule in self._rules if (left := rule.blind()))
+            self._blind = Table(left for _, rule, _ in self._rules if (left := rule.blind()))
         return self._blind
 
     def find(
@@ -442,7 +468,7 @@ class Table:
         """The first rule that holds, and its draws; None: the case is nobody's. `rules` are left to ask."""
         if rules is None:
             rules = iter(self._near(case, self._rules))
-        for tests, rule in rules:
+        for tests, rule, _ in rules:
             for holds in tests:
                 if not holds(case):
                     break
@@ -479,6 +505,20 @@ class Table:
 def anchors(rule: Rule, field: str) -> frozenset[Anchor]:
     """What this attribute must have for the rule to hold; empty: nothing that can be named."""
     return next((test.globs.anchors for test in rule.tests if test.key == field and test.globs), frozenset())
+
+
+def fields(rule: Rule) -> dict[bytes, frozenset[Anchor]]:
+    """By the name of a header field, what its value must have for the rule to hold; empty: nothing that can
+    be named."""
+    found: dict[bytes, frozenset[Anchor]] = {}
+    globs = next((test.globs.globs for test in rule.tests if test.key == "header" and test.globs), ())
+    for glob in globs:
+        name, _, value = glob.partition(":")
+        known = anchor(value)
+        if known is None or "*" in name or "?" in name:
+            return {}
+        found[name.encode()] = found.get(name.encode(), frozenset()) | {known}
+    return found
 
 
 Tables = Mapping[str, Table]

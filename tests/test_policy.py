@@ -1,0 +1,102 @@
+"""A table of rules: what is found by addresses, fields and hours is what asking each of them would find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blackhole.smtp.pattern import Globs
+from blackhole.smtp.policy import Case, Condition, Rule, Ruling, Table, Verdict, Window
+
+TEXT = st.sampled_from(
+    ("ann@example.com", "Bob.Bulk@example.com", "bob@bulk.example.com", "news+ann@example.com", "")
+)
+
+
+def hidden(text: str, start: int, length: int, sign: str) -> str:
+    """A glob that the text fits, whatever is in the place of what is hidden."""
+    return text[:start] + sign + text[start + length :]
+
+
+GLOB = st.one_of(
+    TEXT,
+    TEXT.map(lambda text: "*" + text[text.rfind("@") :]),
+    st.tuples(TEXT, st.integers(1, 6)).map(lambda cut: cut[0][: cut[1]] + "*"),
+    st.builds(hidden, TEXT, st.integers(0, 16), st.integers(0, 12), st.just("*")),
+    st.builds(hidden, TEXT, st.integers(0, 9), st.just(1), st.just("?")),
+    st.tuples(TEXT, st.integers(0, 5), st.integers(6, 14)).map(lambda cut: f"*{cut[0][cut[1] : cut[2]]}*"),
+)
+GLOBS = st.lists(GLOB, min_size=1, max_size=2)
+NAME = st.sampled_from(["To", "Subject", "X-*", "T?"])
+FIELDS = st.lists(st.tuples(NAME, GLOB).map(": ".join), min_size=1, max_size=2)
+
+
+def addressed(key: str, globs: Sequence[str]) -> Condition:
+    made = Globs(globs)
+    return Condition(key, "", lambda case: made.match(getattr(case, key)), made)
+
+
+def fielded(globs: Sequence[str]) -> Condition:
+    made = Globs(globs)
+    return Condition("header", "", lambda case: any(map(made.match, case.header)), made)
+
+
+Tests = tuple[Condition, ...]
+
+KINDS: tuple[st.SearchStrategy[Tests], ...] = (
+    st.just(()),
+    GLOBS.map(lambda globs: (addressed("recipient", globs),)),
+    GLOBS.map(lambda globs: (addressed("sender", globs),)),
+    FIELDS.map(lambda globs: (fielded(globs),)),
+    st.tuples(GLOBS.map(lambda globs: addressed("helo", globs)), FIELDS.map(fielded)),
+)
+HOURS = st.sampled_from([None, None, Window("night", 10, 10), Window("noon", 15, 10)])
+RULES = st.sampled_from(KINDS).flatmap(
+    lambda kind: st.lists(
+        st.tuples(st.one_of(kind, kind, kind, kind, *KINDS[1:]), HOURS), min_size=4, max_size=9
+    )
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(RULES, TEXT, TEXT, TEXT, st.lists(st.tuples(NAME, TEXT), max_size=3), st.sampled_from([0, 12, 17, 22]))
+def test_what_is_found_is_what_holds(
+    made: list[tuple[Tests, Window | None]],
+    sender: str,
+    recipient: str,
+    helo: str,
+    header: list[tuple[str, str]],
+    at: float,
+) -> None:
+    rules = [
+        Rule(frozenset(("RCPT",)), Verdict(), tests, window=window, cell=number)
+        for number, (tests, window) in enumerate(made, 1)
+    ]
+    case = Case()
+    case.sender, case.recipient, case.helo, case.at = sender.encode(), recipient.encode(), helo.encode(), at
+    case.header = [f"{name}: {value}".encode() for name, value in header]
+    wanted = [rule.cell for rule in rules if all(test.holds(case) for test in rule.tests) and rule.odds(at)]
+    table = Table(rules)
+    found = table.find(case, Random(7))
+    assert found is None or isinstance(found, Ruling)
+    assert (found.cell if found else 0) == (wanted or [0])[0]
+    assert table.silent(case) == (not wanted)
+
+
+@pytest.mark.parametrize(
+    "glob", ["bob@bulk.example.com", "*@bulk.example.com", "bob*", "*.example.com", "*bulk*", "b?b@*", "*"]
+)
+def test_a_rule_among_many_is_found_by_any_part_of_an_address(glob: str) -> None:
+    globs = ["ann@other.test", "*@other.test", "ann*", "*.test", "*other*", glob]
+    rules = [
+        Rule(frozenset(("RCPT",)), Verdict(), (addressed("recipient", [one]),), cell=number)
+        for number, one in enumerate(globs)
+    ]
+    case = Case()
+    case.recipient = b"Bob@BULK.example.com"
+    found = Table(rules).find(case, Random(7))
+    assert isinstance(found, Ruling) and globs[found.cell] == glob
