@@ -19,6 +19,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from random import Random
 from zlib import crc32
@@ -370,16 +371,19 @@ def run(seed: int, number: int, count: int = BLOCK) -> Done:
         there = novel if which == len(KINDS) else stand(which)
         words = generate(dice, there.kind.words)
         said, pieces = b"".join(words), cut(dice, words)
-        try:
-            attempt(there, said, pieces, turn)
-        except Exception as error:
-            done.findings.append(Finding(there.kind.name, number, said, f"{error!r}"))
-        now = clock()
-        if now - last > done.slowest:
-            done.slowest = now - last
-            if done.slowest > SLOW:
-                done.findings.append(Finding(there.kind.name, number, said, f"took {now - last:.3f} s"))
-        last = now
+        took = inf
+        for _ in range(3):  # a machine that stands still for a moment counts it as ours
+            try:
+                attempt(there, said, pieces, turn)
+            except Exception as error:
+                done.findings.append(Finding(there.kind.name, number, said, f"{error!r}"))
+            last, before = clock(), last
+            took = min(took, last - before)
+            if took <= SLOW:
+                break
+        else:
+            done.findings.append(Finding(there.kind.name, number, said, f"took {took:.3f} s, three times"))
+        done.slowest = max(done.slowest, took)
     done.inputs = count
     done.seconds = last - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
