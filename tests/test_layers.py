@@ -20,6 +20,7 @@ LAYERS = (
         "stream",
         "networks",
         "smtp.reply",
+        "smtp.dice",
         "smtp.framing",
         "smtp.pattern",
         "smtp.shape",
@@ -47,10 +48,10 @@ LAYERS = (
 PURE = frozenset(
     (
         *("__future__", "binascii", "collections", "collections.abc", "dataclasses", "enum", "functools"),
-        *("hashlib", "hmac", "ipaddress", "math", "operator", "random", "re", "struct", "types", "typing"),
+        *("hashlib", "hmac", "ipaddress", "math", "operator", "re", "struct", "types", "typing"),
     )
 )
-"""What `smtp` may have of the standard library: no clock, no socket, no log, no file."""
+"""What `smtp` may have of the standard library: no clock, no dice, no socket, no log, no file."""
 
 TORNADO = {
     "stream",

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from random import Random
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import reply
+from blackhole.smtp.dice import Dice
 from blackhole.smtp.gate import OBLIVION, Later, Memory, counted
 from blackhole.smtp.header import Header
 from blackhole.smtp.policy import Case, Doubt, Fault, Policy, Ruling, Table, masked
@@ -73,7 +73,7 @@ class Judge:
         "witness",
     )
 
-    def __init__(self, policy: Policy, outside: Outside, dice: Random, case: Case) -> None:
+    def __init__(self, policy: Policy, outside: Outside, dice: Dice, case: Case) -> None:
         self._policy = policy
         self._outside = outside
         self._dice = dice

@@ -17,11 +17,11 @@ from functools import partial
 from hashlib import blake2b
 from math import ceil
 from operator import attrgetter
-from random import Random
 from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from blackhole.smtp.dice import Dice
 from blackhole.smtp.gate import OBLIVION, Gate, Greylist, Later, Memory, Place
 from blackhole.smtp.pattern import Anchor, Globs, Index, anchor
 from blackhole.smtp.reply import BOUNCES, CODES, Reply, Then
@@ -306,7 +306,7 @@ class Rule:
             verdict.fault or verdict.delay or any(said.code >= 400 for said in verdict.replies)
         )
 
-    def lots(self, case: Case, dice: Random) -> Lots:
+    def lots(self, case: Case, dice: Dice) -> Lots:
         """The draws. With a seed they are the same in every process and every run: a keyed hash."""
         if self.seed is None:
             return dice.random(), dice.random(), dice.random(), dice.random()
@@ -463,7 +463,7 @@ class Table:
         return self._blind
 
     def find(
-        self, case: Case, dice: Random, memory: Memory = OBLIVION, rules: Iterator[Tested] | None = None
+        self, case: Case, dice: Dice, memory: Memory = OBLIVION, rules: Iterator[Tested] | None = None
     ) -> Ruling | Doubt | None:
         """The first rule that holds, and its draws; None: the case is nobody's. `rules` are left to ask."""
         if rules is None:
@@ -493,7 +493,7 @@ class Table:
         rule: Rule,
         lots: Lots,
         case: Case,
-        dice: Random,
+        dice: Dice,
         memory: Memory,
         rules: Iterator[Tested],
         shut: bool | None,

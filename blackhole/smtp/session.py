@@ -21,13 +21,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from random import Random
 from typing import Final, NamedTuple
 
 from blackhole.smtp import reply
 from blackhole.smtp.auth import hidden
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, introduce, syntax
 from blackhole.smtp.conduct import TARPIT, Conduct, Meter, guard, unmetered
+from blackhole.smtp.dice import Dice
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
 from blackhole.smtp.gate import Later
 from blackhole.smtp.header import Header
@@ -167,7 +167,7 @@ class Engine:
     """
 
     def __init__(
-        self, config: Config, dice: Random, trace: Trace | None = None, outside: Outside = NOWHERE
+        self, config: Config, dice: Dice, trace: Trace | None = None, outside: Outside = NOWHERE
     ) -> None:
         self.config: Final = config
         self.host: Final[Host] = host(config)
