@@ -9,8 +9,8 @@ BLAKE2 takes five times as long.
 The table is an anonymous map made before the fork: sets of eight slots. A key
 belongs to one set; when that is full, whoever was seen longest ago goes. There
 is no lock, where a count may be one too low when two workers count the same key
-within the same microsecond: a look-up takes 3 microseconds. Quotas have to be
-exact and are changed under a lock of fcntl(2), which takes 3 more, and which the
+within the same microsecond: a look-up takes 4 microseconds. Quotas have to be
+exact and are changed under a lock of fcntl(2), which takes 1 more, and which the
 kernel takes away from a worker that is killed.
 
 Who is there now is another table, with a row for each process, so that a process
@@ -48,7 +48,7 @@ OCTET: Final = 8
 
 MARKS: Final = Struct(f"{SLOTS}Q").unpack_from
 BOTH: Final = Struct(f"{2 * SLOTS}Q").unpack_from
-"""The marks of a set, and with the last times behind them. Half as much again as a memoryview would take."""
+"""The marks of a set, and with the last times behind them. A memoryview takes half as long again."""
 
 PLACES: Final = 1 << 16
 """Of a row of those who are there now. Two keys that share one, as one pair in 65536 does, count together."""
@@ -127,7 +127,7 @@ class Attempts:
         both = BOTH(self._table, start * OCTET)
         if mark in both:
             return False
-        moment = int(now * 1e6 + 0.5) + 1
+        moment = stored(now)
         self._keep(mark, start, both, moment, moment, count)
         return True
 

@@ -428,10 +428,16 @@ def test_the_name_of_a_message(text: bytes, name: tuple[tuple[bytes, bytes], ...
     assert not certain or found == name
 
 
-def test_who_names_no_message_is_not_accused_of_sending_it_twice() -> None:
+@pytest.mark.parametrize("blank", [b" ", b"\r\n "])
+def test_who_names_no_message_is_not_accused_of_sending_it_twice(blank: bytes) -> None:
     world = World(GREYLIST)
     for at in (0, 400, 401):
-        world.send(at, name="")
+        world.now = at
+        session = world.arrive()
+        session.receive(b"MAIL FROM:<ann@a>\r\nRCPT TO:<bob@b>\r\n")
+        session.receive(b"DATA\r\n")
+        session.receive(b"Message-ID:%s\r\nSubject: a test\r\n\r\nHello\r\n.\r\n" % blank)
+        world.leave(session)
     assert "duplicate" not in world.told()
 
 

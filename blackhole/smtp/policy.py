@@ -5,7 +5,7 @@ rules; a scenario brings more, and they come first. Nothing here knows a clock o
 `Case` is what rules may look at, and whoever fills it has looked at the clock.
 
 What costs: the rules of a listener are sorted by phase once, and by client once for each kind of
-client; what is left is found by the address it names, where it names one.
+client; what is left is found by the address, the header field or the window that it names.
 """
 
 from __future__ import annotations
@@ -384,7 +384,7 @@ class Table:
         loose = dict(enumerate(alone))
         self._indexes: Final[list[tuple[Callable[[Case], bytes], Index]]] = []
         for field in INDEXED:
-            named = {number: found for number, rule in loose.items() if (found := anchors(rule, field))}
+            named = {number: found for number, rule in loose.items() if (found := globs(rule, field).anchors)}
             if len(named) >= FEW:
                 self._indexes.append((attrgetter(field), Index(named)))
                 for number in named:
@@ -502,17 +502,16 @@ class Table:
         return rule.ruling(shut, lots) or self.find(case, dice, memory, rules)
 
 
-def anchors(rule: Rule, field: str) -> frozenset[Anchor]:
-    """What this attribute must have for the rule to hold; empty: nothing that can be named."""
-    return next((test.globs.anchors for test in rule.tests if test.key == field and test.globs), frozenset())
+def globs(rule: Rule, key: str) -> Globs:
+    """Those of the rule's condition with this key; none where it has none."""
+    return next((test.globs for test in rule.tests if test.key == key and test.globs), Globs(()))
 
 
 def fields(rule: Rule) -> dict[bytes, frozenset[Anchor]]:
     """By the name of a header field, what its value must have for the rule to hold; empty: nothing that can
     be named."""
     found: dict[bytes, frozenset[Anchor]] = {}
-    globs = next((test.globs.globs for test in rule.tests if test.key == "header" and test.globs), ())
-    for glob in globs:
+    for glob in globs(rule, "header").globs:
         name, _, value = glob.partition(":")
         known = anchor(value)
         if known is None or "*" in name or "?" in name:
