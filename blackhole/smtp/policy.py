@@ -127,6 +127,7 @@ STANDING: Final = frozenset(("listener", "client", "tls"))
 """Conditions that can be decided once for a connection, and once more under TLS."""
 
 STEADY: Final = STANDING | {"sender", "recipient", "attempt"}
+"""Conditions that hang on nothing but who the client is, and on what its attempts are counted by."""
 
 
 class Window(NamedTuple):
