@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from conftest import Certificate
-from program import Program, free_port, status
+from program import Program, children, free_port, status
 
 MIB = 1 << 20
 
@@ -19,8 +19,12 @@ DOTS = b"\r\n..\r\n.x" * (MIB // 8)
 ONE_LINE = b"x" * MIB
 """A line that does not end."""
 
-GROWTH = 1024
-"""KiB that a worker may grow by: the buffers of one connection."""
+GROWTH = 512
+"""KiB that a worker may grow by: the buffers of one connection. It takes 0 to 152."""
+
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+"""glibc keeps seven of the ends that short reads leave over, of each size up to a kibibyte; each spoils the
+place of a read. That is bounded, up to 1.6 MiB were seen, and it depends on chance: here it is not wanted."""
 
 
 def peak(pid: int) -> int:
@@ -48,8 +52,9 @@ def test_a_worker_does_not_grow_with_a_message(
 ) -> None:
     port = free_port()
     tls = [f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", f"--ssl_port={port}"]
-    with Program("--workers=1", "--message_size_limit=0", *(tls if secure else [])) as program:
-        (worker,) = program.workers()
+    options = ["--workers=1", "--http=off", "--message_size_limit=0", *(tls if secure else [])]
+    with Program(*options, env=ALLOCATOR) as program:
+        (worker,) = children(program.pid)  # which glibc's tunables leave without their titles
         client = socket.create_connection(("127.0.0.1", port) if secure else program.address, 60)
         if secure:
             client = certificate.client.wrap_socket(client, server_hostname="mx.test")
@@ -59,5 +64,5 @@ def test_a_worker_does_not_grow_with_a_message(
             before = peak(worker)
             send(client, body, size)
             assert peak(worker) - before < GROWTH
-            assert program.workers() == [worker]
+            assert children(program.pid) == [worker]
         assert program.stop() == 0
