@@ -100,3 +100,24 @@ def test_a_rule_among_many_is_found_by_any_part_of_an_address(glob: str) -> None
     case.recipient = b"Bob@BULK.example.com"
     found = Table(rules).find(case, Random(7))
     assert isinstance(found, Ruling) and globs[found.cell] == glob
+
+
+@pytest.mark.parametrize(("at", "spoke"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])
+def test_a_rule_among_many_is_found_by_the_hour(at: float, spoke: int | None) -> None:
+    hours = [
+        Window("night", 0, 5),
+        Window("night", 0, 5),
+        Window("dawn", 10, 4),
+        Window("dawn", 10, 4),
+        Window("noon", 14, 6),
+    ]
+    rules = [
+        Rule(frozenset(("RCPT",)), Verdict(), window=window, cell=number)
+        for number, window in enumerate(hours)
+    ]
+    case = Case()
+    case.at = at
+    table = Table(rules)
+    found = table.find(case, Random(7))
+    assert (found.cell if isinstance(found, Ruling) else found) == spoke
+    assert table.silent(case) == (spoke is None)
