@@ -121,3 +121,32 @@ def test_a_rule_among_many_is_found_by_the_hour(at: float, spoke: int | None) ->
     found = table.find(case, Random(7))
     assert (found.cell if isinstance(found, Ruling) else found) == spoke
     assert table.silent(case) == (spoke is None)
+
+
+@pytest.mark.parametrize(
+    ("field", "spoke"),
+    [
+        ("To: ann@example.com", 0),
+        ("X-Load: ann@example.com", 3),
+        ("Subject: nothing", 4),
+        ("Subject: news, twice", 1),
+        ("From: ann@example.com", None),
+    ],
+)
+def test_a_rule_among_many_is_found_by_a_field(field: str, spoke: int | None) -> None:
+    kinds = [
+        ["To: *@example.com"],
+        ["Subject: *news*", "To: *@other.test"],
+        ["To: *@third.test"],
+        ["X-*: ann*"],
+    ]
+    rules = [
+        Rule(frozenset(("RCPT",)), Verdict(), (fielded(globs),), cell=number)
+        for number, globs in enumerate([*kinds, ["Subject: nothing"], ["From: bob@*"]])
+    ]
+    case = Case()
+    case.header = [field.encode()]
+    table = Table(rules)
+    found = table.find(case, Random(7))
+    assert (found.cell if isinstance(found, Ruling) else found) == spoke
+    assert table.silent(case) == (spoke is None)
