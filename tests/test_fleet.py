@@ -742,7 +742,7 @@ def complaints(program: Program) -> list[str]:
 def test_mail_goes_on_without_it(
     harm: Callable[[RedisServer], None], own: RedisServer, tmp_path: Path
 ) -> None:
-    one, other = programs = fleet_of(own, tmp_path, UNSURE, "&timeout=0.05")
+    one, other = programs = fleet_of(own, tmp_path, UNSURE, "&timeout=0.25")
     with one, other:
         for program in programs:
             wait_for(lambda program=program: sure(program) != "451", "it is asked")  # type: ignore[misc]
@@ -754,7 +754,7 @@ def test_mail_goes_on_without_it(
                 heard = [client.say(f"RCPT TO:<{n}@{'sure' if n % 2 else 'b'}>") for n in range(60)]
                 took = time.monotonic() - began
                 assert heard == ["250", "451"] * 30
-                assert took < 60 * 0.05 / 2, "the first one waits, and no other"
+                assert took < 30 * 0.25 * 2 / 3, "the first one waits, and no other"
             wait_for(lambda program=program: complaints(program), "it is said")  # type: ignore[misc]
         own.thaw() if own.alive else own.start()
         for program in programs:

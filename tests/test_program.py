@@ -93,7 +93,7 @@ def test_ctrl_c_is_quick_and_quiet() -> None:
         began = time.monotonic()
         program.interrupt()
         assert program.process.wait(20) == 0
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 10, "it waits for no client, which might take half a minute"
         assert program.output() == before
         assert not any(map(alive, workers))
 

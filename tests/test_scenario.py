@@ -487,6 +487,8 @@ def test_only_the_first_part_of_a_header_section_is_looked_at() -> None:
         assert out[:3] == code
         assert session.judge is not None
         assert session.judge.header is None
+        session.receive(b"DATA\r\n")
+        assert session.receive(text)[:3] == code, "all at once"
 
 
 def test_a_message_that_passes_keeps_no_more_than_its_header_section() -> None:

@@ -544,6 +544,14 @@ delay = 1
 """
 """Rules that most of what is said below has nothing to do with."""
 
+HEADED = """
+[[rule]]
+phase = "."
+header = ["Subject: no name", "Message-Id: <2@*"]
+reply = "550 5.7.1 No"
+"""
+"""And one that looks into each message."""
+
 PEOPLE = [
     b"bob@example.com",
     b"carl@example.com",
@@ -595,11 +603,14 @@ CHUNKS = st.one_of(
 
 
 @settings(deadline=None, max_examples=400)
-@given(st.lists(CHUNKS, min_size=2, max_size=14), st.sampled_from([0, 1000]))
-def test_what_no_rule_has_a_word_in_is_treated_like_all_else(said: list[bytes], limit: int) -> None:
+@given(st.lists(CHUNKS, min_size=2, max_size=14), st.sampled_from([0, 1000]), st.sampled_from(["", HEADED]))
+def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
+    said: list[bytes], limit: int, more: str
+) -> None:
     """By the short road or, where there is a trace, the long one: the same replies and the same counters,
     of what became of messages too."""
-    config = Config(hostname="mx.test", message_size_limit=limit, rules=tuple(scenario.read(SELECTIVE, "")))
+    rules = tuple(scenario.read(SELECTIVE + more, ""))
+    config = Config(hostname="mx.test", message_size_limit=limit, rules=rules)
     pieces = [piece for chunk in said for piece in chunk.replace(b"\r\n\n", b"\r\n\0").split(b"\0")]
     short, long = (
         Engine(config, Random(7), trace, Outside(memory=Attempts(sets=64), past=Attempts(sets=64)))

@@ -15,6 +15,25 @@ BLANK: Final = re.compile(rb"(?:\A|\n)\r?\n")
 """The blank line behind the header section. Senders that end lines with LF alone have one too."""
 
 
+def fields(text: bytes) -> list[bytes]:
+    """Each field of the header section that a text begins with as "Name: value", unfolded, without blanks
+    around name and value."""
+    found: list[bytes] = []
+    for line in text.split(b"\n", LINES)[:LINES]:
+        line = line.removesuffix(b"\r")
+        if line in (b"", b"."):
+            break
+        if line[:1] in (b" ", b"\t"):
+            if found:
+                found[-1] += b" " + line.strip()
+            continue
+        name, colon, value = line.partition(b":")
+        if not colon:
+            break  # the body, of a message without a blank line
+        found.append(name.rstrip() + b": " + value.strip())
+    return found
+
+
 class Header:
     """What has come of it so far. It is forgotten with the message."""
 
@@ -38,18 +57,5 @@ class Header:
         return bytes(self._text)
 
     def fields(self) -> list[bytes]:
-        """Each field as "Name: value", unfolded, without blanks around name and value."""
-        found: list[bytes] = []
-        for line in bytes(self._text).split(b"\n", LINES)[:LINES]:
-            line = line.removesuffix(b"\r")
-            if line in (b"", b"."):
-                break
-            if line[:1] in (b" ", b"\t"):
-                if found:
-                    found[-1] += b" " + line.strip()
-                continue
-            name, colon, value = line.partition(b":")
-            if not colon:
-                break  # the body, of a message without a blank line
-            found.append(name.rstrip() + b": " + value.strip())
-        return found
+        """What `fields` makes of it."""
+        return fields(bytes(self._text))

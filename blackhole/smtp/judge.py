@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from blackhole.smtp import reply
 from blackhole.smtp.dice import Dice
 from blackhole.smtp.gate import OBLIVION, Later, Memory, counted
-from blackhole.smtp.header import Header
+from blackhole.smtp.header import MOST, Header, fields
 from blackhole.smtp.policy import Case, Doubt, Fault, Policy, Ruling, Table, masked
 from blackhole.smtp.reply import Reply, Then
 from blackhole.smtp.state import GREETED, State
@@ -184,17 +184,20 @@ class Judge:
                 self.witness.hear(state, phase, said, 250)
         return True
 
-    def ends(self, state: State, octets: int) -> bool:
-        """Whether no rule has a word in the end of a message."""
+    def ends(self, state: State, message: bytes, octets: int) -> bool:
+        """Whether no rule has a word in the end of this message of so many octets."""
         table = self._tables.get(".")
         if table is None:
             return True
-        if self._policy.reads_header:
-            return False
         if state.stage <= GREETED:
             self._begin()
-        self.case.tell(".", size=octets)
-        return self._silent(table)
+        case = self.case
+        case.tell(".", size=octets)
+        if self._policy.reads_header:
+            case.header = fields(message[:MOST])
+        silent = self._silent(table)
+        case.header = ()
+        return silent
 
     def _begin(self) -> None:
         """Forget the envelope that was, where there is no transaction."""

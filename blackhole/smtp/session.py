@@ -456,7 +456,7 @@ class Session(State):
         """The same for a whole body."""
         judge = self.judge
         assert judge is not None
-        if size > self.engine.most or not judge.ends(self, size):
+        if size > self.engine.most or not judge.ends(self, data, size):
             return False
         if judge.witness is not None:
             judge.witness.took(self, data)
