@@ -419,8 +419,9 @@ def test_the_old_are_given_time_to_leave_and_no_more(tmp_path: Path) -> None:
 def test_many_hups_are_as_good_as_the_last(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
         master.settled()
-        for _ in range(20):
-            master.send(signal.SIGHUP)
+        for _ in range(5):
+            for _ in range(4):  # at once: a busy machine has time for a reload between two that are not
+                master.send(signal.SIGHUP)
             time.sleep(0.02)
         wait_for(lambda: master.said()[-1] == "settle True" and len(master.said()) > 1, "the reload was done")
         time.sleep(0.5)
