@@ -82,7 +82,7 @@ def trial(rule: Rule, told: Case, dice: Random) -> tuple[str, Lots]:
     odds = rule.odds(told.at)
     if rule.window is not None and not odds:
         return f"window {rule.window.name} is not open", NO_LOTS
-    lots = rule.lots(told, dice) if rule.drawn else NO_LOTS
+    lots = rule.lots(told.tried, dice) if rule.drawn else NO_LOTS
     if lots[0] >= odds:
         return f"chance is {odds:g} and {lots[0]:.4f} was drawn", lots
     if rule.gate is not None and not rule.gate.would_stop(told):

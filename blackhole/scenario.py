@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
@@ -601,7 +602,7 @@ def _networks(value: Any) -> Networks:
 SIZES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-def _compared(value: Any) -> Callable[[int], bool]:
+def _compared(value: Any) -> partial[bool]:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return comparison("=", value)
     match = (
@@ -680,9 +681,9 @@ def _switch(value: Any) -> bool:
     raise _expected("true or false", value)
 
 
-# Conditions: what was read -> (does it hold, the globs in it).
+# Conditions: what was read -> (does it hold, what it compares with if it can be found by that).
 
-Holds = tuple[Callable[[Case], bool], Globs | None]
+Holds = tuple[Callable[[Case], bool], Globs | int | None]
 
 
 def _of_listener(globs: Globs) -> Holds:
@@ -709,8 +710,8 @@ def _of_recipient(globs: Globs) -> Holds:
     return lambda case: globs.match(case.recipient), globs
 
 
-def _of_size(compare: Callable[[int], bool]) -> Holds:
-    return lambda case: compare(case.size), None
+def _of_size(compare: partial[bool]) -> Holds:
+    return lambda case: compare(case.size), compare.args[0]
 
 
 def _of_header(globs: Globs) -> Holds:

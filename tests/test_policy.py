@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackhole.smtp.pattern import Globs
+from blackhole.smtp.pattern import COMPARISONS, Globs, comparison
+from blackhole.smtp.policy import KINDS as MOST_KINDS
 from blackhole.smtp.policy import Case, Condition, Rule, Ruling, Table, Verdict, Window
 
 TEXT = st.sampled_from(
@@ -45,6 +46,13 @@ def fielded(globs: Sequence[str]) -> Condition:
     return Condition("header", "", lambda case: any(map(made.match, case.header)), made)
 
 
+def sized(sign: str, limit: int) -> Condition:
+    compare = comparison(sign, limit)
+    return Condition("size", "", lambda case: compare(case.size), limit)
+
+
+SIZES = st.builds(sized, st.sampled_from(sorted(COMPARISONS)), st.integers(0, 4))
+
 Tests = tuple[Condition, ...]
 
 KINDS: tuple[st.SearchStrategy[Tests], ...] = (
@@ -53,6 +61,7 @@ KINDS: tuple[st.SearchStrategy[Tests], ...] = (
     GLOBS.map(lambda globs: (addressed("sender", globs),)),
     FIELDS.map(lambda globs: (fielded(globs),)),
     st.tuples(GLOBS.map(lambda globs: addressed("helo", globs)), FIELDS.map(fielded)),
+    SIZES.map(lambda size: (size,)),
 )
 HOURS = st.sampled_from([None, None, Window("night", 10, 10), Window("noon", 15, 10)])
 RULES = st.sampled_from(KINDS).flatmap(
@@ -63,7 +72,15 @@ RULES = st.sampled_from(KINDS).flatmap(
 
 
 @settings(max_examples=400, deadline=None)
-@given(RULES, TEXT, TEXT, TEXT, st.lists(st.tuples(NAME, TEXT), max_size=3), st.sampled_from([0, 12, 17, 22]))
+@given(
+    RULES,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.lists(st.tuples(NAME, TEXT), max_size=3),
+    st.sampled_from([0, 12, 17, 22]),
+    st.integers(0, 5),
+)
 def test_what_is_found_is_what_holds(
     made: list[tuple[Tests, Window | None]],
     sender: str,
@@ -71,12 +88,14 @@ def test_what_is_found_is_what_holds(
     helo: str,
     header: list[tuple[str, str]],
     at: float,
+    size: int,
 ) -> None:
     rules = [
         Rule(frozenset(("RCPT",)), Verdict(), tests, window=window, cell=number)
         for number, (tests, window) in enumerate(made, 1)
     ]
     case = Case()
+    case.size = size
     case.sender, case.recipient, case.helo, case.at = sender.encode(), recipient.encode(), helo.encode(), at
     case.header = [f"{name}: {value}".encode() for name, value in header]
     wanted = [rule.cell for rule in rules if all(test.holds(case) for test in rule.tests) and rule.odds(at)]
@@ -150,3 +169,32 @@ def test_a_rule_among_many_is_found_by_a_field(field: str, spoke: int | None) ->
     found = table.find(case, Random(7))
     assert (found.cell if isinstance(found, Ruling) else found) == spoke
     assert table.silent(case) == (spoke is None)
+
+
+def test_a_rule_among_many_is_found_by_a_size() -> None:
+    wanted = [(">", 1000), ("=", 40), ("<", 10), (">=", 500), ("<=", 20), (">", 100)]
+    rules = [
+        Rule(frozenset((".",)), Verdict(), (sized(*bound),), cell=number)
+        for number, bound in enumerate(wanted)
+    ]
+    table = Table(rules)
+    case = Case()
+    for size in (*range(1100), 5000):
+        case.size = size
+        holds = [number for number, (sign, limit) in enumerate(wanted) if comparison(sign, limit)(size)]
+        found = table.find(case, Random(7))
+        assert [found.cell if isinstance(found, Ruling) else found] == (holds or [None])[:1]
+        assert table.silent(case) == (not holds)
+
+
+def test_sizes_do_not_make_a_table_grow() -> None:
+    table = Table(
+        Rule(frozenset(("MAIL",)), Verdict(), (sized("=", 10 * limit),), cell=limit) for limit in range(1000)
+    )
+    case = Case()
+    for case.size in range(10000):
+        found = table.find(case, Random(7))
+        assert (found.cell if isinstance(found, Ruling) else None) == (
+            None if case.size % 10 else case.size // 10
+        )
+        assert len(table._spans) <= MOST_KINDS

@@ -170,6 +170,6 @@ COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = MappingProxyType(
 """How a limit compares with the numbers that are, say, "<=" the limit."""
 
 
-def comparison(sign: str, limit: int) -> Callable[[int], bool]:
-    """Whether a number is, say, "<=" the limit."""
+def comparison(sign: str, limit: int) -> partial[bool]:
+    """Whether a number is, say, "<=" the limit, which is its argument."""
     return partial(COMPARISONS[sign], limit)

@@ -5,15 +5,16 @@ rules; a scenario brings more, and they come first. Nothing here knows a clock o
 `Case` is what rules may look at, and whoever fills it has looked at the clock.
 
 What costs: the rules of a listener are sorted by phase once, and by client once for each kind of
-client; what is left is found by the address, the header field or the window that it names.
+client; what is left is found by the address, the header field, the window or the size that it names.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from math import ceil
 from operator import attrgetter
@@ -108,6 +109,11 @@ class Case:
             return b"\0".join((self.phase.encode(), self.sender.lower(), self.recipient.lower()))
         return b"\0".join((self.phase.encode(), self.client.encode()))
 
+    @property
+    def tried(self) -> bytes:
+        """The same, and how many times it was."""
+        return b"%b\0%d" % (self.key, self.attempt)
+
 
 class Condition(NamedTuple):
     """One condition of a rule."""
@@ -117,8 +123,8 @@ class Condition(NamedTuple):
     wanted: str
     """As the operator wrote it."""
     holds: Callable[[Case], bool]
-    globs: Globs | None = None
-    """Where it compares a text."""
+    limit: Globs | int | None = None
+    """What it compares a text or a size with."""
     spends: bool = False
     """To ask it changes something."""
 
@@ -255,6 +261,12 @@ class Verdict(NamedTuple):
         return len(self.replies) > 1 or (self.delay is not None and self.delay.drawn)
 
 
+@lru_cache(maxsize=1024)
+def urn(seed: int, name: str) -> blake2b:
+    """What a rule of that name draws from, begun: with it a draw takes a third of the time."""
+    return blake2b(name.encode() + b"\0", digest_size=32, key=b"%d" % seed)
+
+
 MAILING: Final = frozenset(("MAIL", "RCPT", "DATA", "."))
 """Phases in which a message is taken or not."""
 
@@ -307,15 +319,16 @@ class Rule:
             verdict.fault or verdict.delay or any(said.code >= 400 for said in verdict.replies)
         )
 
-    def lots(self, case: Case, dice: Dice) -> Lots:
-        """The draws. With a seed they are the same in every process and every run: a keyed hash."""
+    def lots(self, tried: bytes, dice: Dice) -> Lots:
+        """The draws. With a seed they are the same in every process and every run: a keyed hash of what is
+        tried."""
         if self.seed is None:
             return dice.random(), dice.random(), dice.random(), dice.random()
-        tried = b"\0".join((self.name.encode(), case.key, b"%d" % case.attempt))
-        found = DRAWS.unpack(blake2b(tried, digest_size=32, key=b"%d" % self.seed).digest())
+        drawing = urn(self.seed, self.name).copy()
+        drawing.update(tried)
+        first, second, third, fourth = DRAWS.unpack(drawing.digest())
         # 53 of the 64 bits: as many as a float has.
-        first, second, third, fourth = (number >> 11 for number in found)
-        return first / 2**53, second / 2**53, third / 2**53, fourth / 2**53
+        return (first >> 11) / 2**53, (second >> 11) / 2**53, (third >> 11) / 2**53, (fourth >> 11) / 2**53
 
     def ruling(self, shut: bool | None, lots: Lots) -> Ruling | None:
         """What it says, once it is known whether its gate is shut, or that nobody knows."""
@@ -407,6 +420,21 @@ class Table:
             for number, window in timed.items():
                 self._windows[window] = (*self._windows.get(window, ()), number)
                 del loose[number]
+        sized = {
+            number: test
+            for number, rule in loose.items()
+            for test in rule.tests
+            if test.key == "size" and isinstance(test.limit, int)
+        }
+        self._sized: Final = sized if len(sized) >= FEW else {}
+        """Rules that are found by a size, each by one of its conditions."""
+        limits = {test.limit for test in self._sized.values() if isinstance(test.limit, int)}
+        self._edges: Final = sorted(limits | {limit + 1 for limit in limits})
+        """Sizes from which on others of them hold."""
+        self._spans: Final[dict[int, tuple[int, ...]]] = {}
+        """Those that hold between two edges, once it was asked."""
+        for number in self._sized:
+            del loose[number]
         self._loose: Final = tuple(loose)
         """The numbers of those that cannot be found."""
         self._sorted: Final = len(loose) < len(alone)
@@ -426,7 +454,20 @@ class Table:
         for window, numbers in self._windows.items():
             if window.share(case.at):
                 found += numbers
+        if self._edges:
+            found += self._of_size(case)
         return [rules[number] for number in sorted({*found})] if found else ()
+
+    def _of_size(self, case: Case) -> tuple[int, ...]:
+        """The numbers of those that a size finds."""
+        span = bisect_right(self._edges, case.size)
+        found = self._spans.get(span)
+        if found is None:
+            if len(self._spans) >= KINDS:
+                self._spans.clear()
+            found = tuple(number for number, test in self._sized.items() if test.holds(case))
+            self._spans[span] = found
+        return found
 
     def silent(self, case: Case) -> bool:
         """Whether no rule can speak now, whatever chance and memory say, nor wants this to be counted. To ask
@@ -469,6 +510,7 @@ class Table:
         """The first rule that holds, and its draws; None: the case is nobody's. `rules` are left to ask."""
         if rules is None:
             rules = iter(self._near(case, self._rules))
+        tried = b""
         for tests, rule, _ in rules:
             for holds in tests:
                 if not holds(case):
@@ -477,7 +519,10 @@ class Table:
                 odds = rule.odds(case.at)
                 if not odds:
                     continue
-                lots = rule.lots(case, dice) if rule.drawn else NO_LOTS
+                lots = NO_LOTS
+                if rule.drawn:
+                    tried = tried or case.tried
+                    lots = rule.lots(tried, dice)
                 if lots[0] >= odds:
                     continue
                 shut = rule.gate is None or rule.gate.stops(rule.name, case, memory)
@@ -505,7 +550,8 @@ class Table:
 
 def globs(rule: Rule, key: str) -> Globs:
     """Those of the rule's condition with this key; none where it has none."""
-    return next((test.globs for test in rule.tests if test.key == key and test.globs), Globs(()))
+    found = (test.limit for test in rule.tests if test.key == key and isinstance(test.limit, Globs))
+    return next(found, Globs(()))
 
 
 def fields(rule: Rule) -> dict[bytes, frozenset[Anchor]]:
@@ -525,7 +571,8 @@ Tables = Mapping[str, Table]
 """Phase -> table."""
 
 KINDS: Final = 256
-"""Kinds of clients whose tables are kept: more kinds than this are made by an attacker, or by mistake."""
+"""Kinds of clients, or of sizes, of which it is kept what rules they find: more kinds than this are made by
+an attacker, or by mistake."""
 
 
 class Policy:
