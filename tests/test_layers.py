@@ -47,7 +47,16 @@ LAYERS = (
 
 PURE = frozenset(
     (
-        *("__future__", "binascii", "collections", "collections.abc", "dataclasses", "enum", "functools"),
+        *(
+            "__future__",
+            "binascii",
+            "bisect",
+            "collections",
+            "collections.abc",
+            "dataclasses",
+            "enum",
+            "functools",
+        ),
         *("hashlib", "hmac", "ipaddress", "math", "operator", "re", "struct", "types", "typing"),
     )
 )
