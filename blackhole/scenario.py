@@ -13,13 +13,12 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from blackhole.settings import OperatorError
 from blackhole.smtp.gate import BY, OBLIVION, Gate, Greylist, Memory, Quota, Room
-from blackhole.smtp.pattern import Globs, Networks, comparison
+from blackhole.smtp.pattern import Comparison, Globs, Networks, comparison
 from blackhole.smtp.policy import (
     BLANKS,
     CERTIFICATES,
@@ -602,7 +601,7 @@ def _networks(value: Any) -> Networks:
 SIZES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-def _compared(value: Any) -> partial[bool]:
+def _compared(value: Any) -> Comparison:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return comparison("=", value)
     match = (
@@ -681,9 +680,9 @@ def _switch(value: Any) -> bool:
     raise _expected("true or false", value)
 
 
-# Conditions: what was read -> (does it hold, what it compares with if it can be found by that).
+# Conditions: what was read -> (does it hold, how it compares if rules can be found by that).
 
-Holds = tuple[Callable[[Case], bool], Globs | int | None]
+Holds = tuple[Callable[[Case], bool], Globs | Comparison | None]
 
 
 def _of_listener(globs: Globs) -> Holds:
@@ -710,8 +709,8 @@ def _of_recipient(globs: Globs) -> Holds:
     return lambda case: globs.match(case.recipient), globs
 
 
-def _of_size(compare: partial[bool]) -> Holds:
-    return lambda case: compare(case.size), compare.args[0]
+def _of_size(compare: Comparison) -> Holds:
+    return lambda case: compare(case.size), compare
 
 
 def _of_header(globs: Globs) -> Holds:

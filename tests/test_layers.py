@@ -47,17 +47,8 @@ LAYERS = (
 
 PURE = frozenset(
     (
-        *(
-            "__future__",
-            "binascii",
-            "bisect",
-            "collections",
-            "collections.abc",
-            "dataclasses",
-            "enum",
-            "functools",
-        ),
-        *("hashlib", "hmac", "ipaddress", "math", "operator", "re", "struct", "types", "typing"),
+        *("__future__", "binascii", "bisect", "collections", "collections.abc", "dataclasses", "enum"),
+        *("functools", "hashlib", "hmac", "ipaddress", "math", "operator", "re", "struct", "types", "typing"),
     )
 )
 """What `smtp` may have of the standard library: no clock, no dice, no socket, no log, no file."""

@@ -55,7 +55,3 @@ class Header:
     def text(self) -> bytes:
         """As it came, and some of what came behind it."""
         return bytes(self._text)
-
-    def fields(self) -> list[bytes]:
-        """What `fields` makes of it."""
-        return fields(bytes(self._text))

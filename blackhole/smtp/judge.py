@@ -240,11 +240,11 @@ class Judge:
             address = said
         case.tell(phase, address, size)
         if phase == "." and self.header is not None:
-            header, self.header = self.header, None
+            text, self.header = self.header.text, None
             if self._policy.reads_header:
-                case.header = header.fields()
+                case.header = fields(text)
             if self.witness is not None:
-                self.witness.end(header.text)
+                self.witness.end(text)
         return self._conclude(state, phase, do, said, before, self._ask(phase, policy))
 
     def _conclude(

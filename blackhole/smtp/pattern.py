@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import operator
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -170,6 +171,37 @@ COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = MappingProxyType(
 """How a limit compares with the numbers that are, say, "<=" the limit."""
 
 
-def comparison(sign: str, limit: int) -> partial[bool]:
-    """Whether a number is, say, "<=" the limit, which is its argument."""
+Comparison = partial[bool]
+"""Whether a number is, say, "<=" a limit, which is its argument."""
+
+
+def comparison(sign: str, limit: int) -> Comparison:
+    """Whether a number is, say, "<=" the limit."""
     return partial(COMPARISONS[sign], limit)
+
+
+SPANS: Final = 256
+"""Of a scale, those of which it is kept what holds there. Who asks for more is an attacker, or a mistake."""
+
+
+class Scale:
+    """Finds which of many comparisons hold for a number, without trying each."""
+
+    def __init__(self, compared: Mapping[int, Comparison]) -> None:
+        self._compared: Final = compared
+        limits = {compare.args[0] for compare in compared.values()}
+        self._edges: Final = sorted(limits | {limit + 1 for limit in limits})
+        """Numbers from which on others hold."""
+        self._spans: Final[dict[int, tuple[int, ...]]] = {}
+        """Those that hold between two edges, once it was asked."""
+
+    def find(self, value: int) -> tuple[int, ...]:
+        """The numbers of those that hold."""
+        span = bisect_right(self._edges, value)
+        found = self._spans.get(span)
+        if found is None:
+            if len(self._spans) >= SPANS:
+                self._spans.clear()
+            found = tuple(number for number, holds in self._compared.items() if holds(value))
+            self._spans[span] = found
+        return found

@@ -30,7 +30,7 @@ from blackhole.smtp.conduct import TARPIT, Conduct, Meter, guard, unmetered
 from blackhole.smtp.dice import Dice
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
 from blackhole.smtp.gate import Later
-from blackhole.smtp.header import Header
+from blackhole.smtp.header import Header, fields
 from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
 from blackhole.smtp.policy import Case, Fault, Policy, Rule, portion
 from blackhole.smtp.reply import Reply, Then
@@ -657,7 +657,7 @@ class Session(State):
         if header is None:
             return self._answer(engine.end, b"")
         self._header = None
-        mode, self._wish = wish(header.fields())
+        mode, self._wish = wish(fields(header.text))
         if not mode:
             return self._answer(engine.end, b"")
         judge = self.judge or engine.judge("", self.secure)
