@@ -33,7 +33,7 @@ Cut = tuple[str, str, str]
 
 STATISTICS: Sequence[Cut] = (
     (
-        "connection.py",
+        "net/connection.py",
         """\
             cell = session.cell
             if session.said or not cell:
@@ -44,7 +44,7 @@ STATISTICS: Sequence[Cut] = (
         "",
     ),
     (
-        "connection.py",
+        "net/connection.py",
         """\
             try:
                 data = yield self._answer
@@ -61,7 +61,7 @@ STATISTICS: Sequence[Cut] = (
 """,
     ),
     (
-        "connection.py",
+        "net/connection.py",
         """\
         self._tell()
         try:
@@ -76,14 +76,14 @@ STATISTICS: Sequence[Cut] = (
 """,
     ),
     (
-        "connection.py",
+        "net/connection.py",
         """\
             if self.session.said or not self.session.left:
                 self._settle()
 """,
         "",
     ),
-    ("connection.py", "            server.counters[RECEIVED] += fresh\n", ""),
+    ("net/connection.py", "            server.counters[RECEIVED] += fresh\n", ""),
     ("smtp/session.py", "            self.cell = self.engine.greeted\n", ""),
     ("smtp/session.py", "        self.cell = entry.base + answer.code\n", ""),
     (
@@ -92,13 +92,13 @@ STATISTICS: Sequence[Cut] = (
         "",
     ),
     ("smtp/session.py", "        self.engine.sizes.append(self.octets)\n", ""),
-    ("server.py", "        self.counters[self.number] += 1\n        self.counters[OPEN] += 1\n", ""),
-    ("server.py", "        self.counters[OPEN] -= 1\n", ""),
-    ("server.py", "        self.counters[RECEIVED] += client.heard - client.counted\n", ""),
-    ("server.py", "        self.sent.append(client.session.messages)\n", ""),
-    ("stream.py", "            if self._probes:\n                self.woke = monotonic_ns()\n", ""),
+    ("net/server.py", "        self.counters[self.number] += 1\n        self.counters[OPEN] += 1\n", ""),
+    ("net/server.py", "        self.counters[OPEN] -= 1\n", ""),
+    ("net/server.py", "        self.counters[RECEIVED] += client.heard - client.counted\n", ""),
+    ("net/server.py", "        self.sent.append(client.session.messages)\n", ""),
+    ("net/direct.py", "            if self._probes:\n                self.woke = monotonic_ns()\n", ""),
     (
-        "stream.py",
+        "net/direct.py",
         """\
                 rounds = self._rounds
                 self._due -= 1
@@ -110,7 +110,7 @@ STATISTICS: Sequence[Cut] = (
 )
 
 SWEEP: Sequence[Cut] = (
-    ("server.py", "        for client in list(self.connections):\n            client.sweep()\n", ""),
+    ("net/server.py", "        for client in list(self.connections):\n            client.sweep()\n", ""),
 )
 
 UNMET = "--client_connections 1000000 --client_connection_rate 1000000000 --max_messages 1000000000"

@@ -17,21 +17,23 @@ from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
-from blackhole import __version__, activation, daemon, logs, options, report, top
-from blackhole.clients import Clients
-from blackhole.roster import Roster
+from blackhole import __version__, options
+from blackhole.metrics import rates, report
+from blackhole.metrics.counters import Stats
+from blackhole.net.client_table import Clients
+from blackhole.process import daemonizer, logs, systemd
+from blackhole.process.supervisor import Berth, Job, Plan, Supervisor
 from blackhole.settings import Http, Listener, OperatorError, Redis, Settings
-from blackhole.stats import Stats
-from blackhole.supervisor import Berth, Job, Plan, Supervisor
-from blackhole.web.ledger import Ledger
+from blackhole.store.client_log import Roster
+from blackhole.web.history import Ledger
 
 if TYPE_CHECKING:
     import socket
     import ssl
 
-    from blackhole.attempts import Attempts
-    from blackhole.fleet import Fleet
-    from blackhole.scenario import Scenario
+    from blackhole.rules.scenario import Scenario
+    from blackhole.store.attempts import Attempts
+    from blackhole.store.redis_attempts import Fleet
 
 # Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
 
@@ -106,35 +108,35 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
 
     Nothing is bound. Raises OperatorError.
     """
-    from blackhole import scenario
+    from blackhole.rules import scenario
 
-    uid, gid = daemon.resolve(settings.user, settings.group)
+    uid, gid = daemonizer.resolve(settings.user, settings.group)
     if settings.attempts.host:
-        from blackhole import fleet
+        from blackhole.store import redis_attempts
 
-        fleet.lost()
+        redis_attempts.lost()
     context = None
     if settings.ssl_cert:
-        from blackhole import tls
+        from blackhole.net import tls
 
         context = tls.context(settings.ssl_cert, settings.ssl_key)
     if any(listener.proxy for listener in settings.listeners):
-        from blackhole import proxy
+        from blackhole.net import proxy
 
         proxy.parser()
     sources = tuple(map(scenario.fetch, settings.scenario))
     plot = scenario.Scenario(scenario.rules_of(sources), sources=sources, at=time.time())
     if plot.wants:
-        from blackhole import tls
+        from blackhole.net import tls
 
         plot = replace(
             plot, certificates={name: tls.showing(tls.faulty(name, settings)) for name in plot.wants}
         )
     passwords = None
     if settings.auth not in ("off", "any"):
-        from blackhole import users
+        from blackhole.process import auth_file
 
-        passwords, warning = users.load(settings.auth)
+        passwords, warning = auth_file.load(settings.auth)
         if warning:
             _complain(warning)
     return replace(settings, user=str(uid), group=str(gid), passwords=passwords), context, plot
@@ -154,7 +156,7 @@ _REQUESTS: dict[str, Callable[[Settings], int]] = {
 def _explain(settings: Settings, told: Mapping[str, str]) -> int:
     from random import Random
 
-    from blackhole import explain, scenario
+    from blackhole.rules import explain, scenario
 
     listener = settings.listeners[0]
     for one in settings.listeners:
@@ -171,13 +173,13 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
 
 
 def _start(settings: Settings, argv: Sequence[str]) -> int:
-    if daemon.holder(settings.pid) is not None:
+    if daemonizer.holder(settings.pid) is not None:
         return _status(settings, argv)  # success, as LSB has it: what was asked for is so
     return _serve(settings, argv, detached=True)
 
 
 def _stop(settings: Settings, argv: Sequence[str]) -> int:
-    stopped = daemon.stop(settings.pid, settings.drain_timeout + 2)
+    stopped = daemonizer.stop(settings.pid, settings.drain_timeout + 2)
     return _answer("Blackhole has stopped.\n" if stopped else "Blackhole was not running.\n")
 
 
@@ -189,14 +191,14 @@ def _restart(settings: Settings, argv: Sequence[str]) -> int:
 
 def _reload(settings: Settings, argv: Sequence[str]) -> int:
     _check(settings)
-    if not daemon.send(settings.pid, signal.SIGHUP):
+    if not daemonizer.send(settings.pid, signal.SIGHUP):
         raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
     return os.EX_OK
 
 
 def _status(settings: Settings, argv: Sequence[str]) -> int:
     """0, 1 and 3 mean what LSB has them mean."""
-    pid = daemon.holder(settings.pid)
+    pid = daemonizer.holder(settings.pid)
     if pid:
         return _answer(_figures(settings, pid))
     if pid is not None:
@@ -222,10 +224,10 @@ def _figures(settings: Settings, pid: int) -> str:
 
 def _running(settings: Settings) -> int:
     """The pid of the server to look at: of the pidfile, or else the only one there is."""
-    pid = daemon.holder(settings.pid)
+    pid = daemonizer.holder(settings.pid)
     if pid:
         return pid
-    found = [] if settings.origins.get("pid") != "default" else daemon.masters()
+    found = [] if settings.origins.get("pid") != "default" else daemonizer.masters()
     if len(found) > 1:
         raise OperatorError(f"there are {len(found)} servers; give each a --pid", os.EX_USAGE)
     if not found:
@@ -240,7 +242,7 @@ def _report(settings: Settings, argv: Sequence[str]) -> int:
 
 
 def _top(settings: Settings, argv: Sequence[str]) -> int:
-    return top.watch(_running(settings))
+    return rates.watch(_running(settings))
 
 
 _ACTIONS: dict[str, Callable[[Settings, Sequence[str]], int]] = {
@@ -263,7 +265,7 @@ def _serve(settings: Settings, argv: Sequence[str], detached: bool) -> int:
     with ExitStack() as undo:
         pidfile = None
         if settings.pid:  # before the ports, or a second copy would only hear that they are busy
-            pidfile = daemon.Pidfile(settings.pid)
+            pidfile = daemonizer.Pidfile(settings.pid)
             undo.callback(pidfile.remove)
         service = Service(settings, argv, pidfile)
         if detached:
@@ -334,7 +336,7 @@ def _open(
     Raises OperatorError.
     """
     handed = handed or []
-    from blackhole import server
+    from blackhole.net import server
 
     settings, context, plot = _check(settings)
     kept = held.bound if held else {}
@@ -343,11 +345,11 @@ def _open(
     try:
         for listener in settings.listeners:
             sockets = kept.get(listener) or by_address.get((listener.host, listener.port))
-            sockets = sockets or activation.claim(handed, listener)
+            sockets = sockets or systemd.claim(handed, listener)
             setup.bound[listener] = sockets or server.bind(listener, settings.backlog)
         if settings.http.host:
-            setup.http[:] = activation.claim(handed, settings.http) or _open_dashboard(settings, held, warn)
-        activation.refuse(handed)
+            setup.http[:] = systemd.claim(handed, settings.http) or _open_dashboard(settings, held, warn)
+        systemd.refuse(handed)
     except OperatorError:
         _close(setup.sockets - (held.sockets if held else set()))
         raise
@@ -358,7 +360,7 @@ def _open_dashboard(
     settings: Settings, held: _Setup | None, warn: Callable[[str], None]
 ) -> list[socket.socket]:
     """The sockets of the dashboard; none where its address is the default one and taken."""
-    from blackhole import server
+    from blackhole.net import server
 
     asked = settings.http
     if held and held.http and replace(held.settings.http, names=asked.names) == asked:
@@ -380,9 +382,9 @@ def _close(sockets: set[socket.socket]) -> None:
 class Service:
     """The master's side of a server: what it opened for its workers, and how that may change."""
 
-    def __init__(self, settings: Settings, argv: Sequence[str], pidfile: daemon.Pidfile | None) -> None:
+    def __init__(self, settings: Settings, argv: Sequence[str], pidfile: daemonizer.Pidfile | None) -> None:
         """Open all there is to open, so that every mistake comes to light now. Raises OperatorError."""
-        from blackhole import worker  # before the fork: once, and not in every worker
+        from blackhole.process import worker  # before the fork: once, and not in every worker
 
         self._live = worker.run
         self._began = time.monotonic()
@@ -396,9 +398,9 @@ class Service:
         self._asked = settings
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
-        self._shell = daemon.Shell()
+        self._shell = daemonizer.Shell()
         self._detached = False
-        self._setup = _open(settings, None, _complain, activation.handed(os.environ))
+        self._setup = _open(settings, None, _complain, systemd.handed(os.environ))
         self._next: _Setup | None = None
         """What was opened for a reload, until it is settled."""
         owner = int(self._setup.settings.user), int(self._setup.settings.group)
@@ -418,12 +420,12 @@ class Service:
         keep = [self._log, *(listening.fileno() for listening in self._setup.sockets)]
         if self._pidfile is not None:
             keep.append(self._pidfile.descriptor)
-        self._shell = daemon.detach(keep)
+        self._shell = daemonizer.detach(keep)
 
     def run(self) -> int:
         """Serve until the end; the exit code."""
-        setproctitle(daemon.TITLE)
-        from blackhole.orders import Orders
+        setproctitle(daemonizer.TITLE)
+        from blackhole.store.control import Orders
 
         # Not before we are detached: python-daemon would close their descriptors.
         self._stats = Stats(64 + 16 * self._asked.workers)  # so that some reloads may drain at once
@@ -444,10 +446,10 @@ class Service:
         return code
 
     def _plan(self, setup: _Setup) -> Plan:
-        from blackhole import server
-        from blackhole.attempts import Attempts
-        from blackhole.fleet import Fleet
-        from blackhole.worker import RELIEF
+        from blackhole.net import server
+        from blackhole.process.worker import RELIEF
+        from blackhole.store.attempts import Attempts
+        from blackhole.store.redis_attempts import Fleet
 
         for listener, sockets in setup.bound.items():
             self._stats.listener(server.address(listener, sockets))
@@ -476,7 +478,7 @@ class Service:
         """In a worker: serve."""
         self._stats.sign(berth.row, title)
         self._let_go(setup, setup.doors)
-        daemon.drop_privileges(setup.settings.user, setup.settings.group)
+        daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
         plot = replace(setup.scenario, began=self._began, past=self._past)
         if self._attempts is not None:
             self._attempts.claim(berth.row)
@@ -494,15 +496,15 @@ class Service:
 
         control = Control(setup.settings, setup.scenario, self._orders, self._stats)
         dashboard = Dashboard(setup.settings, self._stats, self._ledger, berth, control)
-        daemon.drop_privileges(setup.settings.user, setup.settings.group)
+        daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
         dashboard.run(setup.http)
 
     def _tell(self, setup: _Setup, berth: Berth) -> None:
         """Beside a server in the foreground: say how it goes."""
         self._stats.sign(berth.row, PROGRESS)
         self._let_go(setup, set())
-        daemon.drop_privileges(setup.settings.user, setup.settings.group)
-        top.progress(self._stats, berth)
+        daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
+        rates.progress(self._stats, berth)
 
     def _let_go(self, setup: _Setup, needed: set[socket.socket]) -> None:
         """In a child: close all that is the master's or another child's."""
@@ -519,11 +521,11 @@ class Service:
 
     def _reload(self) -> Plan:
         """What the configuration asks for now. Ports that are open stay open."""
-        daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        daemonizer.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._next = _open(self._reread(), self._setup, partial(log.warning, "%s"))
         except OperatorError:
-            daemon.notify("READY=1")
+            daemonizer.notify("READY=1")
             raise
         return self._plan(self._next)
 
@@ -555,7 +557,7 @@ class Service:
             _close(old.sockets - new.sockets)
             for line in self._setup.describe():
                 log.info("%s %s", "reloaded:" if taken else "still", line)
-        daemon.notify("READY=1")
+        daemonizer.notify("READY=1")
 
     def _announce(self) -> None:
         for line in self._setup.describe():
@@ -568,5 +570,5 @@ class Service:
 
     def _leave(self) -> None:
         """Let nobody in any more: while the master has a socket open, clients would come and wait."""
-        daemon.notify("STOPPING=1")
+        daemonizer.notify("STOPPING=1")
         _close(self._sockets())

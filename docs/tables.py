@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from blackhole import options, scenario, settings
-from blackhole.smtp import commands, reply
+from blackhole import options, settings
+from blackhole.rules import scenario
+from blackhole.smtp import commands, replies
 from blackhole.smtp.extensions import EXTENSIONS
 
 
@@ -47,9 +48,9 @@ def extension_rows() -> Iterator[str]:
 
 
 def reply_rows() -> Iterator[str]:
-    named = {value for value in vars(reply).values() if isinstance(value, reply.Reply)}
+    named = {value for value in vars(replies).values() if isinstance(value, replies.Reply)}
     everything = sorted(
-        named.union(reply.CODES.values()), key=lambda one: (one.code, one.enhanced, one.lines)
+        named.union(replies.CODES.values()), key=lambda one: (one.code, one.enhanced, one.lines)
     )
     return table(
         ("code", "enhanced", "text", "closes", "in `bounce`"),
@@ -58,8 +59,8 @@ def reply_rows() -> Iterator[str]:
                 str(one.code),
                 one.enhanced,
                 code(" ".join(one.lines)),
-                "yes" if one.then is reply.Then.HANG_UP else "",
-                "yes" if one in reply.BOUNCES else "",
+                "yes" if one.then is replies.Then.HANG_UP else "",
+                "yes" if one in replies.BOUNCES else "",
             )
             for one in everything
         ),

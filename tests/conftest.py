@@ -14,8 +14,9 @@ import pytest
 import trustme
 from service import Serve, Service
 
-from blackhole import options, tls
-from blackhole.clients import Clients, Ledger
+from blackhole import options
+from blackhole.net import tls
+from blackhole.net.client_table import Clients, Ledger
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,7 @@
 """A master whose children do what files tell them: `python crew.py DIRECTORY WORKERS CONSTANTS`.
 
 With a file DIRECTORY/die the next child dies at start, and so on; what happens is appended to
-DIRECTORY/said. CONSTANTS is a JSON object: those of `blackhole.supervisor` in capitals, and some more.
+DIRECTORY/said. CONSTANTS is a JSON object: the constants of `blackhole.process.supervisor`, and some more.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-from blackhole import logs, supervisor
+from blackhole.metrics.counters import Stats
+from blackhole.process import logs, supervisor
+from blackhole.process.supervisor import Berth, Job, Plan, Supervisor
 from blackhole.settings import OperatorError
-from blackhole.stats import Stats
-from blackhole.supervisor import Berth, Job, Plan, Supervisor
 
 WORKER = "blackhole: worker"
 

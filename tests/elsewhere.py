@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from blackhole.attempts import Attempts
-from blackhole.smtp import Session, Then
-from blackhole.smtp.gate import Answer, Change, Later, Place
+from blackhole.rules.limiters import Answer, Change, Later, Place
+from blackhole.smtp.replies import Then
+from blackhole.smtp.session import Session
+from blackhole.store.attempts import Attempts
 
 
 class Told(Later):

@@ -12,14 +12,15 @@ from dataclasses import replace
 
 from transcript import PATIENCE
 
-from blackhole import scenario, server
-from blackhole.attempts import Attempts
-from blackhole.clients import Ledger
-from blackhole.fleet import Fleet
-from blackhole.scenario import Scenario
+from blackhole.metrics.counters import AT, Stats
+from blackhole.net import server
+from blackhole.net.client_table import Ledger
+from blackhole.net.direct import Selector
+from blackhole.rules import scenario
+from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, Settings
-from blackhole.stats import AT, Stats
-from blackhole.stream import Selector
+from blackhole.store.attempts import Attempts
+from blackhole.store.redis_attempts import Fleet
 
 
 class Service:

@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-from blackhole.stats import Stats
+from blackhole.metrics.counters import Stats
 from tests.faults.clients import RESET, Address, Client, Refused, cpu, family, memory, source
 from tests.faults.processes import issue, secured, settled
 from tests.program import Program, descriptors, free_port, title, wait_for

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 from program import SCRIPT, Program, environment, free_port, run, title, wait_for
 
-from blackhole import activation
+from blackhole.process import systemd
 from blackhole.settings import Http, Listener, OperatorError
 
 HANDS_OVER = """
@@ -83,16 +83,16 @@ def test_what_is_for_somebody_else_is_left_alone() -> None:
         {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "-1"},
         {},
     ):
-        assert activation.handed(environ) == []
+        assert systemd.handed(environ) == []
         assert environ == {}, "nor do our children take it for theirs"
 
 
 @pytest.mark.parametrize("what", ["a file", "a socket that does not listen"])
 def test_what_does_not_listen_is_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     descriptor = os.open(os.devnull, os.O_RDONLY) if what == "a file" else socket.socket().detach()
-    monkeypatch.setattr(activation, "FIRST", descriptor)
+    monkeypatch.setattr(systemd, "FIRST", descriptor)
     with pytest.raises(OperatorError, match=f"descriptor {descriptor} of systemd is no TCP socket") as caught:
-        activation.handed({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+        systemd.handed({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
     assert caught.value.code == os.EX_CONFIG
     with suppress(OSError):
         os.close(descriptor)
@@ -101,10 +101,10 @@ def test_what_does_not_listen_is_refused(what: str, monkeypatch: pytest.MonkeyPa
 def test_an_address_is_that_address(doors: list[socket.socket]) -> None:
     first, second, _ = left = [*doors]
     host, port = address(second)
-    assert activation.claim(left, Listener(host, port)) == [second]
-    assert activation.claim(left, Listener(host, port)) == []
+    assert systemd.claim(left, Listener(host, port)) == [second]
+    assert systemd.claim(left, Listener(host, port)) == []
     host, port = address(first)
-    assert activation.claim(left, Http(host, port)) == [first]
+    assert systemd.claim(left, Http(host, port)) == [first]
     for door in doors:
         door.close()
 
@@ -113,8 +113,8 @@ def test_an_address_is_that_address(doors: list[socket.socket]) -> None:
 def test_all_addresses_are_all_addresses(doors: list[socket.socket], host: str) -> None:
     *_, everywhere = left = [*doors]
     port = address(everywhere)[1]
-    assert activation.claim(left, Listener(host, port + 1)) == []
-    assert activation.claim(left, Listener(host, port)) == [everywhere]
+    assert systemd.claim(left, Listener(host, port + 1)) == []
+    assert systemd.claim(left, Listener(host, port)) == [everywhere]
     assert left == doors[:2]
     for door in doors:
         door.close()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackhole.attempts import PLACES, SLOTS, Attempts
-from blackhole.smtp.gate import Known, counted
+from blackhole.rules.limiters import Known, counted
+from blackhole.store.attempts import PLACES, SLOTS, Attempts
 
 
 def seen(known: Known, now: float) -> tuple[Known, Known]:

@@ -14,10 +14,11 @@ import pytest
 from conftest import Certificate
 from program import Program, run
 
-from blackhole import users
+from blackhole.process import auth_file
 from blackhole.settings import OperatorError
-from blackhole.smtp import Config, Engine, Session
 from blackhole.smtp.auth import MECHANISMS
+from blackhole.smtp.session import Engine, Session
+from blackhole.smtp.state import Config
 
 SECRET = "xyzzy-plugh"
 
@@ -35,12 +36,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_users_and_passwords_are_read(file: Path) -> None:
-    assert users.load(str(file)) == ({b"ann": SECRET.encode(), b"bob": b"a:b c"}, "")
+    assert auth_file.load(str(file)) == ({b"ann": SECRET.encode(), b"bob": b"a:b c"}, "")
 
 
 def test_a_file_that_everybody_can_read_is_warned_about(file: Path) -> None:
     file.chmod(0o644)
-    assert users.load(str(file))[1] == f"auth {file}: everybody can read it; chmod o-r it"
+    assert auth_file.load(str(file))[1] == f"auth {file}: everybody can read it; chmod o-r it"
     done = run("--auth", str(file), "--auth_plaintext", "-t")
     assert f"blackhole: auth {file}: everybody can read it; chmod o-r it\n" in done.stderr
     assert done.returncode == 0
@@ -60,7 +61,7 @@ def test_mistakes_name_the_line_and_do_not_show_it(tmp_path: Path, text: str, wr
     path = tmp_path / "users"
     path.write_text(text)
     with pytest.raises(OperatorError) as caught:
-        users.load(str(path))
+        auth_file.load(str(path))
     assert str(caught.value) == f"auth {path}{wrong}"
 
 

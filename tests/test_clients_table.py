@@ -10,8 +10,9 @@ from random import Random
 
 import pytest
 
-from blackhole import clients
-from blackhole.clients import (
+from blackhole.addresses import Networks, packed
+from blackhole.net import client_table
+from blackhole.net.client_table import (
     BUCKETS,
     CONNECTIONS,
     KEY,
@@ -25,7 +26,6 @@ from blackhole.clients import (
     Ledger,
     client,
 )
-from blackhole.networks import Networks, packed
 
 
 class Clock:
@@ -133,7 +133,7 @@ def fill(book: Ledger, table: Clients, bucket: int, random: Random) -> Iterator[
 def test_a_full_bucket_lets_the_newcomer_go_uncounted(
     table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients, "BUCKETS", 8)
+    monkeypatch.setattr(client_table, "BUCKETS", 8)
     book = ledger(table, 0, clock)
     some = fill(book, table, 0, Random(7))
     places = [book.enter(next(some)) for _ in range(WAYS)]
@@ -149,7 +149,7 @@ def test_a_full_bucket_lets_the_newcomer_go_uncounted(
 def test_who_was_seen_longest_ago_makes_room(
     table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients, "BUCKETS", 8)
+    monkeypatch.setattr(client_table, "BUCKETS", 8)
     book = ledger(table, 0, clock)
     some = fill(book, table, 0, Random(7))
     known = [next(some) for _ in range(WAYS)]

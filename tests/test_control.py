@@ -24,7 +24,7 @@ from program import ROOT, run, wait_for
 from test_simulator import REFUSE, connected, outcome, refusal
 from test_web import Answer, Sink, ask, figures, post, raw
 
-from blackhole.orders import PLACES
+from blackhole.store.control import PLACES
 from blackhole.web.control import FAR, TEXT
 
 

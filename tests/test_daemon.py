@@ -23,7 +23,7 @@ from textwrap import dedent
 import pytest
 from program import environment, wait_for
 
-from blackhole import daemon
+from blackhole.process import daemonizer
 from blackhole.settings import OperatorError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
@@ -32,7 +32,9 @@ NOBODY = pwd.getpwnam("nobody")
 
 def script(body: str) -> subprocess.CompletedProcess[str]:
     """Run some lines in a process of its own."""
-    code = f"import os, resource, signal, sys, time\nfrom blackhole import daemon, settings\n{dedent(body)}"
+    imports = "import os, resource, signal, sys, time\nfrom blackhole import settings\n"
+    imports += "from blackhole.process import daemonizer"
+    code = f"{imports}\n{dedent(body)}"
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env=environment(),
@@ -52,9 +54,9 @@ def held(path: Path, then: str = "file.write()") -> Iterator[subprocess.Popen[st
     code = f"""
 import os, signal, sys, time
 from setproctitle import setproctitle
-from blackhole import daemon
-setproctitle(daemon.TITLE)
-file = daemon.Pidfile({str(path)!r})
+from blackhole.process import daemonizer
+setproctitle(daemonizer.TITLE)
+file = daemonizer.Pidfile({str(path)!r})
 {dedent(then)}
 print("held", flush=True)
 time.sleep(60)
@@ -75,20 +77,20 @@ time.sleep(60)
 
 def test_a_pidfile_says_who_holds_it_and_goes_with_it(tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    pidfile = daemon.Pidfile(str(path))
-    assert daemon.holder(str(path)) == 0  # it does not say yet
+    pidfile = daemonizer.Pidfile(str(path))
+    assert daemonizer.holder(str(path)) == 0  # it does not say yet
     pidfile.write()
     assert path.read_text() == f"{os.getpid()}\n"
-    assert daemon.holder(str(path)) == os.getpid()
+    assert daemonizer.holder(str(path)) == os.getpid()
     pidfile.remove()
     assert not path.exists()
-    assert daemon.holder(str(path)) is None
+    assert daemonizer.holder(str(path)) is None
 
 
 def test_anybody_may_read_it_whatever_the_umask(tmp_path: Path) -> None:
     umask = os.umask(0o077)
     try:
-        pidfile = daemon.Pidfile(str(tmp_path / "pid"))
+        pidfile = daemonizer.Pidfile(str(tmp_path / "pid"))
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == 0o644
@@ -99,7 +101,7 @@ def test_a_second_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with held(path) as other:
         with pytest.raises(OperatorError, match=f"already running, pid {other.pid} ") as caught:
-            daemon.Pidfile(str(path))
+            daemonizer.Pidfile(str(path))
         assert caught.value.code == os.EX_TEMPFAIL
         assert path.read_text() == f"{other.pid}\n"
 
@@ -109,10 +111,10 @@ def test_after_a_crash_there_is_nothing_to_clean_up(tmp_path: Path) -> None:
     with held(path) as other:
         other.kill()
         other.wait()
-        assert daemon.holder(str(path)) is None
-        pidfile = daemon.Pidfile(str(path))
+        assert daemonizer.holder(str(path)) is None
+        pidfile = daemonizer.Pidfile(str(path))
     pidfile.write()
-    assert daemon.holder(str(path)) == os.getpid()
+    assert daemonizer.holder(str(path)) == os.getpid()
     pidfile.remove()
 
 
@@ -123,20 +125,20 @@ def test_after_a_crash_there_is_nothing_to_clean_up(tmp_path: Path) -> None:
 def test_what_stands_in_a_file_nobody_holds_means_nothing(tmp_path: Path, content: str) -> None:
     path = tmp_path / "pid"
     path.write_text(content)
-    assert daemon.holder(str(path)) is None
-    assert daemon.send(str(path), signal.SIGKILL) is False
-    assert daemon.stop(str(path), 1.0) is False
-    daemon.Pidfile(str(path)).remove()
+    assert daemonizer.holder(str(path)) is None
+    assert daemonizer.send(str(path), signal.SIGKILL) is False
+    assert daemonizer.stop(str(path), 1.0) is False
+    daemonizer.Pidfile(str(path)).remove()
 
 
 @pytest.mark.parametrize("content", ["", "garbage", "-1", "1"])
 def test_a_stranger_is_never_signalled(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock is held, but not by the process that the file names."""
     path = tmp_path / "pid"
-    monkeypatch.setattr(daemon, "PATIENCE", 0.1)
+    monkeypatch.setattr(daemonizer, "PATIENCE", 0.1)
     with held(path, f"os.pwrite(file.descriptor, {content.encode()!r}, 0)") as other:
         with pytest.raises(OperatorError, match="does not name") as caught:
-            daemon.send(str(path), signal.SIGCONT)
+            daemonizer.send(str(path), signal.SIGCONT)
         assert caught.value.code == os.EX_UNAVAILABLE
         assert other.poll() is None
 
@@ -146,10 +148,10 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     precious.write_text("precious")
     path.symlink_to(precious)
     with pytest.raises(OperatorError, match="symbolic link") as caught:
-        daemon.Pidfile(str(path))
+        daemonizer.Pidfile(str(path))
     assert caught.value.code == os.EX_CANTCREAT
     with pytest.raises(OperatorError, match="cannot be read"):
-        daemon.holder(str(path))
+        daemonizer.holder(str(path))
     assert precious.read_text() == "precious"
 
 
@@ -163,12 +165,12 @@ def test_root_does_not_share_a_directory_with_all(tmp_path: Path, mode: int, tak
     shared.mkdir()
     shared.chmod(mode)
     if taken:
-        daemon.Pidfile(str(shared / "pid")).remove()
+        daemonizer.Pidfile(str(shared / "pid")).remove()
         return
     with pytest.raises(
         OperatorError, match=f"anybody may write to its directory; chmod o-w {shared}"
     ) as caught:
-        daemon.Pidfile(str(shared / "pid"))
+        daemonizer.Pidfile(str(shared / "pid"))
     assert caught.value.code == os.EX_CANTCREAT
     assert not (shared / "pid").exists()
 
@@ -179,14 +181,14 @@ def test_others_share_what_they_like(tmp_path: Path) -> None:
         os.chmod(directory, 0o777)
         done = script(f"""
             {AS_NOBODY}
-            daemon.Pidfile({directory!r} + "/pid").remove()
+            daemonizer.Pidfile({directory!r} + "/pid").remove()
         """)
         assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_directory_that_is_not_there_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="No such file or directory"):
-        daemon.Pidfile(str(tmp_path / "none" / "pid"))
+        daemonizer.Pidfile(str(tmp_path / "none" / "pid"))
 
 
 def test_somebody_who_asks_does_not_keep_us_from_starting(tmp_path: Path) -> None:
@@ -194,15 +196,15 @@ def test_somebody_who_asks_does_not_keep_us_from_starting(tmp_path: Path) -> Non
     with open(path, "w") as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)
         threading.Timer(0.1, fcntl.flock, (asking, fcntl.LOCK_UN)).start()
-        daemon.Pidfile(str(path)).remove()
+        daemonizer.Pidfile(str(path)).remove()
 
 
 def test_a_file_that_was_removed_is_no_lock(tmp_path: Path) -> None:
     """One who starts while another ends may have opened the old file just before that was removed."""
     path = tmp_path / "pid"
-    first = daemon.Pidfile(str(path))
+    first = daemonizer.Pidfile(str(path))
     path.unlink()
-    second = daemon.Pidfile(str(path))
+    second = daemonizer.Pidfile(str(path))
     first.remove()
     assert path.exists()
     second.remove()
@@ -223,20 +225,20 @@ def test_a_child_that_forgets_does_not_prolong_the_lock(tmp_path: Path) -> None:
     with held(path, child) as other:
         other.kill()
         other.wait()
-        assert daemon.holder(str(path)) is None
+        assert daemonizer.holder(str(path)) is None
 
 
 def test_stop_waits_until_it_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with held(path, "signal.signal(15, lambda *_: (time.sleep(0.2), sys.exit()))\nfile.write()") as other:
-        assert daemon.stop(str(path), 10.0) is True
+        assert daemonizer.stop(str(path), 10.0) is True
         assert other.wait(1) == 0
 
 
 def test_stop_kills_what_does_not_end(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with held(path, "signal.signal(15, signal.SIG_IGN)\nfile.write()") as other:
-        assert daemon.stop(str(path), 0.2) is True
+        assert daemonizer.stop(str(path), 0.2) is True
         assert other.wait(1) == -signal.SIGKILL
 
 
@@ -248,9 +250,9 @@ def test_what_is_not_ours_is_not_ours_to_stop() -> None:
         with held(path) as other:
             done = script(f"""
                 {AS_NOBODY}
-                print(daemon.holder({str(path)!r}))
+                print(daemonizer.holder({str(path)!r}))
                 try:
-                    daemon.stop({str(path)!r}, 1)
+                    daemonizer.stop({str(path)!r}, 1)
                 except settings.OperatorError as error:
                     print(error.code)
             """)
@@ -265,7 +267,7 @@ def test_the_shell_waits_until_it_is_told(tmp_path: Path) -> None:
     began = time.monotonic()
     done = script(f"""
         print("a reason", file=sys.stderr)
-        shell = daemon.detach([])
+        shell = daemonizer.detach([])
         print("another", file=sys.stderr, flush=True)
         time.sleep(0.3)
         shell.tell(42)
@@ -287,8 +289,8 @@ def test_it_goes_on_when_nobody_waits_any_longer(tmp_path: Path) -> None:
     wait.touch()
     code = f"""
 import os, sys, time
-from blackhole import daemon
-shell = daemon.detach([])
+from blackhole.process import daemonizer
+shell = daemonizer.detach([])
 print("detached", file=sys.stderr, flush=True)
 while os.path.exists({str(wait)!r}):
     time.sleep(0.01)
@@ -306,14 +308,14 @@ os.mkdir({str(done)!r})
 
 
 def test_a_daemon_that_dies_is_a_failure() -> None:
-    done = script("daemon.detach([])\nos._exit(0)")
+    done = script("daemonizer.detach([])\nos._exit(0)")
     assert (done.returncode, done.stderr) == (os.EX_SOFTWARE, "blackhole: it died before it was ready\n")
 
 
 def test_only_what_is_to_be_kept_stays_open() -> None:
     done = script("""
         kept, other = os.open("/", 0), os.open("/usr", 0)
-        shell = daemon.detach([kept])
+        shell = daemonizer.detach([kept])
         fd = "/proc/self/fd"
         links = [os.readlink(f"{fd}/{name}") for name in os.listdir(fd) if os.path.lexists(f"{fd}/{name}")]
         print("/" in links, "/usr" in links, file=sys.stderr, flush=True)
@@ -334,15 +336,15 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             manager.bind(name)
             manager.settimeout(5)
             monkeypatch.setenv("NOTIFY_SOCKET", address)
-            daemon.notify("READY=1")
+            daemonizer.notify("READY=1")
             assert manager.recv(99) == b"READY=1"
 
 
 def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    daemon.notify("READY=1")
+    daemonizer.notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
-    daemon.notify("READY=1")
+    daemonizer.notify("READY=1")
 
 
 # Who the workers are
@@ -350,7 +352,7 @@ def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 
 def refusal(user: str, group: str = "") -> tuple[str, int]:
     with pytest.raises(OperatorError) as caught:
-        daemon.resolve(user, group)
+        daemonizer.resolve(user, group)
     return str(caught.value), caught.value.code
 
 
@@ -364,16 +366,16 @@ def test_nobody_has_such_a_name() -> None:
 @as_root
 def test_root_becomes_whom_it_is_told_to() -> None:
     nobody = NOBODY.pw_uid, NOBODY.pw_gid
-    assert daemon.resolve("nobody", "") == nobody
-    assert daemon.resolve(str(nobody[0]), "") == nobody
-    assert daemon.resolve("nobody", "root") == (nobody[0], 0)
-    assert daemon.resolve("4000000001", "4000000002") == (4000000001, 4000000002)
-    assert daemon.resolve("root", "") == (0, 0)
+    assert daemonizer.resolve("nobody", "") == nobody
+    assert daemonizer.resolve(str(nobody[0]), "") == nobody
+    assert daemonizer.resolve("nobody", "root") == (nobody[0], 0)
+    assert daemonizer.resolve("4000000001", "4000000002") == (4000000001, 4000000002)
+    assert daemonizer.resolve("root", "") == (0, 0)
     try:
         pwd.getpwnam("blackhole")
     except KeyError:
-        assert daemon.resolve("", "") == nobody
-        assert daemon.resolve("", "root") == (nobody[0], 0)
+        assert daemonizer.resolve("", "") == nobody
+        assert daemonizer.resolve("", "root") == (nobody[0], 0)
 
 
 def test_everybody_else_stays_who_they_are() -> None:
@@ -382,14 +384,14 @@ def test_everybody_else_stays_who_they_are() -> None:
             {AS_NOBODY}
         def ask(*names):
             try:
-                print(daemon.resolve(*names) == (os.getuid(), os.getgid()))
+                print(daemonizer.resolve(*names) == (os.getuid(), os.getgid()))
             except settings.OperatorError as error:
                 print(error.code)
         ask("", "")
         ask(str(os.getuid()), str(os.getgid()))
         ask("root", "")
         ask("", "root")
-        daemon.drop_privileges("", "")
+        daemonizer.drop_privileges("", "")
         print(os.getresuid() == (os.getuid(),) * 3 != (0,) * 3)
     """)
     assert done.stdout.split() == ["True", "True", "77", "77", "True"], done.stderr
@@ -399,7 +401,7 @@ def test_everybody_else_stays_who_they_are() -> None:
 def test_root_is_dropped_for_good() -> None:
     done = script("""
         os.setgroups([0, 4, 27])
-        daemon.drop_privileges("nobody", "")
+        daemonizer.drop_privileges("nobody", "")
         print(open("/proc/self/status").read())
         print("CoreLimit:", *resource.getrlimit(resource.RLIMIT_CORE))
         print("Mask:", oct(os.umask(0)))
@@ -426,7 +428,7 @@ def test_root_is_dropped_for_good() -> None:
 def test_root_may_stay_root_but_in_no_group_but_its_own() -> None:
     done = script("""
         os.setgroups([4, 27])
-        daemon.drop_privileges("root", "")
+        daemonizer.drop_privileges("root", "")
         print(os.getresuid(), os.getgroups())
     """)
     assert done.stdout == "(0, 0, 0) [0]\n", done.stderr
@@ -439,7 +441,7 @@ def test_a_root_that_may_not_leave_says_so() -> None:
         import ctypes
         for capability in (6, 7):  # PR_CAPBSET_DROP: CAP_SETGID, CAP_SETUID
             ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-        code = "from blackhole import daemon; daemon.drop_privileges('nobody', '')"
+        code = "from blackhole.process import daemonizer; daemonizer.drop_privileges('nobody', '')"
         os.execv(sys.executable, [sys.executable, "-c", code])
     """)
     reason = f"cannot become user {NOBODY.pw_uid}, group {NOBODY.pw_gid}: Operation not permitted"
@@ -454,7 +456,7 @@ def test_a_step_that_was_not_taken_is_noticed(step: str) -> None:
         os.setgroups([0, 4])
         os.{step} = lambda *ids: None
         try:
-            daemon.drop_privileges("nobody", "")
+            daemonizer.drop_privileges("nobody", "")
         except settings.OperatorError as error:
             print(error.code, error)
     """)
@@ -467,7 +469,7 @@ def test_a_way_back_is_noticed() -> None:
     done = script("""
         os.setuid = lambda uid: None
         try:
-            daemon.drop_privileges("nobody", "")
+            daemonizer.drop_privileges("nobody", "")
         except settings.OperatorError as error:
             print(error.code)
     """)
@@ -478,7 +480,7 @@ def test_a_way_back_is_noticed() -> None:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_groups_then_gid_then_uid(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    code = "from blackhole import daemon; daemon.drop_privileges('nobody', '')"
+    code = "from blackhole.process import daemonizer; daemonizer.drop_privileges('nobody', '')"
     subprocess.run(
         [
             "strace",

@@ -9,9 +9,10 @@ from random import Random
 import pytest
 from program import ROOT, run
 
-from blackhole import explain, options, scenario
+from blackhole import options
+from blackhole.rules import explain, scenario
+from blackhole.rules.model import CERTIFICATES, FAULTS, Case, Policy
 from blackhole.settings import OperatorError
-from blackhole.smtp.policy import CERTIFICATES, FAULTS, Case, Policy
 from blackhole.smtp.state import PHASES
 
 PAGE = (ROOT / "docs" / "scenarios.md").read_text("utf-8")

@@ -26,11 +26,12 @@ from test_gates import attempt as attempted
 from test_server import connect, until_closed
 from transcript import PATIENCE, Transcript, Wire, every, play
 
-from blackhole import fleet, options
-from blackhole.attempts import Attempts
-from blackhole.fleet import BATCH, NOW, SCRIPT, Fleet, Question, Seat, words
+from blackhole import options
+from blackhole.rules.limiters import Answer, Change, Era, Greylist, Later, Spending, counted
 from blackhole.settings import OperatorError, Redis
-from blackhole.smtp.gate import Answer, Change, Era, Greylist, Later, Spending, counted
+from blackhole.store import redis_attempts
+from blackhole.store.attempts import Attempts
+from blackhole.store.redis_attempts import BATCH, NOW, SCRIPT, Fleet, Question, Seat, words
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +133,11 @@ def test_a_seat_is_a_lease(redis: RedisServer) -> None:
         return there.ask("room", text, now)
 
     assert [at(1000, f"enter 2 w{n}.1") for n in range(3)] == [0, 0, 1]
-    assert at(1000 + fleet.LEASE - 1, "enter 2 w4.1") == 1
-    assert at(1000 + fleet.LEASE - 1, "stay w0.1") == 0
-    assert [at(1001 + fleet.LEASE, f"enter 2 w{n}.1") for n in (4, 5)] == [0, 1]
-    assert at(1001 + fleet.LEASE, "leave w0.1") == 0
-    assert at(1001 + fleet.LEASE, "enter 2 w5.1") == 0
+    assert at(1000 + redis_attempts.LEASE - 1, "enter 2 w4.1") == 1
+    assert at(1000 + redis_attempts.LEASE - 1, "stay w0.1") == 0
+    assert [at(1001 + redis_attempts.LEASE, f"enter 2 w{n}.1") for n in (4, 5)] == [0, 1]
+    assert at(1001 + redis_attempts.LEASE, "leave w0.1") == 0
+    assert at(1001 + redis_attempts.LEASE, "enter 2 w5.1") == 0
     assert sorted(redis.ask("ZRANGE", "room", 0, -1)) == ["w4.1", "w5.1"]
 
 
@@ -273,7 +274,7 @@ def test_who_is_refused_takes_nobodys_seat_away(redis: RedisServer) -> None:
 
 
 def test_leases_are_renewed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "RENEW", 0.1)
+    monkeypatch.setattr(redis_attempts, "RENEW", 0.1)
 
     async def work(one: Fleet, other: Fleet) -> None:
         taken = await seat(one, 2)
@@ -355,7 +356,7 @@ def test_who_has_time_waits_longer(own: RedisServer) -> None:
     async def work(memory: Fleet) -> None:
         own.freeze()
         question = memory.revise(b"ann", 0.0, counted)
-        await asyncio.sleep(fleet.SILENCE + 0.3)
+        await asyncio.sleep(redis_attempts.SILENCE + 0.3)
         own.thaw()
         assert question is not None and await question == 1
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from blackhole.scenario import COUNTED, RULE_KEYS, profiles
-from blackhole.smtp import Then
-from blackhole.smtp.policy import FAULTS
+from blackhole.rules.model import FAULTS
+from blackhole.rules.scenario import COUNTED, RULE_KEYS, profiles
+from blackhole.smtp.replies import Then
 from tests.fuzz import inputs, live, model
 from tests.fuzz.__main__ import put, shout, sizes
 from tests.fuzz.inputs import attempt, stand

@@ -16,12 +16,13 @@ import pytest
 from elsewhere import Elsewhere, Silence, fetched
 from program import Program, descriptors, wait_for
 
-from blackhole import explain, scenario
-from blackhole.attempts import Attempts
-from blackhole.smtp import Config, Engine, Session
-from blackhole.smtp.gate import OBLIVION, Answer, Change, Greylist, Memory, Quota, counted, network
-from blackhole.smtp.judge import Outside
-from blackhole.smtp.policy import Case
+from blackhole.rules import explain, scenario
+from blackhole.rules.evaluator import Outside
+from blackhole.rules.limiters import OBLIVION, Answer, Change, Greylist, Memory, Quota, counted, network
+from blackhole.rules.model import Case
+from blackhole.smtp.session import Engine, Session
+from blackhole.smtp.state import Config
+from blackhole.store.attempts import Attempts
 
 
 class World:

@@ -19,9 +19,10 @@ from test_report import succeeded
 from test_simulator import outcome
 from test_web import Sink, ask, figures, post
 
-from blackhole import scenario
-from blackhole.smtp import Config, Engine, Session
-from blackhole.stats import HITS, SPEAKERS, Stats
+from blackhole.metrics.counters import HITS, SPEAKERS, Stats
+from blackhole.rules import scenario
+from blackhole.smtp.session import Engine, Session
+from blackhole.smtp.state import Config
 
 # In the engine
 

@@ -16,8 +16,9 @@ import pytest
 from program import Program, wait_for
 from tornado.iostream import IOStream
 
-from blackhole.smtp import Config, Engine
-from blackhole.stream import Stream
+from blackhole.net.direct import Stream
+from blackhole.smtp.session import Engine
+from blackhole.smtp.state import Config
 
 MESSAGES = 400
 SESSIONS = 5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from blackhole.stats import WIDTH
+from blackhole.metrics.counters import WIDTH
 from blackhole.web.figures import series
-from blackhole.web.ledger import DAY, HOUR, NAME, RUNS, SECOND, Ledger, Moment, Ring, rate
+from blackhole.web.history import DAY, HOUR, NAME, RUNS, SECOND, Ledger, Moment, Ring, rate
 
 
 def at(seconds: float, messages: int = 0, open: int = 0) -> Moment:

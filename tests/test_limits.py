@@ -19,10 +19,10 @@ from program import Program, descriptors, free_port, status, wait_for
 from service import Serve, Service
 from transcript import PATIENCE
 
-from blackhole import connection, server, stream
-from blackhole.guard import Guard
+from blackhole.net import connection, direct, server
+from blackhole.net.admission import Guard
+from blackhole.net.direct import Stream
 from blackhole.smtp.state import cell
-from blackhole.stream import Stream
 
 BUSY = b"421 4.3.2 Too many connections, try again later\r\n"
 CROWDED = b"421 4.7.0 Too many connections from your network\r\n"
@@ -528,7 +528,7 @@ def test_a_fault_at_any_await_costs_one_connection(
         elif where == "admit":
             patch.setattr(Guard, "admit", trip)
         elif where == "drain":
-            patch.setattr(stream, "write", lambda *_: 0)
+            patch.setattr(direct, "write", lambda *_: 0)
             patch.setattr(Stream, "drain", stumble)
         elif where == "_talk":
             patch.setattr(connection.Connection, where, stumble)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import environment
 
-from blackhole import logs
+from blackhole.process import logs
 from blackhole.settings import OperatorError
 
 HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} blackhole: test "
@@ -28,7 +28,7 @@ def script(body: str, path: Path | str = "", **options: object) -> subprocess.Co
     code = (
         "import logging, os, resource, signal, sys\n"
         "from setproctitle import setproctitle\n"
-        "from blackhole import logs\n"
+        "from blackhole.process import logs\n"
         "setproctitle('blackhole: test')\n"
         "log = logging.getLogger('blackhole.test')\n"
         f"logs.set_up({str(path)!r}, **{options!r})\n"

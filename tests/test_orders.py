@@ -14,16 +14,19 @@ from random import Random
 import pytest
 from program import wait_for
 
-from blackhole import scenario, server, worker
-from blackhole.attempts import Attempts
-from blackhole.orders import FIRST, SIZE, SLOTS, Next, Order, Orders, plot
-from blackhole.scenario import NONE
+from blackhole.metrics.counters import Stats
+from blackhole.net import server
+from blackhole.process import worker
+from blackhole.process.supervisor import Berth
+from blackhole.rules import scenario
+from blackhole.rules.evaluator import Outside
+from blackhole.rules.limiters import OBLIVION, Era, Memory, counted
+from blackhole.rules.scenario import NONE
 from blackhole.settings import Listener, Settings
-from blackhole.smtp import Config, Engine, Session
-from blackhole.smtp.gate import OBLIVION, Era, Memory, counted
-from blackhole.smtp.judge import Outside
-from blackhole.stats import Stats
-from blackhole.supervisor import Berth
+from blackhole.smtp.session import Engine, Session
+from blackhole.smtp.state import Config
+from blackhole.store.attempts import Attempts
+from blackhole.store.control import FIRST, SIZE, SLOTS, Next, Order, Orders, plot
 
 # Another engine takes the place of one
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackhole.smtp.pattern import COMPARISONS, SPANS, Globs, comparison
-from blackhole.smtp.policy import Case, Condition, Rule, Ruling, Table, Verdict, Window
+from blackhole.rules.model import Case, Condition, Rule, Ruling, Table, Verdict, Window
+from blackhole.rules.patterns import COMPARISONS, SPANS, Globs, comparison
 
 TEXT = st.sampled_from(
     ("ann@example.com", "Bob.Bulk@example.com", "bob@bulk.example.com", "news+ann@example.com", "")

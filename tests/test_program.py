@@ -40,7 +40,8 @@ from program import (
     wait_for,
 )
 
-from blackhole import __version__, daemon, main, options
+from blackhole import __version__, main, options
+from blackhole.process import daemonizer
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 NOBODY = pwd.getpwnam("nobody")
@@ -579,7 +580,10 @@ def test_warnings_do_not_keep_it_from_running() -> None:
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_mistake_of_ours_is_70(debug: bool) -> None:
-    code = "import sys; from blackhole import daemon, main; daemon.resolve = 5; sys.exit(main.main())"
+    code = (
+        "import sys; from blackhole import main; from blackhole.process import daemonizer;"
+        " daemonizer.resolve = 5; sys.exit(main.main())"
+    )
     done = run("-t", f"--debug={'yes' if debug else 'no'}", command=(*PYTHON, "-c", code))
     assert done.returncode == os.EX_SOFTWARE
     assert """TypeError("'int' object is not callable") is a mistake of ours""" in done.stderr
@@ -598,7 +602,7 @@ def test_every_action_and_request_is_known() -> None:
 def test_workers_are_nobody_and_the_master_keeps_its_hands_clean() -> None:
     with Program() as program:
         assert status(program.pid)["Uid"] == "0 0 0 0"
-        uid, gid = daemon.resolve("", "")
+        uid, gid = daemonizer.resolve("", "")
         for worker in program.workers():
             seen = status(worker)
             assert seen["Uid"] == " ".join([str(uid)] * 4)

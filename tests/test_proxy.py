@@ -19,7 +19,7 @@ from program import Program, free_port, run, status
 from service import Serve, Service
 from transcript import PATIENCE
 
-from blackhole import proxy
+from blackhole.net import proxy
 from blackhole.settings import OperatorError
 
 pytest.importorskip("proxyprotocol")

@@ -18,10 +18,10 @@ from conftest import Certificate
 from program import MODULE, Program, alive, children, environment, run, state, title, wait_for
 from test_clients import RECIPIENT, SENDER, Postfix, folder, message, needs, output, rules
 
-from blackhole import report
+from blackhole.metrics import report
+from blackhole.metrics.counters import Snapshot, Stats
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import LEVELS, NUMBER, RULES
-from blackhole.stats import Snapshot, Stats
 
 __all__ = ["folder"]
 """A fixture; pytest takes it from here."""

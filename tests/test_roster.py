@@ -13,10 +13,10 @@ from pathlib import Path
 from program import Program, descriptors, free_port, run, wait_for
 from test_web import Sink, ask
 
-from blackhole.roster import PLACES, SHOWN, Client, Roster
-from blackhole.stats import Stats
+from blackhole.metrics.counters import Stats
+from blackhole.store.client_log import PLACES, SHOWN, Client, Roster
 
-MAP = "/memfd:blackhole.roster (deleted)"
+MAP = "/memfd:blackhole.store.client_log (deleted)"
 
 
 def shown(roster: Roster) -> list[tuple[str, int, int, int]]:

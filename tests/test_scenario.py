@@ -12,15 +12,17 @@ from random import Random
 import pytest
 from elsewhere import Elsewhere, fetched
 
-from blackhole import scenario
-from blackhole.attempts import Attempts
+from blackhole.rules import scenario
+from blackhole.rules.evaluator import Outside
+from blackhole.rules.limiters import OBLIVION
+from blackhole.rules.model import KINDS, Case, Condition, Rule, Window
+from blackhole.rules.patterns import Globs, Networks
 from blackhole.settings import OperatorError
-from blackhole.smtp import Config, Engine, Session, Then
-from blackhole.smtp.gate import OBLIVION
-from blackhole.smtp.header import fields
-from blackhole.smtp.judge import Outside
-from blackhole.smtp.pattern import Globs, Networks
-from blackhole.smtp.policy import KINDS, Case, Condition, Rule, Window
+from blackhole.smtp.header_section import fields
+from blackhole.smtp.replies import Then
+from blackhole.smtp.session import Engine, Session
+from blackhole.smtp.state import Config
+from blackhole.store.attempts import Attempts
 
 
 def rules(text: str) -> tuple[Rule, ...]:

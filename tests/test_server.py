@@ -20,9 +20,8 @@ from program import Program
 from service import Serve, Service
 from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
 
-from blackhole.smtp import PHASES
-from blackhole.smtp.state import cell
-from blackhole.stats import AT
+from blackhole.metrics.counters import AT
+from blackhole.smtp.state import PHASES, cell
 
 TRANSCRIPTS = every()
 

@@ -15,17 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transcript import CONNECTED, PIPELINED, Mismatch, Transcript, bless, every, play, spelt
 
-from blackhole import options, scenario, server
-from blackhole.attempts import Attempts
-from blackhole.scenario import Scenario
-from blackhole.smtp import Config, Engine, Session, Then
+from blackhole import options
+from blackhole.net import server
+from blackhole.rules import scenario
+from blackhole.rules.evaluator import Outside
+from blackhole.rules.limiters import Memory
+from blackhole.rules.model import Rule
+from blackhole.rules.scenario import Scenario
 from blackhole.smtp.commands import NOT_SMTP
-from blackhole.smtp.gate import Memory
-from blackhole.smtp.judge import Outside
-from blackhole.smtp.policy import Rule
-from blackhole.smtp.reply import BOUNCES
-from blackhole.smtp.state import ACCUSED, NOTED, Limits
+from blackhole.smtp.replies import BOUNCES, Then
+from blackhole.smtp.session import Engine, Session
+from blackhole.smtp.state import ACCUSED, NOTED, Config, Limits
 from blackhole.smtp.violations import RULES
+from blackhole.store.attempts import Attempts
 
 
 class Bare:

@@ -8,9 +8,9 @@ import os
 import pytest
 from program import Program, wait_for
 
+from blackhole.metrics.counters import AT, CONNECTIONS, LISTENERS, STARTS, Stats
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import cell
-from blackhole.stats import AT, CONNECTIONS, LISTENERS, STARTS, Stats
 
 
 def test_rows_add_up() -> None:
@@ -124,6 +124,6 @@ def test_a_process_without_figures_is_no_server() -> None:
 
 def test_another_version_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = Stats(1)
-    monkeypatch.setattr("blackhole.stats.LAYOUT", stats._cells[0] + 1)
+    monkeypatch.setattr("blackhole.metrics.counters.LAYOUT", stats._cells[0] + 1)
     with pytest.raises(OperatorError, match="another version"):
         Stats.of(os.getpid())

@@ -20,7 +20,7 @@ import pytest
 from crew import WORKER
 from program import alive, children, descriptors, end, environment, state, status, title, wait_for
 
-from blackhole import supervisor
+from blackhole.process import supervisor
 
 
 class Master:

@@ -10,7 +10,11 @@ import pytest
 from transcript import ENDS, FOLDER, Transcript, every
 
 from blackhole import options, settings
-from blackhole.smtp import MODES, PHASES, Config, Engine, Reply, commands, extensions, reply
+from blackhole.rules.model import MODES
+from blackhole.smtp import commands, extensions, replies
+from blackhole.smtp.replies import Reply
+from blackhole.smtp.session import Engine
+from blackhole.smtp.state import PHASES, Config
 
 HERE = Path(__file__).parent
 
@@ -22,11 +26,11 @@ OF_1_X = (
 
 NAMED = {
     name: value
-    for name, value in vars(reply).items()
-    if isinstance(value, Reply) and value.then is not reply.Then.ASK  # which is never said
+    for name, value in vars(replies).items()
+    if isinstance(value, Reply) and value.then is not replies.Then.ASK  # which is never said
 }
 
-REPLIES = [*NAMED.values(), *reply.CODES.values()]
+REPLIES = [*NAMED.values(), *replies.CODES.values()]
 
 TRANSCRIPTS = every()
 
@@ -54,7 +58,7 @@ TESTS = "\n".join(path.read_text("utf-8") for path in HERE.glob("*.py") if path 
 
 
 def test_every_code_of_1_x_has_words() -> None:
-    assert set(OF_1_X) <= set(reply.CODES)
+    assert set(OF_1_X) <= set(replies.CODES)
 
 
 @pytest.mark.parametrize("one", REPLIES, ids=repr)
@@ -78,8 +82,8 @@ def test_only_greeting_and_hello_have_no_enhanced_code() -> None:
 
 
 def test_a_bounce_refuses() -> None:
-    assert {one.code // 100 for one in reply.BOUNCES} == {4, 5}
-    assert len(set(reply.BOUNCES)) == len(reply.BOUNCES)
+    assert {one.code // 100 for one in replies.BOUNCES} == {4, 5}
+    assert len(set(replies.BOUNCES)) == len(replies.BOUNCES)
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))

@@ -18,21 +18,22 @@ from program import Program, run, wait_for
 from test_clients import IMPATIENT, SENDER, Postfix, folder, needs, rules
 from test_web import Sink, ask, post
 
-from blackhole import report, scenario
-from blackhole.attempts import SETS, SLOTS, Attempts
-from blackhole.orders import Orders
-from blackhole.scenario import Scenario
+from blackhole.metrics import report
+from blackhole.metrics.counters import Snapshot, Stats
+from blackhole.net.direct import Selector
+from blackhole.process.supervisor import Berth
+from blackhole.process.worker import SETS as VISITED
+from blackhole.process.worker import Worker
+from blackhole.rules import scenario
+from blackhole.rules.evaluator import Outside
+from blackhole.rules.retries import DEFERRED, EVENTS, MOST, PATIENCE, UNKNOWN, WAITS, identity, missed, tried
+from blackhole.rules.scenario import Scenario
 from blackhole.settings import Settings
-from blackhole.smtp import Config, Engine, Session
-from blackhole.smtp.judge import Outside
-from blackhole.smtp.state import ACCUSED, NOTED
+from blackhole.smtp.session import Engine, Session
+from blackhole.smtp.state import ACCUSED, NOTED, Config
 from blackhole.smtp.violations import RULES
-from blackhole.smtp.witness import DEFERRED, EVENTS, MOST, PATIENCE, UNKNOWN, WAITS, identity, missed, tried
-from blackhole.stats import Snapshot, Stats
-from blackhole.stream import Selector
-from blackhole.supervisor import Berth
-from blackhole.worker import SETS as VISITED
-from blackhole.worker import Worker
+from blackhole.store.attempts import SETS, SLOTS, Attempts
+from blackhole.store.control import Orders
 
 __all__ = ["folder"]
 """A fixture; pytest takes it from here."""

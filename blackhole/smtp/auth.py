@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import Final, NamedTuple
 
-from blackhole.smtp import reply
-from blackhole.smtp.reply import Reply
+from blackhole.smtp import replies
+from blackhole.smtp.replies import Reply
 
 
 class Claim(NamedTuple):
@@ -40,7 +40,7 @@ NO_TOKEN: Final = b'{"status":"401","schemes":"bearer","scope":"https://mail.exa
 def plain(nonce: bytes) -> Exchange:
     words = (yield b"").split(b"\0")
     if len(words) != 3 or not words[1]:
-        return reply.GARBLED
+        return replies.GARBLED
     # The first word, whom to act for, makes no difference: all mail goes the same way.
     return Claim(words[1], partial(hmac.compare_digest, words[2]))
 
@@ -54,7 +54,7 @@ def login(nonce: bytes) -> Exchange:
 def cram_md5(nonce: bytes) -> Exchange:
     match = DIGEST.fullmatch((yield nonce))
     if match is None:
-        return reply.GARBLED
+        return replies.GARBLED
     user, digest = match.groups()
 
     def proves(password: bytes) -> bool:
@@ -66,7 +66,7 @@ def cram_md5(nonce: bytes) -> Exchange:
 def xoauth2(nonce: bytes) -> Exchange:
     match = TOKEN.fullmatch((yield b""))
     if match is None:
-        return reply.GARBLED
+        return replies.GARBLED
     user, token = match.groups()
     return Claim(user, partial(hmac.compare_digest, token), NO_TOKEN)
 
@@ -106,7 +106,7 @@ def admits(passwords: Mapping[bytes, bytes] | None, claim: Claim) -> bool:
 def regret() -> Exchange:
     """What becomes of a client that was told why it is not let in."""
     yield b""
-    return reply.NOT_ADMITTED
+    return replies.NOT_ADMITTED
 
 
 def decoded(text: bytes) -> bytes | None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from blackhole.smtp import reply
+from blackhole.smtp import replies
 from blackhole.smtp.auth import BY_NAME, FAIL, PASS, Claim, Exchange, admits, challenge, decoded, regret
 from blackhole.smtp.extensions import keywords, parameters
-from blackhole.smtp.reply import Reply
+from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import GREETED, MAIL, RCPT, Checks, Config, Host, State
 
 
@@ -104,18 +104,18 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
                 return None
             if strict and len(address) > PATH - len(b"<>"):
                 state.accuse("syntax")
-                return reply.LONG_SENDER if word == b"FROM" else reply.LONG_RECIPIENT
+                return replies.LONG_SENDER if word == b"FROM" else replies.LONG_RECIPIENT
         found = checked(rest or b"", state.host.parameters[state.secure][word])
-        if found is reply.BAD_PARAMETER:
+        if found is replies.BAD_PARAMETER:
             state.accuse("bad-parameter")
-        elif found is reply.UNKNOWN_PARAMETER or (found and not state.extended):
+        elif found is replies.UNKNOWN_PARAMETER or (found and not state.extended):
             state.accuse("unknown-parameter")
         if isinstance(found, Reply):
             return found
         # What MAIL asked for holds for its recipients, and not for the sender of the next message.
         if not (address.isascii() or b"SMTPUTF8" in found or (state.smtputf8 and word == b"TO")):
             state.accuse("utf8-undeclared")
-            return reply.NEEDS_SMTPUTF8
+            return replies.NEEDS_SMTPUTF8
         return Path(address, found)
 
     return read
@@ -128,9 +128,9 @@ def checked(text: bytes, known: Checks) -> dict[bytes, bytes] | Reply:
         name, _, value = word.partition(b"=")
         name = name.upper()
         if name not in known:
-            return reply.UNKNOWN_PARAMETER
+            return replies.UNKNOWN_PARAMETER
         if name in found or not known[name](value):
-            return reply.BAD_PARAMETER
+            return replies.BAD_PARAMETER
         found[name] = value
     return found
 
@@ -139,7 +139,7 @@ def credentials(state: State, argument: bytes) -> Claim | Reply | bytes | None:
     """AUTH, and each line behind it until it is clear who the client says it is."""
     if state.exchange is not None:
         exchange, state.exchange = state.exchange, None
-        return reply.CANCELLED if argument == b"*" else respond(state, exchange, argument)
+        return replies.CANCELLED if argument == b"*" else respond(state, exchange, argument)
     config = state.host.config
     if not config.auth:
         return argument
@@ -147,16 +147,16 @@ def credentials(state: State, argument: bytes) -> Claim | Reply | bytes | None:
     if not name or len(early) > 1:
         return None
     if not (state.secure or config.auth_plaintext):
-        return reply.NEEDS_TLS
+        return replies.NEEDS_TLS
     if state.admitted:
-        return reply.ADMITTED_ALREADY
+        return replies.ADMITTED_ALREADY
     if state.stage > GREETED:
-        return reply.BAD_SEQUENCE
+        return replies.BAD_SEQUENCE
     mechanism = BY_NAME.get(name.upper())
     if mechanism is None:
-        return reply.NO_MECHANISM
+        return replies.NO_MECHANISM
     if early and not mechanism.early:
-        return reply.NO_EARLY_RESPONSE
+        return replies.NO_EARLY_RESPONSE
     exchange = mechanism.begin(b"<%d.%d@%s>" % (state.new_id(), state.new_id(), config.hostname.encode()))
     question = next(exchange)
     if early:
@@ -170,7 +170,7 @@ def respond(state: State, exchange: Exchange, text: bytes) -> Claim | Reply:
     """Go on with an exchange: the next challenge, or what came of it."""
     response = decoded(text.rstrip())
     if response is None:
-        return reply.GARBLED
+        return replies.GARBLED
     try:
         question = exchange.send(response)
     except StopIteration as end:
@@ -225,22 +225,22 @@ def mail(state: State, sender: Path) -> Reply:
         size = int(sender.parameters.get(b"SIZE", b"0"))
         limit = state.host.config.message_size_limit
         if limit and size > limit:
-            return reply.TOO_LARGE
+            return replies.TOO_LARGE
         state.size = size
         state.smtputf8 = b"SMTPUTF8" in sender.parameters
         state.eightbit = state.smtputf8 or sender.parameters.get(b"BODY", b"").upper() == b"8BITMIME"
     state.stage |= MAIL
-    return reply.SENDER_OK
+    return replies.SENDER_OK
 
 
 def rcpt(state: State, recipient: Path) -> Reply:
     state.stage |= RCPT
     state.recipients += 1
-    return reply.RECIPIENT_OK
+    return replies.RECIPIENT_OK
 
 
 def data(state: State, argument: bytes) -> Reply:
-    return reply.START_INPUT
+    return replies.START_INPUT
 
 
 def end(state: State, argument: bytes) -> Reply:
@@ -249,29 +249,29 @@ def end(state: State, argument: bytes) -> Reply:
         # A quarter of it may be doubled dots, of lines that are just a dot; RFC 1870 5 leaves them out.
         if state.extended and 3 * state.octets > 4 * limit:
             state.accuse("size-over-limit")
-        return reply.TOO_LARGE if state.octets <= 2 * limit else reply.FAR_TOO_LARGE
-    return reply.QUEUED
+        return replies.TOO_LARGE if state.octets <= 2 * limit else replies.FAR_TOO_LARGE
+    return replies.QUEUED
 
 
 def rset(state: State, argument: bytes) -> Reply:
     state.reset()
-    return reply.RESET
+    return replies.RESET
 
 
 def starttls(state: State, argument: bytes) -> Reply:
     if state.secure:
-        return reply.SECURE_ALREADY
-    return reply.SECURE if state.host.config.starttls else reply.NOT_OFFERED
+        return replies.SECURE_ALREADY
+    return replies.SECURE if state.host.config.starttls else replies.NOT_OFFERED
 
 
 def auth(state: State, claim: Claim | bytes) -> Reply:
     if not isinstance(claim, Claim):
-        return reply.NOT_OFFERED
+        return replies.NOT_OFFERED
     if admits(state.host.config.passwords, claim):
         state.admitted = True
-        return reply.ADMITTED
+        return replies.ADMITTED
     if not claim.regret:
-        return reply.NOT_ADMITTED
+        return replies.NOT_ADMITTED
     state.exchange = regret()
     next(state.exchange)
     return challenge(claim.regret)
@@ -283,7 +283,7 @@ def help_(state: State, argument: bytes) -> Reply:
 
 def quit_(state: State, argument: bytes) -> Reply:
     state.left = True
-    return reply.GOODBYE
+    return replies.GOODBYE
 
 
 def say(answer: Reply) -> Action:
@@ -361,11 +361,11 @@ COMMANDS: Final = (
     ),
     Command(".", anything, end),
     Command("RSET", nothing, rset, "RSET", "forget the message that was begun"),
-    Command("NOOP", anything, say(reply.OK), "NOOP [anything]", "do nothing", last=True),
+    Command("NOOP", anything, say(replies.OK), "NOOP [anything]", "do nothing", last=True),
     Command(
         "VRFY",
         something,
-        ask(reply.CODES[252], reply.VERIFIED, reply.NOT_VERIFIED),
+        ask(replies.CODES[252], replies.VERIFIED, replies.NOT_VERIFIED),
         "VRFY address",
         "ask whether an address exists",
         last=True,
@@ -373,7 +373,7 @@ COMMANDS: Final = (
     Command(
         "EXPN",
         something,
-        ask(reply.CANNOT_EXPAND, reply.EXPANDED, reply.NOT_EXPANDED),
+        ask(replies.CANNOT_EXPAND, replies.EXPANDED, replies.NOT_EXPANDED),
         "EXPN list",
         "ask who is on a list",
         last=True,
@@ -381,7 +381,7 @@ COMMANDS: Final = (
     Command("HELP", anything, help_, "HELP [verb]", "explain a command, or all of them", last=True),
     Command("QUIT", nothing, quit_, "QUIT", "leave", last=True),
     # A verb of SMTP that Blackhole does not offer.
-    Command("BDAT", anything, say(reply.BDAT_NOT_OFFERED), last=True),
+    Command("BDAT", anything, say(replies.BDAT_NOT_OFFERED), last=True),
 )
 
 NOT_OFFERED: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
@@ -392,9 +392,9 @@ NOT_SMTP: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST
 its request's body as commands (cross-protocol scripting; ALPACA, USENIX Security 2021)."""
 
 OTHER: Final = (
-    Command("other", anything, say(reply.UNKNOWN)),
-    *(Command(verb, anything, say(reply.NOT_OFFERED)) for verb in NOT_OFFERED),
-    *(Command(verb, anything, say(reply.NOT_SMTP)) for verb in NOT_SMTP),
+    Command("other", anything, say(replies.UNKNOWN)),
+    *(Command(verb, anything, say(replies.NOT_OFFERED)) for verb in NOT_OFFERED),
+    *(Command(verb, anything, say(replies.NOT_SMTP)) for verb in NOT_SMTP),
 )
 """All that counts as phase "other"; its first row answers what nobody knows."""
 

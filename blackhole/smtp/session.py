@@ -23,19 +23,19 @@ from functools import partial
 from math import ceil
 from typing import Final, NamedTuple
 
-from blackhole.smtp import reply
+from blackhole.rules.evaluator import NOWHERE, Judge, Outside, judged
+from blackhole.rules.limiters import Later
+from blackhole.rules.model import Case, Fault, Policy, Rule, portion
+from blackhole.smtp import replies
 from blackhole.smtp.auth import hidden
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, introduce, syntax
-from blackhole.smtp.conduct import TARPIT, Conduct, Meter, guard, unmetered
-from blackhole.smtp.dice import Dice
+from blackhole.smtp.directives import BLANK, MARK, MODES, silent, wish
+from blackhole.smtp.error_budget import TARPIT, Conduct, Meter, guard, unmetered
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
-from blackhole.smtp.gate import Later
-from blackhole.smtp.header import Header, fields
-from blackhole.smtp.judge import NOWHERE, Judge, Outside, judged
-from blackhole.smtp.policy import Case, Fault, Policy, Rule, portion
-from blackhole.smtp.reply import Reply, Then
+from blackhole.smtp.header_section import Header, fields
+from blackhole.smtp.randomness import Dice
+from blackhole.smtp.replies import Reply, Then
 from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, Limits, State, cell
-from blackhole.smtp.switch import BLANK, MARK, MODES, silent, wish
 from blackhole.smtp.violations import EVERY, FIRST, LOOK, WIDEST, flaws, proper
 
 LINE: Final = 2048
@@ -92,7 +92,7 @@ ROOM: Final = 1100
 SLACK: Final = 512
 """Octets that a declared size may be off in any case."""
 
-LACKING: Final = frozenset((reply.UNKNOWN, reply.NOT_OFFERED, reply.BDAT_NOT_OFFERED))
+LACKING: Final = frozenset((replies.UNKNOWN, replies.NOT_OFFERED, replies.BDAT_NOT_OFFERED))
 """Replies to what EHLO did not offer."""
 
 PRIVATE: Final = (b"X", b"x")
@@ -104,7 +104,7 @@ DOT: Final = ord(".")
 
 LISTEN: Final = Then.LISTEN
 COLLECT: Final = Then.COLLECT
-ASKED: Final = reply.ASKED
+ASKED: Final = replies.ASKED
 """An enum's member costs 50 ns to look up, a module's name 5."""
 
 HELLO: Final = b"\x16"
@@ -511,7 +511,7 @@ class Session(State):
     def overtaken(self, greeting: bytes) -> bytes:
         """The client talked before it was greeted; what to say, which was to be this greeting."""
         if self.engine.config.strict and self.then is LISTEN and greeting.startswith(b"220"):
-            greeting = self.interrupt(reply.TOO_EARLY)
+            greeting = self.interrupt(replies.TOO_EARLY)
         self.accuse("early-talk")
         return greeting
 
@@ -640,7 +640,7 @@ class Session(State):
             if self.extended:
                 self.accuse("size-over-limit")
             self._tail = b""
-            return end, engine.end, reply.FAR_TOO_LARGE
+            return end, engine.end, replies.FAR_TOO_LARGE
         if position < 0:
             return None
         self.octets = size
@@ -691,15 +691,15 @@ class Session(State):
             self._excess += len(line)
             if self._excess > PATIENCE:
                 self.accuse("long-command")
-                return len(data), engine.other, reply.FAR_TOO_LONG
+                return len(data), engine.other, replies.FAR_TOO_LONG
             if end < 0:
                 return None
             self._excess = 0
             self.accuse("long-command")
             if self.exchange is not None:
                 self.exchange = None
-                return end + 1, engine.auth, reply.RESPONSE_TOO_LONG
-            return end + 1, engine.other, reply.TOO_LONG
+                return end + 1, engine.auth, replies.RESPONSE_TOO_LONG
+            return end + 1, engine.other, replies.TOO_LONG
         if end < 0 and not BINARY.match(line):
             self._rest = line
             return None
@@ -720,7 +720,7 @@ class Session(State):
             self.accuse("long-command")
         offered = self.extended
         if entry is engine.other and STRANGE.match(line):
-            answer = reply.NOT_PLAIN if line.startswith(HELLO) else reply.NOT_SMTP
+            answer = replies.NOT_PLAIN if line.startswith(HELLO) else replies.NOT_SMTP
         elif (odd := self._odd(line)) is not None:
             self.exchange = None
             answer = odd
@@ -772,11 +772,11 @@ class Session(State):
         if self.judge is not None and self.judge.barred and entry.phase != "QUIT":
             # RFC 5321 3.1: wait for QUIT, answer 503 to anything else.
             self.accuse("talk-after-521")
-            return reply.BAD_SEQUENCE
+            return replies.BAD_SEQUENCE
         if not entry.fits[self.stage]:
             self._misplaced(entry)
             if entry.ordered:
-                return reply.BAD_SEQUENCE
+                return replies.BAD_SEQUENCE
         parsed = entry.read(self, argument)
         if parsed is None:
             self.accuse("syntax")
@@ -873,7 +873,7 @@ class Session(State):
         self.engine.sizes.append(self.octets)
         if self.size:
             self._compare()
-        if answer is reply.QUEUED:
+        if answer is replies.QUEUED:
             wire = answer.wire % (self._id or self.new_id())
         else:
             wire = answer.wire
@@ -906,28 +906,28 @@ class Session(State):
         """The reply to a line that is no text, whatever its verb."""
         if b"\0" in line or b"\r" in line:
             self.accuse("nul" if b"\0" in line else "bare-cr")
-            return reply.CONTROL
+            return replies.CONTROL
         if not line.isascii():
             try:
                 line.decode()
             except UnicodeDecodeError:
                 self.accuse("utf8-undeclared")
-                return reply.NOT_TEXT
+                return replies.NOT_TEXT
         return None
 
     def _newline(self) -> Reply | None:
         """A command or a message had a line that ends with LF alone: count it, or refuse it."""
         self.accuse("bare-lf")
-        return reply.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
+        return replies.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
 
     def _hasty(self, answer: Reply) -> Reply:
         """The reply to a command that something follows which had to wait for the reply."""
         if answer.then is Then.SECURE:
             # Commands that a stranger put in front of the handshake would be run as if they had
             # come under TLS (CVE-2011-0411).
-            return reply.TOO_EARLY
+            return replies.TOO_EARLY
         if answer.then is Then.COLLECT and self.engine.config.strict:
-            return reply.TOO_EARLY
+            return replies.TOO_EARLY
         return answer
 
 

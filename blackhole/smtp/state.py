@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from blackhole.rules.model import Rule
 from blackhole.smtp.auth import Exchange
-from blackhole.smtp.policy import Rule
-from blackhole.smtp.reply import Reply
+from blackhole.smtp.replies import Reply
 from blackhole.smtp.violations import NUMBER, RULES
 
 PHASES: Final = (

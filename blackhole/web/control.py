@@ -18,13 +18,15 @@ from typing import Any, Final
 
 from tornado.web import stream_request_body
 
-from blackhole import scenario, tls
-from blackhole.orders import PLACES, Next, Order, Orders
-from blackhole.scenario import Scenario, Source
+from blackhole.metrics.counters import SPEAKERS, Stats, clipped
+from blackhole.net import tls
+from blackhole.rules import scenario
+from blackhole.rules.model import Rule
+from blackhole.rules.scenario import Scenario, Source
 from blackhole.settings import OperatorError, Settings
-from blackhole.smtp import Config, Engine
-from blackhole.smtp.policy import Rule
-from blackhole.stats import SPEAKERS, Stats, clipped
+from blackhole.smtp.session import Engine
+from blackhole.smtp.state import Config
+from blackhole.store.control import PLACES, Next, Order, Orders
 from blackhole.web.pages import Page, Refusal
 
 log = logging.getLogger(__name__)

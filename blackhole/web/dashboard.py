@@ -26,14 +26,14 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, RequestHandler
 
-from blackhole import report
-from blackhole.logs import reopen
+from blackhole.metrics import report
+from blackhole.metrics.counters import Snapshot, Stats
+from blackhole.process.logs import reopen
+from blackhole.process.supervisor import Berth
 from blackhole.settings import Settings
-from blackhole.stats import Snapshot, Stats
-from blackhole.supervisor import Berth
 from blackhole.web.control import Coming, Control, Play
 from blackhole.web.figures import Figures
-from blackhole.web.ledger import Ledger, Run
+from blackhole.web.history import Ledger, Run
 from blackhole.web.pages import Page, Refusal
 
 log = logging.getLogger(__name__)
@@ -429,10 +429,10 @@ class Dashboard:
 def exposition() -> Exposition | None:
     """What makes the text for Prometheus; None where its library is not installed."""
     try:
-        from blackhole.web import metrics
+        from blackhole.web import prometheus
     except ModuleNotFoundError:
         return None
-    return metrics.text
+    return prometheus.text
 
 
 def log_request(page: RequestHandler) -> None:

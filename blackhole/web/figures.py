@@ -7,10 +7,10 @@ from collections import deque
 from typing import Any, Final
 
 from blackhole import __version__
+from blackhole.metrics.counters import AT, Snapshot, Stats
 from blackhole.settings import Settings
 from blackhole.smtp.violations import RULES
-from blackhole.stats import AT, Snapshot, Stats
-from blackhole.web.ledger import DAY, HOUR, SECOND, Ledger, Moment, Ring, Run, rate
+from blackhole.web.history import DAY, HOUR, SECOND, Ledger, Moment, Ring, Run, rate
 
 MINUTE: Final = 60
 """Seconds that are looked back on, to say where the time goes."""

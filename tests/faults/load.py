@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import suppress
 
-from blackhole.stats import Stats
+from blackhole.metrics.counters import Stats
 from tests.faults.clients import (
     RESET,
     Address,

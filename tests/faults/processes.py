@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trustme
 
-from blackhole.stats import AT, Stats
+from blackhole.metrics.counters import AT, Stats
 from tests.faults.clients import Client, Load, Refused, cpu, deliver, family, percentile
 from tests.faults.row import Trial, row
 from tests.program import ROOT, Program, alive, descriptors, environment, free_port, run, state, wait_for

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from blackhole.stats import Stats
+from blackhole.metrics.counters import Stats
 from tests.faults.clients import Client, family, percentile, pss
 from tests.faults.processes import issue, secured
 from tests.faults.row import Trial, row

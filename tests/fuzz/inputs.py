@@ -24,15 +24,15 @@ from pathlib import Path
 from random import Random
 from zlib import crc32
 
-from blackhole.clients import Clients, Ledger
-from blackhole.guard import Guard
-from blackhole.smtp import Engine, Then
-from blackhole.smtp.gate import Answer, Change, Known, Place
-from blackhole.smtp.judge import Outside
-from blackhole.smtp.session import AUTH_LINE, LINE, Session
+from blackhole.net.admission import Guard
+from blackhole.net.client_table import Clients, Ledger
+from blackhole.rules.evaluator import Outside
+from blackhole.rules.limiters import Answer, Change, Known, Place
+from blackhole.rules.retries import EVENTS
+from blackhole.smtp.replies import Then
+from blackhole.smtp.session import AUTH_LINE, LINE, Engine, Session
 from blackhole.smtp.state import NOTED
 from blackhole.smtp.violations import FIRST
-from blackhole.smtp.witness import EVENTS
 from tests.elsewhere import Told, fetched
 from tests.fuzz.kinds import BODIES, GREETED, KINDS, Kind, mixed
 

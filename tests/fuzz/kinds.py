@@ -8,12 +8,11 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from blackhole.guard import limits
-from blackhole.scenario import load, profiles, read
+from blackhole.net.admission import limits
+from blackhole.rules.model import MODES, Rule
+from blackhole.rules.scenario import load, profiles, read
 from blackhole.settings import Settings
-from blackhole.smtp import Config
-from blackhole.smtp.policy import MODES, Rule
-from blackhole.smtp.state import Limits
+from blackhole.smtp.state import Config, Limits
 
 HEARD = (
     b"HELO c.test\r\n", b"EHLO c.test\r\n", b"ehlo [192.0.2.1]\n", b"HELO\r\n",

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from blackhole.stats import Stats
+from blackhole.metrics.counters import Stats
 from tests.faults.clients import RESET, Address, family, memory
 from tests.fuzz.inputs import VALID, cut, generate
 from tests.fuzz.kinds import FLOOD, HEARD, SECRETS, TALK

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass, field
 from random import Random
 
-from blackhole.smtp import Config, Engine, Then
-from blackhole.smtp.state import Limits
+from blackhole.smtp.replies import Then
+from blackhole.smtp.session import Engine
+from blackhole.smtp.state import Config, Limits
 
 BLOCK = 1000
 """Conversations in a block."""

@@ -17,12 +17,12 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from blackhole.smtp import header
-from blackhole.smtp.gate import Answer, Change, Known, network
-from blackhole.smtp.reply import Then
+from blackhole.rules.limiters import Answer, Change, Known, network
+from blackhole.smtp import header_section
+from blackhole.smtp.replies import Then
 
 if TYPE_CHECKING:
-    from blackhole.smtp.policy import Fault
+    from blackhole.rules.model import Fault
     from blackhole.smtp.state import State
 
 # What becomes of a message.
@@ -214,7 +214,7 @@ the first letter only those that begin with it."""
 def identity(message: bytes) -> tuple[Hashable, bool]:
     """What tells a message from others, by the header section that it begins with, which is all of it if it
     has no blank line; empty if nothing does; and whether that is certain."""
-    text = b"\n" + message[: header.MOST]
+    text = b"\n" + message[: header_section.MOST]
     end = text.find(b"\n\r\n")
     # Four times as fast as header.BLANK, of two hundred octets.
     bare = text.find(b"\n\n", 0, end if end >= 0 else len(text))

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from blackhole import scenario, tls
-from blackhole.scenario import Scenario
-from blackhole.smtp.gate import Era
-from blackhole.smtp.policy import Condition, Rule
+from blackhole.net import tls
+from blackhole.rules import scenario
+from blackhole.rules.limiters import Era
+from blackhole.rules.model import Condition, Rule
+from blackhole.rules.scenario import Scenario
 
 SIZE: Final = 1 << 18
 """Octets of an order as JSON: a scenario of 64 KiB and all that can come next, escaped."""

@@ -13,10 +13,10 @@ from collections.abc import Hashable
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple, Self
 
-from blackhole.maps import found, shared
-from blackhole.networks import MAPPED, packed
+from blackhole.addresses import MAPPED, packed
+from blackhole.store.shared_memory import found, shared
 
-NAME: Final = "blackhole.roster"
+NAME: Final = "blackhole.store.client_log"
 
 PLACES: Final = 1024
 """In a page."""

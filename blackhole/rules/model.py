@@ -21,11 +21,11 @@ from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from blackhole.smtp.dice import Dice
-from blackhole.smtp.gate import OBLIVION, Gate, Greylist, Later, Memory, Place
-from blackhole.smtp.pattern import Anchor, Comparison, Globs, Index, Scale, anchor
-from blackhole.smtp.reply import BOUNCES, CODES, Reply, Then
-from blackhole.smtp.shape import Shape
+from blackhole.rules.delays import Shape
+from blackhole.rules.limiters import OBLIVION, Gate, Greylist, Later, Memory, Place
+from blackhole.rules.patterns import Anchor, Comparison, Globs, Index, Scale, anchor
+from blackhole.smtp.randomness import Dice
+from blackhole.smtp.replies import BOUNCES, CODES, Reply, Then
 
 Lots = tuple[float, float, float, float]
 """What fate has drawn for a rule in a case, each from [0, 1): whether, which reply, and two for how long."""

@@ -29,9 +29,9 @@ from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from blackhole.attempts import Attempts
+from blackhole.rules.limiters import Answer, Change, Later, Place, Spending
 from blackhole.settings import OperatorError, Redis
-from blackhole.smtp.gate import Answer, Change, Later, Place, Spending
+from blackhole.store.attempts import Attempts
 
 if TYPE_CHECKING:
     from redis.asyncio import Connection

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from blackhole.clients import CONNECTIONS, HANDSHAKES, MESSAGES, RECEIVED, RECIPIENTS, Ledger, Place, client
-from blackhole.networks import Networks, packed
+from blackhole.addresses import Networks, packed
+from blackhole.net.client_table import (
+    CONNECTIONS,
+    HANDSHAKES,
+    MESSAGES,
+    RECEIVED,
+    RECIPIENTS,
+    Ledger,
+    Place,
+    client,
+)
 from blackhole.settings import Settings
-from blackhole.smtp.reply import CROWDED, HURRIED, TOO_MUCH_DATA, Reply
+from blackhole.smtp.replies import CROWDED, HURRIED, TOO_MUCH_DATA, Reply
 from blackhole.smtp.state import Limits
 
 OCTETS: Final = "octets"

@@ -12,9 +12,9 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree as xml
 
+from blackhole.metrics.counters import Snapshot
+from blackhole.rules.retries import UNCERTAIN, WAITS
 from blackhole.smtp.violations import LEVELS, RULES, Rule
-from blackhole.smtp.witness import UNCERTAIN, WAITS
-from blackhole.stats import Snapshot
 
 
 class Finding(NamedTuple):

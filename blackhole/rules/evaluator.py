@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from blackhole.smtp import reply
-from blackhole.smtp.dice import Dice
-from blackhole.smtp.gate import OBLIVION, Later, Memory, counted
-from blackhole.smtp.header import MOST, Header, fields
-from blackhole.smtp.policy import Case, Doubt, Fault, Policy, Ruling, Table, masked
-from blackhole.smtp.reply import Reply, Then
+from blackhole.rules.limiters import OBLIVION, Later, Memory, counted
+from blackhole.rules.model import Case, Doubt, Fault, Policy, Ruling, Table, masked
+from blackhole.rules.retries import Past, Witness
+from blackhole.smtp import replies
+from blackhole.smtp.header_section import MOST, Header, fields
+from blackhole.smtp.randomness import Dice
+from blackhole.smtp.replies import Reply, Then
 from blackhole.smtp.state import GREETED, State
-from blackhole.smtp.witness import Past, Witness
 
 TOLD: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
 """Phases that change what is known of a case, or hang on what was refused before."""
@@ -229,9 +229,9 @@ class Judge:
         if case.refused and not state.recipients:
             # As with every server that refuses: no recipient without a sender, and no message without one.
             if case.refused == "MAIL" and phase in ("RCPT", "DATA"):
-                return self._told(state, phase, said, reply.BAD_SEQUENCE)
+                return self._told(state, phase, said, replies.BAD_SEQUENCE)
             if phase == "DATA":
-                return reply.NO_RECIPIENT
+                return replies.NO_RECIPIENT
         before = case.sender, case.recipient
         address, size = b"", state.octets
         if phase in ("MAIL", "RCPT"):
@@ -259,7 +259,7 @@ class Judge:
         """Do what the rules say, once they have come to an end. `before` was known before this command."""
         if isinstance(ruling, Doubt):
             self._open = ruling, partial(self._conclude, state, phase, do, said, before)
-            return reply.ASKED
+            return replies.ASKED
         case = self.case
         case.header = ()
         answer = do(state, said) if ruling is None else self._obey(state, do, said, ruling)
@@ -315,7 +315,7 @@ class Judge:
         self.case.id = state.id
         own = verdict.pick(lots[1], self.case)
         if verdict.instead or (own is not None and own.code >= 400):
-            return own or reply.UNSAID
+            return own or replies.UNSAID
         done = do(state, said)
         if own is None:
             return masked(done, verdict) if verdict.hide or verdict.add else done

@@ -17,20 +17,20 @@ from typing import Final
 
 import tornado.platform.asyncio  # noqa: F401 - likewise
 
-from blackhole.clients import Clients, Ledger
-from blackhole.fleet import Fleet
-from blackhole.logs import damp, printable, reopen
-from blackhole.orders import FIRST, Next, Orders, plot
-from blackhole.scenario import NONE, Scenario
-from blackhole.server import Server, address
+from blackhole.metrics.counters import AT, Stats, record
+from blackhole.net.client_table import Clients, Ledger
+from blackhole.net.direct import Selector
+from blackhole.net.server import Server, address
+from blackhole.process.logs import damp, printable, reopen
+from blackhole.process.supervisor import Berth
+from blackhole.rules.retries import Past, missed
+from blackhole.rules.scenario import NONE, Scenario
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.session import Session, Trace
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import NUMBER
-from blackhole.smtp.witness import Past, missed
-from blackhole.stats import AT, Stats, record
-from blackhole.stream import Selector
-from blackhole.supervisor import Berth
+from blackhole.store.control import FIRST, Next, Orders, plot
+from blackhole.store.redis_attempts import Fleet
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
 
-from blackhole import proxy
-from blackhole.guard import OCTETS
-from blackhole.networks import packed
-from blackhole.smtp.reply import (
+from blackhole.addresses import packed
+from blackhole.metrics.counters import AT, record
+from blackhole.net import proxy
+from blackhole.net.admission import OCTETS
+from blackhole.smtp.replies import (
     INTERNAL,
     SESSION_OVER,
     STOPPING,
@@ -27,12 +28,11 @@ from blackhole.smtp.reply import (
     Then,
 )
 from blackhole.smtp.state import ACCUSED
-from blackhole.stats import AT, record
 
 if TYPE_CHECKING:
-    from blackhole.guard import Guest
-    from blackhole.server import Server
-    from blackhole.stream import Answer, Stream
+    from blackhole.net.admission import Guest
+    from blackhole.net.direct import Answer, Stream
+    from blackhole.net.server import Server
 
 log = logging.getLogger(__name__)
 

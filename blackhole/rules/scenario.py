@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from blackhole.settings import OperatorError
-from blackhole.smtp.gate import BY, OBLIVION, Gate, Greylist, Memory, Quota, Room
-from blackhole.smtp.pattern import Comparison, Globs, Networks, comparison
-from blackhole.smtp.policy import (
+from blackhole.rules.delays import LONGEST, Lognormal, Percentiles, Shape, Uniform
+from blackhole.rules.limiters import BY, OBLIVION, Gate, Greylist, Memory, Quota, Room
+from blackhole.rules.model import (
     BLANKS,
     CERTIFICATES,
     FAULTS,
@@ -35,16 +34,17 @@ from blackhole.smtp.policy import (
     Window,
     closing,
 )
-from blackhole.smtp.reply import Reply
-from blackhole.smtp.shape import LONGEST, Lognormal, Percentiles, Shape, Uniform
+from blackhole.rules.patterns import Comparison, Globs, Networks, comparison
+from blackhole.settings import OperatorError
+from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
 
 if TYPE_CHECKING:
     import ssl
 
-    from blackhole.smtp.witness import Past
+    from blackhole.rules.retries import Past
 
-PROFILES: Final = os.path.join(os.path.dirname(__file__), "scenarios")
+PROFILES: Final = os.path.join(os.path.dirname(__file__), "profiles")
 """Where the files of `profile:NAME` are."""
 
 PROFILE: Final = "profile:"

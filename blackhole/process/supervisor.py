@@ -22,8 +22,8 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
+from blackhole.metrics.counters import Stats
 from blackhole.settings import OperatorError
-from blackhole.stats import Stats
 
 log = logging.getLogger(__name__)
 

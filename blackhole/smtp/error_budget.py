@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from blackhole.smtp import reply
-from blackhole.smtp.reply import Reply
+from blackhole.smtp import replies
+from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import Limits
 
 TARPIT: Final = 1.0
@@ -58,7 +58,7 @@ class Conduct:
         self.errors += 1
         self.slow = 0 < limits.soft_errors < self.errors
         session.busy = session.busy or self.slow
-        return reply.TOO_MANY_ERRORS if 0 < limits.errors <= self.errors else answer
+        return replies.TOO_MANY_ERRORS if 0 < limits.errors <= self.errors else answer
 
 
 # What is put around a command's action, to look at the client's conduct first. An action without a
@@ -78,11 +78,11 @@ def rcpt(do: Action, limits: Limits) -> Action:
             session.recipients += 1
             # A mailing list sends the rest in another message, and hears of it recipient by recipient.
             # Who goes on for as long again does not listen.
-            answer = reply.TOO_MANY_RECIPIENTS
+            answer = replies.TOO_MANY_RECIPIENTS
             excused = session.recipients <= 2 * most
             return answer if excused else session.conduct.error(session, answer)
         if metered and not session.conduct.meter("RCPT"):
-            return reply.TOO_MUCH_RECIPIENTS
+            return replies.TOO_MUCH_RECIPIENTS
         return do(session, argument)
 
     return guarded if metered or limits.recipients else do
@@ -94,9 +94,9 @@ def data(do: Action, limits: Limits) -> Action:
 
     def guarded(session: Any, argument: Any) -> Reply:
         if session.messages >= most:
-            return reply.TOO_MANY_MESSAGES
+            return replies.TOO_MANY_MESSAGES
         if metered and not session.conduct.meter("DATA"):
-            return reply.TOO_MUCH_MAIL
+            return replies.TOO_MUCH_MAIL
         return do(session, argument)
 
     return guarded if metered or limits.messages else do
@@ -114,7 +114,7 @@ def end(do: Action, limits: Limits) -> Action:
 
 def starttls(do: Action, limits: Limits) -> Action:
     def guarded(session: Any, argument: Any) -> Reply:
-        return do(session, argument) if session.conduct.meter("STARTTLS") else reply.TOO_MUCH_TLS
+        return do(session, argument) if session.conduct.meter("STARTTLS") else replies.TOO_MUCH_TLS
 
     return guarded
 
@@ -123,8 +123,8 @@ def junk(do: Action, limits: Limits) -> Action:
     def guarded(session: Any, argument: Any) -> Reply:
         conduct = session.conduct
         conduct.junk += 1
-        if conduct.junk > conduct.limits.junk and conduct.error(session, reply.OK) is not reply.OK:
-            return reply.TOO_MANY_ERRORS
+        if conduct.junk > conduct.limits.junk and conduct.error(session, replies.OK) is not replies.OK:
+            return replies.TOO_MANY_ERRORS
         return do(session, argument)
 
     return guarded if limits.junk else do

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from blackhole import __version__
-from blackhole.stats import AT, HISTOGRAMS, Distribution, Snapshot
+from blackhole.metrics.counters import AT, HISTOGRAMS, Distribution, Snapshot
 
 
 def text(snapshot: Snapshot, cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:

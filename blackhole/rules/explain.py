@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
-from blackhole import scenario
+from blackhole.rules import scenario
+from blackhole.rules.model import NO_LOTS, Case, Lots, Rule, Verdict
+from blackhole.rules.patterns import comparison
 from blackhole.settings import MODES, OperatorError
-from blackhole.smtp.pattern import comparison
-from blackhole.smtp.policy import NO_LOTS, Case, Lots, Rule, Verdict
 from blackhole.smtp.state import PHASES
 
 

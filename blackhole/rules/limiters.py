@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from blackhole.smtp.policy import Case
+    from blackhole.rules.model import Case
 
 Known = tuple[int, float, float]
 """A count, and the first and the last time, in seconds of the rules' clock; of what is new 0, now, now."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from blackhole.stats import WIDTH
+from blackhole.metrics.counters import WIDTH
 
 SECOND: Final = 1_000_000
 """Microseconds; all moments in here are such, of the monotonic clock."""

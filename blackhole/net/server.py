@@ -22,22 +22,21 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
-from blackhole import proxy
-from blackhole.clients import Ledger
-from blackhole.connection import RECEIVED, Connection
-from blackhole.guard import OCTETS, Guard, hurried, limits
-from blackhole.networks import Networks, packed
-from blackhole.roster import Page
-from blackhole.scenario import NONE, Scenario
+from blackhole.addresses import Networks, packed
+from blackhole.metrics.counters import AT, CONNECTIONS, record_all
+from blackhole.net import proxy
+from blackhole.net.admission import OCTETS, Guard, hurried, limits
+from blackhole.net.client_table import Ledger
+from blackhole.net.connection import RECEIVED, Connection
+from blackhole.net.direct import Selector, Stream
+from blackhole.rules.evaluator import Outside
+from blackhole.rules.model import MODES
+from blackhole.rules.scenario import NONE, Scenario
 from blackhole.settings import Http, Listener, OperatorError, Settings
-from blackhole.smtp import Config, Engine, Reply
-from blackhole.smtp.judge import Outside
-from blackhole.smtp.policy import MODES
-from blackhole.smtp.reply import BUSY
-from blackhole.smtp.session import Trace
-from blackhole.smtp.state import cell
-from blackhole.stats import AT, CONNECTIONS, record_all
-from blackhole.stream import Selector, Stream
+from blackhole.smtp.replies import BUSY, Reply
+from blackhole.smtp.session import Engine, Trace
+from blackhole.smtp.state import Config, cell
+from blackhole.store.client_log import Page
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import suppress
 
-from blackhole.logs import open_regular
+from blackhole.process.logs import open_regular
 from blackhole.settings import OperatorError
 
 _NO_NEW_PRIVS = 38  # PR_SET_NO_NEW_PRIVS of linux/prctl.h

@@ -24,12 +24,12 @@ from itertools import compress
 from operator import add, sub
 from typing import Any, Final, NamedTuple, Self
 
-from blackhole.maps import found, shared
-from blackhole.roster import Client, Roster
+from blackhole.rules.retries import EVENTS, UNCERTAIN, WAITS
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import ACCUSED, CODE_SPAN, NOTED, PHASES
 from blackhole.smtp.violations import RULES
-from blackhole.smtp.witness import EVENTS, UNCERTAIN, WAITS
+from blackhole.store.client_log import Client, Roster
+from blackhole.store.shared_memory import found, shared
 
 
 class Cell(NamedTuple):
@@ -143,7 +143,7 @@ HEADER: Final = -(-(SPOKEN + SPEAKERS * NAME) // 8) * 8
 OTHERS: Final = "others"
 """The name of those that have no place of their own."""
 
-MEMFD: Final = "blackhole.stats"
+MEMFD: Final = "blackhole.metrics.counters"
 
 
 LAST: Final = {row.name: row.buckets - 1 for row in HISTOGRAMS}

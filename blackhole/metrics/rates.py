@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from blackhole import report
+from blackhole.metrics import report
+from blackhole.metrics.counters import Snapshot, Stats
+from blackhole.process.supervisor import Berth
 from blackhole.settings import OperatorError
-from blackhole.stats import Snapshot, Stats
-from blackhole.supervisor import Berth
 
 AWAITED = frozenset((signal.SIGINT, signal.SIGALRM))
 """What ends `blackhole top`, and the next second."""

@@ -1,0 +1,1 @@
+"""The simulator: scenario files become rules, and rules decide what a client meets. Pure."""
