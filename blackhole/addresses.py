@@ -11,7 +11,7 @@ MAPPED: Final = b"\0" * 10 + b"\xff" * 2
 """What an IPv4 address in IPv6 dress begins with (RFC 4291 2.5.5.2)."""
 
 
-def packed(address: str) -> bytes:
+def to_bytes(address: str) -> bytes:
     """The octets of an address: 4 or 16, and none for what is no address, as a Unix socket's."""
     try:
         if ":" not in address:
@@ -22,7 +22,7 @@ def packed(address: str) -> bytes:
     return octets.removeprefix(MAPPED)
 
 
-class Networks:
+class NetworkSet:
     """Some networks, of which none is the usual number."""
 
     def __init__(self, texts: Iterable[str]) -> None:

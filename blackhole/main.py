@@ -19,21 +19,21 @@ from setproctitle import setproctitle
 
 from blackhole import __version__, options
 from blackhole.metrics import rates, report
-from blackhole.metrics.counters import Stats
-from blackhole.net.client_table import Clients
+from blackhole.metrics.counters import Counters
+from blackhole.net.client_table import ClientTable
 from blackhole.process import daemonizer, logs, systemd
-from blackhole.process.supervisor import Berth, Job, Plan, Supervisor
+from blackhole.process.supervisor import ChildContext, Job, ProcessPlan, Supervisor
 from blackhole.settings import Http, Listener, OperatorError, Redis, Settings
-from blackhole.store.client_log import Roster
-from blackhole.web.history import Ledger
+from blackhole.store.client_log import ClientLog
+from blackhole.web.history import History
 
 if TYPE_CHECKING:
     import socket
     import ssl
 
     from blackhole.rules.scenario import Scenario
-    from blackhole.store.attempts import Attempts
-    from blackhole.store.redis_attempts import Fleet
+    from blackhole.store.attempts import AttemptTable
+    from blackhole.store.redis_attempts import RedisAttemptStore
 
 # Tornado, asyncio and ssl are imported where a server begins: --help and stop need none of them.
 
@@ -58,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         invocation = options.parse(arguments, os.environ)
         debug = invocation.settings.debug
         for warning in invocation.warnings:
-            _complain(warning)
+            print_warning(warning)
         if invocation.wants:
             return _REQUESTS[invocation.wants](invocation.settings)
         if invocation.action == "explain":
             return _explain(invocation.settings, invocation.case)
         return _ACTIONS[invocation.action](invocation.settings, arguments)
     except OperatorError as error:
-        _complain(str(error))
+        print_warning(str(error))
         return error.code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -74,21 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.critical("%r", error, exc_info=debug)
         elif debug:
             traceback.print_exc()
-        _complain(f"{error!r} is a mistake of ours, not of yours; --debug shows where")
+        print_warning(f"{error!r} is a mistake of ours, not of yours; --debug shows where")
         return os.EX_SOFTWARE
 
 
-def _complain(message: str) -> None:
-    _say(f"blackhole: {message}")
+def print_warning(message: str) -> None:
+    print_stderr(f"blackhole: {message}")
 
 
-def _say(line: str) -> None:
+def print_stderr(line: str) -> None:
     """To standard error, if there is one: nothing ends because nobody reads it."""
     with suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
-def _answer(text: str) -> int:
+def print_stdout(text: str) -> int:
     """To standard output, which is success even if nobody reads on, as in `blackhole --help | head`."""
     with suppress(BrokenPipeError):
         os.write(1, text.encode(errors="backslashreplace"))
@@ -100,7 +100,7 @@ def _answer(text: str) -> int:
 
 def _test(settings: Settings) -> int:
     _check(settings)
-    return _answer("The configuration is good.\n")
+    return print_stdout("The configuration is good.\n")
 
 
 def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenario]:
@@ -114,7 +114,7 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
     if settings.attempts.host:
         from blackhole.store import redis_attempts
 
-        redis_attempts.lost()
+        redis_attempts.redis_errors()
     context = None
     if settings.ssl_cert:
         from blackhole.net import tls
@@ -124,8 +124,8 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
         from blackhole.net import proxy
 
         proxy.parser()
-    sources = tuple(map(scenario.fetch, settings.scenario))
-    plot = scenario.Scenario(scenario.rules_of(sources), sources=sources, at=time.time())
+    sources = tuple(map(scenario.read_source, settings.scenario))
+    plot = scenario.Scenario(scenario.parse_sources(sources), sources=sources, at=time.time())
     if plot.wants:
         from blackhole.net import tls
 
@@ -138,14 +138,14 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
 
         passwords, warning = auth_file.load(settings.auth)
         if warning:
-            _complain(warning)
+            print_warning(warning)
     return replace(settings, user=str(uid), group=str(gid), passwords=passwords), context, plot
 
 
 _REQUESTS: dict[str, Callable[[Settings], int]] = {
-    "help": lambda settings: _answer(options.help_text()),
-    "version": lambda settings: _answer(options.version_text()),
-    "print-config": lambda settings: _answer(options.print_config(settings)),
+    "help": lambda settings: print_stdout(options.help_text()),
+    "version": lambda settings: print_stdout(options.version_text()),
+    "print-config": lambda settings: print_stdout(options.print_config(settings)),
     "test": _test,
 }
 
@@ -162,8 +162,8 @@ def _explain(settings: Settings, told: Mapping[str, str]) -> int:
     for one in settings.listeners:
         if str(one) == told.get("listener"):
             listener = one
-    case = explain.case(told, str(listener))
-    for line in explain.explain(scenario.load(settings.scenario), listener.mode, case, Random()):
+    case = explain.context(told, str(listener))
+    for line in explain.explain(scenario.load_rules(settings.scenario), listener.mode, case, Random()):
         print(line)
     return os.EX_OK
 
@@ -173,14 +173,14 @@ def _run(settings: Settings, argv: Sequence[str]) -> int:
 
 
 def _start(settings: Settings, argv: Sequence[str]) -> int:
-    if daemonizer.holder(settings.pid) is not None:
+    if daemonizer.pidfile_owner(settings.pid) is not None:
         return _status(settings, argv)  # success, as LSB has it: what was asked for is so
     return _serve(settings, argv, detached=True)
 
 
 def _stop(settings: Settings, argv: Sequence[str]) -> int:
     stopped = daemonizer.stop(settings.pid, settings.drain_timeout + 2)
-    return _answer("Blackhole has stopped.\n" if stopped else "Blackhole was not running.\n")
+    return print_stdout("Blackhole has stopped.\n" if stopped else "Blackhole was not running.\n")
 
 
 def _restart(settings: Settings, argv: Sequence[str]) -> int:
@@ -198,22 +198,22 @@ def _reload(settings: Settings, argv: Sequence[str]) -> int:
 
 def _status(settings: Settings, argv: Sequence[str]) -> int:
     """0, 1 and 3 mean what LSB has them mean."""
-    pid = daemonizer.holder(settings.pid)
+    pid = daemonizer.pidfile_owner(settings.pid)
     if pid:
-        return _answer(_figures(settings, pid))
+        return print_stdout(_figures(settings, pid))
     if pid is not None:
-        return _answer("Blackhole is about to run.\n")
+        return print_stdout("Blackhole is about to run.\n")
     if os.path.lexists(settings.pid):
-        _answer(f"Blackhole is not running; it died and left {settings.pid}.\n")
+        print_stdout(f"Blackhole is not running; it died and left {settings.pid}.\n")
         return 1
-    _answer("Blackhole is not running.\n")
+    print_stdout("Blackhole is not running.\n")
     return 3
 
 
 def _figures(settings: Settings, pid: int) -> str:
     """What there is to say of a server that runs; little, to those whom its figures are not for."""
     try:
-        seen = Stats.of(pid).snapshot()
+        seen = Counters.of(pid).snapshot()
     except OperatorError as error:
         return f"Blackhole is running, pid {pid}; {error}.\n"
     uptime = time.time() - seen.started
@@ -224,10 +224,10 @@ def _figures(settings: Settings, pid: int) -> str:
 
 def _running(settings: Settings) -> int:
     """The pid of the server to look at: of the pidfile, or else the only one there is."""
-    pid = daemonizer.holder(settings.pid)
+    pid = daemonizer.pidfile_owner(settings.pid)
     if pid:
         return pid
-    found = [] if settings.origins.get("pid") != "default" else daemonizer.masters()
+    found = [] if settings.origins.get("pid") != "default" else daemonizer.running_masters()
     if len(found) > 1:
         raise OperatorError(f"there are {len(found)} servers; give each a --pid", os.EX_USAGE)
     if not found:
@@ -236,8 +236,8 @@ def _running(settings: Settings) -> int:
 
 
 def _report(settings: Settings, argv: Sequence[str]) -> int:
-    seen = Stats.of(_running(settings)).snapshot()
-    _answer(report.FORMATS["json" if settings.json else settings.format](seen))
+    seen = Counters.of(_running(settings)).snapshot()
+    print_stdout(report.FORMATS["json" if settings.json else settings.format](seen))
     return 1 if report.failed(seen, settings.fail_on) else os.EX_OK
 
 
@@ -345,11 +345,11 @@ def _open(
     try:
         for listener in settings.listeners:
             sockets = kept.get(listener) or by_address.get((listener.host, listener.port))
-            sockets = sockets or systemd.claim(handed, listener)
+            sockets = sockets or systemd.take(handed, listener)
             setup.bound[listener] = sockets or server.bind(listener, settings.backlog)
         if settings.http.host:
-            setup.http[:] = systemd.claim(handed, settings.http) or _open_dashboard(settings, held, warn)
-        systemd.refuse(handed)
+            setup.http[:] = systemd.take(handed, settings.http) or _open_dashboard(settings, held, warn)
+        systemd.reject_unclaimed(handed)
     except OperatorError:
         _close(setup.sockets - (held.sockets if held else set()))
         raise
@@ -389,29 +389,29 @@ class Service:
         self._live = worker.run
         self._began = time.monotonic()
         """When the clock of all scenarios began. A reload leaves it alone, or an outage would begin again."""
-        self._attempts: Attempts | None = None
+        self._attempts: AttemptTable | None = None
         """The memory of all workers, from the first rule on that needs one."""
-        self._past: Attempts | None = None
+        self._past: AttemptTable | None = None
         """Another, of what became of messages, so that these do not push out what rules have to know."""
-        self._fleets: dict[Redis, Fleet] = {}
+        self._fleets: dict[Redis, RedisAttemptStore] = {}
         """Those that are shared with other machines, as they were asked for."""
         self._asked = settings
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
         self._pidfile = pidfile
-        self._shell = daemonizer.Shell()
+        self._shell = daemonizer.LauncherPipe()
         self._detached = False
-        self._setup = _open(settings, None, _complain, systemd.handed(os.environ))
+        self._setup = _open(settings, None, print_warning, systemd.inherited_sockets(os.environ))
         self._next: _Setup | None = None
         """What was opened for a reload, until it is settled."""
         owner = int(self._setup.settings.user), int(self._setup.settings.group)
         if owner[0] == 0:
-            _complain("workers run as root, as you asked for")
+            print_warning("workers run as root, as you asked for")
         if settings.log and settings.origins.get("log") == "default":
             with suppress(OSError):  # said better when the file cannot be opened
                 os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
         self._log = logs.set_up(settings.log, settings.debug, owner)
-        self._ledger = Ledger()
-        self._clients: Clients | None = None
+        self._ledger = History()
+        self._clients: ClientTable | None = None
         """Made when a configuration first wants clients to be counted."""
 
     def detach(self) -> None:
@@ -425,11 +425,11 @@ class Service:
     def run(self) -> int:
         """Serve until the end; the exit code."""
         setproctitle(daemonizer.TITLE)
-        from blackhole.store.control import Orders
+        from blackhole.store.control import ControlChannel
 
         # Not before we are detached: python-daemon would close their descriptors.
-        self._stats = Stats(64 + 16 * self._asked.workers)  # so that some reloads may drain at once
-        self._orders = Orders()
+        self._stats = Counters(64 + 16 * self._asked.workers)  # so that some reloads may drain at once
+        self._orders = ControlChannel()
         if self._pidfile is not None:
             self._pidfile.write()
         code = Supervisor(
@@ -441,70 +441,70 @@ class Service:
             leave=self._leave,
         ).run()
         if code and self._asked.log:
-            _complain(f"no worker can be kept running, see {self._asked.log}")
+            print_warning(f"no worker can be kept running, see {self._asked.log}")
         self._shell.tell(code or os.EX_UNAVAILABLE)
         return code
 
-    def _plan(self, setup: _Setup) -> Plan:
+    def _plan(self, setup: _Setup) -> ProcessPlan:
         from blackhole.net import server
-        from blackhole.process.worker import RELIEF
-        from blackhole.store.attempts import Attempts
-        from blackhole.store.redis_attempts import Fleet
+        from blackhole.process.worker import RETIRE_SIGNAL
+        from blackhole.store.attempts import AttemptTable
+        from blackhole.store.redis_attempts import RedisAttemptStore
 
         for listener, sockets in setup.bound.items():
             self._stats.listener(server.address(listener, sockets))
         if setup.settings.counts and self._clients is None:
-            self._clients = Clients(self._stats.rows)
+            self._clients = ClientTable(self._stats.rows)
         # Over the dashboard rules may be ordered that need one. What nobody uses takes no memory.
         if self._attempts is None and (setup.http or server.remembers(setup.bound, setup.scenario)):
-            self._attempts = Attempts(self._stats.rows)
+            self._attempts = AttemptTable(self._stats.rows)
         if self._past is None and (setup.http or server.watches(setup.bound, setup.scenario)):
-            self._past = Attempts()
-        if self._stats.roster is None and setup.settings.show_clients:
-            self._stats.roster = Roster(self._stats.rows)
+            self._past = AttemptTable()
+        if self._stats.client_log is None and setup.settings.show_clients:
+            self._stats.client_log = ClientLog(self._stats.rows)
         if (asked := setup.settings.attempts).host and asked not in self._fleets:
-            self._fleets[asked] = Fleet(asked)
+            self._fleets[asked] = RedisAttemptStore(asked)
 
         def worker(number: int) -> Job:
             title = f"blackhole: worker {number}"
-            return Job(title, partial(self._work, setup, title), RELIEF)
+            return Job(title, partial(self._work, setup, title), RETIRE_SIGNAL)
 
         others = [Job(DASHBOARD, partial(self._show, setup))] if setup.http else []
         if setup.settings.progress and not self._detached:
             others.append(Job(PROGRESS, partial(self._tell, setup)))
-        return Plan(worker, setup.settings.workers, tuple(others), setup.settings.drain_timeout)
+        return ProcessPlan(worker, setup.settings.workers, tuple(others), setup.settings.drain_timeout)
 
-    def _work(self, setup: _Setup, title: str, berth: Berth) -> None:
+    def _work(self, setup: _Setup, title: str, context: ChildContext) -> None:
         """In a worker: serve."""
-        self._stats.sign(berth.row, title)
+        self._stats.sign(context.row, title)
         self._let_go(setup, setup.doors)
         daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
         plot = replace(setup.scenario, began=self._began, past=self._past)
         if self._attempts is not None:
-            self._attempts.claim(berth.row)
+            self._attempts.claim(context.row)
             plot = replace(plot, memory=self._fleets.get(setup.settings.attempts) or self._attempts)
         clients = self._clients if setup.settings.counts else None
-        self._live(setup.settings, setup.bound, setup.tls, self._stats, berth, plot, clients, self._orders)
+        self._live(setup.settings, setup.bound, setup.tls, self._stats, context, plot, clients, self._orders)
 
-    def _show(self, setup: _Setup, berth: Berth) -> None:
+    def _show(self, setup: _Setup, context: ChildContext) -> None:
         """In the dashboard: show what the workers count."""
-        self._stats.sign(berth.row, DASHBOARD)
+        self._stats.sign(context.row, DASHBOARD)
         self._let_go(setup, set(setup.http))
         # Before root is gone: it may be that only root can read where Blackhole is installed.
         from blackhole.web.control import Control
         from blackhole.web.dashboard import Dashboard
 
         control = Control(setup.settings, setup.scenario, self._orders, self._stats)
-        dashboard = Dashboard(setup.settings, self._stats, self._ledger, berth, control)
+        dashboard = Dashboard(setup.settings, self._stats, self._ledger, context, control)
         daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
         dashboard.run(setup.http)
 
-    def _tell(self, setup: _Setup, berth: Berth) -> None:
+    def _tell(self, setup: _Setup, context: ChildContext) -> None:
         """Beside a server in the foreground: say how it goes."""
-        self._stats.sign(berth.row, PROGRESS)
+        self._stats.sign(context.row, PROGRESS)
         self._let_go(setup, set())
         daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
-        rates.progress(self._stats, berth)
+        rates.progress(self._stats, context)
 
     def _let_go(self, setup: _Setup, needed: set[socket.socket]) -> None:
         """In a child: close all that is the master's or another child's."""
@@ -519,7 +519,7 @@ class Service:
 
     # What the supervisor asks for.
 
-    def _reload(self) -> Plan:
+    def _reload(self) -> ProcessPlan:
         """What the configuration asks for now. Ports that are open stay open."""
         daemonizer.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
@@ -553,7 +553,7 @@ class Service:
             old, new = (self._setup, self._next) if taken else (self._next, self._setup)
             self._setup, self._next = new, None
             if not new.settings.show_clients:
-                self._stats.roster = None
+                self._stats.client_log = None
             _close(old.sockets - new.sockets)
             for line in self._setup.describe():
                 log.info("%s %s", "reloaded:" if taken else "still", line)
@@ -561,11 +561,11 @@ class Service:
 
     def _announce(self) -> None:
         for line in self._setup.describe():
-            _say(f"blackhole {__version__}: {line}")
+            print_stderr(f"blackhole {__version__}: {line}")
             if self._asked.log:
                 log.info("%s", line)
         how = "blackhole stop ends it" if self._shell.waits else "Ctrl-C stops it"
-        _say(f"{how}. All mail is thrown away.")
+        print_stderr(f"{how}. All mail is thrown away.")
         self._shell.tell(os.EX_OK)
 
     def _leave(self) -> None:

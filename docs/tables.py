@@ -59,7 +59,7 @@ def reply_rows() -> Iterator[str]:
                 str(one.code),
                 one.enhanced,
                 code(" ".join(one.lines)),
-                "yes" if one.then is replies.Then.HANG_UP else "",
+                "yes" if one.next_action is replies.NextAction.HANG_UP else "",
                 "yes" if one in replies.BOUNCES else "",
             )
             for one in everything
@@ -93,7 +93,7 @@ def sentences(option: options.Option) -> Iterator[str]:
 
 
 def profile_rows() -> Iterator[str]:
-    profiles = ((name, scenario.fetch(f"{scenario.PROFILE}{name}")) for name in scenario.profiles())
+    profiles = ((name, scenario.read_source(f"{scenario.PROFILE}{name}")) for name in scenario.profiles())
     return table(
         ("profile", "what it is"), ((code(name), scenario.about(source)) for name, source in profiles)
     )

@@ -16,7 +16,7 @@ from service import Serve, Service
 
 from blackhole import options
 from blackhole.net import tls
-from blackhole.net.client_table import Clients, Ledger
+from blackhole.net.client_table import ClientTable, ClientTableView
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,7 +87,7 @@ def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterato
     def start(*argv: str, secure: bool = False) -> Service:
         settings = options.parse(["--hostname=mx.test", *argv], {}).settings
         context = tls.context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
-        ledger = Ledger(Clients(1), 0, lambda: [0]) if settings.counts else None
+        ledger = ClientTableView(ClientTable(1), 0, lambda: [0]) if settings.counts else None
         listener = settings.listeners[0]
         services.append(Service(settings, replace(listener, tls=secure or listener.tls), context, ledger))
         return services[-1]

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-from blackhole.metrics.counters import Stats
+from blackhole.metrics.counters import Counters
 from blackhole.process import logs, supervisor
-from blackhole.process.supervisor import Berth, Job, Plan, Supervisor
+from blackhole.process.supervisor import ChildContext, Job, ProcessPlan, Supervisor
 from blackhole.settings import OperatorError
 
 WORKER = "blackhole: worker"
@@ -34,7 +34,7 @@ def main(directory: Path, workers: int, constants: dict[str, float]) -> int:
         with open(directory / "said", "a") as said:
             said.write(what + "\n")
 
-    def serve(number: int, berth: Berth) -> None:
+    def serve(number: int, context: ChildContext) -> None:
         if told("die") or told(f"die{number}"):
             os._exit(3)
         if told("raise"):
@@ -48,7 +48,7 @@ def main(directory: Path, workers: int, constants: dict[str, float]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: leave.append(time.monotonic() + patience))
         signal.signal(signal.SIGINT, lambda *_: None if patience else leave.append(0))
         signal.signal(signal.SIGUSR1, lambda *_: say("child reopens"))
-        stats.beat(berth.row)
+        stats.heartbeat(context.row)
         if told("crash"):
             time.sleep(0.05)
             os._exit(4)
@@ -58,19 +58,19 @@ def main(directory: Path, workers: int, constants: dict[str, float]) -> int:
             os._exit(0)
         while not any(time.monotonic() >= moment for moment in leave):
             if not told("silent"):
-                stats.beat(berth.row)
-            if select.select([berth.life], [], [], 0.02)[0]:
+                stats.heartbeat(context.row)
+            if select.select([context.life], [], [], 0.02)[0]:
                 say("the master is gone")
                 return
 
     def job(number: int) -> Job:
-        return Job(f"{WORKER} {number}", lambda berth: serve(number, berth))
+        return Job(f"{WORKER} {number}", lambda context: serve(number, context))
 
-    def plan() -> Plan:
-        others = (Job("blackhole: other", lambda berth: serve(99, berth)),) if told("other") else ()
-        return Plan(job, workers, others, drain_timeout=constants.get("drain", 5.0))
+    def plan() -> ProcessPlan:
+        others = (Job("blackhole: other", lambda context: serve(99, context)),) if told("other") else ()
+        return ProcessPlan(job, workers, others, drain_timeout=constants.get("drain", 5.0))
 
-    def reload() -> Plan:
+    def reload() -> ProcessPlan:
         say("reload")
         if told("wrong"):
             raise OperatorError("that is wrong")
@@ -86,7 +86,7 @@ def main(directory: Path, workers: int, constants: dict[str, float]) -> int:
         if name.isupper():
             setattr(supervisor, name, value)
     logs.set_up("", debug=False)
-    stats = Stats(int(constants.get("rows", 100)))
+    stats = Counters(int(constants.get("rows", 100)))
     return Supervisor(
         plan(),
         stats,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from blackhole.rules.limiters import Answer, Change, Later, Place
-from blackhole.smtp.replies import Then
+from blackhole.rules.limiters import Answer, PendingAnswer, Slot, Update
+from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
-from blackhole.store.attempts import Attempts
+from blackhole.store.attempts import AttemptTable
 
 
-class Told(Later):
+class Told(PendingAnswer):
     """An answer that somebody has to fetch."""
 
     def __init__(self, known: object) -> None:
@@ -19,36 +19,36 @@ class Elsewhere:
     """It is asked as if it were far away. One that knows nothing has no answers."""
 
     def __init__(self, knows: bool = True) -> None:
-        self.memory = Attempts(sets=64)
+        self.memory = AttemptTable(sets=64)
         self.knows = knows
-        self.left: list[Place] = []
+        self.left: list[Slot] = []
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Later:
+    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> PendingAnswer:
         return Told(self.memory.revise(key, now, change, alone) if self.knows else None)
 
-    def bars(self, key: bytes, limit: int) -> Later:
+    def bars(self, key: bytes, limit: int) -> PendingAnswer:
         return Told(self.memory.bars(key, limit) if self.knows else None)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         self.left.append(place)
 
 
 class Silence:
     """It is known to have no answers, so nobody waits for them."""
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> None:
+    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> None:
         pass
 
     def bars(self, key: bytes, limit: int) -> None:
         pass
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         raise AssertionError("nobody was let in")
 
 
 def fetched(session: Session, out: bytes) -> bytes:
     """What a session says next, once it has all answers that it asks for."""
-    while session.then is Then.ASK:
+    while session.next_action is NextAction.LOOKUP:
         assert isinstance(session.later, Told)
         out += session.learn(session.later.known)
     return out

@@ -12,15 +12,15 @@ from dataclasses import replace
 
 from transcript import PATIENCE
 
-from blackhole.metrics.counters import AT, Stats
+from blackhole.metrics.counters import CELL_INDEX, Counters
 from blackhole.net import server
-from blackhole.net.client_table import Ledger
+from blackhole.net.client_table import ClientTableView
 from blackhole.net.direct import Selector
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, Settings
-from blackhole.store.attempts import Attempts
-from blackhole.store.redis_attempts import Fleet
+from blackhole.store.attempts import AttemptTable
+from blackhole.store.redis_attempts import RedisAttemptStore
 
 
 class Service:
@@ -31,13 +31,13 @@ class Service:
         settings: Settings,
         listener: Listener,
         context: ssl.SSLContext | None,
-        ledger: Ledger | None = None,
+        ledger: ClientTableView | None = None,
     ) -> None:
         self.settings = settings
         self.listener = replace(listener, host="127.0.0.1", port=0)
         self.context = context
         self.ledger = ledger
-        self.stats = Stats(1)
+        self.stats = Counters(1)
         self.cells = self.stats.cells(self.stats.claim())
         self.sockets = server.bind(self.listener, 128)
         self.address: tuple[str, int] = self.sockets[0].getsockname()
@@ -54,12 +54,12 @@ class Service:
     async def live(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
-        rules = scenario.load(self.settings.scenario)
-        fleet = Fleet(self.settings.attempts) if self.settings.attempts.host else None
+        rules = scenario.load_rules(self.settings.scenario)
+        fleet = RedisAttemptStore(self.settings.attempts) if self.settings.attempts.host else None
         if fleet is not None:
             await fleet.open()
-        plot = Scenario(rules, time.monotonic(), fleet or Attempts(), past=Attempts())
-        self.server = server.Server(
+        plot = Scenario(rules, time.monotonic(), fleet or AttemptTable(), past=AttemptTable())
+        self.server = server.SMTPServer(
             self.listener, self.settings, self.cells, self.context, None, scenario=plot, ledger=self.ledger
         )
         self.server.open(self.sockets, self.selector)
@@ -82,7 +82,7 @@ class Service:
 
     def open(self) -> int:
         """Connections that are open now, as the counters have it."""
-        return int(self.cells[AT["open"]])
+        return int(self.cells[CELL_INDEX["open"]])
 
     def settle(self) -> None:
         """Wait until the last client is gone."""

@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-from blackhole.metrics.counters import Stats
+from blackhole.metrics.counters import Counters
 from tests.faults.clients import RESET, Address, Client, Refused, cpu, family, memory, source
 from tests.faults.processes import issue, secured, settled
 from tests.program import Program, descriptors, free_port, title, wait_for
@@ -233,7 +233,7 @@ def main() -> int:
             rude.join()
             took = time.monotonic() - began
             used = 100 * (cpu(*family(program.pid)) - used) / took
-            stats = Stats.of(program.pid)
+            stats = Counters.of(program.pid)
             wait_for(lambda: stats.snapshot().open == 0, "all have left", 90)
             left = sum(len(descriptors(pid)) for pid in family(program.pid))
             snapshot = stats.snapshot()

@@ -83,7 +83,7 @@ def test_what_is_for_somebody_else_is_left_alone() -> None:
         {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "-1"},
         {},
     ):
-        assert systemd.handed(environ) == []
+        assert systemd.inherited_sockets(environ) == []
         assert environ == {}, "nor do our children take it for theirs"
 
 
@@ -92,7 +92,7 @@ def test_what_does_not_listen_is_refused(what: str, monkeypatch: pytest.MonkeyPa
     descriptor = os.open(os.devnull, os.O_RDONLY) if what == "a file" else socket.socket().detach()
     monkeypatch.setattr(systemd, "FIRST", descriptor)
     with pytest.raises(OperatorError, match=f"descriptor {descriptor} of systemd is no TCP socket") as caught:
-        systemd.handed({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+        systemd.inherited_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
     assert caught.value.code == os.EX_CONFIG
     with suppress(OSError):
         os.close(descriptor)
@@ -101,10 +101,10 @@ def test_what_does_not_listen_is_refused(what: str, monkeypatch: pytest.MonkeyPa
 def test_an_address_is_that_address(doors: list[socket.socket]) -> None:
     first, second, _ = left = [*doors]
     host, port = address(second)
-    assert systemd.claim(left, Listener(host, port)) == [second]
-    assert systemd.claim(left, Listener(host, port)) == []
+    assert systemd.take(left, Listener(host, port)) == [second]
+    assert systemd.take(left, Listener(host, port)) == []
     host, port = address(first)
-    assert systemd.claim(left, Http(host, port)) == [first]
+    assert systemd.take(left, Http(host, port)) == [first]
     for door in doors:
         door.close()
 
@@ -113,8 +113,8 @@ def test_an_address_is_that_address(doors: list[socket.socket]) -> None:
 def test_all_addresses_are_all_addresses(doors: list[socket.socket], host: str) -> None:
     *_, everywhere = left = [*doors]
     port = address(everywhere)[1]
-    assert systemd.claim(left, Listener(host, port + 1)) == []
-    assert systemd.claim(left, Listener(host, port)) == [everywhere]
+    assert systemd.take(left, Listener(host, port + 1)) == []
+    assert systemd.take(left, Listener(host, port)) == [everywhere]
     assert left == doors[:2]
     for door in doors:
         door.close()

@@ -10,24 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackhole.rules.limiters import Known, counted
-from blackhole.store.attempts import PLACES, SLOTS, Attempts
+from blackhole.rules.limiters import Record, counted
+from blackhole.store.attempts import PLACES, SLOTS, AttemptTable
 
 
-def seen(known: Known, now: float) -> tuple[Known, Known]:
+def seen(known: Record, now: float) -> tuple[Record, Record]:
     """Count it, and tell what was known before."""
     return counted(known, now)[0], known
 
 
 def test_the_first_attempt_is_the_first() -> None:
-    memory = Attempts(sets=4)
+    memory = AttemptTable(sets=4)
     assert memory.revise(b"ann", 10.0, seen) == (0, 10.0, 10.0)
     assert memory.revise(b"bob", 11.0, seen) == (0, 11.0, 11.0)
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_attempts_are_counted_with_their_times(alone: bool) -> None:
-    memory = Attempts(sets=4)
+    memory = AttemptTable(sets=4)
     memory.revise(b"ann", 10.0, seen, alone)
     assert memory.revise(b"ann", 12.5, seen, alone) == (1, 10.0, 10.0)
     assert memory.revise(b"ann", 20.0, seen, alone) == (2, 10.0, 12.5)
@@ -35,7 +35,7 @@ def test_attempts_are_counted_with_their_times(alone: bool) -> None:
 
 @given(st.floats(0, 1e9), st.integers(2, 20))
 def test_times_do_not_drift(first: float, times: int) -> None:
-    memory = Attempts(sets=1)
+    memory = AttemptTable(sets=1)
     for _ in range(times):
         known = memory.revise(b"ann", first, seen)
     assert abs(known[1] - first) < 1e-6
@@ -43,13 +43,13 @@ def test_times_do_not_drift(first: float, times: int) -> None:
 
 @given(st.lists(st.binary(max_size=4), max_size=SLOTS))
 def test_nothing_is_forgotten_while_there_is_room(keys: list[bytes]) -> None:
-    memory = Attempts(sets=1)
+    memory = AttemptTable(sets=1)
     for number, key in enumerate(keys):
         assert memory.revise(key, float(number), counted) == keys[: number + 1].count(key)
 
 
 def test_of_a_full_set_the_oldest_goes() -> None:
-    memory = Attempts(sets=1)
+    memory = AttemptTable(sets=1)
     for number in range(SLOTS):
         memory.revise(b"%d" % number, float(number), counted)
     memory.revise(b"0", 100.0, counted)
@@ -59,7 +59,7 @@ def test_of_a_full_set_the_oldest_goes() -> None:
     assert memory.revise(b"1", 104.0, counted) == 1
 
 
-def forked(memory: Attempts, *keys: bytes, times: int = 1) -> int:
+def forked(memory: AttemptTable, *keys: bytes, times: int = 1) -> int:
     """A process that counts each key so many times, alone."""
     pid = os.fork()
     if pid == 0:
@@ -71,14 +71,14 @@ def forked(memory: Attempts, *keys: bytes, times: int = 1) -> int:
 
 
 def test_all_processes_share_it() -> None:
-    memory = Attempts(sets=4)
+    memory = AttemptTable(sets=4)
     memory.revise(b"ann", 1.0, counted)
     assert os.waitpid(forked(memory, b"ann"), 0)[1] == 0
     assert memory.revise(b"ann", 3.0, seen) == (2, 1.0, 2.0)
 
 
 def test_whoever_changes_it_alone_loses_nothing() -> None:
-    memory = Attempts(sets=1)
+    memory = AttemptTable(sets=1)
     pids = [forked(memory, b"ann", b"bob", times=5000) for _ in range(4)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
     assert memory.revise(b"ann", 3.0, counted) == 20001
@@ -86,7 +86,7 @@ def test_whoever_changes_it_alone_loses_nothing() -> None:
 
 
 def test_whoever_is_killed_holds_nobody_up() -> None:
-    memory = Attempts(sets=1)
+    memory = AttemptTable(sets=1)
     pid = os.fork()
     if pid == 0:
         memory.revise(b"ann", 2.0, lambda known, now: os.kill(os.getpid(), signal.SIGKILL), alone=True)
@@ -95,13 +95,13 @@ def test_whoever_is_killed_holds_nobody_up() -> None:
 
 
 def test_no_key_is_kept() -> None:
-    memory = Attempts(sets=2)
+    memory = AttemptTable(sets=2)
     memory.revise(b"ann@example.com", 1.0, counted)
     assert b"ann" not in memory._cells.tobytes()
 
 
 def test_two_memories_share_nothing() -> None:
-    one, other = Attempts(sets=2), Attempts(sets=2)
+    one, other = AttemptTable(sets=2), AttemptTable(sets=2)
     one.revise(b"ann", 1.0, counted)
     assert other.revise(b"ann", 1.0, counted) == 1
 
@@ -110,7 +110,7 @@ def test_two_memories_share_nothing() -> None:
 
 
 def test_there_is_room_for_so_many() -> None:
-    memory = Attempts(rows=3)
+    memory = AttemptTable(rows=3)
     assert [memory.bars(b"ann", 2) for _ in range(3)] == [False, False, True]
     assert not memory.bars(b"bob", 1)
     memory.leave(b"ann")
@@ -118,7 +118,7 @@ def test_there_is_room_for_so_many() -> None:
 
 
 def test_all_processes_are_in_one_room_and_take_along_what_they_counted() -> None:
-    memory = Attempts(rows=3)
+    memory = AttemptTable(rows=3)
     memory.claim(1)
     assert not memory.bars(b"ann", 2)
     pid = os.fork()
@@ -134,7 +134,7 @@ def test_all_processes_are_in_one_room_and_take_along_what_they_counted() -> Non
 
 def test_a_look_up_takes_no_time() -> None:
     """Ten times what it takes, for the sake of busy machines."""
-    memory = Attempts(rows=96)
+    memory = AttemptTable(rows=96)
     began = time.process_time()
     for number in range(2000):
         memory.revise(b"%d@example.com" % (number % 100), 1.0, counted)

@@ -17,8 +17,8 @@ from program import Program, run
 from blackhole.process import auth_file
 from blackhole.settings import OperatorError
 from blackhole.smtp.auth import MECHANISMS
-from blackhole.smtp.session import Engine, Session
-from blackhole.smtp.state import Config
+from blackhole.smtp.session import Session, SMTPEngine
+from blackhole.smtp.state import ListenerConfig
 
 SECRET = "xyzzy-plugh"
 
@@ -85,8 +85,10 @@ def b64(text: str) -> str:
 
 def listed() -> Session:
     """A session where ann alone may log in."""
-    config = Config(hostname="mx.test", auth=True, auth_plaintext=True, passwords={b"ann": SECRET.encode()})
-    session = Engine(config, Random(7)).session()
+    config = ListenerConfig(
+        hostname="mx.test", auth=True, auth_plaintext=True, passwords={b"ann": SECRET.encode()}
+    )
+    session = SMTPEngine(config, Random(7)).session()
     session.greet()
     return session
 
@@ -112,8 +114,10 @@ def test_challenges_are_never_the_same() -> None:
 @pytest.mark.parametrize("mechanism", [row.name for row in MECHANISMS])
 def test_no_secret_gets_into_the_trace(mechanism: str) -> None:
     seen: list[bytes] = []
-    engine = Engine(
-        Config(auth=True, auth_plaintext=True), Random(7), lambda session, way, line: seen.append(line)
+    engine = SMTPEngine(
+        ListenerConfig(auth=True, auth_plaintext=True),
+        Random(7),
+        lambda session, way, line: seen.append(line),
     )
     session = engine.session()
     session.greet()
@@ -127,14 +131,14 @@ def test_no_secret_gets_into_the_trace(mechanism: str) -> None:
 
 def test_no_secret_gets_into_a_trace_where_auth_is_off() -> None:
     seen: list[bytes] = []
-    session = Engine(Config(), Random(7), lambda session, way, line: seen.append(line)).session()
+    session = SMTPEngine(ListenerConfig(), Random(7), lambda session, way, line: seen.append(line)).session()
     session.greet()
     talk(session, f"AUTH PLAIN {b64(SECRET)}")
     assert seen[-2:] == [b"AUTH PLAIN ...", b"502 5.5.1 Command not implemented"]
 
 
 def test_passwords_are_not_shown() -> None:
-    assert SECRET not in repr(Config(passwords={b"ann": SECRET.encode()}))
+    assert SECRET not in repr(ListenerConfig(passwords={b"ann": SECRET.encode()}))
 
 
 # Clients

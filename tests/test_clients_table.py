@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from blackhole.addresses import Networks, packed
+from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.net import client_table
 from blackhole.net.client_table import (
     BUCKETS,
@@ -22,8 +22,8 @@ from blackhole.net.client_table import (
     RECEIVED,
     REGION,
     WAYS,
-    Clients,
-    Ledger,
+    ClientTable,
+    ClientTableView,
     client,
 )
 
@@ -44,15 +44,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def table() -> Iterator[Clients]:
-    yield Clients(4)
+def table() -> Iterator[ClientTable]:
+    yield ClientTable(4)
 
 
-def ledger(table: Clients, row: int, clock: Clock, others: tuple[int, ...] = (0, 1, 2)) -> Ledger:
-    return Ledger(table, row, lambda: others, clock)
+def ledger(
+    table: ClientTable, row: int, clock: Clock, others: tuple[int, ...] = (0, 1, 2)
+) -> ClientTableView:
+    return ClientTableView(table, row, lambda: others, clock)
 
 
-def test_connections_of_a_client_are_counted(table: Clients, clock: Clock) -> None:
+def test_connections_of_a_client_are_counted(table: ClientTable, clock: Clock) -> None:
     book = ledger(table, 0, clock)
     ann = [book.enter(b"\xc0\0\2\1") for _ in range(3)]
     bob = book.enter(b"\xc0\0\2\2")
@@ -65,24 +67,24 @@ def test_connections_of_a_client_are_counted(table: Clients, clock: Clock) -> No
     assert (book.enter(b"\xc0\0\2\1").open(), bob.open()) == (1, 1)
 
 
-def test_workers_count_together(table: Clients, clock: Clock) -> None:
+def test_workers_count_together(table: ClientTable, clock: Clock) -> None:
     books = [ledger(table, row, clock) for row in range(3)]
     places = [book.enter(b"ann.") for book in books]
     assert [place.open() for place in places] == [3, 3, 3]
     assert [place.count(MESSAGES) for place in places] == [1, 2, 3]
 
 
-def test_who_has_died_is_forgotten_with_the_next_sweep(table: Clients, clock: Clock) -> None:
+def test_who_has_died_is_forgotten_with_the_next_sweep(table: ClientTable, clock: Clock) -> None:
     alive = [0, 1]
-    book = Ledger(table, 0, lambda: alive, clock)
-    mine, theirs = book.enter(b"ann."), Ledger(table, 1, lambda: alive, clock).enter(b"ann.")
+    book = ClientTableView(table, 0, lambda: alive, clock)
+    mine, theirs = book.enter(b"ann."), ClientTableView(table, 1, lambda: alive, clock).enter(b"ann.")
     assert (mine.open(), theirs.open()) == (2, 2)
     alive.remove(1)
     book.sweep()
     assert mine.open() == 1
 
 
-def test_a_row_begins_empty(table: Clients, clock: Clock) -> None:
+def test_a_row_begins_empty(table: ClientTable, clock: Clock) -> None:
     ledger(table, 1, clock).enter(b"ann.")
     book = ledger(table, 0, clock)
     ledger(table, 1, clock)
@@ -90,7 +92,7 @@ def test_a_row_begins_empty(table: Clients, clock: Clock) -> None:
 
 
 def test_a_row_begins_empty_where_the_kernel_cannot_help(
-    table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    table: ClientTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file system that knows no holes: here one that is asked for what no mapping has."""
     ledger(table, 1, clock).enter(b"ann.")
@@ -99,7 +101,7 @@ def test_a_row_begins_empty_where_the_kernel_cannot_help(
     assert not any(table.cells[REGION : 2 * REGION])
 
 
-def test_a_minute_forgets_what_was_done_but_not_who_is_there(table: Clients, clock: Clock) -> None:
+def test_a_minute_forgets_what_was_done_but_not_who_is_there(table: ClientTable, clock: Clock) -> None:
     book, other = ledger(table, 0, clock), ledger(table, 1, clock)
     place, beside = book.enter(b"ann."), other.enter(b"ann.")
     assert [place.count(CONNECTIONS) for _ in range(3)] == [1, 2, 3]
@@ -112,14 +114,14 @@ def test_a_minute_forgets_what_was_done_but_not_who_is_there(table: Clients, clo
     assert place.open() == 2
 
 
-def test_a_cell_counts_no_further_than_it_can(table: Clients, clock: Clock) -> None:
+def test_a_cell_counts_no_further_than_it_can(table: ClientTable, clock: Clock) -> None:
     place = ledger(table, 0, clock).enter(b"ann.")
     assert place.count(RECEIVED, 3 << 30) == 3 << 30
     assert place.count(RECEIVED, 3 << 30) == 2**32 - 1
     assert place.count(MESSAGES) == 1
 
 
-def fill(book: Ledger, table: Clients, bucket: int, random: Random) -> Iterator[bytes]:
+def fill(book: ClientTableView, table: ClientTable, bucket: int, random: Random) -> Iterator[bytes]:
     """Clients whose places are in one bucket."""
     while True:
         who = random.randbytes(8)
@@ -131,7 +133,7 @@ def fill(book: Ledger, table: Clients, bucket: int, random: Random) -> Iterator[
 
 
 def test_a_full_bucket_lets_the_newcomer_go_uncounted(
-    table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    table: ClientTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_table, "BUCKETS", 8)
     book = ledger(table, 0, clock)
@@ -147,7 +149,7 @@ def test_a_full_bucket_lets_the_newcomer_go_uncounted(
 
 
 def test_who_was_seen_longest_ago_makes_room(
-    table: Clients, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    table: ClientTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_table, "BUCKETS", 8)
     book = ledger(table, 0, clock)
@@ -166,7 +168,7 @@ def test_who_was_seen_longest_ago_makes_room(
     assert keys - {table.cells[place + KEY] for place in range(0, WAYS * PLACE, PLACE)} == {gone}
 
 
-def test_a_hundred_thousand_clients_take_no_more_room(table: Clients, clock: Clock) -> None:
+def test_a_hundred_thousand_clients_take_no_more_room(table: ClientTable, clock: Clock) -> None:
     book = ledger(table, 0, clock)
     random = Random(7)
     for _ in range(100000):
@@ -178,12 +180,12 @@ def test_a_hundred_thousand_clients_take_no_more_room(table: Clients, clock: Clo
 
 
 def test_addresses_cannot_be_chosen_to_meet() -> None:
-    places = {Ledger(Clients(1), 0, list).enter(b"\xc0\0\2\1")._bucket for _ in range(20)}
+    places = {ClientTableView(ClientTable(1), 0, list).enter(b"\xc0\0\2\1")._bucket for _ in range(20)}
     assert len(places) > 10
 
 
-def work(table: Clients, row: int, times: int, start: object) -> None:
-    book = Ledger(table, row, lambda: range(4))
+def work(table: ClientTable, row: int, times: int, start: object) -> None:
+    book = ClientTableView(table, row, lambda: range(4))
     start.wait()  # type: ignore[attr-defined]
     place = book.enter(b"ann.")
     for _ in range(times):
@@ -191,13 +193,13 @@ def work(table: Clients, row: int, times: int, start: object) -> None:
     os._exit(0)
 
 
-def test_processes_lose_no_count(table: Clients) -> None:
+def test_processes_lose_no_count(table: ClientTable) -> None:
     fork = multiprocessing.get_context("fork")
     start = fork.Event()
     workers = [fork.Process(target=work, args=(table, row, 20000, start)) for row in (1, 2, 3)]
     for worker in workers:
         worker.start()
-    book = Ledger(table, 0, lambda: range(4))
+    book = ClientTableView(table, 0, lambda: range(4))
     start.set()
     for worker in workers:
         worker.join(60)
@@ -222,18 +224,18 @@ def test_processes_lose_no_count(table: Clients) -> None:
     ],
 )
 def test_a_client_is_an_address_or_a_network_of_64_bits(address: str, who: bytes) -> None:
-    assert client(packed(address)) == who
+    assert client(to_bytes(address)) == who
 
 
 def test_networks_know_who_is_in_them() -> None:
-    networks = Networks(["192.0.2.0/24", "127.0.0.1", "2001:db8::/32", "::1"])
+    networks = NetworkSet(["192.0.2.0/24", "127.0.0.1", "2001:db8::/32", "::1"])
     inside = ("192.0.2.0", "192.0.2.255", "::ffff:192.0.2.7", "127.0.0.1", "2001:db8:ffff::1", "::1")
     outside = ("192.0.3.0", "127.0.0.2", "2001:db9::", "::2", "", "c000:200::")
-    assert [packed(address) in networks for address in inside] == [True] * len(inside)
-    assert [packed(address) in networks for address in outside] == [False] * len(outside)
-    assert packed("127.0.0.1") not in Networks([])
+    assert [to_bytes(address) in networks for address in inside] == [True] * len(inside)
+    assert [to_bytes(address) in networks for address in outside] == [False] * len(outside)
+    assert to_bytes("127.0.0.1") not in NetworkSet([])
 
 
 def test_everything_is_a_network_too() -> None:
-    assert packed("203.0.113.1") in Networks(["0.0.0.0/0"])
-    assert packed("2001:db8::1") not in Networks(["0.0.0.0/0"])
+    assert to_bytes("203.0.113.1") in NetworkSet(["0.0.0.0/0"])
+    assert to_bytes("2001:db8::1") not in NetworkSet(["0.0.0.0/0"])

@@ -78,13 +78,13 @@ time.sleep(60)
 def test_a_pidfile_says_who_holds_it_and_goes_with_it(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     pidfile = daemonizer.Pidfile(str(path))
-    assert daemonizer.holder(str(path)) == 0  # it does not say yet
+    assert daemonizer.pidfile_owner(str(path)) == 0  # it does not say yet
     pidfile.write()
     assert path.read_text() == f"{os.getpid()}\n"
-    assert daemonizer.holder(str(path)) == os.getpid()
+    assert daemonizer.pidfile_owner(str(path)) == os.getpid()
     pidfile.remove()
     assert not path.exists()
-    assert daemonizer.holder(str(path)) is None
+    assert daemonizer.pidfile_owner(str(path)) is None
 
 
 def test_anybody_may_read_it_whatever_the_umask(tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_after_a_crash_there_is_nothing_to_clean_up(tmp_path: Path) -> None:
     with held(path) as other:
         other.kill()
         other.wait()
-        assert daemonizer.holder(str(path)) is None
+        assert daemonizer.pidfile_owner(str(path)) is None
         pidfile = daemonizer.Pidfile(str(path))
     pidfile.write()
-    assert daemonizer.holder(str(path)) == os.getpid()
+    assert daemonizer.pidfile_owner(str(path)) == os.getpid()
     pidfile.remove()
 
 
@@ -125,7 +125,7 @@ def test_after_a_crash_there_is_nothing_to_clean_up(tmp_path: Path) -> None:
 def test_what_stands_in_a_file_nobody_holds_means_nothing(tmp_path: Path, content: str) -> None:
     path = tmp_path / "pid"
     path.write_text(content)
-    assert daemonizer.holder(str(path)) is None
+    assert daemonizer.pidfile_owner(str(path)) is None
     assert daemonizer.send(str(path), signal.SIGKILL) is False
     assert daemonizer.stop(str(path), 1.0) is False
     daemonizer.Pidfile(str(path)).remove()
@@ -151,7 +151,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
         daemonizer.Pidfile(str(path))
     assert caught.value.code == os.EX_CANTCREAT
     with pytest.raises(OperatorError, match="cannot be read"):
-        daemonizer.holder(str(path))
+        daemonizer.pidfile_owner(str(path))
     assert precious.read_text() == "precious"
 
 
@@ -225,7 +225,7 @@ def test_a_child_that_forgets_does_not_prolong_the_lock(tmp_path: Path) -> None:
     with held(path, child) as other:
         other.kill()
         other.wait()
-        assert daemonizer.holder(str(path)) is None
+        assert daemonizer.pidfile_owner(str(path)) is None
 
 
 def test_stop_waits_until_it_is_gone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from program import ROOT, run
 
 from blackhole import options
 from blackhole.rules import explain, scenario
-from blackhole.rules.model import CERTIFICATES, FAULTS, Case, Policy
+from blackhole.rules.model import CERTIFICATES, FAULTS, Policy, RuleContext
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
 
@@ -27,7 +27,7 @@ FRIDAY = EXAMPLES[0]
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: text.split("\n")[0])
 def test_every_example_of_the_page_is_a_scenario(text: str) -> None:
-    assert scenario.read(text, "page")
+    assert scenario.parse_rules(text, "page")
 
 
 def test_every_key_is_explained() -> None:
@@ -56,8 +56,8 @@ def test_the_page_shows_what_explain_says(tmp_path: Path) -> None:
 def said(text: str, *flags: str) -> list[str]:
     """The lines that explain prints."""
     told = dict(flag.split("=", 1) for flag in flags)
-    rules = scenario.read(text, "test.toml")
-    return list(explain.explain(rules, "bounce", explain.case(told, "127.0.0.1:25"), Random(7)))
+    rules = scenario.parse_rules(text, "test.toml")
+    return list(explain.explain(rules, "bounce", explain.context(told, "127.0.0.1:25"), Random(7)))
 
 
 ALL = """
@@ -235,7 +235,7 @@ MANY = "".join(
 
 def test_it_says_what_the_server_does() -> None:
     """`explain` asks rule by rule, the server takes short ways; they agree in every case."""
-    rules = tuple(scenario.read(MANY, "test.toml"))
+    rules = tuple(scenario.parse_rules(MANY, "test.toml"))
     policy = Policy(rules, "accept", "127.0.0.1:25")
     asked = 0
     for name in ("bob", "ann", "eve", "Bob"):
@@ -243,7 +243,7 @@ def test_it_says_what_the_server_does() -> None:
             for sender in (b"", b"ann@s.example", b"x@y"):
                 for attempt in (1, 2, 3):
                     for client in ("192.0.2.9", "198.51.100.1"):
-                        told = Case("127.0.0.1:25", client, secure=attempt == 3)
+                        told = RuleContext("127.0.0.1:25", client, secure=attempt == 3)
                         told.phase, told.sender, told.attempt = "RCPT", sender, attempt
                         told.recipient = f"{name}@{domain}".encode() if domain else name.encode()
                         found = policy.tables(told)["RCPT"].find(told, Random(7))
@@ -251,7 +251,7 @@ def test_it_says_what_the_server_does() -> None:
                         if found is None:
                             assert last.startswith("The answer: no rule holds")
                         else:
-                            assert last == f"The answer: {explain.answer(found.verdict, found.lots, told)}"
+                            assert last == f"The answer: {explain.answer(found.verdict, found.draws, told)}"
                             asked += 1
     assert asked > 100
 
@@ -261,9 +261,9 @@ def test_it_says_what_the_server_does() -> None:
 
 @pytest.mark.parametrize("name", scenario.profiles())
 def test_a_profile_says_what_it_is(name: str) -> None:
-    assert scenario.load([f"profile:{name}"])
-    assert re.fullmatch(r"[A-Z][ -~]+\.", scenario.about(scenario.fetch(f"profile:{name}")))
-    assert all(rule.name for rule in scenario.load([f"profile:{name}"]))
+    assert scenario.load_rules([f"profile:{name}"])
+    assert re.fullmatch(r"[A-Z][ -~]+\.", scenario.about(scenario.read_source(f"profile:{name}")))
+    assert all(rule.name for rule in scenario.load_rules([f"profile:{name}"]))
 
 
 def test_pages_say_whose_behaviour_profiles_are_not() -> None:

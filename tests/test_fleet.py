@@ -27,11 +27,27 @@ from test_server import connect, until_closed
 from transcript import PATIENCE, Transcript, Wire, every, play
 
 from blackhole import options
-from blackhole.rules.limiters import Answer, Change, Era, Greylist, Later, Spending, counted
+from blackhole.rules.limiters import (
+    Answer,
+    Greylist,
+    PendingAnswer,
+    ScopedStore,
+    Update,
+    WindowCount,
+    counted,
+)
 from blackhole.settings import OperatorError, Redis
 from blackhole.store import redis_attempts
-from blackhole.store.attempts import Attempts
-from blackhole.store.redis_attempts import BATCH, NOW, SCRIPT, Fleet, Question, Seat, words
+from blackhole.store.attempts import AttemptTable
+from blackhole.store.redis_attempts import (
+    BATCH,
+    NOW,
+    SCRIPT,
+    Lease,
+    Query,
+    RedisAttemptStore,
+    script_arguments,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +87,15 @@ class Scripted:
         return int(answer)
 
 
-CHANGES: list[Change[int]] = [
+CHANGES: list[Update[int]] = [
     counted,
     Greylist(300.0, 900.0).seen,
     Greylist(0.0, 900.0).seen,
     Greylist(0.5, 600.25).seen,
-    Spending(1, 2, 400.0).spend,
-    Spending(30, 100, 1000.5).spend,
-    Spending(0, 0, 60.0).spend,
-    Spending(5, 4, 60.0).spend,
+    WindowCount(1, 2, 400.0).spend,
+    WindowCount(30, 100, 1000.5).spend,
+    WindowCount(0, 0, 60.0).spend,
+    WindowCount(5, 4, 60.0).spend,
 ]
 
 
@@ -94,34 +110,34 @@ CHANGES: list[Change[int]] = [
         max_size=12,
     ),
 )
-def test_there_it_is_decided_as_here(server: RedisServer, change: Change[int], steps: list[float]) -> None:
+def test_there_it_is_decided_as_here(server: RedisServer, change: Update[int], steps: list[float]) -> None:
     server.ask("FLUSHALL")
-    there, here, now = Scripted(server), Attempts(sets=1), 1_700_000_000.0
+    there, here, now = Scripted(server), AttemptTable(sets=1), 1_700_000_000.0
     for step in steps:
         now += step
-        assert there.ask("key", words(change), now) == here.revise(b"key", now, change)
+        assert there.ask("key", script_arguments(change), now) == here.revise(b"key", now, change)
 
 
 @pytest.mark.parametrize(
     ("change", "lasts"),
-    [(counted, 7 * 86400), (Greylist(300.0, 900.0).seen, 900), (Spending(1, 2, 90.0).spend, 90)],
+    [(counted, 7 * 86400), (Greylist(300.0, 900.0).seen, 900), (WindowCount(1, 2, 90.0).spend, 90)],
 )
-def test_nothing_is_kept_for_ever(redis: RedisServer, change: Change[int], lasts: float) -> None:
+def test_nothing_is_kept_for_ever(redis: RedisServer, change: Update[int], lasts: float) -> None:
     there = Scripted(redis)
-    there.ask("key", words(change), 1e9)
+    there.ask("key", script_arguments(change), 1e9)
     assert lasts - 60 < redis.ask("PTTL", "key") / 1000 <= lasts
 
 
 def test_who_has_passed_a_greylist_is_known_for_35_days(redis: RedisServer) -> None:
     there = Scripted(redis)
-    text = words(Greylist(300.0, 900.0).seen)
+    text = script_arguments(Greylist(300.0, 900.0).seen)
     assert [there.ask("key", text, at) for at in (1000, 1300, 1301)] == [1, 0, 0]
     assert redis.ask("PTTL", "key") / 86400e3 > 34.9
 
 
 def test_what_is_left_of_a_period_is_not_made_longer(redis: RedisServer) -> None:
     there = Scripted(redis)
-    text = words(Spending(1, 9, 90.0).spend)
+    text = script_arguments(WindowCount(1, 9, 90.0).spend)
     assert [there.ask("key", text, at) for at in (1000, 1080)] == [0, 0]
     assert redis.ask("PTTL", "key") <= 10000
 
@@ -151,7 +167,7 @@ def machines(redis: RedisServer, work: Work, count: int = 2, more: str = "") -> 
     """Do something with the memories of so many machines."""
 
     async def together() -> None:
-        memories = [Fleet(options._attempts(redis.url(more))) for _ in range(count)]
+        memories = [RedisAttemptStore(options._attempts(redis.url(more))) for _ in range(count)]
         for memory in memories:
             await memory.open()
         try:
@@ -163,16 +179,18 @@ def machines(redis: RedisServer, work: Work, count: int = 2, more: str = "") -> 
     asyncio.run(together())
 
 
-async def known(memory: Fleet | Era, key: bytes, change: Change[Answer] = counted) -> int | None:  # type: ignore[assignment]
+async def known(
+    memory: RedisAttemptStore | ScopedStore, key: bytes, change: Update[Answer] = counted
+) -> int | None:  # type: ignore[assignment]
     """The answer, or None where none is to be had."""
     question = memory.revise(key, 0.0, change)
-    return await question if isinstance(question, Later) else None
+    return await question if isinstance(question, PendingAnswer) else None
 
 
-async def seat(memory: Fleet | Era, limit: int) -> Seat | None:
+async def seat(memory: RedisAttemptStore | ScopedStore, limit: int) -> Lease | None:
     """A seat in the room, if there is one."""
     asked = memory.bars(b"room", limit)
-    assert isinstance(asked, Seat)
+    assert isinstance(asked, Lease)
     return None if await asked else asked
 
 
@@ -184,7 +202,7 @@ async def until(look: Callable[[], Awaitable[object]], what: str) -> None:
 
 
 def test_machines_count_together(redis: RedisServer) -> None:
-    async def work(one: Fleet, other: Fleet) -> None:
+    async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         assert [await known(memory, b"ann@example.com") for memory in (one, other, one)] == [1, 2, 3]
         assert await known(other, b"bob@example.com") == 1
 
@@ -197,12 +215,12 @@ def test_machines_count_together(redis: RedisServer) -> None:
 
 
 def test_a_crowd_is_asked_for_in_batches(redis: RedisServer) -> None:
-    async def work(one: Fleet, other: Fleet) -> None:
+    async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         before = redis.ask("INFO", "commandstats")["cmdstat_eval"]["calls"]
         many = 4 * BATCH
         heard = await asyncio.gather(
             *(
-                known(memory, b"all", Spending(1, many + 7, 3600.0).spend)
+                known(memory, b"all", WindowCount(1, many + 7, 3600.0).spend)
                 for memory in (one, other)
                 for _ in range(many)
             )
@@ -214,7 +232,7 @@ def test_a_crowd_is_asked_for_in_batches(redis: RedisServer) -> None:
 
 
 def test_prefixes_are_worlds_apart(redis: RedisServer) -> None:
-    async def work(memory: Fleet) -> None:
+    async def work(memory: RedisAttemptStore) -> None:
         assert await known(memory, b"ann") == 1
 
     for prefix in ("one", "other"):
@@ -223,7 +241,7 @@ def test_prefixes_are_worlds_apart(redis: RedisServer) -> None:
 
 
 def test_a_secret_that_is_lost_is_put_back(redis: RedisServer) -> None:
-    async def work(one: Fleet, other: Fleet) -> None:
+    async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         assert await known(one, b"ann") == 1
         secret = redis.ask("GET", "blackhole:secret")
         redis.ask("FLUSHALL")
@@ -236,7 +254,7 @@ def test_a_secret_that_is_lost_is_put_back(redis: RedisServer) -> None:
 
 
 def test_machines_share_a_room(redis: RedisServer) -> None:
-    async def work(one: Fleet, other: Fleet) -> None:
+    async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         first, second = await seat(one, 2), await seat(other, 2)
         assert first and second
         assert not await seat(one, 2) and not await seat(other, 2)
@@ -248,9 +266,9 @@ def test_machines_share_a_room(redis: RedisServer) -> None:
 
 
 def test_an_order_begins_with_a_clear_head(redis: RedisServer) -> None:
-    async def work(one: Fleet, other: Fleet) -> None:
-        first, second = (Era(one, mark) for mark in (b"1", b"2"))
-        again = Era(other, b"1")
+    async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
+        first, second = (ScopedStore(one, mark) for mark in (b"1", b"2"))
+        again = ScopedStore(other, b"1")
         assert [await known(era, b"ann") for era in (one, first, second, again)] == [1, 1, 1, 2]
         place = await seat(first, 1)
         assert place and await seat(second, 1)
@@ -262,7 +280,7 @@ def test_an_order_begins_with_a_clear_head(redis: RedisServer) -> None:
 
 
 def test_who_is_refused_takes_nobodys_seat_away(redis: RedisServer) -> None:
-    async def work(one: Fleet, other: Fleet) -> None:
+    async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         assert await seat(one, 1)
         refused = other.bars(b"room", 1)
         assert refused is not None and await refused
@@ -276,7 +294,7 @@ def test_who_is_refused_takes_nobodys_seat_away(redis: RedisServer) -> None:
 def test_leases_are_renewed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_attempts, "RENEW", 0.1)
 
-    async def work(one: Fleet, other: Fleet) -> None:
+    async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         taken = await seat(one, 2)
         refused = other.bars(b"room", 0)
         assert taken is not None and refused is not None and await refused
@@ -301,16 +319,16 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def gone(memory: Fleet) -> bool:
+async def gone(memory: RedisAttemptStore) -> bool:
     return memory.revise(b"x", 0.0, counted) is None
 
 
-async def back(memory: Fleet) -> bool:
+async def back(memory: RedisAttemptStore) -> bool:
     return await known(memory, b"x") is not None
 
 
 def test_a_frozen_one_costs_one_moment(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def work(memory: Fleet, other: Fleet) -> None:
+    async def work(memory: RedisAttemptStore, other: RedisAttemptStore) -> None:
         own.freeze()
         began = time.monotonic()
         asked = [memory.revise(b"ann", 0.0, counted), memory.bars(b"room", 1)]
@@ -318,7 +336,7 @@ def test_a_frozen_one_costs_one_moment(own: RedisServer, caplog: pytest.LogCaptu
         assert 0.04 < time.monotonic() - began < 2
         await until(lambda: gone(memory), "nothing more is asked")
         assert memory.bars(b"room", 1) is None
-        assert isinstance(asked[1], Seat)
+        assert isinstance(asked[1], Lease)
         memory.leave(asked[1])
         await asyncio.sleep(1.2)
         own.thaw()
@@ -337,7 +355,7 @@ def test_a_frozen_one_costs_one_moment(own: RedisServer, caplog: pytest.LogCaptu
 def test_a_moment_of_silence_is_no_loss(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     """It may be ours, too: of a machine that has much to do."""
 
-    async def work(memory: Fleet) -> None:
+    async def work(memory: RedisAttemptStore) -> None:
         before = own.ask("CLIENT", "LIST").count("addr=")
         own.freeze()
         assert await known(memory, b"ann") is None
@@ -353,7 +371,7 @@ def test_a_moment_of_silence_is_no_loss(own: RedisServer, caplog: pytest.LogCapt
 
 
 def test_who_has_time_waits_longer(own: RedisServer) -> None:
-    async def work(memory: Fleet) -> None:
+    async def work(memory: RedisAttemptStore) -> None:
         own.freeze()
         question = memory.revise(b"ann", 0.0, counted)
         await asyncio.sleep(redis_attempts.SILENCE + 0.3)
@@ -364,7 +382,7 @@ def test_who_has_time_waits_longer(own: RedisServer) -> None:
 
 
 def test_a_killed_one_is_found_again(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def work(memory: Fleet) -> None:
+    async def work(memory: RedisAttemptStore) -> None:
         assert await known(memory, b"ann") == 1
         own.kill()
         assert [await known(memory, b"ann") for _ in range(3)] == [None] * 3
@@ -379,7 +397,7 @@ def test_a_killed_one_is_found_again(own: RedisServer, caplog: pytest.LogCapture
 def test_one_that_is_not_there_at_the_start_may_come(
     own: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(memory: Fleet) -> None:
+    async def work(memory: RedisAttemptStore) -> None:
         assert await gone(memory)
         own.start()
         await until(lambda: back(memory), "it is asked")
@@ -391,7 +409,7 @@ def test_one_that_is_not_there_at_the_start_may_come(
 
 
 def test_what_it_refuses_is_no_answer(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def work(memory: Fleet) -> None:
+    async def work(memory: RedisAttemptStore) -> None:
         own.ask("CONFIG", "SET", "maxmemory", 1)
         assert await known(memory, b"ann") is None
         own.ask("CONFIG", "SET", "maxmemory", 0)
@@ -405,9 +423,9 @@ def test_what_it_refuses_is_no_answer(own: RedisServer, caplog: pytest.LogCaptur
 def test_who_hears_no_answer_in_time_holds_up_nobody(redis: RedisServer) -> None:
     """A question may be given up while the one before it is under way, and is not asked then."""
 
-    async def work(memory: Fleet) -> None:
+    async def work(memory: RedisAttemptStore) -> None:
         question = memory.revise(b"ann", 0.0, counted)
-        assert isinstance(question, Question)
+        assert isinstance(question, Query)
         question.settle(None)
         assert await question is None
         assert await known(memory, b"ann") == 1
@@ -416,7 +434,7 @@ def test_who_hears_no_answer_in_time_holds_up_nobody(redis: RedisServer) -> None
 
 
 def test_one_complaint_a_minute_for_all_workers(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    memory = Fleet(options._attempts(own.url()))
+    memory = RedisAttemptStore(options._attempts(own.url()))
     own.kill()
 
     async def work() -> None:
@@ -437,8 +455,8 @@ def test_one_complaint_a_minute_for_all_workers(own: RedisServer, caplog: pytest
 
 def test_a_password(caplog: pytest.LogCaptureFixture) -> None:
     with RedisServer("--requirepass", "open%sesame") as own:
-        right = Fleet(options._attempts(own.url(password="open%25sesame")))
-        wrong = Fleet(options._attempts(own.url(password="Sesam")))
+        right = RedisAttemptStore(options._attempts(own.url(password="open%25sesame")))
+        wrong = RedisAttemptStore(options._attempts(own.url(password="Sesam")))
 
         async def both() -> None:
             for memory in (right, wrong):
@@ -460,8 +478,8 @@ def test_tls(certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_pat
         plain.command += ["--tls-cert-file", certificate.cert, "--tls-key-file", certificate.key]
         plain.start()
         url = plain.url().replace("redis://", "rediss://")
-        trusting = Fleet(options._attempts(f"{url}&ca={certificate.ca}"))
-        other = Fleet(options._attempts(url))
+        trusting = RedisAttemptStore(options._attempts(f"{url}&ca={certificate.ca}"))
+        other = RedisAttemptStore(options._attempts(url))
 
         async def both() -> None:
             for memory in (trusting, other):

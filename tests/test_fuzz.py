@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from blackhole.rules.model import FAULTS
 from blackhole.rules.scenario import COUNTED, RULE_KEYS, profiles
-from blackhole.smtp.replies import Then
+from blackhole.smtp.replies import NextAction
 from tests.fuzz import inputs, live, model
 from tests.fuzz.__main__ import put, shout, sizes
 from tests.fuzz.inputs import attempt, stand
@@ -139,7 +139,7 @@ class Talk(RuleBasedStateMachine):
     @rule(word=st.sampled_from(list(model.SAID)))
     def command(self, word: str) -> None:
         self.hear(model.SAID[word], self.model.answer(word))
-        if self.session.then is Then.SECURE:
+        if self.session.next_action is NextAction.START_TLS:
             self.session.secured()
 
     @precondition(lambda self: self.model.body)

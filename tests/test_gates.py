@@ -17,23 +17,34 @@ from elsewhere import Elsewhere, Silence, fetched
 from program import Program, descriptors, wait_for
 
 from blackhole.rules import explain, scenario
-from blackhole.rules.evaluator import Outside
-from blackhole.rules.limiters import OBLIVION, Answer, Change, Greylist, Memory, Quota, counted, network
-from blackhole.rules.model import Case
-from blackhole.smtp.session import Engine, Session
-from blackhole.smtp.state import Config
-from blackhole.store.attempts import Attempts
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.limiters import (
+    NULL_STORE,
+    Answer,
+    AttemptStore,
+    Greylist,
+    RateLimit,
+    Update,
+    counted,
+    network,
+)
+from blackhole.rules.model import RuleContext
+from blackhole.smtp.session import Session, SMTPEngine
+from blackhole.smtp.state import ListenerConfig
+from blackhole.store.attempts import AttemptTable
 
 
 class World:
     """A clock that is set by hand, a memory, and a listener with these rules."""
 
-    def __init__(self, text: str, mode: str = "accept", memory: Memory | None = None) -> None:
+    def __init__(self, text: str, mode: str = "accept", memory: AttemptStore | None = None) -> None:
         self.now = 0.0
-        self.memory = memory or Attempts(sets=64)
-        rules = tuple(scenario.read(text, "test.toml")) if text else ()
-        outside = Outside(lambda: self.now, self.memory)
-        self.engine = Engine(Config(hostname="mx.test", mode=mode, rules=rules), Random(7), outside=outside)
+        self.memory = memory or AttemptTable(sets=64)
+        rules = tuple(scenario.parse_rules(text, "test.toml")) if text else ()
+        outside = RuleEnvironment(lambda: self.now, self.memory)
+        self.engine = SMTPEngine(
+            ListenerConfig(hostname="mx.test", mode=mode, rules=rules), Random(7), outside=outside
+        )
 
     def arrive(self, client: str = "192.0.2.1") -> tuple[Session, str]:
         session = self.engine.session(client=client)
@@ -150,9 +161,9 @@ def test_who_is_there_takes_up_room_until_he_leaves() -> None:
     second, two = world.arrive()
     assert (one, two, world.arrive()[1]) == ("220", "220", "450")
     assert world.arrive("192.0.2.2")[1] == "220"
-    assert first.judge is not None and second.judge is not None
+    assert first.evaluator is not None and second.evaluator is not None
     second.secured()
-    second.judge.leave()
+    second.evaluator.leave()
     assert [world.arrive()[1] for _ in range(2)] == ["220", "450"]
 
 
@@ -164,14 +175,14 @@ def test_tls_does_not_make_a_new_connection() -> None:
     assert say(session, "MAIL FROM:<ann@a>") == "450"
 
 
-class Tally(Attempts):
+class Tally(AttemptTable):
     """Keeps in mind what it was asked to count."""
 
     def __init__(self) -> None:
         super().__init__(sets=4)
         self.keys: list[bytes] = []
 
-    def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def revise(self, key: Hashable, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         assert isinstance(key, bytes)
         self.keys.append(key)
         return super().revise(key, now, change, alone)
@@ -199,12 +210,12 @@ def test_only_what_a_rule_may_be_for_is_counted(conditions: str, tried: list[str
 
 
 def test_without_a_memory_everything_is_new() -> None:
-    assert [OBLIVION.revise(b"x", 5.0, counted) for _ in range(2)] == [1, 1]
-    assert OBLIVION.bars(b"x", 0) and not OBLIVION.bars(b"x", 1)
-    OBLIVION.leave(b"x")
-    case = Case()
-    assert Greylist(0, 1).stops("x", case, OBLIVION)
-    assert not Quota("messages", 1, 60, "all").stops("x", case, OBLIVION)
+    assert [NULL_STORE.revise(b"x", 5.0, counted) for _ in range(2)] == [1, 1]
+    assert NULL_STORE.bars(b"x", 0) and not NULL_STORE.bars(b"x", 1)
+    NULL_STORE.leave(b"x")
+    case = RuleContext()
+    assert Greylist(0, 1).stops("x", case, NULL_STORE)
+    assert not RateLimit("messages", 1, 60, "all").stops("x", case, NULL_STORE)
 
 
 # Where nobody knows
@@ -232,7 +243,7 @@ def first(world: World) -> str:
 
 @pytest.mark.parametrize("memory", [lambda: Elsewhere(False), Silence], ids=["no answer", "known to be gone"])
 @pytest.mark.parametrize("rule", UNSURE)
-def test_where_nobody_knows_a_rule_has_its_own_answer(rule: str, memory: Callable[[], Memory]) -> None:
+def test_where_nobody_knows_a_rule_has_its_own_answer(rule: str, memory: Callable[[], AttemptStore]) -> None:
     text, behind = f"[[rule]]\n{rule}\n", BEHIND.format(UNSURE[rule])
     assert first(World(text, memory=memory())) == "250"
     assert first(World(text + "when_unknown = 'accept'\n" + behind, memory=memory())) == "552"
@@ -251,7 +262,7 @@ def test_where_nobody_knows_draws_are_those_of_the_first_attempt() -> None:
 
 
 def test_what_nobody_knows_is_told_by_explain() -> None:
-    rules = scenario.read(
+    rules = scenario.parse_rules(
         "[[rule]]\nphase = 'RCPT'\nattempt = 2\nsender = 'ann@*'\ngreylist = true\n"
         "when_unknown = '451 4.3.0 Who knows'\n[[rule]]\ngreylist = true\nwhen_unknown = 'accept'\n",
         "test.toml",
@@ -261,7 +272,7 @@ def test_what_nobody_knows_is_told_by_explain() -> None:
         ({"sender": "eve@a", "rcpt": "b@b"}, ["sender is not ann@*", "yes"]),
         ({"sender": "ann@a"}, ["it is for RCPT", "it is for RCPT"]),
     ):
-        lines = list(explain.explain(rules, "accept", explain.case(told, "127.0.0.1:25"), Random(7)))
+        lines = list(explain.explain(rules, "accept", explain.context(told, "127.0.0.1:25"), Random(7)))
         assert [line.endswith(end) for line, end in zip(lines[1:3], ends, strict=True)] == [True, True], lines
 
 
@@ -271,9 +282,9 @@ def test_who_may_have_been_let_in_leaves_in_any_case() -> None:
     world = World("[[rule]]\nthrottle = { concurrent = 1 }\nreply = '421 4.7.0 Full'\n", memory=memory)
     session = world.engine.session(client="192.0.2.1")
     assert session.greet() == b""
-    assert session.judge is not None
+    assert session.evaluator is not None
     later = session.later
-    session.judge.leave()
+    session.evaluator.leave()
     assert memory.left == [later]
 
 

@@ -19,19 +19,19 @@ from test_report import succeeded
 from test_simulator import outcome
 from test_web import Sink, ask, figures, post
 
-from blackhole.metrics.counters import HITS, SPEAKERS, Stats
+from blackhole.metrics.counters import RULE_HITS, RULE_NAMES, Counters
 from blackhole.rules import scenario
-from blackhole.smtp.session import Engine, Session
-from blackhole.smtp.state import Config
+from blackhole.smtp.session import Session, SMTPEngine
+from blackhole.smtp.state import ListenerConfig
 
 # In the engine
 
 
-def engine(text: str, strict: bool = False) -> Engine:
+def engine(text: str, strict: bool = False) -> SMTPEngine:
     """One whose rules are counted in the cells 10001, 10002, ..."""
-    read = enumerate(scenario.read(text, "test"), 10001)
+    read = enumerate(scenario.parse_rules(text, "test"), 10001)
     rules = tuple(replace(rule, cell=cell) for cell, rule in read)
-    return Engine(Config(rules=rules, strict=strict), Random(7))
+    return SMTPEngine(ListenerConfig(rules=rules, strict=strict), Random(7))
 
 
 def spoke(session: Session) -> list[int]:
@@ -90,7 +90,7 @@ def test_a_rule_is_counted_before_the_handshake_too() -> None:
 
 def test_without_a_cell_nothing_is_counted() -> None:
     """As for the rules of a mode."""
-    session = Engine(Config(mode="unavailable"), Random(7)).session()
+    session = SMTPEngine(ListenerConfig(mode="unavailable"), Random(7)).session()
     session.greet()
     assert len(session.said) == 1
 
@@ -99,7 +99,7 @@ def test_without_a_cell_nothing_is_counted() -> None:
 def test_a_fault_in_the_greeting_comes_first_to_who_talks_before_it(then: str) -> None:
     session = engine(f'[[rule]]\nphase = "CONNECT"\nthen = "{then}"\n', strict=True).session()
     out = session.greet()
-    assert session.overtaken(out) == out
+    assert session.client_spoke_first(out) == out
     assert spoke(session) == [1]
 
 
@@ -107,29 +107,31 @@ def test_a_fault_in_the_greeting_comes_first_to_who_talks_before_it(then: str) -
 
 
 def test_a_name_keeps_its_cell() -> None:
-    stats = Stats(1)
-    assert stats.speakers(["b", "a", "b"]) == [HITS, HITS + 1, HITS]
-    assert stats.speakers(["a", "c"]) == [HITS + 1, HITS + 2]
-    stats.cells(stats.claim())[HITS + 1] = 4
+    stats = Counters(1)
+    assert stats.rule_counters(["b", "a", "b"]) == [RULE_HITS, RULE_HITS + 1, RULE_HITS]
+    assert stats.rule_counters(["a", "c"]) == [RULE_HITS + 1, RULE_HITS + 2]
+    stats.cells(stats.claim())[RULE_HITS + 1] = 4
     before = stats.snapshot()
     assert before.rule_hits == {"b": 0, "a": 4, "c": 0}
-    stats.cells(0)[HITS] = 9
+    stats.cells(0)[RULE_HITS] = 9
     assert (stats.snapshot() - before).rule_hits == {"b": 9, "a": 0, "c": 0}
 
 
 def test_names_beyond_the_table_are_others() -> None:
-    stats = Stats(1)
-    assert stats.speakers(["others"]) == [HITS + SPEAKERS - 1], "whoever is called so is one of them"
-    cells = stats.speakers(map(str, range(SPEAKERS + 10)))
-    assert cells == [*range(HITS, HITS + SPEAKERS), *[HITS + SPEAKERS - 1] * 10]
-    stats.cells(stats.claim())[HITS + SPEAKERS - 1] = 5
+    stats = Counters(1)
+    assert stats.rule_counters(["others"]) == [RULE_HITS + RULE_NAMES - 1], (
+        "whoever is called so is one of them"
+    )
+    cells = stats.rule_counters(map(str, range(RULE_NAMES + 10)))
+    assert cells == [*range(RULE_HITS, RULE_HITS + RULE_NAMES), *[RULE_HITS + RULE_NAMES - 1] * 10]
+    stats.cells(stats.claim())[RULE_HITS + RULE_NAMES - 1] = 5
     seen = stats.snapshot().rule_hits
-    assert ([*seen][-2:], seen["others"], len(seen)) == (["126", "others"], 5, SPEAKERS)
+    assert ([*seen][-2:], seen["others"], len(seen)) == (["126", "others"], 5, RULE_NAMES)
 
 
 def test_a_long_name_is_clipped_between_characters() -> None:
-    stats = Stats(1)
-    assert stats.speakers(["x" + "é" * 40, "x" + "é" * 50]) == [HITS, HITS]
+    stats = Counters(1)
+    assert stats.rule_counters(["x" + "é" * 40, "x" + "é" * 50]) == [RULE_HITS, RULE_HITS]
     assert stats.snapshot().rule_hits == {"x" + "é" * 31: 0}
 
 
@@ -168,7 +170,7 @@ def settled(look: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
 
 def test_hits_are_exact_over_workers_that_die_and_reloads(file: Path, tmp_path: Path) -> None:
     def hits() -> dict[str, int]:
-        return Stats.of(program.pid).snapshot().rule_hits
+        return Counters.of(program.pid).snapshot().rule_hits
 
     pid = tmp_path / "pid"
     with Program("--workers=2", f"--scenario={file}", f"--pid={pid}") as program:
@@ -203,8 +205,8 @@ def test_who_is_never_answered_is_counted_while_he_waits(tmp_path: Path) -> None
     with Program(f"--scenario={path}") as program, socket.create_connection(program.address, 20) as client:
         client.recv(4096)
         client.sendall(b"NOOP\r\n")
-        settled(lambda: Stats.of(program.pid).snapshot().rule_hits, {"mute": 1})
-        assert Stats.of(program.pid).snapshot().open == 1
+        settled(lambda: Counters.of(program.pid).snapshot().rule_hits, {"mute": 1})
+        assert Counters.of(program.pid).snapshot().open == 1
 
 
 def test_what_is_ordered_is_counted_too_and_a_run_has_its_own_time(file: Path) -> None:

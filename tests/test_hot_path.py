@@ -16,9 +16,9 @@ import pytest
 from program import Program, wait_for
 from tornado.iostream import IOStream
 
-from blackhole.net.direct import Stream
-from blackhole.smtp.session import Engine
-from blackhole.smtp.state import Config
+from blackhole.net.direct import DirectStream
+from blackhole.smtp.session import SMTPEngine
+from blackhole.smtp.state import ListenerConfig
 
 MESSAGES = 400
 SESSIONS = 5
@@ -78,7 +78,7 @@ def test_a_connection_costs_five_calls_of_its_own(tmp_path: Path) -> None:
 def test_a_body_leaves_no_trace_in_memory() -> None:
     """What a session allocates does not depend on how long the message is."""
     tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy does not tell what is allocated")
-    session = Engine(Config(), random.Random(7)).session()
+    session = SMTPEngine(ListenerConfig(), random.Random(7)).session()
     session.greet()
     session.receive(b"DATA\r\n")
     chunk = (b"x" * 62 + b"\r\n") * 1024
@@ -101,12 +101,14 @@ def test_a_stream_is_an_iostream_whose_attributes_are_the_class_s() -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             fresh = IOStream(
-                ours, max_buffer_size=Stream.max_buffer_size, read_chunk_size=Stream.read_chunk_size
+                ours,
+                max_buffer_size=DirectStream.max_buffer_size,
+                read_chunk_size=DirectStream.read_chunk_size,
             )
             for name, value in vars(fresh).items():
                 if name in ("socket", "io_loop"):
                     continue
-                mine = getattr(Stream, name)
+                mine = getattr(DirectStream, name)
                 if isinstance(value, bool | int | NoneType):
                     assert mine == value, name
                 else:

@@ -6,16 +6,16 @@ import pytest
 
 from blackhole.metrics.counters import WIDTH
 from blackhole.web.figures import series
-from blackhole.web.history import DAY, HOUR, NAME, RUNS, SECOND, Ledger, Moment, Ring, rate
+from blackhole.web.history import DAY, HOUR, NAME, RUNS, SECOND, History, RingBuffer, Sample, rate
 
 
-def at(seconds: float, messages: int = 0, open: int = 0) -> Moment:
+def at(seconds: float, messages: int = 0, open: int = 0) -> Sample:
     """`messages` have come by then."""
-    return Moment(round(seconds * SECOND), messages, messages, 10 * messages, open)
+    return Sample(round(seconds * SECOND), messages, messages, 10 * messages, open)
 
 
-def ring(slots: int = 5) -> Ring:
-    return Ring(memoryview(bytearray(Ring.size(slots) * 8)).cast("Q"), slots, SECOND)
+def ring(slots: int = 5) -> RingBuffer:
+    return RingBuffer(memoryview(bytearray(RingBuffer.size(slots) * 8)).cast("Q"), slots, SECOND)
 
 
 def test_a_ring_keeps_the_last_of_each_step_and_the_most_that_was_open() -> None:
@@ -51,7 +51,7 @@ def test_a_rate_is_by_the_time_that_really_passed() -> None:
 
 
 def test_history_has_holes_where_nobody_looked() -> None:
-    ledger = Ledger()
+    ledger = History()
     for second, messages in ((100, 0), (101, 10), (102, 30), (105, 60)):
         ledger.note(at(second, messages, open=second - 100))
     found = series(ledger.hour, at(105).at, HOUR)
@@ -63,7 +63,7 @@ def test_history_has_holes_where_nobody_looked() -> None:
 
 
 def test_a_day_is_by_minutes() -> None:
-    ledger = Ledger()
+    ledger = History()
     for second in range(600, 960):
         ledger.note(at(second, 2 * second))
     found = series(ledger.day, at(959).at, DAY)
@@ -72,7 +72,7 @@ def test_a_day_is_by_minutes() -> None:
 
 
 def test_the_busiest_second_is_the_peak() -> None:
-    ledger = Ledger()
+    ledger = History()
     for second, messages in enumerate((0, 5, 105, 110, 110), 100):
         ledger.note(at(second, messages, open=messages % 100))
     assert (ledger.peak, ledger.crowd) == (100, 10)
@@ -80,7 +80,7 @@ def test_the_busiest_second_is_the_peak() -> None:
 
 @pytest.mark.parametrize(("span", "pace"), [(1, 0.0), (2, 2.5), (10, 30.0), (60, 30.0)])
 def test_pace_looks_back_as_far_as_is_known(span: int, pace: float) -> None:
-    ledger = Ledger()
+    ledger = History()
     for second, messages in enumerate((0, 100, 110, 115, 120, 120), 100):
         if second != 102:
             ledger.note(at(second, messages))
@@ -92,7 +92,7 @@ def counters(value: int) -> list[int]:
 
 
 def test_a_run_remembers_its_counters() -> None:
-    ledger = Ledger()
+    ledger = History()
     assert ledger.start("x" * NAME, counters(7), 3)
     run = ledger.run("x" * NAME)
     assert run is not None
@@ -107,7 +107,7 @@ def test_a_run_remembers_its_counters() -> None:
 
 
 def test_a_run_knows_its_busiest_second_and_its_crowd() -> None:
-    ledger = Ledger()
+    ledger = History()
     ledger.start("late", counters(0), 0)
     began = ledger.runs()[0].began / SECOND
     ledger.note(at(began - 1.5, 0, open=9))
@@ -124,13 +124,13 @@ def test_a_run_knows_its_busiest_second_and_its_crowd() -> None:
 
 def test_a_sum_too_large_for_a_cell_is_no_fault() -> None:
     """As sums of what is no counter are, of titles."""
-    ledger = Ledger()
+    ledger = History()
     ledger.start("it", counters(1 << 64), 0)
     assert ledger.runs()[0].first[0] == 0
 
 
 def test_there_is_room_for_so_many() -> None:
-    ledger = Ledger()
+    ledger = History()
     for number in range(RUNS):
         assert ledger.start(str(number), counters(0), 0)
     assert not ledger.start("more", counters(0), 0)

@@ -20,8 +20,8 @@ from service import Serve, Service
 from transcript import PATIENCE
 
 from blackhole.net import connection, direct, server
-from blackhole.net.admission import Guard
-from blackhole.net.direct import Stream
+from blackhole.net.admission import AdmissionControl
+from blackhole.net.direct import DirectStream
 from blackhole.smtp.state import cell
 
 BUSY = b"421 4.3.2 Too many connections, try again later\r\n"
@@ -134,7 +134,7 @@ def test_a_crowd_meets_few_descriptors(clients: ExitStack) -> None:
         crowd = [clients.enter_context(dial(program.address)) for _ in range(600)]
         heard = [first(client) for client in crowd]
         served = [client for client, said in zip(crowd, heard, strict=True) if said.startswith(b"220 ")]
-        assert len(served) == FILES - server.RESERVED
+        assert len(served) == FILES - server.RESERVED_FDS
         assert heard.count(BUSY) == len(crowd) - len(served)
         assert processor(worker) - before < 2
         served[0].sendall(b"NOOP\r\n")
@@ -526,16 +526,16 @@ def test_a_fault_at_any_await_costs_one_connection(
         if where == "sleep":
             patch.setattr(connection.asyncio, "sleep", stumble)
         elif where == "admit":
-            patch.setattr(Guard, "admit", trip)
+            patch.setattr(AdmissionControl, "admit", trip)
         elif where == "drain":
             patch.setattr(direct, "write", lambda *_: 0)
-            patch.setattr(Stream, "drain", stumble)
+            patch.setattr(DirectStream, "drain", stumble)
         elif where == "_talk":
             patch.setattr(connection.Connection, where, stumble)
         elif where == "shake_hands":
-            patch.setattr(Stream, where, stumble)
+            patch.setattr(DirectStream, where, stumble)
         else:
-            patch.setattr(Stream, where, trip)
+            patch.setattr(DirectStream, where, trip)
         with dial(service.address) as client:
             client.sendall(said)
             heard = rest(client)

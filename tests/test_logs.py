@@ -49,7 +49,7 @@ def lines(body: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-def last_words(text: str) -> list[str]:
+def shutdown_write(text: str) -> list[str]:
     return [line.rpartition(" ")[2] for line in text.splitlines()]
 
 
@@ -104,8 +104,8 @@ def test_a_traceback_without_end_is_cut_at_its_beginning() -> None:
 
 def test_debug_is_for_our_own_loggers() -> None:
     body = "log.debug('ours')\nlog = logging.getLogger('asyncio')\nlog.debug('theirs')\nlog.info('both')"
-    assert last_words(script(body, debug=True).stderr) == ["ours", "both"]
-    assert last_words(script(body, debug=False).stderr) == ["both"]
+    assert shutdown_write(script(body, debug=True).stderr) == ["ours", "both"]
+    assert shutdown_write(script(body, debug=False).stderr) == ["both"]
 
 
 # Files
@@ -115,7 +115,7 @@ def test_a_file_is_private_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for word in ("one", "two"):
         assert script(f"log.info('{word}')", path, debug=False).stderr == ""
-    assert last_words(path.read_text()) == ["one", "two"]
+    assert shutdown_write(path.read_text()) == ["one", "two"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
@@ -124,8 +124,8 @@ def test_after_rotation_it_is_opened_again(tmp_path: Path) -> None:
     move = f"os.rename({str(path)!r}, {str(path) + '.1'!r})\n"
     body = f"log.info('one')\n{move}log.info('two')\nlogs.reopen()\nlog.info('three')"
     assert script(body, path, debug=False).stderr == ""
-    assert last_words((tmp_path / "log.1").read_text()) == ["one", "two"]
-    assert last_words(path.read_text()) == ["three"]
+    assert shutdown_write((tmp_path / "log.1").read_text()) == ["one", "two"]
+    assert shutdown_write(path.read_text()) == ["three"]
 
 
 def test_when_it_cannot_be_opened_again_the_old_one_goes_on(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_repeats_itself_is_damped() -> None:
     """Of one place in the program twenty lines in ten seconds, then how many were left out."""
     now = 0.0
-    damper = logs.Damper(lambda: now)
+    damper = logs.RateLimitFilter(lambda: now)
 
     def line(number: int, level: int = logging.INFO) -> logging.LogRecord:
         return logging.LogRecord("blackhole", level, "connection.py", number, "it is %s", ("so",), None)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackhole.rules.model import Case, Condition, Rule, Ruling, Table, Verdict, Window
-from blackhole.rules.patterns import COMPARISONS, SPANS, Globs, comparison
+from blackhole.rules.model import Condition, Decision, Effect, Rule, RuleContext, RuleTable, Window
+from blackhole.rules.patterns import COMPARISONS, SPANS, GlobSet, comparison
 
 TEXT = st.sampled_from(
     ("ann@example.com", "Bob.Bulk@example.com", "bob@bulk.example.com", "news+ann@example.com", "")
@@ -36,12 +36,12 @@ FIELDS = st.lists(st.tuples(NAME, GLOB).map(": ".join), min_size=1, max_size=2)
 
 
 def addressed(key: str, globs: Sequence[str]) -> Condition:
-    made = Globs(globs)
+    made = GlobSet(globs)
     return Condition(key, "", lambda case: made.match(getattr(case, key)), made)
 
 
 def fielded(globs: Sequence[str]) -> Condition:
-    made = Globs(globs)
+    made = GlobSet(globs)
     return Condition("header", "", lambda case: any(map(made.match, case.header)), made)
 
 
@@ -90,17 +90,17 @@ def test_what_is_found_is_what_holds(
     size: int,
 ) -> None:
     rules = [
-        Rule(frozenset(("RCPT",)), Verdict(), tests, window=window, cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), tests, window=window, cell=number)
         for number, (tests, window) in enumerate(made, 1)
     ]
-    case = Case()
+    case = RuleContext()
     case.size = size
     case.sender, case.recipient, case.helo, case.at = sender.encode(), recipient.encode(), helo.encode(), at
     case.header = [f"{name}: {value}".encode() for name, value in header]
     wanted = [rule.cell for rule in rules if all(test.holds(case) for test in rule.tests) and rule.odds(at)]
-    table = Table(rules)
+    table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert found is None or isinstance(found, Ruling)
+    assert found is None or isinstance(found, Decision)
     assert (found.cell if found else 0) == (wanted or [0])[0]
     assert table.silent(case) == (not wanted)
 
@@ -111,13 +111,13 @@ def test_what_is_found_is_what_holds(
 def test_a_rule_among_many_is_found_by_any_part_of_an_address(glob: str) -> None:
     globs = ["ann@other.test", "*@other.test", "ann*", "*.test", "*other*", glob]
     rules = [
-        Rule(frozenset(("RCPT",)), Verdict(), (addressed("recipient", [one]),), cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), (addressed("recipient", [one]),), cell=number)
         for number, one in enumerate(globs)
     ]
-    case = Case()
+    case = RuleContext()
     case.recipient = b"Bob@BULK.example.com"
-    found = Table(rules).find(case, Random(7))
-    assert isinstance(found, Ruling) and globs[found.cell] == glob
+    found = RuleTable(rules).find(case, Random(7))
+    assert isinstance(found, Decision) and globs[found.cell] == glob
 
 
 @pytest.mark.parametrize(("at", "spoke"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])
@@ -130,14 +130,14 @@ def test_a_rule_among_many_is_found_by_the_hour(at: float, spoke: int | None) ->
         Window("noon", 14, 6),
     ]
     rules = [
-        Rule(frozenset(("RCPT",)), Verdict(), window=window, cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), window=window, cell=number)
         for number, window in enumerate(hours)
     ]
-    case = Case()
+    case = RuleContext()
     case.at = at
-    table = Table(rules)
+    table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert (found.cell if isinstance(found, Ruling) else found) == spoke
+    assert (found.cell if isinstance(found, Decision) else found) == spoke
     assert table.silent(case) == (spoke is None)
 
 
@@ -159,41 +159,41 @@ def test_a_rule_among_many_is_found_by_a_field(field: str, spoke: int | None) ->
         ["X-*: ann*"],
     ]
     rules = [
-        Rule(frozenset(("RCPT",)), Verdict(), (fielded(globs),), cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), (fielded(globs),), cell=number)
         for number, globs in enumerate([*kinds, ["Subject: nothing"], ["From: bob@*"]])
     ]
-    case = Case()
+    case = RuleContext()
     case.header = [field.encode()]
-    table = Table(rules)
+    table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert (found.cell if isinstance(found, Ruling) else found) == spoke
+    assert (found.cell if isinstance(found, Decision) else found) == spoke
     assert table.silent(case) == (spoke is None)
 
 
 def test_a_rule_among_many_is_found_by_a_size() -> None:
     wanted = [(">", 1000), ("=", 40), ("<", 10), (">=", 500), ("<=", 20), (">", 100)]
     rules = [
-        Rule(frozenset((".",)), Verdict(), (sized(*bound),), cell=number)
+        Rule(frozenset((".",)), Effect(), (sized(*bound),), cell=number)
         for number, bound in enumerate(wanted)
     ]
-    table = Table(rules)
-    case = Case()
+    table = RuleTable(rules)
+    case = RuleContext()
     for size in (*range(1100), 5000):
         case.size = size
         holds = [number for number, (sign, limit) in enumerate(wanted) if comparison(sign, limit)(size)]
         found = table.find(case, Random(7))
-        assert [found.cell if isinstance(found, Ruling) else found] == (holds or [None])[:1]
+        assert [found.cell if isinstance(found, Decision) else found] == (holds or [None])[:1]
         assert table.silent(case) == (not holds)
 
 
 def test_sizes_do_not_make_a_table_grow() -> None:
-    table = Table(
-        Rule(frozenset(("MAIL",)), Verdict(), (sized("=", 10 * limit),), cell=limit) for limit in range(1000)
+    table = RuleTable(
+        Rule(frozenset(("MAIL",)), Effect(), (sized("=", 10 * limit),), cell=limit) for limit in range(1000)
     )
-    case = Case()
+    case = RuleContext()
     for case.size in range(10000):
         found = table.find(case, Random(7))
-        assert (found.cell if isinstance(found, Ruling) else None) == (
+        assert (found.cell if isinstance(found, Decision) else None) == (
             None if case.size % 10 else case.size // 10
         )
         assert table._sizes is not None and len(table._sizes._spans) <= SPANS

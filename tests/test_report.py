@@ -19,16 +19,16 @@ from program import MODULE, Program, alive, children, environment, run, state, t
 from test_clients import RECIPIENT, SENDER, Postfix, folder, message, needs, output, rules
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Snapshot, Stats
+from blackhole.metrics.counters import Counters, Snapshot
 from blackhole.smtp.state import ACCUSED
-from blackhole.smtp.violations import LEVELS, NUMBER, RULES
+from blackhole.smtp.violations import LEVELS, NUMBER, VIOLATIONS
 
 __all__ = ["folder"]
 """A fixture; pytest takes it from here."""
 
 
 def figures(**violations: int) -> Snapshot:
-    stats = Stats(1)
+    stats = Counters(1)
     cells = stats.cells(stats.claim())
     for rule, count in violations.items():
         cells[ACCUSED + NUMBER[rule.replace("_", "-")]] = count
@@ -58,13 +58,13 @@ def test_the_text_says_what_where_and_what_to_do() -> None:
 
 def test_junit_has_a_case_for_each_rule() -> None:
     suite = ElementTree.fromstring(report.junit(figures(bare_lf=2, nul=1)))
-    assert (suite.get("tests"), suite.get("failures")) == (str(len(RULES)), "2")
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(VIOLATIONS)), "2")
     assert {case.get("name") for case in suite if len(case)} == {"bare-lf", "nul"}
 
 
 def test_a_rule_is_well_formed() -> None:
-    assert len(NUMBER) == len(RULES)
-    for rule in RULES:
+    assert len(NUMBER) == len(VIOLATIONS)
+    for rule in VIOLATIONS:
         assert rule.level in LEVELS
         assert rule.meaning[0].islower()
         assert not (rule.meaning + rule.hint).endswith(".")
@@ -75,13 +75,13 @@ def test_a_rule_is_well_formed() -> None:
 
 def broken(program: Program) -> list[str]:
     """The rules that were broken so far, once every client is gone."""
-    wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
-    return [one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())]
+    wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all have left")
+    return [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())]
 
 
 def verdict(program: Program, pid: Path) -> list[str]:
     """The same, as the program tells it."""
-    wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
+    wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all have left")
     done = run("report", f"--pid={pid}", "--format=json")
     assert done.returncode == 0, done.stderr
     return [one["rule"] for one in json.loads(done.stdout)["findings"]]
@@ -160,7 +160,7 @@ def test_who_leaves_in_the_middle_of_a_message_is_told_of() -> None:
         client.send(b"Subject: a test\r\n\r\nHel")
         client.close()
         assert broken(program) == ["hung-up-in-body"]
-        assert sum(Stats.of(program.pid).snapshot().messages.values()) == 0
+        assert sum(Counters.of(program.pid).snapshot().messages.values()) == 0
 
 
 def watching(pid: Path) -> subprocess.Popen[str]:
@@ -232,17 +232,17 @@ def test_smtp_source_is_counted_to_the_message(tmp_path: Path, options: tuple[st
         target = f"inet:{program.address[0]}:{program.address[1]}"
         output(needs("smtp-source"), "-s", "10", "-m", "500", "-l", "3000", "-r", "3", *options, target)
         assert set(verdict(program, pid)) <= {"hello-name"}
-        seen = Stats.of(program.pid).snapshot()
+        seen = Counters.of(program.pid).snapshot()
         assert dict(seen.messages) == {"accepted": 500, "deferred": 0, "rejected": 0}
         assert seen.recipients == 1500
         assert seen.commands["QUIT"] == sum(seen.connections.values())
         assert seen.commands["DATA"] == seen.commands["MAIL"] == 500
         wait_for(
-            lambda: Stats.of(program.pid).snapshot().histograms["message_bytes"].count == 500, "the sizes"
+            lambda: Counters.of(program.pid).snapshot().histograms["message_bytes"].count == 500, "the sizes"
         )
-        sizes = Stats.of(program.pid).snapshot().histograms["message_bytes"]
+        sizes = Counters.of(program.pid).snapshot().histograms["message_bytes"]
         assert 500 * 2900 < sizes.sum < 500 * 3400
-        times = Stats.of(program.pid).snapshot().histograms
+        times = Counters.of(program.pid).snapshot().histograms
         # Sampled: some of the 3,500 turns, and never so many that it would cost something.
         assert 0 < times["service_seconds"].count < 1500
         assert 0 < times["client_seconds"].count < 1500
@@ -255,7 +255,7 @@ def test_smtplib_is_right(tmp_path: Path) -> None:
             for body in ("Hello\n.\n..\nGoodbye\n", "", 100 * "x" * 70 + "\n"):
                 assert client.send_message(message(body)) == {}
         assert verdict(program, pid) == []
-        assert Stats.of(program.pid).snapshot().messages["accepted"] == 3
+        assert Counters.of(program.pid).snapshot().messages["accepted"] == 3
 
 
 def test_smtplib_says_nothing_of_8_bit(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_msmtp_is_right(certificate: Certificate, tls: bool) -> None:
     with sink(certificate) as program:
         output(*command, f"--port={program.port}", RECIPIENT, "carol@example.com", text=TEXT)
         assert broken(program) == []
-        seen = Stats.of(program.pid).snapshot()
+        seen = Counters.of(program.pid).snapshot()
         assert (seen.messages["accepted"], seen.recipients) == (1, 2)
         output(*command, f"--port={program.port}", "--domain=localhost", RECIPIENT, text=TEXT)
         assert broken(program) == ["hello-name"]
@@ -387,7 +387,7 @@ def test_postfix_is_right(tmp_path: Path, certificate: Certificate, folder: Path
         # What was refused comes back to the sender, whose server this is too.
         wait_for(lambda: len(postfix.deliveries()) >= 8, "Postfix has tried to deliver all")
         assert broken(program) == []
-        seen = Stats.of(program.pid).snapshot()
+        seen = Counters.of(program.pid).snapshot()
         assert (seen.messages["accepted"], seen.replies["RCPT", 550]) == (6, 1)
 
 
@@ -422,7 +422,7 @@ def test_a_reload_under_load_loses_no_message() -> None:
                 told += 100
             old = set(program.workers())
         output(source, "-s", "10", "-m", "100", "-l", "500", target)
-        seen = Stats.of(program.pid).snapshot()
+        seen = Counters.of(program.pid).snapshot()
         assert dict(seen.messages) == {"accepted": told + 100, "deferred": 0, "rejected": 0}
 
 
@@ -442,8 +442,8 @@ def test_messages_under_tls_are_counted_one_by_one(certificate: Certificate) -> 
                         wait_for(lambda: "reloaded: " in program.output(), "the reload")
                 client.quit()
             client.close()
-        wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
-        seen = Stats.of(program.pid).snapshot()
+        wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all have left")
+        seen = Counters.of(program.pid).snapshot()
         assert seen.messages["accepted"] == told >= 20 * (sessions - 1) + 11
         assert seen.total("tls_ok") == sessions
 
@@ -464,10 +464,10 @@ def test_killed_workers_lose_no_message(tmp_path: Path) -> None:
                 told += 1
             victim = next(
                 worker.pid
-                for worker in Stats.of(program.pid).snapshot().workers
+                for worker in Counters.of(program.pid).snapshot().workers
                 if worker.open and "worker" in worker.title
             )
             os.kill(victim, signal.SIGKILL)
             client.close()
             wait_for(partial(succeeded, program, victim), "a successor")
-        assert Stats.of(program.pid).snapshot().messages["accepted"] == told == 120
+        assert Counters.of(program.pid).snapshot().messages["accepted"] == told == 120

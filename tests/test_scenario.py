@@ -13,30 +13,30 @@ import pytest
 from elsewhere import Elsewhere, fetched
 
 from blackhole.rules import scenario
-from blackhole.rules.evaluator import Outside
-from blackhole.rules.limiters import OBLIVION
-from blackhole.rules.model import KINDS, Case, Condition, Rule, Window
-from blackhole.rules.patterns import Globs, Networks
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.limiters import NULL_STORE
+from blackhole.rules.model import MAX_CLIENT_KINDS, Condition, Rule, RuleContext, Window
+from blackhole.rules.patterns import GlobSet, Networks
 from blackhole.settings import OperatorError
 from blackhole.smtp.header_section import fields
-from blackhole.smtp.replies import Then
-from blackhole.smtp.session import Engine, Session
-from blackhole.smtp.state import Config
-from blackhole.store.attempts import Attempts
+from blackhole.smtp.replies import NextAction
+from blackhole.smtp.session import Session, SMTPEngine
+from blackhole.smtp.state import ListenerConfig
+from blackhole.store.attempts import AttemptTable
 
 
 def rules(text: str) -> tuple[Rule, ...]:
-    return tuple(scenario.read(text, "test.toml"))
+    return tuple(scenario.parse_rules(text, "test.toml"))
 
 
 def engine(
-    text: str, mode: str = "accept", listener: str = "127.0.0.1:25", outside: Outside | None = None
-) -> Engine:
-    config = Config(hostname="mx.test", mode=mode, listener=listener, rules=rules(text))
-    return Engine(config, Random(7), outside=outside or Outside(memory=Attempts(sets=64)))
+    text: str, mode: str = "accept", listener: str = "127.0.0.1:25", outside: RuleEnvironment | None = None
+) -> SMTPEngine:
+    config = ListenerConfig(hostname="mx.test", mode=mode, listener=listener, rules=rules(text))
+    return SMTPEngine(config, Random(7), outside=outside or RuleEnvironment(memory=AttemptTable(sets=64)))
 
 
-def greeted(of: Engine, client: str = "192.0.2.1") -> Session:
+def greeted(of: SMTPEngine, client: str = "192.0.2.1") -> Session:
     session = of.session(client=client)
     session.greet()
     return session
@@ -180,7 +180,7 @@ def test_lines_are_left_out_where_they_cannot_be_told() -> None:
 def test_files_follow_each_other(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(REFUSE.replace("Later", f"Says {name}"))
-    found = scenario.load([str(tmp_path / "a"), str(tmp_path / "b")])
+    found = scenario.load_rules([str(tmp_path / "a"), str(tmp_path / "b")])
     assert [rule.name for rule in found] == ["1", "2"]
 
 
@@ -194,14 +194,14 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_not_there(source: str, said: str) -> None:
     with pytest.raises(OperatorError) as found:
-        scenario.load([source])
+        scenario.load_rules([source])
     assert re.match(said, str(found.value))
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff")
     with pytest.raises(OperatorError, match="not UTF-8 text"):
-        scenario.load([str(tmp_path / "x")])
+        scenario.load_rules([str(tmp_path / "x")])
 
 
 # Patterns
@@ -223,14 +223,14 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_globs(glob: str, yes: list[str], no: list[str]) -> None:
-    globs = Globs([glob if glob != "<>" else ""])
+    globs = GlobSet([glob if glob != "<>" else ""])
     assert [text for text in yes if not globs.match(text.encode())] == []
     assert [text for text in no if globs.match(text.encode())] == []
 
 
 def test_no_glob_takes_long() -> None:
     """What makes a backtracking matcher run for years; a hundred times of it are done in no time."""
-    globs = Globs(["*a" * 100 + "b"])
+    globs = GlobSet(["*a" * 100 + "b"])
     began = time.process_time()
     for _ in range(100):
         assert not globs.match(b"a" * 2000)
@@ -241,9 +241,9 @@ def test_networks() -> None:
     found = rules(REFUSE + "client = ['192.0.2.0/24', '2001:db8::/32', '198.51.100.7']")
     (test,) = found[0].tests
     for client in ("192.0.2.200", "::ffff:192.0.2.1", "2001:db8::1%eth0", "198.51.100.7"):
-        assert test.holds(Case(client=client)), client
+        assert test.holds(RuleContext(client=client)), client
     for client in ("192.0.3.1", "2001:db9::1", "198.51.100.8", "", "/run/sink.sock"):
-        assert not test.holds(Case(client=client)), client
+        assert not test.holds(RuleContext(client=client)), client
     assert not Networks([]).match("192.0.2.1")
 
 
@@ -265,7 +265,7 @@ def test_a_window_opens_and_closes(window: Window, shares: dict[float, float]) -
 def test_a_rule_is_in_force_in_its_window() -> None:
     now = 0.0
     text = REFUSE + "window = 'outage'\n[[window]]\nname = 'outage'\nat = '1m'\nfor = '90s'\n"
-    session = greeted(engine(text, outside=Outside(clock=lambda: now)))
+    session = greeted(engine(text, outside=RuleEnvironment(clock=lambda: now)))
     heard = {}
     for now in (0.0, 59.0, 60.0, 149.0, 150.0):
         heard[now] = rcpt(session, "bob@example.com")[:3]
@@ -275,7 +275,7 @@ def test_a_rule_is_in_force_in_its_window() -> None:
 def test_a_ramp_raises_the_chance() -> None:
     now = 0.0
     text = REFUSE + "window = 'w'\n[[window]]\nname = 'w'\nfor = 1000\nramp = 1000\n"
-    session = greeted(engine(text, outside=Outside(clock=lambda: now)))
+    session = greeted(engine(text, outside=RuleEnvironment(clock=lambda: now)))
     refused = []
     for number in range(1000):
         now = float(number)
@@ -347,7 +347,7 @@ def waits(delay: str) -> list[float]:
     for number in range(2000):
         session = greeted(of)
         assert rcpt(session, f"r{number}@example.com") == ""
-        assert session.then is Then.WAIT
+        assert session.next_action is NextAction.SLEEP
         found.append(session.wait)
     return sorted(found)
 
@@ -402,7 +402,7 @@ def test_many_kinds_of_clients_take_no_memory() -> None:
     for address in addresses:
         assert rcpt(greeted(of, address), "bob@example.com")[:3] == "450"
     assert rcpt(greeted(of, "198.51.100.1"), "bob@example.com")[:3] == "250"
-    assert len(of.policy._made) <= KINDS < 300
+    assert len(of.policy._made) <= MAX_CLIENT_KINDS < 300
 
 
 # TLS from the first octet
@@ -411,26 +411,28 @@ def test_many_kinds_of_clients_take_no_memory() -> None:
 @pytest.mark.parametrize(
     ("rule", "then", "shown"),
     [
-        ("certificate = 'expired'", Then.LISTEN, "expired"),
-        ("then = 'stall'", Then.STALL, ""),
-        ("then = 'reset'", Then.RESET, ""),
-        ("then = 'close'\ntls = true", Then.LISTEN, ""),
+        ("certificate = 'expired'", NextAction.READ, "expired"),
+        ("then = 'stall'", NextAction.HANG, ""),
+        ("then = 'reset'", NextAction.RESET, ""),
+        ("then = 'close'\ntls = true", NextAction.READ, ""),
     ],
 )
-def test_rules_for_starttls_are_asked_before_a_handshake_too(rule: str, then: Then, shown: str) -> None:
+def test_rules_for_starttls_are_asked_before_a_handshake_too(
+    rule: str, next_action: NextAction, shown: str
+) -> None:
     text = f"[[rule]]\nphase = 'STARTTLS'\n{rule}\n"
-    for more, memory in (("", OBLIVION), ("attempt = 1", Elsewhere())):
-        session = engine(text + more, outside=Outside(memory=memory)).session()
+    for more, memory in (("", NULL_STORE), ("attempt = 1", Elsewhere())):
+        session = engine(text + more, outside=RuleEnvironment(memory=memory)).session()
         session.approach()
         assert fetched(session, b"") == b""
-        assert session.judge is not None
-        assert (session.then, session.judge.certificate) == (then, shown)
+        assert session.evaluator is not None
+        assert (session.next_action, session.evaluator.certificate) == (next_action, shown)
 
 
 def test_without_rules_nobody_is_asked() -> None:
-    session = Engine(Config(), Random(7)).session()
+    session = SMTPEngine(ListenerConfig(), Random(7)).session()
     session.approach()
-    assert (session.then, session.judge) == (Then.LISTEN, None)
+    assert (session.next_action, session.evaluator) == (NextAction.READ, None)
 
 
 # What it costs
@@ -441,7 +443,7 @@ def test_a_hundred_rules_are_found_by_what_they_name() -> None:
     asked: Counter[str] = Counter()
 
     def counted(test: Condition) -> Condition:
-        def holds(case: Case) -> bool:
+        def holds(case: RuleContext) -> bool:
             asked[test.wanted] += 1
             return test.holds(case)
 
@@ -453,7 +455,7 @@ def test_a_hundred_rules_are_found_by_what_they_name() -> None:
     text += "".join(REFUSE + f"sender = 's{n}@*'\n" for n in range(50))
     text += REFUSE + "recipient = 'vip@d7.example'\n" + REFUSE + "helo = '*a*'\n"
     watched = tuple(replace(rule, tests=tuple(map(counted, rule.tests))) for rule in rules(text))
-    session = greeted(Engine(Config(rules=watched), Random(7)))
+    session = greeted(SMTPEngine(ListenerConfig(rules=watched), Random(7)))
     asked.clear()
     heard = [rcpt(session, f"{name}.example")[:3] for name in ("vip@d7", "bob@d7", "bob@d100")]
     assert heard == ["450", "450", "250"]
@@ -488,8 +490,8 @@ def test_only_the_first_part_of_a_header_section_is_looked_at() -> None:
         text = filler + b"X-Last: here\r\n\r\n" + b"x" * 100000 + b"\r\n.\r\n"
         out = b"".join(session.receive(text[start : start + 4000]) for start in range(0, len(text), 4000))
         assert out[:3] == code
-        assert session.judge is not None
-        assert session.judge.header is None
+        assert session.evaluator is not None
+        assert session.evaluator.header is None
         session.receive(b"DATA\r\n")
         assert session.receive(text)[:3] == code, "all at once"
 
@@ -497,8 +499,8 @@ def test_only_the_first_part_of_a_header_section_is_looked_at() -> None:
 def test_a_message_that_passes_keeps_no_more_than_its_header_section() -> None:
     session = greeted(engine("[[rule]]\nphase = '.'\nheader = 'X-Last: *'\nreply = '550 5.7.1 No'"))
     session.receive(b"DATA\r\nSubject: x\r\n\r\n")
-    assert session.judge is not None
-    header = session.judge.header
+    assert session.evaluator is not None
+    header = session.evaluator.header
     assert header is not None
     for _ in range(16):
         session.receive(b"x" * 65536)

@@ -20,7 +20,7 @@ from program import Program
 from service import Serve, Service
 from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
 
-from blackhole.metrics.counters import AT
+from blackhole.metrics.counters import CELL_INDEX
 from blackhole.smtp.state import PHASES, cell
 
 TRANSCRIPTS = every()
@@ -368,7 +368,7 @@ def test_what_was_said_is_counted(serve: Serve) -> None:
         if service.cells[cell(phase, code)]
     }
     assert counted == wanted
-    assert service.cells[AT["received_bytes"]] == len(said)
+    assert service.cells[CELL_INDEX["received_bytes"]] == len(said)
 
 
 def test_nothing_holds_up_a_reply_under_tls(serve: Serve, certificate: Certificate) -> None:

@@ -18,16 +18,16 @@ from transcript import CONNECTED, PIPELINED, Mismatch, Transcript, bless, every,
 from blackhole import options
 from blackhole.net import server
 from blackhole.rules import scenario
-from blackhole.rules.evaluator import Outside
-from blackhole.rules.limiters import Memory
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.limiters import AttemptStore
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario
 from blackhole.smtp.commands import NOT_SMTP
-from blackhole.smtp.replies import BOUNCES, Then
-from blackhole.smtp.session import Engine, Session
-from blackhole.smtp.state import ACCUSED, NOTED, Config, Limits
-from blackhole.smtp.violations import RULES
-from blackhole.store.attempts import Attempts
+from blackhole.smtp.replies import BOUNCES, NextAction
+from blackhole.smtp.session import Session, SMTPEngine
+from blackhole.smtp.state import ACCUSED, NOTED, ClientLimits, ListenerConfig
+from blackhole.smtp.violations import VIOLATIONS
+from blackhole.store.attempts import AttemptTable
 
 
 class Bare:
@@ -35,7 +35,7 @@ class Bare:
 
     timed = True
 
-    def __init__(self, engine: Engine, secure: bool, size: int) -> None:
+    def __init__(self, engine: SMTPEngine, secure: bool, size: int) -> None:
         self.session = engine.session(secure)
         self.size = size
         """Octets of a piece; 0 leaves the client's bytes whole."""
@@ -49,7 +49,7 @@ class Bare:
         while True:
             *lines, self.part_of_line = (self.part_of_line + out).split(b"\n")
             self.heard += [(spelt(line + b"\n"), self.waited) for line in lines]
-            if self.session.then is not Then.WAIT:
+            if self.session.next_action is not NextAction.SLEEP:
                 return
             self.waited += self.session.wait
             out = fetched(self.session, self.session.resume())
@@ -59,7 +59,7 @@ class Bare:
         whole = b"".join(data)
         size = self.size or len(whole)
         for start in range(0, len(whole), size):
-            if self.session.then is not Then.LISTEN:
+            if self.session.next_action is not NextAction.READ:
                 return
             self.take(fetched(self.session, self.session.receive(whole[start : start + size])))
 
@@ -71,29 +71,31 @@ class Bare:
         return spelt(part)
 
     def closed(self) -> bool:
-        return not self.heard and not self.part_of_line and self.session.then is Then.HANG_UP
+        return not self.heard and not self.part_of_line and self.session.next_action is NextAction.CLOSE
 
     def reset(self) -> bool:
-        return not self.heard and not self.part_of_line and self.session.then is Then.RESET
+        return not self.heard and not self.part_of_line and self.session.next_action is NextAction.RESET
 
     def silent(self) -> bool:
-        return not self.heard and not self.part_of_line and self.session.then is Then.STALL
+        return not self.heard and not self.part_of_line and self.session.next_action is NextAction.HANG
 
     def secure(self) -> None:
         if self.session.secure:
             self.take(self.session.greet())
-        elif self.session.then is Then.SECURE:
+        elif self.session.next_action is NextAction.START_TLS:
             self.session.secured()
         else:
             raise Mismatch("the server does not want to shake hands")
 
 
-def bare(transcript: Transcript, certificate: Certificate, size: int, memory: Memory | None = None) -> Bare:
+def bare(
+    transcript: Transcript, certificate: Certificate, size: int, memory: AttemptStore | None = None
+) -> Bare:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit)
-    plot = Scenario(scenario.load(settings.scenario))
-    outside = Outside(memory=memory or Attempts(sets=64), past=Attempts(sets=64))
-    engine = Engine(server.config(settings, listener, plot), Random(7), outside=outside)
+    plot = Scenario(scenario.load_rules(settings.scenario))
+    outside = RuleEnvironment(memory=memory or AttemptTable(sets=64), past=AttemptTable(sets=64))
+    engine = SMTPEngine(server.config(settings, listener, plot), Random(7), outside=outside)
     return Bare(engine, transcript.implicit, size)
 
 
@@ -124,7 +126,7 @@ def test_replies_do_not_depend_on_where_the_memory_is(
 
 def accusations(session: Session) -> list[str]:
     """The rules that were broken, in alphabetical order."""
-    return sorted(RULES[cell - ACCUSED].name for cell in session.said if ACCUSED <= cell < NOTED)
+    return sorted(VIOLATIONS[cell - ACCUSED].name for cell in session.said if ACCUSED <= cell < NOTED)
 
 
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
@@ -144,7 +146,7 @@ def test_what_is_wrong_does_not_depend_on_the_cuts(
 
 def conversation(mode: str = "accept", **more: object) -> Session:
     """A greeted session of a listener with these settings."""
-    session = Engine(Config(hostname="mx.test", mode=mode, **more), Random(7)).session()  # type: ignore[arg-type]
+    session = SMTPEngine(ListenerConfig(hostname="mx.test", mode=mode, **more), Random(7)).session()  # type: ignore[arg-type]
     session.greet()
     return session
 
@@ -154,12 +156,12 @@ def test_whoever_talks_http_is_sent_away(verb: str) -> None:
     session = conversation()
     said = f"{verb} / HTTP/1.1\r\nHost: mx.test\r\n\r\nHELO client.test\r\n"
     assert session.receive(said.encode()) == b"221 2.7.0 This is an SMTP server. Goodbye\r\n"
-    assert session.then is Then.HANG_UP
+    assert session.next_action is NextAction.CLOSE
 
 
 def draws(mode: str, messages: int) -> list[bytes]:
     """How as many messages end, each in a session of its own, as a refusal may close it."""
-    engine = Engine(Config(mode=mode), Random(7))
+    engine = SMTPEngine(ListenerConfig(mode=mode), Random(7))
     replies = []
     for _ in range(messages):
         session = engine.session()
@@ -197,7 +199,7 @@ def test_a_delay_is_drawn_from_its_range() -> None:
     waits = []
     for _ in range(200):
         assert session.receive(b"NOOP\r\n") == b""
-        assert session.then is Then.WAIT
+        assert session.next_action is NextAction.SLEEP
         waits.append(session.wait)
         assert session.resume() == b"250 2.0.0 OK\r\n"
     assert 0.1 <= min(waits) < 0.12 < 0.28 < max(waits) <= 0.3
@@ -209,14 +211,14 @@ def test_what_comes_during_a_delay_is_answered_behind_it() -> None:
     assert session.resume() == b"250 mx.test\r\n"
     assert session.receive(b"OP\r\n") == b""
     assert session.resume() == b"250 2.0.0 OK\r\n"
-    assert session.then is Then.LISTEN
+    assert session.next_action is NextAction.READ
 
 
 def test_a_client_that_says_much_at_once_lets_others_have_a_turn() -> None:
     session = conversation()
     out = session.receive(1000 * b"NOOP\r\n")
     turns = 0
-    while session.then is Then.WAIT:
+    while session.next_action is NextAction.SLEEP:
         assert session.wait == 0
         turns += 1
         out += session.resume()
@@ -252,7 +254,9 @@ def test_nothing_of_a_body_is_kept() -> None:
 
 def test_a_trace_has_every_line() -> None:
     seen = []
-    engine = Engine(Config("mx.test"), Random(7), lambda session, way, line: seen.append((way, line)))
+    engine = SMTPEngine(
+        ListenerConfig("mx.test"), Random(7), lambda session, way, line: seen.append((way, line))
+    )
     session = engine.session()
     session.greet()
     session.receive(b"HELO client.test\r\nDA")
@@ -402,23 +406,23 @@ reply = "421 4.7.0 Full"
 """A bit of all that has to be remembered."""
 
 
-def heard(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Then, int]:
+def heard(engine: SMTPEngine, pieces: list[bytes]) -> tuple[bytes, NextAction, int]:
     """All that a new session answers to the pieces, how it ends, and at what stage it is left."""
     return held(engine.session(), pieces)
 
 
-def held(session: Session, pieces: list[bytes]) -> tuple[bytes, Then, int]:
+def held(session: Session, pieces: list[bytes]) -> tuple[bytes, NextAction, int]:
     """The same of one that is at hand."""
     out = fetched(session, session.greet())
-    while session.then is Then.WAIT:
+    while session.next_action is NextAction.SLEEP:
         out += fetched(session, session.resume())
     for piece in pieces:
         out += fetched(session, session.receive(piece))
-        while session.then is Then.WAIT:
+        while session.next_action is NextAction.SLEEP:
             out += fetched(session, session.resume())
-        if session.then is not Then.LISTEN:
+        if session.next_action is not NextAction.READ:
             break
-    return re.sub(rb"queued as [0-9A-F]{10}", b"queued", out), session.then, session.stage
+    return re.sub(rb"queued as [0-9A-F]{10}", b"queued", out), session.next_action, session.stage
 
 
 @settings(deadline=None, max_examples=300)
@@ -427,26 +431,26 @@ def held(session: Session, pieces: list[bytes]) -> tuple[bytes, Then, int]:
     cuts=st.lists(st.integers(1, 200), max_size=30),
     delay=st.sampled_from([None, (0.5, 1.5)]),
     rules=st.sampled_from(["", MISCHIEF, MEMORABLE]).map(
-        lambda text: tuple(scenario.read(text, "") if text else ())
+        lambda text: tuple(scenario.parse_rules(text, "") if text else ())
     ),
-    memory=st.sampled_from([Attempts, Elsewhere]),
+    memory=st.sampled_from([AttemptTable, Elsewhere]),
 )
 def test_no_conversation_depends_on_its_cuts(
     said: bytes,
     cuts: list[int],
     delay: tuple[float, float] | None,
     rules: tuple[Rule, ...],
-    memory: Callable[[], Memory],
+    memory: Callable[[], AttemptStore],
 ) -> None:
-    config = Config(hostname="mx.test", message_size_limit=1000, delay=delay, rules=rules)
+    config = ListenerConfig(hostname="mx.test", message_size_limit=1000, delay=delay, rules=rules)
     pieces, start = [], 0
     for cut in cuts:
         pieces.append(said[start : start + cut])
         start += cut
     pieces = [piece for piece in (*pieces, said[start:]) if piece]
     cut, whole = (
-        heard(Engine(config, Random(7), outside=Outside(memory=one)), parts)
-        for one, parts in ((memory(), pieces), (Attempts(sets=64), [said] if said else []))
+        heard(SMTPEngine(config, Random(7), outside=RuleEnvironment(memory=one)), parts)
+        for one, parts in ((memory(), pieces), (AttemptTable(sets=64), [said] if said else []))
     )
     assert cut == whole
 
@@ -460,10 +464,12 @@ def test_no_conversation_depends_on_where_the_memory_is(
     pieces: list[bytes], delay: tuple[float, float] | None
 ) -> None:
     """Nor does what is counted: of what, and in which order."""
-    config = Config(hostname="mx.test", delay=delay, rules=tuple(scenario.read(MEMORABLE, "")), starttls=True)
+    config = ListenerConfig(
+        hostname="mx.test", delay=delay, rules=tuple(scenario.parse_rules(MEMORABLE, "")), starttls=True
+    )
     here, there = (
-        Engine(config, Random(7), outside=Outside(memory=memory)).session()
-        for memory in (Attempts(sets=64), Elsewhere())
+        SMTPEngine(config, Random(7), outside=RuleEnvironment(memory=memory)).session()
+        for memory in (AttemptTable(sets=64), Elsewhere())
     )
     assert held(here, pieces) == held(there, pieces)
     assert here.said == there.said
@@ -611,11 +617,16 @@ def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
 ) -> None:
     """By the short road or, where there is a trace, the long one: the same replies and the same counters,
     of what became of messages too."""
-    rules = tuple(scenario.read(SELECTIVE + more, ""))
-    config = Config(hostname="mx.test", message_size_limit=limit, rules=rules)
+    rules = tuple(scenario.parse_rules(SELECTIVE + more, ""))
+    config = ListenerConfig(hostname="mx.test", message_size_limit=limit, rules=rules)
     pieces = [piece for chunk in said for piece in chunk.replace(b"\r\n\n", b"\r\n\0").split(b"\0")]
     short, long = (
-        Engine(config, Random(7), trace, Outside(memory=Attempts(sets=64), past=Attempts(sets=64)))
+        SMTPEngine(
+            config,
+            Random(7),
+            trace,
+            RuleEnvironment(memory=AttemptTable(sets=64), past=AttemptTable(sets=64)),
+        )
         for trace in (None, lambda session, way, line: None)
     )
     for _ in range(3):  # what was refused comes again
@@ -624,7 +635,7 @@ def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
 
 def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
     text = "[[rule]]\nphase = '.'\nrecipient = 'vip@*'\nreply = '250 2.0.0 At your service'\n"
-    session = Engine(Config(rules=tuple(scenario.read(text, ""))), Random(7)).session()
+    session = SMTPEngine(ListenerConfig(rules=tuple(scenario.parse_rules(text, ""))), Random(7)).session()
     said = []
     for who in (b"bob", b"vip"):
         for line in (b"MAIL FROM:<ann@a.test>", b"RCPT TO:<%s@b.test>" % who, b"DATA", b"Hello\r\n."):
@@ -635,7 +646,7 @@ def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
 
 def test_a_group_passes_where_a_rule_refuses_nothing() -> None:
     text = "[[rule]]\nphase = 'RCPT'\nrecipient = 'vip@*'\nreply = '250 2.1.5 At your service'\n"
-    session = Engine(Config(rules=tuple(scenario.read(text, ""))), Random(7)).session()
+    session = SMTPEngine(ListenerConfig(rules=tuple(scenario.parse_rules(text, ""))), Random(7)).session()
     session.receive(b"EHLO client.test\r\n")
     for who, answer in ((b"bob", b"250 2.1.5 Recipient OK"), (b"vip", b"250 2.1.5 At your service")):
         group = b"MAIL FROM:<ann@a.test>\r\nRCPT TO:<%s@b.test>\r\nDATA\r\n" % who
@@ -646,8 +657,8 @@ def test_a_group_passes_where_a_rule_refuses_nothing() -> None:
 @pytest.mark.parametrize(("recipients", "refused"), [(2, []), (3, [b"452"])])
 def test_limits_hold_where_there_are_rules(recipients: int, refused: list[bytes]) -> None:
     """In a pipelined group too, which no rule has a word in."""
-    made = tuple(scenario.read(REFUSE_NOBODY, ""))
-    session = Engine(Config(rules=made, limits=Limits(recipients=2)), Random(7)).session()
+    made = tuple(scenario.parse_rules(REFUSE_NOBODY, ""))
+    session = SMTPEngine(ListenerConfig(rules=made, limits=ClientLimits(recipients=2)), Random(7)).session()
     session.receive(b"EHLO client.test\r\n")
     group = b"MAIL FROM:<ann@a.test>\r\n" + recipients * b"RCPT TO:<bob@b.test>\r\n" + b"DATA\r\n"
     codes = [line[:3] for line in session.receive(group).splitlines()]
@@ -657,28 +668,28 @@ def test_limits_hold_where_there_are_rules(recipients: int, refused: list[bytes]
 REFUSE_NOBODY = "[[rule]]\nphase = 'RCPT'\nrecipient = 'nobody@*'\nreply = '550 5.1.1 Nobody'\n"
 
 
-def outcome(engine: Engine, pieces: list[bytes]) -> tuple[bytes, Counter[int], Then]:
+def outcome(engine: SMTPEngine, pieces: list[bytes]) -> tuple[bytes, Counter[int], NextAction]:
     """All that a session says to these pieces, what is counted, and how it ends."""
     session = engine.session(client="192.0.2.1")
     counted: Counter[int] = Counter()
     said = []
     for piece in pieces:
-        if session.then is Then.LISTEN:
+        if session.next_action is NextAction.READ:
             said.append(session.receive(piece))
-        while session.then is Then.WAIT:
+        while session.next_action is NextAction.SLEEP:
             said.append(session.resume())
         if said[-1]:
             counted.update([session.cell] if session.cell else [])
             counted.update(session.said)
             session.said = []
-    return re.sub(rb"queued as [0-9A-F]{10}", b"queued", b"".join(said)), counted, session.then
+    return re.sub(rb"queued as [0-9A-F]{10}", b"queued", b"".join(said)), counted, session.next_action
 
 
 @pytest.mark.parametrize("cuts", [1, 2, 3, 4])
 @pytest.mark.parametrize("body", [b"", b"Hi\r\n", b"\r\n", b"\n.\r\n.\n\r\n"])
 def test_the_end_of_a_message_may_be_cut_anywhere(cuts: int, body: bytes) -> None:
     text = b"DATA\r\n" + body + b".\r\nNOOP\r\n"
-    engine = Engine(Config(), Random(7))
+    engine = SMTPEngine(ListenerConfig(), Random(7))
     for places in combinations(range(1, len(text)), cuts):
         edges = (0, *places, len(text))
         pieces = [text[start:end] for start, end in pairwise(edges)]

@@ -8,13 +8,13 @@ import os
 import pytest
 from program import Program, wait_for
 
-from blackhole.metrics.counters import AT, CONNECTIONS, LISTENERS, STARTS, Stats
+from blackhole.metrics.counters import CELL_INDEX, CONNECTIONS, HISTOGRAM_INDEX, LISTENERS, Counters
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import cell
 
 
 def test_rows_add_up() -> None:
-    stats = Stats(3)
+    stats = Counters(3)
     for row in (stats.claim(), stats.claim()):
         stats.sign(row, f"blackhole: worker {row}")
         cells = stats.cells(row)
@@ -23,8 +23,8 @@ def test_rows_add_up() -> None:
         cells[cell("RCPT", 250)] += 20
         cells[cell("RCPT", 550)] += 5
         cells[cell("CONNECT", 421)] += 1
-        cells[AT["open"]] = 3
-        cells[AT["cpu"]] = 1_500_000
+        cells[CELL_INDEX["open"]] = 3
+        cells[CELL_INDEX["cpu"]] = 1_500_000
     seen = stats.snapshot()
     assert dict(seen.messages) == {"accepted": 20, "deferred": 2, "rejected": 0}
     assert seen.recipients == 40
@@ -37,29 +37,29 @@ def test_rows_add_up() -> None:
 
 
 def test_counters_outlive_their_process_and_gauges_do_not() -> None:
-    stats = Stats(1)
+    stats = Counters(1)
     row = stats.claim()
     stats.sign(row, "blackhole: worker 1")
-    stats.beat(row)
-    assert stats.beaten(row) > 0
+    stats.heartbeat(row)
+    assert stats.last_heartbeat(row) > 0
     stats.cells(row)[cell(".", 250)] += 7
-    stats.cells(row)[AT["open"]] = 7
+    stats.cells(row)[CELL_INDEX["open"]] = 7
     stats.release(row)
     assert stats.claim() == row
     seen = stats.snapshot()
     assert (seen.messages["accepted"], seen.open, seen.workers) == (7, 0, ())
-    assert stats.beaten(row) == 0
+    assert stats.last_heartbeat(row) == 0
     with pytest.raises(RuntimeError):
         stats.claim()
 
 
 def test_the_difference_is_what_happened_between() -> None:
-    stats = Stats(1)
+    stats = Counters(1)
     cells = stats.cells(stats.claim())
     cells[cell(".", 250)] = 5
     before = stats.snapshot()
     cells[cell(".", 250)] = 12
-    cells[AT["received_bytes"]] = 100
+    cells[CELL_INDEX["received_bytes"]] = 100
     between = stats.snapshot() - before
     assert between.messages["accepted"] == 7
     assert between.total("received_bytes") == 100
@@ -67,7 +67,7 @@ def test_the_difference_is_what_happened_between() -> None:
 
 
 def test_a_listener_keeps_its_cell() -> None:
-    stats = Stats(1)
+    stats = Counters(1)
     assert stats.listener("127.0.0.1:25") == CONNECTIONS
     assert stats.listener("[::1]:25") == CONNECTIONS + 1
     assert stats.listener("127.0.0.1:25") == CONNECTIONS
@@ -76,16 +76,16 @@ def test_a_listener_keeps_its_cell() -> None:
 
 
 def test_listeners_beyond_the_table_are_others() -> None:
-    stats = Stats(1)
+    stats = Counters(1)
     cells = {stats.listener(f"127.0.0.1:{port}") for port in range(1, 100)}
     assert len(cells) == LISTENERS
     assert stats.snapshot().listeners[-1] == "others"
 
 
 def test_a_histogram_tells_of_magnitudes() -> None:
-    stats = Stats(1)
+    stats = Counters(1)
     cells = stats.cells(stats.claim())
-    start = STARTS["connection_messages"]
+    start = HISTOGRAM_INDEX["connection_messages"]
     for messages, times in ((0, 1), (1, 90), (6, 9)):
         cells[start + messages.bit_length()] += times
         cells[start + 28] += messages * times
@@ -98,8 +98,8 @@ def test_a_histogram_tells_of_magnitudes() -> None:
 
 
 def test_what_lies_beyond_the_last_bucket_is_the_last_edge() -> None:
-    stats = Stats(1)
-    stats.cells(stats.claim())[STARTS["message_bytes"] + 39] += 1
+    stats = Counters(1)
+    stats.cells(stats.claim())[HISTOGRAM_INDEX["message_bytes"] + 39] += 1
     seen = stats.snapshot().histograms["message_bytes"]
     assert seen.quantile(0.5) == seen.edges[-1]
     assert seen.as_dict()["beyond"] == 1
@@ -108,7 +108,7 @@ def test_what_lies_beyond_the_last_bucket_is_the_last_edge() -> None:
 
 def test_another_process_reads_it() -> None:
     with Program() as program:
-        seen = wait_for(lambda: Stats.of(program.pid).snapshot(), "figures")
+        seen = wait_for(lambda: Counters.of(program.pid).snapshot(), "figures")
         assert [worker.title for worker in seen.workers][:2] == ["blackhole: worker 1", "blackhole: worker 2"]
         assert list(seen.connections) == [f"127.0.0.1:{program.port}"]
         assert sorted(worker.pid for worker in seen.workers if "worker" in worker.title) == program.workers()
@@ -117,13 +117,13 @@ def test_another_process_reads_it() -> None:
 
 def test_a_process_without_figures_is_no_server() -> None:
     with pytest.raises(OperatorError, match="keeps no figures"):
-        Stats.of(os.getppid())
+        Counters.of(os.getppid())
     with pytest.raises(OperatorError, match="has just ended"):
-        Stats.of(2**22 + 1)
+        Counters.of(2**22 + 1)
 
 
 def test_another_version_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    stats = Stats(1)
+    stats = Counters(1)
     monkeypatch.setattr("blackhole.metrics.counters.LAYOUT", stats._cells[0] + 1)
     with pytest.raises(OperatorError, match="another version"):
-        Stats.of(os.getpid())
+        Counters.of(os.getpid())

@@ -114,7 +114,9 @@ def test_children_block_no_signal_and_are_deaf_to_what_means_the_master(tmp_path
         (worker,) = master.settled().workers()
         assert int(status(worker)["SigBlk"], 16) == 0
         ignored = int(status(worker)["SigIgn"], 16)
-        assert {number for number in supervisor.SIGNALS if ignored >> (number - 1) & 1} == supervisor.DEAF
+        assert {
+            number for number in supervisor.SIGNALS if ignored >> (number - 1) & 1
+        } == supervisor.IGNORED_IN_CHILDREN
 
 
 def test_only_the_master_holds_the_pipe_that_ends_with_it(tmp_path: Path) -> None:

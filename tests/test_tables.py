@@ -13,8 +13,8 @@ from blackhole import options, settings
 from blackhole.rules.model import MODES
 from blackhole.smtp import commands, extensions, replies
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.session import Engine
-from blackhole.smtp.state import PHASES, Config
+from blackhole.smtp.session import SMTPEngine
+from blackhole.smtp.state import PHASES, ListenerConfig
 
 HERE = Path(__file__).parent
 
@@ -27,7 +27,7 @@ OF_1_X = (
 NAMED = {
     name: value
     for name, value in vars(replies).items()
-    if isinstance(value, Reply) and value.then is not replies.Then.ASK  # which is never said
+    if isinstance(value, Reply) and value.next_action is not replies.NextAction.LOOKUP  # which is never said
 }
 
 REPLIES = [*NAMED.values(), *replies.CODES.values()]
@@ -76,7 +76,7 @@ def test_a_reply_is_well_formed(one: Reply) -> None:
 
 def test_only_greeting_and_hello_have_no_enhanced_code() -> None:
     """RFC 2034 4 exempts them."""
-    host = Engine(Config(), Random(7)).host
+    host = SMTPEngine(ListenerConfig(), Random(7)).host
     assert {one.enhanced for one in (host.greeting, host.helo, host.ehlo, host.ehlo_secure)} == {""}
     assert {one.enhanced for one in host.help.values()} == {"2.0.0"}
 
@@ -142,7 +142,7 @@ def answers(parameter: bytes, verb: str) -> set[str]:
     return found
 
 
-PARAMETERS = extensions.parameters(Config(auth=True), secure=True)
+PARAMETERS = extensions.parameters(ListenerConfig(auth=True), secure=True)
 
 
 @pytest.mark.parametrize("parameter", sorted(PARAMETERS[b"FROM"]))

@@ -19,7 +19,7 @@ from conftest import Certificate
 from program import Program, free_port, wait_for
 from service import Serve
 
-from blackhole.metrics.counters import AT
+from blackhole.metrics.counters import CELL_INDEX
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -234,7 +234,7 @@ def test_a_failed_handshake_is_one_line(
     service.settle()
     (line,) = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
     assert re.fullmatch(f"127.0.0.1: TLS handshake failed: .*({reason}).*", line)
-    assert service.cells[AT["tls_failed"]] == 1
+    assert service.cells[CELL_INDEX["tls_failed"]] == 1
 
 
 @pytest.mark.parametrize("length", [0, 3, 100, 0xFFFF])

@@ -19,21 +19,31 @@ from test_clients import IMPATIENT, SENDER, Postfix, folder, needs, rules
 from test_web import Sink, ask, post
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Snapshot, Stats
+from blackhole.metrics.counters import Counters, Snapshot
 from blackhole.net.direct import Selector
-from blackhole.process.supervisor import Berth
+from blackhole.process.supervisor import ChildContext
 from blackhole.process.worker import SETS as VISITED
 from blackhole.process.worker import Worker
 from blackhole.rules import scenario
-from blackhole.rules.evaluator import Outside
-from blackhole.rules.retries import DEFERRED, EVENTS, MOST, PATIENCE, UNKNOWN, WAITS, identity, missed, tried
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.retries import (
+    DEFERRED,
+    EVENTS,
+    MOST,
+    PATIENCE,
+    RETRY_INTERVALS,
+    UNKNOWN,
+    identity,
+    mark_if_never_retried,
+    update_envelope,
+)
 from blackhole.rules.scenario import Scenario
 from blackhole.settings import Settings
-from blackhole.smtp.session import Engine, Session
-from blackhole.smtp.state import ACCUSED, NOTED, Config
-from blackhole.smtp.violations import RULES
-from blackhole.store.attempts import SETS, SLOTS, Attempts
-from blackhole.store.control import Orders
+from blackhole.smtp.session import Session, SMTPEngine
+from blackhole.smtp.state import ACCUSED, NOTED, ListenerConfig
+from blackhole.smtp.violations import VIOLATIONS
+from blackhole.store.attempts import SETS, SLOTS, AttemptTable
+from blackhole.store.control import ControlChannel
 
 __all__ = ["folder"]
 """A fixture; pytest takes it from here."""
@@ -50,17 +60,17 @@ class World:
 
     def __init__(self, text: str, mode: str = "accept", **more: Any) -> None:
         self.now = 0.0
-        self.memory, self.past = Attempts(sets=64), Attempts(sets=64)
-        made = tuple(scenario.read(text, "test.toml")) if text else ()
-        config = Config(hostname="mx.test", mode=mode, rules=made, **more)
-        outside = Outside(lambda: self.now, self.memory, self.past, lambda: self.now)
-        self.engine = Engine(config, Random(7), outside=outside)
+        self.memory, self.past = AttemptTable(sets=64), AttemptTable(sets=64)
+        made = tuple(scenario.parse_rules(text, "test.toml")) if text else ()
+        config = ListenerConfig(hostname="mx.test", mode=mode, rules=made, **more)
+        outside = RuleEnvironment(lambda: self.now, self.memory, self.past, lambda: self.now)
+        self.engine = SMTPEngine(config, Random(7), outside=outside)
         self.counts: Counter[str] = Counter()
 
     def arrive(self, client: str = "192.0.2.1", here: str = "192.0.2.25:25") -> Session:
         session = self.engine.session(client=client)
-        assert session.judge is not None and session.judge.witness is not None
-        session.judge.witness.meet(lambda: here)
+        assert session.evaluator is not None and session.evaluator.retry_tracker is not None
+        session.evaluator.retry_tracker.meet(lambda: here)
         session.greet()
         session.receive(b"EHLO client.example.com\r\n")
         return session
@@ -70,8 +80,8 @@ class World:
         if politely:
             session.receive(b"QUIT\r\n")
         else:
-            assert session.judge is not None and session.judge.witness is not None
-            session.judge.witness.gone(session)
+            assert session.evaluator is not None and session.evaluator.retry_tracker is not None
+            session.evaluator.retry_tracker.gone(session)
         self.count(session)
 
     def count(self, session: Session) -> None:
@@ -80,7 +90,7 @@ class World:
             if cell >= NOTED:
                 self.counts[EVENTS[cell - NOTED].name] += 1
             elif cell >= ACCUSED:
-                self.counts[RULES[cell - ACCUSED].name] += 1
+                self.counts[VIOLATIONS[cell - ACCUSED].name] += 1
 
     def send(
         self,
@@ -134,7 +144,7 @@ def test_how_long_is_waited_is_told_in_classes(wait: float) -> None:
     world.send(0)
     world.send(wait)
     (told,) = [name.removeprefix("wait-") for name in world.counts if name.startswith("wait-")]
-    assert told == next((str(most) for most in WAITS if wait <= most), "more")
+    assert told == next((str(most) for most in RETRY_INTERVALS if wait <= most), "more")
 
 
 def test_recipients_are_counted_and_each_by_itself() -> None:
@@ -229,8 +239,8 @@ def test_a_message_has_no_end_of_recipients() -> None:
     session.receive(b"MAIL FROM:<ann@a>\r\n")
     for number in range(MOST + 5):
         session.receive(b"RCPT TO:<%d@c>\r\n" % number)
-    assert session.judge is not None and session.judge.witness is not None
-    assert len(session.judge.witness._heard) == MOST
+    assert session.evaluator is not None and session.evaluator.retry_tracker is not None
+    assert len(session.evaluator.retry_tracker._heard) == MOST
 
 
 # Messages
@@ -320,7 +330,7 @@ def test_other_messages_to_the_same_recipient_may_come_at_once() -> None:
     for number in range(9):
         world.send(1 + number / 100, name="")
     told = world.told()
-    assert {rule.name for rule in RULES}.isdisjoint(told)
+    assert {rule.name for rule in VIOLATIONS}.isdisjoint(told)
     assert told == {"deferred": 1, "returned": 1, "again": 17}
 
 
@@ -367,8 +377,8 @@ def test_who_says_more_before_a_late_reply_may_not_have_heard_it(together: bool)
     session = world.arrive()
     say(session, ("bob@b",), "1@client", b"QUIT\r\n" if together else b"")
     if not together:
-        assert session.judge is not None and session.judge.witness is not None
-        session.judge.witness.interrupt()
+        assert session.evaluator is not None and session.evaluator.retry_tracker is not None
+        session.evaluator.retry_tracker.interrupt()
     session.resume()
     if together:
         world.count(session)
@@ -474,7 +484,7 @@ def test_tls_does_not_make_another_client() -> None:
 def test_where_all_is_taken_nobody_watches(mode: str, watched: bool) -> None:
     world = World("", mode)
     session = world.engine.session(client="192.0.2.1")
-    assert (session.judge is not None and session.judge.witness is not None) is watched
+    assert (session.evaluator is not None and session.evaluator.retry_tracker is not None) is watched
 
 
 def test_modes_that_refuse_know_who_comes_again() -> None:
@@ -489,8 +499,8 @@ def test_modes_that_refuse_know_who_comes_again() -> None:
 # What never comes again
 
 
-def visited(past: Attempts, now: float) -> int:
-    return sum(sum(past.visit(number, now, missed)) for number in range(64))
+def visited(past: AttemptTable, now: float) -> int:
+    return sum(sum(past.visit(number, now, mark_if_never_retried)) for number in range(64))
 
 
 def test_what_does_not_come_for_twelve_hours_never_comes() -> None:
@@ -508,19 +518,19 @@ def test_what_does_not_come_for_twelve_hours_never_comes() -> None:
 
 def test_workers_look_for_what_never_came() -> None:
     """Each of two looks at all that is remembered, by and by; what one has found the other has not."""
-    past, stats = Attempts(), Stats(2)
+    past, stats = AttemptTable(), Counters(2)
     for number in range(20):
-        past.revise(b"%d" % number, 1.0, partial(tried, DEFERRED))
+        past.revise(b"%d" % number, 1.0, partial(update_envelope, DEFERRED))
     workers = [
         Worker(
             Settings(),
             {},
             None,
             stats,
-            Berth(stats.claim(), -1),
+            ChildContext(stats.claim(), -1),
             Selector(),
             Scenario(past=past),
-            Orders(),
+            ControlChannel(),
             None,
         )
         for _ in range(2)
@@ -534,18 +544,18 @@ def test_workers_look_for_what_never_came() -> None:
 
 def test_what_was_taken_takes_no_room() -> None:
     """An envelope that was never refused is not kept, or these would push out those that were."""
-    past = Attempts(sets=1)
-    past.revise(b"bob", 0.0, partial(tried, DEFERRED))
+    past = AttemptTable(sets=1)
+    past.revise(b"bob", 0.0, partial(update_envelope, DEFERRED))
     for number in range(SLOTS * 2):
-        past.revise(b"%d" % number, 1.0, partial(tried, UNKNOWN))
-    assert len(list(past.visit(0, 2.0, missed))) == 1
+        past.revise(b"%d" % number, 1.0, partial(update_envelope, UNKNOWN))
+    assert len(list(past.visit(0, 2.0, mark_if_never_retried))) == 1
 
 
 # Reports
 
 
 def figures(**events: int) -> Snapshot:
-    stats = Stats(1)
+    stats = Counters(1)
     cells = stats.cells(stats.claim())
     for number, event in enumerate(EVENTS):
         cells[NOTED + number] = events.get(event.name.replace("-", "_"), 0)
@@ -592,7 +602,7 @@ def test_the_report_says_how_the_sender_retried() -> None:
 
 def retries(program: Program, pid: Path) -> dict[str, dict[str, int]]:
     """What the program tells of them, once every client is gone."""
-    wait_for(lambda: Stats.of(program.pid).snapshot().open == 0, "all have left")
+    wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all have left")
     done = run("report", f"--pid={pid}", "--format=json")
     assert done.returncode == 0, done.stderr
     told: dict[str, dict[str, int]] = json.loads(done.stdout)["retries"]
@@ -669,7 +679,7 @@ def test_a_new_message_of_smtp_source_or_swaks_is_no_retry(tmp_path: Path) -> No
         told = retries(program, pid)
         assert (told["deferred"]["recipients"], told["deferred"]["returned"]) == (2, 2)
         assert told["refused"] == {"recipients": 2, "returned": 2}
-        assert {one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())} <= {"no-quit"}
+        assert {one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())} <= {"no-quit"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
@@ -689,7 +699,7 @@ def test_postfix_waits_and_comes_again(tmp_path: Path, folder: Path) -> None:
         put_off = [one for one in postfix.deliveries() if "deferred" in one]
         assert told["again"] == len(put_off) - 3
         assert sum(told["waits"].values()) == len(put_off)
-        assert [one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())] == []
+        assert [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())] == []
         said = run("report", f"--pid={pid}").stdout
         assert "put off with 4xx: 3 recipients; 3 came again, 0 did not yet; 3 were taken in the end" in said
 
@@ -726,4 +736,4 @@ def test_postfix_sends_again_what_it_cannot_be_sure_of(tmp_path: Path, folder: P
         }
         assert told["refused"] == {"recipients": 1, "returned": 0}
         assert (told["deferred"]["recipients"], told["deferred"]["taken"]) == (1, 1)
-        assert [one.rule.name for one in report.findings(Stats.of(program.pid).snapshot())] == []
+        assert [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())] == []

@@ -24,12 +24,12 @@ from itertools import compress
 from operator import add, sub
 from typing import Any, Final, NamedTuple, Self
 
-from blackhole.rules.retries import EVENTS, UNCERTAIN, WAITS
+from blackhole.rules.retries import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import ACCUSED, CODE_SPAN, NOTED, PHASES
-from blackhole.smtp.violations import RULES
-from blackhole.store.client_log import Client, Roster
-from blackhole.store.shared_memory import found, shared
+from blackhole.smtp.violations import VIOLATIONS
+from blackhole.store.client_log import Client, ClientLog
+from blackhole.store.shared_memory import attach, create
 
 
 class Cell(NamedTuple):
@@ -83,27 +83,27 @@ HISTOGRAMS: Final = (
 LISTENERS: Final = 64
 """Listeners that are told apart; those beyond are counted together as the last."""
 
-SPEAKERS: Final = 128
+RULE_NAMES: Final = 128
 """Names of scenarios' rules that are told apart; those beyond are counted together as the last."""
 
 TITLE: Final = 3
 """Cells for the title of the process that has a row, as text."""
 
 # The order in a row: replies by phase and code, as `smtp.session.cell` numbers them; violations, as
-# `smtp.session` numbers them; what became of messages, as `smtp.witness` does; then these.
+# `smtp.session` numbers them; what became of messages, as `smtp.retry_tracker` does; then these.
 
 REPLIES: Final = ACCUSED
 
 CONNECTIONS: Final = NOTED + len(EVENTS)
 """Connections by listener."""
 
-HITS: Final = CONNECTIONS + LISTENERS
+RULE_HITS: Final = CONNECTIONS + LISTENERS
 """How often rules of scenarios spoke, by name."""
 
-AT: Final = {cell.name: HITS + SPEAKERS + number for number, cell in enumerate(CELLS)}
+CELL_INDEX: Final = {cell.name: RULE_HITS + RULE_NAMES + number for number, cell in enumerate(CELLS)}
 """Name of a cell -> index in a row."""
 
-TITLE_AT: Final = HITS + SPEAKERS + len(CELLS)
+TITLE_AT: Final = RULE_HITS + RULE_NAMES + len(CELLS)
 
 
 def _starts() -> Iterator[tuple[str, int]]:
@@ -114,17 +114,17 @@ def _starts() -> Iterator[tuple[str, int]]:
     yield "", start
 
 
-STARTS: Final = dict(_starts())
+HISTOGRAM_INDEX: Final = dict(_starts())
 """Name of a histogram -> index of its first bucket in a row."""
 
-WIDTH: Final = -(-STARTS[""] // 8) * 8
+WIDTH: Final = -(-HISTOGRAM_INDEX[""] // 8) * 8
 """Cells in a row: a whole number of cache lines, or two writers would slow each other down."""
 
 # The header, before the rows, has one writer too, the master; but for the names of rules, which come with
 # orders too: who meets a new one writes it, under a lock.
 
-LAYOUT: Final = zlib.crc32(
-    repr((PHASES, RULES, EVENTS, CELLS, HISTOGRAMS, LISTENERS, SPEAKERS, TITLE)).encode()
+LAYOUT_CRC: Final = zlib.crc32(
+    repr((PHASES, VIOLATIONS, EVENTS, CELLS, HISTOGRAMS, LISTENERS, RULE_NAMES, TITLE)).encode()
 )
 """Differs when the cells mean something else."""
 
@@ -138,7 +138,7 @@ ROWS, USED, STARTED, NAMES = 1, 2, 3, 4
 SPOKEN: Final = NAMES + LISTENERS * NAME
 """Where it has the names of rules."""
 
-HEADER: Final = -(-(SPOKEN + SPEAKERS * NAME) // 8) * 8
+HEADER: Final = -(-(SPOKEN + RULE_NAMES * NAME) // 8) * 8
 
 OTHERS: Final = "others"
 """The name of those that have no place of their own."""
@@ -146,50 +146,50 @@ OTHERS: Final = "others"
 MEMFD: Final = "blackhole.metrics.counters"
 
 
-LAST: Final = {row.name: row.buckets - 1 for row in HISTOGRAMS}
+LAST_BUCKET: Final = {row.name: row.buckets - 1 for row in HISTOGRAMS}
 """Name of a histogram -> its last bucket."""
 
 
 def record(cells: memoryview, histogram: str, value: int) -> None:
     """Add a value to a histogram of a row, in its unit."""
-    start, last = STARTS[histogram], LAST[histogram]
+    start, last = HISTOGRAM_INDEX[histogram], LAST_BUCKET[histogram]
     cells[start + min(value.bit_length(), last)] += 1
     cells[start + last + 1] += value
 
 
 def record_all(cells: memoryview, histogram: str, values: Sequence[int]) -> None:
     """Add many values: 0.1 microseconds each."""
-    start, last = STARTS[histogram], LAST[histogram]
+    start, last = HISTOGRAM_INDEX[histogram], LAST_BUCKET[histogram]
     for bits, count in Counter(map(int.bit_length, values)).items():
         cells[start + min(bits, last)] += count
     cells[start + last + 1] += sum(values)
 
 
-class Stats:
+class Counters:
     """The map. `rows` is how many processes can ever live at once."""
 
     def __init__(self, rows: int) -> None:
-        self._cells = shared(MEMFD, HEADER + rows * WIDTH)
+        self._cells = create(MEMFD, HEADER + rows * WIDTH)
         self._cells[ROWS] = rows
         self._cells[STARTED] = time.time_ns() // 1000
-        self._cells[0] = LAYOUT
+        self._cells[0] = LAYOUT_CRC
         self._taken: Final[set[int]] = set()
         self._lock: Final = os.memfd_create("blackhole names", os.MFD_CLOEXEC)
         weakref.finalize(self, os.close, self._lock)
-        self.roster: Roster | None = None
+        self.client_log: ClientLog | None = None
         """Which clients came, where that is to be seen."""
 
     @classmethod
     def of(cls, pid: int) -> Self:
         """The map of a running master, to be read. Raises OperatorError."""
         stats = cls.__new__(cls)
-        cells = found(pid, MEMFD)
+        cells = attach(pid, MEMFD)
         if cells is None:
             raise OperatorError(f"pid {pid} keeps no figures", os.EX_UNAVAILABLE)
         stats._cells = cells
-        if stats._cells[0] != LAYOUT:
+        if stats._cells[0] != LAYOUT_CRC:
             raise OperatorError(f"pid {pid} is another version of Blackhole; restart it", os.EX_UNAVAILABLE)
-        stats.roster = Roster.of(pid)
+        stats.client_log = ClientLog.of(pid)
         return stats
 
     @property
@@ -214,37 +214,43 @@ class Stats:
     def sign(self, row: int, title: str) -> None:
         """Say who owns the row. Called by the process itself."""
         cells = self.cells(row)
-        cells[AT["pid"]] = os.getpid()
+        cells[CELL_INDEX["pid"]] = os.getpid()
         _write(cells, TITLE_AT, TITLE, title)
 
     def cells(self, row: int) -> memoryview:
         """The row itself, for its one writer."""
         return self._cells[HEADER + row * WIDTH : HEADER + (row + 1) * WIDTH]
 
-    def beat(self, row: int) -> None:
+    def heartbeat(self, row: int) -> None:
         """Say that the owner of the row lives, and accepts connections."""
-        self._cells[HEADER + row * WIDTH + AT["beat"]] = time.monotonic_ns() // 1000
+        self._cells[HEADER + row * WIDTH + CELL_INDEX["beat"]] = time.monotonic_ns() // 1000
 
-    def beaten(self, row: int) -> float:
+    def last_heartbeat(self, row: int) -> float:
         """Seconds of the monotonic clock of the last beat; 0.0: not since the row was claimed."""
-        return self._cells[HEADER + row * WIDTH + AT["beat"]] / 1e6
+        return self._cells[HEADER + row * WIDTH + CELL_INDEX["beat"]] / 1e6
 
     def living(self) -> list[int]:
         """The rows whose owners live."""
         end = HEADER + self._cells[USED] * WIDTH
-        return [row for row, beat in enumerate(self._cells[HEADER + AT["beat"] : end : WIDTH]) if beat]
+        return [
+            row
+            for row, heartbeat in enumerate(self._cells[HEADER + CELL_INDEX["beat"] : end : WIDTH])
+            if heartbeat
+        ]
 
-    def crowded(self, row: int) -> bool:
+    def should_yield_accept(self, row: int) -> bool:
         """Whether the owner of the row has clearly more connections open than another who takes them."""
         end = HEADER + self._cells[USED] * WIDTH
-        accepting = self._cells[HEADER + AT["accepting"] : end : WIDTH].tolist()
-        least = min(compress(self._cells[HEADER + AT["open"] : end : WIDTH].tolist(), accepting), default=0)
-        return bool(self._cells[HEADER + row * WIDTH + AT["open"]] > least + 2 + least // 16)
+        accepting = self._cells[HEADER + CELL_INDEX["accepting"] : end : WIDTH].tolist()
+        least = min(
+            compress(self._cells[HEADER + CELL_INDEX["open"] : end : WIDTH].tolist(), accepting), default=0
+        )
+        return bool(self._cells[HEADER + row * WIDTH + CELL_INDEX["open"]] > least + 2 + least // 16)
 
-    def obeyed(self) -> int | None:
+    def applied_order(self) -> int | None:
         """The last order that all who follow orders do follow; None where nobody does."""
         end = HEADER + self._cells[USED] * WIDTH
-        return min(filter(None, self._cells[HEADER + AT["obeys"] : end : WIDTH]), default=None)
+        return min(filter(None, self._cells[HEADER + CELL_INDEX["obeys"] : end : WIDTH]), default=None)
 
     def listener(self, name: str) -> int:
         """The index of the cell that counts the connections of a listener. A new name: the master only."""
@@ -257,28 +263,28 @@ class Stats:
         _write(self._cells, NAMES + (LISTENERS - 1) * NAME, NAME, OTHERS)
         return CONNECTIONS + LISTENERS - 1
 
-    def speakers(self, names: Iterable[str]) -> list[int]:
+    def rule_counters(self, names: Iterable[str]) -> list[int]:
         """The indices of the cells that count how often the rules of these names spoke, one for each."""
         wanted = [clipped(name) for name in names]
         fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
             known = self._speakers()
             taken = set(known.values())
-            free = (cell for cell in range(HITS, HITS + SPEAKERS - 1) if cell not in taken)
+            free = (cell for cell in range(RULE_HITS, RULE_HITS + RULE_NAMES - 1) if cell not in taken)
             for name in wanted:
                 if name not in known:
-                    last = HITS + SPEAKERS - 1
+                    last = RULE_HITS + RULE_NAMES - 1
                     cell = known[name] = last if name == OTHERS else next(free, last)
-                    start = SPOKEN + (cell - HITS) * NAME
+                    start = SPOKEN + (cell - RULE_HITS) * NAME
                     _write(self._cells, start, NAME, OTHERS if cell == last else name)
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
         return [known[name] for name in wanted]
 
     def _speakers(self) -> dict[str, int]:
-        octets = self._cells[SPOKEN : SPOKEN + SPEAKERS * NAME].tobytes()
+        octets = self._cells[SPOKEN : SPOKEN + RULE_NAMES * NAME].tobytes()
         names = (octets[at : at + NAME * 8] for at in range(0, len(octets), NAME * 8))
-        return {_text(name): HITS + number for number, name in enumerate(names) if name[0]}
+        return {_text(name): RULE_HITS + number for number, name in enumerate(names) if name[0]}
 
     def snapshot(self) -> Snapshot:
         """All figures as they are now. Takes about a millisecond for a handful of workers."""
@@ -288,15 +294,17 @@ class Stats:
         for row in range(self._cells[USED]):
             values = self.cells(row).tolist()
             totals = list(map(add, totals, values))
-            if values[AT["pid"]]:
+            if values[CELL_INDEX["pid"]]:
                 title = _read(self.cells(row), TITLE_AT, TITLE)
                 workers.append(
-                    Worker(
+                    ProcessStatus(
                         title,
-                        values[AT["pid"]],
-                        max(0.0, now - values[AT["beat"]] / 1e6) if values[AT["beat"]] else 0.0,
-                        values[AT["open"]],
-                        values[AT["cpu"]] / 1e6,
+                        values[CELL_INDEX["pid"]],
+                        max(0.0, now - values[CELL_INDEX["beat"]] / 1e6)
+                        if values[CELL_INDEX["beat"]]
+                        else 0.0,
+                        values[CELL_INDEX["open"]],
+                        values[CELL_INDEX["cpu"]] / 1e6,
                     )
                 )
         names = (_read(self._cells, NAMES + number * NAME, NAME) for number in range(LISTENERS))
@@ -305,16 +313,16 @@ class Stats:
             started=self._cells[STARTED] / 1e6,
             listeners=tuple(name for name in names if name),
             workers=tuple(sorted(workers)),
-            speakers=self._speakers(),
+            rule_counters=self._speakers(),
             cells=tuple(totals),
-            clients=None if self.roster is None else tuple(self.roster.clients()),
+            clients=None if self.client_log is None else tuple(self.client_log.clients()),
         )
 
     def _zero(self, row: int) -> None:
         cells = self.cells(row)
         for cell in CELLS:
             if cell.gauge:
-                cells[AT[cell.name]] = 0
+                cells[CELL_INDEX[cell.name]] = 0
         _write(cells, TITLE_AT, TITLE, "")
 
 
@@ -340,7 +348,7 @@ def _text(octets: bytes) -> str:
 # Reading.
 
 
-class Worker(NamedTuple):
+class ProcessStatus(NamedTuple):
     """A process that lives now."""
 
     title: str
@@ -419,9 +427,9 @@ class Snapshot:
     started: float
     """Seconds since 1970 when the server began."""
     listeners: tuple[str, ...]
-    workers: tuple[Worker, ...]
+    workers: tuple[ProcessStatus, ...]
     """Every process that counts, sorted by title."""
-    speakers: Mapping[str, int]
+    rule_counters: Mapping[str, int]
     """Name of a scenario's rule -> the index of its cell."""
     cells: tuple[int, ...]
     """The sum of all rows."""
@@ -434,13 +442,13 @@ class Snapshot:
             self.started,
             self.listeners,
             self.workers,
-            self.speakers,
+            self.rule_counters,
             tuple(map(sub, self.cells, earlier.cells)),
         )
 
     def total(self, name: str) -> int:
         """A cell of CELLS that is a counter."""
-        return self.cells[AT[name]]
+        return self.cells[CELL_INDEX[name]]
 
     @property
     def open(self) -> int:
@@ -494,7 +502,7 @@ class Snapshot:
     @cached_property
     def violations(self) -> Mapping[str, int]:
         """By rule; all of them, in the order of the table."""
-        return dict(zip((rule.name for rule in RULES), self.cells[REPLIES:NOTED], strict=True))
+        return dict(zip((rule.name for rule in VIOLATIONS), self.cells[REPLIES:NOTED], strict=True))
 
     @cached_property
     def events(self) -> Mapping[str, int]:
@@ -504,7 +512,7 @@ class Snapshot:
     @property
     def rule_hits(self) -> dict[str, int]:
         """How often rules of scenarios spoke, by name; of all that ever were in force."""
-        return {name: self.cells[cell] for name, cell in self.speakers.items()}
+        return {name: self.cells[cell] for name, cell in self.rule_counters.items()}
 
     @property
     def retries(self) -> dict[str, Any]:
@@ -519,12 +527,12 @@ class Snapshot:
                 "missing": max(0, seen["deferred"] - seen["returned"]),
                 "again": seen["again"],
                 "taken": seen["taken"],
-                "waits": {str(span): seen[f"wait-{span}"] for span in (*WAITS, "more")},
+                "waits": {str(span): seen[f"wait-{span}"] for span in (*RETRY_INTERVALS, "more")},
             },
             "refused": {"recipients": seen["refused"], "returned": seen["insisted"]},
             "uncertain": {
                 name: {"messages": seen[name], "returned": seen[f"{name}-again"]}
-                for name, _ in UNCERTAIN.values()
+                for name, _ in UNCERTAIN_OUTCOMES.values()
             },
         }
 
@@ -579,6 +587,6 @@ class Snapshot:
         return sum(self.cells[start : start + 100])
 
     def _histogram(self, row: Histogram) -> Distribution:
-        start = STARTS[row.name]
+        start = HISTOGRAM_INDEX[row.name]
         *counts, total = self.cells[start : start + row.buckets + 1]
         return Distribution(tuple(counts), total * row.unit, row.unit)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Snapshot, Stats
-from blackhole.process.supervisor import Berth
+from blackhole.metrics.counters import Counters, Snapshot
+from blackhole.process.supervisor import ChildContext
 from blackhole.settings import OperatorError
 
 AWAITED = frozenset((signal.SIGINT, signal.SIGALRM))
@@ -20,7 +20,7 @@ AWAITED = frozenset((signal.SIGINT, signal.SIGALRM))
 
 def watch(pid: int) -> int:
     """`blackhole top`: until Ctrl-C, or until the server has ended."""
-    stats = Stats.of(pid)
+    stats = Counters.of(pid)
     # Waited for, and not met anywhere: an interrupt in the middle of a __del__ would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
 
@@ -41,15 +41,15 @@ def watch(pid: int) -> int:
     return os.EX_OK
 
 
-def progress(stats: Stats, berth: Berth) -> None:
+def progress(stats: Counters, context: ChildContext) -> None:
     """`--progress`: the whole life of a process that writes to standard error, until the master goes."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def pause() -> bool:
-        stats.beat(berth.row)
-        return not select.select([berth.life], [], [], 1)[0]
+        stats.heartbeat(context.row)
+        return not select.select([context.life], [], [], 1)[0]
 
     _lines(stats.snapshot, pause, sys.stderr)
 

@@ -13,20 +13,22 @@ from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree as xml
 
 from blackhole.metrics.counters import Snapshot
-from blackhole.rules.retries import UNCERTAIN, WAITS
-from blackhole.smtp.violations import LEVELS, RULES, Rule
+from blackhole.rules.retries import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+from blackhole.smtp.violations import LEVELS, VIOLATIONS, Violation
 
 
 class Finding(NamedTuple):
     """A rule that was broken."""
 
-    rule: Rule
+    rule: Violation
     times: int
 
 
 def findings(figures: Snapshot) -> list[Finding]:
     """The rules that were broken, the gravest first, and among these the most frequent."""
-    found = [Finding(rule, figures.violations[rule.name]) for rule in RULES if figures.violations[rule.name]]
+    found = [
+        Finding(rule, figures.violations[rule.name]) for rule in VIOLATIONS if figures.violations[rule.name]
+    ]
     return sorted(found, key=lambda one: (LEVELS.index(one.rule.level), -one.times))
 
 
@@ -103,7 +105,7 @@ def retries(figures: Snapshot) -> list[str]:
         lines.append(
             f"refused with 5xx: {many(refused['recipients'], 'recipient')}; {refused['returned']} came again"
         )
-    for name, meaning in UNCERTAIN.values():
+    for name, meaning in UNCERTAIN_OUTCOMES.values():
         outcome = seen["uncertain"][name]
         if outcome["messages"]:
             lines.append(
@@ -121,7 +123,7 @@ def middle(counts: Mapping[str, int]) -> str:
 def after(span: str) -> str:
     """A class of waits, in words."""
     if span == "more":
-        return f"after more than {after(str(WAITS[-1])).removeprefix('within ')}"
+        return f"after more than {after(str(RETRY_INTERVALS[-1])).removeprefix('within ')}"
     seconds = int(span)
     unit, size = next((one for one in (("h", 3600), ("min", 60)) if not seconds % one[1]), ("s", 1))
     return f"within {seconds // size} {unit}"
@@ -166,8 +168,8 @@ def as_json(figures: Snapshot) -> str:
 def junit(figures: Snapshot) -> str:
     """For the servers that run tests: a case for each rule, failed where it was broken."""
     broken = findings(figures)
-    suite = xml.Element("testsuite", name="blackhole", tests=str(len(RULES)), failures=str(len(broken)))
-    for rule in RULES:
+    suite = xml.Element("testsuite", name="blackhole", tests=str(len(VIOLATIONS)), failures=str(len(broken)))
+    for rule in VIOLATIONS:
         case = xml.SubElement(suite, "testcase", classname=f"blackhole.{rule.level}", name=rule.name)
         count = figures.violations[rule.name]
         if count:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from blackhole.addresses import Networks, packed
+from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.net.client_table import (
     CONNECTIONS,
     HANDSHAKES,
     MESSAGES,
     RECEIVED,
     RECIPIENTS,
-    Ledger,
-    Place,
+    ClientSlot,
+    ClientTableView,
     client,
 )
 from blackhole.settings import Settings
-from blackhole.smtp.replies import CROWDED, HURRIED, TOO_MUCH_DATA, Reply
-from blackhole.smtp.state import Limits
+from blackhole.smtp.replies import (
+    TOO_MANY_CLIENT_CONNECTIONS,
+    TOO_MANY_CLIENT_OCTETS,
+    TOO_MANY_NEW_CONNECTIONS,
+    Reply,
+)
+from blackhole.smtp.state import ClientLimits
 
 OCTETS: Final = "octets"
 """Stands among the phases for all that comes, whatever it is."""
@@ -27,9 +32,9 @@ Rates = Mapping[str, tuple[int, int]]
 """Phase -> what it is counted as, and how many there may be in a minute."""
 
 
-def limits(settings: Settings) -> Limits:
+def client_limits(settings: Settings) -> ClientLimits:
     """What is borne of one client in a conversation."""
-    return Limits(
+    return ClientLimits(
         soft_errors=settings.soft_errors,
         errors=settings.max_errors,
         junk=settings.max_junk,
@@ -39,20 +44,20 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-def hurried(limits: Limits) -> Limits:
+def stressed_limits(client_limits: ClientLimits) -> ClientLimits:
     """What is borne while connections are running out: as little as Postfix bears then.
 
     A client may say EHLO twice, with STARTTLS between. What has no limit gets none.
     """
-    return limits._replace(errors=min(limits.errors, 1), junk=min(limits.junk, 2))
+    return client_limits._replace(errors=min(client_limits.errors, 1), junk=min(client_limits.junk, 2))
 
 
-class Guest:
+class ClientUsage:
     """One connection of somebody who is not trusted."""
 
     __slots__ = ("_place", "_rates")
 
-    def __init__(self, place: Place | None, rates: Rates) -> None:
+    def __init__(self, place: ClientSlot | None, rates: Rates) -> None:
         self._place = place
         self._rates = rates
 
@@ -74,11 +79,11 @@ class Guest:
             self._place.leave()
 
 
-class Guard:
+class AdmissionControl:
     """Lets clients in. Without a ledger none is counted over its connections."""
 
-    def __init__(self, settings: Settings, ledger: Ledger | None) -> None:
-        self._trusted: Final = Networks(settings.trusted)
+    def __init__(self, settings: Settings, ledger: ClientTableView | None) -> None:
+        self._trusted: Final = NetworkSet(settings.trusted)
         self._ledger: Final = ledger
         self._most: Final = settings.client_connections
         rates = {
@@ -90,17 +95,17 @@ class Guard:
         }
         self._rates: Final = {phase: rate for phase, rate in rates.items() if rate[1]}
 
-    def admit(self, address: str) -> Guest | None:
+    def admit(self, address: str) -> ClientUsage | None:
         """Who is there: None for one that is trusted, in whatever it does."""
-        octets = packed(address)
+        octets = to_bytes(address)
         if octets in self._trusted:
             return None
-        return Guest(self._ledger.enter(client(octets)) if self._ledger else None, self._rates)
+        return ClientUsage(self._ledger.enter(client(octets)) if self._ledger else None, self._rates)
 
-    def refusal(self, guest: Guest) -> Reply | None:
+    def refusal(self, usage: ClientUsage) -> Reply | None:
         """Why somebody may not come in now."""
-        if guest.crowds(self._most):
-            return CROWDED
-        if not guest.meter(OCTETS, 0):
-            return TOO_MUCH_DATA
-        return None if guest.meter("CONNECT") else HURRIED
+        if usage.crowds(self._most):
+            return TOO_MANY_CLIENT_CONNECTIONS
+        if not usage.meter(OCTETS, 0):
+            return TOO_MANY_CLIENT_OCTETS
+        return None if usage.meter("CONNECT") else TOO_MANY_NEW_CONNECTIONS

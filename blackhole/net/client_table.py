@@ -52,7 +52,7 @@ def client(octets: bytes) -> bytes:
     return octets[:8]
 
 
-class Clients:
+class ClientTable:
     """The map. `rows` is how many processes can ever live at once, as in `Stats`."""
 
     def __init__(self, rows: int) -> None:
@@ -70,12 +70,12 @@ class Clients:
             self._map[start : start + length] = bytes(length)
 
 
-class Ledger:
+class ClientTableView:
     """One process' view of the map: it writes to its own row, and reads those of `others`."""
 
     def __init__(
         self,
-        clients: Clients,
+        clients: ClientTable,
         row: int,
         others: Callable[[], Iterable[int]],
         clock: Callable[[], float] = time.monotonic,
@@ -95,12 +95,12 @@ class Ledger:
         self._minute: int = int(self._clock() // 60) + 1
         self._beside = [row * REGION for row in self._others() if row * REGION != self._base]
 
-    def enter(self, who: bytes) -> Place:
+    def enter(self, who: bytes) -> ClientSlot:
         """A connection of this client has begun. `Place.leave` has to follow."""
         digest = blake2b(who, digest_size=8, key=self._secret).digest()
         key = int.from_bytes(digest[:4]) or 1
         bucket = int.from_bytes(digest[4:]) % BUCKETS * WAYS * PLACE
-        return Place(self, key, bucket, self._find(key, bucket))
+        return ClientSlot(self, key, bucket, self._find(key, bucket))
 
     def _find(self, key: int, bucket: int) -> int:
         """The client's place in our region, made where there was none; -1 when all are taken."""
@@ -149,12 +149,12 @@ class Ledger:
         return found
 
 
-class Place:
+class ClientSlot:
     """One connection's entry in the ledger; those of one client share what it says."""
 
     __slots__ = ("_bucket", "_key", "_ledger", "_place")
 
-    def __init__(self, ledger: Ledger, key: int, bucket: int, place: int) -> None:
+    def __init__(self, ledger: ClientTableView, key: int, bucket: int, place: int) -> None:
         self._ledger = ledger
         self._key = key
         self._bucket = bucket

@@ -12,50 +12,50 @@ from typing import TYPE_CHECKING, Final
 
 from tornado.iostream import StreamClosedError
 
-from blackhole.addresses import packed
-from blackhole.metrics.counters import AT, record
+from blackhole.addresses import to_bytes
+from blackhole.metrics.counters import CELL_INDEX, record
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS
 from blackhole.smtp.replies import (
-    INTERNAL,
-    SESSION_OVER,
-    STOPPING,
+    IMPROPER_PIPELINING,
+    INTERNAL_ERROR,
+    SERVER_STOPPING,
+    SESSION_TIMEOUT,
     TIMEOUT,
-    TOO_EARLY,
-    TOO_MUCH_DATA,
-    TOO_MUCH_TLS,
+    TOO_MANY_CLIENT_OCTETS,
+    TOO_MANY_TLS_HANDSHAKES,
+    NextAction,
     Reply,
-    Then,
 )
 from blackhole.smtp.state import ACCUSED
 
 if TYPE_CHECKING:
-    from blackhole.net.admission import Guest
-    from blackhole.net.direct import Answer, Stream
-    from blackhole.net.server import Server
+    from blackhole.net.admission import ClientUsage
+    from blackhole.net.direct import Answer, DirectStream
+    from blackhole.net.server import SMTPServer
 
 log = logging.getLogger(__name__)
 
-LISTEN: Final = Then.LISTEN
+READ: Final = NextAction.READ
 """An enum's member costs 50 ns to look up, a module's name 5."""
 
-PAUSES: Final = (Then.WAIT, Then.ASK)
+PAUSES: Final = (NextAction.SLEEP, NextAction.LOOKUP)
 """What goes on by itself."""
 
 NOTHING: Final = frozenset((0,))
 """The cell of what is not counted."""
 
-RECEIVED: Final = AT["received_bytes"]
-TIMED_OUT: Final = AT["timed_out"]
-PROBES: Final = AT["probes"]
-TLS_OK: Final = AT["tls_ok"]
-TLS_FAILED: Final = AT["tls_failed"]
-TLS_RESUMED: Final = AT["tls_resumed"]
+RECEIVED: Final = CELL_INDEX["received_bytes"]
+TIMED_OUT: Final = CELL_INDEX["timed_out"]
+PROBES: Final = CELL_INDEX["probes"]
+TLS_OK: Final = CELL_INDEX["tls_ok"]
+TLS_FAILED: Final = CELL_INDEX["tls_failed"]
+TLS_RESUMED: Final = CELL_INDEX["tls_resumed"]
 
 LINGER: Final = 2
 """Seconds a client is given to read why it was sent away."""
 
-STALL: Final = 3600
+HANG: Final = 3600
 """Seconds after which a client is let go that waits for a reply it was never to get."""
 
 STRESS_RATE: Final = 500
@@ -73,10 +73,9 @@ class Connection:
 
     __slots__ = (
         "age",
+        "closed_by_server",
         "counted",
         "counters",
-        "dismissed",
-        "guest",
         "heard",
         "idle",
         "out",
@@ -86,15 +85,16 @@ class Connection:
         "server",
         "session",
         "stream",
+        "usage",
     )
 
-    def __init__(self, server: Server, stream: Stream, peer: str) -> None:
+    def __init__(self, server: SMTPServer, stream: DirectStream, peer: str) -> None:
         self.server = server
         self.stream = stream
         self.counters = server.counters
         self.peer = peer
         self.session = server.engine.session(client=peer)
-        self.guest: Guest | None = None
+        self.usage: ClientUsage | None = None
         """What is counted against a client that is judged."""
         self.age = 0
         self.idle = 0.0
@@ -107,7 +107,7 @@ class Connection:
         """What is yet to be said."""
         self.said: list[int] = []
         """Where it is counted what was said last, if the session's `cell` does not tell."""
-        self.dismissed = False
+        self.closed_by_server = False
         """It is not the client who ends it."""
 
     async def converse(self) -> None:
@@ -116,50 +116,54 @@ class Connection:
         try:
             if server.parser is not None and not await self._introduced():
                 return
-            if server.guard is not None and not self._admitted():
+            if server.admission is not None and not self._admitted():
                 return
             session = self.session
             if server.listener.tls:
                 session.approach()
-                if session.then is Then.ASK:
+                if session.next_action is NextAction.LOOKUP:
                     # What the client says now is for the handshake.
-                    stream.heed(False)
-                    while session.then is Then.ASK:
+                    stream.pause_reading(False)
+                    while session.next_action is NextAction.LOOKUP:
                         session.learn(await session.later)
-                    stream.heed(True)
-                if session.then is not LISTEN:
-                    await self._suffer(session.then, b"")
+                    stream.pause_reading(True)
+                if session.next_action is not READ:
+                    await self._suffer(session.next_action, b"")
                     return
                 await self._secure()
-            if session.judge is not None and session.judge.witness is not None and server.parser is None:
-                session.judge.witness.meet(lambda: str(stream.socket.getsockname()))
+            if (
+                session.evaluator is not None
+                and session.evaluator.retry_tracker is not None
+                and server.parser is None
+            ):
+                session.evaluator.retry_tracker.meet(lambda: str(stream.socket.getsockname()))
             out = session.greet()
-            if (session.examined or server.strict) and out and stream.early():
-                out = session.overtaken(out)
+            if (session.sampled or server.strict) and out and stream.early():
+                out = session.client_spoke_first(out)
             while True:
                 out = await self._talk(out)
-                then = session.then
-                if then is LISTEN:
+                next_action = session.next_action
+                if next_action is READ:
                     return
                 if out and (held := self._say(out)):
                     await self._push(held)
-                if then in PAUSES:
-                    out = await self._pause(then)
-                elif then is Then.HANG_UP and session.left:
+                if next_action in PAUSES:
+                    out = await self._pause(next_action)
+                elif next_action is NextAction.CLOSE and session.left:
                     return
-                elif then is Then.SECURE:
+                elif next_action is NextAction.START_TLS:
                     await self._secure()
                     out = b""
                 else:
-                    await self._suffer(then, out)
+                    await self._suffer(next_action, out)
                     return
         except StreamClosedError:
             pass
         except Exception:
             # Ours, not the client's: a traceback for us, 421 for the client.
-            self.dismissed = True
+            self.closed_by_server = True
             log.exception("fault in the conversation with %s", self.peer)
-            self._part(INTERNAL)
+            self._part(INTERNAL_ERROR)
         finally:
             if self.session.said or not self.session.left:
                 self._settle()
@@ -173,7 +177,7 @@ class Connection:
         The bare `yield` saves a third of a KiB of each idle connection.
         """
         session = self.session
-        while session.then is LISTEN:
+        while session.next_action is READ:
             if out and (held := self._say(out)):
                 yield from self._push(held).__await__()
             try:
@@ -202,7 +206,7 @@ class Connection:
         self.heard += size
         session = self.session
         out = session.receive(data)
-        if session.then is not LISTEN:
+        if session.next_action is not READ:
             self.out = out
             return None
         if out:
@@ -249,10 +253,10 @@ class Connection:
         self.patience, self.idle = None, 0
         self._count(cells, 1)
 
-    async def _pause(self, then: Then) -> bytes:
+    async def _pause(self, next_action: NextAction) -> bytes:
         """Wait for what the session waits for; what it says then."""
         session, stream = self.session, self.stream
-        if then is Then.ASK:
+        if next_action is NextAction.LOOKUP:
             out = session.learn(await session.later)
         else:
             self.idle = -session.wait
@@ -261,27 +265,27 @@ class Connection:
                 record(self.counters, "delay_seconds", int(session.wait * 1e6))
             out = session.resume()
         if stream.ahead:
-            if not self.heard and session.then not in PAUSES:
-                out = session.overtaken(out)
-            if session.judge is not None and session.judge.witness is not None:
-                session.judge.witness.interrupt()
-            if session.then is Then.SECURE:
+            if not self.heard and session.next_action not in PAUSES:
+                out = session.client_spoke_first(out)
+            if session.evaluator is not None and session.evaluator.retry_tracker is not None:
+                session.evaluator.retry_tracker.interrupt()
+            if session.next_action is NextAction.START_TLS:
                 # It came in the clear, while the reply waited: CVE-2011-0411 once more.
-                out = session.interrupt(TOO_EARLY)
+                out = session.interrupt(IMPROPER_PIPELINING)
         return out
 
     async def _introduced(self) -> bool:
         """Learn from the proxy who the client is; false for who is no proxy of ours, and hears nothing."""
         server = self.server
-        if packed(self.peer) not in server.proxies:
-            self.dismissed = True
+        if to_bytes(self.peer) not in server.proxies:
+            self.closed_by_server = True
             return False
         self.patience = server.settings.proxy_timeout
         try:
             address = await proxy.read(self.stream, server.parser)
         except (OSError, ValueError) as error:
             log.debug("%s: no PROXY header: %s", self.peer, error)
-            self.dismissed = True
+            self.closed_by_server = True
             return False
         self.patience = None
         if address:
@@ -292,17 +296,17 @@ class Connection:
     def _admitted(self) -> bool:
         """Ask the guard; false for a client that was told to come another time."""
         server = self.server
-        assert server.guard is not None
-        guest = self.guest = server.guard.admit(self.peer)
-        if guest is None:
+        assert server.admission is not None
+        usage = self.usage = server.admission.admit(self.peer)
+        if usage is None:
             return True
-        refusal = server.guard.refusal(guest)
-        if refusal is None and server.listener.tls and not guest.meter("STARTTLS"):
-            refusal = TOO_MUCH_TLS
+        refusal = server.admission.refusal(usage)
+        if refusal is None and server.listener.tls and not usage.meter("STARTTLS"):
+            refusal = TOO_MANY_TLS_HANDSHAKES
         if refusal is None:
-            self.session.restrain(server.judging, server.limits, guest.meter)
+            self.session.apply_limits(server.judging, server.limits, usage.meter)
             return True
-        self.dismissed = True
+        self.closed_by_server = True
         if not server.listener.tls:
             self._part(refusal)
             server.count(refusal)
@@ -317,13 +321,13 @@ class Connection:
     def _settle(self) -> None:
         """Count how a client left that did not say so, and what it did wrong since the last reply left."""
         session, counters = self.session, self.counters
-        if not (session.left or self.dismissed):
+        if not (session.left or self.closed_by_server):
             if self.heard:
-                session.accuse("hung-up-in-body" if session.in_body else "no-quit")
+                session.record_violation("hung-up-in-body" if session.in_body else "no-quit")
             else:
                 counters[PROBES] += 1
-        if session.judge is not None and session.judge.witness is not None and not session.left:
-            session.judge.witness.gone(session)
+        if session.evaluator is not None and session.evaluator.retry_tracker is not None and not session.left:
+            session.evaluator.retry_tracker.gone(session)
         self._note()
 
     def _note(self) -> None:
@@ -335,15 +339,15 @@ class Connection:
         """The TLS handshake, before the greeting or after STARTTLS."""
         self.patience, self.idle = self.server.settings.tls_timeout, 0
         context = self.server.tls
-        if self.session.judge is not None and self.session.judge.certificate:
-            context = self.server.certificates[self.session.judge.certificate]
+        if self.session.evaluator is not None and self.session.evaluator.certificate:
+            context = self.server.certificates[self.session.evaluator.certificate]
         assert context is not None
         try:
-            await self.stream.shake_hands(context)
+            await self.stream.handshake(context)
         except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             self.server.note("%s: TLS handshake failed: %s", self.peer, reason)
-            self.dismissed = True
+            self.closed_by_server = True
             self.counters[TLS_FAILED] += 1
             raise StreamClosedError(error) from None
         self.patience = None
@@ -353,8 +357,8 @@ class Connection:
 
     async def _hang_up(self, said: bytes) -> None:
         """Close, but not before the client can have read what was said last."""
-        self.dismissed = True
-        self.stream.last_words()
+        self.closed_by_server = True
+        self.stream.shutdown_write()
         self.patience, self.idle = LINGER, 0
         refused = not self.session.pipelines and b"\r\n421 " in b"\r\n" + said
         left = 1 << 20
@@ -363,16 +367,16 @@ class Connection:
             if refused and data[:4].upper() != b"QUIT":
                 refused = False
                 self.heard += len(data)
-                self.session.accuse("talk-after-421")
+                self.session.record_violation("talk-after-421")
 
-    async def _suffer(self, then: Then, said: bytes) -> None:
+    async def _suffer(self, next_action: NextAction, said: bytes) -> None:
         """Come to the end that the session has come to, having said something last."""
-        self.dismissed = True
+        self.closed_by_server = True
         self._note()  # a client that stalls may be here for an hour
-        if then is Then.RESET:
+        if next_action is NextAction.RESET:
             self.stream.reset()
-        elif then is Then.STALL:
-            self.patience, self.idle = STALL, 0
+        elif next_action is NextAction.HANG:
+            self.patience, self.idle = HANG, 0
             while await self.stream.receive():
                 pass
         elif not self.session.left:
@@ -386,14 +390,14 @@ class Connection:
         if fresh:
             server.counters[RECEIVED] += fresh
             if self.session.in_body:
-                rate = settings.min_data_rate if self.guest is not None else 0
+                rate = settings.min_data_rate if self.usage is not None else 0
                 if server.stressed:
                     rate = rate or STRESS_RATE
                 # What comes fast enough refills the time there is, as in Postfix.
                 self.idle = max(0.0, self.idle - fresh / rate) if rate else 0.0
             self.counted = self.heard
-            if self.guest is not None and not self.guest.meter(OCTETS, fresh):
-                self._part(TOO_MUCH_DATA)
+            if self.usage is not None and not self.usage.meter(OCTETS, fresh):
+                self._part(TOO_MANY_CLIENT_OCTETS)
                 self.stream.close()
                 return
         self.idle += 1
@@ -405,21 +409,21 @@ class Connection:
             server.counters[TIMED_OUT] += 1
             self._part(TIMEOUT)
             self.stream.close()
-        elif self.guest is not None and 0 < settings.session_timeout < self.age:
-            self._part(SESSION_OVER)
+        elif self.usage is not None and 0 < settings.session_timeout < self.age:
+            self._part(SESSION_TIMEOUT)
             self.stream.close()
 
     def leave(self) -> bool:
         """The server stops: say so and close, unless a message is under way. True when closed."""
         if self.session.in_body:
             return False
-        self._part(STOPPING)
+        self._part(SERVER_STOPPING)
         self.stream.close()
         return True
 
     def _part(self, reply: Reply) -> None:
         """Say a last word, if nothing else is being said and the socket takes it at once."""
-        self.dismissed = True
+        self.closed_by_server = True
         if self.patience is None:
             with suppress(OSError):
                 self.stream.send(reply.wire)

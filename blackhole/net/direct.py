@@ -6,7 +6,7 @@ trip through the loop, a second `recv` that finds nothing, two buffers. Here a
 read event is one `read`, the chunk is answered at once, and the answer is written.
 
 Three parts work together. `Selector` is the loop's own epoll; it hands events
-of streams to them at once, and only others to asyncio. `Stream` reads and writes
+of streams to them at once, and only others to asyncio. `DirectStream` reads and writes
 its descriptor. `Stream.run` drives a coroutine that waits for what the client says,
 for another event of the stream (a handshake, a socket that is full) or for any asyncio
 future (a delay). As long as there is nothing but question and answer the coroutine
@@ -42,7 +42,7 @@ CHUNK: Final = 32768
 """Octets read at once. Twice as many take a quarter off a body of a megabyte; but what a read did not
 fill fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead of by 0.2 to 1.6."""
 
-MODEST: Final = 512 - 33
+SMALL_READ: Final = 512 - 33
 """Octets read at once from a client that never sent as many. With what Python puts around them they fit into
 its pools of small blocks; for more it asks malloc, which takes three times as long."""
 
@@ -79,7 +79,7 @@ AT_ONCE: Final = struct.pack("ii", 1, 0)
 PROBES: Final = 100
 """Events a second that are timed, at most. It takes 5 microseconds each."""
 
-BATCH: Final = 42
+MAX_EVENTS: Final = 42
 """Events that are heard of at once. For more of them Python asks malloc each time, as with MODEST."""
 
 ROUNDS: Final = 8
@@ -119,7 +119,7 @@ Meter = Callable[[int, int], None]
 """Told nanoseconds: how long a client was waited for, and how long what it then said took to be answered."""
 
 
-class Probe:
+class LatencySample:
     """Stands in the place of a stream for its next event, and takes the time.
 
     A clock for every event would cost more than all other counting; with probes here and there, the
@@ -128,7 +128,7 @@ class Probe:
 
     __slots__ = ("_fd", "_planted", "_selector", "_stream")
 
-    def __init__(self, selector: Selector, fd: int, stream: Stream) -> None:
+    def __init__(self, selector: Selector, fd: int, stream: DirectStream) -> None:
         self._selector = selector
         self._fd = fd
         self._stream = stream
@@ -190,21 +190,21 @@ class Selector(selectors.EpollSelector):
         ready = self._attached.pop(fd, None)
         if ready is not None:
             self._epoll.unregister(fd)
-            self._probes -= ready.__class__ is Probe
+            self._probes -= ready.__class__ is LatencySample
 
     def forget(self, fd: int) -> None:
         """`fd` is about to be closed, which takes it out of epoll without a system call of its own."""
-        if self._attached.pop(fd, None).__class__ is Probe:
+        if self._attached.pop(fd, None).__class__ is LatencySample:
             self._probes -= 1
 
     def _plant(self, fd: int) -> None:
         """Take the time of the client who was served last, when it speaks again."""
         stream = self._attached.get(fd)
-        if isinstance(stream, Stream) and stream.answered:
+        if isinstance(stream, DirectStream) and stream.answered:
             self._planted += 1
             self._due = self._gap // ROUNDS if self._planted < PROBES else RARELY
             self._probes += 1
-            self._attached[fd] = Probe(self, fd, stream)
+            self._attached[fd] = LatencySample(self, fd, stream)
 
     def pace(self) -> None:
         """Once a second: take the time of PROBES events in the next one, spread over it if that can be."""
@@ -216,7 +216,7 @@ class Selector(selectors.EpollSelector):
         self._rounds = min(self._gap, ROUNDS - 1)
         self._due = min(self._due, self._gap // ROUNDS)
 
-    def uproot(self, fd: int, stream: Stream) -> None:
+    def uproot(self, fd: int, stream: DirectStream) -> None:
         """Put a stream back where its probe stood."""
         self._probes -= 1
         self._attached[fd] = stream
@@ -235,7 +235,7 @@ class Selector(selectors.EpollSelector):
         timed = wait > 0
         end = monotonic() + wait
         while True:
-            heard = poll(wait, BATCH)
+            heard = poll(wait, MAX_EVENTS)
             if self._probes:
                 self.woke = monotonic_ns()
             for fd, events in heard:
@@ -273,7 +273,7 @@ class Selector(selectors.EpollSelector):
             found.append((key, mask & key.events))
 
 
-class Stream(IOStream):
+class DirectStream(IOStream):
     """An IOStream whose reads and writes go straight to its socket.
 
     IOStream's own constructor makes 28 attributes and two deques, 2 KiB that an idle
@@ -326,7 +326,7 @@ class Stream(IOStream):
 
     def __init__(self, fd: int, selector: Selector, io_loop: IOLoop) -> None:
         self._fd = fd
-        self._most = MODEST
+        self._most = SMALL_READ
         # What every turn asks for: a class's attribute is found six times slower than an object's own.
         self.secured = self._aside = False
         self._answer: Answer = none
@@ -383,7 +383,7 @@ class Stream(IOStream):
             except OSError:
                 data = b""
             size = len(data)
-            if size == MODEST:
+            if size == SMALL_READ:
                 self._most = CHUNK
             try:
                 said = self._answer(data, size)
@@ -515,7 +515,7 @@ class Stream(IOStream):
         """The next event that the stream watches for."""
         yield EVENT
 
-    def heed(self, whether: bool) -> None:
+    def pause_reading(self, whether: bool) -> None:
         """Take in what the client says, as at other times, or leave it where it is."""
         self._watch(EPOLLIN if whether else 0)
 
@@ -551,7 +551,7 @@ class Stream(IOStream):
 
     # TLS.
 
-    async def shake_hands(self, context: ssl.SSLContext) -> None:
+    async def handshake(self, context: ssl.SSLContext) -> None:
         """Become a TLS stream, as the server. Raises OSError when the handshake fails.
 
         Whatever came before it was in the clear, and must not be taken for what came after.
@@ -598,7 +598,7 @@ class Stream(IOStream):
 
     # The end.
 
-    def last_words(self) -> None:
+    def shutdown_write(self) -> None:
         """Say that nothing more will be sent; the client may still talk.
 
         Closing a socket with unread bytes in it resets the connection, and a reset can

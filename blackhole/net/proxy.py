@@ -22,7 +22,7 @@ V2: Final = 16 + 2048
 """Octets of a header of version 2: the protocol would allow 64 KiB, for extensions nobody sends."""
 
 
-class Source(Protocol):
+class ProxiedSource(Protocol):
     """Where a header comes from: a stream."""
 
     async def peek(self, most: int) -> bytes:
@@ -44,7 +44,7 @@ def parser() -> Any:
     return ProxyProtocolDetect()
 
 
-async def read(source: Source, parser: Any) -> str:
+async def read(source: ProxiedSource, parser: Any) -> str:
     """Take the header; the client's address, or nothing where the proxy speaks for itself.
 
     Raises ValueError for what is no header.

@@ -22,21 +22,21 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
-from blackhole.addresses import Networks, packed
-from blackhole.metrics.counters import AT, CONNECTIONS, record_all
+from blackhole.addresses import NetworkSet, to_bytes
+from blackhole.metrics.counters import CELL_INDEX, CONNECTIONS, record_all
 from blackhole.net import proxy
-from blackhole.net.admission import OCTETS, Guard, hurried, limits
-from blackhole.net.client_table import Ledger
+from blackhole.net.admission import OCTETS, AdmissionControl, client_limits, stressed_limits
+from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import RECEIVED, Connection
-from blackhole.net.direct import Selector, Stream
-from blackhole.rules.evaluator import Outside
+from blackhole.net.direct import DirectStream, Selector
+from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.model import MODES
 from blackhole.rules.scenario import NONE, Scenario
 from blackhole.settings import Http, Listener, OperatorError, Settings
-from blackhole.smtp.replies import BUSY, Reply
-from blackhole.smtp.session import Engine, Trace
-from blackhole.smtp.state import Config, cell
-from blackhole.store.client_log import Page
+from blackhole.smtp.replies import TOO_MANY_CONNECTIONS, Reply
+from blackhole.smtp.session import SMTPEngine, TraceFunction
+from blackhole.smtp.state import ListenerConfig, cell
+from blackhole.store.client_log import ClientLogWriter
 
 log = logging.getLogger(__name__)
 
@@ -49,26 +49,26 @@ EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 EXCLUSIVE: Final = 1 << 28
 """EPOLLEXCLUSIVE of linux/eventpoll.h, of which PyPy's `select` does not know."""
 
-KNOCK: Final = select.EPOLLIN | EXCLUSIVE
+ACCEPT_EVENTS: Final = select.EPOLLIN | EXCLUSIVE
 
-OPEN: Final = AT["open"]
+OPEN: Final = CELL_INDEX["open"]
 
-NAP: Final = 0.001
+YIELD_ACCEPT: Final = 0.001
 """Seconds for which a worker that has more connections than the others leaves the next one to them."""
 
 PAUSE: Final = 0.1
 """Seconds without accepting after that. Trying at once again would take the whole processor."""
 
-QUIET: Final = 10
+LOG_INTERVAL: Final = 10
 """Seconds between two lines of the log that say so."""
 
-RESERVED: Final = 64
+RESERVED_FDS: Final = 64
 """Descriptors of a worker that are not for its clients: to listen on, the log, epoll, the master's pipe."""
 
-STRESS: Final = 0.9
+STRESS_ON: Final = 0.9
 """Share of the connections there may be from which on clients have to hurry."""
 
-EASE: Final = 0.7
+STRESS_OFF: Final = 0.7
 """Share below which they need not any more."""
 
 
@@ -110,12 +110,12 @@ def address(listener: Listener, sockets: Sequence[socket.socket]) -> str:
 def capacity(wanted: int) -> int:
     """How many connections this process can have, of as many as are wanted."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, min(wanted, files - RESERVED))
+    return max(1, min(wanted, files - RESERVED_FDS))
 
 
-def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) -> Config:
+def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) -> ListenerConfig:
     """What the engine needs to know of the settings."""
-    return Config(
+    return ListenerConfig(
         hostname=settings.hostname,
         message_size_limit=settings.message_size_limit,
         strict=settings.strict,
@@ -125,7 +125,7 @@ def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) ->
         listener=str(listener),
         rules=scenario.rules,
         bare_newline=settings.bare_newline,
-        limits=limits(settings) if settings.judges else None,
+        limits=client_limits(settings) if settings.judges else None,
         dynamic_switch=settings.dynamic_switch,
         auth=settings.auth != "off",
         auth_plaintext=settings.auth_plaintext,
@@ -139,22 +139,24 @@ def remembers(listeners: Iterable[Listener], scenario: Scenario) -> bool:
     return any(rule.remembers for rule in rules)
 
 
-def outside(scenario: Scenario) -> Outside:
+def outside(scenario: Scenario) -> RuleEnvironment:
     """What its rules may ask."""
-    return Outside(lambda: time.monotonic() - scenario.began, scenario.memory, scenario.past, time.monotonic)
+    return RuleEnvironment(
+        lambda: time.monotonic() - scenario.began, scenario.memory, scenario.past, time.monotonic
+    )
 
 
 def watches(listeners: Iterable[Listener], scenario: Scenario) -> bool:
     """Whether it has to be known of one of them what became of messages."""
     rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
-    return any(rule.unsettles for rule in rules)
+    return any(rule.may_refuse for rule in rules)
 
 
-class Server(TCPServer):
+class SMTPServer(TCPServer):
     """One listener in one worker.
 
     `counters` is the worker's row of the stats, `tls` the context where there is a
-    certificate. `crowded` tells whether other workers have fewer connections; None
+    certificate. `should_yield_accept` tells whether other workers have fewer connections; None
     where there are no others. `number` is the counter of this listener's connections.
     `scenario` has rules that come before the listener's mode. `ledger` has what all
     workers know of their clients, `page` what is shown of them.
@@ -166,27 +168,29 @@ class Server(TCPServer):
         settings: Settings,
         counters: memoryview,
         tls: ssl.SSLContext | None,
-        trace: Trace | None,
-        crowded: Callable[[], bool] | None = None,
+        trace: TraceFunction | None,
+        should_yield_accept: Callable[[], bool] | None = None,
         scenario: Scenario = NONE,
         number: int = CONNECTIONS,
-        ledger: Ledger | None = None,
-        page: Page | None = None,
+        ledger: ClientTableView | None = None,
+        page: ClientLogWriter | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
         judging = config(settings, listener, scenario)
         self.settings: Final = settings
-        self.engine = Engine(replace(judging, limits=None), Random(), trace, outside(scenario))
+        self.engine = SMTPEngine(replace(judging, limits=None), Random(), trace, outside(scenario))
         """Talks to those who are trusted, or to all where nobody is judged."""
-        self.judging = Engine(judging, Random(), trace, outside(scenario)) if settings.judges else self.engine
-        self.guard: Final = Guard(settings, ledger) if settings.judges else None
+        self.judging = (
+            SMTPEngine(judging, Random(), trace, outside(scenario)) if settings.judges else self.engine
+        )
+        self.admission: Final = AdmissionControl(settings, ledger) if settings.judges else None
         self.parser: Final = proxy.parser() if listener.proxy else None
-        self.proxies: Final = Networks(settings.proxy_from)
+        self.proxies: Final = NetworkSet(settings.proxy_from)
         self.capacity: Final = capacity(settings.max_connections)
         """How many connections this process may have."""
         self.strict: Final = settings.strict
-        self.limits = limits(settings)
+        self.limits = client_limits(settings)
         """What is borne of one client now."""
         self.stressed = False
         """Nearly as many are there, and clients have to hurry."""
@@ -195,30 +199,30 @@ class Server(TCPServer):
         self.counters: Final = counters
         self.tls: Final = tls
         self.certificates = scenario.certificates
-        self.crowded: Final = crowded
+        self.should_yield_accept: Final = should_yield_accept
         self.number: Final = number
         self.sent: Final[list[int]] = []
         """How many messages each client sent that has left since the last sweep."""
         self.connections: Final[set[Connection]] = set()
         self._loop: Final = IOLoop.current()
-        self._complained = -float(QUIET)
+        self._complained = -float(LOG_INTERVAL)
         self._spare: int | None = None
-        self._doors: Final[list[Door]] = []
+        self._doors: Final[list[Acceptor]] = []
         self._page: Final = page
 
     def open(self, sockets: Sequence[socket.socket], selector: Selector) -> None:
         """Start to accept."""
         self._hold()
         for listening in sockets:
-            self._doors.append(Door(self, listening, selector))
+            self._doors.append(Acceptor(self, listening, selector))
 
     def follow(self, scenario: Scenario) -> None:
         """Obey another scenario: whoever comes from now on; who is here from the next command outside a
         transaction."""
         judging = self.judging
-        self.engine = self.engine.bequeath(scenario.rules, outside(scenario))
+        self.engine = self.engine.replace_rules(scenario.rules, outside(scenario))
         self.judging = (
-            judging.bequeath(scenario.rules, outside(scenario)) if self.settings.judges else self.engine
+            judging.replace_rules(scenario.rules, outside(scenario)) if self.settings.judges else self.engine
         )
         # Not those alone that its rules name: a handshake may be about to use another.
         self.certificates = {**self.certificates, **scenario.certificates}
@@ -228,29 +232,29 @@ class Server(TCPServer):
     def take(self, fd: int, address: tuple[object, ...], selector: Selector) -> None:
         """A client is here."""
         if self.counters[OPEN] >= self.capacity:
-            self.complain("%d connections are open, and no more are taken", self.capacity)
-            self.turn_away(socket.socket(fileno=fd))
+            self.warn_limited("%d connections are open, and no more are taken", self.capacity)
+            self.reject(socket.socket(fileno=fd))
             return
-        stream = Stream(fd, selector, self._loop)
+        stream = DirectStream(fd, selector, self._loop)
         self.handle_stream(stream, address)
 
-    def turn_away(self, connection: socket.socket) -> None:
+    def reject(self, connection: socket.socket) -> None:
         """Tell a client that there is no room for it; it is not waited for."""
         with connection, suppress(OSError):
             if not self.listener.tls:
                 if self.listener.proxy:  # a socket closed with its header unread would be reset
                     connection.recv(proxy.V2, socket.MSG_DONTWAIT)
-                connection.send(BUSY.wire, socket.MSG_DONTWAIT)
-                self.count(BUSY)
+                connection.send(TOO_MANY_CONNECTIONS.wire, socket.MSG_DONTWAIT)
+                self.count(TOO_MANY_CONNECTIONS)
 
     def count(self, refusal: Reply) -> None:
         """A client heard this in place of a greeting."""
         self.counters[cell("CONNECT", refusal.code)] += 1
 
-    def complain(self, text: str, *values: object) -> None:
+    def warn_limited(self, text: str, *values: object) -> None:
         """Log what may happen a thousand times a second, but not as often."""
         now = self._loop.time()
-        if now - self._complained >= QUIET:
+        if now - self._complained >= LOG_INTERVAL:
             self._complained = now
             log.warning(f"{self.listener}: {text}", *values)
 
@@ -260,7 +264,7 @@ class Server(TCPServer):
             with suppress(OSError):
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def turn_one_away(self, door: socket.socket) -> bool:
+    def reject_next(self, door: socket.socket) -> bool:
         """Descriptors have run out: tell the next client so; false where not even that can be done."""
         if self._spare is None:
             return False
@@ -272,11 +276,11 @@ class Server(TCPServer):
             return False
         finally:
             self._hold()
-        self.turn_away(connection)
+        self.reject(connection)
         self._hold()
         return True
 
-    def handle_stream(self, stream: Stream, address: tuple[object, ...]) -> None:  # type: ignore[override]
+    def handle_stream(self, stream: DirectStream, address: tuple[object, ...]) -> None:  # type: ignore[override]
         """Hand a stream to the coroutine that holds the conversation."""
         client = Connection(self, stream, str(address[0]) if address else "")
         self.connections.add(client)
@@ -288,13 +292,13 @@ class Server(TCPServer):
         """A connection has ended."""
         self.connections.discard(client)
         self.counters[OPEN] -= 1
-        if client.session.judge is not None:
-            client.session.judge.leave()
+        if client.session.evaluator is not None:
+            client.session.evaluator.leave()
         self.counters[RECEIVED] += client.heard - client.counted
         self.sent.append(client.session.messages)
-        if client.guest is not None:
-            client.guest.meter(OCTETS, client.heard - client.counted)
-            client.guest.leave()
+        if client.usage is not None:
+            client.usage.meter(OCTETS, client.heard - client.counted)
+            client.usage.leave()
         if self._page is not None:
             self._note(client)
             self._page.forget(client)
@@ -315,10 +319,10 @@ class Server(TCPServer):
         self._hold()
         if self.settings.stress_timeout:
             share = self.counters[OPEN] / self.capacity
-            if share >= STRESS and not self.stressed:
-                self.complain("connections are running out, so clients have to hurry")
+            if share >= STRESS_ON and not self.stressed:
+                self.warn_limited("connections are running out, so clients have to hurry")
                 self._press(True)
-            elif share < EASE and self.stressed:
+            elif share < STRESS_OFF and self.stressed:
                 self._press(False)
         for client in list(self.connections):
             client.sweep()
@@ -329,23 +333,23 @@ class Server(TCPServer):
     def _note(self, client: Connection) -> None:
         """Have it shown what a client did."""
         assert self._page is not None
-        if self.parser is not None and packed(client.peer) in self.proxies:
+        if self.parser is not None and to_bytes(client.peer) in self.proxies:
             return  # who is behind the proxy is not known yet, or nobody is
         self._page.note(client, client.peer, client.session.messages, client.session.faults)
 
     def _press(self, stressed: bool) -> None:
         """Begin to hurry clients, or to let them take their time."""
         self.stressed = stressed
-        usual = limits(self.settings)
-        self.limits = hurried(usual) if stressed else usual
+        usual = client_limits(self.settings)
+        self.limits = stressed_limits(usual) if stressed else usual
         for client in self.connections:
-            if client.session.conduct is not None:
-                client.session.conduct.limits = self.limits
+            if client.session.error_budget is not None:
+                client.session.error_budget.limits = self.limits
 
     def abandon(self) -> None:
         """The process ends: whoever is still here is not to blame."""
         for client in self.connections:
-            client.dismissed = True
+            client.closed_by_server = True
 
     def shut(self) -> None:
         """Accept no more; close the sockets, in this process."""
@@ -361,7 +365,7 @@ class Server(TCPServer):
             client.leave()
 
 
-class Door:
+class Acceptor:
     """One listening socket, which other workers may listen on too: accepts for its server.
 
     EPOLLEXCLUSIVE has the kernel wake one worker for a client and not all of them:
@@ -371,7 +375,7 @@ class Door:
     gets all when they come one by one.
     """
 
-    def __init__(self, server: Server, listening: socket.socket, selector: Selector) -> None:
+    def __init__(self, server: SMTPServer, listening: socket.socket, selector: Selector) -> None:
         self._server: Final = server
         self._socket: Final = listening
         self._selector: Final = selector
@@ -383,12 +387,12 @@ class Door:
     def _attach(self) -> None:
         if self._open:
             # Exclusive: a client wakes one idle worker, not all of them.
-            self._selector.attach(self._socket.fileno(), self, KNOCK)
+            self._selector.attach(self._socket.fileno(), self, ACCEPT_EVENTS)
 
     def ready(self, events: int) -> None:
         """Somebody knocks."""
-        crowded = self._server.crowded
-        for _ in range(1 if crowded else ACCEPTS):
+        should_yield_accept = self._server.should_yield_accept
+        for _ in range(1 if should_yield_accept else ACCEPTS):
             try:
                 # socket.accept() would ask two enumerations for the family and the type of each
                 # connection, which takes a seventh of all the time a connection costs in here.
@@ -397,16 +401,16 @@ class Door:
                 return
             except OSError as error:
                 if error.errno in EXHAUSTED:
-                    self._server.complain("cannot accept connections: %s", error.strerror)
-                    if not self._server.turn_one_away(self._socket):
+                    self._server.warn_limited("cannot accept connections: %s", error.strerror)
+                    if not self._server.reject_next(self._socket):
                         self._rest()
                     return
                 # ECONNABORTED and whatever a network hands up through accept(2): that client is gone.
                 continue
             self._server.take(fd, address, self._selector)
-        if crowded is not None and self._open and crowded():
+        if should_yield_accept is not None and self._open and should_yield_accept():
             self._selector.detach(self._socket.fileno())
-            self._loop.call_later(NAP, self._attach)
+            self._loop.call_later(YIELD_ACCEPT, self._attach)
 
     def _rest(self) -> None:
         """Out of descriptors or memory: let go for a moment."""

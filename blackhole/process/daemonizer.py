@@ -39,12 +39,12 @@ class Pidfile:
     def __init__(self, path: str) -> None:
         """Lock it. Raises OperatorError: EX_TEMPFAIL if another program has it, or EX_CANTCREAT."""
         self.path = path
-        patience = time.monotonic() + 0.2  # `holder` holds the lock as well, for a moment
+        patience = time.monotonic() + 0.2  # `pidfile_owner` holds the lock as well, for a moment
         while not self._lock():
             os.close(self.descriptor)
             if time.monotonic() > patience:
                 raise OperatorError(
-                    f"already running, pid {holder(path) or 'not known yet'} ({path})", os.EX_TEMPFAIL
+                    f"already running, pid {pidfile_owner(path) or 'not known yet'} ({path})", os.EX_TEMPFAIL
                 )
             time.sleep(0.01)
         os.ftruncate(self.descriptor, 0)
@@ -82,7 +82,7 @@ class Pidfile:
         os.close(self.descriptor)
 
 
-def holder(path: str) -> int | None:
+def pidfile_owner(path: str) -> int | None:
     """The pid of the program that holds a pidfile: None if none does, 0 if it does not say yet.
 
     Raises OperatorError (EX_NOPERM).
@@ -117,7 +117,7 @@ def _has_open(pid: int, file: os.stat_result) -> bool:
     return False
 
 
-def masters() -> list[int]:
+def running_masters() -> list[int]:
     """The pids of all servers on this machine, those without a pidfile too."""
     found = []
     for name in os.listdir("/proc"):
@@ -131,7 +131,7 @@ def masters() -> list[int]:
 def send(path: str, number: signal.Signals) -> bool:
     """Signal the program that holds a pidfile; False if none does. Raises OperatorError."""
     patience = time.monotonic() + PATIENCE
-    while (pid := holder(path)) == 0:
+    while (pid := pidfile_owner(path)) == 0:
         if time.monotonic() > patience:
             raise OperatorError(f"{path} is locked by a process it does not name", os.EX_UNAVAILABLE)
         time.sleep(0.02)
@@ -156,13 +156,13 @@ def stop(path: str, patience: float) -> bool:
     if not _gone(path, patience):
         send(path, signal.SIGKILL)
         if not _gone(path, 2.0):
-            raise OperatorError(f"pid {holder(path)} does not end", os.EX_UNAVAILABLE)
+            raise OperatorError(f"pid {pidfile_owner(path)} does not end", os.EX_UNAVAILABLE)
     return True
 
 
 def _gone(path: str, patience: float) -> bool:
     until = time.monotonic() + patience
-    while holder(path) is not None:
+    while pidfile_owner(path) is not None:
         if time.monotonic() > until:
             return False
         time.sleep(0.02)
@@ -172,7 +172,7 @@ def _gone(path: str, patience: float) -> bool:
 # Detached: the shell waits until we are ready.
 
 
-class Shell:
+class LauncherPipe:
     """What waits in our caller's shell until it is told how we fare, or until we are gone.
 
     Without a descriptor there is none, as in the foreground.
@@ -202,7 +202,7 @@ class Shell:
             os.close(null)
 
 
-def detach(keep: list[int]) -> Shell:
+def detach(keep: list[int]) -> LauncherPipe:
     """Go on as a daemon with these descriptors. Standard error stays the caller's until `Shell.tell`.
 
     All that python-daemon would do when it is too late to be heard of, or does by halves, is done
@@ -225,7 +225,7 @@ def detach(keep: list[int]) -> Shell:
     DaemonContext(
         detach_process=True, umask=0o027, signal_map={}, files_preserve=[*keep, told], stderr=sys.stderr
     ).open()
-    return Shell(told)
+    return LauncherPipe(told)
 
 
 # Expected: by systemd.

@@ -82,7 +82,7 @@ class _Lines(logging.Handler):
             os.close(fresh)
 
 
-class Damper(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets FEW lines of a kind through in a WHILE; the first after that says how many were left out.
 
     What a client can bring about it can bring about a thousand times a second. A kind is
@@ -112,10 +112,10 @@ class Damper(logging.Filter):
         return count < self.FEW
 
 
-def damp() -> None:
+def limit_repeated_lines() -> None:
     """From now on log no more of what repeats itself than is of use: in a worker, which strangers talk to."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(Damper())
+        handler.addFilter(RateLimitFilter())
 
 
 def open_regular(path: str, flags: int, mode: int) -> int:

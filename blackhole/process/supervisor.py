@@ -22,21 +22,21 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from blackhole.metrics.counters import Stats
+from blackhole.metrics.counters import Counters
 from blackhole.settings import OperatorError
 
 log = logging.getLogger(__name__)
 
 # Seconds.
-SILENCE = 10.0
+HEARTBEAT_TIMEOUT = 10.0
 """A child that said nothing for so long is frozen, or will never be ready."""
-MERCY = 1.0
+ABORT_TIMEOUT = 1.0
 """From SIGABRT, on which a child writes down where it stands, to SIGKILL."""
-HURRY = 0.8
+FAST_STOP_TIMEOUT = 0.8
 """From "stop now" to SIGKILL; Ctrl-C is over within a second."""
-GOODBYE = 0.5
+DRAIN_GRACE = 0.5
 """Given beyond the drain timeout, so that SIGKILL does not cut a goodbye."""
-SOON = 1.0
+EARLY_DEATH = 1.0
 """A child that dies so soon after it was ready did not start well."""
 BACKOFF = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """The wait before the next start, after so many failures in a row."""
@@ -52,12 +52,12 @@ CRASHES = 3
 """Counted at most for children that were ready before they died: who can crash workers from
 outside keeps a place empty for BACKOFF[CRASHES] seconds and not for ever."""
 
-FAREWELLS = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
+EXPECTED_EXITS = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 """How a child may end that was told to go."""
 
 
 @dataclass(frozen=True, slots=True)
-class Berth:
+class ChildContext:
     """What a child is given on its way."""
 
     row: int
@@ -71,13 +71,13 @@ class Job:
     """What a process of its own does until it is told to leave."""
 
     title: str
-    run: Callable[[Berth], None]
+    run: Callable[[ChildContext], None]
     relief: signal.Signals = signal.SIGTERM
     """What tells its process that another has taken its place, and that there is no hurry."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProcessPlan:
     """All that is to be kept alive."""
 
     worker: Callable[[int], Job]
@@ -106,7 +106,7 @@ class _Child:
 
 
 @dataclass(slots=True, eq=False)
-class _Place:
+class _Slot:
     """Where one job is to be done, by whom, and how it went so far."""
 
     job: Job
@@ -120,16 +120,16 @@ class _Place:
         return self.child is not None and self.child.ready > 0
 
 
-class _Crew:
+class _Generation:
     """The places of one plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ProcessPlan) -> None:
         self.plan = plan
-        self.others = [_Place(job) for job in plan.others]
-        self.workers = [_Place(plan.worker(number)) for number in range(1, plan.workers + 1)]
+        self.others = [_Slot(job) for job in plan.others]
+        self.workers = [_Slot(plan.worker(number)) for number in range(1, plan.workers + 1)]
 
     @property
-    def places(self) -> list[_Place]:
+    def places(self) -> list[_Slot]:
         return self.workers + self.others
 
 
@@ -145,18 +145,18 @@ class Supervisor:
 
     def __init__(
         self,
-        plan: Plan,
-        stats: Stats,
+        plan: ProcessPlan,
+        stats: Counters,
         *,
-        reload: Callable[[], Plan],
+        reload: Callable[[], ProcessPlan],
         settle: Callable[[bool], None],
         reopen: Callable[[], None],
         leave: Callable[[], None],
     ) -> None:
         self._stats = stats
         self._reload, self._settle, self._reopen, self._leave = reload, settle, reopen, leave
-        self._crew = _Crew(plan)
-        self._next: _Crew | None = None
+        self._crew = _Generation(plan)
+        self._next: _Generation | None = None
         """Those who take over as soon as all of them are ready."""
         self._children: dict[int, _Child] = {}
         """By pid: of both crews, and those who were told to go and are not buried yet."""
@@ -194,13 +194,13 @@ class Supervisor:
         else:
             self._end()
             for child in self._children.values():
-                self._tell(child, signal.SIGTERM, self._crew.plan.drain_timeout + GOODBYE)
+                self._tell(child, signal.SIGTERM, self._crew.plan.drain_timeout + DRAIN_GRACE)
 
     def stop(self) -> None:
         """End now."""
         self._end()
         for child in self._children.values():
-            self._tell(child, signal.SIGINT, HURRY)
+            self._tell(child, signal.SIGINT, FAST_STOP_TIMEOUT)
 
     def reload(self) -> None:
         """Have a new crew take over, as soon as no other is about to."""
@@ -215,7 +215,7 @@ class Supervisor:
     def more(self) -> None:
         """One worker more, until the next reload."""
         workers, plan = self._crew.workers, self._crew.plan
-        workers.append(_Place(plan.worker(len(workers) + 1)))
+        workers.append(_Slot(plan.worker(len(workers) + 1)))
 
     def fewer(self) -> None:
         """One worker less, until the next reload; the last one stays."""
@@ -253,12 +253,12 @@ class Supervisor:
         moments = [place.due for place in self._vacant()] + [child.deadline for child in children]
         return max(0.001, min([now + look, *moments]) - now)
 
-    def _places(self) -> list[_Place]:
+    def _places(self) -> list[_Slot]:
         """All that are to be filled."""
         crews = () if self._ending else (self._crew, self._next)
         return [place for crew in crews if crew is not None for place in crew.places]
 
-    def _vacant(self) -> list[_Place]:
+    def _vacant(self) -> list[_Slot]:
         return [place for place in self._places() if place.child is None] if self._has_room() else []
 
     def _has_room(self) -> bool:
@@ -266,11 +266,11 @@ class Supervisor:
         return len(self._children) < self._stats.rows
 
     def _listen(self, child: _Child, now: float) -> None:
-        beaten = self._stats.beaten(child.row)
-        if beaten and not child.ready:
+        last_heartbeat = self._stats.last_heartbeat(child.row)
+        if last_heartbeat and not child.ready:
             child.ready = now
-        if beaten and not child.doomed:
-            child.deadline = max(child.deadline, beaten + SILENCE)
+        if last_heartbeat and not child.doomed:
+            child.deadline = max(child.deadline, last_heartbeat + HEARTBEAT_TIMEOUT)
         if child.ready and child.stale:  # not before it can take a signal
             child.stale = False
             os.kill(child.pid, signal.SIGUSR1)
@@ -282,14 +282,14 @@ class Supervisor:
             os.kill(child.pid, signal.SIGKILL)
             child.deadline = math.inf
         else:
-            log.error("%s (pid %d) has been silent for %d s", child.title, child.pid, SILENCE)
-            self._tell(child, signal.SIGABRT, MERCY)
+            log.error("%s (pid %d) has been silent for %d s", child.title, child.pid, HEARTBEAT_TIMEOUT)
+            self._tell(child, signal.SIGABRT, ABORT_TIMEOUT)
 
     def _forgive(self, now: float) -> None:
         """We were stopped, as Ctrl-Z does it, and so were the children; or the whole machine was."""
         for child in self._children.values():
             if not child.doomed:
-                child.deadline = max(child.deadline, now + SILENCE)
+                child.deadline = max(child.deadline, now + HEARTBEAT_TIMEOUT)
 
     def _take_turns(self) -> None:
         """See whether a crew has come to be ready, or never will."""
@@ -309,11 +309,11 @@ class Supervisor:
         if self._reload_wanted and self._settled and self._next is None:
             self._reload_wanted = False
             try:
-                self._next = _Crew(self._reload())
+                self._next = _Generation(self._reload())
             except OperatorError as error:
                 log.error("not reloaded, all stays as it was: %s", error)
 
-    def _take_over(self, crew: _Crew) -> None:
+    def _take_over(self, crew: _Generation) -> None:
         # What else there is to be kept alive is not waited for: mail does not depend on it.
         failed = any(place.failures for place in crew.workers)
         if not failed and not all(place.ready for place in crew.workers):
@@ -328,7 +328,7 @@ class Supervisor:
 
     # Births and deaths.
 
-    def _start(self, place: _Place, now: float) -> None:
+    def _start(self, place: _Slot, now: float) -> None:
         row = self._stats.claim()
         try:
             pid = os.fork()
@@ -339,7 +339,7 @@ class Supervisor:
             return
         if pid == 0:
             self._live(place.job, row)
-        place.child = self._children[pid] = _Child(pid, row, place.job.title, now + SILENCE)
+        place.child = self._children[pid] = _Child(pid, row, place.job.title, now + HEARTBEAT_TIMEOUT)
 
     def _live(self, job: Job, row: int) -> NoReturn:
         """The whole life of a child."""
@@ -347,10 +347,10 @@ class Supervisor:
         try:
             os.close(self._alive)
             for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN if number in DEAF else signal.SIG_DFL)
+                signal.signal(number, signal.SIG_IGN if number in IGNORED_IN_CHILDREN else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             setproctitle(job.title)
-            job.run(Berth(row, self._life))
+            job.run(ChildContext(row, self._life))
             code = os.EX_OK
         except OperatorError as error:
             code = error.code
@@ -366,7 +366,7 @@ class Supervisor:
             os._exit(code)
 
     def _bury(self, child: _Child, code: int, now: float) -> None:
-        if not child.ready and self._stats.beaten(child.row):
+        if not child.ready and self._stats.last_heartbeat(child.row):
             child.ready = now
         self._stats.release(child.row)
         how = (
@@ -377,19 +377,19 @@ class Supervisor:
         what = f"{child.title} (pid {child.pid}) {how}"
         place = next((place for place in self._places() if place.child is child), None)
         if place is None:
-            if code not in FAREWELLS:
+            if code not in EXPECTED_EXITS:
                 log.warning("%s when it was told to go", what)
             return
         place.child = None
         if not child.ready:
             place.failures += 1
-        elif now < child.ready + SOON:
+        elif now < child.ready + EARLY_DEATH:
             place.failures = min(place.failures + 1, CRASHES)
         else:
             place.failures = 0
         self._again(place, now, what)
 
-    def _again(self, place: _Place, now: float, what: str) -> None:
+    def _again(self, place: _Slot, now: float, what: str) -> None:
         """Say when the next child is to start in a place, or that none is."""
         if place.failures >= GIVE_UP:
             place.due = math.inf
@@ -406,10 +406,10 @@ class Supervisor:
             self._ending = True
             self._leave()
 
-    def _relieve(self, place: _Place, plan: Plan) -> None:
+    def _relieve(self, place: _Slot, plan: ProcessPlan) -> None:
         """Let whoever is in a place go; somebody else does the work."""
         if place.child is not None and not place.child.doomed:
-            self._tell(place.child, place.job.relief, plan.drain_timeout + GOODBYE)
+            self._tell(place.child, place.job.relief, plan.drain_timeout + DRAIN_GRACE)
 
     def _tell(self, child: _Child, number: signal.Signals, patience: float) -> None:
         deadline = time.monotonic() + patience
@@ -431,5 +431,5 @@ SIGNALS: dict[signal.Signals, Callable[[Supervisor], None]] = {
 }
 """Every signal the master answers, and how."""
 
-DEAF = {signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU}
+IGNORED_IN_CHILDREN = {signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU}
 """Those that no child answers: `pkill -HUP blackhole` means the master, and hits them all."""

@@ -22,7 +22,7 @@ FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 EVERYWHERE: Final = frozenset(("", "0.0.0.0", "::"))
 
 
-def handed(environ: MutableMapping[str, str]) -> list[socket.socket]:
+def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
     """Take them, if they are for us; and what says so, which is not for our children.
 
     Raises OperatorError (EX_CONFIG) for what is no such socket.
@@ -44,7 +44,7 @@ def _taken(descriptor: int) -> socket.socket:
     raise OperatorError(f"descriptor {descriptor} of systemd is no TCP socket that listens", os.EX_CONFIG)
 
 
-def claim(sockets: list[socket.socket], asked: Listener | Http) -> list[socket.socket]:
+def take(sockets: list[socket.socket], asked: Listener | Http) -> list[socket.socket]:
     """Take out those for an address: just that one, or all addresses where these are asked for."""
     names = [(found, *found.getsockname()[:2]) for found in sockets]
     mine = [found for found, host, port in names if (host, port) == (asked.host, asked.port)] or [
@@ -57,7 +57,7 @@ def claim(sockets: list[socket.socket], asked: Listener | Http) -> list[socket.s
     return mine
 
 
-def refuse(sockets: list[socket.socket]) -> None:
+def reject_unclaimed(sockets: list[socket.socket]) -> None:
     """Raise OperatorError if any is left that nobody asked for: its clients would wait for ever."""
     if sockets:
         host, port = sockets[0].getsockname()[:2]

@@ -17,33 +17,33 @@ from typing import Final
 
 import tornado.platform.asyncio  # noqa: F401 - likewise
 
-from blackhole.metrics.counters import AT, Stats, record
-from blackhole.net.client_table import Clients, Ledger
+from blackhole.metrics.counters import CELL_INDEX, Counters, record
+from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.direct import Selector
-from blackhole.net.server import Server, address
-from blackhole.process.logs import damp, printable, reopen
-from blackhole.process.supervisor import Berth
-from blackhole.rules.retries import Past, missed
+from blackhole.net.server import SMTPServer, address
+from blackhole.process.logs import limit_repeated_lines, printable, reopen
+from blackhole.process.supervisor import ChildContext
+from blackhole.rules.retries import OutcomeStore, mark_if_never_retried
 from blackhole.rules.scenario import NONE, Scenario
 from blackhole.settings import Listener, OperatorError, Settings
-from blackhole.smtp.session import Session, Trace
+from blackhole.smtp.session import Session, TraceFunction
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import NUMBER
-from blackhole.store.control import FIRST, Next, Orders, plot
-from blackhole.store.redis_attempts import Fleet
+from blackhole.store.control import FIRST, ControlChannel, OneShotRule, effective_scenario
+from blackhole.store.redis_attempts import RedisAttemptStore
 
 log = logging.getLogger(__name__)
 
-RELIEF: Final = signal.SIGUSR2
+RETIRE_SIGNAL: Final = signal.SIGUSR2
 """Tells a worker that others have taken its place."""
 
-WORDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, RELIEF)
+WORKER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, RETIRE_SIGNAL)
 """The signals that mean something to a worker."""
 
 PARTING: Final = 0.3
 """Seconds for the last words of one who retires; shorter than the master's patience with him."""
-CPU: Final = AT["cpu"]
-OBEYS: Final = AT["obeys"]
+CPU: Final = CELL_INDEX["cpu"]
+OBEYS: Final = CELL_INDEX["obeys"]
 
 RINGS: Final = select.EPOLLIN | select.EPOLLET
 """Each time the bell is rung, and not as long as it sounds."""
@@ -60,25 +60,25 @@ def run(
     settings: Settings,
     sockets: Bound,
     tls: ssl.SSLContext | None,
-    stats: Stats,
-    berth: Berth,
+    stats: Counters,
+    context: ChildContext,
     scenario: Scenario = NONE,
-    clients: Clients | None = None,
-    orders: Orders | None = None,
+    clients: ClientTable | None = None,
+    orders: ControlChannel | None = None,
 ) -> None:
     """The whole life of a worker that has left root behind.
 
     `clients` are counted where they are given; `orders` may come where there is a map for them.
     """
-    damp()
+    limit_repeated_lines()
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    ledger = Ledger(clients, berth.row, stats.living) if clients is not None else None
-    cells = stats.cells(berth.row)
+    ledger = ClientTableView(clients, context.row, stats.living) if clients is not None else None
+    cells = stats.cells(context.row)
     selector = Selector(lambda waited, served: meter(cells, waited, served))
     with asyncio.Runner(loop_factory=selector.loop) as runner:
-        orders = orders or Orders()
-        runner.run(Worker(settings, sockets, tls, stats, berth, selector, scenario, orders, ledger).live())
+        orders = orders or ControlChannel()
+        runner.run(Worker(settings, sockets, tls, stats, context, selector, scenario, orders, ledger).live())
 
 
 def meter(cells: memoryview, waited: int, served: int) -> None:
@@ -100,67 +100,69 @@ class Worker:
         settings: Settings,
         sockets: Bound,
         tls: ssl.SSLContext | None,
-        stats: Stats,
-        berth: Berth,
+        stats: Counters,
+        context: ChildContext,
         selector: Selector,
         scenario: Scenario,
-        orders: Orders,
-        ledger: Ledger | None,
+        orders: ControlChannel,
+        ledger: ClientTableView | None,
     ) -> None:
         self.settings: Final = settings
         self.sockets: Final = sockets
         self.tls: Final = tls
         self.stats: Final = stats
-        self.berth: Final = berth
+        self.context: Final = context
         self.selector: Final = selector
         self.scenario: Final = scenario
         """What was loaded; an order may have put another into its place."""
         self.orders: Final = orders
         self.ledger: Final = ledger
-        roster = stats.roster if settings.show_clients else None
-        self.page: Final = None if roster is None else roster.page(berth.row)
-        self.servers: Final[list[Server]] = []
+        client_log = stats.client_log if settings.show_clients else None
+        self.page: Final = None if client_log is None else client_log.page(context.row)
+        self.servers: Final[list[SMTPServer]] = []
         self._stop: Final = asyncio.Event()
         self._hurry = False
         self._spent = 0
         """Microseconds of processor time that are counted."""
         self._number = FIRST
         """Of the order that was read last."""
-        self._coming: tuple[Next, ...] = ()
+        self._coming: tuple[OneShotRule, ...] = ()
         """Its rules that are to speak some times more."""
-        self._visited = berth.row * SETS
+        self._visited = context.row * SETS
         """Sets of that memory; each worker begins elsewhere."""
 
     async def live(self) -> None:
         """Accept until told to stop; then drain."""
         loop = asyncio.get_running_loop()
         for number, action in zip(
-            WORDS, (self._drain, self._quit, self._quit, reopen, self._retire), strict=True
+            WORKER_SIGNALS, (self._drain, self._quit, self._quit, reopen, self._retire), strict=True
         ):
             loop.add_signal_handler(number, action)
         # The pipe's other end is the master's: it closes when the master is gone, however it went.
-        loop.add_reader(self.berth.life, self._drain)
+        loop.add_reader(self.context.life, self._drain)
         memory = self.scenario.memory
-        if isinstance(memory, Fleet):
+        if isinstance(memory, RedisAttemptStore):
             await memory.open()
-        counters = self.stats.cells(self.berth.row)
-        counters[AT["accepting"]] = 1
+        counters = self.stats.cells(self.context.row)
+        counters[CELL_INDEX["accepting"]] = 1
         # In this sequence: whoever orders something now either is read below, or sees us here and waits.
         counters[OBEYS] = FIRST
         self.selector.attach(self.orders.bell, self, RINGS)
         scenario = self._scenario()
         counters[OBEYS] = self._number
-        crowded = partial(self.stats.crowded, self.berth.row) if self.settings.workers > 1 else None
-        hook: Trace | None = trace if self.settings.debug else None
+        should_yield_accept = (
+            partial(self.stats.should_yield_accept, self.context.row) if self.settings.workers > 1 else None
+        )
+        hook: TraceFunction | None = trace if self.settings.debug else None
         for listener, sockets in self.sockets.items():
             counted = self.stats.listener(address(listener, sockets))
-            server = Server(
+            server = SMTPServer(
                 listener,
                 self.settings,
                 counters,
                 self.tls,
                 hook,
-                crowded,
+                should_yield_accept,
                 scenario,
                 counted,
                 self.ledger,
@@ -173,20 +175,20 @@ class Worker:
         sweeping.cancel()
         # The terminal's Ctrl-C and the master's word may both come; a loop that is half closed
         # cannot take the second.
-        signal.pthread_sigmask(signal.SIG_BLOCK, WORDS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
         for server in self.servers:
             server.abandon()
             server.measure()
         self._spend(counters)
-        if isinstance(memory, Fleet):
+        if isinstance(memory, RedisAttemptStore):
             await memory.close()
 
     def _sweep(self) -> None:
         """Once a second, and no timer per connection besides."""
-        self.stats.beat(self.berth.row)
+        self.stats.heartbeat(self.context.row)
         if self.ledger is not None:
             self.ledger.sweep()
-        self._spend(self.stats.cells(self.berth.row))
+        self._spend(self.stats.cells(self.context.row))
         self.selector.pace()
         self.ready(0)
         past = self.scenario.past
@@ -212,21 +214,21 @@ class Worker:
             return
         for server in self.servers:
             server.follow(scenario)
-        self.stats.cells(self.berth.row)[OBEYS] = self._number
+        self.stats.cells(self.context.row)[OBEYS] = self._number
 
     def _scenario(self) -> Scenario:
         """What is in force now. Raises OperatorError."""
         self._number, order = self.orders.read()
         self._coming = tuple(filter(self.orders.left, order.coming))
-        found = plot(order, self.scenario, self.orders)
-        cells = self.stats.speakers(rule.name for rule in found.rules)
+        found = effective_scenario(order, self.scenario, self.orders)
+        cells = self.stats.rule_counters(rule.name for rule in found.rules)
         rules = (replace(rule, cell=cell) for rule, cell in zip(found.rules, cells, strict=True))
         return replace(found, rules=tuple(rules))
 
-    def _visit(self, past: Past, now: float) -> None:
+    def _visit(self, past: OutcomeStore, now: float) -> None:
         """Look through a part of what is remembered for what should have come again by now."""
         for number in range(self._visited, self._visited + SETS):
-            self.stats.cells(self.berth.row)[MISSED] += sum(past.visit(number, now, missed))
+            self.stats.cells(self.context.row)[MISSED] += sum(past.visit(number, now, mark_if_never_retried))
         self._visited += SETS
 
     def _spend(self, counters: memoryview) -> None:
@@ -249,8 +251,8 @@ class Worker:
         loop.call_later(self.settings.drain_timeout + PARTING, self._quit)
 
     def _shut(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.berth.life)
-        self.stats.cells(self.berth.row)[AT["accepting"]] = 0
+        asyncio.get_running_loop().remove_reader(self.context.life)
+        self.stats.cells(self.context.row)[CELL_INDEX["accepting"]] = 0
         for server in self.servers:
             server.shut()
         self._hurry = True

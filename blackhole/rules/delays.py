@@ -9,7 +9,7 @@ LONGEST: Final = 3600.0
 """Seconds. A tail of a distribution is cut here."""
 
 
-class Shape(Protocol):
+class DelayDistribution(Protocol):
     """A spread of delays."""
 
     @property

@@ -11,33 +11,33 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from blackhole.rules.limiters import OBLIVION, Later, Memory, counted
-from blackhole.rules.model import Case, Doubt, Fault, Policy, Ruling, Table, masked
-from blackhole.rules.retries import Past, Witness
+from blackhole.rules.limiters import NULL_STORE, AttemptStore, PendingAnswer, counted
+from blackhole.rules.model import Decision, Fault, PendingDecision, Policy, RuleContext, RuleTable, mask_ehlo
+from blackhole.rules.retries import OutcomeStore, RetryTracker
 from blackhole.smtp import replies
-from blackhole.smtp.header_section import MOST, Header, fields
-from blackhole.smtp.randomness import Dice
-from blackhole.smtp.replies import Reply, Then
-from blackhole.smtp.state import GREETED, State
+from blackhole.smtp.header_section import MOST, HeaderCollector, fields
+from blackhole.smtp.randomness import RandomSource
+from blackhole.smtp.replies import NextAction, Reply
+from blackhole.smtp.state import GREETED, SessionState
 
 TOLD: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
 """Phases that change what is known of a case, or hang on what was refused before."""
 
 
-class Outside(NamedTuple):
+class RuleEnvironment(NamedTuple):
     """What rules want to know of the world, which the engine knows nothing of."""
 
     clock: Callable[[], float] = lambda: 0.0
     """Seconds since the server started."""
-    memory: Memory = OBLIVION
+    memory: AttemptStore = NULL_STORE
     """What was tried before."""
-    past: Past | None = None
+    past: OutcomeStore | None = None
     """What became of messages; None: nobody wants to know."""
     steady: Callable[[], float] = lambda: 0.0
     """Seconds of a clock that nothing sets back, for what is past."""
 
 
-NOWHERE: Final = Outside()
+NO_ENVIRONMENT: Final = RuleEnvironment()
 
 
 def judged(policy: Policy, phase: str) -> bool:
@@ -51,7 +51,7 @@ def judged(policy: Policy, phase: str) -> bool:
     )
 
 
-class Judge:
+class RuleEvaluator:
     """One session's.
 
     After `answer` the session takes `delay` and `fault`, and the connection `certificate`. Where the
@@ -64,19 +64,21 @@ class Judge:
         "_outside",
         "_policy",
         "_tables",
-        "barred",
         "case",
         "certificate",
         "delay",
         "fault",
         "header",
-        "witness",
+        "rejected_at_connect",
+        "retry_tracker",
     )
 
-    def __init__(self, policy: Policy, outside: Outside, dice: Dice, case: Case) -> None:
+    def __init__(
+        self, policy: Policy, outside: RuleEnvironment, random_source: RandomSource, case: RuleContext
+    ) -> None:
         self._policy = policy
         self._outside = outside
-        self._dice = dice
+        self._dice = random_source
         self.case = case
         self._tables = policy.tables(case)
         self.delay: float | None = None
@@ -85,70 +87,70 @@ class Judge:
         """What is to be done to the reply."""
         self.certificate = ""
         """What is to be shown in the handshake in place of ours: a key of CERTIFICATES."""
-        self.header: Header | None = None
+        self.header: HeaderCollector | None = None
         """The header section of the message under way, if a rule wants to know it."""
-        self._open: tuple[Doubt, Callable[[Ruling | Doubt | None], Reply | Then]]
+        self._open: tuple[PendingDecision, Callable[[Decision | PendingDecision | None], Reply | NextAction]]
         """What has to be known before there is an answer, and what is done then."""
-        self.witness: Witness | None = None
+        self.retry_tracker: RetryTracker | None = None
         """Who sees whether mail comes again, if rules may refuse some."""
         if policy.watches and outside.past is not None:
-            self.witness = Witness(outside.past, outside.steady, case.client)
-        self.barred = False
+            self.retry_tracker = RetryTracker(outside.past, outside.steady, case.client)
+        self.rejected_at_connect = False
         """Refused in place of the greeting: nothing but QUIT is served."""
 
-    def secured(self) -> Judge:
+    def secured(self) -> RuleEvaluator:
         """The judge under TLS: other rules, and nothing remembered of what was said."""
-        judge = Judge(self._policy, self._outside, self._dice, self.case.secured())
-        judge.witness = self.witness
-        return judge
+        evaluator = RuleEvaluator(self._policy, self._outside, self._dice, self.case.secured())
+        evaluator.retry_tracker = self.retry_tracker
+        return evaluator
 
     def leave(self) -> None:
         """The connection is no more."""
         for place in self.case.entered:
             self._outside.memory.leave(place)
 
-    def hand_over(self, heir: Judge | None) -> None:
+    def hand_over(self, successor: RuleEvaluator | None) -> None:
         """Leave the session to a judge who knows other rules, or to none.
 
         He hears what the client has said; and what it has used up, where he has the same memory.
         """
-        if heir is not None:
-            heir.case.helo, heir.case.refused = self.case.helo, self.case.refused
-            heir.witness = heir.witness and self.witness
-            if heir._outside.memory == self._outside.memory:
-                heir.case.spent, heir.case.entered = self.case.spent, self.case.entered
+        if successor is not None:
+            successor.case.helo, successor.case.refused = self.case.helo, self.case.refused
+            successor.retry_tracker = successor.retry_tracker and self.retry_tracker
+            if successor._outside.memory == self._outside.memory:
+                successor.case.spent, successor.case.entered = self.case.spent, self.case.entered
                 return
         self.leave()
 
     def collect(self) -> None:
         """A message begins."""
-        if self._policy.reads_header or self.witness is not None:
-            self.header = Header()
+        if self._policy.reads_header or self.retry_tracker is not None:
+            self.header = HeaderCollector()
 
-    def approach(self, state: State) -> Then:
+    def approach(self, state: SessionState) -> NextAction:
         """TLS comes before the greeting: rules for STARTTLS say with which certificate, and what fault."""
         return self._approach(state, self._ask("STARTTLS"))
 
-    def _approach(self, state: State, ruling: Ruling | Doubt | None) -> Then:
-        if ruling is None:
-            return Then.LISTEN
-        if isinstance(ruling, Doubt):
-            self._open = ruling, partial(self._approach, state)
-            return Then.ASK
-        state.heed(ruling.cell)
-        self.certificate = ruling.verdict.certificate
-        return Then.LISTEN if ruling.verdict.fault is None else ruling.verdict.fault.then
+    def _approach(self, state: SessionState, decision: Decision | PendingDecision | None) -> NextAction:
+        if decision is None:
+            return NextAction.READ
+        if isinstance(decision, PendingDecision):
+            self._open = decision, partial(self._approach, state)
+            return NextAction.LOOKUP
+        state.record_rule_hit(decision.cell)
+        self.certificate = decision.effect.certificate
+        return NextAction.READ if decision.effect.fault is None else decision.effect.fault.next_action
 
     @property
-    def later(self) -> Later:
+    def later(self) -> PendingAnswer:
         """The answer that is waited for."""
         return self._open[0].later
 
-    def learn(self, known: Any) -> Reply | Then:
+    def learn(self, known: Any) -> Reply | NextAction:
         """Go on where it was asked, by `answer` or `approach`, with the answer; None: there is none."""
-        doubt, go_on = self._open
+        pending, go_on = self._open
         del self._open  # which knows the session, as that knows us
-        return go_on(doubt.learn(known))
+        return go_on(pending.learn(known))
 
     def passes(self, phase: str, said: bytes, anew: bool) -> bool:
         """Whether no rule has a word in a command of this phase with this address or name and no parameters;
@@ -158,7 +160,7 @@ class Judge:
         took 144,000.
         """
         case = self.case
-        if case.refused or self.barred:
+        if case.refused or self.rejected_at_connect:
             return False
         if anew:
             self._begin()
@@ -173,18 +175,18 @@ class Judge:
         case.sender, case.recipient = before
         return False
 
-    def all_pass(self, state: State, commands: Sequence[tuple[str, bytes]]) -> bool:
+    def all_pass(self, state: SessionState, commands: Sequence[tuple[str, bytes]]) -> bool:
         """The same for a whole transaction, which is done at once or not at all; it is witnessed too."""
         for number, (phase, said) in enumerate(commands):
             if not self.passes(phase, said, not number):
                 self._begin()
                 return False
-        if self.witness is not None:
+        if self.retry_tracker is not None:
             for phase, said in commands:
-                self.witness.hear(state, phase, said, 250)
+                self.retry_tracker.hear(state, phase, said, 250)
         return True
 
-    def ends(self, state: State, message: bytes, octets: int) -> bool:
+    def ends(self, state: SessionState, message: bytes, octets: int) -> bool:
         """Whether no rule has a word in the end of this message of so many octets."""
         table = self._tables.get(".")
         if table is None:
@@ -205,7 +207,7 @@ class Judge:
         case.sender = case.recipient = b""
         case.size = 0
 
-    def _silent(self, table: Table) -> bool:
+    def _silent(self, table: RuleTable) -> bool:
         """Whether no rule can have a word in the case as it is. To ask changes nothing."""
         if table.timed:
             self.case.at = self._outside.clock()
@@ -213,9 +215,9 @@ class Judge:
 
     def answer(
         self,
-        state: State,
+        state: SessionState,
         phase: str,
-        do: Callable[[State, Any], Reply],
+        do: Callable[[SessionState, Any], Reply],
         said: Any,
         policy: Policy | None = None,
     ) -> Reply:
@@ -243,41 +245,41 @@ class Judge:
             text, self.header = self.header.text, None
             if self._policy.reads_header:
                 case.header = fields(text)
-            if self.witness is not None:
-                self.witness.end(text)
+            if self.retry_tracker is not None:
+                self.retry_tracker.end(text)
         return self._conclude(state, phase, do, said, before, self._ask(phase, policy))
 
     def _conclude(
         self,
-        state: State,
+        state: SessionState,
         phase: str,
-        do: Callable[[State, Any], Reply],
+        do: Callable[[SessionState, Any], Reply],
         said: Any,
         before: tuple[bytes, bytes],
-        ruling: Ruling | Doubt | None,
+        decision: Decision | PendingDecision | None,
     ) -> Reply:
         """Do what the rules say, once they have come to an end. `before` was known before this command."""
-        if isinstance(ruling, Doubt):
-            self._open = ruling, partial(self._conclude, state, phase, do, said, before)
-            return replies.ASKED
+        if isinstance(decision, PendingDecision):
+            self._open = decision, partial(self._conclude, state, phase, do, said, before)
+            return replies.PENDING
         case = self.case
         case.header = ()
-        answer = do(state, said) if ruling is None else self._obey(state, do, said, ruling)
+        answer = do(state, said) if decision is None else self._obey(state, do, said, decision)
         if answer.code >= 400:
             if phase in ("MAIL", "RCPT"):
                 case.sender, case.recipient = before
                 case.refused = phase
-            self.barred |= phase == "CONNECT"
+            self.rejected_at_connect |= phase == "CONNECT"
         return self._told(state, phase, said, answer)
 
-    def _told(self, state: State, phase: str, said: Any, answer: Reply) -> Reply:
+    def _told(self, state: SessionState, phase: str, said: Any, answer: Reply) -> Reply:
         """Have it witnessed what was answered."""
-        if self.witness is not None:
+        if self.retry_tracker is not None:
             address = said.address if phase in ("MAIL", "RCPT") else b""
-            self.witness.hear(state, phase, address, answer.code)
+            self.retry_tracker.hear(state, phase, address, answer.code)
         return answer
 
-    def _ask(self, phase: str, policy: Policy | None = None) -> Ruling | Doubt | None:
+    def _ask(self, phase: str, policy: Policy | None = None) -> Decision | PendingDecision | None:
         """What the rules of a phase say, once all is known that they look at."""
         tables = self._tables if policy is None else policy.tables(self.case)
         table = tables.get(phase)
@@ -290,35 +292,37 @@ class Judge:
             case.at = outside.clock()
         if table.counted(case):
             count = outside.memory.revise(case.key, case.at, counted)
-            if isinstance(count, Later):
-                return Doubt(count, partial(self._count, table))
+            if isinstance(count, PendingAnswer):
+                return PendingDecision(count, partial(self._count, table))
             if count is None:
                 return self._count(table, None)
             case.attempt = count
         return table.find(case, self._dice, outside.memory)
 
-    def _count(self, table: Table, count: int | None) -> Ruling | Doubt | None:
+    def _count(self, table: RuleTable, count: int | None) -> Decision | PendingDecision | None:
         """It is known now how many times this was tried, or that nobody knows: then it is the first."""
         self.case.attempt = count or 1
         if count is None:
             table = table.blind
         return table.find(self.case, self._dice, self._outside.memory)
 
-    def _obey(self, state: State, do: Callable[[State, Any], Reply], said: Any, ruling: Ruling) -> Reply:
+    def _obey(
+        self, state: SessionState, do: Callable[[SessionState, Any], Reply], said: Any, decision: Decision
+    ) -> Reply:
         """Do what was asked, unless it is refused or a fault comes in its place."""
-        verdict, lots, cell = ruling
-        state.heed(cell)
-        self.fault = verdict.fault
-        self.certificate = verdict.certificate
-        if verdict.delay is not None:
-            self.delay = verdict.delay.draw(lots[2], lots[3])
+        effect, draws, cell = decision
+        state.record_rule_hit(cell)
+        self.fault = effect.fault
+        self.certificate = effect.certificate
+        if effect.delay is not None:
+            self.delay = effect.delay.draw(draws[2], draws[3])
         self.case.id = state.id
-        own = verdict.pick(lots[1], self.case)
-        if verdict.instead or (own is not None and own.code >= 400):
-            return own or replies.UNSAID
+        own = effect.pick(draws[1], self.case)
+        if effect.instead or (own is not None and own.code >= 400):
+            return own or replies.NO_REPLY
         done = do(state, said)
         if own is None:
-            return masked(done, verdict) if verdict.hide or verdict.add else done
-        if done.code >= 400 or done.then is Then.LISTEN:
+            return mask_ehlo(done, effect) if effect.hide or effect.add else done
+        if done.code >= 400 or done.next_action is NextAction.READ:
             return done if done.code >= 300 else own
-        return Reply(own.code, own.enhanced, *own.lines, then=done.then)
+        return Reply(own.code, own.enhanced, *own.lines, next_action=done.next_action)

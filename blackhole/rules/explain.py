@@ -7,16 +7,16 @@ from dataclasses import replace
 from random import Random
 
 from blackhole.rules import scenario
-from blackhole.rules.model import NO_LOTS, Case, Lots, Rule, Verdict
+from blackhole.rules.model import NO_DRAWS, Draws, Effect, Rule, RuleContext
 from blackhole.rules.patterns import comparison
 from blackhole.settings import MODES, OperatorError
 from blackhole.smtp.state import PHASES
 
 
-def case(given: Mapping[str, str], listener: str) -> Case:
+def context(given: Mapping[str, str], listener: str) -> RuleContext:
     """The case that an operator has described. Raises OperatorError."""
     address = given.get("rcpt", "")
-    found = Case(given.get("listener", listener), given.get("client", "127.0.0.1"))
+    found = RuleContext(given.get("listener", listener), given.get("client", "127.0.0.1"))
     found.helo, found.sender, found.recipient = (
         text.strip().removeprefix("<").removesuffix(">").encode()
         for text in (given.get("helo", ""), given.get("sender", ""), address)
@@ -44,7 +44,7 @@ def case(given: Mapping[str, str], listener: str) -> Case:
     return found
 
 
-def explain(rules: Sequence[Rule], mode: str, told: Case, dice: Random) -> Iterator[str]:
+def explain(rules: Sequence[Rule], mode: str, told: RuleContext, random_source: Random) -> Iterator[str]:
     """A line for each rule up to the one that answers, and one for the answer.
 
     It asks rules one by one and in full, where `Table.find` takes short ways; tests compare the two.
@@ -52,18 +52,18 @@ def explain(rules: Sequence[Rule], mode: str, told: Case, dice: Random) -> Itera
     yield f"{told.phase} {' '.join(described(told))}"
     for number, rule in enumerate(rules, 1):
         name = f"rule {number}" + (f" ({rule.name})" if rule.name != str(number) else "")
-        reason, lots = trial(rule, told, dice)
-        doubt = unknown(rule, told, dice)
+        reason, draws = evaluate_rule(rule, told, random_source)
+        pending = unknown(rule, told, random_source)
         if reason:
-            yield f"  {name}: no, {reason}{doubt}"
+            yield f"  {name}: no, {reason}{pending}"
         else:
-            yield f"  {name}: yes{doubt}"
-            yield f"The answer: {answer(rule.verdict, lots, told)}"
+            yield f"  {name}: yes{pending}"
+            yield f"The answer: {answer(rule.effect, draws, told)}"
             return
     yield f"The answer: no rule holds; the mode is {mode}: {MODES[mode]}"
 
 
-def described(told: Case) -> Iterator[str]:
+def described(told: RuleContext) -> Iterator[str]:
     """What is known of the case, in words."""
     yield f"from {told.client}{' under TLS' if told.secure else ''} at {told.listener},"
     for word, text in (("HELO", told.helo), ("MAIL", told.sender), ("RCPT", told.recipient)):
@@ -72,49 +72,49 @@ def described(told: Case) -> Iterator[str]:
     yield f"attempt {told.attempt}, {told.at:g} s after the start"
 
 
-def trial(rule: Rule, told: Case, dice: Random) -> tuple[str, Lots]:
+def evaluate_rule(rule: Rule, told: RuleContext, random_source: Random) -> tuple[str, Draws]:
     """Why a rule does not speak, empty if it does; and what was drawn."""
     if told.phase not in rule.phases:
-        return f"it is for {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_LOTS
+        return f"it is for {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_DRAWS
     for condition in rule.tests:
         if not condition.holds(told):
-            return f"{condition.key} is not {condition.wanted}", NO_LOTS
+            return f"{condition.key} is not {condition.wanted}", NO_DRAWS
     odds = rule.odds(told.at)
     if rule.window is not None and not odds:
-        return f"window {rule.window.name} is not open", NO_LOTS
-    lots = rule.lots(told.tried, dice) if rule.drawn else NO_LOTS
-    if lots[0] >= odds:
-        return f"chance is {odds:g} and {lots[0]:.4f} was drawn", lots
+        return f"window {rule.window.name} is not open", NO_DRAWS
+    draws = rule.draws(told.tried, random_source) if rule.drawn else NO_DRAWS
+    if draws[0] >= odds:
+        return f"chance is {odds:g} and {draws[0]:.4f} was drawn", draws
     if rule.gate is not None and not rule.gate.would_stop(told):
-        return str(rule.gate), lots
-    return "", lots
+        return str(rule.gate), draws
+    return "", draws
 
 
-def unknown(rule: Rule, told: Case, dice: Random) -> str:
+def unknown(rule: Rule, told: RuleContext, random_source: Random) -> str:
     """What a rule says where the memory has no answer, if it says anything."""
-    if rule.otherwise is None:
+    if rule.when_unknown is None:
         return ""
     tests = tuple(test for test in rule.tests if test.key != "attempt")
-    reason, lots = trial(replace(rule, tests=tests, gate=None), told, dice)
-    return "" if reason else f"; where nobody knows: {answer(rule.otherwise, lots, told)}"
+    reason, draws = evaluate_rule(replace(rule, tests=tests, gate=None), told, random_source)
+    return "" if reason else f"; where nobody knows: {answer(rule.when_unknown, draws, told)}"
 
 
-def answer(verdict: Verdict, lots: Lots, told: Case) -> str:
+def answer(effect: Effect, draws: Draws, told: RuleContext) -> str:
     """What a rule says, with all that is drawn."""
-    said = verdict.pick(lots[1], told)
+    said = effect.pick(draws[1], told)
     words = []
     if said is not None:
         words.append(said.wire.decode().strip().replace("\r\n", " | "))
-    elif not verdict.instead:
+    elif not effect.instead:
         words.append("what the command itself says")
-    if verdict.hide:
-        words.append(f"without {' '.join(verdict.hide)}")
-    if verdict.add:
-        words.append(f"with {', '.join(verdict.add)}")
-    if verdict.certificate:
-        words.append(f"certificate {verdict.certificate}")
-    if verdict.delay is not None:
-        words.append(f"after {verdict.delay.draw(lots[2], lots[3]):.3g} s")
-    if verdict.fault is not None:
-        words.append(verdict.fault.name)
+    if effect.hide:
+        words.append(f"without {' '.join(effect.hide)}")
+    if effect.add:
+        words.append(f"with {', '.join(effect.add)}")
+    if effect.certificate:
+        words.append(f"certificate {effect.certificate}")
+    if effect.delay is not None:
+        words.append(f"after {effect.delay.draw(draws[2], draws[3]):.3g} s")
+    if effect.fault is not None:
+        words.append(effect.fault.name)
     return ", ".join(words)

@@ -13,19 +13,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from blackhole.rules.model import Case
+    from blackhole.rules.model import RuleContext
 
-Known = tuple[int, float, float]
+Record = tuple[int, float, float]
 """A count, and the first and the last time, in seconds of the rules' clock; of what is new 0, now, now."""
 
 Answer = TypeVar("Answer")
 
-Change = Callable[[Known, float], tuple[Known, Answer]]
+Update = Callable[[Record, float], tuple[Record, Answer]]
 """What was known, and what time it is -> what is known now, and what was asked. Those of gates are
 functions or methods of tuples: a memory that cannot call them can tell their names, and of what."""
 
 
-class Later:
+class PendingAnswer:
     """An answer that is still to come. Whoever can wait awaits it, and tells the session."""
 
     __slots__ = ()
@@ -35,64 +35,64 @@ class Later:
         def __await__(self) -> Generator[Any, None, Any]: ...
 
 
-Place = bytes | Later
+Slot = bytes | PendingAnswer
 """Where somebody is who counts as being there."""
 
 
-class Memory(Protocol):
+class AttemptStore(Protocol):
     """What gates remember by. Keys have addresses in them: whoever keeps them hashes them.
 
     An answer may come later; None: there is none to be had.
     """
 
     def revise(
-        self, key: bytes, now: float, change: Change[Answer], alone: bool = False
-    ) -> Answer | Later | None:
+        self, key: bytes, now: float, change: Update[Answer], alone: bool = False
+    ) -> Answer | PendingAnswer | None:
         """Change what is known of a key; `alone` keeps others from changing it at the same time."""
 
-    def bars(self, key: bytes, limit: int) -> bool | Later | None:
+    def bars(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
         """Whether so many are there already; if not, one more is."""
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         """One that was not barred is there no more. The place is the key, or the answer that came later."""
 
 
-class Oblivion:
+class NullStore:
     """A memory that keeps nothing: everything is new to it."""
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         return change((0, now, now), now)[1]
 
     def bars(self, key: bytes, limit: int) -> bool:
         return limit <= 0
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         pass
 
 
-OBLIVION: Final = Oblivion()
+NULL_STORE: Final = NullStore()
 
 
-class Era(NamedTuple):
+class ScopedStore(NamedTuple):
     """A memory for what is in force for a while: it knows nothing of what was before, or comes after."""
 
-    memory: Memory
+    memory: AttemptStore
     mark: bytes
     """Stands before each key."""
 
     def revise(
-        self, key: bytes, now: float, change: Change[Answer], alone: bool = False
-    ) -> Answer | Later | None:
+        self, key: bytes, now: float, change: Update[Answer], alone: bool = False
+    ) -> Answer | PendingAnswer | None:
         return self.memory.revise(self.mark + key, now, change, alone)
 
-    def bars(self, key: bytes, limit: int) -> bool | Later | None:
+    def bars(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
         return self.memory.bars(self.mark + key, limit)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         self.memory.leave(self.mark + place if isinstance(place, bytes) else place)
 
 
-def counted(known: Known, now: float) -> tuple[Known, int]:
+def counted(known: Record, now: float) -> tuple[Record, int]:
     """How many times something was tried, this time included."""
     count, first, _ = known
     return (count + 1, first, now), count + 1
@@ -120,12 +120,12 @@ class Greylist(NamedTuple):
     least: float
     most: float
 
-    def stops(self, name: str, case: Case, memory: Memory) -> bool | Later | None:
+    def stops(self, name: str, case: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
         triplet = network(case.client), case.sender.lower(), case.recipient.lower()
         key = b"\0".join((b"greylist", name.encode(), *triplet))
         return memory.revise(key, case.at, self.seen)
 
-    def seen(self, known: Known, now: float) -> tuple[Known, bool]:
+    def seen(self, known: Record, now: float) -> tuple[Record, bool]:
         """Nothing marks a triplet that has passed: only one that has can have been seen so late."""
         count, first, last = known
         if count and last - first >= self.least:
@@ -135,7 +135,7 @@ class Greylist(NamedTuple):
             return (1, now, now), True
         return (count + 1, first, now), since < self.least
 
-    def would_stop(self, case: Case) -> bool:
+    def would_stop(self, case: RuleContext) -> bool:
         """Without a memory: the second attempt is one that has waited."""
         return case.attempt == 1
 
@@ -148,7 +148,7 @@ def domain(address: bytes) -> bytes:
     return address[address.rfind(b"@") + 1 :].lower()
 
 
-BY: Final[Mapping[str, Callable[[Case], bytes]]] = MappingProxyType(
+BY: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxyType(
     {
         "client": lambda case: case.client.encode(),
         "sender-domain": lambda case: domain(case.sender),
@@ -159,14 +159,14 @@ BY: Final[Mapping[str, Callable[[Case], bytes]]] = MappingProxyType(
 """Whose quota it is."""
 
 
-class Spending(NamedTuple):
+class WindowCount(NamedTuple):
     """So much is spent of a quota, unless that is more than there is left of it."""
 
     amount: int
     limit: int
     period: float
 
-    def spend(self, known: Known, now: float) -> tuple[Known, bool]:
+    def spend(self, known: Record, now: float) -> tuple[Record, bool]:
         amount, limit, period = self
         count, first, _ = known
         if not count or now - first >= period:
@@ -176,7 +176,7 @@ class Spending(NamedTuple):
         return (count + amount, first, now), False
 
 
-class Quota(NamedTuple):
+class RateLimit(NamedTuple):
     """Shut for what goes beyond so many in a period. What is stopped is not counted.
 
     A period begins with the first that is counted and ends by itself, so that no more than `limit`
@@ -192,7 +192,7 @@ class Quota(NamedTuple):
     by: str
     """A key of BY."""
 
-    def stops(self, name: str, case: Case, memory: Memory) -> bool | Later | None:
+    def stops(self, name: str, case: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
         amount = case.size if self.what == "bytes" else 1
         if not self.period:
             key = self.what, name
@@ -203,9 +203,9 @@ class Quota(NamedTuple):
         # Two rules of one name have quotas of their own, where these are not the same.
         quota = f"{self.what} {self.period} {self.by} {name}"
         whose = b"\0".join((quota.encode(), BY[self.by](case)))
-        return memory.revise(whose, case.at, Spending(amount, self.limit, self.period).spend, alone=True)
+        return memory.revise(whose, case.at, WindowCount(amount, self.limit, self.period).spend, alone=True)
 
-    def would_stop(self, case: Case) -> bool:
+    def would_stop(self, case: RuleContext) -> bool:
         """Without a memory: as if each attempt had spent as much."""
         return case.attempt * (case.size if self.what == "bytes" else 1) > self.limit
 
@@ -213,23 +213,23 @@ class Quota(NamedTuple):
         return f"throttle lets in {self.limit} {self.what}"
 
 
-class Room(NamedTuple):
+class ConcurrencyLimit(NamedTuple):
     """Shut while so many connections are open."""
 
     limit: int
     by: str
     """A key of BY."""
 
-    def stops(self, name: str, case: Case, memory: Memory) -> bool | Later | None:
+    def stops(self, name: str, case: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
         key = b"\0".join((self.by.encode(), name.encode(), BY[self.by](case)))
         full = memory.bars(key, self.limit)
         if full is False:
             case.entered.append(key)
-        elif isinstance(full, Later):
+        elif isinstance(full, PendingAnswer):
             case.entered.append(full)
         return full
 
-    def would_stop(self, case: Case) -> bool:
+    def would_stop(self, case: RuleContext) -> bool:
         """Without a memory: as if each attempt were still there."""
         return case.attempt > self.limit
 
@@ -237,4 +237,4 @@ class Room(NamedTuple):
         return f"throttle lets in {self.limit} at once"
 
 
-Gate = Greylist | Quota | Room
+Limiter = Greylist | RateLimit | ConcurrencyLimit

@@ -2,7 +2,7 @@
 
 A rule belongs to phases, holds under conditions, and has a verdict. A mode is a small set of
 rules; a scenario brings more, and they come first. Nothing here knows a clock or has dice: a
-`Case` is what rules may look at, and whoever fills it has looked at the clock.
+`RuleContext` is what rules may look at, and whoever fills it has looked at the clock.
 
 What costs: the rules of a listener are sorted by phase once, and by client once for each kind of
 client; what is left is found by the address, the header field, the window or the size that it names.
@@ -21,21 +21,21 @@ from struct import Struct
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from blackhole.rules.delays import Shape
-from blackhole.rules.limiters import OBLIVION, Gate, Greylist, Later, Memory, Place
-from blackhole.rules.patterns import Anchor, Comparison, Globs, Index, Scale, anchor
-from blackhole.smtp.randomness import Dice
-from blackhole.smtp.replies import BOUNCES, CODES, Reply, Then
+from blackhole.rules.delays import DelayDistribution
+from blackhole.rules.limiters import NULL_STORE, AttemptStore, Greylist, Limiter, PendingAnswer, Slot
+from blackhole.rules.patterns import Comparison, GlobIndex, GlobSet, LiteralPart, ThresholdIndex, literal_part
+from blackhole.smtp.randomness import RandomSource
+from blackhole.smtp.replies import BOUNCES, CODES, NextAction, Reply
 
-Lots = tuple[float, float, float, float]
+Draws = tuple[float, float, float, float]
 """What fate has drawn for a rule in a case, each from [0, 1): whether, which reply, and two for how long."""
 
-NO_LOTS: Final[Lots] = (0.0, 0.0, 0.0, 0.0)
+NO_DRAWS: Final[Draws] = (0.0, 0.0, 0.0, 0.0)
 
 DRAWS: Final = Struct(">4Q")
 
 
-class Case:
+class RuleContext:
     """All that rules may look at: one client, what it said so far, and what it says now."""
 
     __slots__ = (
@@ -80,12 +80,12 @@ class Case:
         """MAIL or RCPT, if the last of them was."""
         self.spent: dict[tuple[str, str], int] = {}
         """What this connection has used of its quotas, by what is counted and the rule."""
-        self.entered: list[Place] = []
+        self.entered: list[Slot] = []
         """Where this connection counts as being there, for the memory."""
 
-    def secured(self) -> Case:
+    def secured(self) -> RuleContext:
         """What is known under TLS: who it is, and what cannot be undone (RFC 3207 4.2)."""
-        case = Case(self.listener, self.client, True)
+        case = RuleContext(self.listener, self.client, True)
         case.spent, case.entered = self.spent, self.entered
         return case
 
@@ -121,8 +121,8 @@ class Condition(NamedTuple):
     """As the scenario file names it: the attribute of a Case that it looks at."""
     wanted: str
     """As the operator wrote it."""
-    holds: Callable[[Case], bool]
-    by: Globs | Comparison | None = None
+    holds: Callable[[RuleContext], bool]
+    by: GlobSet | Comparison | None = None
     """How it compares, if it can be found by that."""
     spends: bool = False
     """To ask it changes something."""
@@ -164,7 +164,7 @@ class Fault(NamedTuple):
     name: str
     share: float
     """How much of the reply leaves: 0, 0.5, or 1 for all of it."""
-    then: Then = Then.LISTEN
+    next_action: NextAction = NextAction.READ
     """HANG_UP, RESET or STALL behind it; LISTEN for a drip, which is the only one that goes on."""
     rate: int = 0
     """Octets a second of a drip."""
@@ -174,16 +174,16 @@ FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
     {
         fault.name: fault
         for fault in (
-            Fault("close", 0, Then.HANG_UP),
-            Fault("reset", 0, Then.RESET),
-            Fault("stall", 0, Then.STALL),
-            Fault("half-reply", 0.5, Then.HANG_UP),
-            Fault("close-before-reply", 0, Then.HANG_UP),
-            Fault("close-after-reply", 1, Then.HANG_UP),
+            Fault("close", 0, NextAction.CLOSE),
+            Fault("reset", 0, NextAction.RESET),
+            Fault("stall", 0, NextAction.HANG),
+            Fault("half-reply", 0.5, NextAction.CLOSE),
+            Fault("close-before-reply", 0, NextAction.CLOSE),
+            Fault("close-after-reply", 1, NextAction.CLOSE),
         )
     }
 )
-"""What may stand behind `then`. The first three come in place of the command: it is not done, and
+"""What may stand behind `next_action`. The first three come in place of the command: it is not done, and
 the rule's own reply, where it has one, leaves before them. With the others the command is done."""
 
 CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
@@ -194,7 +194,7 @@ CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Certificates that no client should trust, and what is wrong with them."""
 
-INSTEAD: Final = frozenset(("close", "reset", "stall"))
+REPLACES_COMMAND: Final = frozenset(("close", "reset", "stall"))
 
 
 BLANKS: Final = re.compile(r"\{(client|helo|sender|recipient|id)\}")
@@ -213,7 +213,7 @@ class Template:
         self.enhanced: Final = enhanced
         self.lines: Final = lines
 
-    def fill(self, case: Case) -> Reply:
+    def fill(self, case: RuleContext) -> Reply:
         """The reply. What a client said comes back as printable ASCII, whatever it was."""
 
         def value(blank: re.Match[str]) -> str:
@@ -223,20 +223,20 @@ class Template:
             return re.sub("[^ -~]", "?", text)
 
         lines = (BLANKS.sub(value, line)[:LONGEST_LINE] for line in self.lines)
-        return Reply(self.code, self.enhanced, *lines, then=closing(self.code))
+        return Reply(self.code, self.enhanced, *lines, next_action=action_after(self.code))
 
 
-def closing(code: int) -> Then:
+def action_after(code: int) -> NextAction:
     """What a reply with this code means for the connection (RFC 5321 3.8)."""
-    return Then.HANG_UP if code == 421 else Then.LISTEN
+    return NextAction.CLOSE if code == 421 else NextAction.READ
 
 
-class Verdict(NamedTuple):
+class Effect(NamedTuple):
     """What a rule says to do. One that says nothing means: go on, and ask no further rule."""
 
     replies: tuple[Reply | Template, ...] = ()
     """To pick one from. One of 2xx is said when the command was done, any other in its place."""
-    delay: Shape | None = None
+    delay: DelayDistribution | None = None
     fault: Fault | None = None
     instead: bool = False
     """The fault comes in place of the command."""
@@ -247,7 +247,7 @@ class Verdict(NamedTuple):
     certificate: str = ""
     """A name of CERTIFICATES: what the handshake shows in place of ours."""
 
-    def pick(self, lot: float, case: Case) -> Reply | None:
+    def pick(self, lot: float, case: RuleContext) -> Reply | None:
         """The reply, if there is one."""
         if not self.replies:
             return None
@@ -261,7 +261,7 @@ class Verdict(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def urn(seed: int, name: str) -> blake2b:
+def keyed_hash(seed: int, name: str) -> blake2b:
     """What a rule of that name draws from, begun: with it a draw takes 1.5 microseconds, without 2.3."""
     return blake2b(name.encode() + b"\0", digest_size=32, key=b"%d" % seed)
 
@@ -275,7 +275,7 @@ class Rule:
     """In its phases, and where all its tests hold, its verdict; or, with probability 1 - chance, none."""
 
     phases: frozenset[str]
-    verdict: Verdict
+    effect: Effect
     tests: tuple[Condition, ...] = ()
     chance: float = 1.0
     window: Window | None = None
@@ -283,9 +283,9 @@ class Rule:
     """Its own, or its number: what its draws hang on, besides the case."""
     seed: int | None = None
     """None: draws are thrown with the session's dice."""
-    gate: Gate | None = None
+    gate: Limiter | None = None
     """A condition that remembers: the rule speaks where it is shut."""
-    otherwise: Verdict | None = None
+    when_unknown: Effect | None = None
     """What it says where the memory has no answer; None: nothing."""
     cell: int = 0
     """Where it is counted that it spoke; 0: nowhere."""
@@ -293,7 +293,7 @@ class Rule:
     @property
     def drawn(self) -> bool:
         """Whether chance has a part in it."""
-        return self.chance < 1.0 or self.verdict.drawn or (self.window is not None and self.window.ramp > 0)
+        return self.chance < 1.0 or self.effect.drawn or (self.window is not None and self.window.ramp > 0)
 
     @property
     def counts(self) -> bool:
@@ -311,65 +311,70 @@ class Rule:
         return self.counts or self.gate is not None
 
     @property
-    def unsettles(self) -> bool:
+    def may_refuse(self) -> bool:
         """Whether mail may not be taken because of it, or not at once, or not for sure."""
-        verdict = self.verdict
+        effect = self.effect
         return not self.phases.isdisjoint(MAILING) and bool(
-            verdict.fault or verdict.delay or any(said.code >= 400 for said in verdict.replies)
+            effect.fault or effect.delay or any(said.code >= 400 for said in effect.replies)
         )
 
-    def lots(self, tried: bytes, dice: Dice) -> Lots:
+    def draws(self, tried: bytes, random_source: RandomSource) -> Draws:
         """The draws. With a seed they are the same in every process and every run: a keyed hash of what is
         tried."""
         if self.seed is None:
-            return dice.random(), dice.random(), dice.random(), dice.random()
-        drawing = urn(self.seed, self.name).copy()
+            return (
+                random_source.random(),
+                random_source.random(),
+                random_source.random(),
+                random_source.random(),
+            )
+        drawing = keyed_hash(self.seed, self.name).copy()
         drawing.update(tried)
         first, second, third, fourth = DRAWS.unpack(drawing.digest())
         # 53 of the 64 bits: as many as a float has.
         return (first >> 11) / 2**53, (second >> 11) / 2**53, (third >> 11) / 2**53, (fourth >> 11) / 2**53
 
-    def ruling(self, shut: bool | None, lots: Lots) -> Ruling | None:
+    def decision(self, shut: bool | None, draws: Draws) -> Decision | None:
         """What it says, once it is known whether its gate is shut, or that nobody knows."""
-        verdict = self.otherwise if shut is None else self.verdict if shut else None
-        return None if verdict is None else Ruling(verdict, lots, self.cell)
+        effect = self.when_unknown if shut is None else self.effect if shut else None
+        return None if effect is None else Decision(effect, draws, self.cell)
 
     def blind(self) -> Rule | None:
         """What is left of it where nobody knows how often anything was tried."""
         tests = tuple(test for test in self.tests if test.key != "attempt")
         if len(tests) == len(self.tests):
             return self
-        if self.otherwise is None:
+        if self.when_unknown is None:
             return None
-        return replace(self, tests=tests, verdict=self.otherwise, gate=None)
+        return replace(self, tests=tests, effect=self.when_unknown, gate=None)
 
     def odds(self, at: float) -> float:
         """How likely it is to speak now, if its tests hold."""
         return self.chance if self.window is None else self.chance * self.window.share(at)
 
 
-class Ruling(NamedTuple):
+class Decision(NamedTuple):
     """A verdict, and what was drawn for it."""
 
-    verdict: Verdict
-    lots: Lots
+    effect: Effect
+    draws: Draws
     cell: int = 0
     """Where it is counted."""
 
 
-class Doubt(NamedTuple):
+class PendingDecision(NamedTuple):
     """What is said hangs on an answer that is still to come."""
 
-    later: Later
-    learn: Callable[[Any], Ruling | Doubt | None]
+    later: PendingAnswer
+    learn: Callable[[Any], Decision | PendingDecision | None]
     """Told the answer, or None where there is none: what is said then."""
 
 
-Tested = tuple[tuple[Callable[[Case], bool], ...], Rule, bool]
+Tested = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, bool]
 """What has to hold, the rule, and whether it wants to know how often this was tried."""
 
 
-def asked(rule: Rule, but: Set[str]) -> tuple[Callable[[Case], bool], ...]:
+def asked(rule: Rule, but: Set[str]) -> tuple[Callable[[RuleContext], bool], ...]:
     """What has to hold, but for conditions of these keys."""
     return tuple(test.holds for test in rule.tests if test.key not in but)
 
@@ -377,11 +382,11 @@ def asked(rule: Rule, but: Set[str]) -> tuple[Callable[[Case], bool], ...]:
 INDEXED: Final = ("recipient", "sender", "helo")
 """Attributes of a Case by which rules can be found."""
 
-FEW: Final = 4
+INDEX_THRESHOLD: Final = 4
 """Rules that are asked one by one sooner than found."""
 
 
-class Table:
+class RuleTable:
     """The rules of one phase for one kind of client, in their order."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
@@ -389,25 +394,25 @@ class Table:
         self._rules: Final = tuple((asked(rule, STANDING), rule, rule.counts) for rule in alone)
         self._bare: Final = tuple((asked(rule, STANDING | {"attempt"}), rule, rule.counts) for rule in alone)
         """Asked without knowing how often anything was tried."""
-        self._blind: Table | None = None
+        self._blind: RuleTable | None = None
         self.counts: Final = any(rule.counts for rule in alone)
         self._moody: Final = any(rule.counts and not rule.steady for rule in alone)
         self.timed: Final = any(rule.window is not None or rule.remembers for rule in alone)
         self._spends: Final = any(test.spends for rule in alone for test in rule.tests)
         loose = dict(enumerate(alone))
-        self._indexes: Final[list[tuple[Callable[[Case], bytes], Index]]] = []
+        self._indexes: Final[list[tuple[Callable[[RuleContext], bytes], GlobIndex]]] = []
         for field in INDEXED:
             named = {number: found for number, rule in loose.items() if (found := globs(rule, field).anchors)}
-            if len(named) >= FEW:
-                self._indexes.append((attrgetter(field), Index(named)))
+            if len(named) >= INDEX_THRESHOLD:
+                self._indexes.append((attrgetter(field), GlobIndex(named)))
                 for number in named:
                     del loose[number]
-        self._fields: Final[dict[bytes, Index]] = {}
+        self._fields: Final[dict[bytes, GlobIndex]] = {}
         """By the name of a header field."""
         fielded = {number: known for number, rule in loose.items() if (known := fields(rule))}
-        if len(fielded) >= FEW:
+        if len(fielded) >= INDEX_THRESHOLD:
             for name in {name for known in fielded.values() for name in known}:
-                self._fields[name] = Index(
+                self._fields[name] = GlobIndex(
                     {number: known[name] for number, known in fielded.items() if name in known}
                 )
             for number in fielded:
@@ -415,7 +420,7 @@ class Table:
         self._windows: Final[dict[Window, tuple[int, ...]]] = {}
         """Rules that are found by the hour. Those that count do so at any time."""
         timed = {number: rule.window for number, rule in loose.items() if rule.window and not rule.counts}
-        if len(timed) >= FEW:
+        if len(timed) >= INDEX_THRESHOLD:
             for number, window in timed.items():
                 self._windows[window] = (*self._windows.get(window, ()), number)
                 del loose[number]
@@ -425,7 +430,7 @@ class Table:
             for test in rule.tests
             if isinstance(test.by, partial)
         }
-        self._sizes: Final = Scale(sized) if len(sized) >= FEW else None
+        self._sizes: Final = ThresholdIndex(sized) if len(sized) >= INDEX_THRESHOLD else None
         if self._sizes is not None:
             for number in sized:
                 del loose[number]
@@ -433,7 +438,7 @@ class Table:
         """The numbers of those that cannot be found."""
         self._sorted: Final = len(loose) < len(alone)
 
-    def _near(self, case: Case, rules: Sequence[Tested]) -> Sequence[Tested]:
+    def _near(self, case: RuleContext, rules: Sequence[Tested]) -> Sequence[Tested]:
         """Those of these, which are all, that may hold, in their order."""
         if not self._sorted:
             return rules
@@ -452,7 +457,7 @@ class Table:
             found += self._sizes.find(case.size)
         return [rules[number] for number in sorted({*found})] if found else ()
 
-    def silent(self, case: Case) -> bool:
+    def silent(self, case: RuleContext) -> bool:
         """Whether no rule can speak now, whatever chance and memory say, nor wants this to be counted. To ask
         changes nothing."""
         if self._moody or self._spends:
@@ -466,7 +471,7 @@ class Table:
                     return False
         return True
 
-    def counted(self, case: Case) -> bool:
+    def counted(self, case: RuleContext) -> bool:
         """Whether it has to be counted how many times this was tried.
 
         Not where each rule that asks for it is for other addresses: what is counted has an address, so that
@@ -481,15 +486,19 @@ class Table:
         )
 
     @property
-    def blind(self) -> Table:
+    def blind(self) -> RuleTable:
         """The same, where nobody knows how often anything was tried."""
         if self._blind is None:
-            self._blind = Table(left for _, rule, _ in self._rules if (left := rule.blind()))
+            self._blind = RuleTable(left for _, rule, _ in self._rules if (left := rule.blind()))
         return self._blind
 
     def find(
-        self, case: Case, dice: Dice, memory: Memory = OBLIVION, rules: Iterator[Tested] | None = None
-    ) -> Ruling | Doubt | None:
+        self,
+        case: RuleContext,
+        random_source: RandomSource,
+        memory: AttemptStore = NULL_STORE,
+        rules: Iterator[Tested] | None = None,
+    ) -> Decision | PendingDecision | None:
         """The first rule that holds, and its draws; None: the case is nobody's. `rules` are left to ask."""
         if rules is None:
             rules = iter(self._near(case, self._rules))
@@ -502,58 +511,60 @@ class Table:
                 odds = rule.odds(case.at)
                 if not odds:
                     continue
-                lots = NO_LOTS
+                draws = NO_DRAWS
                 if rule.drawn:
                     tried = tried or case.tried
-                    lots = rule.lots(tried, dice)
-                if lots[0] >= odds:
+                    draws = rule.draws(tried, random_source)
+                if draws[0] >= odds:
                     continue
                 shut = rule.gate is None or rule.gate.stops(rule.name, case, memory)
                 if shut is True:
-                    return Ruling(rule.verdict, lots, rule.cell)
-                if isinstance(shut, Later):
-                    return Doubt(shut, partial(self._learn, rule, lots, case, dice, memory, rules))
-                if shut is None and rule.otherwise is not None:
-                    return Ruling(rule.otherwise, lots, rule.cell)
+                    return Decision(rule.effect, draws, rule.cell)
+                if isinstance(shut, PendingAnswer):
+                    return PendingDecision(
+                        shut, partial(self._learn, rule, draws, case, random_source, memory, rules)
+                    )
+                if shut is None and rule.when_unknown is not None:
+                    return Decision(rule.when_unknown, draws, rule.cell)
         return None
 
     def _learn(
         self,
         rule: Rule,
-        lots: Lots,
-        case: Case,
-        dice: Dice,
-        memory: Memory,
+        draws: Draws,
+        case: RuleContext,
+        random_source: RandomSource,
+        memory: AttemptStore,
         rules: Iterator[Tested],
         shut: bool | None,
-    ) -> Ruling | Doubt | None:
+    ) -> Decision | PendingDecision | None:
         """It is known now whether the gate of a rule is shut, or that nobody knows: go on from there."""
-        return rule.ruling(shut, lots) or self.find(case, dice, memory, rules)
+        return rule.decision(shut, draws) or self.find(case, random_source, memory, rules)
 
 
-def globs(rule: Rule, key: str) -> Globs:
+def globs(rule: Rule, key: str) -> GlobSet:
     """Those of the rule's condition with this key; none where it has none."""
-    found = (test.by for test in rule.tests if test.key == key and isinstance(test.by, Globs))
-    return next(found, Globs(()))
+    found = (test.by for test in rule.tests if test.key == key and isinstance(test.by, GlobSet))
+    return next(found, GlobSet(()))
 
 
-def fields(rule: Rule) -> dict[bytes, frozenset[Anchor]]:
+def fields(rule: Rule) -> dict[bytes, frozenset[LiteralPart]]:
     """By the name of a header field, what its value must have for the rule to hold; empty: nothing that can
     be named."""
-    found: dict[bytes, frozenset[Anchor]] = {}
+    found: dict[bytes, frozenset[LiteralPart]] = {}
     for glob in globs(rule, "header").globs:
         name, _, value = glob.partition(":")
-        known = anchor(value)
+        known = literal_part(value)
         if known is None or "*" in name or "?" in name:
             return {}
         found[name.encode()] = found.get(name.encode(), frozenset()) | {known}
     return found
 
 
-Tables = Mapping[str, Table]
+Tables = Mapping[str, RuleTable]
 """Phase -> table."""
 
-KINDS: Final = 256
+MAX_CLIENT_KINDS: Final = 256
 """Kinds of clients whose tables are kept: more kinds than this are made by an attacker, or by mistake."""
 
 
@@ -561,7 +572,7 @@ class Policy:
     """All rules of one listener: a scenario's, and behind them the mode's."""
 
     def __init__(self, rules: Sequence[Rule], mode: str, listener: str = "") -> None:
-        here = Case(listener)
+        here = RuleContext(listener)
         self.rules: Final = tuple(
             rule
             for rule in (*rules, *MODES[mode])
@@ -573,15 +584,15 @@ class Policy:
         keyed = {test.key for rule in self.rules for test in rule.tests}
         self.remembers: Final = len(self.rules) > len(MODES[mode]) or any(rule.gate for rule in self.rules)
         """Whether names and addresses have to be kept from one command to the next."""
-        self.watches: Final = any(rule.unsettles for rule in self.rules)
+        self.watches: Final = any(rule.may_refuse for rule in self.rules)
         """Whether it has to be seen what comes again."""
         self.reads_header: Final = "header" in keyed
-        self.certificates: Final = frozenset(rule.verdict.certificate for rule in self.rules) - {""}
+        self.certificates: Final = frozenset(rule.effect.certificate for rule in self.rules) - {""}
         """What has to be made for the rules."""
         self._choosy: Final = not keyed.isdisjoint(("client", "tls"))
         self._made: Final[dict[tuple[bool, ...], Tables]] = {}
 
-    def tables(self, case: Case) -> Tables:
+    def tables(self, case: RuleContext) -> Tables:
         """The rules that this client can ever meet, by phase."""
         kind: tuple[bool, ...] = ()
         if self._choosy:
@@ -590,11 +601,11 @@ class Policy:
             )
         found = self._made.get(kind)
         if found is None:
-            if len(self._made) >= KINDS:
+            if len(self._made) >= MAX_CLIENT_KINDS:
                 self._made.clear()
             rules = [rule for rule, met in zip(self.rules, kind, strict=True) if met] if kind else self.rules
             found = {
-                phase: Table(rule for rule in rules if phase in rule.phases)
+                phase: RuleTable(rule for rule in rules if phase in rule.phases)
                 for phase in {phase for rule in rules for phase in rule.phases}
             }
             self._made[kind] = found
@@ -603,29 +614,31 @@ class Policy:
 
 GREYLISTED: Final = Reply(450, "4.7.1", "Greylisted, try again later")
 
-HOST_OF_GREY: Final = Greylist(300, 2 * 86400)
+DEFAULT_GREYLIST: Final = Greylist(300, 2 * 86400)
 """The five minutes and two days of postgrey."""
 
 MODES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
     {
         "accept": (),
-        "bounce": (Rule(frozenset("."), Verdict(BOUNCES)),),
-        "random": (Rule(frozenset("."), Verdict(BOUNCES), chance=0.5),),
-        "greylist": (Rule(frozenset(("RCPT",)), Verdict((GREYLISTED,)), name="greylist", gate=HOST_OF_GREY),),
-        "unavailable": (Rule(frozenset(("CONNECT",)), Verdict((CODES[421],))),),
-        "offline": (Rule(frozenset(("CONNECT",)), Verdict((CODES[521],))),),
+        "bounce": (Rule(frozenset("."), Effect(BOUNCES)),),
+        "random": (Rule(frozenset("."), Effect(BOUNCES), chance=0.5),),
+        "greylist": (
+            Rule(frozenset(("RCPT",)), Effect((GREYLISTED,)), name="greylist", gate=DEFAULT_GREYLIST),
+        ),
+        "unavailable": (Rule(frozenset(("CONNECT",)), Effect((CODES[421],))),),
+        "offline": (Rule(frozenset(("CONNECT",)), Effect((CODES[521],))),),
     }
 )
 
 
-def masked(offer: Reply, verdict: Verdict) -> Reply:
+def mask_ehlo(offer: Reply, effect: Effect) -> Reply:
     """The answer to EHLO without the keywords that are hidden, and with those that are added."""
-    hidden = {keyword.upper() for keyword in verdict.hide}
+    hidden = {keyword.upper() for keyword in effect.hide}
     host, *lines = offer.lines
     shown = (line for line in lines if line.split(" ")[0].upper() not in hidden)
-    return Reply(offer.code, offer.enhanced, host, *shown, *verdict.add, then=offer.then)
+    return Reply(offer.code, offer.enhanced, host, *shown, *effect.add, next_action=offer.next_action)
 
 
-def portion(wire: bytes, share: float) -> bytes:
+def partial_reply(wire: bytes, share: float) -> bytes:
     """As much of a reply as leaves."""
     return wire[: ceil(len(wire) * share)]

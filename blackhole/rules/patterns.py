@@ -38,7 +38,7 @@ HEAD: Final = 1
 TAIL: Final = 2
 PART: Final = 3
 
-Anchor = tuple[int, bytes]
+LiteralPart = tuple[int, bytes]
 """WHOLE, HEAD, TAIL or PART, and octets: all of a text, or of its domain with the "@" before it; its
 beginning, its end, or anywhere in it."""
 
@@ -46,7 +46,7 @@ GRAM: Final = 4
 """Octets of a part: most parts of some hundred globs differ in some four octets."""
 
 
-def anchor(glob: str) -> Anchor | None:
+def literal_part(glob: str) -> LiteralPart | None:
     """The longer of a glob's fixed ends; where both are short its longest part between them, if that is not;
     None where there is neither."""
     if LITERAL.fullmatch(glob):
@@ -59,7 +59,7 @@ def anchor(glob: str) -> Anchor | None:
     return end if end[1] else None
 
 
-class Globs:
+class GlobSet:
     """Any of some globs. Letters match in either case."""
 
     __slots__ = ("anchors", "domains", "exact", "globs", "others")
@@ -71,7 +71,7 @@ class Globs:
         self.domains: Final = frozenset(glob[1:].encode() for glob in literal if glob.startswith("*"))
         """With the "@" before them."""
         self.others: Final = tuple(expression(glob).match for glob in globs if glob not in literal)
-        anchors = {anchor(glob) for glob in globs}
+        anchors = {literal_part(glob) for glob in globs}
         self.anchors: Final = frozenset(
             found for found in anchors if None not in anchors and found is not None
         )
@@ -87,12 +87,12 @@ class Globs:
         return any(match(text) for match in self.others)
 
 
-class Index:
+class GlobIndex:
     """Finds which of many sets of globs may fit a text, by their anchors and without trying each."""
 
-    def __init__(self, sets: Mapping[int, frozenset[Anchor]]) -> None:
+    def __init__(self, sets: Mapping[int, frozenset[LiteralPart]]) -> None:
         self._whole: Final[dict[bytes, tuple[int, ...]]] = {}
-        self._found: Final[dict[Anchor, tuple[int, ...]]] = {}
+        self._found: Final[dict[LiteralPart, tuple[int, ...]]] = {}
         parts = []
         for number, anchors in sets.items():
             for end, octets in anchors:
@@ -105,10 +105,10 @@ class Index:
         self._heads: Final = tuple({len(octets) for end, octets in self._found if end == HEAD})
         self._tails: Final = tuple({len(octets) for end, octets in self._found if end == TAIL})
         self._grams: Final[dict[bytes, tuple[int, ...]]] = {}
-        common = Counter(gram for _, octets in parts for gram in {*grams(octets)})
+        common = Counter(gram for _, octets in parts for gram in {*ngrams(octets)})
         for number, octets in parts:
             # A part is found by those of its octets that fewest others have.
-            rarest = min(grams(octets), key=lambda gram: common[gram])
+            rarest = min(ngrams(octets), key=lambda gram: common[gram])
             self._grams[rarest] = (*self._grams.get(rarest, ()), number)
 
     def find(self, text: bytes) -> tuple[int, ...]:
@@ -123,12 +123,12 @@ class Index:
         for size in self._tails:
             found += look((TAIL, text[-size:]), ())
         if self._grams:
-            for gram in self._grams.keys() & grams(text):
+            for gram in self._grams.keys() & ngrams(text):
                 found += self._grams[gram]
         return found
 
 
-def grams(text: bytes) -> list[bytes]:
+def ngrams(text: bytes) -> list[bytes]:
     """All parts of GRAM octets."""
     return [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
 
@@ -184,7 +184,7 @@ SPANS: Final = 256
 """Of a scale, those of which it is kept what holds there. Who asks for more is an attacker, or a mistake."""
 
 
-class Scale:
+class ThresholdIndex:
     """Finds which of many comparisons hold for a number, without trying each."""
 
     def __init__(self, compared: Mapping[int, Comparison]) -> None:

@@ -17,25 +17,25 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from blackhole.rules.limiters import Answer, Change, Known, network
+from blackhole.rules.limiters import Answer, Record, Update, network
 from blackhole.smtp import header_section
-from blackhole.smtp.replies import Then
+from blackhole.smtp.replies import NextAction
 
 if TYPE_CHECKING:
     from blackhole.rules.model import Fault
-    from blackhole.smtp.state import State
+    from blackhole.smtp.state import SessionState
 
 # What becomes of a message.
 
 UNKNOWN: Final = 0
 DEFERRED: Final = 1
 REFUSED: Final = 2
-TAKEN: Final = 3
-BEFORE: Final = 4
-WITHIN: Final = 5
-AFTER: Final = 6
-LATE: Final = 7
-MISSED: Final = 8
+ACCEPTED: Final = 3
+CLOSED_BEFORE_REPLY: Final = 4
+CLOSED_WITHIN_REPLY: Final = 5
+CLOSED_AFTER_REPLY: Final = 6
+REPLY_TOO_LATE: Final = 7
+NOT_RETRIED: Final = 8
 """Put off, and somebody has been told that it never came again."""
 
 FAILED: Final = frozenset((DEFERRED, REFUSED))
@@ -48,15 +48,15 @@ class Event(NamedTuple):
     meaning: str
 
 
-UNCERTAIN: Final = {
-    BEFORE: ("before", "closed in place of the reply to the message"),
-    WITHIN: ("within", "closed in the middle of the final 250"),
-    AFTER: ("after", "closed behind the final 250"),
-    LATE: ("late", "not waited for a late reply to the message"),
+UNCERTAIN_OUTCOMES: Final = {
+    CLOSED_BEFORE_REPLY: ("before", "closed in place of the reply to the message"),
+    CLOSED_WITHIN_REPLY: ("within", "closed in the middle of the final 250"),
+    CLOSED_AFTER_REPLY: ("after", "closed behind the final 250"),
+    REPLY_TOO_LATE: ("late", "not waited for a late reply to the message"),
 }
 """Outcomes of which the sender cannot be sure, or which come at a bad moment."""
 
-WAITS: Final = (1, 10, 60, 300, 900, 1800, 3600, 14400, 43200, 86400)
+RETRY_INTERVALS: Final = (1, 10, 60, 300, 900, 1800, 3600, 14400, 43200, 86400)
 """Seconds: how a retry's distance from the attempt before it is told, up to so many, and more."""
 
 EVENTS: Final = (
@@ -68,10 +68,10 @@ EVENTS: Final = (
     Event("insisted", "of these, those that came again"),
     *(
         event
-        for name, meaning in UNCERTAIN.values()
+        for name, meaning in UNCERTAIN_OUTCOMES.values()
         for event in (Event(name, meaning), Event(f"{name}-again", "of these, those that came again"))
     ),
-    *(Event(f"wait-{seconds}", f"retries after up to {seconds} s") for seconds in WAITS),
+    *(Event(f"wait-{seconds}", f"retries after up to {seconds} s") for seconds in RETRY_INTERVALS),
     Event("wait-more", "retries after a longer time"),
 )
 """All that is counted, in the order of its cells."""
@@ -94,7 +94,7 @@ PATIENCE: Final = 12 * 3600.0
 longest is 6 hours, Sendmail's 4, Postfix's a little over one, and qmail's 9 after a week."""
 
 
-class Past(Protocol):
+class OutcomeStore(Protocol):
     """What a witness remembers by, which answers at once."""
 
     def mark(self, key: Hashable) -> int:
@@ -106,32 +106,32 @@ class Past(Protocol):
     def note(self, mark: int, count: int, now: float) -> bool:
         """Keep a key that is new, by its mark; false where it is known already, and nothing has changed."""
 
-    def amend(self, mark: int, now: float, change: Change[Answer]) -> Answer:
+    def amend(self, mark: int, now: float, change: Update[Answer]) -> Answer:
         """Change what is known of a key. What is new and has a count of 0 need not be kept."""
 
-    def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
+    def visit(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
         """Change what is known of all keys in a part of what is kept."""
 
 
-def waited(seconds: float) -> int:
+def retry_interval_event(seconds: float) -> int:
     """The event of a retry after so long."""
-    name = next((f"wait-{most}" for most in WAITS if seconds <= most), "wait-more")
+    name = next((f"wait-{most}" for most in RETRY_INTERVALS if seconds <= most), "wait-more")
     return AT[name]
 
 
-def tried(outcome: int, known: Known, now: float) -> tuple[Known, list[int]]:
+def update_envelope(outcome: int, known: Record, now: float) -> tuple[Record, list[int]]:
     """An envelope has come to an end: what is known of it now, and what is to be counted."""
     count, first, last = known
     before, tries = count & 255, count >> 8
     events = []
-    if before in (DEFERRED, MISSED):
-        events.append(waited(now - last))
+    if before in (DEFERRED, NOT_RETRIED):
+        events.append(retry_interval_event(now - last))
         if tries == 1:
             events.append(AT["returned"])
         if outcome == DEFERRED:
             events.append(AT["again"])
             return (DEFERRED | (tries + 1) << 8, first, now), events
-        if outcome == TAKEN:
+        if outcome == ACCEPTED:
             events.append(AT["taken"])
     elif before == REFUSED:
         if tries == 1:
@@ -144,9 +144,9 @@ def tried(outcome: int, known: Known, now: float) -> tuple[Known, list[int]]:
     return (outcome | 1 << 8, now, now), events
 
 
-def came(
-    outcome: int, where: Callable[[], int], known: Known, now: float
-) -> tuple[Known, tuple[Sequence[int], Sequence[str]]]:
+def update_message(
+    outcome: int, where: Callable[[], int], known: Record, now: float
+) -> tuple[Record, tuple[Sequence[int], Sequence[str]]]:
     """A message has come to its end: what is known of it now, what is to be counted, and what was wrong.
 
     `where` tells what stands for the address of ours where it came in, 0 for any. Where a message was not
@@ -162,43 +162,43 @@ def came(
         wrong.append("retried-at-once")
     elif before == REFUSED:
         wrong.append("retried-5xx")
-    elif before == TAKEN:
+    elif before == ACCEPTED:
         wrong.append("duplicate")
-    elif before in UNCERTAIN:
-        events.append(AT[f"{UNCERTAIN[before][0]}-again"])
+    elif before in UNCERTAIN_OUTCOMES:
+        events.append(AT[f"{UNCERTAIN_OUTCOMES[before][0]}-again"])
     return (outcome | rushes << 8 | here << 16, now, now), (events, wrong)
 
 
-def resolved(outcome: int, known: Known, now: float) -> tuple[Known, None]:
+def resolved(outcome: int, known: Record, now: float) -> tuple[Record, None]:
     """It is clear what became of a message that counted as late, unless it came again meanwhile."""
     count, first, _ = known
-    if count & 255 != LATE:
+    if count & 255 != REPLY_TOO_LATE:
         return known, None
     return (count & ~255 | outcome, first, now), None
 
 
-def unheard(known: Known, now: float) -> tuple[Known, None]:
+def unheard(known: Record, now: float) -> tuple[Record, None]:
     """The client was gone before it said that it has heard what became of a message."""
     count, first, last = known
-    return (UNKNOWN if count & 255 in (TAKEN, REFUSED) else count, first, last), None
+    return (UNKNOWN if count & 255 in (ACCEPTED, REFUSED) else count, first, last), None
 
 
-def missed(known: Known, now: float) -> tuple[Known, bool]:
+def mark_if_never_retried(known: Record, now: float) -> tuple[Record, bool]:
     """Whether an envelope was put off and never came again."""
     count, first, last = known
     if count != DEFERRED | 1 << 8 or now - last < PATIENCE:
         return known, False
-    return (MISSED | 1 << 8, first, last), True
+    return (NOT_RETRIED | 1 << 8, first, last), True
 
 
 def ending(code: int, fault: Fault | None) -> int:
     """What became of a message to whose end this was answered, if it was."""
     if fault is not None:
         if not fault.share:
-            return LATE if fault.then is Then.STALL else BEFORE
-        if code < 400 and fault.then is not Then.LISTEN:
-            return WITHIN if fault.share < 1 else AFTER
-    return TAKEN if code < 400 else DEFERRED if code < 500 else REFUSED
+            return REPLY_TOO_LATE if fault.next_action is NextAction.HANG else CLOSED_BEFORE_REPLY
+        if code < 400 and fault.next_action is not NextAction.READ:
+            return CLOSED_WITHIN_REPLY if fault.share < 1 else CLOSED_AFTER_REPLY
+    return ACCEPTED if code < 400 else DEFERRED if code < 500 else REFUSED
 
 
 VALUE: Final = rb"[ \t]*:[ \t]*(?:\r?\n[ \t]+)*(\S[^\r\n]*(?:(?:\r?\n(?=[ \t])|\r(?!\n))[^\r\n]*)*)"
@@ -230,7 +230,7 @@ def nowhere() -> str:
     return ""
 
 
-class Witness:
+class RetryTracker:
     """One session's."""
 
     __slots__ = (
@@ -250,7 +250,7 @@ class Witness:
         "_sender",
     )
 
-    def __init__(self, past: Past, clock: Callable[[], float], client: str) -> None:
+    def __init__(self, past: OutcomeStore, clock: Callable[[], float], client: str) -> None:
         self._past = past
         self._clock = clock
         self._client = network(client)
@@ -283,13 +283,13 @@ class Witness:
         here = self._address()
         return (self._past.mark(here) & 0xFFFF or 1) if here else 0
 
-    def hear(self, state: State, phase: str, address: bytes, code: int) -> None:
+    def hear(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
         """A command was answered; with the address, where it has one."""
         if phase == ".":
             return
         if self._held:
             if self._early:
-                self._doubt(state, LATE)
+                self._doubt(state, REPLY_TOO_LATE)
             else:
                 self._resolve()
         self._last.clear()
@@ -297,13 +297,13 @@ class Witness:
             self._recipient(state, address, code)
         elif phase != "DATA":
             if self._heard:
-                self._settle(state, TAKEN)
+                self._settle(state, ACCEPTED)
             if phase == "MAIL":
                 self._sender, self._denied = address.lower(), code if code >= 400 else 0
         elif code >= 400:
             self._settle(state, ending(code, None))
 
-    def _recipient(self, state: State, address: bytes, code: int) -> None:
+    def _recipient(self, state: SessionState, address: bytes, code: int) -> None:
         if len(self._heard) == MOST:
             return
         envelope = self._past.mark((self._sender, address.lower()))
@@ -313,7 +313,7 @@ class Witness:
             if code >= 400:
                 self._try(state, envelope, ending(code, None))
 
-    def took(self, state: State, message: bytes) -> None:
+    def took(self, state: SessionState, message: bytes) -> None:
         """`end` and `left` for a message that is taken by a reply that leaves, as nearly all are, at half the
         cost where it is new."""
         name, self._certain = identity(message)
@@ -321,58 +321,58 @@ class Witness:
         rest: dict[int, int] = {}
         for envelope, code in self._heard.items():
             mark = past.mark((envelope, client, name))
-            if code >= 400 or not (name and past.note(mark, TAKEN, now)):
+            if code >= 400 or not (name and past.note(mark, ACCEPTED, now)):
                 rest[envelope] = code
                 continue
             self._last.append(mark)
             if past.knows(envelope):
-                self._try(state, envelope, TAKEN)
+                self._try(state, envelope, ACCEPTED)
         self._heard = rest
         if rest:
             self._message = name
-            self._record(state, TAKEN)
-            self._settle(state, TAKEN)
+            self._record(state, ACCEPTED)
+            self._settle(state, ACCEPTED)
 
     def end(self, message: bytes) -> None:
         """A message that begins so has come to its end; what will be said of it is not said yet."""
         self._message, self._certain = identity(message)
         self._ended = True
 
-    def hold(self, state: State, early: bool) -> None:
+    def hold(self, state: SessionState, early: bool) -> None:
         """The reply to a message has to wait. It may come again before whoever waits has noticed, so it
         counts as late until the client says something more, by which it has heard the reply. `early`:
         it has said something already."""
         if self._ended:
-            self._held, self._early, self._outcome = True, early, LATE
-            self._record(state, LATE)
+            self._held, self._early, self._outcome = True, early, REPLY_TOO_LATE
+            self._record(state, REPLY_TOO_LATE)
 
     def interrupt(self) -> None:
         """The client has said something while a reply waited: perhaps only that it goes."""
         self._early = True
 
-    def left(self, state: State, code: int, fault: Fault | None) -> None:
+    def left(self, state: SessionState, code: int, fault: Fault | None) -> None:
         """The reply to a message has left, or as much of it as was to."""
         outcome = ending(code, fault)
         if self._held:
             self._outcome = outcome
         else:
             self._record(state, outcome)
-        if outcome in UNCERTAIN:
+        if outcome in UNCERTAIN_OUTCOMES:
             self._doubt(state, outcome)
         self._ended = False
         self._settle(state, outcome)
 
-    def gone(self, state: State) -> None:
+    def gone(self, state: SessionState) -> None:
         """The client is gone, without QUIT."""
         if self._held:
-            self._doubt(state, LATE)
+            self._doubt(state, REPLY_TOO_LATE)
         for message in self._last:
             self._past.amend(message, self._clock(), unheard)
         self._settle(state, UNKNOWN)
 
-    def _doubt(self, state: State, outcome: int) -> None:
+    def _doubt(self, state: SessionState, outcome: int) -> None:
         """The sender cannot be sure of the message."""
-        state.note(AT[UNCERTAIN[outcome][0]])
+        state.note(AT[UNCERTAIN_OUTCOMES[outcome][0]])
         if self._held:
             self._outcome = outcome
             self._resolve()
@@ -383,7 +383,7 @@ class Witness:
         for message in self._last:
             self._past.amend(message, self._clock(), partial(resolved, self._outcome))
 
-    def _record(self, state: State, outcome: int) -> None:
+    def _record(self, state: SessionState, outcome: int) -> None:
         """A message has come to its end: see whether it came before."""
         name, self._message = self._message, b""
         if not name:
@@ -395,16 +395,16 @@ class Witness:
             message = past.mark((envelope, self._client, name))
             self._last.append(message)
             became = outcome if code < 400 else ending(code, None)
-            again, broken = past.amend(message, now, partial(came, became, self._where))
+            again, broken = past.amend(message, now, partial(update_message, became, self._where))
             events.update(again)
             wrong.update(broken)
         for event in events:
             state.note(event)
         if self._certain:
             for rule in sorted(wrong):
-                state.accuse(rule)
+                state.record_violation(rule)
 
-    def _settle(self, state: State, outcome: int) -> None:
+    def _settle(self, state: SessionState, outcome: int) -> None:
         """No more will become of the recipients that were accepted."""
         failed = outcome in FAILED
         for envelope, code in self._heard.items():
@@ -412,6 +412,6 @@ class Witness:
                 self._try(state, envelope, outcome)
         self._heard.clear()
 
-    def _try(self, state: State, envelope: int, outcome: int) -> None:
-        for event in self._past.amend(envelope, self._clock(), partial(tried, outcome)):
+    def _try(self, state: SessionState, envelope: int, outcome: int) -> None:
+        for event in self._past.amend(envelope, self._clock(), partial(update_envelope, outcome)):
             state.note(event)

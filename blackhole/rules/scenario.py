@@ -16,25 +16,33 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from blackhole.rules.delays import LONGEST, Lognormal, Percentiles, Shape, Uniform
-from blackhole.rules.limiters import BY, OBLIVION, Gate, Greylist, Memory, Quota, Room
+from blackhole.rules.delays import LONGEST, DelayDistribution, Lognormal, Percentiles, Uniform
+from blackhole.rules.limiters import (
+    BY,
+    NULL_STORE,
+    AttemptStore,
+    ConcurrencyLimit,
+    Greylist,
+    Limiter,
+    RateLimit,
+)
 from blackhole.rules.model import (
     BLANKS,
     CERTIFICATES,
+    DEFAULT_GREYLIST,
     FAULTS,
     GREYLISTED,
-    HOST_OF_GREY,
-    INSTEAD,
-    Case,
+    REPLACES_COMMAND,
     Condition,
+    Effect,
     Fault,
     Rule,
+    RuleContext,
     Template,
-    Verdict,
     Window,
-    closing,
+    action_after,
 )
-from blackhole.rules.patterns import Comparison, Globs, Networks, comparison
+from blackhole.rules.patterns import Comparison, GlobSet, Networks, comparison
 from blackhole.settings import OperatorError
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
@@ -42,7 +50,7 @@ from blackhole.smtp.state import PHASES
 if TYPE_CHECKING:
     import ssl
 
-    from blackhole.rules.retries import Past
+    from blackhole.rules.retries import OutcomeStore
 
 PROFILES: Final = os.path.join(os.path.dirname(__file__), "profiles")
 """Where the files of `profile:NAME` are."""
@@ -50,7 +58,7 @@ PROFILES: Final = os.path.join(os.path.dirname(__file__), "profiles")
 PROFILE: Final = "profile:"
 
 
-class Source(NamedTuple):
+class ScenarioSource(NamedTuple):
     """A scenario as it was written."""
 
     name: str
@@ -65,14 +73,14 @@ class Scenario:
     rules: tuple[Rule, ...] = ()
     began: float = 0.0
     """On the monotonic clock, which all processes share."""
-    memory: Memory = OBLIVION
+    memory: AttemptStore = NULL_STORE
     """Of attempts, which all processes share too."""
-    past: Past | None = None
+    past: OutcomeStore | None = None
     """Of what became of messages."""
     certificates: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
     """What rules have clients shown in place of ours, by the names of CERTIFICATES."""
 
-    sources: tuple[Source, ...] = ()
+    sources: tuple[ScenarioSource, ...] = ()
     """What the rules were read from."""
     at: float = 0.0
     """Seconds since 1970 when that was."""
@@ -80,7 +88,7 @@ class Scenario:
     @property
     def wants(self) -> frozenset[str]:
         """The certificates that its rules name."""
-        return frozenset(rule.verdict.certificate for rule in self.rules) - {""}
+        return frozenset(rule.effect.certificate for rule in self.rules) - {""}
 
 
 NONE: Final = Scenario()
@@ -91,7 +99,7 @@ def profiles() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in os.listdir(PROFILES) if name.endswith(".toml"))
 
 
-def fetch(name: str) -> Source:
+def read_source(name: str) -> ScenarioSource:
     """A file, or a `profile:NAME`. Raises OperatorError."""
     path = name
     if name.startswith(PROFILE):
@@ -104,7 +112,7 @@ def fetch(name: str) -> Source:
         path = os.path.join(PROFILES, f"{profile}.toml")
     try:
         with open(path, "rb") as file:
-            return Source(name, decoded(file.read(), f"scenario {name}"))
+            return ScenarioSource(name, decoded(file.read(), f"scenario {name}"))
     except OSError as error:
         raise OperatorError(f"scenario {name}: {error.strerror}") from None
 
@@ -117,25 +125,25 @@ def decoded(octets: bytes, source: str) -> str:
         raise OperatorError(f"{source}: not UTF-8 text") from None
 
 
-def about(source: Source) -> str:
+def about(source: ScenarioSource) -> str:
     """What a scenario is, in its own words, if it has any."""
     return str(tomllib.loads(source.text).get("about", ""))
 
 
-def rules_of(sources: Iterable[Source]) -> tuple[Rule, ...]:
+def parse_sources(sources: Iterable[ScenarioSource]) -> tuple[Rule, ...]:
     """The rules of several scenarios, one behind the other. Raises OperatorError."""
     rules: list[Rule] = []
     for source in sources:
-        rules += read(source.text, source.name, len(rules))
+        rules += parse_rules(source.text, source.name, len(rules))
     return tuple(rules)
 
 
-def load(names: Iterable[str]) -> tuple[Rule, ...]:
+def load_rules(names: Iterable[str]) -> tuple[Rule, ...]:
     """The rules of several files, or of `profile:NAME`s, one behind the other. Raises OperatorError."""
-    return rules_of(map(fetch, names))
+    return parse_sources(map(read_source, names))
 
 
-def read(text: str, source: str, before: int = 0) -> list[Rule]:
+def parse_rules(text: str, source: str, before: int = 0) -> list[Rule]:
     """The rules of one file's text; so many are before them. Raises OperatorError, which names `source`."""
     try:
         data = tomllib.loads(text)
@@ -146,7 +154,7 @@ def read(text: str, source: str, before: int = 0) -> list[Rule]:
     return _File(text, source, data).rules(before)
 
 
-def single(block: Mapping[str, Any], source: str) -> Rule:
+def parse_rule(block: Mapping[str, Any], source: str) -> Rule:
     """The rule that a block without windows and gates says. Raises OperatorError, which names `source`."""
     file = _File("", source, {"rule": [block]})
     for key in block:
@@ -195,7 +203,8 @@ class _File:
         name = block.get("name", "")
         self._known("window", number, block, WINDOW_KEYS)
         found = {
-            key: self._read("window", number, block, key, read, 0.0) for key, read in WINDOW_KEYS.items()
+            key: self._read("window", number, block, key, parse_rules, 0.0)
+            for key, parse_rules in WINDOW_KEYS.items()
         }
         for key in ("name", "for"):
             if not found[key]:
@@ -250,17 +259,17 @@ class _File:
         )
         return Rule(
             phases=phases,
-            verdict=self._verdict(found, phases, fail),
+            effect=self._verdict(found, phases, fail),
             tests=tests,
             chance=found.get("chance", 1.0),
             window=windows[window] if window is not None else None,
             name=name or str(place),
             seed=seed,
             gate=gate,
-            otherwise=Verdict((found["when_unknown"],)) if found.get("when_unknown") else None,
+            when_unknown=Effect((found["when_unknown"],)) if found.get("when_unknown") else None,
         )
 
-    def _gate(self, found: dict[str, Any], fail: Callable[[str, str], NoReturn]) -> Gate | None:
+    def _gate(self, found: dict[str, Any], fail: Callable[[str, str], NoReturn]) -> Limiter | None:
         """The condition that remembers; the rule gets the phase and the reply that it lacks."""
         if "greylist" in found:
             if "throttle" in found:
@@ -283,7 +292,7 @@ class _File:
 
     def _verdict(
         self, found: Mapping[str, Any], phases: frozenset[str], fail: Callable[[str, str], NoReturn]
-    ) -> Verdict:
+    ) -> Effect:
         if found.keys().isdisjoint(VERDICT_KEYS):
             fail("reply", f"missing; a rule needs one of {', '.join(VERDICT_KEYS)}")
         replies, fault = found.get("reply", ()), found.get("then")
@@ -298,7 +307,7 @@ class _File:
                 fail("reply", f"{said.code} cannot be right in several phases")
             if (said.code == 354) is not (phases == {"DATA"}) and 300 <= said.code < 400:
                 fail("reply", "354 is the answer to DATA alone")
-        instead = fault is not None and fault.name in INSTEAD
+        instead = fault is not None and fault.name in REPLACES_COMMAND
         if fault is not None and "reply" in found:
             if replies and fault.name == "close-before-reply":
                 fail("then", "close-before-reply loses the reply; leave reply out, or say close")
@@ -306,7 +315,7 @@ class _File:
                 fail("then", f"{fault.name} comes in place of the command, which cannot be accepted too")
             if instead:
                 fault = fault._replace(share=1)
-        return Verdict(
+        return Effect(
             replies=replies,
             delay=found.get("delay"),
             fault=fault,
@@ -332,13 +341,13 @@ class _File:
         number: int,
         block: dict[str, Any],
         key: str,
-        read: Callable[[Any], Any],
+        parse_rules: Callable[[Any], Any],
         default: Any,
     ) -> Any:
         if key not in block:
             return default
         try:
-            return read(block[key])
+            return parse_rules(block[key])
         except ValueError as error:
             self._fail(kind, number, block.get("name", ""), f"{key}: {error}", key)
 
@@ -436,7 +445,7 @@ def _wait(value: Any) -> float:
     return found
 
 
-def _delay(value: Any) -> Shape:
+def _delay(value: Any) -> DelayDistribution:
     if isinstance(value, list):
         if len(value) != 2:
             raise _expected("[MIN, MAX]", value)
@@ -490,7 +499,7 @@ def _reply(value: Any) -> Reply | Template:
             raise ValueError(f"{blank[0]} is none of {{client}} {{helo}} {{sender}} {{recipient}} {{id}}")
     if any(BLANKS.search(line) for line in lines):
         return Template(code, enhanced, *lines)
-    return Reply(code, enhanced, *lines, then=closing(code))
+    return Reply(code, enhanced, *lines, next_action=action_after(code))
 
 
 def _replies(value: Any) -> tuple[Reply | Template, ...]:
@@ -552,7 +561,7 @@ def _certificate(value: Any) -> str:
     raise _expected(f"one of {', '.join(CERTIFICATES)}", value)
 
 
-def _header(value: Any) -> Globs:
+def _header(value: Any) -> GlobSet:
     """Globs for whole fields: "Subject: *invoice*"."""
     globs = []
     for text in _texts(value):
@@ -576,16 +585,18 @@ def _keywords(value: Any) -> tuple[str, ...]:
     return _texts(value)
 
 
-def _globs(value: Any) -> Globs:
+def _globs(value: Any) -> GlobSet:
     globs = _texts(value)
     for glob in globs:
         if len(glob) > 1 and glob.startswith(("/", "^")) and glob.endswith(("/", "$")):
             raise _expected("a glob of * and ?; there are no regular expressions", glob)
-    return Globs("" if glob == "<>" else glob for glob in globs)
+    return GlobSet("" if glob == "<>" else glob for glob in globs)
 
 
-def _listener(value: Any) -> Globs:
-    return Globs([f"*:{value}"]) if isinstance(value, int) and not isinstance(value, bool) else _globs(value)
+def _listener(value: Any) -> GlobSet:
+    return (
+        GlobSet([f"*:{value}"]) if isinstance(value, int) and not isinstance(value, bool) else _globs(value)
+    )
 
 
 def _networks(value: Any) -> Networks:
@@ -617,11 +628,11 @@ def _compared(value: Any) -> Comparison:
 def _greylist(value: Any) -> Greylist:
     """Either bound may be left out, and with `true` both."""
     if value is True:
-        return HOST_OF_GREY
+        return DEFAULT_GREYLIST
     if not isinstance(value, dict) or not value.keys() <= {"min", "max"}:
         raise _expected('{ min = "5m", max = "2d" }', value)
-    least = seconds(value.get("min", HOST_OF_GREY.least))
-    most = seconds(value.get("max", HOST_OF_GREY.most))
+    least = seconds(value.get("min", DEFAULT_GREYLIST.least))
+    most = seconds(value.get("max", DEFAULT_GREYLIST.most))
     if least > most:
         raise _expected("a min that is less than max", value)
     return Greylist(least, most)
@@ -639,7 +650,7 @@ COUNTED: Final[Mapping[str, tuple[str, ...]]] = {
 """What a throttle limits, and in which phases it can be counted; the first is that of a rule without one."""
 
 
-def _throttle(value: Any) -> tuple[str, Quota | Room]:
+def _throttle(value: Any) -> tuple[str, RateLimit | ConcurrencyLimit]:
     """What is limited, and how."""
     what = [key for key in value if key in COUNTED] if isinstance(value, dict) else []
     if len(what) != 1:
@@ -653,13 +664,13 @@ def _throttle(value: Any) -> tuple[str, Quota | Room]:
     if counted == "concurrent":
         if per is not None:
             raise ValueError("per: not with concurrent, which is at one moment")
-        return counted, Room(limit, by)
+        return counted, ConcurrencyLimit(limit, by)
     if per is None:
         raise ValueError(f"per: missing; one of {_listed(PERIODS)}, or a time")
     period = PERIODS[per] if isinstance(per, str) and per in PERIODS else seconds(per)
     if not period and (per != "connection" or counted == "connections"):
         raise ValueError(f"per: {_expected('a time above 0', per)}")
-    return counted, Quota(counted, limit, period, by)
+    return counted, RateLimit(counted, limit, period, by)
 
 
 def _listed(words: Iterable[str]) -> str:
@@ -682,10 +693,10 @@ def _switch(value: Any) -> bool:
 
 # Conditions: what was read -> (does it hold, how it compares if rules can be found by that).
 
-Holds = tuple[Callable[[Case], bool], Globs | Comparison | None]
+Holds = tuple[Callable[[RuleContext], bool], GlobSet | Comparison | None]
 
 
-def _of_listener(globs: Globs) -> Holds:
+def _of_listener(globs: GlobSet) -> Holds:
     return lambda case: globs.match(case.listener.encode()), None
 
 
@@ -697,15 +708,15 @@ def _of_tls(wanted: bool) -> Holds:
     return lambda case: case.secure is wanted, None
 
 
-def _of_helo(globs: Globs) -> Holds:
+def _of_helo(globs: GlobSet) -> Holds:
     return lambda case: globs.match(case.helo), globs
 
 
-def _of_sender(globs: Globs) -> Holds:
+def _of_sender(globs: GlobSet) -> Holds:
     return lambda case: globs.match(case.sender), globs
 
 
-def _of_recipient(globs: Globs) -> Holds:
+def _of_recipient(globs: GlobSet) -> Holds:
     return lambda case: globs.match(case.recipient), globs
 
 
@@ -713,7 +724,7 @@ def _of_size(compare: Comparison) -> Holds:
     return lambda case: compare(case.size), compare
 
 
-def _of_header(globs: Globs) -> Holds:
+def _of_header(globs: GlobSet) -> Holds:
     return lambda case: any(map(globs.match, case.header)), globs
 
 

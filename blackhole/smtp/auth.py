@@ -18,17 +18,17 @@ from blackhole.smtp import replies
 from blackhole.smtp.replies import Reply
 
 
-class Claim(NamedTuple):
+class Credentials(NamedTuple):
     """Who a client says it is."""
 
     user: bytes
     proves: Callable[[bytes], bool]
     """Whether it knows this password."""
-    regret: bytes = b""
+    failure_challenge: bytes = b""
     """What a refusal is preceded by: one more challenge, to which any response will do."""
 
 
-Exchange = Generator[bytes, bytes, Claim | Reply]
+Exchange = Generator[bytes, bytes, Credentials | Reply]
 
 TOKEN: Final = re.compile(rb"user=([^\x01]+)\x01auth=Bearer +([^\x01]+)\x01\x01", re.IGNORECASE)
 
@@ -40,35 +40,35 @@ NO_TOKEN: Final = b'{"status":"401","schemes":"bearer","scope":"https://mail.exa
 def plain(nonce: bytes) -> Exchange:
     words = (yield b"").split(b"\0")
     if len(words) != 3 or not words[1]:
-        return replies.GARBLED
+        return replies.BAD_AUTH_RESPONSE
     # The first word, whom to act for, makes no difference: all mail goes the same way.
-    return Claim(words[1], partial(hmac.compare_digest, words[2]))
+    return Credentials(words[1], partial(hmac.compare_digest, words[2]))
 
 
 def login(nonce: bytes) -> Exchange:
     user = yield b"Username:"
     password = yield b"Password:"
-    return Claim(user, partial(hmac.compare_digest, password))
+    return Credentials(user, partial(hmac.compare_digest, password))
 
 
 def cram_md5(nonce: bytes) -> Exchange:
     match = DIGEST.fullmatch((yield nonce))
     if match is None:
-        return replies.GARBLED
+        return replies.BAD_AUTH_RESPONSE
     user, digest = match.groups()
 
     def proves(password: bytes) -> bool:
         return hmac.compare_digest(hmac.new(password, nonce, "md5").hexdigest().encode(), digest)
 
-    return Claim(user, proves)
+    return Credentials(user, proves)
 
 
 def xoauth2(nonce: bytes) -> Exchange:
     match = TOKEN.fullmatch((yield b""))
     if match is None:
-        return replies.GARBLED
+        return replies.BAD_AUTH_RESPONSE
     user, token = match.groups()
-    return Claim(user, partial(hmac.compare_digest, token), NO_TOKEN)
+    return Credentials(user, partial(hmac.compare_digest, token), NO_TOKEN)
 
 
 class Mechanism(NamedTuple):
@@ -95,7 +95,7 @@ FAIL: Final = b"fail="
 """What a client says, in either case of letters, that wants to be answered so."""
 
 
-def admits(passwords: Mapping[bytes, bytes] | None, claim: Claim) -> bool:
+def authenticate(passwords: Mapping[bytes, bytes] | None, claim: Credentials) -> bool:
     """Whether a client is let in; without a list of passwords anybody is who does not ask for a refusal."""
     if passwords is None:
         return FAIL not in claim.user.lower()
@@ -103,10 +103,10 @@ def admits(passwords: Mapping[bytes, bytes] | None, claim: Claim) -> bool:
     return password is not None and claim.proves(password)
 
 
-def regret() -> Exchange:
+def failure_challenge() -> Exchange:
     """What becomes of a client that was told why it is not let in."""
     yield b""
-    return replies.NOT_ADMITTED
+    return replies.AUTHENTICATION_FAILED
 
 
 def decoded(text: bytes) -> bytes | None:
@@ -122,7 +122,7 @@ def challenge(text: bytes) -> Reply:
     return Reply(334, "", binascii.b2a_base64(text, newline=False).decode())
 
 
-def hidden(line: bytes) -> bytes:
+def redacted(line: bytes) -> bytes:
     """An AUTH command for the log: what stands behind the mechanism, or in its place, is a secret."""
     verb, *words = line.split()
     return b" ".join((verb, *(word for word in words[:1] if word.upper() in BY_NAME), b"..."))

@@ -13,45 +13,55 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import replies
-from blackhole.smtp.auth import BY_NAME, FAIL, PASS, Claim, Exchange, admits, challenge, decoded, regret
+from blackhole.smtp.auth import (
+    BY_NAME,
+    FAIL,
+    PASS,
+    Credentials,
+    Exchange,
+    authenticate,
+    challenge,
+    decoded,
+    failure_challenge,
+)
 from blackhole.smtp.extensions import keywords, parameters
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import GREETED, MAIL, RCPT, Checks, Config, Host, State
+from blackhole.smtp.state import GREETED, MAIL, RCPT, Checks, ListenerConfig, ListenerReplies, SessionState
 
 
-class Path(NamedTuple):
+class Mailbox(NamedTuple):
     """What MAIL and RCPT say: an address (empty: the null sender), and parameters by upper-case name."""
 
     address: bytes
     parameters: Mapping[bytes, bytes] = MappingProxyType({})
 
 
-PLAIN: Final = Path(b"")
+PLAIN: Final = Mailbox(b"")
 """Stands for any path without parameters: only rules look at the address."""
 
 
 # How an argument is read. A reader gives what it read, a reply that says what is wrong with it,
 # or None for "501 5.5.4 Syntax:" and the row's syntax.
 
-Reader = Callable[[State, bytes], Any]
+Reader = Callable[[SessionState, bytes], Any]
 
 
-def anything(state: State, argument: bytes) -> bytes:
+def any_argument(state: SessionState, argument: bytes) -> bytes:
     return argument
 
 
-def something(state: State, argument: bytes) -> bytes | None:
+def required_argument(state: SessionState, argument: bytes) -> bytes | None:
     return argument.strip() or None
 
 
-def name(state: State, argument: bytes) -> bytes | None:
+def name(state: SessionState, argument: bytes) -> bytes | None:
     argument = argument.strip()
-    if argument and state.examined:
-        introduce(state, argument)
+    if argument and state.sampled:
+        check_helo_name(state, argument)
     return argument or None
 
 
-def nothing(state: State, argument: bytes) -> bytes | None:
+def no_argument(state: SessionState, argument: bytes) -> bytes | None:
     return None if argument.strip() else b""
 
 
@@ -74,7 +84,7 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
     start = word + b":<"
     length = len(word)
 
-    def read(state: State, argument: bytes) -> Path | Reply | None:
+    def read(state: SessionState, argument: bytes) -> Mailbox | Reply | None:
         strict = state.host.config.strict
         # Nearly every MAIL and RCPT looks like this; the road below costs ten times as much.
         if (
@@ -83,14 +93,14 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
             and not strict
             and argument.isascii()
         ):
-            return Path(argument[length + 2 : -1])
+            return Mailbox(argument[length + 2 : -1])
         if argument[:length].upper() != word:
             return None
         match = PATHS[True].fullmatch(argument[length:].rstrip())
         if match is None and not strict:
             match = PATHS[False].fullmatch(argument[length:].rstrip())
             if match is not None:
-                state.accuse("syntax")
+                state.record_violation("syntax")
         if match is None:
             return None
         address, *unbracketed, rest = match.groups()
@@ -103,20 +113,20 @@ def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
             if strict and not (local and domain):
                 return None
             if strict and len(address) > PATH - len(b"<>"):
-                state.accuse("syntax")
+                state.record_violation("syntax")
                 return replies.LONG_SENDER if word == b"FROM" else replies.LONG_RECIPIENT
         found = checked(rest or b"", state.host.parameters[state.secure][word])
         if found is replies.BAD_PARAMETER:
-            state.accuse("bad-parameter")
-        elif found is replies.UNKNOWN_PARAMETER or (found and not state.extended):
-            state.accuse("unknown-parameter")
+            state.record_violation("bad-parameter")
+        elif found is replies.UNKNOWN_PARAMETER or (found and not state.esmtp):
+            state.record_violation("unknown-parameter")
         if isinstance(found, Reply):
             return found
         # What MAIL asked for holds for its recipients, and not for the sender of the next message.
         if not (address.isascii() or b"SMTPUTF8" in found or (state.smtputf8 and word == b"TO")):
-            state.accuse("utf8-undeclared")
+            state.record_violation("utf8-undeclared")
             return replies.NEEDS_SMTPUTF8
-        return Path(address, found)
+        return Mailbox(address, found)
 
     return read
 
@@ -135,7 +145,7 @@ def checked(text: bytes, known: Checks) -> dict[bytes, bytes] | Reply:
     return found
 
 
-def credentials(state: State, argument: bytes) -> Claim | Reply | bytes | None:
+def credentials(state: SessionState, argument: bytes) -> Credentials | Reply | bytes | None:
     """AUTH, and each line behind it until it is clear who the client says it is."""
     if state.exchange is not None:
         exchange, state.exchange = state.exchange, None
@@ -148,8 +158,8 @@ def credentials(state: State, argument: bytes) -> Claim | Reply | bytes | None:
         return None
     if not (state.secure or config.auth_plaintext):
         return replies.NEEDS_TLS
-    if state.admitted:
-        return replies.ADMITTED_ALREADY
+    if state.authenticated:
+        return replies.ALREADY_AUTHENTICATED
     if state.stage > GREETED:
         return replies.BAD_SEQUENCE
     mechanism = BY_NAME.get(name.upper())
@@ -166,15 +176,15 @@ def credentials(state: State, argument: bytes) -> Claim | Reply | bytes | None:
     return challenge(question)
 
 
-def respond(state: State, exchange: Exchange, text: bytes) -> Claim | Reply:
+def respond(state: SessionState, exchange: Exchange, text: bytes) -> Credentials | Reply:
     """Go on with an exchange: the next challenge, or what came of it."""
     response = decoded(text.rstrip())
     if response is None:
-        return replies.GARBLED
+        return replies.BAD_AUTH_RESPONSE
     try:
         question = exchange.send(response)
     except StopIteration as end:
-        found: Claim | Reply = end.value
+        found: Credentials | Reply = end.value
         return found
     state.exchange = exchange
     return challenge(question)
@@ -187,38 +197,38 @@ ADDRESS: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*
 
 # What a command does: change the state, and say so.
 
-Action = Callable[[State, Any], Reply]
+Action = Callable[[SessionState, Any], Reply]
 
 
-def connect(state: State, argument: bytes) -> Reply:
+def connect(state: SessionState, argument: bytes) -> Reply:
     return state.host.greeting
 
 
-def helo(state: State, argument: bytes) -> Reply:
+def helo(state: SessionState, argument: bytes) -> Reply:
     state.reset()
     state.stage |= GREETED
-    state.extended = False
+    state.esmtp = False
     return state.host.helo
 
 
-def ehlo(state: State, argument: bytes) -> Reply:
+def ehlo(state: SessionState, argument: bytes) -> Reply:
     state.reset()
     state.stage |= GREETED
-    state.extended = True
+    state.esmtp = True
     return state.host.ehlo_secure if state.secure else state.host.ehlo
 
 
-def introduce(state: State, name: bytes) -> None:
+def check_helo_name(state: SessionState, name: bytes) -> None:
     """Look at the name that a client gives itself."""
     if b"." in name and name[-1] > LAST_DIGIT:
         return
     if ADDRESS.fullmatch(name):
-        state.accuse("hello-literal")
+        state.record_violation("hello-literal")
     elif not (name.startswith(b"[") or b"." in name):
-        state.accuse("hello-name")
+        state.record_violation("hello-name")
 
 
-def mail(state: State, sender: Path) -> Reply:
+def mail(state: SessionState, sender: Mailbox) -> Reply:
     if state.stage > GREETED:
         state.reset()
     if sender.parameters:
@@ -233,55 +243,55 @@ def mail(state: State, sender: Path) -> Reply:
     return replies.SENDER_OK
 
 
-def rcpt(state: State, recipient: Path) -> Reply:
+def rcpt(state: SessionState, recipient: Mailbox) -> Reply:
     state.stage |= RCPT
     state.recipients += 1
     return replies.RECIPIENT_OK
 
 
-def data(state: State, argument: bytes) -> Reply:
+def data(state: SessionState, argument: bytes) -> Reply:
     return replies.START_INPUT
 
 
-def end(state: State, argument: bytes) -> Reply:
+def end(state: SessionState, argument: bytes) -> Reply:
     limit = state.host.config.message_size_limit
     if 0 < limit < state.octets:
         # A quarter of it may be doubled dots, of lines that are just a dot; RFC 1870 5 leaves them out.
-        if state.extended and 3 * state.octets > 4 * limit:
-            state.accuse("size-over-limit")
+        if state.esmtp and 3 * state.octets > 4 * limit:
+            state.record_violation("size-over-limit")
         return replies.TOO_LARGE if state.octets <= 2 * limit else replies.FAR_TOO_LARGE
     return replies.QUEUED
 
 
-def rset(state: State, argument: bytes) -> Reply:
+def rset(state: SessionState, argument: bytes) -> Reply:
     state.reset()
     return replies.RESET
 
 
-def starttls(state: State, argument: bytes) -> Reply:
+def starttls(state: SessionState, argument: bytes) -> Reply:
     if state.secure:
-        return replies.SECURE_ALREADY
-    return replies.SECURE if state.host.config.starttls else replies.NOT_OFFERED
+        return replies.ALREADY_SECURE
+    return replies.START_TLS if state.host.config.starttls else replies.NOT_OFFERED
 
 
-def auth(state: State, claim: Claim | bytes) -> Reply:
-    if not isinstance(claim, Claim):
+def auth(state: SessionState, claim: Credentials | bytes) -> Reply:
+    if not isinstance(claim, Credentials):
         return replies.NOT_OFFERED
-    if admits(state.host.config.passwords, claim):
-        state.admitted = True
-        return replies.ADMITTED
-    if not claim.regret:
-        return replies.NOT_ADMITTED
-    state.exchange = regret()
+    if authenticate(state.host.config.passwords, claim):
+        state.authenticated = True
+        return replies.AUTHENTICATED
+    if not claim.failure_challenge:
+        return replies.AUTHENTICATION_FAILED
+    state.exchange = failure_challenge()
     next(state.exchange)
-    return challenge(claim.regret)
+    return challenge(claim.failure_challenge)
 
 
-def help_(state: State, argument: bytes) -> Reply:
+def help_(state: SessionState, argument: bytes) -> Reply:
     return state.host.help.get(argument.strip().upper(), state.host.help[b""])
 
 
-def quit_(state: State, argument: bytes) -> Reply:
+def quit_(state: SessionState, argument: bytes) -> Reply:
     state.left = True
     return replies.GOODBYE
 
@@ -294,7 +304,7 @@ def say(answer: Reply) -> Action:
 def ask(otherwise: Reply, passed: Reply, failed: Reply) -> Action:
     """An action that answers as the client asks it to, with PASS or FAIL anywhere in what it says."""
 
-    def answer(state: State, argument: bytes) -> Reply:
+    def answer(state: SessionState, argument: bytes) -> Reply:
         asked = argument.lower()
         if FAIL in asked:
             return failed
@@ -319,10 +329,10 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final = (
-    Command("CONNECT", anything, connect),
+    Command("CONNECT", any_argument, connect),
     Command("HELO", name, helo, "HELO hostname", "greet the server, the old way", last=True),
     Command("EHLO", name, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True),
-    Command("STARTTLS", nothing, starttls, "STARTTLS", "go on under TLS", last=True),
+    Command("STARTTLS", no_argument, starttls, "STARTTLS", "go on under TLS", last=True),
     Command(
         "AUTH",
         credentials,
@@ -352,19 +362,19 @@ COMMANDS: Final = (
     ),
     Command(
         "DATA",
-        nothing,
+        no_argument,
         data,
         "DATA",
         "send the message, ended by a dot on a line of its own",
         needs=RCPT,
         last=True,
     ),
-    Command(".", anything, end),
-    Command("RSET", nothing, rset, "RSET", "forget the message that was begun"),
-    Command("NOOP", anything, say(replies.OK), "NOOP [anything]", "do nothing", last=True),
+    Command(".", any_argument, end),
+    Command("RSET", no_argument, rset, "RSET", "forget the message that was begun"),
+    Command("NOOP", any_argument, say(replies.OK), "NOOP [anything]", "do nothing", last=True),
     Command(
         "VRFY",
-        something,
+        required_argument,
         ask(replies.CODES[252], replies.VERIFIED, replies.NOT_VERIFIED),
         "VRFY address",
         "ask whether an address exists",
@@ -372,16 +382,16 @@ COMMANDS: Final = (
     ),
     Command(
         "EXPN",
-        something,
+        required_argument,
         ask(replies.CANNOT_EXPAND, replies.EXPANDED, replies.NOT_EXPANDED),
         "EXPN list",
         "ask who is on a list",
         last=True,
     ),
-    Command("HELP", anything, help_, "HELP [verb]", "explain a command, or all of them", last=True),
-    Command("QUIT", nothing, quit_, "QUIT", "leave", last=True),
+    Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or all of them", last=True),
+    Command("QUIT", no_argument, quit_, "QUIT", "leave", last=True),
     # A verb of SMTP that Blackhole does not offer.
-    Command("BDAT", anything, say(replies.BDAT_NOT_OFFERED), last=True),
+    Command("BDAT", any_argument, say(replies.BDAT_NOT_OFFERED), last=True),
 )
 
 NOT_OFFERED: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
@@ -392,9 +402,9 @@ NOT_SMTP: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST
 its request's body as commands (cross-protocol scripting; ALPACA, USENIX Security 2021)."""
 
 OTHER: Final = (
-    Command("other", anything, say(replies.UNKNOWN)),
-    *(Command(verb, anything, say(replies.NOT_OFFERED)) for verb in NOT_OFFERED),
-    *(Command(verb, anything, say(replies.NOT_SMTP)) for verb in NOT_SMTP),
+    Command("other", any_argument, say(replies.UNKNOWN)),
+    *(Command(verb, any_argument, say(replies.NOT_OFFERED)) for verb in NOT_OFFERED),
+    *(Command(verb, any_argument, say(replies.NOT_SMTP)) for verb in NOT_SMTP),
 )
 """All that counts as phase "other"; its first row answers what nobody knows."""
 
@@ -417,10 +427,10 @@ def explanations() -> dict[bytes, Reply]:
     return pages
 
 
-def host(config: Config) -> Host:
+def listener_replies(config: ListenerConfig) -> ListenerReplies:
     """All that a listener with this configuration says of itself."""
     name = config.hostname
-    return Host(
+    return ListenerReplies(
         config=config,
         greeting=Reply(220, "", f"{name} ESMTP Blackhole"),
         helo=Reply(250, "", name),

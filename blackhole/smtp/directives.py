@@ -21,14 +21,14 @@ DELAY: Final = re.compile(rb"([0-9]{1,9}(?:\.[0-9]{1,6})?)(?:\s*,\s*([0-9]{1,9}(
 NAME: Final = b"x-blackhole-"
 """How their names begin, in small letters."""
 
-MARK: Final = b"lackhole-"
+FIELD_MARK: Final = b"lackhole-"
 """What is in them, X-Blackhole or x-blackhole. All messages are searched for it, in half the time that
 more spellings would take, so X-BLACKHOLE is none of them."""
 
 BLANK: Final = b"\r\n\r\n"
 
 
-class Wish(NamedTuple):
+class Directives(NamedTuple):
     """What a message wants."""
 
     mode: str = ""
@@ -37,19 +37,19 @@ class Wish(NamedTuple):
     """Seconds before the reply, at least and at most; None: the listener's."""
 
 
-def wish(fields: Iterable[bytes]) -> Wish:
+def parse_directives(fields: Iterable[bytes]) -> Directives:
     """What a header section asks for, each field as "Name: value". Of several values the first is meant."""
     mode, delay = "", None
     for field in fields:
         name, _, value = field.partition(b": ")
-        if MARK not in name:
+        if FIELD_MARK not in name:
             continue
         name, value = name.lower(), value.strip().lower()
         if name == NAME + b"mode" and not mode and value in MODES:
             mode = value.decode()
         elif name == NAME + b"delay" and delay is None:
             delay = span(value)
-    return Wish(mode, delay)
+    return Directives(mode, delay)
 
 
 def span(text: bytes) -> tuple[float, float] | None:
@@ -61,7 +61,7 @@ def span(text: bytes) -> tuple[float, float] | None:
     return (least, most) if least <= most else None
 
 
-def silent(data: bytes, start: int) -> bool:
+def has_no_directives(data: bytes, start: int) -> bool:
     """Whether the header section of the message that begins here is all here, and asks for nothing."""
     end = data.find(BLANK, start)
-    return end >= 0 and MARK not in data[start:end]
+    return end >= 0 and FIELD_MARK not in data[start:end]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import Limits
+from blackhole.smtp.state import ClientLimits
 
 TARPIT: Final = 1.0
 """Seconds that each reply to a client with too many mistakes is held back."""
@@ -29,12 +29,12 @@ def unmetered(phase: str) -> bool:
     return True
 
 
-class Conduct:
+class ErrorBudget:
     """What one client has done so far in this session."""
 
     __slots__ = ("errors", "junk", "limits", "meter", "slow")
 
-    def __init__(self, limits: Limits, meter: Meter) -> None:
+    def __init__(self, limits: ClientLimits, meter: Meter) -> None:
         self.limits = limits
         """Those on mistakes and junk may change meanwhile, but not from nothing or to it."""
         self.meter = meter
@@ -66,10 +66,10 @@ class Conduct:
 
 Action = Callable[[Any, Any], Reply]
 
-Guarded = Callable[[Action, Limits], Action]
+LimitedAction = Callable[[Action, ClientLimits], Action]
 
 
-def rcpt(do: Action, limits: Limits) -> Action:
+def rcpt(do: Action, limits: ClientLimits) -> Action:
     most = limits.recipients or NO_LIMIT
     metered = limits.metered
 
@@ -80,57 +80,64 @@ def rcpt(do: Action, limits: Limits) -> Action:
             # Who goes on for as long again does not listen.
             answer = replies.TOO_MANY_RECIPIENTS
             excused = session.recipients <= 2 * most
-            return answer if excused else session.conduct.error(session, answer)
-        if metered and not session.conduct.meter("RCPT"):
-            return replies.TOO_MUCH_RECIPIENTS
+            return answer if excused else session.error_budget.error(session, answer)
+        if metered and not session.error_budget.meter("RCPT"):
+            return replies.TOO_MANY_CLIENT_RECIPIENTS
         return do(session, argument)
 
     return guarded if metered or limits.recipients else do
 
 
-def data(do: Action, limits: Limits) -> Action:
+def data(do: Action, limits: ClientLimits) -> Action:
     most = limits.messages or NO_LIMIT
     metered = limits.metered
 
     def guarded(session: Any, argument: Any) -> Reply:
         if session.messages >= most:
             return replies.TOO_MANY_MESSAGES
-        if metered and not session.conduct.meter("DATA"):
-            return replies.TOO_MUCH_MAIL
+        if metered and not session.error_budget.meter("DATA"):
+            return replies.TOO_MANY_CLIENT_MESSAGES
         return do(session, argument)
 
     return guarded if metered or limits.messages else do
 
 
-def end(do: Action, limits: Limits) -> Action:
+def end(do: Action, limits: ClientLimits) -> Action:
     def guarded(session: Any, argument: Any) -> Reply:
-        conduct = session.conduct
-        conduct.errors = conduct.junk = 0
-        conduct.slow = False
+        error_budget = session.error_budget
+        error_budget.errors = error_budget.junk = 0
+        error_budget.slow = False
         return do(session, argument)
 
     return guarded
 
 
-def starttls(do: Action, limits: Limits) -> Action:
+def starttls(do: Action, limits: ClientLimits) -> Action:
     def guarded(session: Any, argument: Any) -> Reply:
-        return do(session, argument) if session.conduct.meter("STARTTLS") else replies.TOO_MUCH_TLS
+        return (
+            do(session, argument)
+            if session.error_budget.meter("STARTTLS")
+            else replies.TOO_MANY_TLS_HANDSHAKES
+        )
 
     return guarded
 
 
-def junk(do: Action, limits: Limits) -> Action:
+def junk(do: Action, limits: ClientLimits) -> Action:
     def guarded(session: Any, argument: Any) -> Reply:
-        conduct = session.conduct
-        conduct.junk += 1
-        if conduct.junk > conduct.limits.junk and conduct.error(session, replies.OK) is not replies.OK:
+        error_budget = session.error_budget
+        error_budget.junk += 1
+        if (
+            error_budget.junk > error_budget.limits.junk
+            and error_budget.error(session, replies.OK) is not replies.OK
+        ):
             return replies.TOO_MANY_ERRORS
         return do(session, argument)
 
     return guarded if limits.junk else do
 
 
-GUARDED: Final[Mapping[str, Guarded]] = {
+LIMITED_ACTIONS: Final[Mapping[str, LimitedAction]] = {
     "RCPT": rcpt,
     "DATA": data,
     ".": end,
@@ -140,7 +147,7 @@ GUARDED: Final[Mapping[str, Guarded]] = {
 """Phase -> what is put around it. Junk is what a client may say for ever without sending mail."""
 
 
-def guard(phase: str, do: Action, limits: Limits | None) -> Action:
+def with_limits(phase: str, do: Action, limits: ClientLimits | None) -> Action:
     """What is done in this phase for clients with these limits."""
-    around = GUARDED.get(phase)
+    around = LIMITED_ACTIONS.get(phase)
     return do if limits is None or around is None else around(do, limits)

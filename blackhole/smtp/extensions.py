@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from blackhole.smtp.auth import MECHANISMS
-from blackhole.smtp.state import Checks, Config
+from blackhole.smtp.state import Checks, ListenerConfig
 
 XTEXT: Final = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 """RFC 3461 4: printable ASCII but "+" and "=", or "+" and two upper-case hexadecimal digits."""
@@ -66,8 +66,8 @@ class Extension(NamedTuple):
 
     keyword: str
     rfc: int
-    argument: Callable[[Config], str] = lambda config: ""
-    offered: Callable[[Config, bool], bool] = lambda config, secure: True
+    argument: Callable[[ListenerConfig], str] = lambda config: ""
+    offered: Callable[[ListenerConfig, bool], bool] = lambda config, secure: True
     mail: Checks = NONE
     rcpt: Checks = NONE
 
@@ -97,7 +97,7 @@ EXTENSIONS: Final = (
 )
 
 
-def parameters(config: Config, secure: bool) -> dict[bytes, Checks]:
+def parameters(config: ListenerConfig, secure: bool) -> dict[bytes, Checks]:
     """What works on this connection now, by the word before the address."""
     rows = [row for row in EXTENSIONS if row.offered(config, secure)]
     return {
@@ -106,7 +106,7 @@ def parameters(config: Config, secure: bool) -> dict[bytes, Checks]:
     }
 
 
-def keywords(config: Config, secure: bool) -> list[str]:
+def keywords(config: ListenerConfig, secure: bool) -> list[str]:
     """The lines of an EHLO reply behind its first: what works on this connection now."""
     return [
         f"{row.keyword} {row.argument(config)}".rstrip() for row in EXTENSIONS if row.offered(config, secure)

@@ -34,7 +34,7 @@ def fields(text: bytes) -> list[bytes]:
     return found
 
 
-class Header:
+class HeaderCollector:
     """What has come of it so far. It is forgotten with the message."""
 
     __slots__ = ("_ended", "_text")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Dice(Protocol):
+class RandomSource(Protocol):
     """What the engine throws; `random.Random` has all of it. With the same seed a run repeats itself."""
 
     def random(self) -> float:

@@ -11,29 +11,31 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 
-class Then(Enum):
+class NextAction(Enum):
     """What the connection does once the replies it was given have left."""
 
-    LISTEN = "read on"
-    COLLECT = "read a message body"
-    WAIT = "wait, then ask again"
-    ASK = "wait for the memory's answer, then tell it"
-    SECURE = "shake hands for TLS"
-    HANG_UP = "close"
+    READ = "read on"
+    READ_BODY = "read a message body"
+    SLEEP = "wait, then ask again"
+    LOOKUP = "wait for the memory's answer, then tell it"
+    START_TLS = "shake hands for TLS"
+    CLOSE = "close"
     RESET = "break the connection off"
-    STALL = "say nothing more, and stay"
+    HANG = "say nothing more, and stay"
 
 
 class Reply:
     """One reply, ready to be sent: it is made once and never changes."""
 
-    __slots__ = ("code", "enhanced", "lines", "then", "wire")
+    __slots__ = ("code", "enhanced", "lines", "next_action", "wire")
 
-    def __init__(self, code: int, enhanced: str, *lines: str, then: Then = Then.LISTEN) -> None:
+    def __init__(
+        self, code: int, enhanced: str, *lines: str, next_action: NextAction = NextAction.READ
+    ) -> None:
         self.code: Final = code
         self.enhanced: Final = enhanced
         self.lines: Final = lines
-        self.then: Final = then
+        self.next_action: Final = next_action
         prefix = f"{enhanced} " if enhanced else ""
         last = len(lines) - 1
         self.wire: Final = b"".join(
@@ -49,19 +51,19 @@ class Row(NamedTuple):
     code: int
     enhanced: str
     text: str
-    then: Then = Then.LISTEN
+    next_action: NextAction = NextAction.READ
 
 
 CODES: Final = {
-    row.code: Reply(row.code, row.enhanced, row.text, then=row.then)
+    row.code: Reply(row.code, row.enhanced, row.text, next_action=row.next_action)
     for row in (
         Row(220, "2.0.0", "Ready"),
-        Row(221, "2.0.0", "Goodbye", Then.HANG_UP),
+        Row(221, "2.0.0", "Goodbye", NextAction.CLOSE),
         Row(250, "2.0.0", "OK"),
         Row(251, "2.1.5", "User not local, will forward"),
         Row(252, "2.0.0", "Cannot verify, but will take mail for it"),
-        Row(354, "", "Start mail input; end with <CRLF>.<CRLF>", Then.COLLECT),
-        Row(421, "4.3.2", "Service not available, closing transmission channel", Then.HANG_UP),
+        Row(354, "", "Start mail input; end with <CRLF>.<CRLF>", NextAction.READ_BODY),
+        Row(421, "4.3.2", "Service not available, closing transmission channel", NextAction.CLOSE),
         Row(431, "4.3.1", "Not enough memory or disk space"),
         Row(450, "4.2.0", "Mailbox unavailable, try again"),
         Row(451, "4.3.0", "Local error in processing"),
@@ -104,60 +106,84 @@ NOT_VERIFIED: Final = Reply(550, "5.1.1", "No such user")
 EXPANDED: Final = Reply(250, "2.0.0", "<ann@example.com>", "<bob@example.com>", "<eve@example.com>")
 NOT_EXPANDED: Final = Reply(550, "5.1.1", "No such list")
 CANNOT_EXPAND: Final = Reply(252, "2.0.0", "Cannot expand, but will take mail for it")
-SECURE: Final = Reply(220, "2.0.0", "Ready to start TLS", then=Then.SECURE)
+START_TLS: Final = Reply(220, "2.0.0", "Ready to start TLS", next_action=NextAction.START_TLS)
 GOODBYE: Final = CODES[221]
-UNSAID: Final = CODES[421]
+NO_REPLY: Final = CODES[421]
 """Stands for a reply that never leaves, nor is counted: a fault comes in its place."""
-ASKED: Final = Reply(421, "", "", then=Then.ASK)
+PENDING: Final = Reply(421, "", "", next_action=NextAction.LOOKUP)
 """Stands for a reply that hangs on an answer that is still to come."""
-NOT_SMTP: Final = Reply(221, "2.7.0", "This is an SMTP server. Goodbye", then=Then.HANG_UP)
-NOT_PLAIN: Final = Reply(501, "5.5.1", "TLS does not start here without STARTTLS", then=Then.HANG_UP)
-INTERNAL: Final = Reply(421, "4.3.0", "Internal error, closing transmission channel", then=Then.HANG_UP)
-STOPPING: Final = Reply(421, "4.3.2", "Server is stopping, try again later", then=Then.HANG_UP)
-BUSY: Final = Reply(421, "4.3.2", "Too many connections, try again later", then=Then.HANG_UP)
-CROWDED: Final = Reply(421, "4.7.0", "Too many connections from your network", then=Then.HANG_UP)
-HURRIED: Final = Reply(421, "4.7.0", "Too many new connections from your network", then=Then.HANG_UP)
-TOO_MANY_ERRORS: Final = Reply(421, "4.7.0", "Too many errors, closing", then=Then.HANG_UP)
-TOO_MANY_MESSAGES: Final = Reply(421, "4.7.0", "Too many messages in a session, closing", then=Then.HANG_UP)
-TOO_MUCH_MAIL: Final = Reply(450, "4.7.1", "Too many messages from your network, try again later")
-TOO_MUCH_RECIPIENTS: Final = Reply(450, "4.7.1", "Too many recipients from your network, try again later")
-TOO_MANY_RECIPIENTS: Final = Reply(452, "4.5.3", "Too many recipients in a message")
-TOO_MUCH_TLS: Final = Reply(454, "4.7.0", "Too many TLS handshakes from your network, try again later")
-TOO_MUCH_DATA: Final = Reply(
-    421, "4.7.0", "Too many octets from your network, try again later", then=Then.HANG_UP
+NOT_SMTP: Final = Reply(221, "2.7.0", "This is an SMTP server. Goodbye", next_action=NextAction.CLOSE)
+TLS_ON_PLAIN_PORT: Final = Reply(
+    501, "5.5.1", "TLS does not start here without STARTTLS", next_action=NextAction.CLOSE
 )
-SESSION_OVER: Final = Reply(421, "4.4.2", "The session has lasted too long, closing", then=Then.HANG_UP)
-TIMEOUT: Final = Reply(421, "4.4.2", "Timeout waiting for the client", then=Then.HANG_UP)
+INTERNAL_ERROR: Final = Reply(
+    421, "4.3.0", "Internal error, closing transmission channel", next_action=NextAction.CLOSE
+)
+SERVER_STOPPING: Final = Reply(
+    421, "4.3.2", "Server is stopping, try again later", next_action=NextAction.CLOSE
+)
+TOO_MANY_CONNECTIONS: Final = Reply(
+    421, "4.3.2", "Too many connections, try again later", next_action=NextAction.CLOSE
+)
+TOO_MANY_CLIENT_CONNECTIONS: Final = Reply(
+    421, "4.7.0", "Too many connections from your network", next_action=NextAction.CLOSE
+)
+TOO_MANY_NEW_CONNECTIONS: Final = Reply(
+    421, "4.7.0", "Too many new connections from your network", next_action=NextAction.CLOSE
+)
+TOO_MANY_ERRORS: Final = Reply(421, "4.7.0", "Too many errors, closing", next_action=NextAction.CLOSE)
+TOO_MANY_MESSAGES: Final = Reply(
+    421, "4.7.0", "Too many messages in a session, closing", next_action=NextAction.CLOSE
+)
+TOO_MANY_CLIENT_MESSAGES: Final = Reply(450, "4.7.1", "Too many messages from your network, try again later")
+TOO_MANY_CLIENT_RECIPIENTS: Final = Reply(
+    450, "4.7.1", "Too many recipients from your network, try again later"
+)
+TOO_MANY_RECIPIENTS: Final = Reply(452, "4.5.3", "Too many recipients in a message")
+TOO_MANY_TLS_HANDSHAKES: Final = Reply(
+    454, "4.7.0", "Too many TLS handshakes from your network, try again later"
+)
+TOO_MANY_CLIENT_OCTETS: Final = Reply(
+    421, "4.7.0", "Too many octets from your network, try again later", next_action=NextAction.CLOSE
+)
+SESSION_TIMEOUT: Final = Reply(
+    421, "4.4.2", "The session has lasted too long, closing", next_action=NextAction.CLOSE
+)
+TIMEOUT: Final = Reply(421, "4.4.2", "Timeout waiting for the client", next_action=NextAction.CLOSE)
 UNKNOWN: Final = CODES[500]
 TOO_LONG: Final = Reply(500, "5.5.2", "Line too long")
-FAR_TOO_LONG: Final = Reply(500, "5.5.2", "Line far too long, closing", then=Then.HANG_UP)
+FAR_TOO_LONG: Final = Reply(500, "5.5.2", "Line far too long, closing", next_action=NextAction.CLOSE)
 NOT_TEXT: Final = Reply(500, "5.5.2", "Not ASCII and not UTF-8")
 LONG_SENDER: Final = Reply(501, "5.1.7", "Address too long")
 LONG_RECIPIENT: Final = Reply(501, "5.1.3", "Address too long")
-CONTROL: Final = Reply(501, "5.5.2", "NUL or bare CR in a command")
+CONTROL_CHARACTER: Final = Reply(501, "5.5.2", "NUL or bare CR in a command")
 NOT_OFFERED: Final = CODES[502]
 BAD_SEQUENCE: Final = CODES[503]
-SECURE_ALREADY: Final = Reply(503, "5.5.1", "TLS is on already")
+ALREADY_SECURE: Final = Reply(503, "5.5.1", "TLS is on already")
 NO_RECIPIENT: Final = Reply(503, "5.5.1", "No recipient was accepted")
-TOO_EARLY: Final = Reply(554, "5.5.0", "Talked before its turn, closing", then=Then.HANG_UP)
+IMPROPER_PIPELINING: Final = Reply(
+    554, "5.5.0", "Talked before its turn, closing", next_action=NextAction.CLOSE
+)
 TOO_LARGE: Final = Reply(552, "5.3.4", "Message is larger than this server takes")
 FAR_TOO_LARGE: Final = Reply(
-    552, "5.3.4", "Message is far larger than this server takes, closing", then=Then.HANG_UP
+    552, "5.3.4", "Message is far larger than this server takes, closing", next_action=NextAction.CLOSE
 )
-BARE_NEWLINE: Final = Reply(550, "5.5.2", "Bare <LF> received, closing", then=Then.HANG_UP)
+BARE_NEWLINE: Final = Reply(550, "5.5.2", "Bare <LF> received, closing", next_action=NextAction.CLOSE)
 NEEDS_SMTPUTF8: Final = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not asked for")
 UNKNOWN_PARAMETER: Final = Reply(555, "5.5.4", "Parameter not recognized")
 BAD_PARAMETER: Final = Reply(501, "5.5.4", "Parameter has a bad value, or stands twice")
-ADMITTED: Final = Reply(235, "2.7.0", "Authentication successful")
-NOT_ADMITTED: Final = Reply(535, "5.7.8", "Authentication credentials invalid")
-ADMITTED_ALREADY: Final = Reply(503, "5.5.1", "Authenticated already")
+AUTHENTICATED: Final = Reply(235, "2.7.0", "Authentication successful")
+AUTHENTICATION_FAILED: Final = Reply(535, "5.7.8", "Authentication credentials invalid")
+ALREADY_AUTHENTICATED: Final = Reply(503, "5.5.1", "Authenticated already")
 NEEDS_TLS: Final = CODES[538]
 NO_MECHANISM: Final = Reply(504, "5.5.4", "Authentication mechanism not offered")
 NO_EARLY_RESPONSE: Final = Reply(501, "5.7.0", "This mechanism takes no initial response")
-GARBLED: Final = Reply(501, "5.5.2", "Not base64, or not what the mechanism asks for")
+BAD_AUTH_RESPONSE: Final = Reply(501, "5.5.2", "Not base64, or not what the mechanism asks for")
 CANCELLED: Final = Reply(501, "5.7.0", "Authentication cancelled")
 RESPONSE_TOO_LONG: Final = Reply(500, "5.5.6", "Authentication exchange line is too long")
 QUEUED: Final = Reply(250, "2.0.0", "OK: queued as %010X")
 """The end of a message that was taken; the session puts its id in."""
-BDAT_NOT_OFFERED: Final = Reply(502, "5.5.1", "CHUNKING is not offered, closing", then=Then.HANG_UP)
+BDAT_NOT_OFFERED: Final = Reply(
+    502, "5.5.1", "CHUNKING is not offered, closing", next_action=NextAction.CLOSE
+)
 """What follows a BDAT is a body that would be read as commands."""

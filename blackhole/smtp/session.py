@@ -2,7 +2,7 @@
 
 Strategy. A session eats chunks, not lines: every whole command in a chunk is
 answered, a body is passed over by one search for its end, and all replies that
-may leave at once leave together (RFC 2920 3.2). What follows is in `then`. A
+may leave at once leave together (RFC 2920 3.2). What follows is in `next_action`. A
 reply with a delay stops the session in the middle of a chunk; `resume` goes on. So
 does a memory that has to be waited for; `learn` goes on with its answer.
 Nothing of a message is kept, and of a command at most LINE octets, of AUTH AUTH_LINE.
@@ -23,20 +23,38 @@ from functools import partial
 from math import ceil
 from typing import Final, NamedTuple
 
-from blackhole.rules.evaluator import NOWHERE, Judge, Outside, judged
-from blackhole.rules.limiters import Later
-from blackhole.rules.model import Case, Fault, Policy, Rule, portion
+from blackhole.rules.evaluator import NO_ENVIRONMENT, RuleEnvironment, RuleEvaluator, judged
+from blackhole.rules.limiters import PendingAnswer
+from blackhole.rules.model import Fault, Policy, Rule, RuleContext, partial_reply
 from blackhole.smtp import replies
-from blackhole.smtp.auth import hidden
-from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, host, introduce, syntax
-from blackhole.smtp.directives import BLANK, MARK, MODES, silent, wish
-from blackhole.smtp.error_budget import TARPIT, Conduct, Meter, guard, unmetered
+from blackhole.smtp.auth import redacted
+from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, check_helo_name, listener_replies, syntax
+from blackhole.smtp.directives import BLANK, FIELD_MARK, MODES, has_no_directives, parse_directives
+from blackhole.smtp.error_budget import TARPIT, ErrorBudget, Meter, unmetered, with_limits
 from blackhole.smtp.framing import DOTTED, END, SHORT, START, bare, find, skip
-from blackhole.smtp.header_section import Header, fields
-from blackhole.smtp.randomness import Dice
-from blackhole.smtp.replies import Reply, Then
-from blackhole.smtp.state import CODE_SPAN, GREETED, MAIL, PHASES, RCPT, Config, Host, Limits, State, cell
-from blackhole.smtp.violations import EVERY, FIRST, LOOK, WIDEST, flaws, proper
+from blackhole.smtp.header_section import HeaderCollector, fields
+from blackhole.smtp.randomness import RandomSource
+from blackhole.smtp.replies import NextAction, Reply
+from blackhole.smtp.state import (
+    CODE_SPAN,
+    GREETED,
+    MAIL,
+    PHASES,
+    RCPT,
+    ClientLimits,
+    ListenerConfig,
+    ListenerReplies,
+    SessionState,
+    cell,
+)
+from blackhole.smtp.violations import (
+    ALWAYS_INSPECT,
+    INSPECT_EVERY,
+    INSPECTED_OCTETS,
+    WIDEST,
+    find_violations,
+    is_well_formed,
+)
 
 LINE: Final = 2048
 """Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix takes 2048 too."""
@@ -102,9 +120,9 @@ STAGES: Final = range((GREETED | MAIL | RCPT) + 1)
 
 DOT: Final = ord(".")
 
-LISTEN: Final = Then.LISTEN
-COLLECT: Final = Then.COLLECT
-ASKED: Final = replies.ASKED
+READ: Final = NextAction.READ
+READ_BODY: Final = NextAction.READ_BODY
+ASKED: Final = replies.PENDING
 """An enum's member costs 50 ns to look up, a module's name 5."""
 
 HELLO: Final = b"\x16"
@@ -117,7 +135,7 @@ STRANGE: Final = re.compile(rb"[^A-Za-z\s]|[^\s:]*:")
 """What begins like this is no command, but a header line or worse: the client speaks another protocol."""
 
 
-class Entry:
+class BoundCommand:
     """A command's row as it is on one listener: whether rules have a say, and where it is counted."""
 
     __slots__ = (
@@ -136,9 +154,11 @@ class Entry:
         "syntax",
     )
 
-    def __init__(self, command: Command, strict: bool, policy: Policy, limits: Limits | None = None) -> None:
+    def __init__(
+        self, command: Command, strict: bool, policy: Policy, limits: ClientLimits | None = None
+    ) -> None:
         self.read: Final = command.read
-        self.do: Final = guard(command.verb, command.do, limits)
+        self.do: Final = with_limits(command.verb, command.do, limits)
         self.last: Final = command.last
         self.greets: Final = command.verb in ("HELO", "EHLO")
         """Looks at its argument."""
@@ -158,26 +178,30 @@ class Entry:
         self.base: Final = cell(self.phase, 0)
 
 
-class Engine:
+class SMTPEngine:
     """What all sessions of a listener share: the dispatch table with its rules, and replies made once.
 
-    `dice` throws for modes, delays and ids: the caller's, so that a seed replays a
+    `random_source` throws for modes, delays and ids: the caller's, so that a seed replays a
     run. `trace` is told each line that comes ("RECV") and goes ("SEND"). `outside`
     answers what rules ask.
     """
 
     def __init__(
-        self, config: Config, dice: Dice, trace: Trace | None = None, outside: Outside = NOWHERE
+        self,
+        config: ListenerConfig,
+        random_source: RandomSource,
+        trace: TraceFunction | None = None,
+        outside: RuleEnvironment = NO_ENVIRONMENT,
     ) -> None:
         self.config: Final = config
-        self.host: Final[Host] = host(config)
-        self.dice: Final = dice
+        self.host: Final[ListenerReplies] = listener_replies(config)
+        self.random_source: Final = random_source
         self.trace: Final = trace
-        self.new_id: Final = partial(dice.getrandbits, 40)
+        self.new_id: Final = partial(random_source.getrandbits, 40)
         self.outside: Final = outside
         self.sizes: list[int] = []
         """Octets of the messages that came to their end since the caller last emptied it."""
-        self.heir: Engine | None = None
+        self.successor: SMTPEngine | None = None
         """The engine that has taken the place of this one, if one has."""
         self._sessions = 0
         self.policy: Final = Policy(config.rules, config.mode, config.listener)
@@ -191,8 +215,8 @@ class Engine:
             if self.switch
         }
         """What messages are judged by that ask for a mode."""
-        entries = {row.verb: Entry(row, config.strict, self.policy, config.limits) for row in COMMANDS}
-        others = {row.verb: Entry(row, config.strict, self.policy) for row in OTHER}
+        entries = {row.verb: BoundCommand(row, config.strict, self.policy, config.limits) for row in COMMANDS}
+        others = {row.verb: BoundCommand(row, config.strict, self.policy) for row in OTHER}
         self.connect: Final = entries.pop("CONNECT")
         self.end: Final = entries.pop(".")
         self.other: Final = others.pop("other")
@@ -211,48 +235,52 @@ class Engine:
         self.initials: Final = {verb[0]: self.entries[verb] for verb in (b"MAIL", b"RCPT", b"HELO", b"EHLO")}
         """By its first octet, the row of a usual command: cutting out the verb takes four times as long."""
 
-    def judge(self, client: str, secure: bool) -> Judge:
+    def evaluator(self, client: str, secure: bool) -> RuleEvaluator:
         """Who asks the rules for a session."""
-        return Judge(self.policy, self.outside, self.dice, Case(self.policy.listener, client, secure))
+        return RuleEvaluator(
+            self.policy, self.outside, self.random_source, RuleContext(self.policy.listener, client, secure)
+        )
 
     def examine(self) -> bool:
         """Whether to look closely at the next session."""
         self._sessions += 1
-        return self._sessions <= FIRST or not self._sessions % EVERY
+        return self._sessions <= ALWAYS_INSPECT or not self._sessions % INSPECT_EVERY
 
-    def bequeath(self, rules: tuple[Rule, ...], outside: Outside) -> Engine:
+    def replace_rules(self, rules: tuple[Rule, ...], outside: RuleEnvironment) -> SMTPEngine:
         """The engine that takes the place of this one, with other rules.
 
         A session goes over to it with its next command outside a transaction, if it takes the long
         road: the caller makes it `busy`, because the short one does not look for heirs.
         """
-        heir = self.heir = Engine(replace(self.config, rules=rules), self.dice, self.trace, outside)
-        heir.sizes, heir._sessions = self.sizes, self._sessions
-        return heir
+        successor = self.successor = SMTPEngine(
+            replace(self.config, rules=rules), self.random_source, self.trace, outside
+        )
+        successor.sizes, successor._sessions = self.sizes, self._sessions
+        return successor
 
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """A conversation with the client at this address; `secure` where TLS was there before SMTP."""
         return Session(self, secure, client, meter)
 
 
-class Late(NamedTuple):
+class DeferredReply(NamedTuple):
     """A reply that is held back."""
 
-    entry: Entry
+    entry: BoundCommand
     answer: Reply
     fault: Fault | None
     wire: bytes | None = None
     """What is left of one that drips."""
 
 
-Step = tuple[int, Entry, Reply]
+ParsedCommand = tuple[int, BoundCommand, Reply]
 """Where the next command begins, the row of this one, and the answer."""
 
 
-class Session(State):
+class Session(SessionState):
     """A State that listens.
 
-    After `greet`, `receive`, `resume`, `learn` look at `then`. `cell` and `said` are the counter cells of
+    After `greet`, `receive`, `resume`, `learn` look at `next_action`. `cell` and `said` are the counter cells of
     the replies given, and the caller empties `said`, so that they can be counted once they have left.
     """
 
@@ -275,22 +303,22 @@ class Session(State):
         "busy",
         "cell",
         "client",
-        "conduct",
         "engine",
-        "judge",
+        "error_budget",
+        "evaluator",
         "messages",
+        "next_action",
         "pipelines",
-        "then",
         "wait",
     )
 
-    def __init__(self, engine: Engine, secure: bool, client: str, meter: Meter) -> None:
-        State.__init__(self, engine.host, engine.new_id, secure)  # super() takes twice as long
+    def __init__(self, engine: SMTPEngine, secure: bool, client: str, meter: Meter) -> None:
+        SessionState.__init__(self, engine.host, engine.new_id, secure)  # super() takes twice as long
         self.engine = engine
         self.client = client
         limits = engine.config.limits
-        self.conduct = None if limits is None else Conduct(limits, meter)
-        self.then = Then.LISTEN
+        self.error_budget = None if limits is None else ErrorBudget(limits, meter)
+        self.next_action = NextAction.READ
         self.wait = 0.0
         """Seconds, with Then.WAIT; 0 means only that it is others' turn."""
         self.cell = 0
@@ -303,9 +331,9 @@ class Session(State):
         """Something came and was not answered, or replies are held back: the short road is closed."""
         self._bare = False
         """The body has lines that end with LF alone. Not looked at on the short road."""
-        self._late: Late | None = None
+        self._late: DeferredReply | None = None
         """The reply that a delay holds back."""
-        self._asked: Entry
+        self._asked: BoundCommand
         """The row of the command that the memory is asked about."""
         self._rest = b""
         """What came and was not answered yet: half a line, or all that is behind a delay."""
@@ -313,9 +341,9 @@ class Session(State):
         """The last octets of the body that is being passed over; empty when there is none."""
         self._excess = 0
         """Octets passed over of a line that is too long."""
-        self.judge = engine.judge(client, secure) if engine.judged else None
+        self.evaluator = engine.evaluator(client, secure) if engine.judged else None
         """Asks the rules, where there are any."""
-        self._header: Header | None = None
+        self._header: HeaderCollector | None = None
         """The header section of the message under way, if it may ask for something."""
         self._wish: tuple[float, float] | None = None
         """Seconds that a message wants its reply to be held back."""
@@ -331,8 +359,8 @@ class Session(State):
         """What was found to be wrong with the body."""
         self._run_of_line = 0
         """Octets of the body's line that goes on."""
-        self.examined = engine.examine()
-        self._next_look = 0 if self.examined else NEVER
+        self.sampled = engine.examine()
+        self._next_look = 0 if self.sampled else NEVER
         """How many messages go before the next one that is looked at."""
 
     @property
@@ -342,17 +370,17 @@ class Session(State):
 
     def greet(self) -> bytes:
         """The reply to CONNECT. The listener's delay is none of its business: 1.x delayed commands."""
-        if self.engine.heir is not None:
-            self._follow()
+        if self.engine.successor is not None:
+            self._switch_to_successor()
         entry = self.engine.connect
         if self.engine.short and not entry.judged:
             self.cell = self.engine.greeted
             return self.host.greeting.wire
         return self._greet(entry, self._answer(entry, b""))
 
-    def _greet(self, entry: Entry, answer: Reply) -> bytes:
+    def _greet(self, entry: BoundCommand, answer: Reply) -> bytes:
         if answer is ASKED:
-            self._asked, self.then = entry, Then.ASK
+            self._asked, self.next_action = entry, NextAction.LOOKUP
             return b""
         seconds, fault = self._effects()
         if seconds is None:
@@ -360,20 +388,20 @@ class Session(State):
             self._say(out, entry, answer, fault)
             self.busy = self._late is not None
             return b"".join(out)
-        self._late = Late(entry, answer, fault)
+        self._late = DeferredReply(entry, answer, fault)
         self._hold(seconds)
         self.busy = True
         return b""
 
-    def restrain(self, engine: Engine, limits: Limits, meter: Meter) -> None:
+    def apply_limits(self, engine: SMTPEngine, limits: ClientLimits, meter: Meter) -> None:
         """Be of this engine from now on, which is as ours was but that it has an eye on limits."""
         self.engine = engine
-        self.conduct = Conduct(limits, meter)
+        self.error_budget = ErrorBudget(limits, meter)
 
     def approach(self) -> None:
         """TLS comes before the greeting, and rules have a say in that too."""
-        if self.judge is not None:
-            self.then = self.judge.approach(self)
+        if self.evaluator is not None:
+            self.next_action = self.evaluator.approach(self)
 
     def receive(self, data: bytes) -> bytes:
         """Take what the client sent; give the replies that may leave now."""
@@ -391,10 +419,10 @@ class Session(State):
             if engine.switch:
                 head = data if size < SHORT else data[: data.find(BLANK)]
                 # `in` takes half as long again as `find`: it asks first whether it was given a number.
-                if head.find(MARK) >= 0:
+                if head.find(FIELD_MARK) >= 0:
                     return self._run(data)
             if self.messages >= self._next_look:
-                if size > WIDEST or not proper(data, self.eightbit):
+                if size > WIDEST or not is_well_formed(data, self.eightbit):
                     return self._run(data)
                 self._looked()
             entry = engine.end
@@ -412,63 +440,63 @@ class Session(State):
                 known = engine.initials[data[0]]
             if not known.quick[self.stage] and not self._passes(known, data):
                 return self._run(data)
-            if known.greets and self.examined:
-                introduce(self, data[len(b"EHLO ") : -2])
+            if known.greets and self.sampled:
+                check_helo_name(self, data[len(b"EHLO ") : -2])
             entry = known
             answer = entry.do(self, PLAIN)
             wire = answer.wire
-            if answer.then is not LISTEN:
-                if answer.then is COLLECT:
+            if answer.next_action is not READ:
+                if answer.next_action is READ_BODY:
                     self._tail = START
                 else:
-                    self.then = answer.then
+                    self.next_action = answer.next_action
         self.cell = entry.base + answer.code
         return wire
 
-    def _passes(self, entry: Entry, data: bytes) -> bool:
+    def _passes(self, entry: BoundCommand, data: bytes) -> bool:
         """Whether the rules that have a say in a command in its commonest form have nothing to say."""
         if not entry.heeded[self.stage]:
             return False
-        judge = self.judge
-        assert judge is not None
+        evaluator = self.evaluator
+        assert evaluator is not None
         phase, said = entry.phase, data[entry.said]
-        if not judge.passes(phase, said, self.stage <= GREETED):
+        if not evaluator.passes(phase, said, self.stage <= GREETED):
             return False
-        if judge.witness is not None:
-            judge.witness.hear(self, phase, said, 250)
+        if evaluator.retry_tracker is not None:
+            evaluator.retry_tracker.hear(self, phase, said, 250)
         if phase == "MAIL":
             self._denied = False
         return True
 
     def _all_pass(self, group: bytes) -> bool:
         """The same for a whole pipelined group."""
-        if self.conduct is not None:
+        if self.error_budget is not None:
             return False
-        assert self.judge is not None
+        assert self.evaluator is not None
         sender, *recipients = ADDRESSES.findall(group)
         said = ("MAIL", sender), *(("RCPT", recipient) for recipient in recipients), ("DATA", b"")
-        if not self.judge.all_pass(self, said):
+        if not self.evaluator.all_pass(self, said):
             return False
         self._denied = False
         return True
 
     def _ends(self, data: bytes, size: int) -> bool:
         """The same for a whole body."""
-        judge = self.judge
-        assert judge is not None
-        if size > self.engine.most or not judge.ends(self, data, size):
+        evaluator = self.evaluator
+        assert evaluator is not None
+        if size > self.engine.most or not evaluator.ends(self, data, size):
             return False
-        if judge.witness is not None:
-            judge.witness.took(self, data)
+        if evaluator.retry_tracker is not None:
+            evaluator.retry_tracker.took(self, data)
         return True
 
     def _group(self, data: bytes) -> bytes:
         """Answer MAIL, RCPT, ..., DATA that came in one chunk, if no rule has a word in it."""
-        if self.stage != GREETED or not self.extended:
+        if self.stage != GREETED or not self.esmtp:
             return self._run(data)
         recipients = data.count(b"\n") - 2
         self.cell = 0
-        if self.conduct is not None and not self.conduct.allows(recipients, self.messages):
+        if self.error_budget is not None and not self.error_budget.allows(recipients, self.messages):
             return self._run(data)
         if self.engine.grouped[0].judged and not self._all_pass(data):
             return self._run(data)
@@ -485,22 +513,22 @@ class Session(State):
         return self._run(self._rest)
 
     @property
-    def later(self) -> Later:
+    def later(self) -> PendingAnswer:
         """The answer to wait for, with Then.ASK."""
-        assert self.judge is not None
-        return self.judge.later
+        assert self.evaluator is not None
+        return self.evaluator.later
 
     def learn(self, known: object) -> bytes:
         """Go on after Then.ASK with the answer; None: there is none."""
-        assert self.judge is not None
-        offered = self.extended
-        answer = self.judge.learn(known)
-        if isinstance(answer, Then):
-            self.then = answer
+        assert self.evaluator is not None
+        offered = self.esmtp
+        answer = self.evaluator.learn(known)
+        if isinstance(answer, NextAction):
+            self.next_action = answer
             return b""
         if answer is ASKED:
             return b""
-        self.then = Then.LISTEN
+        self.next_action = NextAction.READ
         entry = self._asked
         if entry is self.engine.connect:
             return self._greet(entry, answer)
@@ -508,35 +536,35 @@ class Session(State):
             answer = self._weighed(entry, answer, offered, bool(self._rest))
         return self._run(self._rest, (0, entry, answer))
 
-    def overtaken(self, greeting: bytes) -> bytes:
+    def client_spoke_first(self, greeting: bytes) -> bytes:
         """The client talked before it was greeted; what to say, which was to be this greeting."""
-        if self.engine.config.strict and self.then is LISTEN and greeting.startswith(b"220"):
-            greeting = self.interrupt(replies.TOO_EARLY)
-        self.accuse("early-talk")
+        if self.engine.config.strict and self.next_action is READ and greeting.startswith(b"220"):
+            greeting = self.interrupt(replies.IMPROPER_PIPELINING)
+        self.record_violation("early-talk")
         return greeting
 
     def interrupt(self, answer: Reply) -> bytes:
         """Say this in place of what was said last, and no more."""
         self.said[-1] += answer.code - self.said[-1] % CODE_SPAN - 200
-        self.then = Then.HANG_UP
+        self.next_action = NextAction.CLOSE
         return answer.wire
 
     def secured(self) -> None:
         """TLS is on: forget all that was said before (RFC 3207 4.2)."""
         self.reset()
         self.stage = 0
-        self.admitted = False
+        self.authenticated = False
         self.secure = True
-        self.extended = self._strange = False
-        self._again = self.then is Then.SECURE
-        self.then = Then.LISTEN
-        if self.judge is not None:
-            self.judge = self.judge.secured()
+        self.esmtp = self._strange = False
+        self._again = self.next_action is NextAction.START_TLS
+        self.next_action = NextAction.READ
+        if self.evaluator is not None:
+            self.evaluator = self.evaluator.secured()
 
-    def _run(self, data: bytes, step: Step | None = None) -> bytes:
+    def _run(self, data: bytes, step: ParsedCommand | None = None) -> bytes:
         """The long road: any number of commands and bodies, in any state; `step` is over with."""
         delay = self.engine.config.delay
-        conduct = self.conduct
+        error_budget = self.error_budget
         out: list[bytes] = []
         position = 0
         left = TURN
@@ -544,7 +572,7 @@ class Session(State):
         self._late = None
         self._rest = b""
         self.cell = 0
-        self.then = Then.LISTEN
+        self.next_action = NextAction.READ
         while True:
             if late is not None:
                 entry, answer, fault, wire = late
@@ -558,34 +586,34 @@ class Session(State):
                 break
             elif not left:
                 self._rest = data[position:]
-                self.then = Then.WAIT
+                self.next_action = NextAction.SLEEP
                 self.wait = 0.0
                 break
             else:
                 left -= 1
                 if step is None:
-                    if self.engine.heir is not None:
-                        self._follow()
+                    if self.engine.successor is not None:
+                        self._switch_to_successor()
                     step = self._body(data, position) if self._tail else self._line(data, position)
                     if step is None:
                         break
                 position, entry, answer = step
                 step = None
                 if answer is ASKED:
-                    self._asked, self._rest, self.then = entry, data[position:], Then.ASK
+                    self._asked, self._rest, self.next_action = entry, data[position:], NextAction.LOOKUP
                     break
                 seconds, fault = self._effects()
                 span, self._wish = self._wish or delay, None
                 if seconds is None and span is not None:
-                    seconds = self.engine.dice.uniform(*span)
-                if conduct is not None:
+                    seconds = self.engine.random_source.uniform(*span)
+                if error_budget is not None:
                     ours = entry.judged or entry is self.engine.end
                     if answer.code >= 500 and not ours:
-                        answer = conduct.error(self, answer)
-                    if conduct.slow:
+                        answer = error_budget.error(self, answer)
+                    if error_budget.slow:
                         seconds = (seconds or 0.0) + TARPIT
                 if seconds is not None:
-                    self._late = Late(entry, answer, fault)
+                    self._late = DeferredReply(entry, answer, fault)
                     self._rest = data[position:]
                     self._witness(entry)
                     self._hold(seconds)
@@ -594,40 +622,40 @@ class Session(State):
                 self._keep(data[position:])
                 break
         self.busy = bool(self._rest or self._excess or self._late or self.exchange) or (
-            (conduct is not None and conduct.slow) or self.engine.heir is not None
+            (error_budget is not None and error_budget.slow) or self.engine.successor is not None
         )
         return out[0] if len(out) == 1 else b"".join(out)
 
-    def _follow(self) -> None:
+    def _switch_to_successor(self) -> None:
         """Obey the engine that has taken the place of ours; but what has begun ends under the same rules."""
-        judge = self.judge
+        evaluator = self.evaluator
         begun = self.stage > GREETED or self._tail or self.exchange is not None
-        if begun or (judge is not None and judge.barred):
+        if begun or (evaluator is not None and evaluator.rejected_at_connect):
             return
-        while self.engine.heir is not None:
-            self.engine = self.engine.heir
-        self.judge = self.engine.judge(self.client, self.secure) if self.engine.judged else None
-        if judge is not None:
-            judge.hand_over(self.judge)
+        while self.engine.successor is not None:
+            self.engine = self.engine.successor
+        self.evaluator = self.engine.evaluator(self.client, self.secure) if self.engine.judged else None
+        if evaluator is not None:
+            evaluator.hand_over(self.evaluator)
 
-    def _body(self, data: bytes, start: int) -> Step | None:
+    def _body(self, data: bytes, start: int) -> ParsedCommand | None:
         """Pass over a body from `start`: where it ends, and the answer to it; or None, it goes on."""
         engine, tail = self.engine, self._tail
-        if tail is START and self.judge is not None:
-            self.judge.collect()
+        if tail is START and self.evaluator is not None:
+            self.evaluator.collect()
         position, self._tail = skip(data, start, tail)
         end = position if position >= 0 else len(data)
         if engine.trace is not None:
             for line in data[start:end].splitlines():
                 engine.trace(self, "RECV", line)
-        if self.judge is not None and self.judge.header is not None:
-            self.judge.header.feed(data[start:end])
-        if self.octets < LOOK and self.messages >= self._next_look:
+        if self.evaluator is not None and self.evaluator.header is not None:
+            self.evaluator.header.feed(data[start:end])
+        if self.octets < INSPECTED_OCTETS and self.messages >= self._next_look:
             stop = position - len(b".\r\n") if position >= 0 else len(data)
-            self._look(data[start : max(start, min(stop, start + LOOK - self.octets))], tail)
+            self._look(data[start : max(start, min(stop, start + INSPECTED_OCTETS - self.octets))], tail)
         if engine.switch:
             if tail is START:
-                self._header = None if silent(data, start) else Header()
+                self._header = None if has_no_directives(data, start) else HeaderCollector()
             if self._header is not None:
                 self._header.feed(data[start:end])
         if engine.config.bare_newline != "normalize" and bare(data, start, end, tail):
@@ -637,16 +665,16 @@ class Session(State):
         limit = engine.config.message_size_limit
         if 0 < 2 * limit < size:
             # It could go on for ever; all that is left to say can be said now.
-            if self.extended:
-                self.accuse("size-over-limit")
+            if self.esmtp:
+                self.record_violation("size-over-limit")
             self._tail = b""
             return end, engine.end, replies.FAR_TOO_LARGE
         if position < 0:
             return None
         self.octets = size
         self._looked()
-        if position < len(data) and not self.extended:
-            self.accuse("unoffered-pipelining")
+        if position < len(data) and not self.esmtp:
+            self.record_violation("unoffered-pipelining")
         if self._bare and (refusal := self._newline()) is not None:
             return position, engine.end, refusal
         return position, engine.end, self._end_of_message()
@@ -657,32 +685,32 @@ class Session(State):
         if header is None:
             return self._answer(engine.end, b"")
         self._header = None
-        mode, self._wish = wish(fields(header.text))
+        mode, self._wish = parse_directives(fields(header.text))
         if not mode:
             return self._answer(engine.end, b"")
-        judge = self.judge or engine.judge("", self.secure)
-        return judge.answer(self, ".", engine.end.do, PLAIN, engine.modes[mode])
+        evaluator = self.evaluator or engine.evaluator("", self.secure)
+        return evaluator.answer(self, ".", engine.end.do, PLAIN, engine.modes[mode])
 
     def _looked(self) -> None:
         """A message is over: see when to look again."""
-        if self.messages >= self._next_look and self.messages >= FIRST - 1:
-            self._next_look = self.messages + EVERY
+        if self.messages >= self._next_look and self.messages >= ALWAYS_INSPECT - 1:
+            self._next_look = self.messages + INSPECT_EVERY
 
     def _look(self, piece: bytes, before: bytes) -> None:
         """See what is wrong with the next piece of a body."""
         if before is START:
             self._flaws = NO_FLAWS
             self._run_of_line = 0
-        found = self._flaws.union(flaws(piece, before, self._run_of_line, self.eightbit))
+        found = self._flaws.union(find_violations(piece, before, self._run_of_line, self.eightbit))
         for rule in sorted(found - self._flaws):
             # Where all of each message is searched for bare LF, it is told of in another place.
             if rule != "bare-lf" or self.engine.config.bare_newline == "normalize":
-                self.accuse(rule)
+                self.record_violation(rule)
         self._flaws = found
         end = piece.rfind(b"\n")
         self._run_of_line = len(piece) - 1 - end + (self._run_of_line if end < 0 else 0)
 
-    def _line(self, data: bytes, start: int) -> Step | None:
+    def _line(self, data: bytes, start: int) -> ParsedCommand | None:
         """Answer the command at `start`: where the next begins, and the answer; or None, for half a line."""
         engine = self.engine
         end = data.find(b"\n", start)
@@ -690,12 +718,12 @@ class Session(State):
         if self._excess or (len(line) > LINE and len(line) > self._most(line) and not BINARY.match(line)):
             self._excess += len(line)
             if self._excess > PATIENCE:
-                self.accuse("long-command")
+                self.record_violation("long-command")
                 return len(data), engine.other, replies.FAR_TOO_LONG
             if end < 0:
                 return None
             self._excess = 0
-            self.accuse("long-command")
+            self.record_violation("long-command")
             if self.exchange is not None:
                 self.exchange = None
                 return end + 1, engine.auth, replies.RESPONSE_TOO_LONG
@@ -717,61 +745,61 @@ class Session(State):
         if engine.trace is not None:
             engine.trace(self, "RECV", self._shown(entry, line))
         if len(line) > BRIEF + (ROOM if b"> " in line else 0) and entry is not engine.auth:
-            self.accuse("long-command")
-        offered = self.extended
+            self.record_violation("long-command")
+        offered = self.esmtp
         if entry is engine.other and STRANGE.match(line):
-            answer = replies.NOT_PLAIN if line.startswith(HELLO) else replies.NOT_SMTP
+            answer = replies.TLS_ON_PLAIN_PORT if line.startswith(HELLO) else replies.NOT_SMTP
         elif (odd := self._odd(line)) is not None:
             self.exchange = None
             answer = odd
         else:
             answer = self._answer(entry, argument)
         if answer in LACKING and not entry.judged and not line.startswith(PRIVATE):
-            self.accuse("unknown-command")
+            self.record_violation("unknown-command")
         if answer is not ASKED:
             answer = self._weighed(entry, answer, offered, 0 <= end < len(data) - 1)
         return end + 1 or len(data), entry, answer
 
-    def _weighed(self, entry: Entry, answer: Reply, offered: bool, followed: bool) -> Reply:
+    def _weighed(self, entry: BoundCommand, answer: Reply, offered: bool, followed: bool) -> Reply:
         """See what a client did wrong whose command is answered so; what to answer to one in a hurry."""
         if entry.phase == "MAIL" or (entry.phase == "RCPT" and answer.code >= 400):
             self._denied = answer.code >= 400
         if followed:
             self._overtake(entry, answer, offered)
-            if answer.then is not LISTEN:
+            if answer.next_action is not READ:
                 patient = answer
                 answer = self._hasty(answer)
-                if answer is not patient and self.judge is not None:
-                    self.judge.fault = None
+                if answer is not patient and self.evaluator is not None:
+                    self.evaluator.fault = None
         return answer
 
-    def _overtake(self, entry: Entry, answer: Reply, offered: bool) -> None:
+    def _overtake(self, entry: BoundCommand, answer: Reply, offered: bool) -> None:
         """Something came before the answer to a command."""
         self.pipelines = True
-        if answer.then is Then.SECURE:
-            self.accuse("talk-behind-starttls")
+        if answer.next_action is NextAction.START_TLS:
+            self.record_violation("talk-behind-starttls")
         elif not offered:
-            self.accuse("unoffered-pipelining")
+            self.record_violation("unoffered-pipelining")
         elif entry.last:
-            self.accuse("pipelined-behind-last")
+            self.record_violation("pipelined-behind-last")
 
-    def _misplaced(self, entry: Entry) -> None:
+    def _misplaced(self, entry: BoundCommand) -> None:
         """A command came when it should not."""
         if not (self.stage & GREETED or self._strange):
             self._strange = True
-            self.accuse("no-hello-after-starttls" if self._again else "no-hello")
+            self.record_violation("no-hello-after-starttls" if self._again else "no-hello")
         if self.pipelines and self._denied:
             return  # sent before its MAIL or RCPT was refused: RFC 2920 3.1 has the server deal with that
         if entry.phase == "DATA":
-            self.accuse("no-recipient" if self._denied else "wrong-order")
+            self.record_violation("no-recipient" if self._denied else "wrong-order")
         elif entry.phase == "RCPT" or self.stage & MAIL:
-            self.accuse("wrong-order")
+            self.record_violation("wrong-order")
 
-    def _answer(self, entry: Entry, argument: bytes) -> Reply:
+    def _answer(self, entry: BoundCommand, argument: bytes) -> Reply:
         """Check the order, read the argument, ask the rules, do it: always in this order."""
-        if self.judge is not None and self.judge.barred and entry.phase != "QUIT":
+        if self.evaluator is not None and self.evaluator.rejected_at_connect and entry.phase != "QUIT":
             # RFC 5321 3.1: wait for QUIT, answer 503 to anything else.
-            self.accuse("talk-after-521")
+            self.record_violation("talk-after-521")
             return replies.BAD_SEQUENCE
         if not entry.fits[self.stage]:
             self._misplaced(entry)
@@ -779,51 +807,53 @@ class Session(State):
                 return replies.BAD_SEQUENCE
         parsed = entry.read(self, argument)
         if parsed is None:
-            self.accuse("syntax")
+            self.record_violation("syntax")
             return entry.syntax
         if isinstance(parsed, Reply):
             return parsed
         if entry.judged:
-            assert self.judge is not None
-            return self.judge.answer(self, entry.phase, entry.do, parsed)
+            assert self.evaluator is not None
+            return self.evaluator.answer(self, entry.phase, entry.do, parsed)
         return entry.do(self, parsed)
 
     def _effects(self) -> tuple[float | None, Fault | None]:
         """What a rule wants done to the reply: seconds to hold it back, and a fault."""
-        judge = self.judge
-        if judge is None:
+        evaluator = self.evaluator
+        if evaluator is None:
             return None, None
-        effects = judge.delay, judge.fault
-        judge.delay = judge.fault = None
+        effects = evaluator.delay, evaluator.fault
+        evaluator.delay = evaluator.fault = None
         return effects
 
     def _hold(self, seconds: float) -> None:
         """Hold back what was to be said."""
-        self.then = Then.WAIT
+        self.next_action = NextAction.SLEEP
         self.wait = seconds
 
-    def _say(self, out: list[bytes], entry: Entry, answer: Reply, fault: Fault | None) -> bool:
+    def _say(self, out: list[bytes], entry: BoundCommand, answer: Reply, fault: Fault | None) -> bool:
         """Put the reply where it will leave from; true when nothing may follow it now."""
         wire = self._finish(answer) if entry is self.engine.end else answer.wire
         if fault is not None:
             if fault.rate:
                 return self._drip(out, entry, answer, fault, wire)
             if fault.share < 1:
-                out.append(portion(wire, fault.share))
+                out.append(partial_reply(wire, fault.share))
                 self._witness(entry, answer, fault)
-                return self._end(fault.then)
+                return self._end(fault.next_action)
             self._said(out, entry, answer, wire, fault)
-            return self._end(fault.then)
+            return self._end(fault.next_action)
         return self._said(out, entry, answer, wire)
 
-    def _drip(self, out: list[bytes], entry: Entry, answer: Reply, fault: Fault | None, wire: bytes) -> bool:
+    def _drip(
+        self, out: list[bytes], entry: BoundCommand, answer: Reply, fault: Fault | None, wire: bytes
+    ) -> bool:
         """Let the next drop of a reply leave; true while there is more of it."""
         assert fault is not None
         size = ceil(fault.rate * TICK)
         if len(wire) <= size:
             return self._said(out, entry, answer, wire)
         out.append(wire[:size])
-        self._late = Late(entry, answer, fault, wire[size:])
+        self._late = DeferredReply(entry, answer, fault, wire[size:])
         self._witness(entry)
         self._hold(size / fault.rate)
         return True
@@ -833,23 +863,23 @@ class Session(State):
         if self._late is not None:
             self._rest = rest
 
-    def _end(self, then: Then) -> bool:
+    def _end(self, next_action: NextAction) -> bool:
         """Say nothing more."""
-        self.then = then
+        self.next_action = next_action
         self._rest = b""
         return True
 
-    def _witness(self, entry: Entry, answer: Reply | None = None, fault: Fault | None = None) -> None:
+    def _witness(self, entry: BoundCommand, answer: Reply | None = None, fault: Fault | None = None) -> None:
         """Have it witnessed what became of a message; without an answer, that this has to wait."""
-        if entry is not self.engine.end or self.judge is None or self.judge.witness is None:
+        if entry is not self.engine.end or self.evaluator is None or self.evaluator.retry_tracker is None:
             return
         if answer is None:
-            self.judge.witness.hold(self, bool(self._rest))
+            self.evaluator.retry_tracker.hold(self, bool(self._rest))
         else:
-            self.judge.witness.left(self, answer.code, fault)
+            self.evaluator.retry_tracker.left(self, answer.code, fault)
 
     def _said(
-        self, out: list[bytes], entry: Entry, answer: Reply, wire: bytes, fault: Fault | None = None
+        self, out: list[bytes], entry: BoundCommand, answer: Reply, wire: bytes, fault: Fault | None = None
     ) -> bool:
         """All of a reply leaves; true when nothing may follow it."""
         out.append(wire)
@@ -858,14 +888,14 @@ class Session(State):
         if self.engine.trace is not None:
             for line in wire.splitlines():
                 self.engine.trace(self, "SEND", line)
-        if answer.then is LISTEN:
+        if answer.next_action is READ:
             return False
-        if answer.then is COLLECT:
+        if answer.next_action is READ_BODY:
             self._tail = START
             self._bare = False
             self.octets = 0
             return False
-        return self._end(answer.then)
+        return self._end(answer.next_action)
 
     def _finish(self, answer: Reply) -> bytes:
         """The message is over, taken or not; what to say."""
@@ -877,18 +907,18 @@ class Session(State):
             wire = answer.wire % (self._id or self.new_id())
         else:
             wire = answer.wire
-            if answer.then is Then.HANG_UP:
-                self.then = Then.HANG_UP
+            if answer.next_action is NextAction.CLOSE:
+                self.next_action = NextAction.CLOSE
         self.reset()
         return wire
 
-    def _shown(self, entry: Entry, line: bytes) -> bytes:
+    def _shown(self, entry: BoundCommand, line: bytes) -> bytes:
         """A command as a trace may have it."""
         engine = self.engine
         if self.exchange is not None or (self._guarded and entry is engine.other):
             return b"..."  # the second: a response sent before the client could know that AUTH was refused
         self._guarded = entry is engine.auth
-        return hidden(line) if self._guarded else line
+        return redacted(line) if self._guarded else line
 
     def _most(self, line: bytes) -> int:
         """How many octets this line may have, which has more than most may."""
@@ -900,36 +930,36 @@ class Session(State):
         # Doubled dots are not declared (RFC 1870 5), and make four octets of a line that is just a dot.
         missing = self.octets - self.size
         if missing > max(self.size // 3, SLACK) or -missing > max(self.size // 10, SLACK):
-            self.accuse("size-wrong")
+            self.record_violation("size-wrong")
 
     def _odd(self, line: bytes) -> Reply | None:
         """The reply to a line that is no text, whatever its verb."""
         if b"\0" in line or b"\r" in line:
-            self.accuse("nul" if b"\0" in line else "bare-cr")
-            return replies.CONTROL
+            self.record_violation("nul" if b"\0" in line else "bare-cr")
+            return replies.CONTROL_CHARACTER
         if not line.isascii():
             try:
                 line.decode()
             except UnicodeDecodeError:
-                self.accuse("utf8-undeclared")
+                self.record_violation("utf8-undeclared")
                 return replies.NOT_TEXT
         return None
 
     def _newline(self) -> Reply | None:
         """A command or a message had a line that ends with LF alone: count it, or refuse it."""
-        self.accuse("bare-lf")
+        self.record_violation("bare-lf")
         return replies.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
 
     def _hasty(self, answer: Reply) -> Reply:
         """The reply to a command that something follows which had to wait for the reply."""
-        if answer.then is Then.SECURE:
+        if answer.next_action is NextAction.START_TLS:
             # Commands that a stranger put in front of the handshake would be run as if they had
             # come under TLS (CVE-2011-0411).
-            return replies.TOO_EARLY
-        if answer.then is Then.COLLECT and self.engine.config.strict:
-            return replies.TOO_EARLY
+            return replies.IMPROPER_PIPELINING
+        if answer.next_action is NextAction.READ_BODY and self.engine.config.strict:
+            return replies.IMPROPER_PIPELINING
         return answer
 
 
-Trace = Callable[[Session, str, bytes], None]
+TraceFunction = Callable[[Session, str, bytes], None]
 """Told the session, "RECV" or "SEND", and a line without its end."""

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from blackhole.rules.model import Rule
 from blackhole.smtp.auth import Exchange
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.violations import NUMBER, RULES
+from blackhole.smtp.violations import NUMBER, VIOLATIONS
 
 PHASES: Final = (
     "CONNECT",
@@ -44,7 +44,7 @@ CODE_SPAN: Final = 400
 ACCUSED: Final = len(PHASES) * CODE_SPAN
 """Where the violations are counted, in the order of their table: behind the replies."""
 
-NOTED: Final = ACCUSED + len(RULES)
+NOTED: Final = ACCUSED + len(VIOLATIONS)
 """Where it is counted what became of messages, in the order of `witness.EVENTS`: behind the violations."""
 
 GREETED: Final = 1
@@ -54,7 +54,7 @@ RCPT: Final = 4
 because `&` on an enum.Flag costs 0.6 microseconds."""
 
 
-class Limits(NamedTuple):
+class ClientLimits(NamedTuple):
     """How much is borne of one client. 0: any number."""
 
     soft_errors: int = 0
@@ -76,7 +76,7 @@ Checks = Mapping[bytes, Callable[[bytes], bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class ListenerConfig:
     """What one listener is to be: the part of the settings that the conversation depends on."""
 
     hostname: str = "localhost"
@@ -94,7 +94,7 @@ class Config:
     """A scenario's, which come before those of the mode."""
     bare_newline: str = "normalize"
     """What becomes of lines that end with LF alone, a key of settings.NEWLINES."""
-    limits: Limits | None = None
+    limits: ClientLimits | None = None
     """What is borne of one client; None: everything."""
     dynamic_switch: bool = False
     """A message may say itself how it wants to be treated."""
@@ -107,10 +107,10 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class ListenerReplies:
     """A listener's constant sentences, made once."""
 
-    config: Config
+    config: ListenerConfig
     greeting: Reply
     helo: Reply
     ehlo: Reply
@@ -125,7 +125,7 @@ def cell(phase: str, code: int) -> int:
     return PHASES.index(phase) * CODE_SPAN + code - 200
 
 
-class State:
+class SessionState:
     """What one session remembers. Commands change it; nothing else does.
 
     No address is kept. `size` is what MAIL declared, `octets` what came so far:
@@ -134,11 +134,10 @@ class State:
 
     __slots__ = (
         "_id",
-        "admitted",
+        "authenticated",
         "eightbit",
-        "examined",
+        "esmtp",
         "exchange",
-        "extended",
         "faults",
         "host",
         "left",
@@ -146,13 +145,14 @@ class State:
         "octets",
         "recipients",
         "said",
+        "sampled",
         "secure",
         "size",
         "smtputf8",
         "stage",
     )
 
-    def __init__(self, host: Host, new_id: Callable[[], int], secure: bool) -> None:
+    def __init__(self, host: ListenerReplies, new_id: Callable[[], int], secure: bool) -> None:
         self.host = host
         self.new_id = new_id
         self._id = 0
@@ -160,7 +160,7 @@ class State:
         self.left = False
         """The client said QUIT."""
         self.stage = 0
-        self.admitted = False
+        self.authenticated = False
         """The client has logged in."""
         self.exchange: Exchange | None = None
         """It is about to: what it says is a response to a challenge."""
@@ -170,9 +170,9 @@ class State:
         self.smtputf8 = False
         self.eightbit = False
         """MAIL said that octets above 127 may come."""
-        self.examined = True
+        self.sampled = True
         """Looked at more closely than is needed to serve it: its name, and what stands in its messages."""
-        self.extended = False
+        self.esmtp = False
         """Greeted by EHLO, and so told what is offered."""
         self.faults = 0
         """How often it was accused of something."""
@@ -197,8 +197,8 @@ class State:
         self.smtputf8 = False
         self.eightbit = False
 
-    def accuse(self, rule: str) -> None:
-        """The client broke a rule of `violations.RULES`."""
+    def record_violation(self, rule: str) -> None:
+        """The client broke a rule of `violations.VIOLATIONS`."""
         self.said.append(ACCUSED + NUMBER[rule])
         self.faults += 1
 
@@ -206,7 +206,7 @@ class State:
         """Something of `witness.EVENTS` has happened."""
         self.said.append(NOTED + event)
 
-    def heed(self, cell: int) -> None:
+    def record_rule_hit(self, cell: int) -> None:
         """A rule that is counted there has spoken; 0: it is not counted."""
         if cell:
             self.said.append(cell)

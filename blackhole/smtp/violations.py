@@ -13,7 +13,7 @@ LEVELS: Final = ("must", "should", "style")
 """How grave it is, the gravest first."""
 
 
-class Rule(NamedTuple):
+class Violation(NamedTuple):
     """A row. `name` is what counters, reports and transcripts call it."""
 
     name: str
@@ -31,169 +31,169 @@ class Rule(NamedTuple):
         return f"RFC {self.rfc} {self.section}"
 
 
-RULES: Final = (
+VIOLATIONS: Final = (
     # The connection.
-    Rule(
+    Violation(
         "early-talk", "should", 5321, "4.3.1",
         "talked before the greeting",
         "wait for the 220 line before the first command",
     ),
-    Rule(
+    Violation(
         "no-quit", "must", 5321, "4.1.1.10",
         "closed the connection without QUIT",
         "send QUIT, and wait for the 221",
     ),
-    Rule(
+    Violation(
         "hung-up-in-body", "must", 5321, "4.1.1.10",
         "closed the connection in the middle of a message",
         "end the message with CRLF.CRLF, or never begin it",
     ),
-    Rule(
+    Violation(
         "talk-after-421", "style", 5321, "3.8",
         "went on after 421",
         "421 ends the session at any point: close, and try again later",
     ),
-    Rule(
+    Violation(
         "talk-after-521", "style", 5321, "3.1",
         "went on after a refusal in place of the greeting",
         "all that may follow a 521 or 554 greeting is QUIT",
     ),
     # Greetings and order.
-    Rule(
+    Violation(
         "no-hello", "must", 5321, "4.1.1.1",
         "began a message without EHLO or HELO",
         "say EHLO first, and HELO where that is refused",
     ),
-    Rule(
+    Violation(
         "hello-name", "should", 5321, "4.1.1.1",
         "gave a name without a dot in EHLO or HELO",
         "give the host's full name, or its address in brackets: [192.0.2.1]",
     ),
-    Rule(
+    Violation(
         "hello-literal", "must", 5321, "2.3.5",
         "gave an address without brackets in EHLO or HELO",
         "write [192.0.2.1] or [IPv6:2001:db8::1]",
     ),
-    Rule(
+    Violation(
         "wrong-order", "must", 5321, "4.1.4",
         "said MAIL in the middle of a transaction, or RCPT without MAIL, or DATA without RCPT",
         "MAIL, then every RCPT, then DATA; RSET to begin anew",
     ),
-    Rule(
+    Violation(
         "no-recipient", "style", 5321, "3.3",
         "said DATA though MAIL or every RCPT had been refused",
         "if every RCPT was refused, the message is refused: RSET or QUIT",
     ),
     # Commands.
-    Rule(
+    Violation(
         "long-command", "should", 5321, "4.5.3.1.4",
         "sent a command line of more than 512 octets",
         "shorten the address; the parameters of extensions have room of their own",
     ),
-    Rule(
+    Violation(
         "syntax", "must", 5321, "4.1.1",
         "wrote a command otherwise than it is to be written",
         "MAIL FROM:<address> and RCPT TO:<address>: in brackets, and no blank behind the colon",
     ),
-    Rule(
+    Violation(
         "unknown-parameter", "must", 5321, "4.1.1.2",
         "gave MAIL or RCPT a parameter that EHLO did not offer",
         "read the answer to EHLO; after HELO there are no parameters at all",
     ),
-    Rule(
+    Violation(
         "bad-parameter", "must", 5321, "4.1.2",
         "gave MAIL or RCPT a parameter twice, or with a value it cannot have",
         "the RFC of the extension says how its value is written",
     ),
-    Rule(
+    Violation(
         "unknown-command", "must", 5321, "4.1.5",
         "said a command that is none, or that EHLO did not offer",
         "read the answer to EHLO before AUTH, BDAT, STARTTLS or a command of one's own",
     ),
-    Rule(
+    Violation(
         "utf8-undeclared", "must", 5321, "4.1.2",
         "said something that is not ASCII without SMTPUTF8",
         "add SMTPUTF8 to MAIL if EHLO offered it; else such an address cannot be served",
     ),
     # Pipelining and TLS.
-    Rule(
+    Violation(
         "unoffered-pipelining", "must", 5321, "4.3.1",
         "sent a command before the answer to the last one, though EHLO had not offered PIPELINING",
         "wait for each answer, or read the answer to EHLO first",
     ),
-    Rule(
+    Violation(
         "pipelined-behind-last", "must", 2920, "3.1",
         "sent something behind a command that has to be the last of a group",
         "wait for the answer to EHLO, DATA, NOOP, VRFY, EXPN and QUIT",
     ),
-    Rule(
+    Violation(
         "talk-behind-starttls", "must", 3207, "4",
         "sent something in the clear behind STARTTLS",
         "wait for the 220, then shake hands; whoever takes more can be fooled (CVE-2011-0411)",
     ),
-    Rule(
+    Violation(
         "no-hello-after-starttls", "should", 3207, "4.2",
         "did not say EHLO again once TLS was on",
         "what was learnt in the clear is void; say EHLO again",
     ),
     # Messages.
-    Rule(
+    Violation(
         "bare-lf", "must", 5321, "2.3.8",
         "ended a line with LF alone",
         "lines end with CR LF; most languages write LF unless told otherwise",
     ),
-    Rule(
+    Violation(
         "bare-cr", "must", 5321, "2.3.8",
         "sent CR without LF behind it",
         "CR stands nowhere but before LF",
     ),
-    Rule(
+    Violation(
         "long-line", "must", 5322, "2.1.1",
         "sent a line of more than 998 octets in a message",
         "encode the part: quoted-printable or base64",
     ),
-    Rule(
+    Violation(
         "nul", "must", 5322, "4",
         "sent a NUL octet",
         "encode the part: base64; a NUL in a command is a bug",
     ),
-    Rule(
+    Violation(
         "8bit-undeclared", "must", 5321, "2.4",
         "sent octets above 127 in a message without BODY=8BITMIME",
         "add BODY=8BITMIME to MAIL if EHLO offered it; else encode",
     ),
-    Rule(
+    Violation(
         "unstuffed-dot", "must", 5321, "4.5.2",
         "sent a line that begins with a single dot",
         "put a dot before every dot that begins a line; a line of just one would end the message",
     ),
-    Rule(
+    Violation(
         "size-wrong", "style", 1870, "6",
         "declared a SIZE that is more than a tenth too large, or a third too small",
         "count the octets as they go over the wire, with CR LF at the end of each line",
     ),
-    Rule(
+    Violation(
         "size-over-limit", "style", 1870, "5",
         "sent a message larger than EHLO said is taken",
         "compare with the SIZE of EHLO's answer, and do not send what cannot be taken",
     ),
     # Once more. A message is known again by its Message-ID, and by it alone.
-    Rule(
+    Violation(
         "retried-5xx", "should", 5321, "4.2.1",
         "sent a message again that had been refused for good, with 5xx",
         "give up, and tell the sender; only 4xx asks for another attempt",
     ),
-    Rule(
+    Violation(
         "retried-at-once", "must", 5321, "4.5.4.1",
         "sent a message again that had been put off with 4xx, twice and more, without a pause",
         "wait before each attempt, 30 minutes as a rule; only another address may be tried at once",
     ),
-    Rule(
+    Violation(
         "never-retried", "must", 5321, "4.5.4.1",
         "did not come again for twelve hours with what had been put off with 4xx",
         "keep it in a queue, and try again for 4 to 5 days; unless another host has taken it",
     ),
-    Rule(
+    Violation(
         "duplicate", "style", 5321, "4.2.5",
         "sent a message again to a recipient for whom it had been taken, with 250",
         "what was answered 250 is no longer the sender's: see that no two deliver one message",
@@ -201,19 +201,19 @@ RULES: Final = (
 )  # fmt: skip
 """The one table."""
 
-NUMBER: Final = {rule.name: number for number, rule in enumerate(RULES)}
+NUMBER: Final = {rule.name: number for number, rule in enumerate(VIOLATIONS)}
 """Name -> its place in the table."""
 
 
 # What stands in a message.
 
-LOOK: Final = 2048
+INSPECTED_OCTETS: Final = 2048
 """Octets of a message that are looked at. A sender that does not convert line ends, does not stuff dots or
 does not encode shows it in the first lines; to look at all of a large message
 takes as long as all else does."""
 
-FIRST: Final = 16
-EVERY: Final = 16
+ALWAYS_INSPECT: Final = 16
+INSPECT_EVERY: Final = 16
 """So many sessions of a listener in a worker, and so many messages of a session, are looked at at first, and
 later one in so many: who is wrong, is wrong often."""
 
@@ -227,21 +227,21 @@ WIDEST: Final = 998
 """Octets of a line without its end (RFC 5322 2.1.1)."""
 
 
-def proper(body: bytes, eightbit: bool) -> bool:
-    """Whether nothing is wrong with the octets of a body, at a glance; else `flaws` tells what.
+def is_well_formed(body: bytes, eightbit: bool) -> bool:
+    """Whether nothing is wrong with the octets of a body, at a glance; else `find_violations` tells what.
 
     What is left without the text has to be the pairs of CR LF, and no more.
     """
     return len(body.translate(None, TEXT[eightbit])) == 2 * body.count(b"\r\n")
 
 
-def flaws(piece: bytes, before: bytes, run: int, eightbit: bool) -> Iterator[str]:
+def find_violations(piece: bytes, before: bytes, run: int, eightbit: bool) -> Iterator[str]:
     """What is wrong with the next piece of a body: names of rules.
 
     `before` has the octets before it, CR LF at the beginning; the line that goes on has `run` of them. An
     octet is judged when the one behind it is known, so that it does not matter how a body is cut.
     """
-    if not proper(b"\r" + piece if before.endswith(b"\r") else piece, eightbit):
+    if not is_well_formed(b"\r" + piece if before.endswith(b"\r") else piece, eightbit):
         if b"\0" in piece:
             yield "nul"
         if not (eightbit or piece.isascii()):
@@ -255,11 +255,11 @@ def flaws(piece: bytes, before: bytes, run: int, eightbit: bool) -> Iterator[str
     text = before[-3:] + piece
     if b"." in text and text.count(b"\r\n.", 0, -1) > text.count(b"\r\n..") + text.count(b"\r\n.\r"):
         yield "unstuffed-dot"
-    if run + len(piece) > WIDEST + 1 and wide(piece, run):
+    if run + len(piece) > WIDEST + 1 and has_long_line(piece, run):
         yield "long-line"
 
 
-def wide(piece: bytes, run: int) -> bool:
+def has_long_line(piece: bytes, run: int) -> bool:
     """Whether a line is too long; the first one has `run` octets before this."""
     start = -run
     while len(piece) - start > WIDEST + 1:

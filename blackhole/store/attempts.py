@@ -27,7 +27,7 @@ from collections.abc import Hashable, Iterator
 from struct import Struct
 from typing import Final
 
-from blackhole.rules.limiters import Answer, Change, Place
+from blackhole.rules.limiters import Answer, Slot, Update
 
 SETS: Final = 1 << 15
 """With eight slots each: a quarter of a million keys, in 8 MiB, of which only what is used is resident."""
@@ -65,7 +65,7 @@ def stored(seconds: float) -> int:
     return int(seconds * 1e6 + 0.5) + 1
 
 
-class Attempts:
+class AttemptTable:
     """The memory, for so many processes that come of one fork."""
 
     def __init__(self, rows: int = 1, sets: int = SETS) -> None:
@@ -91,7 +91,7 @@ class Attempts:
         """A key's hash: stands for one that is not to be kept."""
         return hash((self._secret, key)) & OCTETS or 1
 
-    def revise(self, key: Hashable, now: float, change: Change[Answer], alone: bool = False) -> Answer:
+    def revise(self, key: Hashable, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         """Change what is known of a key, and answer as the change does. `now` must not be negative.
 
         `alone` is for changes of which none may be lost. What is new and has a count of 0 is not kept.
@@ -106,7 +106,7 @@ class Attempts:
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
 
-    def amend(self, mark: int, now: float, change: Change[Answer]) -> Answer:
+    def amend(self, mark: int, now: float, change: Update[Answer]) -> Answer:
         """The same for a key that is known by its mark, and not alone."""
         start = mark % self._sets * SPAN
         both = BOTH(self._table, start * OCTET)
@@ -144,7 +144,7 @@ class Attempts:
         """Whether anything is known of a key with this mark."""
         return mark in MARKS(self._table, mark % self._sets * SPAN * OCTET)
 
-    def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
+    def visit(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
         """Change what is known of every key in a set, alone. Numbers beyond the last set begin anew."""
         place = number % self._sets
         for mark in filter(None, MARKS(self._table, place * SPAN * OCTET)):
@@ -166,7 +166,7 @@ class Attempts:
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         """One that was not barred, in this process, is there no more."""
         assert isinstance(place, bytes)
         self._present[self._row + self.mark(place) % PLACES] -= 1

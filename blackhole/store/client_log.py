@@ -13,8 +13,8 @@ from collections.abc import Hashable
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple, Self
 
-from blackhole.addresses import MAPPED, packed
-from blackhole.store.shared_memory import found, shared
+from blackhole.addresses import MAPPED, to_bytes
+from blackhole.store.shared_memory import attach, create
 
 NAME: Final = "blackhole.store.client_log"
 
@@ -28,7 +28,7 @@ last seen, in microseconds since 1970. A place without connections is free."""
 PLACE: Final = 6
 PAGE: Final = PLACES * PLACE
 
-SHOWN: Final = 100
+MAX_SHOWN: Final = 100
 """Clients that are shown, those with the most messages."""
 
 
@@ -44,25 +44,25 @@ class Client(NamedTuple):
     """Seconds since 1970."""
 
 
-class Roster:
+class ClientLog:
     """The map. `rows` is how many processes can ever live at once, as in `Stats`."""
 
     def __init__(self, rows: int) -> None:
-        self._cells: Final = shared(NAME, rows * PAGE)
+        self._cells: Final = create(NAME, rows * PAGE)
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
         """The roster of a running master, to be read; None: it has none. Raises OperatorError."""
-        cells = found(pid, NAME)
+        cells = attach(pid, NAME)
         if cells is None:
             return None
-        roster = cls.__new__(cls)
-        roster._cells = cells  # type: ignore[misc]
-        return roster
+        client_log = cls.__new__(cls)
+        client_log._cells = cells  # type: ignore[misc]
+        return client_log
 
-    def page(self, row: int) -> Page:
+    def page(self, row: int) -> ClientLogWriter:
         """The page of a process, for that process."""
-        return Page(self._cells[row * PAGE : (row + 1) * PAGE])
+        return ClientLogWriter(self._cells[row * PAGE : (row + 1) * PAGE])
 
     def clients(self) -> list[Client]:
         """Who came, the busiest first."""
@@ -83,21 +83,21 @@ class Roster:
                         max(before[3], seen),
                     )
         clients = [
-            Client(written(high, low), connections, messages, faults, seen / 1e6)
+            Client(format_address(high, low), connections, messages, faults, seen / 1e6)
             for (high, low), (connections, messages, faults, seen) in known.items()
         ]
         return sorted(clients, key=lambda client: (-client.messages, -client.connections, client.address))[
-            :SHOWN
+            :MAX_SHOWN
         ]
 
 
-def written(high: int, low: int) -> str:
+def format_address(high: int, low: int) -> str:
     """An address as people write it."""
     address = IPv6Address(high << 64 | low)
     return str(address.ipv4_mapped or address)
 
 
-class Page:
+class ClientLogWriter:
     """One process' part of the roster."""
 
     def __init__(self, cells: memoryview) -> None:
@@ -111,7 +111,7 @@ class Page:
 
     def note(self, who: Hashable, address: str, messages: int, faults: int) -> None:
         """What the connection `who` has come to. Counts it when it is first heard of."""
-        octets = packed(address)
+        octets = to_bytes(address)
         if not octets:
             return
         octets = octets if len(octets) == 16 else MAPPED + octets

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from blackhole.net import tls
 from blackhole.rules import scenario
-from blackhole.rules.limiters import Era
+from blackhole.rules.limiters import ScopedStore
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
 
@@ -52,7 +52,7 @@ FIRST: Final = 1
 """The number before any order was given. 0 is what a process has said that follows none."""
 
 
-class Next(NamedTuple):
+class OneShotRule(NamedTuple):
     """A rule that speaks so many times, ahead of all others, and is gone."""
 
     number: int
@@ -65,7 +65,7 @@ class Next(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RuntimeOrder:
     """What is to be in force."""
 
     name: str = ""
@@ -77,10 +77,10 @@ class Order:
     """The same on the monotonic clock: when the clock of its windows began."""
     certificates: Mapping[str, str] = field(default_factory=dict)
     """What its rules have clients shown, as PEM."""
-    coming: tuple[Next, ...] = ()
+    coming: tuple[OneShotRule, ...] = ()
 
 
-class Orders:
+class ControlChannel:
     """The map. It is made before the fork."""
 
     def __init__(self) -> None:
@@ -91,14 +91,14 @@ class Orders:
         self._cells[0] = FIRST
         self.bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         """Readable at each order, for whoever asks the kernel for edges. It is read by who rings it."""
-        self._known = FIRST, Order()
+        self._known = FIRST, RuntimeOrder()
 
     @property
     def number(self) -> int:
         """Of the order in force."""
         return self._cells[0]
 
-    def read(self) -> tuple[int, Order]:
+    def read(self) -> tuple[int, RuntimeOrder]:
         """The order in force, and its number; the one that was read last, where that cannot be read now."""
         number = self.number
         if number != self._known[0]:
@@ -107,11 +107,11 @@ class Orders:
             text = self._map[start + HEAD.size : start + HEAD.size + length]
             if zlib.crc32(text) == checksum:
                 told = json.loads(text)
-                coming = tuple(Next(*one) for one in told.pop("coming"))
-                self._known = number, Order(**told, coming=coming)
+                coming = tuple(OneShotRule(*one) for one in told.pop("coming"))
+                self._known = number, RuntimeOrder(**told, coming=coming)
         return self._known
 
-    def give(self, change: Callable[[Order, int], Order]) -> int:
+    def give(self, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
         """Put an order in force, which `change` makes of the one before and its own number; that number.
 
         Raises ValueError when it is too large.
@@ -121,7 +121,7 @@ class Orders:
             number = self.number + 1
             order = change(before, number)
             text = json.dumps(
-                {name: getattr(order, name) for name in Order.__slots__}, ensure_ascii=False
+                {name: getattr(order, name) for name in RuntimeOrder.__slots__}, ensure_ascii=False
             ).encode()
             if len(text) > SIZE:
                 raise ValueError(f"more than {SIZE} octets")
@@ -148,16 +148,16 @@ class Orders:
 
     # Budgets.
 
-    def left(self, one: Next) -> int:
+    def left(self, one: OneShotRule) -> int:
         """How many times it may still speak."""
         number, left = divmod(self._cells[1 + one.place], MOST)
         return left if number == one.number else 0
 
-    def fill(self, one: Next, count: int) -> None:
+    def fill(self, one: OneShotRule, count: int) -> None:
         """Let it speak so many times."""
         self._cells[1 + one.place] = one.number * MOST + count
 
-    def take(self, one: Next) -> bool:
+    def take(self, one: OneShotRule) -> bool:
         """Let it speak once; false where it has spoken often enough. Exact over all processes."""
         if not self.left(one):
             return False
@@ -168,23 +168,23 @@ class Orders:
             return True
 
 
-def plot(order: Order, loaded: Scenario, orders: Orders) -> Scenario:
+def effective_scenario(order: RuntimeOrder, loaded: Scenario, orders: ControlChannel) -> Scenario:
     """The scenario that is in force where this one was loaded. Raises OperatorError."""
     found = loaded
     if order.name:
         found = replace(
             loaded,
-            rules=tuple(scenario.read(order.text, order.name)),
+            rules=tuple(scenario.parse_rules(order.text, order.name)),
             began=order.began,
-            memory=Era(loaded.memory, b"%d\0" % round(order.at * 1e6)),
+            memory=ScopedStore(loaded.memory, b"%d\0" % round(order.at * 1e6)),
         )
-    coming = (limited(one, orders) for one in order.coming if orders.left(one))
+    coming = (one_shot_rule(one, orders) for one in order.coming if orders.left(one))
     shown = {name: tls.showing(pem.encode()) for name, pem in order.certificates.items()}
     return replace(found, rules=(*coming, *found.rules), certificates={**shown, **loaded.certificates})
 
 
-def limited(one: Next, orders: Orders) -> Rule:
+def one_shot_rule(one: OneShotRule, orders: ControlChannel) -> Rule:
     """The rule of a Next. What is asked last is whether there is something left of its budget."""
-    rule = scenario.single(one.rule, f"next {one.number}")
+    rule = scenario.parse_rule(one.rule, f"next {one.number}")
     last = Condition("count", str(one.times), lambda case: orders.take(one), spends=True)
     return replace(rule, tests=(*rule.tests, last), name=NEXT)

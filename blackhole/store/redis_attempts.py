@@ -29,16 +29,16 @@ from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from blackhole.rules.limiters import Answer, Change, Later, Place, Spending
+from blackhole.rules.limiters import Answer, PendingAnswer, Slot, Update, WindowCount
 from blackhole.settings import OperatorError, Redis
-from blackhole.store.attempts import Attempts
+from blackhole.store.attempts import AttemptTable
 
 if TYPE_CHECKING:
     from redis.asyncio import Connection
 
 log = logging.getLogger(__name__)
 
-Asked = TypeVar("Asked", bound="Question")
+Asked = TypeVar("Asked", bound="Query")
 Item = TypeVar("Item")
 
 SILENCE: Final = 1.0
@@ -185,20 +185,20 @@ Key = tuple[str, bytes]
 """One of these, and what is remembered."""
 
 
-class Errand(NamedTuple):
+class Command(NamedTuple):
     """Something to be done there that nobody waits for."""
 
     key: Key
     text: str
 
 
-def words(change: Change[Any]) -> str:
+def script_arguments(change: Update[Any]) -> str:
     """A change as the script knows it: its name, and what it is bound to."""
     bound: tuple[object, ...] = getattr(change, "__self__", ())
     return " ".join((change.__name__, *map(repr, bound)))
 
 
-def lost() -> tuple[type[Exception], ...]:
+def redis_errors() -> tuple[type[Exception], ...]:
     """The exceptions that mean no answer. Raises OperatorError (EX_CONFIG) where the package is missing."""
     try:
         from redis.asyncio import RedisError
@@ -209,7 +209,7 @@ def lost() -> tuple[type[Exception], ...]:
     return RedisError, OSError, TimeoutError
 
 
-class Question(Later):
+class Query(PendingAnswer):
     """Something to be asked. The answer is None where none came in time."""
 
     __slots__ = ("_answer", "_timer", "key", "text")
@@ -236,7 +236,7 @@ class Question(Later):
             self._answer.set_result(answer)
 
 
-class Seat(Question):
+class Lease(Query):
     """A question whether there is room: and the place that is taken, if there is, or if nobody knows."""
 
     __slots__ = ("token",)
@@ -250,12 +250,12 @@ class Seat(Question):
         """Whether it may be."""
         return not (self._answer.done() and self._answer.result())
 
-    def errand(self, verb: str) -> Errand:
+    def errand(self, verb: str) -> Command:
         """Something to be done about it."""
-        return Errand(self.key, f"{verb} {self.token}")
+        return Command(self.key, f"{verb} {self.token}")
 
 
-class Names(ThreadPoolExecutor):
+class NonWaitingResolver(ThreadPoolExecutor):
     """Looks up the Redis's name. A resolver may be silent for half a minute; a worker that ends does not wait
     for it."""
 
@@ -264,26 +264,26 @@ class Names(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=True)
 
 
-class Fleet:
+class RedisAttemptStore:
     """The memory. It is made before the fork, and opened by each worker."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis: Final = redis
-        self._lost: Final = lost()
+        self._lost: Final = redis_errors()
         # All of the package and of Python that it takes is loaded now: workers may not be able to read it.
         connection(redis)
         redis.host.encode("idna")
         self._secret: str = os.urandom(16).hex()
-        self._complaints: Final = Attempts(sets=1)
+        self._complaints: Final = AttemptTable(sets=1)
         """Of all workers, so that there are not too many."""
         self._complained = False
         """This worker has."""
         self._link: Connection | None = None
         self._open = False
         """Questions are taken: it has answered, and in time."""
-        self._questions: Final[deque[Question]] = deque()
-        self._errands: Final[deque[Errand]] = deque()
-        self._seats: Final[set[Seat]] = set()
+        self._questions: Final[deque[Query]] = deque()
+        self._errands: Final[deque[Command]] = deque()
+        self._seats: Final[set[Lease]] = set()
         """Who is here. If nobody knew whether there was room, he counts from the next renewal on."""
         self._tokens: Final = count()
         self._name = ""
@@ -292,21 +292,21 @@ class Fleet:
 
     # What rules ask.
 
-    def revise(self, key: bytes, now: float, change: Change[Answer], alone: bool = False) -> Question | None:
+    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Query | None:
         """The Redis tells the time, so `now` has no meaning here; and every change is made alone."""
         if not self._open:
             return None
-        return self._ask(Question((SEEN, key), words(change), self._redis.timeout))
+        return self._ask(Query((SEEN, key), script_arguments(change), self._redis.timeout))
 
-    def bars(self, key: bytes, limit: int) -> Seat | None:
+    def bars(self, key: bytes, limit: int) -> Lease | None:
         if not self._open:
             return None
-        seat = Seat(key, limit, f"{self._name}.{next(self._tokens)}", self._redis.timeout)
+        seat = Lease(key, limit, f"{self._name}.{next(self._tokens)}", self._redis.timeout)
         self._seats.add(seat)
         return self._ask(seat)
 
-    def leave(self, place: Place) -> None:
-        assert isinstance(place, Seat)
+    def leave(self, place: Slot) -> None:
+        assert isinstance(place, Lease)
         self._seats.discard(place)
         if place.taken:
             self._errands.append(place.errand("leave"))
@@ -317,7 +317,7 @@ class Fleet:
     async def open(self) -> None:
         """Be ready to be asked. If the Redis does not answer, that is said, and tried again for ever."""
         self._name = f"w{os.urandom(8).hex()}"
-        asyncio.get_running_loop().set_default_executor(Names())
+        asyncio.get_running_loop().set_default_executor(NonWaitingResolver())
         await self._return(once=True)
         if self._link is None:
             self._start(self._return())
@@ -377,7 +377,7 @@ class Fleet:
         finally:
             self._work = None
 
-    async def _tell(self, link: Connection, batch: Sequence[Question | Errand]) -> list[int]:
+    async def _tell(self, link: Connection, batch: Sequence[Query | Command]) -> list[int]:
         """Ask; the answers, one for one. Raises what _lost has."""
         prefix = self._redis.prefix
         while True:
@@ -401,7 +401,7 @@ class Fleet:
             question.settle(None)
         self._questions.clear()
 
-    def _lose(self, link: Connection, error: Exception, questions: Iterable[Question]) -> None:
+    def _lose(self, link: Connection, error: Exception, questions: Iterable[Query]) -> None:
         """Give the connection up, and try to get another."""
         self._link = None
         self._shut()
@@ -410,10 +410,10 @@ class Fleet:
             question.settle(None)
         self._start(self._return(link))
 
-    async def _return(self, lost: Connection | None = None, once: bool = False) -> None:
+    async def _return(self, redis_errors: Connection | None = None, once: bool = False) -> None:
         """Try to get to it; again and again, unless once is enough."""
-        if lost is not None:
-            await lost.disconnect(nowait=True)
+        if redis_errors is not None:
+            await redis_errors.disconnect(nowait=True)
         while True:
             link = connection(self._redis)
             try:
@@ -448,7 +448,7 @@ class Fleet:
 
     def _complain(self, error: Exception) -> None:
         """Say that it does not answer, if that was not said a moment ago, by whichever worker."""
-        change = Spending(1, 1, QUIET).spend
+        change = WindowCount(1, 1, QUIET).spend
         if not self._complaints.revise(b"", time.monotonic(), change, alone=True):
             self._complained = True
             reason = str(error) or "nothing was heard in time"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from blackhole.settings import OperatorError
 
 
-def shared(called: str, cells: int) -> memoryview:
+def create(called: str, cells: int) -> memoryview:
     """A map of so many cells that processes can share, and others can find by its name."""
     descriptor = os.memfd_create(called, os.MFD_CLOEXEC)
     try:
@@ -23,7 +23,7 @@ def shared(called: str, cells: int) -> memoryview:
         os.close(descriptor)
 
 
-def found(pid: int, called: str) -> memoryview | None:
+def attach(pid: int, called: str) -> memoryview | None:
     """The map of that name that a process has, to be read; None: it has none. Raises OperatorError."""
     folder = f"/proc/{pid}/fd"
     try:

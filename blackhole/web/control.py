@@ -18,16 +18,16 @@ from typing import Any, Final
 
 from tornado.web import stream_request_body
 
-from blackhole.metrics.counters import SPEAKERS, Stats, clipped
+from blackhole.metrics.counters import RULE_NAMES, Counters, clipped
 from blackhole.net import tls
 from blackhole.rules import scenario
 from blackhole.rules.model import Rule
-from blackhole.rules.scenario import Scenario, Source
+from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings
-from blackhole.smtp.session import Engine
-from blackhole.smtp.state import Config
-from blackhole.store.control import PLACES, Next, Order, Orders
-from blackhole.web.pages import Page, Refusal
+from blackhole.smtp.session import SMTPEngine
+from blackhole.smtp.state import ListenerConfig
+from blackhole.store.control import PLACES, ControlChannel, OneShotRule, RuntimeOrder
+from blackhole.web.pages import APIError, BaseHandler
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +53,18 @@ LOADED: Final = "loaded"
 def tried(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """These rules, sorted for a client as workers sort them: what fails at that fails here, and not there."""
     found = tuple(rules)
-    Engine(Config(rules=found), Random()).judge("127.0.0.1", False)
+    SMTPEngine(ListenerConfig(rules=found), Random()).evaluator("127.0.0.1", False)
     return found
 
 
 class Control:
     """What may be ordered, and what is in force."""
 
-    def __init__(self, settings: Settings, loaded: Scenario, orders: Orders, stats: Stats) -> None:
+    def __init__(self, settings: Settings, loaded: Scenario, orders: ControlChannel, stats: Counters) -> None:
         profiles = [f"{scenario.PROFILE}{name}" for name in scenario.profiles()]
         self._settings, self._loaded, self._orders, self._stats = settings, loaded, orders, stats
         self._sources: Final = {
-            source.name: source for source in (*map(scenario.fetch, profiles), *loaded.sources)
+            source.name: source for source in (*map(scenario.read_source, profiles), *loaded.sources)
         }
         files = ", ".join(os.path.basename(source.name) for source in loaded.sources)
         self.choices: Final = [
@@ -73,7 +73,7 @@ class Control:
                 {
                     "name": source.name,
                     "about": scenario.about(source),
-                    "rules": len(scenario.rules_of([source])),
+                    "rules": len(scenario.parse_sources([source])),
                 }
                 for source in self._sources.values()
             ),
@@ -84,11 +84,11 @@ class Control:
 
     # Orders: each gives its number. Raises OperatorError for what cannot be.
 
-    def load(self, source: Source) -> int:
+    def load(self, source: ScenarioSource) -> int:
         """Put this scenario in the place of the one in force."""
-        rules = tried(scenario.read(source.text, source.name))
+        rules = tried(scenario.parse_rules(source.text, source.name))
 
-        def change(before: Order, number: int) -> Order:
+        def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             return replace(
                 self._showing(before, rules),
                 name=source.name,
@@ -116,14 +116,14 @@ class Control:
 
     def expect(self, count: int, block: Mapping[str, Any]) -> int:
         """Have a rule speak the next so many times, behind those that wait for that already."""
-        rules = tried([scenario.single(block, "POST /next")])
+        rules = tried([scenario.parse_rule(block, "POST /next")])
 
-        def change(before: Order, number: int) -> Order:
+        def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             waiting = self._waiting(before)
             free = set(range(PLACES)) - {one.place for one in waiting}
             if not free:
                 raise OperatorError(f"POST /next: {PLACES} rules wait already; DELETE /next forgets them")
-            one = Next(number, min(free), count, block)
+            one = OneShotRule(number, min(free), count, block)
             self._orders.fill(one, count)
             return replace(self._showing(before, rules), coming=(*waiting, one))
 
@@ -132,14 +132,14 @@ class Control:
     def forget(self) -> int:
         """Have no rule speak any more that was to come next."""
 
-        def change(before: Order, number: int) -> Order:
+        def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             for one in before.coming:
                 self._orders.fill(one, 0)
             return replace(before, coming=())
 
         return self._orders.give(change)
 
-    def _showing(self, order: Order, rules: Iterable[Rule]) -> Order:
+    def _showing(self, order: RuntimeOrder, rules: Iterable[Rule]) -> RuntimeOrder:
         """The order with the certificates that further rules have clients shown.
 
         Those that were made for what was loaded may be gone after a reload.
@@ -148,14 +148,14 @@ class Control:
         made = {name: tls.faulty(name, self._settings).decode() for name in wanted}
         return replace(order, certificates={**order.certificates, **made})
 
-    def _waiting(self, order: Order) -> tuple[Next, ...]:
+    def _waiting(self, order: RuntimeOrder) -> tuple[OneShotRule, ...]:
         return tuple(filter(self._orders.left, order.coming))
 
     # What is in force.
 
     def followed(self, number: int) -> bool:
         """Whether all workers follow this order, or a later one. One that does not live yet will."""
-        least = self._stats.obeyed()
+        least = self._stats.applied_order()
         return least is None or least >= number
 
     def source(self) -> str:
@@ -177,9 +177,9 @@ class Control:
         """In short."""
         number, order = self._orders.read()
         if self._counted[0] != number:
-            rules = scenario.read(order.text, order.name) if order.name else self._loaded.rules
+            rules = scenario.parse_rules(order.text, order.name) if order.name else self._loaded.rules
             names = dict.fromkeys(clipped(rule.name) for rule in rules)
-            self._counted = number, len(rules), [*names][:SPEAKERS]
+            self._counted = number, len(rules), [*names][:RULE_NAMES]
         return {
             "name": order.name or LOADED,
             "ordered": bool(order.name),
@@ -190,12 +190,12 @@ class Control:
         }
 
 
-def large() -> Refusal:
+def large() -> APIError:
     """Why a scenario is not taken."""
-    return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A scenario may have {TEXT} octets.")
+    return APIError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A scenario may have {TEXT} octets.")
 
 
-class Command(Page):
+class OrderHandler(BaseHandler):
     """A page by which orders are given."""
 
     async def order(self, give: Callable[[], int]) -> None:
@@ -204,7 +204,7 @@ class Command(Page):
         try:
             number = give()
         except OperatorError as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
+            raise APIError(HTTPStatus.BAD_REQUEST, str(error)) from None
         state = control.state()
         log.info(
             "order %d over HTTP: scenario %s, rules %d, to speak next %d",
@@ -213,7 +213,7 @@ class Command(Page):
         until = time.monotonic() + PATIENCE
         while not control.followed(number):
             if time.monotonic() >= until or self.gone:
-                raise Refusal(
+                raise APIError(
                     HTTPStatus.GATEWAY_TIMEOUT,
                     f"It is in force, but some worker has not heard it in {PATIENCE:g} s.",
                 )
@@ -222,7 +222,7 @@ class Command(Page):
 
 
 @stream_request_body  # so that it may be larger than what other pages are told
-class Play(Command):
+class ScenarioHandler(OrderHandler):
     """/scenario: the one in force."""
 
     body = b""
@@ -255,7 +255,7 @@ class Play(Command):
         control = self.dashboard.control
         if self.body.strip():
             name = "PUT /scenario"
-            await self.order(lambda: control.load(Source(name, scenario.decoded(self.body, name))))
+            await self.order(lambda: control.load(ScenarioSource(name, scenario.decoded(self.body, name))))
         else:
             await self.order(control.restore)
 
@@ -263,7 +263,7 @@ class Play(Command):
         """One that was loaded, by its name."""
         name = self.told(self.body).get("name")
         if not isinstance(name, str):
-            raise Refusal(HTTPStatus.BAD_REQUEST, 'The body is to be {"name": NAME}.')
+            raise APIError(HTTPStatus.BAD_REQUEST, 'The body is to be {"name": NAME}.')
         await self.order(lambda: self.dashboard.control.switch(name))
 
     async def delete(self) -> None:
@@ -271,7 +271,7 @@ class Play(Command):
         await self.order(self.dashboard.control.restore)
 
 
-class Coming(Command):
+class NextRulesHandler(OrderHandler):
     """/next: rules that speak so many times, ahead of all others."""
 
     def get(self) -> None:
@@ -281,7 +281,7 @@ class Coming(Command):
         block = self.told(self.request.body)
         count = block.pop("count", 1)
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= TIMES:
-            raise Refusal(
+            raise APIError(
                 HTTPStatus.BAD_REQUEST, f"POST /next: count: expected a whole number from 1 to {TIMES}"
             )
         await self.order(lambda: self.dashboard.control.expect(count, block))

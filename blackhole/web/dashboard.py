@@ -27,14 +27,14 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, RequestHandler
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Snapshot, Stats
+from blackhole.metrics.counters import Counters, Snapshot
 from blackhole.process.logs import reopen
-from blackhole.process.supervisor import Berth
+from blackhole.process.supervisor import ChildContext
 from blackhole.settings import Settings
-from blackhole.web.control import Coming, Control, Play
-from blackhole.web.figures import Figures
-from blackhole.web.history import Ledger, Run
-from blackhole.web.pages import Page, Refusal
+from blackhole.web.control import Control, NextRulesHandler, ScenarioHandler
+from blackhole.web.figures import StatsView
+from blackhole.web.history import History, Run
+from blackhole.web.pages import APIError, BaseHandler
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ MEDIA: Final = {
 """By the format of a report."""
 
 
-class File(NamedTuple):
+class StaticFile(NamedTuple):
     """A file of the page, in memory."""
 
     kind: str
@@ -86,30 +86,30 @@ class File(NamedTuple):
     etag: str
 
 
-def files() -> dict[str, File]:
+def files() -> dict[str, StaticFile]:
     """The page."""
     bodies = {name: (STATIC / name).read_bytes() for name in TYPES}
     return {
-        name: File(TYPES[name], body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        name: StaticFile(TYPES[name], body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
         for name, body in bodies.items()
     }
 
 
-class Missing(Page):
+class NotFoundHandler(BaseHandler):
     """There is no such thing here."""
 
     def prepare(self) -> None:
         super().prepare()
-        raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing of that name.")
+        raise APIError(HTTPStatus.NOT_FOUND, "There is nothing of that name.")
 
 
-class Static(Page):
+class StaticHandler(BaseHandler):
     """A file of the page."""
 
     def get(self, name: str = "index.html") -> None:
         file = self.dashboard.files.get(name)
         if file is None:
-            raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing of that name.")
+            raise APIError(HTTPStatus.NOT_FOUND, "There is nothing of that name.")
         self.set_header("Content-Type", file.kind)
         self.set_header("Cache-Control", "no-cache")
         self.set_header("ETag", file.etag)
@@ -121,7 +121,7 @@ class Static(Page):
     head = get
 
 
-class Health(Page):
+class HealthHandler(BaseHandler):
     """Whether the dashboard is alive; that it answers says so."""
 
     def get(self) -> None:
@@ -130,7 +130,7 @@ class Health(Page):
     head = get
 
 
-class Ready(Page):
+class ReadyHandler(BaseHandler):
     """Whether some worker takes connections."""
 
     def get(self) -> None:
@@ -142,7 +142,7 @@ class Ready(Page):
     head = get
 
 
-class Everything(Page):
+class StatsHandler(BaseHandler):
     """/stats.json."""
 
     def get(self) -> None:
@@ -150,13 +150,13 @@ class Everything(Page):
         self.say(dashboard.now(figures.read()) | {"history": figures.history(), "rules": figures.rules()})
 
 
-class Metrics(Page):
+class MetricsHandler(BaseHandler):
     """/metrics, for Prometheus."""
 
     def get(self) -> None:
         exposition = self.dashboard.exposition
         if exposition is None:
-            raise Refusal(
+            raise APIError(
                 HTTPStatus.NOT_IMPLEMENTED,
                 "Metrics need the Python package prometheus_client: pip install 'blackhole[metrics]'",
             )
@@ -166,13 +166,13 @@ class Metrics(Page):
         self.write(text)
 
 
-class Events(Page):
+class EventsHandler(BaseHandler):
     """The live figures, as server-sent events."""
 
     async def get(self) -> None:
         dashboard = self.dashboard
         if len(dashboard.viewers) >= VIEWERS:
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"{VIEWERS} pages are open already.")
+            raise APIError(HTTPStatus.SERVICE_UNAVAILABLE, f"{VIEWERS} pages are open already.")
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
         dashboard.viewers.add(self)
@@ -203,7 +203,7 @@ def event(kind: str, what: object) -> str:
     return f"event: {kind}\ndata: {json.dumps(what, separators=(',', ':'))}\n\n"
 
 
-class Waiting(Page):
+class WaitHandler(BaseHandler):
     """/wait: answers when so many messages have come, since the request or since a run began."""
 
     async def get(self) -> None:
@@ -215,12 +215,12 @@ class Waiting(Page):
         if name:
             run = dashboard.named(name)
             if run.ended:
-                raise Refusal(HTTPStatus.CONFLICT, f"The run {name} has ended.")
+                raise APIError(HTTPStatus.CONFLICT, f"The run {name} has ended.")
             start = sum(dashboard.figures.at_start(run).messages.values())
         else:
             start = sum(first.messages.values())
         if dashboard.waiters >= WAITERS:
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"{WAITERS} requests wait already.")
+            raise APIError(HTTPStatus.SERVICE_UNAVAILABLE, f"{WAITERS} requests wait already.")
         dashboard.waiters += 1
         try:
             while True:
@@ -236,7 +236,7 @@ class Waiting(Page):
         self.say({"messages": came, "seconds": last.seconds - first.seconds})
 
 
-class AllRuns(Page):
+class RunsHandler(BaseHandler):
     """/runs: those there are, and a new one."""
 
     def get(self) -> None:
@@ -248,10 +248,10 @@ class AllRuns(Page):
         ledger, figures = self.dashboard.figures.ledger, self.dashboard.figures
         name = self._name()
         if ledger.run(name):
-            raise Refusal(HTTPStatus.CONFLICT, f"There is a run {name} already.")
+            raise APIError(HTTPStatus.CONFLICT, f"There is a run {name} already.")
         now = figures.read()
         if not ledger.start(name, now.cells, now.open):
-            raise Refusal(HTTPStatus.CONFLICT, "Too many runs are under way; stop one.")
+            raise APIError(HTTPStatus.CONFLICT, "Too many runs are under way; stop one.")
         self.set_status(HTTPStatus.CREATED)
         self.set_header("Location", f"/runs/{name}")
         self.say(figures.report(self.dashboard.named(name)))
@@ -262,21 +262,21 @@ class AllRuns(Page):
         except (ValueError, LookupError, TypeError, RecursionError):
             name = None
         if not isinstance(name, str) or not re.fullmatch(RUN, name):
-            raise Refusal(
+            raise APIError(
                 HTTPStatus.BAD_REQUEST,
                 'The body is to be {"name": NAME}, of up to 64 letters, digits, dots, hyphens, underscores.',
             )
         return name
 
 
-class OneRun(Page):
+class RunHandler(BaseHandler):
     """/runs/NAME: what came in between its start and its end, or now."""
 
     def get(self, name: str) -> None:
         self.say(self.dashboard.figures.report(self.dashboard.named(name)))
 
 
-class Stop(Page):
+class StopRunHandler(BaseHandler):
     """/runs/NAME/stop."""
 
     def post(self, name: str) -> None:
@@ -286,21 +286,21 @@ class Stop(Page):
         self.say(figures.report(self.dashboard.named(name)))
 
 
-class Report(Page):
+class ReportHandler(BaseHandler):
     """The verdict on the sender: since the start, or of a run."""
 
     def get(self, name: str = "") -> None:
         figures = self.dashboard.figures
         form = self.get_query_argument("format", "text")
         if form not in MEDIA:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"format is to be one of {', '.join(MEDIA)}")
+            raise APIError(HTTPStatus.BAD_REQUEST, f"format is to be one of {', '.join(MEDIA)}")
         now = figures.read()
         seen = figures.between(self.dashboard.named(name), now) if name else now
         self.set_header("Content-Type", MEDIA[form])
         self.write(report.FORMATS[form](seen))
 
 
-class Server(HTTPServer):
+class DashboardServer(HTTPServer):
     """An HTTP server that turns away what would be one connection too many."""
 
     connections = 0
@@ -318,21 +318,21 @@ class Server(HTTPServer):
 
 
 ROUTES: Final = (
-    ("/", Static),
-    ("/static/([A-Za-z.]+)", Static),
-    ("/events", Events),
-    ("/stats.json", Everything),
-    ("/metrics", Metrics),
-    ("/healthz", Health),
-    ("/readyz", Ready),
-    ("/wait", Waiting),
-    ("/runs", AllRuns),
-    (f"/runs/({RUN})", OneRun),
-    (f"/runs/({RUN})/stop", Stop),
-    ("/scenario", Play),
-    ("/next", Coming),
-    ("/report", Report),
-    (f"/runs/({RUN})/report", Report),
+    ("/", StaticHandler),
+    ("/static/([A-Za-z.]+)", StaticHandler),
+    ("/events", EventsHandler),
+    ("/stats.json", StatsHandler),
+    ("/metrics", MetricsHandler),
+    ("/healthz", HealthHandler),
+    ("/readyz", ReadyHandler),
+    ("/wait", WaitHandler),
+    ("/runs", RunsHandler),
+    (f"/runs/({RUN})", RunHandler),
+    (f"/runs/({RUN})/stop", StopRunHandler),
+    ("/scenario", ScenarioHandler),
+    ("/next", NextRulesHandler),
+    ("/report", ReportHandler),
+    (f"/runs/({RUN})/report", ReportHandler),
 )
 """Every page there is."""
 
@@ -341,9 +341,9 @@ class Dashboard:
     """The process. Made as whoever may read the program's files, run as whoever serves."""
 
     def __init__(
-        self, settings: Settings, stats: Stats, ledger: Ledger, berth: Berth, control: Control
+        self, settings: Settings, stats: Counters, ledger: History, context: ChildContext, control: Control
     ) -> None:
-        self.figures: Final = Figures(settings, stats, ledger)
+        self.figures: Final = StatsView(settings, stats, ledger)
         self.control: Final = control
         self.files: Final = files()
         self.address: Final = replace(settings.http, names=())
@@ -351,9 +351,9 @@ class Dashboard:
             settings.http.names
         )
         self.exposition: Final = exposition()
-        self.viewers: Final[set[Events]] = set()
+        self.viewers: Final[set[EventsHandler]] = set()
         self.waiters = 0
-        self._stats, self._berth = stats, berth
+        self._stats, self._berth = stats, context
         self._glance = self.figures.read()
 
     def run(self, sockets: Sequence[socket.socket]) -> None:
@@ -373,12 +373,12 @@ class Dashboard:
         self._news: asyncio.Future[str] = loop.create_future()
         application = Application(
             [(path, page, {"dashboard": self}) for path, page in ROUTES],
-            default_handler_class=Missing,
+            default_handler_class=NotFoundHandler,
             default_handler_args={"dashboard": self},
             cross_origin_protection=True,
             log_function=log_request,
         )
-        server = Server(
+        server = DashboardServer(
             application,
             idle_connection_timeout=PATIENCE,
             body_timeout=PATIENCE,
@@ -397,7 +397,7 @@ class Dashboard:
         """Once a second, on the second; the first time there is more than one to the next, lest
         a part of a second is taken for a whole one."""
         loop = asyncio.get_running_loop()
-        self._stats.beat(self._berth.row)
+        self._stats.heartbeat(self._berth.row)
         self.figures.sample()
         # Without a viewer it is heard by those who have left, if by anybody, so that they do leave.
         self._news.set_result(event("now", self.now(self.figures.latest())) if self.viewers else "")
@@ -422,7 +422,7 @@ class Dashboard:
         """The run of that name."""
         run = self.figures.ledger.run(name)
         if run is None:
-            raise Refusal(HTTPStatus.NOT_FOUND, f"There is no run {name}.")
+            raise APIError(HTTPStatus.NOT_FOUND, f"There is no run {name}.")
         return run
 
 

@@ -7,10 +7,10 @@ from collections import deque
 from typing import Any, Final
 
 from blackhole import __version__
-from blackhole.metrics.counters import AT, Snapshot, Stats
+from blackhole.metrics.counters import CELL_INDEX, Counters, Snapshot
 from blackhole.settings import Settings
-from blackhole.smtp.violations import RULES
-from blackhole.web.history import DAY, HOUR, SECOND, Ledger, Moment, Ring, Run, rate
+from blackhole.smtp.violations import VIOLATIONS
+from blackhole.web.history import DAY, HOUR, SECOND, History, RingBuffer, Run, Sample, rate
 
 MINUTE: Final = 60
 """Seconds that are looked back on, to say where the time goes."""
@@ -28,10 +28,10 @@ TIMES: Final = {"sink": "service_seconds", "client": "client_seconds", "delay": 
 """Where the time of a connection goes -> the histogram that tells."""
 
 
-class Figures:
+class StatsView:
     """What can be known, from the counters that workers write and the ledger that `sample` keeps."""
 
-    def __init__(self, settings: Settings, stats: Stats, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, stats: Counters, ledger: History) -> None:
         self._settings, self._stats, self.ledger = settings, stats, ledger
         self._past: Final[deque[Snapshot]] = deque(maxlen=MINUTE + 1)
 
@@ -51,14 +51,14 @@ class Figures:
 
     def accepting(self) -> int:
         """How many workers take connections."""
-        return self.read().cells[AT["accepting"]]
+        return self.read().cells[CELL_INDEX["accepting"]]
 
     def cpu(self) -> dict[str, float]:
         """Seconds of processor time by row: a worker that dies leaves its row to the one in its place.
 
         By the worker's own number the count would fall when a reload gives it another row.
         """
-        cells = {row: self._stats.cells(row)[AT["cpu"]] for row in range(self._stats.rows)}
+        cells = {row: self._stats.cells(row)[CELL_INDEX["cpu"]] for row in range(self._stats.rows)}
         return {str(row + 1): cpu / 1e6 for row, cpu in cells.items() if cpu}
 
     def at_start(self, run: Run) -> Snapshot:
@@ -96,7 +96,7 @@ class Figures:
 
     def rules(self) -> list[dict[str, Any]]:
         """What senders can do wrong."""
-        return [rule._asdict() for rule in RULES]
+        return [rule._asdict() for rule in VIOLATIONS]
 
     def summary(self, run: Run, now: Snapshot) -> dict[str, Any]:
         """A run in few words."""
@@ -136,7 +136,7 @@ class Figures:
 
         def snapshot(at: int, cells: Any) -> Snapshot:
             seconds = (at - run.began) / SECOND
-            return Snapshot(seconds, now.started, now.listeners, now.workers, now.speakers, cells)
+            return Snapshot(seconds, now.started, now.listeners, now.workers, now.rule_counters, cells)
 
         if run.ended:
             last = snapshot(run.ended, run.last)
@@ -191,9 +191,9 @@ class Figures:
         }
 
 
-def moment(snapshot: Snapshot) -> Moment:
+def moment(snapshot: Snapshot) -> Sample:
     """What the ledger keeps of a snapshot."""
-    return Moment(
+    return Sample(
         round(snapshot.seconds * SECOND),
         sum(snapshot.messages.values()),
         sum(snapshot.connections.values()),
@@ -202,7 +202,7 @@ def moment(snapshot: Snapshot) -> Moment:
     )
 
 
-def series(ring: Ring, until: int, slots: int) -> dict[str, Any]:
+def series(ring: RingBuffer, until: int, slots: int) -> dict[str, Any]:
     """A ring, as columns, the oldest first; `until` is the moment of the last column."""
     columns: dict[str, list[float | None]] = {"messages": [], "connections": [], "received_bytes": []}
     crowd: list[int | None] = []

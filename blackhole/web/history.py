@@ -25,7 +25,7 @@ HOUR: Final = 3600
 DAY: Final = 1440
 """Samples kept, one a minute."""
 
-LAPSE: Final = 10
+MAX_GAP: Final = 10
 """Steps: a gap that is passed over, as the change to another process leaves one."""
 
 RUNS: Final = 32
@@ -35,7 +35,7 @@ NAME: Final = 64
 """Characters of a run's name."""
 
 
-class Moment(NamedTuple):
+class Sample(NamedTuple):
     """The counters at one time, those that are shown over time."""
 
     at: int
@@ -45,7 +45,7 @@ class Moment(NamedTuple):
     open: int
 
 
-class Ring:
+class RingBuffer:
     """The last `slots` steps, a moment each; of a step that had several, the latest one."""
 
     def __init__(self, cells: memoryview, slots: int, step: int) -> None:
@@ -54,9 +54,9 @@ class Ring:
     @staticmethod
     def size(slots: int) -> int:
         """Cells that it needs."""
-        return slots * len(Moment._fields)
+        return slots * len(Sample._fields)
 
-    def put(self, moment: Moment) -> None:
+    def put(self, moment: Sample) -> None:
         """Note a moment. In a step that has one already, the most that was open stays."""
         tick = moment.at // self.step
         before = self.get(tick)
@@ -69,19 +69,19 @@ class Ring:
             self._cells[base + number] = moment[number]
         self._cells[base] = moment.at
 
-    def get(self, tick: int) -> Moment | None:
+    def get(self, tick: int) -> Sample | None:
         """The moment of that step, if there was one and it is not forgotten."""
-        width = len(Moment._fields)
+        width = len(Sample._fields)
         base = tick % self.slots * width
-        moment = Moment(*self._cells[base : base + width])
+        moment = Sample(*self._cells[base : base + width])
         return moment if moment.at and moment.at // self.step == tick else None
 
-    def near(self, tick: int) -> Moment | None:
+    def near(self, tick: int) -> Sample | None:
         """The last moment that is known up to that step, if there was one not long before; else the next."""
-        ticks = (*range(tick, tick - LAPSE, -1), *range(tick + 1, tick + self.slots))
+        ticks = (*range(tick, tick - MAX_GAP, -1), *range(tick + 1, tick + self.slots))
         return next((moment for one in ticks if (moment := self.get(one))), None)
 
-    def steps(self, until: int) -> Iterator[tuple[Moment | None, Moment | None]]:
+    def steps(self, until: int) -> Iterator[tuple[Sample | None, Sample | None]]:
         """Every step up to that of the moment `until`, the oldest first: the last moment known before
         it, and its own. The oldest of all is only there to be before others."""
         last = until // self.step
@@ -92,7 +92,7 @@ class Ring:
             before = moment or before
 
 
-def rate(before: Moment, after: Moment, name: str = "messages") -> float:
+def rate(before: Sample, after: Sample, name: str = "messages") -> float:
     """How much was added in a second, between two moments."""
     elapsed = after.at - before.at
     return (getattr(after, name) - getattr(before, name)) / elapsed * SECOND if elapsed > 0 else 0.0
@@ -124,20 +124,20 @@ def _cells(values: Iterable[int]) -> memoryview:
     return memoryview(array("Q", (value & (1 << 64) - 1 for value in values)))
 
 
-class Ledger:
+class History:
     """The map."""
 
     HEAD: Final = ("began", "ended", "at", "peak", "crowd", "waited")
 
     def __init__(self) -> None:
         self._slot: Final = len(self.HEAD) + NAME // 8 + 2 * WIDTH
-        hour, day = Ring.size(HOUR), Ring.size(DAY)
+        hour, day = RingBuffer.size(HOUR), RingBuffer.size(DAY)
         top = 2
         self._map: Final = mmap.mmap(-1, (top + hour + day + RUNS * self._slot) * 8)
         cells = memoryview(self._map).cast("Q")
         self._top: Final = cells[:top]
-        self.hour: Final = Ring(cells[top : top + hour], HOUR, SECOND)
-        self.day: Final = Ring(cells[top + hour : top + hour + day], DAY, 60 * SECOND)
+        self.hour: Final = RingBuffer(cells[top : top + hour], HOUR, SECOND)
+        self.day: Final = RingBuffer(cells[top + hour : top + hour + day], DAY, 60 * SECOND)
         self._runs: Final = cells[top + hour + day :]
 
     # What was.
@@ -152,7 +152,7 @@ class Ledger:
         """The most connections that were open at once, looked at once a second."""
         return self._top[1]
 
-    def note(self, moment: Moment) -> None:
+    def note(self, moment: Sample) -> None:
         """Once a second."""
         self.hour.put(moment)
         self.day.put(moment)
@@ -167,7 +167,7 @@ class Ledger:
                 slot[4] = max(crowd, moment.open)
                 slot[5] = waited + moment.open * (moment.at - max(last.at, began))
 
-    def pace(self, moment: Moment, seconds: int, name: str = "messages") -> float:
+    def pace(self, moment: Sample, seconds: int, name: str = "messages") -> float:
         """How much was added in a second, over so many seconds up to the moment or as many as there were."""
         return rate(self.hour.near(moment.at // SECOND - seconds) or moment, moment, name)
 

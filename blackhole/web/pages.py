@@ -31,7 +31,7 @@ SAFE: Final = {
 """With every answer."""
 
 
-class Refusal(HTTPError):
+class APIError(HTTPError):
     """Why a request is not answered, for whoever sent it."""
 
     def __init__(self, code: HTTPStatus, why: str) -> None:
@@ -39,7 +39,7 @@ class Refusal(HTTPError):
         self.why: Final = why
 
 
-class Page(RequestHandler):
+class BaseHandler(RequestHandler):
     """What all answers have in common."""
 
     dashboard: Dashboard
@@ -64,14 +64,14 @@ class Page(RequestHandler):
         # with us (DNS rebinding); but the name is in the request. An address has none.
         name = split_host_and_port(self.request.host)[0].strip("[]").lower().rstrip(".")
         if not (name in self.dashboard.names or is_address(name)):
-            raise Refusal(
+            raise APIError(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"This is not that host. If it is: --http {self.dashboard.address},name=NAME",
             )
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
-        why = error.why if isinstance(error, Refusal) else HTTPStatus(status_code).phrase
+        why = error.why if isinstance(error, APIError) else HTTPStatus(status_code).phrase
         self.set_header("Cache-Control", "no-store")
         self.say({"error": why})
 
@@ -89,7 +89,7 @@ class Page(RequestHandler):
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "The body is to be a JSON object.")
+            raise APIError(HTTPStatus.BAD_REQUEST, "The body is to be a JSON object.")
         return found
 
     def say(self, what: object) -> None:
@@ -105,7 +105,7 @@ class Page(RequestHandler):
         except ValueError:
             number = math.nan
         if not least <= number <= most:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} is to be a number from {least:g} to {most:g}")
+            raise APIError(HTTPStatus.BAD_REQUEST, f"{name} is to be a number from {least:g} to {most:g}")
         return number
 
 

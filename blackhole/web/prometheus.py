@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from blackhole import __version__
-from blackhole.metrics.counters import AT, HISTOGRAMS, Distribution, Snapshot
+from blackhole.metrics.counters import CELL_INDEX, HISTOGRAMS, Distribution, Snapshot
 
 
 def text(snapshot: Snapshot, cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:
@@ -39,7 +39,7 @@ class _Counters(Collector):
         tls = {result: now.total(f"tls_{result}") for result in ("ok", "failed", "resumed")}
         yield _gauges("build_info", "What runs.", {tuple(build.values()): 1}, *build)
         yield _gauge("start_time_seconds", "When it began, in seconds since 1970.", now.started)
-        yield _gauge("workers", "Workers that take connections.", now.cells[AT["accepting"]])
+        yield _gauge("workers", "Workers that take connections.", now.cells[CELL_INDEX["accepting"]])
         yield _counters("messages", "Messages that were answered, by outcome.", now.messages, "outcome")
         yield _counter("recipients", "Recipients that were accepted.", now.recipients)
         yield _counter("connections", "Connections that were taken.", sum(now.connections.values()))

@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import suppress
 
-from blackhole.metrics.counters import Stats
+from blackhole.metrics.counters import Counters
 from tests.faults.clients import (
     RESET,
     Address,
@@ -42,7 +42,7 @@ def limited(files: int) -> tuple[str, ...]:
 
 
 def count_open(program: Program) -> int:
-    return Stats.of(program.pid).snapshot().open
+    return Counters.of(program.pid).snapshot().open
 
 
 @row(
@@ -413,7 +413,7 @@ def rude_clients(trial: Trial) -> None:
         trial.count("descriptors, difference,", abs(files_then - files), 2)
         trial.size("growth", max(0.0, memory_then - memory), 5 * 1024, 20 * 1024)
         trial.count("tracebacks", program.output().count("Traceback"))
-        counted = Stats.of(program.pid).snapshot()
+        counted = Counters.of(program.pid).snapshot()
         trial.count("messages beside those that were sent:", abs(counted.messages["accepted"] - half))
         trial.note(f"{sum(counted.connections.values()):,} connections in {took:.0f} s")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trustme
 
-from blackhole.metrics.counters import AT, Stats
+from blackhole.metrics.counters import CELL_INDEX, Counters
 from tests.faults.clients import Client, Load, Refused, cpu, deliver, family, percentile
 from tests.faults.row import Trial, row
 from tests.program import ROOT, Program, alive, descriptors, environment, free_port, run, state, wait_for
@@ -23,7 +23,7 @@ from tests.program import ROOT, Program, alive, descriptors, environment, free_p
 
 def accepting(program: Program) -> int:
     """How many workers take connections now."""
-    return Stats.of(program.pid).snapshot().cells[AT["accepting"]]
+    return Counters.of(program.pid).snapshot().cells[CELL_INDEX["accepting"]]
 
 
 def settled(program: Program, workers: int, without: int = 0) -> None:
@@ -88,7 +88,7 @@ def killed_worker(trial: Trial) -> None:
                 victim = program.workers()[0]  # the oldest
                 os.kill(victim, signal.SIGSTOP)  # so that it takes nobody between this count and its death
                 time.sleep(0.05)
-                snapshot = Stats.of(program.pid).snapshot()
+                snapshot = Counters.of(program.pid).snapshot()
                 held += sum(worker.open for worker in snapshot.workers if worker.pid == victim)
                 began = time.monotonic()
                 os.kill(victim, signal.SIGKILL)

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from blackhole.metrics.counters import Stats
+from blackhole.metrics.counters import Counters
 from tests.faults.clients import Client, family, percentile, pss
 from tests.faults.processes import issue, secured
 from tests.faults.row import Trial, row
@@ -56,7 +56,7 @@ def ends(trial: Trial) -> None:
                         wrong += not client.hear().startswith("250 2.0.0 OK: queued")
                         # Had it ended before, this would be the answer to the smuggled command.
                         wrong += not client.say("HELP VRFY").startswith("214")
-        messages = sum(Stats.of(program.pid).snapshot().messages.values())
+        messages = sum(Counters.of(program.pid).snapshot().messages.values())
         trial.count("messages that ended wrong", wrong)
         trial.count("counted beside the truth:", abs(messages - conversations))
         trial.note(f"{conversations} messages")
@@ -108,7 +108,7 @@ def other_protocols(trial: Trial) -> None:
                 heard = client.rest()
                 slowest = max(slowest, time.monotonic() - began)
                 wrong += not (heard[:3] in (b"221", b"501") and heard.count(b"\n") == 1)
-        snapshot = Stats.of(program.pid).snapshot()
+        snapshot = Counters.of(program.pid).snapshot()
         trial.count(f"of {len(firsts)}, answered otherwise:", wrong)
         trial.count("messages taken", sum(snapshot.messages.values()))
         trial.time("closed after", slowest, 1.0, 10.0)

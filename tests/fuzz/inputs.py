@@ -24,15 +24,15 @@ from pathlib import Path
 from random import Random
 from zlib import crc32
 
-from blackhole.net.admission import Guard
-from blackhole.net.client_table import Clients, Ledger
-from blackhole.rules.evaluator import Outside
-from blackhole.rules.limiters import Answer, Change, Known, Place
+from blackhole.net.admission import AdmissionControl
+from blackhole.net.client_table import ClientTable, ClientTableView
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.limiters import Answer, Record, Slot, Update
 from blackhole.rules.retries import EVENTS
-from blackhole.smtp.replies import Then
-from blackhole.smtp.session import AUTH_LINE, LINE, Engine, Session
+from blackhole.smtp.replies import NextAction
+from blackhole.smtp.session import AUTH_LINE, LINE, Session, SMTPEngine
 from blackhole.smtp.state import NOTED
-from blackhole.smtp.violations import FIRST
+from blackhole.smtp.violations import ALWAYS_INSPECT
 from tests.elsewhere import Told, fetched
 from tests.fuzz.kinds import BODIES, GREETED, KINDS, Kind, mixed
 
@@ -122,7 +122,7 @@ class Kept:
     """A memory that can be set back, and answers at once."""
 
     def __init__(self) -> None:
-        self.known: dict[int, Known] = {}
+        self.known: dict[int, Record] = {}
 
     def clear(self) -> None:
         self.known.clear()
@@ -139,11 +139,11 @@ class Kept:
         self.known[mark] = count, now, now
         return True
 
-    def amend(self, mark: int, now: float, change: Change[Answer]) -> Answer:
+    def amend(self, mark: int, now: float, change: Update[Answer]) -> Answer:
         self.known[mark], answer = change(self.known.get(mark, (0, now, now)), now)
         return answer
 
-    def visit(self, number: int, now: float, change: Change[Answer]) -> Iterator[Answer]:
+    def visit(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
         for mark in self.known:
             yield self.amend(mark, now, change)
 
@@ -160,7 +160,7 @@ class Notes:
     """A memory that can be set back. It has no answer for one key of eight."""
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Known] = {}
+        self.known: dict[bytes, Record] = {}
         self.present: Counter[bytes] = Counter()
         self.far = False
         """Its answers have to be fetched."""
@@ -170,7 +170,7 @@ class Notes:
         self.present.clear()
 
     def revise(
-        self, key: bytes, now: float, change: Change[Answer], alone: bool = False
+        self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | Note | None:
         self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
         return self._told(answer, key)
@@ -182,7 +182,7 @@ class Notes:
             self.present[key] += 1
         return told
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         if isinstance(place, bytes):
             self.present[place] -= 1
         elif isinstance(place, Note) and place.known is False:
@@ -202,13 +202,16 @@ class Stand:
         self.past = Kept()
         self.now = self.minute = 0.0
         trace = (lambda session, way, line: None) if kind.traced else None
-        self.engine = Engine(
-            kind.config, Random(7), trace, Outside(lambda: self.now, self.notes, self.past, lambda: self.now)
+        self.engine = SMTPEngine(
+            kind.config,
+            Random(7),
+            trace,
+            RuleEnvironment(lambda: self.now, self.notes, self.past, lambda: self.now),
         )
-        self.guard: Guard | None = None
+        self.guard: AdmissionControl | None = None
         if kind.rates is not None:
-            self.ledger = Ledger(Clients(1), 0, tuple, lambda: self.minute)
-            self.guard = Guard(kind.rates, self.ledger)
+            self.ledger = ClientTableView(ClientTable(1), 0, tuple, lambda: self.minute)
+            self.guard = AdmissionControl(kind.rates, self.ledger)
         self.most = AUTH_LINE if kind.config.auth else LINE
         self.whole = kind.whole
         self.visits = 2 if kind.remembers else 1
@@ -221,7 +224,7 @@ class Stand:
         """
         engine = self.engine
         engine.dice.seed(seed)
-        engine._sessions = FIRST * (seed & 1)  # every other input is looked at closely
+        engine._sessions = ALWAYS_INSPECT * (seed & 1)  # every other input is looked at closely
         self.notes.clear()
         self.notes.far = far
         self.past.clear()
@@ -236,7 +239,7 @@ class Stand:
             self.now += 400.0
         return heard
 
-    def visit(self, pieces: list[bytes]) -> tuple[bytes, Then, int]:
+    def visit(self, pieces: list[bytes]) -> tuple[bytes, NextAction, int]:
         """One session, from its beginning to its end, and what must hold behind it."""
         guest, secure = None, self.kind.secure
         if self.guard is None:
@@ -250,13 +253,13 @@ class Stand:
         out = self.converse(session, pieces)
         if self.guard is not None and guest is not None:
             guest.leave()
-        if session.judge is not None:
-            session.judge.leave()
+        if session.evaluator is not None:
+            session.evaluator.leave()
         if any(self.notes.present.values()):
             raise Broken(f"who has left still counts: {self.notes.present}")
         if not (VALID if self.whole else CUT_OFF).fullmatch(out):
             raise Broken(f"not replies: {out!r}")
-        return out, session.then, session.stage
+        return out, session.next_action, session.stage
 
     def converse(self, session: Session, pieces: list[bytes]) -> bytes:
         """Say it, and wait as long as the session wants; all that is answered."""
@@ -265,14 +268,14 @@ class Stand:
         if self.kind.secure:
             session.approach()
             fetched(session, b"")
-            if session.then is not Then.LISTEN:
+            if session.next_action is not NextAction.READ:
                 return b""
             session.secured()
         out = fetched(session, session.greet())
         check(session, out)
         heard.append(out)
         for piece in [*pieces, b""]:
-            while session.then is Then.WAIT:
+            while session.next_action is NextAction.SLEEP:
                 self.now += session.wait
                 out = fetched(session, session.resume())
                 check(session, out)
@@ -280,9 +283,9 @@ class Stand:
                 left -= 1
                 if not left:
                     raise Broken("waits for ever")
-            if session.then is Then.SECURE:
+            if session.next_action is NextAction.START_TLS:
                 session.secured()
-            elif session.then is not Then.LISTEN:
+            elif session.next_action is not NextAction.READ:
                 break
             if piece:
                 out = fetched(session, session.receive(piece))
@@ -294,7 +297,11 @@ class Stand:
         """What must hold after each piece."""
         if out and self.whole and not VALID.fullmatch(out):
             raise Broken(f"not a reply: {out!r}")
-        if session.then is Then.LISTEN and len(session._rest) > LINE and len(session._rest) > self.most:
+        if (
+            session.next_action is NextAction.READ
+            and len(session._rest) > LINE
+            and len(session._rest) > self.most
+        ):
             raise Broken(f"keeps {len(session._rest)} octets of a command")
         if len(session._tail) > 4:
             raise Broken(f"keeps {len(session._tail)} octets of a body")

@@ -8,11 +8,11 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from blackhole.net.admission import limits
+from blackhole.net.admission import client_limits
 from blackhole.rules.model import MODES, Rule
-from blackhole.rules.scenario import load, profiles, read
+from blackhole.rules.scenario import load_rules, parse_rules, profiles
 from blackhole.settings import Settings
-from blackhole.smtp.state import Config, Limits
+from blackhole.smtp.state import ClientLimits, ListenerConfig
 
 HEARD = (
     b"HELO c.test\r\n", b"EHLO c.test\r\n", b"ehlo [192.0.2.1]\n", b"HELO\r\n",
@@ -235,18 +235,18 @@ RULES = {
 
 @cache
 def rules(name: str) -> tuple[Rule, ...]:
-    return tuple(read(RULES[name], name))
+    return tuple(parse_rules(RULES[name], name))
 
 
 def profile(name: str) -> tuple[Rule, ...]:
-    return load((f"profile:{name}",))
+    return load_rules((f"profile:{name}",))
 
 
 class Kind(NamedTuple):
     """A way to configure a listener."""
 
     name: str
-    config: Config
+    config: ListenerConfig
     words: tuple[bytes, ...] = HEARD
     """What is said to it."""
     rates: Settings | None = None
@@ -274,9 +274,9 @@ class Kind(NamedTuple):
         return not any(rule.verdict.fault for rule in self.config.rules)
 
 
-PLAIN = Config(hostname="mx.test", listener="127.0.0.1:25")
+PLAIN = ListenerConfig(hostname="mx.test", listener="127.0.0.1:25")
 
-LOW = Limits(soft_errors=3, errors=6, junk=5, recipients=2, messages=2)
+LOW = ClientLimits(soft_errors=3, errors=6, junk=5, recipients=2, messages=2)
 
 RATES = Settings(
     public=True,
@@ -305,7 +305,7 @@ def kind(
 ) -> Kind:
     config = replace(PLAIN, **values)  # type: ignore[arg-type]
     if rates is not None:
-        config = replace(config, limits=limits(rates))
+        config = replace(config, limits=client_limits(rates))
     return Kind(name, config, HEARD + words * 2, rates, traced, secure)
 
 

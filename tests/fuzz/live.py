@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from blackhole.metrics.counters import Stats
+from blackhole.metrics.counters import Counters
 from tests.faults.clients import RESET, Address, family, memory
 from tests.fuzz.inputs import VALID, cut, generate
 from tests.fuzz.kinds import FLOOD, HEARD, SECRETS, TALK
@@ -129,7 +129,7 @@ class Noise:
     def settle(self) -> tuple[int, int]:
         """Descriptors and KiB of memory, when nobody is there any more."""
         pid = self.program.pid
-        wait_for(lambda: Stats.of(pid).snapshot().open == 0, "all are gone", 90)
+        wait_for(lambda: Counters.of(pid).snapshot().open == 0, "all are gone", 90)
         pids = family(pid)
         return sum(len(descriptors(one)) for one in pids), sum(memory(one)["Anonymous"] for one in pids)
 

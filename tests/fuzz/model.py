@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass, field
 from random import Random
 
-from blackhole.smtp.replies import Then
-from blackhole.smtp.session import Engine
-from blackhole.smtp.state import Config, Limits
+from blackhole.smtp.replies import NextAction
+from blackhole.smtp.session import SMTPEngine
+from blackhole.smtp.state import ClientLimits, ListenerConfig
 
 BLOCK = 1000
 """Conversations in a block."""
@@ -148,10 +148,12 @@ class Model:
 SETTINGS = ({"strict": True}, {}, {"most": MOST})
 
 
-def engine(strict: bool = False, most: int = 0) -> Engine:
-    limits = Limits(recipients=most) if most else None
-    config = Config(hostname="mx.test", message_size_limit=SIZE, strict=strict, starttls=True, limits=limits)
-    return Engine(config, Random(7))
+def engine(strict: bool = False, most: int = 0) -> SMTPEngine:
+    limits = ClientLimits(recipients=most) if most else None
+    config = ListenerConfig(
+        hostname="mx.test", message_size_limit=SIZE, strict=strict, starttls=True, limits=limits
+    )
+    return SMTPEngine(config, Random(7))
 
 
 def codes(out: bytes) -> list[str]:
@@ -176,7 +178,7 @@ class Done:
         self.seconds += block.seconds
 
 
-def converse(machine: Engine, model: Model, dice: Random, length: int) -> tuple[int, str]:
+def converse(machine: SMTPEngine, model: Model, dice: Random, length: int) -> tuple[int, str]:
     """One conversation; how many commands it had, and where the two disagree."""
     session = machine.session()
     session.greet()
@@ -199,13 +201,13 @@ def converse(machine: Engine, model: Model, dice: Random, length: int) -> tuple[
         if not last and dice.random() < 0.5:
             continue
         heard = codes(session.receive(group))
-        while session.then is Then.WAIT:
+        while session.next_action is NextAction.SLEEP:
             heard += codes(session.resume())
         session.said.clear()
-        if session.then is Then.SECURE:
+        if session.next_action is NextAction.START_TLS:
             session.secured()
-        if heard != wanted or session.then is not Then.LISTEN or session.in_body != model.body:
-            return len(spoken), f"{spoken}: {heard} and not {wanted}, {session.then}"
+        if heard != wanted or session.next_action is not NextAction.READ or session.in_body != model.body:
+            return len(spoken), f"{spoken}: {heard} and not {wanted}, {session.next_action}"
         group, wanted = b"", []
     return len(spoken), ""
 
