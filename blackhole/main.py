@@ -504,7 +504,7 @@ class Service:
         self._stats.sign(context.row, PROGRESS)
         self._let_go(setup, set())
         daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
-        rates.progress(self._stats, context)
+        rates.progress(self._stats, context.row, context.master_alive_fd)
 
     def _let_go(self, setup: _Setup, needed: set[socket.socket]) -> None:
         """In a child: close all that is the master's or another child's."""

@@ -59,7 +59,7 @@ def main(directory: Path, workers: int, constants: dict[str, float]) -> int:
         while not any(time.monotonic() >= moment for moment in leave):
             if not told("silent"):
                 stats.heartbeat(context.row)
-            if select.select([context.life], [], [], 0.02)[0]:
+            if select.select([context.master_alive_fd], [], [], 0.02)[0]:
                 say("the master is gone")
                 return
 

@@ -28,12 +28,10 @@ CIRCLES: list[tuple[str, ...]] = [
 
 UPWARD: frozenset[tuple[str, str]] = frozenset(
     (
-        ("metrics.rates", "process.supervisor"),
         ("smtp.session", "rules.evaluator"),
         ("smtp.session", "rules.limiters"),
         ("smtp.session", "rules.model"),
         ("smtp.state", "rules.model"),
-        ("store.control", "net.tls"),
     )
 )
 """Imports that still point up, (importer, imported): to be removed one by one."""

@@ -15,7 +15,7 @@ import pytest
 from program import wait_for
 
 from blackhole.metrics.counters import Counters
-from blackhole.net import server
+from blackhole.net import server, tls
 from blackhole.process import worker
 from blackhole.process.supervisor import ChildContext
 from blackhole.rules import scenario
@@ -243,9 +243,9 @@ def test_what_has_spoken_often_enough_is_no_part_of_the_scenario() -> None:
     one = OneShotRule(2, 0, 1, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
     orders.fill(one, 1)
     order = RuntimeOrder(coming=(one,))
-    assert [rule.phases for rule in effective_scenario(order, NONE, orders).rules] == [{"RCPT"}]
+    assert [rule.phases for rule in effective_scenario(order, NONE, orders, tls.showing).rules] == [{"RCPT"}]
     assert orders.take(one)
-    assert effective_scenario(order, NONE, orders).rules == ()
+    assert effective_scenario(order, NONE, orders, tls.showing).rules == ()
 
 
 def test_the_bell_is_heard_at_each_order_and_is_never_full() -> None:

@@ -11,7 +11,6 @@ from typing import TextIO
 
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters, Snapshot
-from blackhole.process.supervisor import ChildContext
 from blackhole.settings import OperatorError
 
 AWAITED = frozenset((signal.SIGINT, signal.SIGALRM))
@@ -41,15 +40,18 @@ def watch(pid: int) -> int:
     return os.EX_OK
 
 
-def progress(stats: Counters, context: ChildContext) -> None:
-    """`--progress`: the whole life of a process that writes to standard error, until the master goes."""
+def progress(stats: Counters, row: int, master_alive_fd: int) -> None:
+    """Write the live rate to standard error until the master ends: the process of `--progress`.
+
+    `row` takes its heartbeats. `master_alive_fd` is readable once the master is gone.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def pause() -> bool:
-        stats.heartbeat(context.row)
-        return not select.select([context.life], [], [], 1)[0]
+        stats.heartbeat(row)
+        return not select.select([master_alive_fd], [], [], 1)[0]
 
     _lines(stats.snapshot, pause, sys.stderr)
 

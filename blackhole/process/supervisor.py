@@ -58,12 +58,12 @@ EXPECTED_EXITS = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 
 @dataclass(frozen=True, slots=True)
 class ChildContext:
-    """What a child is given on its way."""
+    """What a child process gets from the master."""
 
     row: int
-    """Its row of the stats map."""
-    life: int
-    """Read end of a pipe that only the master can write: at end of file the master is gone."""
+    """The child's row of the shared counters."""
+    master_alive_fd: int
+    """Read end of a pipe that only the master holds open for writing: end of file when the master is gone."""
 
 
 @dataclass(frozen=True, slots=True)

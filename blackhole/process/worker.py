@@ -18,6 +18,7 @@ from typing import Final
 import tornado.platform.asyncio  # noqa: F401 - likewise
 
 from blackhole.metrics.counters import CELL_INDEX, Counters, record
+from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.direct import Selector
 from blackhole.net.server import SMTPServer, address
@@ -139,7 +140,7 @@ class Worker:
         ):
             loop.add_signal_handler(number, action)
         # The pipe's other end is the master's: it closes when the master is gone, however it went.
-        loop.add_reader(self.context.life, self._drain)
+        loop.add_reader(self.context.master_alive_fd, self._drain)
         memory = self.scenario.memory
         if isinstance(memory, RedisAttemptStore):
             await memory.open()
@@ -220,7 +221,7 @@ class Worker:
         """What is in force now. Raises OperatorError."""
         self._number, order = self.orders.read()
         self._coming = tuple(filter(self.orders.left, order.coming))
-        found = effective_scenario(order, self.scenario, self.orders)
+        found = effective_scenario(order, self.scenario, self.orders, tls.showing)
         cells = self.stats.rule_counters(rule.name for rule in found.rules)
         rules = (replace(rule, cell=cell) for rule, cell in zip(found.rules, cells, strict=True))
         return replace(found, rules=tuple(rules))
@@ -251,7 +252,7 @@ class Worker:
         loop.call_later(self.settings.drain_timeout + PARTING, self._quit)
 
     def _shut(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.context.life)
+        asyncio.get_running_loop().remove_reader(self.context.master_alive_fd)
         self.stats.cells(self.context.row)[CELL_INDEX["accepting"]] = 0
         for server in self.servers:
             server.shut()

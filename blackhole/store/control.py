@@ -15,6 +15,7 @@ import fcntl
 import json
 import mmap
 import os
+import ssl
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,6 @@ from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from blackhole.net import tls
 from blackhole.rules import scenario
 from blackhole.rules.limiters import ScopedStore
 from blackhole.rules.model import Condition, Rule
@@ -168,8 +168,16 @@ class ControlChannel:
             return True
 
 
-def effective_scenario(order: RuntimeOrder, loaded: Scenario, orders: ControlChannel) -> Scenario:
-    """The scenario that is in force where this one was loaded. Raises OperatorError."""
+def effective_scenario(
+    order: RuntimeOrder,
+    loaded: Scenario,
+    orders: ControlChannel,
+    make_context: Callable[[bytes], ssl.SSLContext],
+) -> Scenario:
+    """Return the scenario in force where `loaded` was read at the start and `order` was given since.
+
+    `make_context` makes a TLS context of a certificate and its key in PEM. Raises OperatorError.
+    """
     found = loaded
     if order.name:
         found = replace(
@@ -179,7 +187,7 @@ def effective_scenario(order: RuntimeOrder, loaded: Scenario, orders: ControlCha
             memory=ScopedStore(loaded.memory, b"%d\0" % round(order.at * 1e6)),
         )
     coming = (one_shot_rule(one, orders) for one in order.coming if orders.left(one))
-    shown = {name: tls.showing(pem.encode()) for name, pem in order.certificates.items()}
+    shown = {name: make_context(pem.encode()) for name, pem in order.certificates.items()}
     return replace(found, rules=(*coming, *found.rules), certificates={**shown, **loaded.certificates})
 
 

@@ -369,7 +369,7 @@ class Dashboard:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGUSR1, reopen)
         # The pipe's other end is the master's: it closes when the master is gone, however it went.
-        loop.add_reader(self._berth.life, stop.set)
+        loop.add_reader(self._berth.master_alive_fd, stop.set)
         self._news: asyncio.Future[str] = loop.create_future()
         application = Application(
             [(path, page, {"dashboard": self}) for path, page in ROUTES],
