@@ -280,8 +280,8 @@ ParsedCommand = tuple[int, BoundCommand, Reply]
 class Session(SessionState):
     """A State that listens.
 
-    After `greet`, `receive`, `resume`, `learn` look at `next_action`. `cell` and `said` are the counter cells of
-    the replies given, and the caller empties `said`, so that they can be counted once they have left.
+    After `greet`, `receive`, `resume`, `learn` look at `next_action`. `cell` and `said` are the counter cells
+    of the replies given, and the caller empties `said`, so that they can be counted once they have left.
     """
 
     __slots__ = (
