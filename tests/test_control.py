@@ -417,7 +417,7 @@ def test_they_speak_in_their_order_and_ahead_of_every_rule(sink: Sink) -> None:
 
 
 def test_faults_and_delays_can_come_next(sink: Sink) -> None:
-    expect(sink, 1, next_action="close")
+    expect(sink, 1, then="close")
     assert outcome(sink.port, "ann@example.com", "bob@example.com") == "gone"
     expect(sink, 1, delay=0.4)
     began = time.monotonic()

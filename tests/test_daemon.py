@@ -250,7 +250,7 @@ def test_what_is_not_ours_is_not_ours_to_stop() -> None:
         with held(path) as other:
             done = script(f"""
                 {AS_NOBODY}
-                print(daemonizer.holder({str(path)!r}))
+                print(daemonizer.pidfile_owner({str(path)!r}))
                 try:
                     daemonizer.stop({str(path)!r}, 1)
                 except settings.OperatorError as error:

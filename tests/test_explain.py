@@ -251,7 +251,7 @@ def test_it_says_what_the_server_does() -> None:
                         if found is None:
                             assert last.startswith("The answer: no rule holds")
                         else:
-                            assert last == f"The answer: {explain.answer(found.verdict, found.draws, told)}"
+                            assert last == f"The answer: {explain.answer(found.effect, found.draws, told)}"
                             asked += 1
     assert asked > 100
 

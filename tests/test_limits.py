@@ -497,9 +497,9 @@ def sockets() -> int:
     [
         ("_talk", b"", INTERNAL),
         ("drain", b"", b""),
-        ("last_words", b"GET /\r\n", b"221 2.7.0 This is an SMTP server. Goodbye\r\n" + INTERNAL),
+        ("shutdown_write", b"GET /\r\n", b"221 2.7.0 This is an SMTP server. Goodbye\r\n" + INTERNAL),
         ("sleep", b"NOOP\r\n" * 400, INTERNAL),
-        ("shake_hands", b"STARTTLS\r\n", b"220 2.0.0 Ready to start TLS\r\n"),
+        ("handshake", b"STARTTLS\r\n", b"220 2.0.0 Ready to start TLS\r\n"),
         ("admit", b"", INTERNAL),
     ],
 )
@@ -532,7 +532,7 @@ def test_a_fault_at_any_await_costs_one_connection(
             patch.setattr(DirectStream, "drain", stumble)
         elif where == "_talk":
             patch.setattr(connection.Connection, where, stumble)
-        elif where == "shake_hands":
+        elif where == "handshake":
             patch.setattr(DirectStream, where, stumble)
         else:
             patch.setattr(DirectStream, where, trip)

@@ -409,7 +409,7 @@ def test_many_kinds_of_clients_take_no_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "then", "shown"),
+    ("rule", "next_action", "shown"),
     [
         ("certificate = 'expired'", NextAction.READ, "expired"),
         ("then = 'stall'", NextAction.HANG, ""),

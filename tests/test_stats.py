@@ -124,6 +124,6 @@ def test_a_process_without_figures_is_no_server() -> None:
 
 def test_another_version_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = Counters(1)
-    monkeypatch.setattr("blackhole.metrics.counters.LAYOUT", stats._cells[0] + 1)
+    monkeypatch.setattr("blackhole.metrics.counters.LAYOUT_CRC", stats._cells[0] + 1)
     with pytest.raises(OperatorError, match="another version"):
         Counters.of(os.getpid())

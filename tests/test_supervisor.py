@@ -132,7 +132,7 @@ def test_only_the_master_holds_the_pipe_that_ends_with_it(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGRTMIN + 1])
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, number: int) -> None:
-    with Master(tmp_path, SOON=0.1) as master:
+    with Master(tmp_path, EARLY_DEATH=0.1) as master:
         first, second = master.settled().workers()
         time.sleep(0.2)
         os.kill(first, number)
@@ -161,7 +161,7 @@ def test_a_program_that_cannot_work_here_ends(tmp_path: Path) -> None:
 
 def test_workers_that_never_get_ready_count_as_dead(tmp_path: Path) -> None:
     (tmp_path / "mute").touch()
-    with Master(tmp_path, 1, SILENCE=0.3, BACKOFF=(0.0, 0.0, 0.1), MERCY=0.1) as master:
+    with Master(tmp_path, 1, HEARTBEAT_TIMEOUT=0.3, BACKOFF=(0.0, 0.0, 0.1), ABORT_TIMEOUT=0.1) as master:
         assert master.ends() == os.EX_SOFTWARE
         assert "has been silent" in master.log()
 
@@ -243,7 +243,7 @@ def test_when_no_process_can_be_forked_it_goes_on_trying() -> None:
 
 
 def test_a_stopped_worker_is_killed_and_replaced(tmp_path: Path) -> None:
-    with Master(tmp_path, SILENCE=1.0, MERCY=0.2) as master:
+    with Master(tmp_path, HEARTBEAT_TIMEOUT=1.0, ABORT_TIMEOUT=0.2) as master:
         first, second = master.settled().workers()
         os.kill(first, signal.SIGSTOP)
         master.has(2, without=[first])
@@ -253,7 +253,7 @@ def test_a_stopped_worker_is_killed_and_replaced(tmp_path: Path) -> None:
 
 
 def test_a_frozen_worker_writes_down_where_it_stands(tmp_path: Path) -> None:
-    with Master(tmp_path, 1, SILENCE=1.0) as master:
+    with Master(tmp_path, 1, HEARTBEAT_TIMEOUT=1.0) as master:
         (worker,) = master.settled().workers()
         master.tell("silent")
         master.logged("was killed by signal 6 (Aborted)")
@@ -264,7 +264,7 @@ def test_a_frozen_worker_writes_down_where_it_stands(tmp_path: Path) -> None:
 
 
 def test_ctrl_z_is_not_held_against_the_children(tmp_path: Path) -> None:
-    with Master(tmp_path, SILENCE=0.5, LOOK=0.1) as master:
+    with Master(tmp_path, HEARTBEAT_TIMEOUT=0.5, LOOK=0.1) as master:
         workers = master.settled().workers()
         for pid in (master.pid, *workers):
             os.kill(pid, signal.SIGSTOP)
@@ -397,7 +397,7 @@ def test_a_wrong_configuration_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["die", "mute"])
 def test_new_workers_that_do_not_start_change_nothing(tmp_path: Path, fault: str) -> None:
-    with Master(tmp_path, SILENCE=1.0) as master:
+    with Master(tmp_path, HEARTBEAT_TIMEOUT=1.0) as master:
         workers = master.settled().workers()
         master.tell(fault)
         master.send(signal.SIGHUP)

@@ -223,7 +223,7 @@ class Stand:
         `far` is the memory where its answers have to be fetched.
         """
         engine = self.engine
-        engine.dice.seed(seed)
+        engine.random_source.seed(seed)
         engine._sessions = ALWAYS_INSPECT * (seed & 1)  # every other input is looked at closely
         self.notes.clear()
         self.notes.far = far

@@ -271,7 +271,7 @@ class Kind(NamedTuple):
     @property
     def whole(self) -> bool:
         """Replies are whole: no fault cuts them."""
-        return not any(rule.verdict.fault for rule in self.config.rules)
+        return not any(rule.effect.fault for rule in self.config.rules)
 
 
 PLAIN = ListenerConfig(hostname="mx.test", listener="127.0.0.1:25")
