@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blackhole.rules.limiters import Answer, PendingAnswer, Slot, Update
+from blackhole.rules.attempt_store import Answer, PendingAnswer, Slot, Update
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable

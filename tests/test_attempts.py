@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackhole.rules.limiters import Record, counted
+from blackhole.rules.attempt_store import Record, counted
 from blackhole.store.attempts import PLACES, SLOTS, AttemptTable
 
 

@@ -11,7 +11,10 @@ from program import ROOT, run
 
 from blackhole import options
 from blackhole.rules import explain, scenario
-from blackhole.rules.model import CERTIFICATES, FAULTS, Policy, RuleContext
+from blackhole.rules.context import RuleContext
+from blackhole.rules.effects import CERTIFICATES
+from blackhole.rules.faults import FAULTS
+from blackhole.rules.listener_rules import ListenerRules
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
 
@@ -236,7 +239,7 @@ MANY = "".join(
 def test_it_says_what_the_server_does() -> None:
     """`explain` asks rule by rule, the server takes short ways; they agree in every case."""
     rules = tuple(scenario.parse_rules(MANY, "test.toml"))
-    policy = Policy(rules, "accept", "127.0.0.1:25")
+    policy = ListenerRules(rules, "accept", "127.0.0.1:25")
     asked = 0
     for name in ("bob", "ann", "eve", "Bob"):
         for domain in ("a.example", "b.example", "c.example", "B.EXAMPLE", "x.test", ""):

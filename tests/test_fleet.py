@@ -27,15 +27,8 @@ from test_server import connect, until_closed
 from transcript import PATIENCE, Transcript, Wire, every, play
 
 from blackhole import options
-from blackhole.rules.limiters import (
-    Answer,
-    Greylist,
-    PendingAnswer,
-    ScopedStore,
-    Update,
-    WindowCount,
-    counted,
-)
+from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Update, counted
+from blackhole.rules.limiters import Greylist, WindowCount
 from blackhole.settings import OperatorError, Redis
 from blackhole.store import redis_attempts
 from blackhole.store.attempts import AttemptTable

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from blackhole.rules.model import FAULTS
+from blackhole.rules.faults import FAULTS
 from blackhole.rules.scenario import COUNTED, RULE_KEYS, profiles
 from blackhole.smtp.replies import NextAction
 from tests.fuzz import inputs, live, model

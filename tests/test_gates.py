@@ -17,18 +17,10 @@ from elsewhere import Elsewhere, Silence, fetched
 from program import Program, descriptors, wait_for
 
 from blackhole.rules import explain, scenario
+from blackhole.rules.attempt_store import NULL_STORE, Answer, AttemptStore, Update, counted
+from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import (
-    NULL_STORE,
-    Answer,
-    AttemptStore,
-    Greylist,
-    RateLimit,
-    Update,
-    counted,
-    network,
-)
-from blackhole.rules.model import RuleContext
+from blackhole.rules.limiters import Greylist, RateLimit, network
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ListenerConfig
 from blackhole.store.attempts import AttemptTable

@@ -21,16 +21,16 @@ LEAVES = frozenset(("blackhole", "addresses", "conf_file", "options", "settings"
 
 CIRCLES: list[tuple[str, ...]] = [
     ("net.connection", "net.server"),
-    ("rules.limiters", "rules.model"),
     ("web.control", "web.dashboard", "web.pages"),
 ]
 """Circles of imports that are left: to be removed."""
 
 UPWARD: frozenset[tuple[str, str]] = frozenset(
     (
-        ("smtp.session", "rules.evaluator"),
-        ("smtp.session", "rules.limiters"),
-        ("smtp.session", "rules.model"),
+        *(
+            ("smtp.session", f"rules.{module}")
+            for module in ("attempt_store", "context", "evaluator", "faults", "listener_rules", "model")
+        ),
         ("smtp.state", "rules.model"),
     )
 )

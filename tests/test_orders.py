@@ -19,8 +19,8 @@ from blackhole.net import server, tls
 from blackhole.process import worker
 from blackhole.process.supervisor import ChildContext
 from blackhole.rules import scenario
+from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore, counted
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import NULL_STORE, AttemptStore, ScopedStore, counted
 from blackhole.rules.scenario import NONE
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.session import Session, SMTPEngine

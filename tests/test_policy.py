@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackhole.rules.model import Condition, Decision, Effect, Rule, RuleContext, RuleTable, Window
+from blackhole.rules.context import RuleContext
+from blackhole.rules.effects import Effect
+from blackhole.rules.model import Condition, Decision, Rule, Window
 from blackhole.rules.patterns import COMPARISONS, SPANS, GlobSet, comparison
+from blackhole.rules.table import RuleTable
 
 TEXT = st.sampled_from(
     ("ann@example.com", "Bob.Bulk@example.com", "bob@bulk.example.com", "news+ann@example.com", "")
@@ -196,4 +199,5 @@ def test_sizes_do_not_make_a_table_grow() -> None:
         assert (found.cell if isinstance(found, Decision) else None) == (
             None if case.size % 10 else case.size // 10
         )
-        assert table._sizes is not None and len(table._sizes._spans) <= SPANS
+        assert table._index is not None and table._index._sizes is not None
+        assert len(table._index._sizes._spans) <= SPANS

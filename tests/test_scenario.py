@@ -13,9 +13,11 @@ import pytest
 from elsewhere import Elsewhere, fetched
 
 from blackhole.rules import scenario
+from blackhole.rules.attempt_store import NULL_STORE
+from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import NULL_STORE
-from blackhole.rules.model import MAX_CLIENT_KINDS, Condition, Rule, RuleContext, Window
+from blackhole.rules.listener_rules import MAX_CLIENT_KINDS
+from blackhole.rules.model import Condition, Rule, Window
 from blackhole.rules.patterns import GlobSet, Networks
 from blackhole.settings import OperatorError
 from blackhole.smtp.header_section import fields

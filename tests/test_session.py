@@ -18,8 +18,8 @@ from transcript import CONNECTED, PIPELINED, Mismatch, Transcript, bless, every,
 from blackhole import options
 from blackhole.net import server
 from blackhole.rules import scenario
+from blackhole.rules.attempt_store import AttemptStore
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import AttemptStore
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario
 from blackhole.smtp.commands import NOT_SMTP

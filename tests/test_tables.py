@@ -10,7 +10,7 @@ import pytest
 from transcript import ENDS, FOLDER, Transcript, every
 
 from blackhole import options, settings
-from blackhole.rules.model import MODES
+from blackhole.rules.modes import MODES
 from blackhole.smtp import commands, extensions, replies
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.session import SMTPEngine

@@ -30,7 +30,7 @@ from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import RECEIVED, Connection
 from blackhole.net.direct import DirectStream, Selector
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.model import MODES
+from blackhole.rules.modes import MODES
 from blackhole.rules.scenario import NONE, Scenario
 from blackhole.settings import Http, Listener, OperatorError, Settings
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS, Reply

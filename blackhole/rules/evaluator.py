@@ -11,9 +11,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from blackhole.rules.limiters import NULL_STORE, AttemptStore, PendingAnswer, counted
-from blackhole.rules.model import Decision, Fault, PendingDecision, Policy, RuleContext, RuleTable, mask_ehlo
+from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer, counted
+from blackhole.rules.context import RuleContext
+from blackhole.rules.effects import mask_ehlo
+from blackhole.rules.faults import Fault
+from blackhole.rules.listener_rules import ListenerRules
+from blackhole.rules.model import Decision, PendingDecision
 from blackhole.rules.retries import OutcomeStore, RetryTracker
+from blackhole.rules.table import RuleTable
 from blackhole.smtp import replies
 from blackhole.smtp.header_section import MOST, HeaderCollector, fields
 from blackhole.smtp.randomness import RandomSource
@@ -40,7 +45,7 @@ class RuleEnvironment(NamedTuple):
 NO_ENVIRONMENT: Final = RuleEnvironment()
 
 
-def judged(policy: Policy, phase: str) -> bool:
+def judged(policy: ListenerRules, phase: str) -> bool:
     """Whether a judge has to hear of the commands of this phase."""
     return (
         phase in policy.phases
@@ -74,7 +79,7 @@ class RuleEvaluator:
     )
 
     def __init__(
-        self, policy: Policy, outside: RuleEnvironment, random_source: RandomSource, case: RuleContext
+        self, policy: ListenerRules, outside: RuleEnvironment, random_source: RandomSource, case: RuleContext
     ) -> None:
         self._policy = policy
         self._outside = outside
@@ -219,7 +224,7 @@ class RuleEvaluator:
         phase: str,
         do: Callable[[SessionState, Any], Reply],
         said: Any,
-        policy: Policy | None = None,
+        policy: ListenerRules | None = None,
     ) -> Reply:
         """Ask the rules of the phase; do what they say, or what the client asked for.
 
@@ -279,7 +284,7 @@ class RuleEvaluator:
             self.retry_tracker.hear(state, phase, address, answer.code)
         return answer
 
-    def _ask(self, phase: str, policy: Policy | None = None) -> Decision | PendingDecision | None:
+    def _ask(self, phase: str, policy: ListenerRules | None = None) -> Decision | PendingDecision | None:
         """What the rules of a phase say, once all is known that they look at."""
         tables = self._tables if policy is None else policy.tables(self.case)
         table = tables.get(phase)

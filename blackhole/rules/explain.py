@@ -7,7 +7,9 @@ from dataclasses import replace
 from random import Random
 
 from blackhole.rules import scenario
-from blackhole.rules.model import NO_DRAWS, Draws, Effect, Rule, RuleContext
+from blackhole.rules.context import RuleContext
+from blackhole.rules.effects import Effect
+from blackhole.rules.model import NO_DRAWS, Draws, Rule
 from blackhole.rules.patterns import comparison
 from blackhole.settings import MODES, OperatorError
 from blackhole.smtp.state import PHASES

@@ -17,12 +17,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from blackhole.rules.limiters import Answer, Record, Update, network
+from blackhole.rules.attempt_store import Answer, Record, Update
+from blackhole.rules.limiters import network
 from blackhole.smtp import header_section
 from blackhole.smtp.replies import NextAction
 
 if TYPE_CHECKING:
-    from blackhole.rules.model import Fault
+    from blackhole.rules.faults import Fault
     from blackhole.smtp.state import SessionState
 
 # What becomes of a message.

@@ -16,32 +16,14 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+from blackhole.rules.attempt_store import NULL_STORE, AttemptStore
+from blackhole.rules.context import RuleContext
 from blackhole.rules.delays import LONGEST, DelayDistribution, Lognormal, Percentiles, Uniform
-from blackhole.rules.limiters import (
-    BY,
-    NULL_STORE,
-    AttemptStore,
-    ConcurrencyLimit,
-    Greylist,
-    Limiter,
-    RateLimit,
-)
-from blackhole.rules.model import (
-    BLANKS,
-    CERTIFICATES,
-    DEFAULT_GREYLIST,
-    FAULTS,
-    GREYLISTED,
-    REPLACES_COMMAND,
-    Condition,
-    Effect,
-    Fault,
-    Rule,
-    RuleContext,
-    Template,
-    Window,
-    action_after,
-)
+from blackhole.rules.effects import BLANKS, CERTIFICATES, Effect, Template, action_after
+from blackhole.rules.faults import FAULTS, REPLACES_COMMAND, Fault
+from blackhole.rules.limiters import BY, ConcurrencyLimit, Greylist, Limiter, RateLimit
+from blackhole.rules.model import Condition, Rule, Window
+from blackhole.rules.modes import DEFAULT_GREYLIST, GREYLISTED
 from blackhole.rules.patterns import Comparison, GlobSet, Networks, comparison
 from blackhole.settings import OperatorError
 from blackhole.smtp.replies import Reply

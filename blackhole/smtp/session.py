@@ -23,9 +23,12 @@ from functools import partial
 from math import ceil
 from typing import Final, NamedTuple
 
+from blackhole.rules.attempt_store import PendingAnswer
+from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import NO_ENVIRONMENT, RuleEnvironment, RuleEvaluator, judged
-from blackhole.rules.limiters import PendingAnswer
-from blackhole.rules.model import Fault, Policy, Rule, RuleContext, partial_reply
+from blackhole.rules.faults import Fault, partial_reply
+from blackhole.rules.listener_rules import ListenerRules
+from blackhole.rules.model import Rule
 from blackhole.smtp import replies
 from blackhole.smtp.auth import redacted
 from blackhole.smtp.commands import COMMANDS, OTHER, PLAIN, Command, check_helo_name, listener_replies, syntax
@@ -155,7 +158,7 @@ class BoundCommand:
     )
 
     def __init__(
-        self, command: Command, strict: bool, policy: Policy, limits: ClientLimits | None = None
+        self, command: Command, strict: bool, policy: ListenerRules, limits: ClientLimits | None = None
     ) -> None:
         self.read: Final = command.read
         self.do: Final = with_limits(command.verb, command.do, limits)
@@ -204,13 +207,13 @@ class SMTPEngine:
         self.successor: SMTPEngine | None = None
         """The engine that has taken the place of this one, if one has."""
         self._sessions = 0
-        self.policy: Final = Policy(config.rules, config.mode, config.listener)
+        self.policy: Final = ListenerRules(config.rules, config.mode, config.listener)
         self.judged: Final = bool(self.policy.phases)
         self.most: Final = config.message_size_limit or NEVER
         """Octets of a message."""
         self.switch: Final = config.dynamic_switch
         self.modes: Final = {
-            mode.decode(): Policy(config.rules, mode.decode(), config.listener)
+            mode.decode(): ListenerRules(config.rules, mode.decode(), config.listener)
             for mode in MODES
             if self.switch
         }

@@ -27,7 +27,7 @@ from collections.abc import Hashable, Iterator
 from struct import Struct
 from typing import Final
 
-from blackhole.rules.limiters import Answer, Slot, Update
+from blackhole.rules.attempt_store import Answer, Slot, Update
 
 SETS: Final = 1 << 15
 """With eight slots each: a quarter of a million keys, in 8 MiB, of which only what is used is resident."""

@@ -24,7 +24,7 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules import scenario
-from blackhole.rules.limiters import ScopedStore
+from blackhole.rules.attempt_store import ScopedStore
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
 

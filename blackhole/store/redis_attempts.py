@@ -29,7 +29,8 @@ from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from blackhole.rules.limiters import Answer, PendingAnswer, Slot, Update, WindowCount
+from blackhole.rules.attempt_store import Answer, PendingAnswer, Slot, Update
+from blackhole.rules.limiters import WindowCount
 from blackhole.settings import OperatorError, Redis
 from blackhole.store.attempts import AttemptTable
 

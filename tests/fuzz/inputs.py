@@ -26,8 +26,8 @@ from zlib import crc32
 
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.client_table import ClientTable, ClientTableView
+from blackhole.rules.attempt_store import Answer, Record, Slot, Update
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import Answer, Record, Slot, Update
 from blackhole.rules.retries import EVENTS
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import AUTH_LINE, LINE, Session, SMTPEngine

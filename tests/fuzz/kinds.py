@@ -9,7 +9,8 @@ from random import Random
 from typing import NamedTuple
 
 from blackhole.net.admission import client_limits
-from blackhole.rules.model import MODES, Rule
+from blackhole.rules.model import Rule
+from blackhole.rules.modes import MODES
 from blackhole.rules.scenario import load_rules, parse_rules, profiles
 from blackhole.settings import Settings
 from blackhole.smtp.state import ClientLimits, ListenerConfig
