@@ -476,7 +476,7 @@ class Service:
 
     def _work(self, setup: _Setup, title: str, context: ChildContext) -> None:
         """In a worker: serve."""
-        self._stats.sign(context.row, title)
+        self._stats.set_owner(context.row, title)
         self._let_go(setup, setup.doors)
         daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
         plot = replace(setup.scenario, began=self._began, past=self._past)
@@ -488,7 +488,7 @@ class Service:
 
     def _show(self, setup: _Setup, context: ChildContext) -> None:
         """In the dashboard: show what the workers count."""
-        self._stats.sign(context.row, DASHBOARD)
+        self._stats.set_owner(context.row, DASHBOARD)
         self._let_go(setup, set(setup.http))
         # Before root is gone: it may be that only root can read where Blackhole is installed.
         from blackhole.web.control import Control
@@ -501,7 +501,7 @@ class Service:
 
     def _tell(self, setup: _Setup, context: ChildContext) -> None:
         """Beside a server in the foreground: say how it goes."""
-        self._stats.sign(context.row, PROGRESS)
+        self._stats.set_owner(context.row, PROGRESS)
         self._let_go(setup, set())
         daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
         rates.progress(self._stats, context.row, context.master_alive_fd)

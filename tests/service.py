@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from transcript import PATIENCE
 
-from blackhole.metrics.counters import CELL_INDEX, Counters
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import CELL_INDEX
 from blackhole.net import server
 from blackhole.net.client_table import ClientTableView
 from blackhole.net.direct import Selector
@@ -38,7 +39,7 @@ class Service:
         self.context = context
         self.ledger = ledger
         self.stats = Counters(1)
-        self.cells = self.stats.cells(self.stats.claim())
+        self.cells = self.stats.cells(self.stats.allocate_row())
         self.sockets = server.bind(self.listener, 128)
         self.address: tuple[str, int] = self.sockets[0].getsockname()
         self.selector = Selector()

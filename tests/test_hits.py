@@ -19,7 +19,8 @@ from test_report import succeeded
 from test_simulator import outcome
 from test_web import Sink, ask, figures, post
 
-from blackhole.metrics.counters import RULE_HITS, RULE_NAMES, Counters
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import MAX_RULE_NAMES, RULE_HITS_START
 from blackhole.rules import scenario
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ListenerConfig
@@ -108,30 +109,33 @@ def test_a_fault_in_the_greeting_comes_first_to_who_talks_before_it(then: str) -
 
 def test_a_name_keeps_its_cell() -> None:
     stats = Counters(1)
-    assert stats.rule_counters(["b", "a", "b"]) == [RULE_HITS, RULE_HITS + 1, RULE_HITS]
-    assert stats.rule_counters(["a", "c"]) == [RULE_HITS + 1, RULE_HITS + 2]
-    stats.cells(stats.claim())[RULE_HITS + 1] = 4
+    assert stats.rule_counters(["b", "a", "b"]) == [RULE_HITS_START, RULE_HITS_START + 1, RULE_HITS_START]
+    assert stats.rule_counters(["a", "c"]) == [RULE_HITS_START + 1, RULE_HITS_START + 2]
+    stats.cells(stats.allocate_row())[RULE_HITS_START + 1] = 4
     before = stats.snapshot()
     assert before.rule_hits == {"b": 0, "a": 4, "c": 0}
-    stats.cells(0)[RULE_HITS] = 9
+    stats.cells(0)[RULE_HITS_START] = 9
     assert (stats.snapshot() - before).rule_hits == {"b": 9, "a": 0, "c": 0}
 
 
 def test_names_beyond_the_table_are_others() -> None:
     stats = Counters(1)
-    assert stats.rule_counters(["others"]) == [RULE_HITS + RULE_NAMES - 1], (
+    assert stats.rule_counters(["others"]) == [RULE_HITS_START + MAX_RULE_NAMES - 1], (
         "whoever is called so is one of them"
     )
-    cells = stats.rule_counters(map(str, range(RULE_NAMES + 10)))
-    assert cells == [*range(RULE_HITS, RULE_HITS + RULE_NAMES), *[RULE_HITS + RULE_NAMES - 1] * 10]
-    stats.cells(stats.claim())[RULE_HITS + RULE_NAMES - 1] = 5
+    cells = stats.rule_counters(map(str, range(MAX_RULE_NAMES + 10)))
+    assert cells == [
+        *range(RULE_HITS_START, RULE_HITS_START + MAX_RULE_NAMES),
+        *[RULE_HITS_START + MAX_RULE_NAMES - 1] * 10,
+    ]
+    stats.cells(stats.allocate_row())[RULE_HITS_START + MAX_RULE_NAMES - 1] = 5
     seen = stats.snapshot().rule_hits
-    assert ([*seen][-2:], seen["others"], len(seen)) == (["126", "others"], 5, RULE_NAMES)
+    assert ([*seen][-2:], seen["others"], len(seen)) == (["126", "others"], 5, MAX_RULE_NAMES)
 
 
 def test_a_long_name_is_clipped_between_characters() -> None:
     stats = Counters(1)
-    assert stats.rule_counters(["x" + "é" * 40, "x" + "é" * 50]) == [RULE_HITS, RULE_HITS]
+    assert stats.rule_counters(["x" + "é" * 40, "x" + "é" * 50]) == [RULE_HITS_START, RULE_HITS_START]
     assert stats.snapshot().rule_hits == {"x" + "é" * 31: 0}
 
 

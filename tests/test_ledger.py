@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blackhole.metrics.counters import WIDTH
+from blackhole.metrics.layout import ROW_CELLS
 from blackhole.web.figures import series
 from blackhole.web.history import DAY, HOUR, NAME, RUNS, SECOND, History, RingBuffer, Sample, rate
 
@@ -88,7 +88,7 @@ def test_pace_looks_back_as_far_as_is_known(span: int, pace: float) -> None:
 
 
 def counters(value: int) -> list[int]:
-    return [value] * WIDTH
+    return [value] * ROW_CELLS
 
 
 def test_a_run_remembers_its_counters() -> None:

@@ -265,7 +265,7 @@ def test_the_bell_is_heard_at_each_order_and_is_never_full() -> None:
 def test_an_order_that_cannot_be_followed_leaves_the_one_before_in_force(tmp_path: Path) -> None:
     """The dashboard gives no such order; but what is in a map may come from anybody who has it."""
     stats, orders = Counters(2), ControlChannel()
-    row, log = stats.claim(), tmp_path / "log"
+    row, log = stats.allocate_row(), tmp_path / "log"
     life, end = os.pipe()
     listener = Listener("127.0.0.1", 0)
     (door,) = server.bind(listener, 10)

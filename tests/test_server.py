@@ -20,7 +20,7 @@ from program import Program
 from service import Serve, Service
 from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
 
-from blackhole.metrics.counters import CELL_INDEX
+from blackhole.metrics.layout import CELL_INDEX
 from blackhole.smtp.state import PHASES, cell
 
 TRANSCRIPTS = every()

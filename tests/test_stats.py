@@ -8,15 +8,16 @@ import os
 import pytest
 from program import Program, wait_for
 
-from blackhole.metrics.counters import CELL_INDEX, CONNECTIONS, HISTOGRAM_INDEX, LISTENERS, Counters
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import CELL_INDEX, HISTOGRAM_INDEX, LISTENERS_START, MAX_LISTENERS
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import cell
 
 
 def test_rows_add_up() -> None:
     stats = Counters(3)
-    for row in (stats.claim(), stats.claim()):
-        stats.sign(row, f"blackhole: worker {row}")
+    for row in (stats.allocate_row(), stats.allocate_row()):
+        stats.set_owner(row, f"blackhole: worker {row}")
         cells = stats.cells(row)
         cells[cell(".", 250)] += 10
         cells[cell(".", 451)] += 1
@@ -24,7 +25,7 @@ def test_rows_add_up() -> None:
         cells[cell("RCPT", 550)] += 5
         cells[cell("CONNECT", 421)] += 1
         cells[CELL_INDEX["open"]] = 3
-        cells[CELL_INDEX["cpu"]] = 1_500_000
+        cells[CELL_INDEX["cpu_microseconds"]] = 1_500_000
     seen = stats.snapshot()
     assert dict(seen.messages) == {"accepted": 20, "deferred": 2, "rejected": 0}
     assert seen.recipients == 40
@@ -38,24 +39,24 @@ def test_rows_add_up() -> None:
 
 def test_counters_outlive_their_process_and_gauges_do_not() -> None:
     stats = Counters(1)
-    row = stats.claim()
-    stats.sign(row, "blackhole: worker 1")
+    row = stats.allocate_row()
+    stats.set_owner(row, "blackhole: worker 1")
     stats.heartbeat(row)
     assert stats.last_heartbeat(row) > 0
     stats.cells(row)[cell(".", 250)] += 7
     stats.cells(row)[CELL_INDEX["open"]] = 7
-    stats.release(row)
-    assert stats.claim() == row
+    stats.free_row(row)
+    assert stats.allocate_row() == row
     seen = stats.snapshot()
     assert (seen.messages["accepted"], seen.open, seen.workers) == (7, 0, ())
     assert stats.last_heartbeat(row) == 0
     with pytest.raises(RuntimeError):
-        stats.claim()
+        stats.allocate_row()
 
 
 def test_the_difference_is_what_happened_between() -> None:
     stats = Counters(1)
-    cells = stats.cells(stats.claim())
+    cells = stats.cells(stats.allocate_row())
     cells[cell(".", 250)] = 5
     before = stats.snapshot()
     cells[cell(".", 250)] = 12
@@ -68,23 +69,23 @@ def test_the_difference_is_what_happened_between() -> None:
 
 def test_a_listener_keeps_its_cell() -> None:
     stats = Counters(1)
-    assert stats.listener("127.0.0.1:25") == CONNECTIONS
-    assert stats.listener("[::1]:25") == CONNECTIONS + 1
-    assert stats.listener("127.0.0.1:25") == CONNECTIONS
-    stats.cells(stats.claim())[CONNECTIONS + 1] = 4
+    assert stats.listener("127.0.0.1:25") == LISTENERS_START
+    assert stats.listener("[::1]:25") == LISTENERS_START + 1
+    assert stats.listener("127.0.0.1:25") == LISTENERS_START
+    stats.cells(stats.allocate_row())[LISTENERS_START + 1] = 4
     assert dict(stats.snapshot().connections) == {"127.0.0.1:25": 0, "[::1]:25": 4}
 
 
 def test_listeners_beyond_the_table_are_others() -> None:
     stats = Counters(1)
     cells = {stats.listener(f"127.0.0.1:{port}") for port in range(1, 100)}
-    assert len(cells) == LISTENERS
+    assert len(cells) == MAX_LISTENERS
     assert stats.snapshot().listeners[-1] == "others"
 
 
 def test_a_histogram_tells_of_magnitudes() -> None:
     stats = Counters(1)
-    cells = stats.cells(stats.claim())
+    cells = stats.cells(stats.allocate_row())
     start = HISTOGRAM_INDEX["connection_messages"]
     for messages, times in ((0, 1), (1, 90), (6, 9)):
         cells[start + messages.bit_length()] += times
@@ -99,7 +100,7 @@ def test_a_histogram_tells_of_magnitudes() -> None:
 
 def test_what_lies_beyond_the_last_bucket_is_the_last_edge() -> None:
     stats = Counters(1)
-    stats.cells(stats.claim())[HISTOGRAM_INDEX["message_bytes"] + 39] += 1
+    stats.cells(stats.allocate_row())[HISTOGRAM_INDEX["message_bytes"] + 39] += 1
     seen = stats.snapshot().histograms["message_bytes"]
     assert seen.quantile(0.5) == seen.edges[-1]
     assert seen.as_dict()["beyond"] == 1
@@ -116,7 +117,7 @@ def test_another_process_reads_it() -> None:
 
 
 def test_a_process_without_figures_is_no_server() -> None:
-    with pytest.raises(OperatorError, match="keeps no figures"):
+    with pytest.raises(OperatorError, match="has no counters"):
         Counters.of(os.getppid())
     with pytest.raises(OperatorError, match="has just ended"):
         Counters.of(2**22 + 1)

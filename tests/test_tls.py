@@ -19,7 +19,7 @@ from conftest import Certificate
 from program import Program, free_port, wait_for
 from service import Serve
 
-from blackhole.metrics.counters import CELL_INDEX
+from blackhole.metrics.layout import CELL_INDEX
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 

@@ -19,7 +19,8 @@ from test_clients import IMPATIENT, SENDER, Postfix, folder, needs, rules
 from test_web import Sink, ask, post
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Counters, Snapshot
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.net.direct import Selector
 from blackhole.process.supervisor import ChildContext
 from blackhole.process.worker import SETS as VISITED
@@ -527,7 +528,7 @@ def test_workers_look_for_what_never_came() -> None:
             {},
             None,
             stats,
-            ChildContext(stats.claim(), -1),
+            ChildContext(stats.allocate_row(), -1),
             Selector(),
             Scenario(past=past),
             ControlChannel(),
@@ -556,7 +557,7 @@ def test_what_was_taken_takes_no_room() -> None:
 
 def figures(**events: int) -> Snapshot:
     stats = Counters(1)
-    cells = stats.cells(stats.claim())
+    cells = stats.cells(stats.allocate_row())
     for number, event in enumerate(EVENTS):
         cells[NOTED + number] = events.get(event.name.replace("-", "_"), 0)
     return stats.snapshot()

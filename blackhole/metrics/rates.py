@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Counters, Snapshot
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import OperatorError
 
 AWAITED = frozenset((signal.SIGINT, signal.SIGALRM))

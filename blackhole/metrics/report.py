@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree as xml
 
-from blackhole.metrics.counters import Snapshot
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.rules.retries import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.smtp.violations import LEVELS, VIOLATIONS, Violation
 
@@ -135,7 +135,7 @@ def _summary(figures: Snapshot) -> list[str]:
     return [
         f"{many(sum(figures.messages.values()), 'message')} ({of_messages}),"
         f" {many(figures.recipients, 'recipient')}",
-        f"{many(connections, 'connection')}, {figures.hung_up} of them left without QUIT",
+        f"{many(connections, 'connection')}, {figures.closed_without_quit} of them left without QUIT",
     ]
 
 
@@ -158,7 +158,7 @@ def as_dict(figures: Snapshot) -> dict[str, Any]:
         ],
         "retries": figures.retries,
         "rule_hits": figures.rule_hits,
-    } | figures.shown
+    } | figures.clients_as_dict()
 
 
 def as_json(figures: Snapshot) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from tornado.iostream import StreamClosedError
 
 from blackhole.addresses import to_bytes
-from blackhole.metrics.counters import CELL_INDEX, record
+from blackhole.metrics.counters import record
+from blackhole.metrics.layout import CELL_INDEX
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS
 from blackhole.smtp.replies import (
@@ -47,7 +48,7 @@ NOTHING: Final = frozenset((0,))
 
 RECEIVED: Final = CELL_INDEX["received_bytes"]
 TIMED_OUT: Final = CELL_INDEX["timed_out"]
-PROBES: Final = CELL_INDEX["probes"]
+PROBES: Final = CELL_INDEX["closed_without_command"]
 TLS_OK: Final = CELL_INDEX["tls_ok"]
 TLS_FAILED: Final = CELL_INDEX["tls_failed"]
 TLS_RESUMED: Final = CELL_INDEX["tls_resumed"]

@@ -23,7 +23,8 @@ from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import NetworkSet, to_bytes
-from blackhole.metrics.counters import CELL_INDEX, CONNECTIONS, record_all
+from blackhole.metrics.counters import record_all
+from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
@@ -171,7 +172,7 @@ class SMTPServer(TCPServer):
         trace: TraceFunction | None,
         should_yield_accept: Callable[[], bool] | None = None,
         scenario: Scenario = NONE,
-        number: int = CONNECTIONS,
+        number: int = LISTENERS_START,
         ledger: ClientTableView | None = None,
         page: ClientLogWriter | None = None,
     ) -> None:

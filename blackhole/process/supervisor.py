@@ -329,11 +329,11 @@ class Supervisor:
     # Births and deaths.
 
     def _start(self, place: _Slot, now: float) -> None:
-        row = self._stats.claim()
+        row = self._stats.allocate_row()
         try:
             pid = os.fork()
         except OSError as error:  # the machine's fault, for which no place is given up
-            self._stats.release(row)
+            self._stats.free_row(row)
             place.failures = min(place.failures + 1, GIVE_UP - 1)
             self._again(place, now, f"{place.job.title} cannot be forked: {error.strerror}")
             return
@@ -368,7 +368,7 @@ class Supervisor:
     def _bury(self, child: _Child, code: int, now: float) -> None:
         if not child.ready and self._stats.last_heartbeat(child.row):
             child.ready = now
-        self._stats.release(child.row)
+        self._stats.free_row(child.row)
         how = (
             f"was killed by signal {-code} ({signal.strsignal(-code)})"
             if code < 0

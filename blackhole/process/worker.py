@@ -17,7 +17,8 @@ from typing import Final
 
 import tornado.platform.asyncio  # noqa: F401 - likewise
 
-from blackhole.metrics.counters import CELL_INDEX, Counters, record
+from blackhole.metrics.counters import Counters, record
+from blackhole.metrics.layout import CELL_INDEX
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.direct import Selector
@@ -43,8 +44,8 @@ WORKER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.S
 
 PARTING: Final = 0.3
 """Seconds for the last words of one who retires; shorter than the master's patience with him."""
-CPU: Final = CELL_INDEX["cpu"]
-OBEYS: Final = CELL_INDEX["obeys"]
+CPU: Final = CELL_INDEX["cpu_microseconds"]
+OBEYS: Final = CELL_INDEX["applied_order"]
 
 RINGS: Final = select.EPOLLIN | select.EPOLLET
 """Each time the bell is rung, and not as long as it sounds."""
@@ -74,7 +75,7 @@ def run(
     limit_repeated_lines()
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    ledger = ClientTableView(clients, context.row, stats.living) if clients is not None else None
+    ledger = ClientTableView(clients, context.row, stats.live_rows) if clients is not None else None
     cells = stats.cells(context.row)
     selector = Selector(lambda waited, served: meter(cells, waited, served))
     with asyncio.Runner(loop_factory=selector.loop) as runner:
@@ -84,7 +85,7 @@ def run(
 
 def meter(cells: memoryview, waited: int, served: int) -> None:
     """Count where the time of one turn of a client went, from nanoseconds."""
-    record(cells, "client_seconds", waited // 1000)
+    record(cells, "client_think_seconds", waited // 1000)
     record(cells, "service_seconds", served // 1000)
 
 

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from tornado.web import stream_request_body
 
-from blackhole.metrics.counters import RULE_NAMES, Counters, clipped
+from blackhole.metrics.counters import Counters, clipped
+from blackhole.metrics.layout import MAX_RULE_NAMES
 from blackhole.net import tls
 from blackhole.rules import scenario
 from blackhole.rules.model import Rule
@@ -179,7 +180,7 @@ class Control:
         if self._counted[0] != number:
             rules = scenario.parse_rules(order.text, order.name) if order.name else self._loaded.rules
             names = dict.fromkeys(clipped(rule.name) for rule in rules)
-            self._counted = number, len(rules), [*names][:RULE_NAMES]
+            self._counted = number, len(rules), [*names][:MAX_RULE_NAMES]
         return {
             "name": order.name or LOADED,
             "ordered": bool(order.name),

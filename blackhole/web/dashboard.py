@@ -27,7 +27,8 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, RequestHandler
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Counters, Snapshot
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.process.logs import reopen
 from blackhole.process.supervisor import ChildContext
 from blackhole.settings import Settings

@@ -7,7 +7,9 @@ from collections import deque
 from typing import Any, Final
 
 from blackhole import __version__
-from blackhole.metrics.counters import CELL_INDEX, Counters, Snapshot
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import CELL_INDEX
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import Settings
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.web.history import DAY, HOUR, SECOND, History, RingBuffer, Run, Sample, rate
@@ -24,7 +26,7 @@ SMOOTH: Final = 5
 SPANS: Final = (1, 10, 60)
 """Seconds over which rates are given."""
 
-TIMES: Final = {"sink": "service_seconds", "client": "client_seconds", "delay": "delay_seconds"}
+TIMES: Final = {"sink": "service_seconds", "client": "client_think_seconds", "delay": "delay_seconds"}
 """Where the time of a connection goes -> the histogram that tells."""
 
 
@@ -58,7 +60,9 @@ class StatsView:
 
         By the worker's own number the count would fall when a reload gives it another row.
         """
-        cells = {row: self._stats.cells(row)[CELL_INDEX["cpu"]] for row in range(self._stats.rows)}
+        cells = {
+            row: self._stats.cells(row)[CELL_INDEX["cpu_microseconds"]] for row in range(self._stats.rows)
+        }
         return {str(row + 1): cpu / 1e6 for row, cpu in cells.items() if cpu}
 
     def at_start(self, run: Run) -> Snapshot:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from blackhole.metrics.counters import WIDTH
+from blackhole.metrics.layout import ROW_CELLS
 
 SECOND: Final = 1_000_000
 """Microseconds; all moments in here are such, of the monotonic clock."""
@@ -130,7 +130,7 @@ class History:
     HEAD: Final = ("began", "ended", "at", "peak", "crowd", "waited")
 
     def __init__(self) -> None:
-        self._slot: Final = len(self.HEAD) + NAME // 8 + 2 * WIDTH
+        self._slot: Final = len(self.HEAD) + NAME // 8 + 2 * ROW_CELLS
         hour, day = RingBuffer.size(HOUR), RingBuffer.size(DAY)
         top = 2
         self._map: Final = mmap.mmap(-1, (top + hour + day + RUNS * self._slot) * 8)
@@ -188,7 +188,7 @@ class History:
             return False
         slot, head, text = slots[0], len(self.HEAD), NAME // 8
         slot[0] = 0
-        slot[head + text : head + text + WIDTH] = _cells(counters)
+        slot[head + text : head + text + ROW_CELLS] = _cells(counters)
         label = memoryview(name.encode("ascii").ljust(NAME, b"\0")).cast("Q")
         slot[head : head + text] = label
         slot[1:head] = memoryview(bytes((head - 1) * 8)).cast("Q")
@@ -201,8 +201,8 @@ class History:
         """End a run; one that has ended stays as it is."""
         for slot in self._slots():
             if slot[0] and not slot[1] and self._read(slot).name == name:
-                base = len(self.HEAD) + NAME // 8 + WIDTH
-                slot[base : base + WIDTH] = _cells(counters)
+                base = len(self.HEAD) + NAME // 8 + ROW_CELLS
+                slot[base : base + ROW_CELLS] = _cells(counters)
                 slot[1] = time.monotonic_ns() // 1000
 
     def _slots(self) -> Iterator[memoryview]:
@@ -214,4 +214,4 @@ class History:
         name = slot[head : head + text].tobytes().rstrip(b"\0").decode("ascii")
         began, ended, at, peak, crowd, waited = slot[:head]
         counters = slot[head + text :]
-        return Run(name, began, ended, at, peak, crowd, waited, counters[:WIDTH], counters[WIDTH:])
+        return Run(name, began, ended, at, peak, crowd, waited, counters[:ROW_CELLS], counters[ROW_CELLS:])

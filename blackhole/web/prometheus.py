@@ -16,7 +16,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from blackhole import __version__
-from blackhole.metrics.counters import CELL_INDEX, HISTOGRAMS, Distribution, Snapshot
+from blackhole.metrics.layout import CELL_INDEX, HISTOGRAMS
+from blackhole.metrics.snapshot import Distribution, Snapshot
 
 
 def text(snapshot: Snapshot, cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:
@@ -47,13 +48,15 @@ class _Counters(Collector):
         yield _gauge("open_connections", "Connections that are open now.", now.open)
         yield _counter("refused_connections", "Those refused in place of the greeting.", now.refused)
         yield _counter("timed_out_connections", "Those closed for their silence.", now.total("timed_out"))
-        yield _counter("hung_up_connections", "Those that clients closed without QUIT.", now.hung_up)
+        yield _counter(
+            "hung_up_connections", "Those that clients closed without QUIT.", now.closed_without_quit
+        )
         yield _counter("received_bytes", "Octets that clients sent.", now.total("received_bytes"))
         yield _counters("commands", "Commands that were answered, by phase.", now.commands, "phase")
         yield _counters("replies", "Replies, by phase and code.", replies, "phase", "code")
         yield _counters("tls_handshakes", "TLS handshakes; ok has the resumed too.", tls, "result")
         yield _counters("violations", "What senders did wrong, by rule.", now.violations, "rule")
-        yield _counters("retries", "What was not taken at once, and what came again.", now.events, "event")
+        yield _counters("retries", "What was not taken at once, and what came again.", now.outcomes, "event")
         yield _counters("rule_hits", "How often rules of scenarios spoke, by name.", now.rule_hits, "rule")
         yield _counters("worker_cpu_seconds", "Processor time, by place of a worker.", self._cpu, "worker")
         for row in HISTOGRAMS:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import trustme
 
-from blackhole.metrics.counters import CELL_INDEX, Counters
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import CELL_INDEX
 from tests.faults.clients import Client, Load, Refused, cpu, deliver, family, percentile
 from tests.faults.row import Trial, row
 from tests.program import ROOT, Program, alive, descriptors, environment, free_port, run, state, wait_for

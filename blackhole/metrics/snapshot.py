@@ -1,0 +1,282 @@
+"""A snapshot of the shared counters, and what a reader can ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from operator import sub
+from typing import Any, Final, NamedTuple
+
+from blackhole.metrics.layout import (
+    CELL_INDEX,
+    CODES_PER_PHASE,
+    FIRST_CODE,
+    HISTOGRAM_INDEX,
+    HISTOGRAMS,
+    LISTENERS_START,
+    MAX_LISTENERS,
+    OUTCOMES_START,
+    VIOLATIONS_START,
+    Histogram,
+)
+from blackhole.rules.retries import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+from blackhole.smtp.state import PHASES
+from blackhole.smtp.violations import VIOLATIONS
+from blackhole.store.client_log import Client
+
+DISPOSITIONS: Final = {2: "accepted", 4: "deferred", 5: "rejected"}
+"""First digit of the reply to the end of a message -> the disposition of the message."""
+
+
+class ProcessStatus(NamedTuple):
+    """A live process of the server."""
+
+    title: str
+    pid: int
+    silent: float
+    """Seconds since its last heartbeat; a heartbeat comes once a second."""
+    open: int
+    """Open connections."""
+    cpu: float
+    """Seconds of processor time of all processes that had this row, as of a second ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A histogram as it was read.
+
+    >>> sizes = Distribution(counts=(1, 0, 3, 0), sum=10.0, unit=1)
+    >>> sizes.count, sizes.mean, sizes.quantile(0.5)
+    (4, 2.5, 3)
+    """
+
+    counts: tuple[int, ...]
+    """Number of values in each bucket."""
+    sum: float
+    unit: float
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean; 0.0 without values."""
+        return self.sum / self.count if self.count else 0.0
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The largest value of each bucket but the last, which has no upper limit."""
+        return tuple(
+            ((1 << k) - 1 if self.unit == 1 else 1 << k) * self.unit for k in range(len(self.counts) - 1)
+        )
+
+    def quantile(self, share: float) -> float:
+        """Return an upper limit of the quantile: the edge of the bucket that it falls into."""
+        wanted = share * self.count
+        seen = 0
+        for edge, count in zip(self.edges, self.counts, strict=False):
+            seen += count
+            if seen >= wanted:
+                return edge
+        return self.edges[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the form for JSON. Empty buckets are left out."""
+        return {
+            "count": self.count,
+            "sum": self.sum,
+            "mean": self.mean,
+            "p50": self.quantile(0.5),
+            "p90": self.quantile(0.9),
+            "p99": self.quantile(0.99),
+            "buckets": {
+                f"{edge:g}": count for edge, count in zip(self.edges, self.counts, strict=False) if count
+            },
+            "beyond": self.counts[-1],
+        }
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All counters at one moment, or the difference of two snapshots: what happened between them.
+
+    In a difference, `seconds` is the time between the two; gauges (`workers`, `open`) are those of the later
+    one.
+    """
+
+    seconds: float
+    """Monotonic time, or the time between two snapshots."""
+    started: float
+    """When the server began, in seconds since 1970."""
+    listeners: tuple[str, ...]
+    workers: tuple[ProcessStatus, ...]
+    """Every live process that has a row, sorted by title."""
+    rule_counters: Mapping[str, int]
+    """Name of a rule -> index of the cell that counts its matches."""
+    cells: tuple[int, ...]
+    """The sum of all rows."""
+    clients: tuple[Client, ...] | None = None
+    """The clients since the start, the busiest first; None without a client log, and in a difference."""
+
+    def __sub__(self, earlier: Snapshot) -> Snapshot:
+        return Snapshot(
+            self.seconds - earlier.seconds,
+            self.started,
+            self.listeners,
+            self.workers,
+            self.rule_counters,
+            tuple(map(sub, self.cells, earlier.cells)),
+        )
+
+    def total(self, name: str) -> int:
+        """Return the value of a counter of `layout.CELLS`. Raises KeyError for an unknown name."""
+        return self.cells[CELL_INDEX[name]]
+
+    @property
+    def open(self) -> int:
+        """Open connections."""
+        return sum(worker.open for worker in self.workers)
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor time of all workers."""
+        return self.total("cpu_microseconds") / 1e6
+
+    @cached_property
+    def replies(self) -> Mapping[tuple[str, int], int]:
+        """Replies by phase and code, without those that were never sent."""
+        return {
+            (phase, code): count
+            for phase in PHASES
+            for code, count in enumerate(self._phase(phase), FIRST_CODE)
+            if count
+        }
+
+    @cached_property
+    def commands(self) -> Mapping[str, int]:
+        """Commands that were answered, by phase; CONNECT and the end of a message are no commands."""
+        return {phase: sum(self._phase(phase)) for phase in PHASES if phase not in ("CONNECT", ".")}
+
+    @cached_property
+    def messages(self) -> Mapping[str, int]:
+        """Messages that ended and were answered, by disposition."""
+        return {name: self._replies_of_class(".", digit) for digit, name in DISPOSITIONS.items()}
+
+    @property
+    def recipients(self) -> int:
+        """Recipients that were accepted."""
+        return self._replies_of_class("RCPT", 2)
+
+    @cached_property
+    def connections(self) -> Mapping[str, int]:
+        """Accepted connections by listener."""
+        counts = self.cells[LISTENERS_START : LISTENERS_START + MAX_LISTENERS]
+        return dict(zip(self.listeners, counts, strict=False))
+
+    @property
+    def refused(self) -> int:
+        """Connections that were refused in place of the greeting."""
+        return self._replies_of_class("CONNECT", 4) + self._replies_of_class("CONNECT", 5)
+
+    @cached_property
+    def violations(self) -> Mapping[str, int]:
+        """Violations by name: all of them, in the order of the table."""
+        names = (violation.name for violation in VIOLATIONS)
+        return dict(zip(names, self.cells[VIOLATIONS_START:OUTCOMES_START], strict=True))
+
+    @cached_property
+    def outcomes(self) -> Mapping[str, int]:
+        """Outcomes of messages and retries, by the names of `retries.EVENTS`."""
+        names = (event.name for event in EVENTS)
+        return dict(zip(names, self.cells[OUTCOMES_START:LISTENERS_START], strict=True))
+
+    @property
+    def rule_hits(self) -> dict[str, int]:
+        """Matches by rule, of all rules that were ever in force."""
+        return {name: self.cells[cell] for name, cell in self.rule_counters.items()}
+
+    @property
+    def retries(self) -> dict[str, Any]:
+        """Return, for JSON, what became of mail that was deferred, refused or left uncertain.
+
+        `waits` counts retries by the upper limit, in seconds, of the time since the attempt before.
+        """
+        seen = self.outcomes
+        return {
+            "deferred": {
+                "recipients": seen["deferred"],
+                "returned": seen["returned"],
+                "missing": max(0, seen["deferred"] - seen["returned"]),
+                "again": seen["again"],
+                "taken": seen["taken"],
+                "waits": {str(limit): seen[f"wait-{limit}"] for limit in (*RETRY_INTERVALS, "more")},
+            },
+            "refused": {"recipients": seen["refused"], "returned": seen["insisted"]},
+            "uncertain": {
+                name: {"messages": seen[name], "returned": seen[f"{name}-again"]}
+                for name, _ in UNCERTAIN_OUTCOMES.values()
+            },
+        }
+
+    @property
+    def closed_without_quit(self) -> int:
+        """Connections that the client closed without QUIT."""
+        return self.violations["no-quit"] + self.violations["hung-up-in-body"]
+
+    @cached_property
+    def histograms(self) -> Mapping[str, Distribution]:
+        """The histograms of `layout.HISTOGRAMS` by name."""
+        return {row.name: self._histogram(row) for row in HISTOGRAMS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, for `blackhole status --json` and the dashboard."""
+        replies: dict[str, dict[str, int]] = {}
+        for (phase, code), count in self.replies.items():
+            replies.setdefault(phase, {})[str(code)] = count
+        return {
+            "seconds": self.seconds,
+            "started": self.started,
+            "messages": dict(self.messages),
+            "recipients": self.recipients,
+            "connections": {
+                "total": sum(self.connections.values()),
+                "open": self.open,
+                "by_listener": dict(self.connections),
+                "refused": self.refused,
+                "timed_out": self.total("timed_out"),
+                "hung_up": self.closed_without_quit,
+                "probes": self.total("closed_without_command"),
+            },
+            "tls": {result: self.total(f"tls_{result}") for result in ("ok", "failed", "resumed")},
+            "received_bytes": self.total("received_bytes"),
+            "commands": dict(self.commands),
+            "replies": replies,
+            "violations": dict(self.violations),
+            "retries": self.retries,
+            "rule_hits": self.rule_hits,
+            "cpu_seconds": self.cpu,
+            "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
+            "workers": [worker._asdict() for worker in self.workers],
+        } | self.clients_as_dict()
+
+    def clients_as_dict(self) -> dict[str, Any]:
+        """Return the clients, for JSON; empty without a client log."""
+        return {} if self.clients is None else {"clients": [client._asdict() for client in self.clients]}
+
+    def _phase(self, phase: str) -> tuple[int, ...]:
+        """Return the counts of all reply codes of a phase."""
+        start = PHASES.index(phase) * CODES_PER_PHASE
+        return self.cells[start : start + CODES_PER_PHASE]
+
+    def _replies_of_class(self, phase: str, digit: int) -> int:
+        """Return the number of replies of a phase that begin with a digit."""
+        start = digit * 100 - FIRST_CODE
+        return sum(self._phase(phase)[start : start + 100])
+
+    def _histogram(self, row: Histogram) -> Distribution:
+        start = HISTOGRAM_INDEX[row.name]
+        *counts, total = self.cells[start : start + row.buckets + 1]
+        return Distribution(tuple(counts), total * row.unit, row.unit)
