@@ -20,7 +20,7 @@ from typing import Protocol
 
 FOLDER = Path(__file__).parent / "transcripts"
 
-PROPER = ("verdict", "hello", "message")
+PROPER = ("violations", "greeting", "message")
 """Folders whose transcripts have all that a client does wrong written down."""
 
 CONNECTED = {"early-talk", "no-quit", "hung-up-in-body", "talk-after-421"}
