@@ -180,7 +180,7 @@ def test_every_option_is_used_in_a_test(option: options.Option) -> None:
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)
 def test_a_transcript_is_well_kept(transcript: Transcript) -> None:
     """Its name is its claim; it ends with a line end; no blank that an editor would take away."""
-    assert re.fullmatch(r"[a-z]+/[a-z0-9_]+", str(transcript))
+    assert re.fullmatch(r"[a-z_]+/[a-z0-9_]+", str(transcript))
     text = transcript.path.read_text("utf-8")
     assert text.endswith("\n")
     assert text == text.rstrip("\n") + "\n"
