@@ -35,8 +35,8 @@ STATISTICS: Sequence[Cut] = (
     (
         "net/connection.py",
         """\
-            cell = session.cell
-            if session.said or not cell:
+            cell = session.single_event
+            if session.counted_events or not cell:
                 self._tell()
             else:
                 self.counters[cell] += 1
@@ -72,13 +72,13 @@ STATISTICS: Sequence[Cut] = (
         return [] if sent else self._take_back()
 """,
         """\
-        return [] if self.stream.send(out) else [self.session.cell]
+        return [] if self.stream.send(out) else [self.session.single_event]
 """,
     ),
     (
         "net/connection.py",
         """\
-            if self.session.said or not self.session.left:
+            if self.session.counted_events or not self.session.left:
                 self._settle()
 """,
         "",

@@ -49,6 +49,6 @@ class Silence:
 def fetched(session: Session, out: bytes) -> bytes:
     """What a session says next, once it has all answers that it asks for."""
     while session.next_action is NextAction.LOOKUP:
-        assert isinstance(session.later, Told)
-        out += session.learn(session.later.known)
+        assert isinstance(session.pending_lookup, Told)
+        out += session.resume_with_answer(session.pending_lookup.known)
     return out

@@ -275,7 +275,7 @@ def test_who_may_have_been_let_in_leaves_in_any_case() -> None:
     session = world.engine.session(client="192.0.2.1")
     assert session.greet() == b""
     assert session.evaluator is not None
-    later = session.later
+    later = session.pending_lookup
     session.evaluator.leave()
     assert memory.left == [later]
 

@@ -37,7 +37,7 @@ def engine(text: str, strict: bool = False) -> SMTPEngine:
 
 def spoke(session: Session) -> list[int]:
     """The rules that have spoken since the last look, by their numbers."""
-    said, session.said = session.said, []
+    said, session.counted_events = session.counted_events, []
     return [cell - 10000 for cell in said if cell > 10000]
 
 
@@ -83,7 +83,7 @@ def test_a_fault_that_says_nothing_is_counted() -> None:
 
 def test_a_rule_is_counted_before_the_handshake_too() -> None:
     session = engine('[[rule]]\nphase = "STARTTLS"\ncertificate = "expired"\n').session(secure=True)
-    session.approach()
+    session.check_implicit_tls()
     session.secured()
     session.greet()
     assert spoke(session) == [1]
@@ -93,7 +93,7 @@ def test_without_a_cell_nothing_is_counted() -> None:
     """As for the rules of a mode."""
     session = SMTPEngine(ListenerConfig(mode="unavailable"), Random(7)).session()
     session.greet()
-    assert len(session.said) == 1
+    assert len(session.counted_events) == 1
 
 
 @pytest.mark.parametrize("then", ["half-reply", "close", "close-after-reply"])

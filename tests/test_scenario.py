@@ -425,7 +425,7 @@ def test_rules_for_starttls_are_asked_before_a_handshake_too(
     text = f"[[rule]]\nphase = 'STARTTLS'\n{rule}\n"
     for more, memory in (("", NULL_STORE), ("attempt = 1", Elsewhere())):
         session = engine(text + more, outside=RuleEnvironment(memory=memory)).session()
-        session.approach()
+        session.check_implicit_tls()
         assert fetched(session, b"") == b""
         assert session.evaluator is not None
         assert (session.next_action, session.evaluator.certificate) == (next_action, shown)
@@ -433,7 +433,7 @@ def test_rules_for_starttls_are_asked_before_a_handshake_too(
 
 def test_without_rules_nobody_is_asked() -> None:
     session = SMTPEngine(ListenerConfig(), Random(7)).session()
-    session.approach()
+    session.check_implicit_tls()
     assert (session.next_action, session.evaluator) == (NextAction.READ, None)
 
 

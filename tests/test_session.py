@@ -126,7 +126,9 @@ def test_replies_do_not_depend_on_where_the_memory_is(
 
 def accusations(session: Session) -> list[str]:
     """The rules that were broken, in alphabetical order."""
-    return sorted(VIOLATIONS[cell - ACCUSED].name for cell in session.said if ACCUSED <= cell < NOTED)
+    return sorted(
+        VIOLATIONS[cell - ACCUSED].name for cell in session.counted_events if ACCUSED <= cell < NOTED
+    )
 
 
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
@@ -472,7 +474,7 @@ def test_no_conversation_depends_on_where_the_memory_is(
         for memory in (AttemptTable(sets=64), Elsewhere())
     )
     assert held(here, pieces) == held(there, pieces)
-    assert here.said == there.said
+    assert here.counted_events == there.counted_events
 
 
 SELECTIVE = """
@@ -679,9 +681,9 @@ def outcome(engine: SMTPEngine, pieces: list[bytes]) -> tuple[bytes, Counter[int
         while session.next_action is NextAction.SLEEP:
             said.append(session.resume())
         if said[-1]:
-            counted.update([session.cell] if session.cell else [])
-            counted.update(session.said)
-            session.said = []
+            counted.update([session.single_event] if session.single_event else [])
+            counted.update(session.counted_events)
+            session.counted_events = []
     return re.sub(rb"queued as [0-9A-F]{10}", b"queued", b"".join(said)), counted, session.next_action
 
 

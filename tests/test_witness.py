@@ -87,7 +87,7 @@ class World:
 
     def count(self, session: Session) -> None:
         """What a session has come to."""
-        for cell in session.said:
+        for cell in session.counted_events:
             if cell >= NOTED:
                 self.counts[EVENTS[cell - NOTED].name] += 1
             elif cell >= ACCUSED:

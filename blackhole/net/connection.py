@@ -121,12 +121,12 @@ class Connection:
                 return
             session = self.session
             if server.listener.tls:
-                session.approach()
+                session.check_implicit_tls()
                 if session.next_action is NextAction.LOOKUP:
                     # What the client says now is for the handshake.
                     stream.pause_reading(False)
                     while session.next_action is NextAction.LOOKUP:
-                        session.learn(await session.later)
+                        session.resume_with_answer(await session.pending_lookup)
                     stream.pause_reading(True)
                 if session.next_action is not READ:
                     await self._suffer(session.next_action, b"")
@@ -166,7 +166,7 @@ class Connection:
             log.exception("fault in the conversation with %s", self.peer)
             self._part(INTERNAL_ERROR)
         finally:
-            if self.session.said or not self.session.left:
+            if self.session.counted_events or not self.session.left:
                 self._settle()
             server.gone(self)
 
@@ -212,8 +212,8 @@ class Connection:
             return None
         if out:
             self.idle = 0
-            cell = session.cell
-            if session.said or not cell:
+            cell = session.single_event
+            if session.counted_events or not cell:
                 self._tell()
             else:
                 self.counters[cell] += 1
@@ -222,17 +222,17 @@ class Connection:
     def _tell(self) -> None:
         """Count what is said by any road."""
         session = self.session
-        cell = session.cell
-        if session.said or not cell:
-            self.said = [cell, *session.said]
-            session.cell, session.said = 0, []
+        cell = session.single_event
+        if session.counted_events or not cell:
+            self.said = [cell, *session.counted_events]
+            session.single_event, session.counted_events = 0, []
             self._count(self.said, 1)
         else:
             self.counters[cell] += 1
 
     def _take_back(self) -> list[int]:
         """What was counted did not leave; that is what is to be counted when it has."""
-        cells = [self.session.cell] if self.session.cell else self.said
+        cells = [self.session.single_event] if self.session.single_event else self.said
         self._count(cells, -1)
         return cells
 
@@ -258,7 +258,7 @@ class Connection:
         """Wait for what the session waits for; what it says then."""
         session, stream = self.session, self.stream
         if next_action is NextAction.LOOKUP:
-            out = session.learn(await session.later)
+            out = session.resume_with_answer(await session.pending_lookup)
         else:
             self.idle = -session.wait
             await asyncio.sleep(session.wait)
@@ -333,7 +333,7 @@ class Connection:
 
     def _note(self) -> None:
         """Count what happened, though no reply leaves any more: all but replies."""
-        said, self.session.said = self.session.said, []
+        said, self.session.counted_events = self.session.counted_events, []
         self._count([cell for cell in said if cell >= ACCUSED], 1)
 
     async def _secure(self) -> None:

@@ -4,7 +4,7 @@ Strategy. A session eats chunks, not lines: every whole command in a chunk is
 answered, a body is passed over by one search for its end, and all replies that
 may leave at once leave together (RFC 2920 3.2). What follows is in `next_action`. A
 reply with a delay stops the session in the middle of a chunk; `resume` goes on. So
-does a memory that has to be waited for; `learn` goes on with its answer.
+does a memory that has to be waited for; `resume_with_answer` goes on with its answer.
 Nothing of a message is kept, and of a command at most LINE octets, of AUTH AUTH_LINE.
 
 There are two roads. `_run` can do everything. `receive` first looks whether the
@@ -283,8 +283,8 @@ ParsedCommand = tuple[int, BoundCommand, Reply]
 class Session(SessionState):
     """A State that listens.
 
-    After `greet`, `receive`, `resume`, `learn` look at `next_action`. `cell` and `said` are the counter cells
-    of the replies given, and the caller empties `said`, so that they can be counted once they have left.
+    After `greet`, `receive`, `resume` and `resume_with_answer` look at `next_action`. What is to be
+    counted is in `single_event` and `counted_events`; the caller empties them.
     """
 
     __slots__ = (
@@ -304,7 +304,6 @@ class Session(SessionState):
         "_tail",
         "_wish",
         "busy",
-        "cell",
         "client",
         "engine",
         "error_budget",
@@ -312,6 +311,7 @@ class Session(SessionState):
         "messages",
         "next_action",
         "pipelines",
+        "single_event",
         "wait",
     )
 
@@ -324,7 +324,7 @@ class Session(SessionState):
         self.next_action = NextAction.READ
         self.wait = 0.0
         """Seconds, with Then.WAIT; 0 means only that it is others' turn."""
-        self.cell = 0
+        self.single_event = 0
         """Where the only reply is counted that was given, if it came by the short road."""
         self.messages = 0
         """That have come to their end."""
@@ -377,7 +377,7 @@ class Session(SessionState):
             self._switch_to_successor()
         entry = self.engine.connect
         if self.engine.short and not entry.judged:
-            self.cell = self.engine.greeted
+            self.single_event = self.engine.greeted
             return self.host.greeting.wire
         return self._greet(entry, self._answer(entry, b""))
 
@@ -401,7 +401,7 @@ class Session(SessionState):
         self.engine = engine
         self.error_budget = ErrorBudget(limits, meter)
 
-    def approach(self) -> None:
+    def check_implicit_tls(self) -> None:
         """TLS comes before the greeting, and rules have a say in that too."""
         if self.evaluator is not None:
             self.next_action = self.evaluator.approach(self)
@@ -453,7 +453,7 @@ class Session(SessionState):
                     self._tail = START
                 else:
                     self.next_action = answer.next_action
-        self.cell = entry.base + answer.code
+        self.single_event = entry.base + answer.code
         return wire
 
     def _passes(self, entry: BoundCommand, data: bytes) -> bool:
@@ -498,7 +498,7 @@ class Session(SessionState):
         if self.stage != GREETED or not self.esmtp:
             return self._run(data)
         recipients = data.count(b"\n") - 2
-        self.cell = 0
+        self.single_event = 0
         if self.error_budget is not None and not self.error_budget.allows(recipients, self.messages):
             return self._run(data)
         if self.engine.grouped[0].judged and not self._all_pass(data):
@@ -506,7 +506,7 @@ class Session(SessionState):
         mail, rcpt, last = self.engine.grouped
         sender, recipient, start = mail.do(self, PLAIN), rcpt.do(self, PLAIN), last.do(self, PLAIN)
         taken = [rcpt.base + recipient.code] * recipients
-        self.said += (mail.base + sender.code, *taken, last.base + start.code)
+        self.counted_events += (mail.base + sender.code, *taken, last.base + start.code)
         self.recipients = recipients
         self._tail = START
         return sender.wire + recipient.wire * recipients + start.wire
@@ -516,12 +516,12 @@ class Session(SessionState):
         return self._run(self._rest)
 
     @property
-    def later(self) -> PendingAnswer:
+    def pending_lookup(self) -> PendingAnswer:
         """The answer to wait for, with Then.ASK."""
         assert self.evaluator is not None
         return self.evaluator.later
 
-    def learn(self, known: object) -> bytes:
+    def resume_with_answer(self, known: object) -> bytes:
         """Go on after Then.ASK with the answer; None: there is none."""
         assert self.evaluator is not None
         offered = self.esmtp
@@ -548,7 +548,7 @@ class Session(SessionState):
 
     def interrupt(self, answer: Reply) -> bytes:
         """Say this in place of what was said last, and no more."""
-        self.said[-1] += answer.code - self.said[-1] % CODE_SPAN - 200
+        self.counted_events[-1] += answer.code - self.counted_events[-1] % CODE_SPAN - 200
         self.next_action = NextAction.CLOSE
         return answer.wire
 
@@ -574,7 +574,7 @@ class Session(SessionState):
         late = self._late
         self._late = None
         self._rest = b""
-        self.cell = 0
+        self.single_event = 0
         self.next_action = NextAction.READ
         while True:
             if late is not None:
@@ -887,7 +887,7 @@ class Session(SessionState):
         """All of a reply leaves; true when nothing may follow it."""
         out.append(wire)
         self._witness(entry, answer, fault)
-        self.said.append(entry.base + answer.code)
+        self.counted_events.append(entry.base + answer.code)
         if self.engine.trace is not None:
             for line in wire.splitlines():
                 self.engine.trace(self, "SEND", line)

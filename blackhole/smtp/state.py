@@ -135,6 +135,7 @@ class SessionState:
     __slots__ = (
         "_id",
         "authenticated",
+        "counted_events",
         "eightbit",
         "esmtp",
         "exchange",
@@ -144,7 +145,6 @@ class SessionState:
         "new_id",
         "octets",
         "recipients",
-        "said",
         "sampled",
         "secure",
         "size",
@@ -176,7 +176,7 @@ class SessionState:
         """Greeted by EHLO, and so told what is offered."""
         self.faults = 0
         """How often it was accused of something."""
-        self.said: list[int] = []
+        self.counted_events: list[int] = []
         """The cells of what is yet to be counted: replies, what the client did wrong, what came again, and
         rules that spoke."""
 
@@ -199,14 +199,14 @@ class SessionState:
 
     def record_violation(self, rule: str) -> None:
         """The client broke a rule of `violations.VIOLATIONS`."""
-        self.said.append(ACCUSED + NUMBER[rule])
+        self.counted_events.append(ACCUSED + NUMBER[rule])
         self.faults += 1
 
     def note(self, event: int) -> None:
         """Something of `witness.EVENTS` has happened."""
-        self.said.append(NOTED + event)
+        self.counted_events.append(NOTED + event)
 
     def record_rule_hit(self, cell: int) -> None:
         """A rule that is counted there has spoken; 0: it is not counted."""
         if cell:
-            self.said.append(cell)
+            self.counted_events.append(cell)

@@ -266,7 +266,7 @@ class Stand:
         check, heard = self.check, []
         left = RESUMES
         if self.kind.secure:
-            session.approach()
+            session.check_implicit_tls()
             fetched(session, b"")
             if session.next_action is not NextAction.READ:
                 return b""
@@ -307,10 +307,10 @@ class Stand:
             raise Broken(f"keeps {len(session._tail)} octets of a body")
         if not session.in_body and not session.stage and session.recipients and session.engine.config.strict:
             raise Broken("recipients without a transaction")
-        if session.said:
-            if not 0 <= min(session.said) <= max(session.said) < CELLS:
-                raise Broken(f"counted where there is nothing to count: {session.said}")
-            session.said.clear()
+        if session.counted_events:
+            if not 0 <= min(session.counted_events) <= max(session.counted_events) < CELLS:
+                raise Broken(f"counted where there is nothing to count: {session.counted_events}")
+            session.counted_events.clear()
 
 
 @cache

@@ -203,7 +203,7 @@ def converse(machine: SMTPEngine, model: Model, dice: Random, length: int) -> tu
         heard = codes(session.receive(group))
         while session.next_action is NextAction.SLEEP:
             heard += codes(session.resume())
-        session.said.clear()
+        session.counted_events.clear()
         if session.next_action is NextAction.START_TLS:
             session.secured()
         if heard != wanted or session.next_action is not NextAction.READ or session.in_body != model.body:
