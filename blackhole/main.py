@@ -481,7 +481,7 @@ class Service:
         daemonizer.drop_privileges(setup.settings.user, setup.settings.group)
         plot = replace(setup.scenario, began=self._began, past=self._past)
         if self._attempts is not None:
-            self._attempts.claim(context.row)
+            self._attempts.set_row(context.row)
             plot = replace(plot, memory=self._fleets.get(setup.settings.attempts) or self._attempts)
         clients = self._clients if setup.settings.counts else None
         self._live(setup.settings, setup.bound, setup.tls, self._stats, context, plot, clients, self._orders)

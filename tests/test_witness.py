@@ -43,7 +43,7 @@ from blackhole.settings import Settings
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ACCUSED, NOTED, ListenerConfig
 from blackhole.smtp.violations import VIOLATIONS
-from blackhole.store.attempts import SETS, SLOTS, AttemptTable
+from blackhole.store.attempts import SETS, SLOTS_PER_SET, AttemptTable
 from blackhole.store.control import ControlChannel
 
 __all__ = ["folder"]
@@ -501,7 +501,7 @@ def test_modes_that_refuse_know_who_comes_again() -> None:
 
 
 def visited(past: AttemptTable, now: float) -> int:
-    return sum(sum(past.visit(number, now, mark_if_never_retried)) for number in range(64))
+    return sum(sum(past.sweep(number, now, mark_if_never_retried)) for number in range(64))
 
 
 def test_what_does_not_come_for_twelve_hours_never_comes() -> None:
@@ -547,9 +547,9 @@ def test_what_was_taken_takes_no_room() -> None:
     """An envelope that was never refused is not kept, or these would push out those that were."""
     past = AttemptTable(sets=1)
     past.revise(b"bob", 0.0, partial(update_envelope, DEFERRED))
-    for number in range(SLOTS * 2):
+    for number in range(SLOTS_PER_SET * 2):
         past.revise(b"%d" % number, 1.0, partial(update_envelope, UNKNOWN))
-    assert len(list(past.visit(0, 2.0, mark_if_never_retried))) == 1
+    assert len(list(past.sweep(0, 2.0, mark_if_never_retried))) == 1
 
 
 # Reports

@@ -230,7 +230,7 @@ class Worker:
     def _visit(self, past: OutcomeStore, now: float) -> None:
         """Look through a part of what is remembered for what should have come again by now."""
         for number in range(self._visited, self._visited + SETS):
-            self.stats.cells(self.context.row)[MISSED] += sum(past.visit(number, now, mark_if_never_retried))
+            self.stats.cells(self.context.row)[MISSED] += sum(past.sweep(number, now, mark_if_never_retried))
         self._visited += SETS
 
     def _spend(self, counters: memoryview) -> None:

@@ -98,19 +98,19 @@ longest is 6 hours, Sendmail's 4, Postfix's a little over one, and qmail's 9 aft
 class OutcomeStore(Protocol):
     """What a witness remembers by, which answers at once."""
 
-    def mark(self, key: Hashable) -> int:
+    def key_hash(self, key: Hashable) -> int:
         """Stands for a key that is not to be kept, in 64 bits."""
 
-    def knows(self, mark: int) -> bool:
+    def contains(self, key_hash: int) -> bool:
         """Whether anything is known of a key with this mark."""
 
-    def note(self, mark: int, count: int, now: float) -> bool:
+    def add(self, key_hash: int, count: int, now: float) -> bool:
         """Keep a key that is new, by its mark; false where it is known already, and nothing has changed."""
 
-    def amend(self, mark: int, now: float, change: Update[Answer]) -> Answer:
+    def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
         """Change what is known of a key. What is new and has a count of 0 need not be kept."""
 
-    def visit(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
+    def sweep(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
         """Change what is known of all keys in a part of what is kept."""
 
 
@@ -282,7 +282,7 @@ class RetryTracker:
     def _where(self) -> int:
         """Stands for that address; 0: it is not known."""
         here = self._address()
-        return (self._past.mark(here) & 0xFFFF or 1) if here else 0
+        return (self._past.key_hash(here) & 0xFFFF or 1) if here else 0
 
     def hear(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
         """A command was answered; with the address, where it has one."""
@@ -307,7 +307,7 @@ class RetryTracker:
     def _recipient(self, state: SessionState, address: bytes, code: int) -> None:
         if len(self._heard) == MOST:
             return
-        envelope = self._past.mark((self._sender, address.lower()))
+        envelope = self._past.key_hash((self._sender, address.lower()))
         if envelope not in self._heard:  # else it stands twice in the same list
             # What is said after a MAIL that was refused says nothing of its own.
             code = self._heard[envelope] = self._denied or code
@@ -321,12 +321,12 @@ class RetryTracker:
         past, client, now = self._past, self._client, self._clock()
         rest: dict[int, int] = {}
         for envelope, code in self._heard.items():
-            mark = past.mark((envelope, client, name))
-            if code >= 400 or not (name and past.note(mark, ACCEPTED, now)):
+            mark = past.key_hash((envelope, client, name))
+            if code >= 400 or not (name and past.add(mark, ACCEPTED, now)):
                 rest[envelope] = code
                 continue
             self._last.append(mark)
-            if past.knows(envelope):
+            if past.contains(envelope):
                 self._try(state, envelope, ACCEPTED)
         self._heard = rest
         if rest:
@@ -368,7 +368,7 @@ class RetryTracker:
         if self._held:
             self._doubt(state, REPLY_TOO_LATE)
         for message in self._last:
-            self._past.amend(message, self._clock(), unheard)
+            self._past.update_hash(message, self._clock(), unheard)
         self._settle(state, UNKNOWN)
 
     def _doubt(self, state: SessionState, outcome: int) -> None:
@@ -382,7 +382,7 @@ class RetryTracker:
         """It is clear what became of the message whose reply had to wait."""
         self._held = False
         for message in self._last:
-            self._past.amend(message, self._clock(), partial(resolved, self._outcome))
+            self._past.update_hash(message, self._clock(), partial(resolved, self._outcome))
 
     def _record(self, state: SessionState, outcome: int) -> None:
         """A message has come to its end: see whether it came before."""
@@ -393,10 +393,10 @@ class RetryTracker:
         events: set[int] = set()
         wrong: set[str] = set()
         for envelope, code in self._heard.items():
-            message = past.mark((envelope, self._client, name))
+            message = past.key_hash((envelope, self._client, name))
             self._last.append(message)
             became = outcome if code < 400 else ending(code, None)
-            again, broken = past.amend(message, now, partial(update_message, became, self._where))
+            again, broken = past.update_hash(message, now, partial(update_message, became, self._where))
             events.update(again)
             wrong.update(broken)
         for event in events:
@@ -409,10 +409,10 @@ class RetryTracker:
         """No more will become of the recipients that were accepted."""
         failed = outcome in FAILED
         for envelope, code in self._heard.items():
-            if code < 400 and (failed or self._past.knows(envelope)):
+            if code < 400 and (failed or self._past.contains(envelope)):
                 self._try(state, envelope, outcome)
         self._heard.clear()
 
     def _try(self, state: SessionState, envelope: int, outcome: int) -> None:
-        for event in self._past.amend(envelope, self._clock(), partial(update_envelope, outcome)):
+        for event in self._past.update_hash(envelope, self._clock(), partial(update_envelope, outcome)):
             state.note(event)

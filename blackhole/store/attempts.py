@@ -1,20 +1,18 @@
-"""Who tried what, and when: a bounded memory of attempts, shared by all workers and kept in no file.
+"""The table of attempts: a bounded store that all workers share, in memory only.
 
-What is remembered is a keyed hash, a count and two times, never an address. The
-keys of the hash are drawn at start and die with the process, so nobody can ask
-the memory afterwards whether some address was in it. The hash is Python's own
-(SipHash, PEP 456), which all processes of one fork have in common, under a secret of ours;
-BLAKE2 takes five times as long.
+A slot keeps a keyed hash, a count and two times, never an address. The secret of the hash is drawn at start
+and ends with the process, so that nobody can ask afterwards whether some address was in the table. The hash
+is Python's own (SipHash, PEP 456), which all processes of one fork have in common; BLAKE2 takes five times as
+long.
 
-The table is an anonymous map made before the fork: sets of eight slots. A key
-belongs to one set; when that is full, whoever was seen longest ago goes. There
-is no lock, where a count may be one too low when two workers count the same key
-within the same microsecond: a look-up takes 4 microseconds. Quotas have to be
-exact and are changed under a lock of fcntl(2), which takes 1 more, and which the
-kernel takes away from a worker that is killed.
+The table is an anonymous map made before the fork: sets of eight slots. A key belongs to one set; in a full
+set, a new key replaces the one that was used longest ago. Where a count may be one too low after two workers
+counted the same key within the same microsecond, no lock is taken: an update takes 4 microseconds. Rate
+limits have to be exact and are updated under a lock (fcntl(2)), which takes 1 more, and which the kernel
+releases when a worker is killed.
 
-Who is there now is another table, with a row for each process, so that a process
-that dies takes along what it counted.
+The slots of concurrency limits are another table, with a row for each process, so that the slots that a
+process holds end with it.
 """
 
 from __future__ import annotations
@@ -30,143 +28,170 @@ from typing import Final
 from blackhole.rules.attempt_store import Answer, Slot, Update
 
 SETS: Final = 1 << 15
-"""With eight slots each: a quarter of a million keys, in 8 MiB, of which only what is used is resident."""
+"""With eight slots each: a quarter of a million keys, in 8 MiB, of which only the pages in use are
+resident."""
 
-SLOTS: Final = 8
-CELLS: Final = 4
-"""In a slot: the mark of a key (0: free), the last time in microseconds, the first, and the count. What has
-the same meaning stands side by side in a set, the marks first."""
+SLOTS_PER_SET: Final = 8
+CELLS_PER_SLOT: Final = 4
+"""The key's hash (0: the slot is free), the last time, the first time (both in microseconds), and the count.
+Cells of the same meaning stand side by side in a set: first all hashes, then all last times, and so on."""
 
-SPAN: Final = SLOTS * CELLS
-LAST: Final = SLOTS
-FIRST: Final = 2 * SLOTS
-COUNT: Final = 3 * SLOTS
-"""Cells from the mark of a slot to what else is in it."""
+CELLS_PER_SET: Final = SLOTS_PER_SET * CELLS_PER_SLOT
+LAST: Final = SLOTS_PER_SET
+FIRST: Final = 2 * SLOTS_PER_SET
+COUNT: Final = 3 * SLOTS_PER_SET
+"""Distance in cells from the hash of a slot to its other cells."""
 
-OCTET: Final = 8
-"""Octets of a cell."""
+CELL_OCTETS: Final = 8
 
-MARKS: Final = Struct(f"{SLOTS}Q").unpack_from
-BOTH: Final = Struct(f"{2 * SLOTS}Q").unpack_from
-"""The marks of a set, and with the last times behind them. A memoryview takes half as long again."""
+read_hashes: Final = Struct(f"{SLOTS_PER_SET}Q").unpack_from
+read_hashes_and_times: Final = Struct(f"{2 * SLOTS_PER_SET}Q").unpack_from
+"""The hashes of a set, and with its last times behind them. A memoryview takes half as long again."""
 
-PLACES: Final = 1 << 16
-"""Of a row of those who are there now. Two keys that share one, as one pair in 65536 does, count together."""
+COUNTERS_PER_ROW: Final = 1 << 16
+"""Counters of held concurrency slots in a process's row.
 
-OCTETS: Final = 2**64 - 1
-"""Eight of them, all set: as many as a cell has."""
+Keys that share one (a pair in 65536) count together.
+"""
 
-MOST: Final = 2**16 - 1
-"""What a place can count to."""
+COUNTER_OCTETS: Final = 2
+MAX_HELD: Final = 2**16 - 1
+"""The largest value of such a counter."""
+
+HASH_MASK: Final = 2**64 - 1
 
 
-def stored(seconds: float) -> int:
-    """A time as a slot has it; 0 is what a free one has."""
+def _to_microseconds(seconds: float) -> int:
+    """Return a time as a slot stores it, which is never 0: a free slot has that."""
     return int(seconds * 1e6 + 0.5) + 1
 
 
+def _to_seconds(stored: int) -> float:
+    """Return a time that a slot stores, in seconds."""
+    return (stored - 1) / 1e6
+
+
 class AttemptTable:
-    """The memory, for so many processes that come of one fork."""
+    """The table, for `rows` processes of one fork. It is an AttemptStore and an OutcomeStore.
+
+    >>> from blackhole.rules.attempt_store import counted
+    >>> table = AttemptTable(sets=1)
+    >>> [table.revise(b"ann@example.com", now, counted) for now in (1.0, 2.5)]
+    [1, 2]
+    """
 
     def __init__(self, rows: int = 1, sets: int = SETS) -> None:
         self._sets: Final = sets
         self._secret: Final = os.urandom(16)
-        self._table: Final = mmap.mmap(-1, sets * SPAN * OCTET)
+        self._table: Final = mmap.mmap(-1, sets * CELLS_PER_SET * CELL_OCTETS)
         self._cells: Final = memoryview(self._table).cast("Q")
-        self._map: Final = mmap.mmap(-1, rows * PLACES * 2)
-        self._present: Final = memoryview(self._map).cast("H")
-        self._lock: Final = os.memfd_create("blackhole attempts")
-        weakref.finalize(self, os.close, self._lock)
-        self._row = 0
+        self._held_map: Final = mmap.mmap(-1, rows * COUNTERS_PER_ROW * COUNTER_OCTETS)
+        self._held: Final = memoryview(self._held_map).cast("H")
+        self._lock_file: Final = os.memfd_create("blackhole attempts")
+        weakref.finalize(self, os.close, self._lock_file)
+        self._row_start = 0
 
-    def claim(self, row: int) -> None:
-        """The row of this process from now on. Nobody is there yet, whatever one before it has left."""
-        self._row = row * PLACES
-        try:  # gives the memory back too
-            self._map.madvise(mmap.MADV_REMOVE, row * PLACES * 2, PLACES * 2)
-        except OSError:  # where the kernel cannot
-            self._present[self._row : self._row + PLACES] = memoryview(bytes(PLACES * 2)).cast("H")
+    def set_row(self, row: int) -> None:
+        """Use this row for the calling process, and release all slots that its former owner held."""
+        self._row_start = row * COUNTERS_PER_ROW
+        octets = COUNTERS_PER_ROW * COUNTER_OCTETS
+        try:  # returns the memory to the kernel too
+            self._held_map.madvise(mmap.MADV_REMOVE, row * octets, octets)
+        except OSError:  # not supported by this kernel
+            zeros = memoryview(bytes(octets)).cast("H")
+            self._held[self._row_start : self._row_start + COUNTERS_PER_ROW] = zeros
 
-    def mark(self, key: Hashable) -> int:
-        """A key's hash: stands for one that is not to be kept."""
-        return hash((self._secret, key)) & OCTETS or 1
+    def key_hash(self, key: Hashable) -> int:
+        """Return the keyed hash of a key: 64 bits, never 0."""
+        return hash((self._secret, key)) & HASH_MASK or 1
 
-    def revise(self, key: Hashable, now: float, change: Update[Answer], alone: bool = False) -> Answer:
-        """Change what is known of a key, and answer as the change does. `now` must not be negative.
+    # AttemptStore.
 
-        `alone` is for changes of which none may be lost. What is new and has a count of 0 is not kept.
+    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+        """Change the record of a key, and return the answer of the change. `now` must not be negative.
+
+        `alone` takes a lock, for changes of which none may be lost. A new record with a count of 0 is not
+        kept.
         """
-        mark = self.mark(key)
+        key_hash = self.key_hash(key)
         if not alone:
-            return self.amend(mark, now, change)
-        place = mark % self._sets
-        fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
+            return self.update_hash(key_hash, now, change)
+        octet = key_hash % self._sets
+        fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, octet)
         try:
-            return self.amend(mark, now, change)
+            return self.update_hash(key_hash, now, change)
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
-
-    def amend(self, mark: int, now: float, change: Update[Answer]) -> Answer:
-        """The same for a key that is known by its mark, and not alone."""
-        start = mark % self._sets * SPAN
-        both = BOTH(self._table, start * OCTET)
-        if mark not in both:
-            (count, first, last), answer = change((0, now, now), now)
-            if count:
-                self._keep(mark, start, both, stored(last), stored(first), count)
-            return answer
-        cells, at = self._cells, start + both.index(mark)
-        known = cells[at + COUNT], (cells[at + FIRST] - 1) / 1e6, (cells[at + LAST] - 1) / 1e6
-        (count, first, last), answer = change(known, now)
-        cells[at + LAST], cells[at + FIRST], cells[at + COUNT] = stored(last), stored(first), count
-        return answer
-
-    def note(self, mark: int, count: int, now: float) -> bool:
-        """Keep a key that is new, by its mark; false where it is known already, and nothing has changed."""
-        start = mark % self._sets * SPAN
-        both = BOTH(self._table, start * OCTET)
-        if mark in both:
-            return False
-        moment = stored(now)
-        self._keep(mark, start, both, moment, moment, count)
-        return True
-
-    def _keep(self, mark: int, start: int, both: tuple[int, ...], last: int, first: int, count: int) -> None:
-        """Take a free slot of a set, or that of whoever was seen longest ago."""
-        moments = both[SLOTS:]
-        cells, at = self._cells, start + moments.index(min(moments))
-        # The mark comes last: until then nobody finds the slot half written.
-        cells[at] = 0
-        cells[at + LAST], cells[at + FIRST], cells[at + COUNT] = last, first, count
-        cells[at] = mark
-
-    def knows(self, mark: int) -> bool:
-        """Whether anything is known of a key with this mark."""
-        return mark in MARKS(self._table, mark % self._sets * SPAN * OCTET)
-
-    def visit(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
-        """Change what is known of every key in a set, alone. Numbers beyond the last set begin anew."""
-        place = number % self._sets
-        for mark in filter(None, MARKS(self._table, place * SPAN * OCTET)):
-            fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
-            try:
-                yield self.amend(mark, now, change)
-            finally:
-                fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
+            fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, octet)
 
     def bars(self, key: bytes, limit: int) -> bool:
-        """Whether as many are there in all processes together; if not, one more is."""
-        place = self.mark(key) % PLACES
-        fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
+        """Return whether all processes together hold `limit` slots of a key; if not, take one more."""
+        counter = self.key_hash(key) % COUNTERS_PER_ROW
+        fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, counter)
         try:
-            if sum(self._present[place::PLACES]) >= min(limit, MOST):
+            if sum(self._held[counter::COUNTERS_PER_ROW]) >= min(limit, MAX_HELD):
                 return True
-            self._present[self._row + place] += 1
+            self._held[self._row_start + counter] += 1
             return False
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
+            fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, counter)
 
     def leave(self, place: Slot) -> None:
-        """One that was not barred, in this process, is there no more."""
+        """Release a slot that this process took by `bars`; the slot is named by its key."""
         assert isinstance(place, bytes)
-        self._present[self._row + self.mark(place) % PLACES] -= 1
+        self._held[self._row_start + self.key_hash(place) % COUNTERS_PER_ROW] -= 1
+
+    # OutcomeStore.
+
+    def contains(self, key_hash: int) -> bool:
+        """Return whether there is a record of a key with this hash."""
+        return key_hash in read_hashes(self._table, key_hash % self._sets * CELLS_PER_SET * CELL_OCTETS)
+
+    def add(self, key_hash: int, count: int, now: float) -> bool:
+        """Add the record of a new key, and return True; return False and change nothing if it has one."""
+        start = key_hash % self._sets * CELLS_PER_SET
+        entries = read_hashes_and_times(self._table, start * CELL_OCTETS)
+        if key_hash in entries:
+            return False
+        moment = _to_microseconds(now)
+        self._insert(key_hash, start, entries, moment, moment, count)
+        return True
+
+    def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
+        """Do as `revise` for a key that is known by its hash, without a lock."""
+        start = key_hash % self._sets * CELLS_PER_SET
+        entries = read_hashes_and_times(self._table, start * CELL_OCTETS)
+        if key_hash not in entries:
+            (count, first, last), answer = change((0, now, now), now)
+            if count:
+                self._insert(key_hash, start, entries, _to_microseconds(last), _to_microseconds(first), count)
+            return answer
+        cells, at = self._cells, start + entries.index(key_hash)
+        known = cells[at + COUNT], _to_seconds(cells[at + FIRST]), _to_seconds(cells[at + LAST])
+        (count, first, last), answer = change(known, now)
+        cells[at + LAST], cells[at + FIRST] = _to_microseconds(last), _to_microseconds(first)
+        cells[at + COUNT] = count
+        return answer
+
+    def sweep(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
+        """Change every record of one set, under a lock, and yield the answers.
+
+        `number` is taken modulo the sets.
+        """
+        chosen = number % self._sets
+        for key_hash in filter(None, read_hashes(self._table, chosen * CELLS_PER_SET * CELL_OCTETS)):
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, chosen)
+            try:
+                yield self.update_hash(key_hash, now, change)
+            finally:
+                fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, chosen)
+
+    def _insert(
+        self, key_hash: int, start: int, entries: tuple[int, ...], last: int, first: int, count: int
+    ) -> None:
+        """Write a record into a free slot of a set, or into the slot that was used longest ago."""
+        times = entries[SLOTS_PER_SET:]
+        cells, at = self._cells, start + times.index(min(times))
+        # The hash is written last: until then no reader finds the half-written slot.
+        cells[at] = 0
+        cells[at + LAST], cells[at + FIRST], cells[at + COUNT] = last, first, count
+        cells[at] = key_hash

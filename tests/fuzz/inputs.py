@@ -127,25 +127,25 @@ class Kept:
     def clear(self) -> None:
         self.known.clear()
 
-    def mark(self, key: Hashable) -> int:
+    def key_hash(self, key: Hashable) -> int:
         return crc32(repr(key).encode())
 
-    def knows(self, mark: int) -> bool:
-        return self.known.get(mark, (0,))[0] > 0
+    def contains(self, key_hash: int) -> bool:
+        return self.known.get(key_hash, (0,))[0] > 0
 
-    def note(self, mark: int, count: int, now: float) -> bool:
-        if self.knows(mark):
+    def add(self, key_hash: int, count: int, now: float) -> bool:
+        if self.contains(key_hash):
             return False
-        self.known[mark] = count, now, now
+        self.known[key_hash] = count, now, now
         return True
 
-    def amend(self, mark: int, now: float, change: Update[Answer]) -> Answer:
-        self.known[mark], answer = change(self.known.get(mark, (0, now, now)), now)
+    def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
+        self.known[key_hash], answer = change(self.known.get(key_hash, (0, now, now)), now)
         return answer
 
-    def visit(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
-        for mark in self.known:
-            yield self.amend(mark, now, change)
+    def sweep(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
+        for key_hash in self.known:
+            yield self.update_hash(key_hash, now, change)
 
 
 class Note(Told):
