@@ -8,7 +8,7 @@ DOCS = docs/_build
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test coverage lint docs dist bench bench-quick faults soak clean
+.PHONY: help run test check coverage lint docs reference dist bench bench-quick faults soak clean
 
 help:
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,10 @@ test: $(VENV)/.test  ## run the tests and check how much of the code they reach
 	@$(BIN)/coverage report --include='blackhole/smtp/*,blackhole/rules/*' --fail-under=100
 	@$(BIN)/coverage report --omit='blackhole/smtp/*,blackhole/rules/*' --fail-under=90
 
+check: $(VENV)/.lint $(VENV)/.test  ## lint, types, and the tests that need no server: under 30 seconds
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest -q -m pure -n 2 $(ARGS) $$(grep -l 'pytest\.mark\.pure' tests/test_*.py)
+
 coverage: test  ## the same, and a line by line report in htmlcov/index.html
 	@$(BIN)/coverage html --quiet
 
@@ -37,10 +41,14 @@ lint: $(VENV)/.lint  ## check style and types
 docs: $(VENV)/.docs  ## build docs/_build/html; a warning is an error
 	@$(BIN)/sphinx-build -W --keep-going -q -b html -d $(DOCS)/doctrees docs $(DOCS)/html
 
+reference: $(VENV)/.program  ## write docs/reference/*.md again from the tables of the program
+	@$(BIN)/python docs/tables.py
+
 dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
 	@rm -rf dist
 	@$(BIN)/python -W error -m build
 	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/python -m zipfile -l dist/*.whl | grep -q blackhole/py.typed || { echo 'py.typed is not in the wheel' >&2; exit 1; }
 
 bench: $(VENV)/.program  ## measure the speed beside other sinks
 	@$(BIN)/python -m benchmarks
@@ -55,7 +63,7 @@ soak: $(VENV)/.test  ## good and bad clients at half of what it takes, 10 minute
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 clean:  ## remove all that was made, the virtual environment too
-	@rm -rf $(VENV) $(DOCS) docs/_generated build dist htmlcov .coverage *.egg-info
+	@rm -rf $(VENV) $(DOCS) build dist htmlcov .coverage *.egg-info
 	@rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .tox
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,18 +1,30 @@
-"""The tables of these pages, printed from the tables of the program."""
+"""Write docs/reference/*.md from the tables of the program.
+
+python docs/tables.py           write the pages that differ
+python docs/tables.py --check   write nothing; name the pages that differ, and exit with 1 if there are any
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from blackhole import options, settings
-from blackhole.rules import scenario
-from blackhole.smtp import commands, replies
-from blackhole.smtp.extensions import EXTENSIONS
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from blackhole import options, settings  # noqa: E402
+from blackhole.rules import scenario  # noqa: E402
+from blackhole.smtp import commands, replies, violations  # noqa: E402
+from blackhole.smtp.extensions import EXTENSIONS  # noqa: E402
+
+REFERENCE = HERE / "reference"
+
+NOTICE = "<!-- Written by `make reference` from the tables of the program. Do not edit. -->"
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
+    """Yield the lines of a Markdown table."""
     yield "| " + " | ".join(head) + " |"
     yield "|---" * len(head) + "|"
     for row in rows:
@@ -20,25 +32,64 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[st
 
 
 def code(text: str) -> str:
+    """Return the text as a code span; nothing for an empty text."""
     return f"`{text}`" if text else ""
 
 
-def mode_rows() -> Iterator[str]:
-    return table(("mode", "what it does"), ((code(mode), about) for mode, about in settings.MODES.items()))
+def sentence(text: str) -> str:
+    """Return the text with a capital letter and a full stop."""
+    return f"{text[0].upper()}{text[1:].removesuffix('.')}." if text else ""
 
 
-def command_rows() -> Iterator[str]:
+def rfc(number: int, section: str = "") -> str:
+    """Return a link to an RFC, or to a section of it."""
+    anchor = f"#section-{section}" if section else ""
+    return f"[RFC {number} {section}".rstrip() + f"](https://www.rfc-editor.org/rfc/rfc{number}{anchor})"
+
+
+def option_page() -> Iterator[str]:
+    yield from ("How to give options, and which source wins: [Options](../options.md).", "")
+    for group in dict.fromkeys(option.group for option in options.OPTIONS):
+        yield from (f"## {group}", "")
+        yield from table(
+            ("option", "default", "meaning"),
+            (
+                (code(option.usage), option_default(option), option_meaning(option))
+                for option in options.OPTIONS
+                if option.group == group
+            ),
+        )
+        yield ""
+
+
+def option_default(option: options.Option) -> str:
+    default = option.otherwise or code(option.default)
+    return f"{default}; with `--public` {code(option.public)}" if option.public else default
+
+
+def option_meaning(option: options.Option) -> str:
+    """Return the help as a sentence, and the notes as they are: they may begin with a value."""
+    return f"{sentence(option.help)} {option.notes}".rstrip()
+
+
+def mode_page() -> Iterator[str]:
+    yield from ("How to choose a mode: [Modes](../modes.md).", "")
+    yield from table(
+        ("mode", "meaning"), ((code(mode), sentence(about)) for mode, about in settings.MODES.items())
+    )
+
+
+def command_page() -> Iterator[str]:
+    yield from ("What Blackhole does with each command: [SMTP](../smtp.md).", "", "## Commands", "")
     offered = (row for row in commands.COMMANDS if row.about)
-    return table(("command", "what it is for"), ((code(row.syntax), row.about) for row in offered))
-
-
-def extension_rows() -> Iterator[str]:
-    return table(
-        ("EHLO keyword", "RFC", "parameters of MAIL", "parameters of RCPT"),
+    yield from table(("command", "purpose"), ((code(row.syntax), sentence(row.about)) for row in offered))
+    yield from ("", "## Service extensions", "")
+    yield from table(
+        ("EHLO keyword", "source", "parameters of MAIL", "parameters of RCPT"),
         (
             (
                 code(row.keyword),
-                f"[{row.rfc}](https://www.rfc-editor.org/rfc/rfc{row.rfc})",
+                rfc(row.rfc),
                 " ".join(code(name.decode()) for name in row.mail),
                 " ".join(code(name.decode()) for name in row.rcpt),
             )
@@ -47,13 +98,21 @@ def extension_rows() -> Iterator[str]:
     )
 
 
-def reply_rows() -> Iterator[str]:
+def reply_page() -> Iterator[str]:
+    yield from (
+        "Every fixed reply of the server.",
+        "The column *bounce* marks the replies that the modes `bounce` and `random` choose from.",
+        "",
+        "The greeting (220) and the replies to HELO, EHLO (250) and HELP (214) are not listed.",
+        "A command whose argument has the wrong syntax is answered 501 and the right syntax.",
+        "",
+    )
     named = {value for value in vars(replies).values() if isinstance(value, replies.Reply)}
     everything = sorted(
         named.union(replies.CODES.values()), key=lambda one: (one.code, one.enhanced, one.lines)
     )
-    return table(
-        ("code", "enhanced", "text", "closes", "in `bounce`"),
+    yield from table(
+        ("code", "enhanced code", "text", "closes the connection", "bounce"),
         (
             (
                 str(one.code),
@@ -67,53 +126,75 @@ def reply_rows() -> Iterator[str]:
     )
 
 
-def option_rows() -> Iterator[str]:
-    for group in dict.fromkeys(option.group for option in options.OPTIONS):
-        yield from (f"## {group}", "")
-        yield from table(
-            ("option", "default", "meaning"),
-            (
-                (code(option.usage), default(option), ". ".join(sentences(option)))
-                for option in options.OPTIONS
-                if option.group == group
-            ),
-        )
-        yield ""
-
-
-def default(option: options.Option) -> str:
-    return option.otherwise or code(option.default)
-
-
-def sentences(option: options.Option) -> Iterator[str]:
-    """The help, and behind it the notes, both beginning with a capital letter and ending without a dot."""
-    for text in (option.help, option.notes):
-        if text:
-            yield text[0].upper() + text[1:].removesuffix(".")
-
-
-def profile_rows() -> Iterator[str]:
+def profile_page() -> Iterator[str]:
+    yield from (
+        "Scenarios that come with Blackhole: `blackhole --scenario profile:NAME`.",
+        "They model kinds of servers. None of them is the documented behaviour of a provider.",
+        "",
+    )
     profiles = ((name, scenario.read_source(f"{scenario.PROFILE}{name}")) for name in scenario.profiles())
-    return table(
-        ("profile", "what it is"), ((code(name), scenario.about(source)) for name, source in profiles)
+    yield from table(
+        ("profile", "meaning"), ((code(name), sentence(scenario.about(source))) for name, source in profiles)
     )
 
 
-PAGES = {
-    "profiles": profile_rows,
-    "options": option_rows,
-    "modes": mode_rows,
-    "commands": command_rows,
-    "extensions": extension_rows,
-    "replies": reply_rows,
+def violation_page() -> Iterator[str]:
+    yield from ("What [the report](../report.md) can find wrong with a sender.", "")
+    yield from table(
+        ("rule", "level", "source", "the sender", "what to do"),
+        (
+            (
+                code(rule.name),
+                rule.level.upper() if rule.level != "style" else rule.level,
+                rfc(rule.rfc, rule.section),
+                rule.meaning,
+                rule.hint,
+            )
+            for rule in violations.RULES
+        ),
+    )
+
+
+PAGES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
+    "options": ("Reference: options", option_page),
+    "modes": ("Reference: modes", mode_page),
+    "commands": ("Reference: commands and extensions", command_page),
+    "replies": ("Reference: replies", reply_page),
+    "profiles": ("Reference: profiles", profile_page),
+    "violations": ("Reference: violations", violation_page),
 }
+"""File name without `.md` -> its title, and what yields its lines."""
 
 
-def write(folder: Path) -> None:
-    """Write each page that is not there yet as it should be; what did not change is not built again."""
-    folder.mkdir(exist_ok=True)
-    for name, lines in PAGES.items():
-        page = folder / f"{name}.md"
-        text = "\n".join(lines()) + "\n"
-        if not page.exists() or page.read_text() != text:
-            page.write_text(text)
+def pages() -> dict[Path, str]:
+    """Return the text of every page by its path."""
+    return {
+        REFERENCE / f"{name}.md": "\n".join((NOTICE, "", f"# {title}", "", *lines())).rstrip("\n") + "\n"
+        for name, (title, lines) in PAGES.items()
+    }
+
+
+def stale() -> dict[Path, str]:
+    """Return the pages whose file is missing or differs, with the text they should have."""
+    return {
+        path: text for path, text in pages().items() if not path.exists() or path.read_text("utf-8") != text
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages that differ, or only name them; return the exit status."""
+    check = arguments == ["--check"]
+    if arguments and not check:
+        sys.exit("usage: python docs/tables.py [--check]")
+    differing = stale()
+    for path, text in differing.items():
+        if check:
+            print(f"{path.relative_to(HERE.parent)} is out of date: run `make reference`")
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, "utf-8")
+    return int(check and bool(differing))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

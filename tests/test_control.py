@@ -537,7 +537,9 @@ sys.exit(1)
 
 def test_the_script_of_the_page_does_what_it_says(sink: Sink, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "dashboard.md").read_text()
-    shown = re.search(r"\n((?: {4}.*\n|\n)*? {4}\./send-a-message(?: {4}.*\n| .*\n|\n)*)\n### Runs", page)
+    shown = re.search(
+        r"\n((?: {4}.*\n|\n)*? {4}\./send-a-message(?: {4}.*\n| .*\n|\n)*)\n\[Control API\]", page
+    )
     assert shown
     script = textwrap.dedent(shown[1]).replace(":8025", f":{sink.http}")
     (tmp_path / "outage.toml").write_text(refuse(451))

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from program import ROOT, environment
 
+pytestmark = pytest.mark.pure
+
 PACKAGE = ROOT / "blackhole"
 
 FOLDERS = ("main", "service", "web", "process", "net", "metrics", "store", "rules", "smtp")

@@ -15,6 +15,8 @@ from blackhole.rules.model import Condition, Decision, Rule, Window
 from blackhole.rules.patterns import COMPARISONS, SPANS, GlobSet, comparison
 from blackhole.rules.table import RuleTable
 
+pytestmark = pytest.mark.pure
+
 TEXT = st.sampled_from(
     ("ann@example.com", "Bob.Bulk@example.com", "bob@bulk.example.com", "news+ann@example.com", "")
 )

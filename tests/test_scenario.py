@@ -26,6 +26,8 @@ from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ListenerConfig
 from blackhole.store.attempts import AttemptTable
 
+pytestmark = pytest.mark.pure
+
 
 def rules(text: str) -> tuple[Rule, ...]:
     return tuple(scenario.parse_rules(text, "test.toml"))

@@ -29,6 +29,8 @@ from blackhole.smtp.state import ACCUSED, NOTED, ClientLimits, ListenerConfig
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.attempts import AttemptTable
 
+pytestmark = pytest.mark.pure
+
 
 class Bare:
     """A peer without a socket. Its time is simulated: a wait is noted, and over at once."""

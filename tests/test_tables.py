@@ -16,6 +16,8 @@ from blackhole.smtp.replies import Reply
 from blackhole.smtp.session import SMTPEngine
 from blackhole.smtp.state import PHASES, ListenerConfig
 
+pytestmark = pytest.mark.pure
+
 HERE = Path(__file__).parent
 
 OF_1_X = (

@@ -1,0 +1,194 @@
+"""The documents agree with the program: reference pages, names of options and metrics, links, form."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from program import ROOT
+
+from blackhole import options
+
+pytestmark = pytest.mark.pure
+
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+WRITTEN = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob(".github/**/*.md"))
+    if "_build" not in path.parts
+)
+"""Every document that a person reads; tests/README.md and benchmarks/README.md are for developers."""
+
+FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = load_tables()
+
+
+def prose(path: Path) -> str:
+    """Return the text without fenced and indented code."""
+    return re.sub(r"^ {4}.*\n", "", FENCE.sub("", path.read_text("utf-8")), flags=re.MULTILINE)
+
+
+def headings(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub and MyST spell them."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", re.sub(r"\]\(.*?\)|[`*]", "", title)).strip().lower().replace(" ", "-")
+        for title in titles
+    }
+
+
+# The reference
+
+
+@pytest.mark.parametrize("page", sorted(TABLES.pages()), ids=lambda path: path.stem)
+def test_reference_page_matches_the_tables_of_the_program(page: Path) -> None:
+    assert page.read_text("utf-8") == TABLES.pages()[page], "run `make reference`, and commit the result"
+
+
+def test_reference_has_no_page_that_is_not_generated() -> None:
+    assert sorted(REFERENCE.iterdir()) == sorted(TABLES.pages())
+
+
+def test_check_of_the_reference_names_a_page_that_differs(tmp_path: Path) -> None:
+    copy = tmp_path / "docs"
+    (copy / "reference").mkdir(parents=True)
+    (copy / "tables.py").write_text((DOCS / "tables.py").read_text("utf-8"), "utf-8")
+    command = [sys.executable, str(copy / "tables.py")]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+
+    assert run("--check").returncode == 1
+    assert run().returncode == 0
+    (copy / "reference" / "modes.md").write_text("# Modes\n", "utf-8")
+    differs = run("--check")
+    assert (differs.returncode, differs.stdout) == (
+        1,
+        "docs/reference/modes.md is out of date: run `make reference`\n",
+    )
+    assert (run().returncode, run("--check").returncode) == (0, 0)
+
+
+# Form
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=named)
+def test_lines_of_documents_are_at_most_100_columns(page: Path) -> None:
+    """Rows of tables, and links that cannot be broken, may be longer."""
+    lines = page.read_text("utf-8").splitlines()
+    long = [line for line in lines if len(line) > 100 and "|" not in line and " " in line.strip()]
+    assert long == []
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=named)
+def test_links_between_documents_lead_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name) if name else page
+        if not path.exists() or (anchor and anchor not in headings(path)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", sorted({*DOCS.glob("*.md")} - {DOCS / "index.md"}), ids=named)
+def test_every_page_is_in_the_table_of_contents(page: Path) -> None:
+    assert page.stem in re.findall(r"^[a-z/]+$", (DOCS / "index.md").read_text("utf-8"), re.MULTILINE)
+
+
+def test_glossary_has_at_most_60_terms_each_with_a_sentence() -> None:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", (DOCS / "glossary.md").read_text("utf-8"), re.MULTILINE)[1:]
+    assert 0 < len(rows) <= 60
+    assert [term for term, meaning in rows if not meaning.endswith(".")] == []
+    assert sorted((term for term, _ in rows), key=str.lower) == [term for term, _ in rows]
+
+
+# Names
+
+
+def blackhole_commands() -> list[tuple[str, str]]:
+    """Return every shown command line of `blackhole` with its document, continued lines joined."""
+    found = []
+    for path in WRITTEN:
+        text = path.read_text("utf-8").replace("\\\n", " ")
+        for line in re.findall(r"(?:^ {4}|^|`)(?:\$ )?(blackhole [^`\n]*)", text, re.MULTILINE):
+            found.append((named(path), line.split("#")[0].split("|")[0].split("&&")[0].strip()))
+    return found
+
+
+COMMANDS = sorted(set(blackhole_commands()))
+
+WORDS = {option.name for option in options.OPTIONS} | set(options.CASE)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_options_of_shown_commands_exist(page: str, command: str) -> None:
+    given = {word.replace("-", "_") for word in re.findall(r"--([a-z][\w-]*)", command)}
+    assert given - WORDS - {"help", "version", "print_config"} == set()
+
+
+def test_commands_are_found_in_the_documents() -> None:
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=named)
+def test_options_named_in_code_spans_exist(page: Path) -> None:
+    spans = re.findall(r"`--([a-z][\w-]*)[^`]*`", prose(page))
+    elsewhere = {"bless", "full", "version", "help", "print_config", "crlf", "helo", "domain", "check"}
+    assert {span.replace("-", "_") for span in spans} - WORDS - elsewhere == set()
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=named)
+def test_make_targets_named_in_documents_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    text = page.read_text("utf-8")
+    used = set(re.findall(r"(?:^ {4}|`)make ([a-z-]+)", text, re.MULTILINE))
+    assert used - targets == set()
+
+
+# The package
+
+
+def test_every_data_file_of_the_package_is_shipped() -> None:
+    """Among them `py.typed`, by which type checkers know that the package has annotations (PEP 561)."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    shipped = {
+        path
+        for package, patterns in setup["options.package_data"].items()
+        for pattern in patterns.split()
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    there = {
+        path
+        for path in (ROOT / "blackhole").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert ROOT / "blackhole" / "py.typed" in there
+    assert there == shipped
