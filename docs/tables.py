@@ -118,7 +118,7 @@ def reply_page() -> Iterator[str]:
                 str(one.code),
                 one.enhanced,
                 code(" ".join(one.lines)),
-                "yes" if one.next_action is replies.NextAction.HANG_UP else "",
+                "yes" if one.next_action is replies.NextAction.CLOSE else "",
                 "yes" if one in replies.BOUNCES else "",
             )
             for one in everything
