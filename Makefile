@@ -79,7 +79,7 @@ $(VENV)/.made:
 
 $(VENV)/.program: $(VENV)/.made setup.py setup.cfg pyproject.toml
 	@echo "Installing Blackhole into $(VENV)"
-	@$(BIN)/pip install --quiet --editable '.[metrics]'
+	@$(BIN)/pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.dist: $(VENV)/.program

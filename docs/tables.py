@@ -1,4 +1,4 @@
-"""Write docs/reference/*.md from the tables of the program.
+"""Write docs/reference/*.md, and the table of docs/metrics.md, from the tables of the program.
 
 python docs/tables.py           write the pages that differ
 python docs/tables.py --check   write nothing; name the pages that differ, and exit with 1 if there are any
@@ -13,10 +13,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+
 from blackhole import options, settings  # noqa: E402
+from blackhole.metrics.counters import CELL_INDEX, WIDTH, Snapshot  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
 from blackhole.smtp.extensions import EXTENSIONS  # noqa: E402
+from blackhole.web import prometheus  # noqa: E402
 
 REFERENCE = HERE / "reference"
 
@@ -150,7 +154,64 @@ def violation_page() -> Iterator[str]:
                 rule.meaning,
                 rule.hint,
             )
-            for rule in violations.RULES
+            for rule in violations.VIOLATIONS
+        ),
+    )
+
+
+QUERIES = {
+    "blackhole_build_info": "count by (version) (blackhole_build_info)",
+    "blackhole_start_time_seconds": "time() - blackhole_start_time_seconds",
+    "blackhole_workers": "blackhole_workers == 0",
+    "blackhole_messages_total": "sum by (outcome) (rate(blackhole_messages_total[1m]))",
+    "blackhole_recipients_total": "rate(blackhole_recipients_total[1m])",
+    "blackhole_connections_total": "rate(blackhole_connections_total[1m])",
+    "blackhole_listener_connections_total": "topk(3, rate(blackhole_listener_connections_total[1m]))",
+    "blackhole_open_connections": "max_over_time(blackhole_open_connections[1h])",
+    "blackhole_refused_connections_total": "increase(blackhole_refused_connections_total[1h])",
+    "blackhole_timed_out_connections_total": "increase(blackhole_timed_out_connections_total[1h])",
+    "blackhole_hung_up_connections_total": "increase(blackhole_hung_up_connections_total[1h])",
+    "blackhole_received_bytes_total": "8 * rate(blackhole_received_bytes_total[1m])",
+    "blackhole_commands_total": "sum by (phase) (rate(blackhole_commands_total[1m]))",
+    "blackhole_replies_total": 'sum by (phase) (rate(blackhole_replies_total{code=~"[45].."}[5m]))',
+    "blackhole_tls_handshakes_total": 'rate(blackhole_tls_handshakes_total{result="failed"}[5m])',
+    "blackhole_violations_total": "topk(5, increase(blackhole_violations_total[1h]))",
+    "blackhole_retries_total": 'increase(blackhole_retries_total{event="returned"}[1h])',
+    "blackhole_rule_hits_total": "increase(blackhole_rule_hits_total[1h])",
+    "blackhole_worker_cpu_seconds_total": "sum by (worker) (rate(blackhole_worker_cpu_seconds_total[1m]))",
+    **{
+        f"blackhole_{name}": f"histogram_quantile(0.99, rate(blackhole_{name}_bucket[5m]))"
+        for name in ("service_seconds", "client_seconds", "delay_seconds", "message_bytes")
+    },
+    "blackhole_connection_messages": "rate(blackhole_connection_messages_sum[5m])"
+    " / rate(blackhole_connection_messages_count[5m])",
+}
+"""An example query for every metric, by its name."""
+
+
+def metric_table() -> Iterator[str]:
+    """Yield the table of all metrics; each needs a row of QUERIES."""
+    example = Snapshot(
+        seconds=1,
+        started=1,
+        listeners=("127.0.0.1:2525",),
+        workers=(),
+        rule_counters={"rule": CELL_INDEX["open"]},
+        cells=(1,) * WIDTH,
+    )
+    _, text = prometheus.text(example, {"1": 1.0}, "")
+    yield from table(
+        ("metric", "type", "labels", "meaning", "example query"),
+        (
+            (
+                code(name),
+                family.type,
+                " ".join(code(label) for label in family.samples[0].labels if label != "le"),
+                family.documentation,
+                code(QUERIES[name]),
+            )
+            for family in text_string_to_metric_families(text.decode())
+            for name in [family.name + "_total" * (family.type == "counter")]
         ),
     )
 
@@ -166,9 +227,14 @@ PAGES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
 """File name without `.md` -> its title, and what yields its lines."""
 
 
+METRICS = HERE / "metrics.md"
+"""A page whose end, from NOTICE on, is generated."""
+
+
 def pages() -> dict[Path, str]:
     """Return the text of every page by its path."""
-    return {
+    head = METRICS.read_text("utf-8").partition(NOTICE)[0]
+    return {METRICS: "\n".join((head + NOTICE, "", *metric_table())) + "\n"} | {
         REFERENCE / f"{name}.md": "\n".join((NOTICE, "", f"# {title}", "", *lines())).rstrip("\n") + "\n"
         for name, (title, lines) in PAGES.items()
     }

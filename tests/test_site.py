@@ -20,7 +20,7 @@ SOURCES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not 
 
 
 class PlainText(HTMLParser):
-    """Collect the text of an HTML page outside of code, scripts and styles."""
+    """Collect the text of an HTML page, without that of code, scripts and styles."""
 
     HIDDEN = frozenset(("pre", "code", "script", "style"))
 
@@ -36,8 +36,7 @@ class PlainText(HTMLParser):
         self._hidden -= tag in self.HIDDEN
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.pieces.append(data)
+        self.pieces.append("(code)" if self._hidden else data)
 
 
 @pytest.fixture(scope="module")
