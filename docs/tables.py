@@ -16,7 +16,8 @@ sys.path.insert(0, str(HERE.parent))
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 from blackhole import options, settings  # noqa: E402
-from blackhole.metrics.counters import CELL_INDEX, WIDTH, Snapshot  # noqa: E402
+from blackhole.metrics.layout import CELL_INDEX, ROW_CELLS  # noqa: E402
+from blackhole.metrics.snapshot import Snapshot  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
 from blackhole.smtp.extensions import EXTENSIONS  # noqa: E402
@@ -181,7 +182,7 @@ QUERIES = {
     "blackhole_worker_cpu_seconds_total": "sum by (worker) (rate(blackhole_worker_cpu_seconds_total[1m]))",
     **{
         f"blackhole_{name}": f"histogram_quantile(0.99, rate(blackhole_{name}_bucket[5m]))"
-        for name in ("service_seconds", "client_seconds", "delay_seconds", "message_bytes")
+        for name in ("service_seconds", "client_think_seconds", "delay_seconds", "message_bytes")
     },
     "blackhole_connection_messages": "rate(blackhole_connection_messages_sum[5m])"
     " / rate(blackhole_connection_messages_count[5m])",
@@ -189,29 +190,30 @@ QUERIES = {
 """An example query for every metric, by its name."""
 
 
-def metric_table() -> Iterator[str]:
-    """Yield the table of all metrics; each needs a row of QUERIES."""
+def metrics() -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, type, labels and meaning of each metric, as /metrics gives them."""
     example = Snapshot(
         seconds=1,
         started=1,
         listeners=("127.0.0.1:2525",),
         workers=(),
         rule_counters={"rule": CELL_INDEX["open"]},
-        cells=(1,) * WIDTH,
+        cells=(1,) * ROW_CELLS,
     )
     _, text = prometheus.text(example, {"1": 1.0}, "")
+    for family in text_string_to_metric_families(text.decode()):
+        name = family.name + "_total" * (family.type == "counter")
+        labels = " ".join(code(label) for label in family.samples[0].labels if label != "le")
+        yield name, family.type, labels, family.documentation
+
+
+def metric_table() -> Iterator[str]:
+    """Yield the table of all metrics; a metric without a row in QUERIES has no example."""
     yield from table(
         ("metric", "type", "labels", "meaning", "example query"),
         (
-            (
-                code(name),
-                family.type,
-                " ".join(code(label) for label in family.samples[0].labels if label != "le"),
-                family.documentation,
-                code(QUERIES[name]),
-            )
-            for family in text_string_to_metric_families(text.decode())
-            for name in [family.name + "_total" * (family.type == "counter")]
+            (code(name), kind, labels, meaning, code(QUERIES.get(name, "")))
+            for name, kind, labels, meaning in metrics()
         ),
     )
 

@@ -94,6 +94,10 @@ def test_check_of_the_reference_names_a_page_that_differs(tmp_path: Path) -> Non
     assert (run().returncode, run("--check").returncode) == (0, 0)
 
 
+def test_every_metric_has_an_example_query() -> None:
+    assert {name for name, *_ in TABLES.metrics()} == set(TABLES.QUERIES), "see QUERIES in docs/tables.py"
+
+
 # Form
 
 
