@@ -23,26 +23,26 @@ class Elsewhere:
         self.knows = knows
         self.left: list[Slot] = []
 
-    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> PendingAnswer:
-        return Told(self.memory.revise(key, now, change, alone) if self.knows else None)
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> PendingAnswer:
+        return Told(self.memory.update(key, now, change, alone) if self.knows else None)
 
-    def bars(self, key: bytes, limit: int) -> PendingAnswer:
-        return Told(self.memory.bars(key, limit) if self.knows else None)
+    def refuse_or_acquire(self, key: bytes, limit: int) -> PendingAnswer:
+        return Told(self.memory.refuse_or_acquire(key, limit) if self.knows else None)
 
-    def leave(self, place: Slot) -> None:
+    def release(self, place: Slot) -> None:
         self.left.append(place)
 
 
 class Silence:
     """It is known to have no answers, so nobody waits for them."""
 
-    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> None:
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> None:
         pass
 
-    def bars(self, key: bytes, limit: int) -> None:
+    def refuse_or_acquire(self, key: bytes, limit: int) -> None:
         pass
 
-    def leave(self, place: Slot) -> None:
+    def release(self, place: Slot) -> None:
         raise AssertionError("nobody was let in")
 
 

@@ -10,34 +10,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackhole.rules.attempt_store import Record, counted
+from blackhole.rules.attempt_store import Record, count_attempt
 from blackhole.store.attempts import COUNTERS_PER_ROW, SLOTS_PER_SET, AttemptTable
 
 
 def count_and_return_record(known: Record, now: float) -> tuple[Record, Record]:
     """Count the attempt, and return the record before it."""
-    return counted(known, now)[0], known
+    return count_attempt(known, now)[0], known
 
 
 def test_a_new_key_has_no_record() -> None:
     table = AttemptTable(sets=4)
-    assert table.revise(b"ann", 10.0, count_and_return_record) == (0, 10.0, 10.0)
-    assert table.revise(b"bob", 11.0, count_and_return_record) == (0, 11.0, 11.0)
+    assert table.update(b"ann", 10.0, count_and_return_record) == (0, 10.0, 10.0)
+    assert table.update(b"bob", 11.0, count_and_return_record) == (0, 11.0, 11.0)
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_record_keeps_the_count_and_the_first_and_last_time(alone: bool) -> None:
     table = AttemptTable(sets=4)
-    table.revise(b"ann", 10.0, count_and_return_record, alone)
-    assert table.revise(b"ann", 12.5, count_and_return_record, alone) == (1, 10.0, 10.0)
-    assert table.revise(b"ann", 20.0, count_and_return_record, alone) == (2, 10.0, 12.5)
+    table.update(b"ann", 10.0, count_and_return_record, alone)
+    assert table.update(b"ann", 12.5, count_and_return_record, alone) == (1, 10.0, 10.0)
+    assert table.update(b"ann", 20.0, count_and_return_record, alone) == (2, 10.0, 12.5)
 
 
 @given(st.floats(0, 1e9), st.integers(2, 20))
 def test_stored_times_do_not_drift_when_a_record_is_updated(first: float, times: int) -> None:
     table = AttemptTable(sets=1)
     for _ in range(times):
-        known = table.revise(b"ann", first, count_and_return_record)
+        known = table.update(b"ann", first, count_and_return_record)
     assert abs(known[1] - first) < 1e-6
 
 
@@ -45,18 +45,18 @@ def test_stored_times_do_not_drift_when_a_record_is_updated(first: float, times:
 def test_no_record_is_lost_while_its_set_has_free_slots(keys: list[bytes]) -> None:
     table = AttemptTable(sets=1)
     for number, key in enumerate(keys):
-        assert table.revise(key, float(number), counted) == keys[: number + 1].count(key)
+        assert table.update(key, float(number), count_attempt) == keys[: number + 1].count(key)
 
 
 def test_a_new_key_replaces_the_one_used_longest_ago_in_a_full_set() -> None:
     table = AttemptTable(sets=1)
     for number in range(SLOTS_PER_SET):
-        table.revise(b"%d" % number, float(number), counted)
-    table.revise(b"0", 100.0, counted)
-    table.revise(b"one more", 101.0, counted)
-    assert table.revise(b"0", 102.0, counted) == 2 + 1
-    assert table.revise(b"2", 103.0, counted) == 1 + 1
-    assert table.revise(b"1", 104.0, counted) == 1
+        table.update(b"%d" % number, float(number), count_attempt)
+    table.update(b"0", 100.0, count_attempt)
+    table.update(b"one more", 101.0, count_attempt)
+    assert table.update(b"0", 102.0, count_attempt) == 2 + 1
+    assert table.update(b"2", 103.0, count_attempt) == 1 + 1
+    assert table.update(b"1", 104.0, count_attempt) == 1
 
 
 def count_in_child(table: AttemptTable, *keys: bytes, times: int = 1) -> int:
@@ -65,45 +65,45 @@ def count_in_child(table: AttemptTable, *keys: bytes, times: int = 1) -> int:
     if pid == 0:
         for _ in range(times):
             for key in keys:
-                table.revise(key, 2.0, counted, alone=True)
+                table.update(key, 2.0, count_attempt, alone=True)
         os._exit(0)
     return pid
 
 
 def test_processes_of_one_fork_share_the_table() -> None:
     table = AttemptTable(sets=4)
-    table.revise(b"ann", 1.0, counted)
+    table.update(b"ann", 1.0, count_attempt)
     assert os.waitpid(count_in_child(table, b"ann"), 0)[1] == 0
-    assert table.revise(b"ann", 3.0, count_and_return_record) == (2, 1.0, 2.0)
+    assert table.update(b"ann", 3.0, count_and_return_record) == (2, 1.0, 2.0)
 
 
 def test_updates_under_the_lock_are_exact_over_all_processes() -> None:
     table = AttemptTable(sets=1)
     pids = [count_in_child(table, b"ann", b"bob", times=5000) for _ in range(4)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
-    assert table.revise(b"ann", 3.0, counted) == 20001
-    assert table.revise(b"bob", 3.0, counted) == 20001
+    assert table.update(b"ann", 3.0, count_attempt) == 20001
+    assert table.update(b"bob", 3.0, count_attempt) == 20001
 
 
 def test_a_process_killed_during_an_update_releases_the_lock() -> None:
     table = AttemptTable(sets=1)
     pid = os.fork()
     if pid == 0:
-        table.revise(b"ann", 2.0, lambda known, now: os.kill(os.getpid(), signal.SIGKILL), alone=True)
+        table.update(b"ann", 2.0, lambda known, now: os.kill(os.getpid(), signal.SIGKILL), alone=True)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
-    assert table.revise(b"ann", 3.0, counted, alone=True) == 1
+    assert table.update(b"ann", 3.0, count_attempt, alone=True) == 1
 
 
 def test_the_table_holds_no_key_in_plain_text() -> None:
     table = AttemptTable(sets=2)
-    table.revise(b"ann@example.com", 1.0, counted)
+    table.update(b"ann@example.com", 1.0, count_attempt)
     assert b"ann" not in table._cells.tobytes()
 
 
 def test_two_tables_share_nothing() -> None:
     one, other = AttemptTable(sets=2), AttemptTable(sets=2)
-    one.revise(b"ann", 1.0, counted)
-    assert other.revise(b"ann", 1.0, counted) == 1
+    one.update(b"ann", 1.0, count_attempt)
+    assert other.update(b"ann", 1.0, count_attempt) == 1
 
 
 # Concurrency slots
@@ -111,24 +111,24 @@ def test_two_tables_share_nothing() -> None:
 
 def test_a_slot_is_granted_up_to_the_limit_of_its_key() -> None:
     table = AttemptTable(rows=3)
-    assert [table.bars(b"ann", 2) for _ in range(3)] == [False, False, True]
-    assert not table.bars(b"bob", 1)
-    table.leave(b"ann")
-    assert [table.bars(b"ann", 2) for _ in range(2)] == [False, True]
+    assert [table.refuse_or_acquire(b"ann", 2) for _ in range(3)] == [False, False, True]
+    assert not table.refuse_or_acquire(b"bob", 1)
+    table.release(b"ann")
+    assert [table.refuse_or_acquire(b"ann", 2) for _ in range(2)] == [False, True]
 
 
 def test_slots_count_over_all_processes_and_end_with_the_process_that_held_them() -> None:
     table = AttemptTable(rows=3)
     table.set_row(1)
-    assert not table.bars(b"ann", 2)
+    assert not table.refuse_or_acquire(b"ann", 2)
     pid = os.fork()
     if pid == 0:
         table.set_row(2)
-        os._exit(10 * table.bars(b"ann", 2) + table.bars(b"ann", 2))
+        os._exit(10 * table.refuse_or_acquire(b"ann", 2) + table.refuse_or_acquire(b"ann", 2))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    assert table.bars(b"ann", 2)
+    assert table.refuse_or_acquire(b"ann", 2)
     table.set_row(2)
-    assert not table.bars(b"ann", 2)
+    assert not table.refuse_or_acquire(b"ann", 2)
     assert [sum(table._held[row * COUNTERS_PER_ROW : (row + 1) * COUNTERS_PER_ROW]) for row in range(3)] == [
         0,
         1,
@@ -141,5 +141,5 @@ def test_an_update_takes_less_than_50_microseconds() -> None:
     table = AttemptTable(rows=96)
     began = time.process_time()
     for number in range(2000):
-        table.revise(b"%d@example.com" % (number % 100), 1.0, counted)
+        table.update(b"%d@example.com" % (number % 100), 1.0, count_attempt)
     assert time.process_time() - began < 2000 * 50e-6

@@ -252,7 +252,7 @@ def test_it_says_what_the_server_does() -> None:
                         told = RuleContext("127.0.0.1:25", client, secure=attempt == 3)
                         told.phase, told.sender, told.attempt = "RCPT", sender, attempt
                         told.recipient = f"{name}@{domain}".encode() if domain else name.encode()
-                        found = policy.tables(told)["RCPT"].find(told, Random(7))
+                        found = policy.tables_for(told)["RCPT"].find(told, Random(7))
                         *_, last = explain.explain(rules, "accept", told, Random(7))
                         if found is None:
                             assert last.startswith("The answer: no rule holds")

@@ -27,7 +27,7 @@ from test_server import connect, until_closed
 from transcript import PATIENCE, Transcript, Wire, every, play
 
 from blackhole import options
-from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Update, counted
+from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Update, count_attempt
 from blackhole.rules.limiters import Greylist, WindowCount
 from blackhole.settings import OperatorError, Redis
 from blackhole.store import redis_attempts
@@ -81,10 +81,10 @@ class Scripted:
 
 
 CHANGES: list[Update[int]] = [
-    counted,
-    Greylist(300.0, 900.0).seen,
-    Greylist(0.0, 900.0).seen,
-    Greylist(0.5, 600.25).seen,
+    count_attempt,
+    Greylist(300.0, 900.0).blocks_attempt,
+    Greylist(0.0, 900.0).blocks_attempt,
+    Greylist(0.5, 600.25).blocks_attempt,
     WindowCount(1, 2, 400.0).spend,
     WindowCount(30, 100, 1000.5).spend,
     WindowCount(0, 0, 60.0).spend,
@@ -108,12 +108,16 @@ def test_there_it_is_decided_as_here(server: RedisServer, change: Update[int], s
     there, here, now = Scripted(server), AttemptTable(sets=1), 1_700_000_000.0
     for step in steps:
         now += step
-        assert there.ask("key", script_arguments(change), now) == here.revise(b"key", now, change)
+        assert there.ask("key", script_arguments(change), now) == here.update(b"key", now, change)
 
 
 @pytest.mark.parametrize(
     ("change", "lasts"),
-    [(counted, 7 * 86400), (Greylist(300.0, 900.0).seen, 900), (WindowCount(1, 2, 90.0).spend, 90)],
+    [
+        (count_attempt, 7 * 86400),
+        (Greylist(300.0, 900.0).blocks_attempt, 900),
+        (WindowCount(1, 2, 90.0).spend, 90),
+    ],
 )
 def test_nothing_is_kept_for_ever(redis: RedisServer, change: Update[int], lasts: float) -> None:
     there = Scripted(redis)
@@ -123,7 +127,7 @@ def test_nothing_is_kept_for_ever(redis: RedisServer, change: Update[int], lasts
 
 def test_who_has_passed_a_greylist_is_known_for_35_days(redis: RedisServer) -> None:
     there = Scripted(redis)
-    text = script_arguments(Greylist(300.0, 900.0).seen)
+    text = script_arguments(Greylist(300.0, 900.0).blocks_attempt)
     assert [there.ask("key", text, at) for at in (1000, 1300, 1301)] == [1, 0, 0]
     assert redis.ask("PTTL", "key") / 86400e3 > 34.9
 
@@ -173,16 +177,16 @@ def machines(redis: RedisServer, work: Work, count: int = 2, more: str = "") -> 
 
 
 async def known(
-    memory: RedisAttemptStore | ScopedStore, key: bytes, change: Update[Answer] = counted
+    memory: RedisAttemptStore | ScopedStore, key: bytes, change: Update[Answer] = count_attempt
 ) -> int | None:  # type: ignore[assignment]
     """The answer, or None where none is to be had."""
-    question = memory.revise(key, 0.0, change)
+    question = memory.update(key, 0.0, change)
     return await question if isinstance(question, PendingAnswer) else None
 
 
 async def seat(memory: RedisAttemptStore | ScopedStore, limit: int) -> Lease | None:
     """A seat in the room, if there is one."""
-    asked = memory.bars(b"room", limit)
+    asked = memory.refuse_or_acquire(b"room", limit)
     assert isinstance(asked, Lease)
     return None if await asked else asked
 
@@ -251,7 +255,7 @@ def test_machines_share_a_room(redis: RedisServer) -> None:
         first, second = await seat(one, 2), await seat(other, 2)
         assert first and second
         assert not await seat(one, 2) and not await seat(other, 2)
-        one.leave(first)
+        one.release(first)
         await until(lambda: seat(other, 2), "there is room again")
 
     machines(redis, work)
@@ -266,7 +270,7 @@ def test_an_order_begins_with_a_clear_head(redis: RedisServer) -> None:
         place = await seat(first, 1)
         assert place and await seat(second, 1)
         assert not await seat(again, 1)
-        first.leave(place)
+        first.release(place)
         await until(lambda: seat(again, 1), "there is room again")
 
     machines(redis, work)
@@ -275,9 +279,9 @@ def test_an_order_begins_with_a_clear_head(redis: RedisServer) -> None:
 def test_who_is_refused_takes_nobodys_seat_away(redis: RedisServer) -> None:
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         assert await seat(one, 1)
-        refused = other.bars(b"room", 1)
+        refused = other.refuse_or_acquire(b"room", 1)
         assert refused is not None and await refused
-        other.leave(refused)
+        other.release(refused)
         assert await known(other, b"something that comes behind it")
         assert not await seat(other, 1)
 
@@ -289,7 +293,7 @@ def test_leases_are_renewed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch)
 
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         taken = await seat(one, 2)
-        refused = other.bars(b"room", 0)
+        refused = other.refuse_or_acquire(b"room", 0)
         assert taken is not None and refused is not None and await refused
         (room,) = redis.names("blackhole:room:*")
         score = redis.ask("ZSCORE", room, taken.token)
@@ -313,7 +317,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def gone(memory: RedisAttemptStore) -> bool:
-    return memory.revise(b"x", 0.0, counted) is None
+    return memory.update(b"x", 0.0, count_attempt) is None
 
 
 async def back(memory: RedisAttemptStore) -> bool:
@@ -324,13 +328,13 @@ def test_a_frozen_one_costs_one_moment(own: RedisServer, caplog: pytest.LogCaptu
     async def work(memory: RedisAttemptStore, other: RedisAttemptStore) -> None:
         own.freeze()
         began = time.monotonic()
-        asked = [memory.revise(b"ann", 0.0, counted), memory.bars(b"room", 1)]
+        asked = [memory.update(b"ann", 0.0, count_attempt), memory.refuse_or_acquire(b"room", 1)]
         assert [await question for question in asked if question is not None] == [None, None]
         assert 0.04 < time.monotonic() - began < 2
         await until(lambda: gone(memory), "nothing more is asked")
-        assert memory.bars(b"room", 1) is None
+        assert memory.refuse_or_acquire(b"room", 1) is None
         assert isinstance(asked[1], Lease)
-        memory.leave(asked[1])
+        memory.release(asked[1])
         await asyncio.sleep(1.2)
         own.thaw()
         await until(lambda: back(memory), "it is asked again")
@@ -366,7 +370,7 @@ def test_a_moment_of_silence_is_no_loss(own: RedisServer, caplog: pytest.LogCapt
 def test_who_has_time_waits_longer(own: RedisServer) -> None:
     async def work(memory: RedisAttemptStore) -> None:
         own.freeze()
-        question = memory.revise(b"ann", 0.0, counted)
+        question = memory.update(b"ann", 0.0, count_attempt)
         await asyncio.sleep(redis_attempts.SILENCE + 0.3)
         own.thaw()
         assert question is not None and await question == 1
@@ -417,7 +421,7 @@ def test_who_hears_no_answer_in_time_holds_up_nobody(redis: RedisServer) -> None
     """A question may be given up while the one before it is under way, and is not asked then."""
 
     async def work(memory: RedisAttemptStore) -> None:
-        question = memory.revise(b"ann", 0.0, counted)
+        question = memory.update(b"ann", 0.0, count_attempt)
         assert isinstance(question, Query)
         question.settle(None)
         assert await question is None

@@ -17,7 +17,7 @@ from elsewhere import Elsewhere, Silence, fetched
 from program import Program, descriptors, wait_for
 
 from blackhole.rules import explain, scenario
-from blackhole.rules.attempt_store import NULL_STORE, Answer, AttemptStore, Update, counted
+from blackhole.rules.attempt_store import NULL_STORE, Answer, AttemptStore, Update, count_attempt
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.limiters import Greylist, RateLimit, network
@@ -174,10 +174,10 @@ class Tally(AttemptTable):
         super().__init__(sets=4)
         self.keys: list[bytes] = []
 
-    def revise(self, key: Hashable, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+    def update(self, key: Hashable, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         assert isinstance(key, bytes)
         self.keys.append(key)
-        return super().revise(key, now, change, alone)
+        return super().update(key, now, change, alone)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,12 @@ def test_only_what_a_rule_may_be_for_is_counted(conditions: str, tried: list[str
 
 
 def test_without_a_memory_everything_is_new() -> None:
-    assert [NULL_STORE.revise(b"x", 5.0, counted) for _ in range(2)] == [1, 1]
-    assert NULL_STORE.bars(b"x", 0) and not NULL_STORE.bars(b"x", 1)
-    NULL_STORE.leave(b"x")
+    assert [NULL_STORE.update(b"x", 5.0, count_attempt) for _ in range(2)] == [1, 1]
+    assert NULL_STORE.refuse_or_acquire(b"x", 0) and not NULL_STORE.refuse_or_acquire(b"x", 1)
+    NULL_STORE.release(b"x")
     case = RuleContext()
-    assert Greylist(0, 1).stops("x", case, NULL_STORE)
-    assert not RateLimit("messages", 1, 60, "all").stops("x", case, NULL_STORE)
+    assert Greylist(0, 1).blocks("x", case, NULL_STORE)
+    assert not RateLimit("messages", 1, 60, "all").blocks("x", case, NULL_STORE)
 
 
 # Where nobody knows

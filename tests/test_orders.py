@@ -19,7 +19,7 @@ from blackhole.net import server, tls
 from blackhole.process import worker
 from blackhole.process.supervisor import ChildContext
 from blackhole.rules import scenario
-from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore, counted
+from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore, count_attempt
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.scenario import NONE
 from blackhole.settings import Listener, Settings
@@ -157,7 +157,7 @@ def test_an_heir_without_rules_has_no_judge() -> None:
 def test_an_era_remembers_what_was_in_it() -> None:
     memory = AttemptTable(sets=64)
     first, second = ScopedStore(memory, b"1"), ScopedStore(memory, b"2")
-    assert [era.revise(b"key", 1.0, counted) for era in (first, first, second, first)] == [1, 2, 1, 3]
+    assert [era.update(b"key", 1.0, count_attempt) for era in (first, first, second, first)] == [1, 2, 1, 3]
 
 
 # The map

@@ -95,19 +95,28 @@ def test_what_is_found_is_what_holds(
     size: int,
 ) -> None:
     rules = [
-        Rule(frozenset(("RCPT",)), Effect(), tests, window=window, cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), tests, window=window, counter=number)
         for number, (tests, window) in enumerate(made, 1)
     ]
     case = RuleContext()
     case.size = size
-    case.sender, case.recipient, case.helo, case.at = sender.encode(), recipient.encode(), helo.encode(), at
+    case.sender, case.recipient, case.helo, case.elapsed = (
+        sender.encode(),
+        recipient.encode(),
+        helo.encode(),
+        at,
+    )
     case.header = [f"{name}: {value}".encode() for name, value in header]
-    wanted = [rule.cell for rule in rules if all(test.holds(case) for test in rule.tests) and rule.odds(at)]
+    wanted = [
+        rule.counter
+        for rule in rules
+        if all(test.matches(case) for test in rule.conditions) and rule.probability(at)
+    ]
     table = RuleTable(rules)
     found = table.find(case, Random(7))
     assert found is None or isinstance(found, Decision)
-    assert (found.cell if found else 0) == (wanted or [0])[0]
-    assert table.silent(case) == (not wanted)
+    assert (found.counter if found else 0) == (wanted or [0])[0]
+    assert table.cannot_match(case) == (not wanted)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +125,13 @@ def test_what_is_found_is_what_holds(
 def test_a_rule_among_many_is_found_by_any_part_of_an_address(glob: str) -> None:
     globs = ["ann@other.test", "*@other.test", "ann*", "*.test", "*other*", glob]
     rules = [
-        Rule(frozenset(("RCPT",)), Effect(), (addressed("recipient", [one]),), cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), (addressed("recipient", [one]),), counter=number)
         for number, one in enumerate(globs)
     ]
     case = RuleContext()
     case.recipient = b"Bob@BULK.example.com"
     found = RuleTable(rules).find(case, Random(7))
-    assert isinstance(found, Decision) and globs[found.cell] == glob
+    assert isinstance(found, Decision) and globs[found.counter] == glob
 
 
 @pytest.mark.parametrize(("at", "spoke"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])
@@ -135,15 +144,15 @@ def test_a_rule_among_many_is_found_by_the_hour(at: float, spoke: int | None) ->
         Window("noon", 14, 6),
     ]
     rules = [
-        Rule(frozenset(("RCPT",)), Effect(), window=window, cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), window=window, counter=number)
         for number, window in enumerate(hours)
     ]
     case = RuleContext()
-    case.at = at
+    case.elapsed = at
     table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert (found.cell if isinstance(found, Decision) else found) == spoke
-    assert table.silent(case) == (spoke is None)
+    assert (found.counter if isinstance(found, Decision) else found) == spoke
+    assert table.cannot_match(case) == (spoke is None)
 
 
 @pytest.mark.parametrize(
@@ -164,21 +173,21 @@ def test_a_rule_among_many_is_found_by_a_field(field: str, spoke: int | None) ->
         ["X-*: ann*"],
     ]
     rules = [
-        Rule(frozenset(("RCPT",)), Effect(), (fielded(globs),), cell=number)
+        Rule(frozenset(("RCPT",)), Effect(), (fielded(globs),), counter=number)
         for number, globs in enumerate([*kinds, ["Subject: nothing"], ["From: bob@*"]])
     ]
     case = RuleContext()
     case.header = [field.encode()]
     table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert (found.cell if isinstance(found, Decision) else found) == spoke
-    assert table.silent(case) == (spoke is None)
+    assert (found.counter if isinstance(found, Decision) else found) == spoke
+    assert table.cannot_match(case) == (spoke is None)
 
 
 def test_a_rule_among_many_is_found_by_a_size() -> None:
     wanted = [(">", 1000), ("=", 40), ("<", 10), (">=", 500), ("<=", 20), (">", 100)]
     rules = [
-        Rule(frozenset((".",)), Effect(), (sized(*bound),), cell=number)
+        Rule(frozenset((".",)), Effect(), (sized(*bound),), counter=number)
         for number, bound in enumerate(wanted)
     ]
     table = RuleTable(rules)
@@ -187,18 +196,19 @@ def test_a_rule_among_many_is_found_by_a_size() -> None:
         case.size = size
         holds = [number for number, (sign, limit) in enumerate(wanted) if comparison(sign, limit)(size)]
         found = table.find(case, Random(7))
-        assert [found.cell if isinstance(found, Decision) else found] == (holds or [None])[:1]
-        assert table.silent(case) == (not holds)
+        assert [found.counter if isinstance(found, Decision) else found] == (holds or [None])[:1]
+        assert table.cannot_match(case) == (not holds)
 
 
 def test_sizes_do_not_make_a_table_grow() -> None:
     table = RuleTable(
-        Rule(frozenset(("MAIL",)), Effect(), (sized("=", 10 * limit),), cell=limit) for limit in range(1000)
+        Rule(frozenset(("MAIL",)), Effect(), (sized("=", 10 * limit),), counter=limit)
+        for limit in range(1000)
     )
     case = RuleContext()
     for case.size in range(10000):
         found = table.find(case, Random(7))
-        assert (found.cell if isinstance(found, Decision) else None) == (
+        assert (found.counter if isinstance(found, Decision) else None) == (
             None if case.size % 10 else case.size // 10
         )
         assert table._index is not None and table._index._sizes is not None

@@ -30,12 +30,12 @@ from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.retries import (
     DEFERRED,
     EVENTS,
-    MOST,
-    PATIENCE,
+    MAX_TRACKED_RECIPIENTS,
+    NEVER_RETRIED_AFTER,
     RETRY_INTERVALS,
     UNKNOWN,
-    identity,
     mark_if_never_retried,
+    message_identity,
     update_envelope,
 )
 from blackhole.rules.scenario import Scenario
@@ -71,7 +71,7 @@ class World:
     def arrive(self, client: str = "192.0.2.1", here: str = "192.0.2.25:25") -> Session:
         session = self.engine.session(client=client)
         assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-        session.evaluator.retry_tracker.meet(lambda: here)
+        session.evaluator.retry_tracker.set_local_address(lambda: here)
         session.greet()
         session.receive(b"EHLO client.example.com\r\n")
         return session
@@ -82,7 +82,7 @@ class World:
             session.receive(b"QUIT\r\n")
         else:
             assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-            session.evaluator.retry_tracker.gone(session)
+            session.evaluator.retry_tracker.client_gone(session)
         self.count(session)
 
     def count(self, session: Session) -> None:
@@ -234,14 +234,14 @@ def test_who_comes_again_from_another_network_has_come_again() -> None:
 
 def test_a_message_has_no_end_of_recipients() -> None:
     world = World("[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 Later'\n")
-    world.send(0, *(f"bob{number}@b" for number in range(MOST + 5)))
-    assert world.told()["deferred"] <= MOST
+    world.send(0, *(f"bob{number}@b" for number in range(MAX_TRACKED_RECIPIENTS + 5)))
+    assert world.told()["deferred"] <= MAX_TRACKED_RECIPIENTS
     session = world.arrive()
     session.receive(b"MAIL FROM:<ann@a>\r\n")
-    for number in range(MOST + 5):
+    for number in range(MAX_TRACKED_RECIPIENTS + 5):
         session.receive(b"RCPT TO:<%d@c>\r\n" % number)
     assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-    assert len(session.evaluator.retry_tracker._heard) == MOST
+    assert len(session.evaluator.retry_tracker._answers) == MAX_TRACKED_RECIPIENTS
 
 
 # Messages
@@ -379,7 +379,7 @@ def test_who_says_more_before_a_late_reply_may_not_have_heard_it(together: bool)
     say(session, ("bob@b",), "1@client", b"QUIT\r\n" if together else b"")
     if not together:
         assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-        session.evaluator.retry_tracker.interrupt()
+        session.evaluator.retry_tracker.client_spoke()
     session.resume()
     if together:
         world.count(session)
@@ -435,7 +435,7 @@ def test_a_message_without_a_name_is_told_from_others_by_its_header() -> None:
     ],
 )
 def test_the_name_of_a_message(text: bytes, name: tuple[tuple[bytes, bytes], ...] | None) -> None:
-    found, certain = identity(text)
+    found, certain = message_identity(text)
     assert certain == bool(name)
     assert not certain or found == name
 
@@ -508,12 +508,12 @@ def test_what_does_not_come_for_twelve_hours_never_comes() -> None:
     world = World(GREYLIST)
     world.send(0, "bob@b", "carol@c")
     world.send(60, "carol@c", "dave@d")
-    assert visited(world.past, PATIENCE - 1) == 0
-    assert visited(world.past, PATIENCE) == 1
-    assert visited(world.past, PATIENCE + 1) == 0
-    assert visited(world.past, PATIENCE + 60) == 1
+    assert visited(world.past, NEVER_RETRIED_AFTER - 1) == 0
+    assert visited(world.past, NEVER_RETRIED_AFTER) == 1
+    assert visited(world.past, NEVER_RETRIED_AFTER + 1) == 0
+    assert visited(world.past, NEVER_RETRIED_AFTER + 60) == 1
     world.told()
-    world.send(PATIENCE + 100, "bob@b")
+    world.send(NEVER_RETRIED_AFTER + 100, "bob@b")
     assert world.told() == {"returned": 1, "taken": 1}
 
 
@@ -521,7 +521,7 @@ def test_workers_look_for_what_never_came() -> None:
     """Each of two looks at all that is remembered, by and by; what one has found the other has not."""
     past, stats = AttemptTable(), Counters(2)
     for number in range(20):
-        past.revise(b"%d" % number, 1.0, partial(update_envelope, DEFERRED))
+        past.update(b"%d" % number, 1.0, partial(update_envelope, DEFERRED))
     workers = [
         Worker(
             Settings(),
@@ -536,19 +536,19 @@ def test_workers_look_for_what_never_came() -> None:
         )
         for _ in range(2)
     ]
-    for now, found in ((PATIENCE, 0), (PATIENCE + 1, 20), (PATIENCE + 2, 20)):
+    for late, found in ((0, 0), (1, 20), (2, 20)):
         for _ in range(SETS // VISITED):
             for worker in workers:
-                worker._visit(past, now)
+                worker._visit(past, NEVER_RETRIED_AFTER + late)
         assert stats.snapshot().violations["never-retried"] == found
 
 
 def test_what_was_taken_takes_no_room() -> None:
     """An envelope that was never refused is not kept, or these would push out those that were."""
     past = AttemptTable(sets=1)
-    past.revise(b"bob", 0.0, partial(update_envelope, DEFERRED))
+    past.update(b"bob", 0.0, partial(update_envelope, DEFERRED))
     for number in range(SLOTS_PER_SET * 2):
-        past.revise(b"%d" % number, 1.0, partial(update_envelope, UNKNOWN))
+        past.update(b"%d" % number, 1.0, partial(update_envelope, UNKNOWN))
     assert len(list(past.sweep(0, 2.0, mark_if_never_retried))) == 1
 
 

@@ -137,7 +137,7 @@ class Connection:
                 and session.evaluator.retry_tracker is not None
                 and server.parser is None
             ):
-                session.evaluator.retry_tracker.meet(lambda: str(stream.socket.getsockname()))
+                session.evaluator.retry_tracker.set_local_address(lambda: str(stream.socket.getsockname()))
             out = session.greet()
             if (session.sampled or server.strict) and out and stream.early():
                 out = session.client_spoke_first(out)
@@ -269,7 +269,7 @@ class Connection:
             if not self.heard and session.next_action not in PAUSES:
                 out = session.client_spoke_first(out)
             if session.evaluator is not None and session.evaluator.retry_tracker is not None:
-                session.evaluator.retry_tracker.interrupt()
+                session.evaluator.retry_tracker.client_spoke()
             if session.next_action is NextAction.START_TLS:
                 # It came in the clear, while the reply waited: CVE-2011-0411 once more.
                 out = session.interrupt(IMPROPER_PIPELINING)
@@ -328,7 +328,7 @@ class Connection:
             else:
                 counters[PROBES] += 1
         if session.evaluator is not None and session.evaluator.retry_tracker is not None and not session.left:
-            session.evaluator.retry_tracker.gone(session)
+            session.evaluator.retry_tracker.client_gone(session)
         self._note()
 
     def _note(self) -> None:

@@ -137,7 +137,7 @@ def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) ->
 def remembers(listeners: Iterable[Listener], scenario: Scenario) -> bool:
     """Whether a rule of one of them needs a memory of attempts."""
     rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
-    return any(rule.remembers for rule in rules)
+    return any(rule.needs_store for rule in rules)
 
 
 def outside(scenario: Scenario) -> RuleEnvironment:

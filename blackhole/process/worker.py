@@ -196,7 +196,7 @@ class Worker:
         past = self.scenario.past
         # Where there are more machines, what is missed here may have come again there.
         alone = not self.settings.attempts.host
-        if past is not None and alone and any(server.engine.policy.watches for server in self.servers):
+        if past is not None and alone and any(server.engine.policy.may_refuse for server in self.servers):
             self._visit(past, time.monotonic())
         for server in self.servers:
             server.sweep()
@@ -224,7 +224,7 @@ class Worker:
         self._coming = tuple(filter(self.orders.left, order.coming))
         found = effective_scenario(order, self.scenario, self.orders, tls.showing)
         cells = self.stats.rule_counters(rule.name for rule in found.rules)
-        rules = (replace(rule, cell=cell) for rule, cell in zip(found.rules, cells, strict=True))
+        rules = (replace(rule, counter=cell) for rule, cell in zip(found.rules, cells, strict=True))
         return replace(found, rules=tuple(rules))
 
     def _visit(self, past: OutcomeStore, now: float) -> None:

@@ -41,28 +41,28 @@ class AttemptStore(Protocol):
     An answer may come later; None: there is none to be had.
     """
 
-    def revise(
+    def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | PendingAnswer | None:
         """Change what is known of a key; `alone` keeps others from changing it at the same time."""
 
-    def bars(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
+    def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
         """Whether so many are there already; if not, one more is."""
 
-    def leave(self, place: Slot) -> None:
+    def release(self, place: Slot) -> None:
         """One that was not barred is there no more. The place is the key, or the answer that came later."""
 
 
 class NullStore:
     """A memory that keeps nothing: everything is new to it."""
 
-    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         return change((0, now, now), now)[1]
 
-    def bars(self, key: bytes, limit: int) -> bool:
+    def refuse_or_acquire(self, key: bytes, limit: int) -> bool:
         return limit <= 0
 
-    def leave(self, place: Slot) -> None:
+    def release(self, place: Slot) -> None:
         pass
 
 
@@ -76,19 +76,19 @@ class ScopedStore(NamedTuple):
     mark: bytes
     """Stands before each key."""
 
-    def revise(
+    def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | PendingAnswer | None:
-        return self.memory.revise(self.mark + key, now, change, alone)
+        return self.memory.update(self.mark + key, now, change, alone)
 
-    def bars(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
-        return self.memory.bars(self.mark + key, limit)
+    def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
+        return self.memory.refuse_or_acquire(self.mark + key, limit)
 
-    def leave(self, place: Slot) -> None:
-        self.memory.leave(self.mark + place if isinstance(place, bytes) else place)
+    def release(self, place: Slot) -> None:
+        self.memory.release(self.mark + place if isinstance(place, bytes) else place)
 
 
-def counted(known: Record, now: float) -> tuple[Record, int]:
+def count_attempt(known: Record, now: float) -> tuple[Record, int]:
     """How many times something was tried, this time included."""
     count, first, _ = known
     return (count + 1, first, now), count + 1

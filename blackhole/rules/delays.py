@@ -13,7 +13,7 @@ class DelayDistribution(Protocol):
     """A spread of delays."""
 
     @property
-    def drawn(self) -> bool:
+    def is_random(self) -> bool:
         """Whether chance has a part in it."""
 
     def draw(self, first: float, second: float) -> float:
@@ -27,7 +27,7 @@ class Uniform(NamedTuple):
     most: float
 
     @property
-    def drawn(self) -> bool:
+    def is_random(self) -> bool:
         return self.least != self.most
 
     def draw(self, first: float, second: float) -> float:
@@ -41,7 +41,7 @@ class Lognormal(NamedTuple):
     p99: float
 
     @property
-    def drawn(self) -> bool:
+    def is_random(self) -> bool:
         return True
 
     def draw(self, first: float, second: float) -> float:
@@ -62,7 +62,7 @@ class Percentiles(NamedTuple):
     """(share from 0 to 1, seconds), both rising."""
 
     @property
-    def drawn(self) -> bool:
+    def is_random(self) -> bool:
         return True
 
     def draw(self, first: float, second: float) -> float:

@@ -29,7 +29,7 @@ LONGEST_LINE: Final = 500
 
 
 class Template:
-    """A reply with blanks for what is known of a case: {client}, {helo}, {sender}, {recipient}, {id}."""
+    """A reply with blanks for what is known of a context: {client}, {helo}, {sender}, {recipient}, {id}."""
 
     __slots__ = ("code", "enhanced", "lines")
 
@@ -38,11 +38,11 @@ class Template:
         self.enhanced: Final = enhanced
         self.lines: Final = lines
 
-    def fill(self, case: RuleContext) -> Reply:
+    def fill(self, context: RuleContext) -> Reply:
         """The reply. What a client said comes back as printable ASCII, whatever it was."""
 
         def value(blank: re.Match[str]) -> str:
-            found = getattr(case, blank[1])
+            found = getattr(context, blank[1])
             text = f"{found:010X}" if isinstance(found, int) else found
             text = text.decode("latin-1") if isinstance(text, bytes) else text
             return re.sub("[^ -~]", "?", text)
@@ -63,7 +63,7 @@ class Effect(NamedTuple):
     """To pick one from. One of 2xx is said when the command was done, any other in its place."""
     delay: DelayDistribution | None = None
     fault: Fault | None = None
-    instead: bool = False
+    replaces_command: bool = False
     """The fault comes in place of the command."""
     hide: tuple[str, ...] = ()
     """EHLO keywords that are not offered."""
@@ -72,17 +72,17 @@ class Effect(NamedTuple):
     certificate: str = ""
     """A name of CERTIFICATES: what the handshake shows in place of ours."""
 
-    def pick(self, lot: float, case: RuleContext) -> Reply | None:
+    def choose_reply(self, draw: float, context: RuleContext) -> Reply | None:
         """The reply, if there is one."""
         if not self.replies:
             return None
-        picked = self.replies[int(lot * len(self.replies))]
-        return picked.fill(case) if isinstance(picked, Template) else picked
+        picked = self.replies[int(draw * len(self.replies))]
+        return picked.fill(context) if isinstance(picked, Template) else picked
 
     @property
-    def drawn(self) -> bool:
+    def is_random(self) -> bool:
         """Whether chance has a part in it."""
-        return len(self.replies) > 1 or (self.delay is not None and self.delay.drawn)
+        return len(self.replies) > 1 or (self.delay is not None and self.delay.is_random)
 
 
 def mask_ehlo(offer: Reply, effect: Effect) -> Reply:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer, counted
+from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer, count_attempt
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import mask_ehlo
 from blackhole.rules.faults import Fault
@@ -51,8 +51,8 @@ def judged(policy: ListenerRules, phase: str) -> bool:
         phase in policy.phases
         # A refusal in place of the greeting has a word in all that follows.
         or "CONNECT" in policy.phases
-        or ((policy.remembers or policy.watches) and phase in TOLD)
-        or (policy.watches and phase in (".", "QUIT"))
+        or ((policy.keeps_context or policy.may_refuse) and phase in TOLD)
+        or (policy.may_refuse and phase in (".", "QUIT"))
     )
 
 
@@ -64,10 +64,10 @@ class RuleEvaluator:
     """
 
     __slots__ = (
-        "_dice",
         "_open",
         "_outside",
         "_policy",
+        "_random_source",
         "_tables",
         "case",
         "certificate",
@@ -83,9 +83,9 @@ class RuleEvaluator:
     ) -> None:
         self._policy = policy
         self._outside = outside
-        self._dice = random_source
+        self._random_source = random_source
         self.case = case
-        self._tables = policy.tables(case)
+        self._tables = policy.tables_for(case)
         self.delay: float | None = None
         """Seconds that the reply is to be held back."""
         self.fault: Fault | None = None
@@ -98,21 +98,21 @@ class RuleEvaluator:
         """What has to be known before there is an answer, and what is done then."""
         self.retry_tracker: RetryTracker | None = None
         """Who sees whether mail comes again, if rules may refuse some."""
-        if policy.watches and outside.past is not None:
+        if policy.may_refuse and outside.past is not None:
             self.retry_tracker = RetryTracker(outside.past, outside.steady, case.client)
         self.rejected_at_connect = False
         """Refused in place of the greeting: nothing but QUIT is served."""
 
     def secured(self) -> RuleEvaluator:
         """The judge under TLS: other rules, and nothing remembered of what was said."""
-        evaluator = RuleEvaluator(self._policy, self._outside, self._dice, self.case.secured())
+        evaluator = RuleEvaluator(self._policy, self._outside, self._random_source, self.case.secured())
         evaluator.retry_tracker = self.retry_tracker
         return evaluator
 
     def leave(self) -> None:
         """The connection is no more."""
-        for place in self.case.entered:
-            self._outside.memory.leave(place)
+        for place in self.case.held_slots:
+            self._outside.memory.release(place)
 
     def hand_over(self, successor: RuleEvaluator | None) -> None:
         """Leave the session to a judge who knows other rules, or to none.
@@ -120,10 +120,13 @@ class RuleEvaluator:
         He hears what the client has said; and what it has used up, where he has the same memory.
         """
         if successor is not None:
-            successor.case.helo, successor.case.refused = self.case.helo, self.case.refused
+            successor.case.helo, successor.case.refused_phase = self.case.helo, self.case.refused_phase
             successor.retry_tracker = successor.retry_tracker and self.retry_tracker
             if successor._outside.memory == self._outside.memory:
-                successor.case.spent, successor.case.entered = self.case.spent, self.case.entered
+                successor.case.quota_used, successor.case.held_slots = (
+                    self.case.quota_used,
+                    self.case.held_slots,
+                )
                 return
         self.leave()
 
@@ -142,20 +145,20 @@ class RuleEvaluator:
         if isinstance(decision, PendingDecision):
             self._open = decision, partial(self._approach, state)
             return NextAction.LOOKUP
-        state.record_rule_hit(decision.cell)
+        state.record_rule_hit(decision.counter)
         self.certificate = decision.effect.certificate
         return NextAction.READ if decision.effect.fault is None else decision.effect.fault.next_action
 
     @property
     def later(self) -> PendingAnswer:
         """The answer that is waited for."""
-        return self._open[0].later
+        return self._open[0].answer
 
     def learn(self, known: Any) -> Reply | NextAction:
         """Go on where it was asked, by `answer` or `approach`, with the answer; None: there is none."""
         pending, go_on = self._open
         del self._open  # which knows the session, as that knows us
-        return go_on(pending.learn(known))
+        return go_on(pending.resume(known))
 
     def passes(self, phase: str, said: bytes, anew: bool) -> bool:
         """Whether no rule has a word in a command of this phase with this address or name and no parameters;
@@ -165,16 +168,16 @@ class RuleEvaluator:
         took 144,000.
         """
         case = self.case
-        if case.refused or self.rejected_at_connect:
+        if case.refused_phase or self.rejected_at_connect:
             return False
         if anew:
             self._begin()
         table = self._tables.get(phase)
         if table is None:
-            case.tell(phase, said)
+            case.update(phase, said)
             return True
         before = case.sender, case.recipient
-        case.tell(phase, said)
+        case.update(phase, said)
         if self._silent(table):
             return True
         case.sender, case.recipient = before
@@ -188,7 +191,7 @@ class RuleEvaluator:
                 return False
         if self.retry_tracker is not None:
             for phase, said in commands:
-                self.retry_tracker.hear(state, phase, said, 250)
+                self.retry_tracker.command_answered(state, phase, said, 250)
         return True
 
     def ends(self, state: SessionState, message: bytes, octets: int) -> bool:
@@ -199,7 +202,7 @@ class RuleEvaluator:
         if state.stage <= GREETED:
             self._begin()
         case = self.case
-        case.tell(".", size=octets)
+        case.update(".", size=octets)
         if self._policy.reads_header:
             case.header = fields(message[:MOST])
         silent = self._silent(table)
@@ -214,9 +217,9 @@ class RuleEvaluator:
 
     def _silent(self, table: RuleTable) -> bool:
         """Whether no rule can have a word in the case as it is. To ask changes nothing."""
-        if table.timed:
-            self.case.at = self._outside.clock()
-        return table.silent(self.case)
+        if table.reads_clock:
+            self.case.elapsed = self._outside.clock()
+        return table.cannot_match(self.case)
 
     def answer(
         self,
@@ -233,9 +236,9 @@ class RuleEvaluator:
         case = self.case
         if state.stage <= GREETED:
             self._begin()
-        if case.refused and not state.recipients:
+        if case.refused_phase and not state.recipients:
             # As with every server that refuses: no recipient without a sender, and no message without one.
-            if case.refused == "MAIL" and phase in ("RCPT", "DATA"):
+            if case.refused_phase == "MAIL" and phase in ("RCPT", "DATA"):
                 return self._told(state, phase, said, replies.BAD_SEQUENCE)
             if phase == "DATA":
                 return replies.NO_RECIPIENT
@@ -245,13 +248,13 @@ class RuleEvaluator:
             address, size = said.address, int(said.parameters.get(b"SIZE", b"0"))
         elif phase in ("HELO", "EHLO"):
             address = said
-        case.tell(phase, address, size)
+        case.update(phase, address, size)
         if phase == "." and self.header is not None:
             text, self.header = self.header.text, None
             if self._policy.reads_header:
                 case.header = fields(text)
             if self.retry_tracker is not None:
-                self.retry_tracker.end(text)
+                self.retry_tracker.message_received(text)
         return self._conclude(state, phase, do, said, before, self._ask(phase, policy))
 
     def _conclude(
@@ -273,7 +276,7 @@ class RuleEvaluator:
         if answer.code >= 400:
             if phase in ("MAIL", "RCPT"):
                 case.sender, case.recipient = before
-                case.refused = phase
+                case.refused_phase = phase
             self.rejected_at_connect |= phase == "CONNECT"
         return self._told(state, phase, said, answer)
 
@@ -281,35 +284,35 @@ class RuleEvaluator:
         """Have it witnessed what was answered."""
         if self.retry_tracker is not None:
             address = said.address if phase in ("MAIL", "RCPT") else b""
-            self.retry_tracker.hear(state, phase, address, answer.code)
+            self.retry_tracker.command_answered(state, phase, address, answer.code)
         return answer
 
     def _ask(self, phase: str, policy: ListenerRules | None = None) -> Decision | PendingDecision | None:
         """What the rules of a phase say, once all is known that they look at."""
-        tables = self._tables if policy is None else policy.tables(self.case)
+        tables = self._tables if policy is None else policy.tables_for(self.case)
         table = tables.get(phase)
         if table is None:
             return None
         case = self.case
         case.phase = phase
         outside = self._outside
-        if table.timed:
-            case.at = outside.clock()
-        if table.counted(case):
-            count = outside.memory.revise(case.key, case.at, counted)
+        if table.reads_clock:
+            case.elapsed = outside.clock()
+        if table.needs_attempt_count(case):
+            count = outside.memory.update(case.attempt_key, case.elapsed, count_attempt)
             if isinstance(count, PendingAnswer):
                 return PendingDecision(count, partial(self._count, table))
             if count is None:
                 return self._count(table, None)
             case.attempt = count
-        return table.find(case, self._dice, outside.memory)
+        return table.find(case, self._random_source, outside.memory)
 
     def _count(self, table: RuleTable, count: int | None) -> Decision | PendingDecision | None:
         """It is known now how many times this was tried, or that nobody knows: then it is the first."""
         self.case.attempt = count or 1
         if count is None:
-            table = table.blind
-        return table.find(self.case, self._dice, self._outside.memory)
+            table = table.without_attempts
+        return table.find(self.case, self._random_source, self._outside.memory)
 
     def _obey(
         self, state: SessionState, do: Callable[[SessionState, Any], Reply], said: Any, decision: Decision
@@ -322,8 +325,8 @@ class RuleEvaluator:
         if effect.delay is not None:
             self.delay = effect.delay.draw(draws[2], draws[3])
         self.case.id = state.id
-        own = effect.pick(draws[1], self.case)
-        if effect.instead or (own is not None and own.code >= 400):
+        own = effect.choose_reply(draws[1], self.case)
+        if effect.replaces_command or (own is not None and own.code >= 400):
             return own or replies.NO_REPLY
         done = do(state, said)
         if own is None:

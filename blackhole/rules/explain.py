@@ -40,7 +40,7 @@ def context(given: Mapping[str, str], listener: str) -> RuleContext:
         setattr(found, key, int(text))
     at = given.get("at", "0")
     try:
-        found.at = scenario.seconds(float(at) if at.replace(".", "", 1).isdigit() else at)
+        found.elapsed = scenario.seconds(float(at) if at.replace(".", "", 1).isdigit() else at)
     except ValueError as error:
         raise OperatorError(f"--at: {error}", 64) from None
     return found
@@ -71,24 +71,24 @@ def described(told: RuleContext) -> Iterator[str]:
     for word, text in (("HELO", told.helo), ("MAIL", told.sender), ("RCPT", told.recipient)):
         if text:
             yield f"{word} {text.decode()},"
-    yield f"attempt {told.attempt}, {told.at:g} s after the start"
+    yield f"attempt {told.attempt}, {told.elapsed:g} s after the start"
 
 
 def evaluate_rule(rule: Rule, told: RuleContext, random_source: Random) -> tuple[str, Draws]:
     """Why a rule does not speak, empty if it does; and what was drawn."""
     if told.phase not in rule.phases:
         return f"it is for {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_DRAWS
-    for condition in rule.tests:
-        if not condition.holds(told):
-            return f"{condition.key} is not {condition.wanted}", NO_DRAWS
-    odds = rule.odds(told.at)
-    if rule.window is not None and not odds:
+    for condition in rule.conditions:
+        if not condition.matches(told):
+            return f"{condition.key} is not {condition.text}", NO_DRAWS
+    probability = rule.probability(told.elapsed)
+    if rule.window is not None and not probability:
         return f"window {rule.window.name} is not open", NO_DRAWS
-    draws = rule.draws(told.tried, random_source) if rule.drawn else NO_DRAWS
-    if draws[0] >= odds:
-        return f"chance is {odds:g} and {draws[0]:.4f} was drawn", draws
-    if rule.gate is not None and not rule.gate.would_stop(told):
-        return str(rule.gate), draws
+    draws = rule.draw(told.draw_key, random_source) if rule.is_random else NO_DRAWS
+    if draws[0] >= probability:
+        return f"chance is {probability:g} and {draws[0]:.4f} was drawn", draws
+    if rule.limiter is not None and not rule.limiter.would_block(told):
+        return str(rule.limiter), draws
     return "", draws
 
 
@@ -96,18 +96,18 @@ def unknown(rule: Rule, told: RuleContext, random_source: Random) -> str:
     """What a rule says where the memory has no answer, if it says anything."""
     if rule.when_unknown is None:
         return ""
-    tests = tuple(test for test in rule.tests if test.key != "attempt")
-    reason, draws = evaluate_rule(replace(rule, tests=tests, gate=None), told, random_source)
+    tests = tuple(test for test in rule.conditions if test.key != "attempt")
+    reason, draws = evaluate_rule(replace(rule, conditions=tests, limiter=None), told, random_source)
     return "" if reason else f"; where nobody knows: {answer(rule.when_unknown, draws, told)}"
 
 
 def answer(effect: Effect, draws: Draws, told: RuleContext) -> str:
     """What a rule says, with all that is drawn."""
-    said = effect.pick(draws[1], told)
+    said = effect.choose_reply(draws[1], told)
     words = []
     if said is not None:
         words.append(said.wire.decode().strip().replace("\r\n", " | "))
-    elif not effect.instead:
+    elif not effect.replaces_command:
         words.append("what the command itself says")
     if effect.hide:
         words.append(f"without {' '.join(effect.hide)}")

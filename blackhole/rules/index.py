@@ -51,7 +51,7 @@ class RuleIndex:
                 if name in self._fields:
                     found += self._fields[name].find(value)
         for window, numbers in self._windows.items():
-            if window.share(context.at):
+            if window.share(context.elapsed):
                 found += numbers
         if self._sizes is not None:
             found += self._sizes.find(context.size)
@@ -78,7 +78,7 @@ def _text_indexes(remaining: Remaining) -> list[tuple[Callable[[RuleContext], by
 
 
 def _field_indexes(remaining: Remaining) -> dict[bytes, GlobIndex]:
-    """Return an index of field values by the name of the header field, in lower case."""
+    """Return an index of field values by the name of the header field, in lower context."""
     taken = _take(
         remaining, {number: parts for number, rule in remaining.items() if (parts := field_parts(rule))}
     )
@@ -90,7 +90,11 @@ def _field_indexes(remaining: Remaining) -> dict[bytes, GlobIndex]:
 
 def _window_index(remaining: Remaining) -> dict[Window, tuple[int, ...]]:
     """Return the numbers of each window's rules; rules that count attempts do so always."""
-    windows = {number: rule.window for number, rule in remaining.items() if rule.window and not rule.counts}
+    windows = {
+        number: rule.window
+        for number, rule in remaining.items()
+        if rule.window and not rule.needs_attempt_count
+    }
     index: dict[Window, tuple[int, ...]] = {}
     for number, window in _take(remaining, windows).items():
         index[window] = (*index.get(window, ()), number)
@@ -100,10 +104,10 @@ def _window_index(remaining: Remaining) -> dict[Window, tuple[int, ...]]:
 def _size_index(remaining: Remaining) -> ThresholdIndex | None:
     """Return an index of the sizes that rules compare with; None where too few do."""
     sizes: dict[int, Comparison] = {
-        number: test.by
+        number: test.index_key
         for number, rule in remaining.items()
-        for test in rule.tests
-        if isinstance(test.by, partial)
+        for test in rule.conditions
+        if isinstance(test.index_key, partial)
     }
     taken = _take(remaining, sizes)
     return ThresholdIndex(taken) if taken else None
@@ -111,7 +115,9 @@ def _size_index(remaining: Remaining) -> ThresholdIndex | None:
 
 def _globs(rule: Rule, key: str) -> GlobSet:
     """Return the globs of a rule's condition with this key; an empty set where it has none."""
-    found = (test.by for test in rule.tests if test.key == key and isinstance(test.by, GlobSet))
+    found = (
+        test.index_key for test in rule.conditions if test.key == key and isinstance(test.index_key, GlobSet)
+    )
     return next(found, GlobSet(()))
 
 

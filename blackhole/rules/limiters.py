@@ -38,12 +38,12 @@ class Greylist(NamedTuple):
     least: float
     most: float
 
-    def stops(self, name: str, case: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
-        triplet = network(case.client), case.sender.lower(), case.recipient.lower()
+    def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
+        triplet = network(context.client), context.sender.lower(), context.recipient.lower()
         key = b"\0".join((b"greylist", name.encode(), *triplet))
-        return memory.revise(key, case.at, self.seen)
+        return memory.update(key, context.elapsed, self.blocks_attempt)
 
-    def seen(self, known: Record, now: float) -> tuple[Record, bool]:
+    def blocks_attempt(self, known: Record, now: float) -> tuple[Record, bool]:
         """Nothing marks a triplet that has passed: only one that has can have been seen so late."""
         count, first, last = known
         if count and last - first >= self.least:
@@ -53,9 +53,9 @@ class Greylist(NamedTuple):
             return (1, now, now), True
         return (count + 1, first, now), since < self.least
 
-    def would_stop(self, case: RuleContext) -> bool:
+    def would_block(self, context: RuleContext) -> bool:
         """Without a memory: the second attempt is one that has waited."""
-        return case.attempt == 1
+        return context.attempt == 1
 
     def __str__(self) -> str:
         return f"greylist lets in who comes again after {self.least:g} s"
@@ -68,10 +68,10 @@ def domain(address: bytes) -> bytes:
 
 BY: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxyType(
     {
-        "client": lambda case: case.client.encode(),
-        "sender-domain": lambda case: domain(case.sender),
-        "recipient-domain": lambda case: domain(case.recipient),
-        "all": lambda case: b"",
+        "client": lambda context: context.client.encode(),
+        "sender-domain": lambda context: domain(context.sender),
+        "recipient-domain": lambda context: domain(context.recipient),
+        "all": lambda context: b"",
     }
 )
 """Whose quota it is."""
@@ -110,22 +110,24 @@ class RateLimit(NamedTuple):
     by: str
     """A key of BY."""
 
-    def stops(self, name: str, case: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
-        amount = case.size if self.what == "bytes" else 1
+    def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
+        amount = context.size if self.what == "bytes" else 1
         if not self.period:
             key = self.what, name
-            spent = case.spent.get(key, 0) + amount
+            spent = context.quota_used.get(key, 0) + amount
             if spent <= self.limit:
-                case.spent[key] = spent
+                context.quota_used[key] = spent
             return spent > self.limit
         # Two rules of one name have quotas of their own, where these are not the same.
         quota = f"{self.what} {self.period} {self.by} {name}"
-        whose = b"\0".join((quota.encode(), BY[self.by](case)))
-        return memory.revise(whose, case.at, WindowCount(amount, self.limit, self.period).spend, alone=True)
+        whose = b"\0".join((quota.encode(), BY[self.by](context)))
+        return memory.update(
+            whose, context.elapsed, WindowCount(amount, self.limit, self.period).spend, alone=True
+        )
 
-    def would_stop(self, case: RuleContext) -> bool:
+    def would_block(self, context: RuleContext) -> bool:
         """Without a memory: as if each attempt had spent as much."""
-        return case.attempt * (case.size if self.what == "bytes" else 1) > self.limit
+        return context.attempt * (context.size if self.what == "bytes" else 1) > self.limit
 
     def __str__(self) -> str:
         return f"throttle lets in {self.limit} {self.what}"
@@ -138,18 +140,18 @@ class ConcurrencyLimit(NamedTuple):
     by: str
     """A key of BY."""
 
-    def stops(self, name: str, case: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
-        key = b"\0".join((self.by.encode(), name.encode(), BY[self.by](case)))
-        full = memory.bars(key, self.limit)
+    def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
+        key = b"\0".join((self.by.encode(), name.encode(), BY[self.by](context)))
+        full = memory.refuse_or_acquire(key, self.limit)
         if full is False:
-            case.entered.append(key)
+            context.held_slots.append(key)
         elif isinstance(full, PendingAnswer):
-            case.entered.append(full)
+            context.held_slots.append(full)
         return full
 
-    def would_stop(self, case: RuleContext) -> bool:
+    def would_block(self, context: RuleContext) -> bool:
         """Without a memory: as if each attempt were still there."""
-        return case.attempt > self.limit
+        return context.attempt > self.limit
 
     def __str__(self) -> str:
         return f"throttle lets in {self.limit} at once"

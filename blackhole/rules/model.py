@@ -17,7 +17,7 @@ from blackhole.rules.patterns import Comparison, GlobSet
 from blackhole.smtp.randomness import RandomSource
 
 Draws = tuple[float, float, float, float]
-"""What fate has drawn for a rule in a case, each from [0, 1): whether, which reply, and two for how long."""
+"""Four uniform draws in [0, 1): apply?, which reply, and two for the delay."""
 
 
 NO_DRAWS: Final[Draws] = (0.0, 0.0, 0.0, 0.0)
@@ -31,20 +31,20 @@ class Condition(NamedTuple):
 
     key: str
     """As the scenario file names it: the attribute of a Case that it looks at."""
-    wanted: str
+    text: str
     """As the operator wrote it."""
-    holds: Callable[[RuleContext], bool]
-    by: GlobSet | Comparison | None = None
+    matches: Callable[[RuleContext], bool]
+    index_key: GlobSet | Comparison | None = None
     """How it compares, if it can be found by that."""
-    spends: bool = False
+    consumes: bool = False
     """To ask it changes something."""
 
 
-STANDING: Final = frozenset(("listener", "client", "tls"))
+CLIENT_CONDITIONS: Final = frozenset(("listener", "client", "tls"))
 """Conditions that can be decided once for a connection, and once more under TLS."""
 
 
-STEADY: Final = STANDING | {"sender", "recipient", "attempt"}
+ENVELOPE_CONDITIONS: Final = CLIENT_CONDITIONS | {"sender", "recipient", "attempt"}
 """Conditions that hang on nothing but who the client is, and on what its attempts are counted by."""
 
 
@@ -59,9 +59,9 @@ class Window(NamedTuple):
     ramp: float = 0.0
     """How long it takes from the beginning until the rule's chance has risen from 0 to what it is."""
 
-    def share(self, at: float) -> float:
+    def share(self, elapsed: float) -> float:
         """0 outside, 1 inside, and between them on the ramp."""
-        since = at - self.begin
+        since = elapsed - self.begin
         if since < 0:
             return 0.0
         if self.every:
@@ -77,7 +77,7 @@ def keyed_hash(seed: int, name: str) -> blake2b:
     return blake2b(name.encode() + b"\0", digest_size=32, key=b"%d" % seed)
 
 
-MAILING: Final = frozenset(("MAIL", "RCPT", "DATA", "."))
+MESSAGE_PHASES: Final = frozenset(("MAIL", "RCPT", "DATA", "."))
 """Phases in which a message is taken or not."""
 
 
@@ -87,49 +87,53 @@ class Rule:
 
     phases: frozenset[str]
     effect: Effect
-    tests: tuple[Condition, ...] = ()
+    conditions: tuple[Condition, ...] = ()
     chance: float = 1.0
     window: Window | None = None
     name: str = ""
-    """Its own, or its number: what its draws hang on, besides the case."""
+    """Its own, or its number: what its draws hang on, besides the context."""
     seed: int | None = None
     """None: draws are thrown with the session's dice."""
-    gate: Limiter | None = None
+    limiter: Limiter | None = None
     """A condition that remembers: the rule speaks where it is shut."""
     when_unknown: Effect | None = None
     """What it says where the memory has no answer; None: nothing."""
-    cell: int = 0
+    counter: int = 0
     """Where it is counted that it spoke; 0: nowhere."""
 
     @property
-    def drawn(self) -> bool:
+    def is_random(self) -> bool:
         """Whether chance has a part in it."""
-        return self.chance < 1.0 or self.effect.drawn or (self.window is not None and self.window.ramp > 0)
+        return (
+            self.chance < 1.0 or self.effect.is_random or (self.window is not None and self.window.ramp > 0)
+        )
 
     @property
-    def counts(self) -> bool:
+    def needs_attempt_count(self) -> bool:
         """Whether it has to be known how many times this was tried."""
-        return any(test.key == "attempt" for test in self.tests) or (self.seed is not None and self.drawn)
+        return any(test.key == "attempt" for test in self.conditions) or (
+            self.seed is not None and self.is_random
+        )
 
     @property
-    def steady(self) -> bool:
+    def depends_only_on_envelope(self) -> bool:
         """Whether it is for the same addresses from the same client always, whatever else is said."""
-        return all(test.key in STEADY for test in self.tests)
+        return all(test.key in ENVELOPE_CONDITIONS for test in self.conditions)
 
     @property
-    def remembers(self) -> bool:
+    def needs_store(self) -> bool:
         """Whether it needs a memory."""
-        return self.counts or self.gate is not None
+        return self.needs_attempt_count or self.limiter is not None
 
     @property
     def may_refuse(self) -> bool:
         """Whether mail may not be taken because of it, or not at once, or not for sure."""
         effect = self.effect
-        return not self.phases.isdisjoint(MAILING) and bool(
+        return not self.phases.isdisjoint(MESSAGE_PHASES) and bool(
             effect.fault or effect.delay or any(said.code >= 400 for said in effect.replies)
         )
 
-    def draws(self, tried: bytes, random_source: RandomSource) -> Draws:
+    def draw(self, tried: bytes, random_source: RandomSource) -> Draws:
         """The draws. With a seed they are the same in every process and every run: a keyed hash of what is
         tried."""
         if self.seed is None:
@@ -145,23 +149,23 @@ class Rule:
         # 53 of the 64 bits: as many as a float has.
         return (first >> 11) / 2**53, (second >> 11) / 2**53, (third >> 11) / 2**53, (fourth >> 11) / 2**53
 
-    def decision(self, shut: bool | None, draws: Draws) -> Decision | None:
+    def decide(self, shut: bool | None, draws: Draws) -> Decision | None:
         """What it says, once it is known whether its gate is shut, or that nobody knows."""
         effect = self.when_unknown if shut is None else self.effect if shut else None
-        return None if effect is None else Decision(effect, draws, self.cell)
+        return None if effect is None else Decision(effect, draws, self.counter)
 
-    def blind(self) -> Rule | None:
+    def without_attempts(self) -> Rule | None:
         """What is left of it where nobody knows how often anything was tried."""
-        tests = tuple(test for test in self.tests if test.key != "attempt")
-        if len(tests) == len(self.tests):
+        tests = tuple(test for test in self.conditions if test.key != "attempt")
+        if len(tests) == len(self.conditions):
             return self
         if self.when_unknown is None:
             return None
-        return replace(self, tests=tests, effect=self.when_unknown, gate=None)
+        return replace(self, conditions=tests, effect=self.when_unknown, limiter=None)
 
-    def odds(self, at: float) -> float:
+    def probability(self, elapsed: float) -> float:
         """How likely it is to speak now, if its tests hold."""
-        return self.chance if self.window is None else self.chance * self.window.share(at)
+        return self.chance if self.window is None else self.chance * self.window.share(elapsed)
 
 
 class Decision(NamedTuple):
@@ -169,13 +173,13 @@ class Decision(NamedTuple):
 
     effect: Effect
     draws: Draws
-    cell: int = 0
+    counter: int = 0
     """Where it is counted."""
 
 
 class PendingDecision(NamedTuple):
     """What is said hangs on an answer that is still to come."""
 
-    later: PendingAnswer
-    learn: Callable[[Any], Decision | PendingDecision | None]
+    answer: PendingAnswer
+    resume: Callable[[Any], Decision | PendingDecision | None]
     """Told the answer, or None where there is none: what is said then."""

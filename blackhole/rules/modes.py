@@ -24,7 +24,7 @@ MODES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
         "bounce": (Rule(frozenset("."), Effect(BOUNCES)),),
         "random": (Rule(frozenset("."), Effect(BOUNCES), chance=0.5),),
         "greylist": (
-            Rule(frozenset(("RCPT",)), Effect((GREYLISTED,)), name="greylist", gate=DEFAULT_GREYLIST),
+            Rule(frozenset(("RCPT",)), Effect((GREYLISTED,)), name="greylist", limiter=DEFAULT_GREYLIST),
         ),
         "unavailable": (Rule(frozenset(("CONNECT",)), Effect((CODES[421],))),),
         "offline": (Rule(frozenset(("CONNECT",)), Effect((CODES[521],))),),

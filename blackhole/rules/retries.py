@@ -77,20 +77,20 @@ EVENTS: Final = (
 )
 """All that is counted, in the order of its cells."""
 
-AT: Final = {event.name: number for number, event in enumerate(EVENTS)}
+EVENT_NUMBERS: Final = {event.name: number for number, event in enumerate(EVENTS)}
 """Name of an event -> its place in the table."""
 
-MOST: Final = 1000
+MAX_TRACKED_RECIPIENTS: Final = 1000
 """Recipients of a message that are looked at."""
 
-RUSH: Final = 0.5
+HASTY_RETRY: Final = 0.5
 """Seconds. Who comes again sooner, and to the same address of ours, has not waited."""
 
-RUSHES: Final = 2
+MAX_HASTY_RETRIES: Final = 2
 """So many times in a row, and it is no accident. Postfix with its timers turned down to a second may
 come again within less once, when the second is just over."""
 
-PATIENCE: Final = 12 * 3600.0
+NEVER_RETRIED_AFTER: Final = 12 * 3600.0
 """Seconds without a retry after which there was none. No schedule in use has a longer gap: Exim's
 longest is 6 hours, Sendmail's 4, Postfix's a little over one, and qmail's 9 after a week."""
 
@@ -117,7 +117,7 @@ class OutcomeStore(Protocol):
 def retry_interval_event(seconds: float) -> int:
     """The event of a retry after so long."""
     name = next((f"wait-{most}" for most in RETRY_INTERVALS if seconds <= most), "wait-more")
-    return AT[name]
+    return EVENT_NUMBERS[name]
 
 
 def update_envelope(outcome: int, known: Record, now: float) -> tuple[Record, list[int]]:
@@ -128,20 +128,20 @@ def update_envelope(outcome: int, known: Record, now: float) -> tuple[Record, li
     if before in (DEFERRED, NOT_RETRIED):
         events.append(retry_interval_event(now - last))
         if tries == 1:
-            events.append(AT["returned"])
+            events.append(EVENT_NUMBERS["returned"])
         if outcome == DEFERRED:
-            events.append(AT["again"])
+            events.append(EVENT_NUMBERS["again"])
             return (DEFERRED | (tries + 1) << 8, first, now), events
         if outcome == ACCEPTED:
-            events.append(AT["taken"])
+            events.append(EVENT_NUMBERS["taken"])
     elif before == REFUSED:
         if tries == 1:
-            events.append(AT["insisted"])
+            events.append(EVENT_NUMBERS["insisted"])
         if outcome == REFUSED:
             return (REFUSED | (tries + 1) << 8, first, now), events
     if outcome not in FAILED:
         return (UNKNOWN, now, now), events
-    events.append(AT["deferred" if outcome == DEFERRED else "refused"])
+    events.append(EVENT_NUMBERS["deferred" if outcome == DEFERRED else "refused"])
     return (outcome | 1 << 8, now, now), events
 
 
@@ -157,20 +157,20 @@ def update_message(
     before, rushes, there = count & 255, count >> 8 & 255, count >> 16
     events, wrong = [], []
     here = where() if DEFERRED in (before, outcome) else 0
-    hasty = before == DEFERRED and 0 < here == there and now - last < RUSH
+    hasty = before == DEFERRED and 0 < here == there and now - last < HASTY_RETRY
     rushes = min(rushes + 1, 255) if hasty else 0
-    if rushes >= RUSHES:
+    if rushes >= MAX_HASTY_RETRIES:
         wrong.append("retried-at-once")
     elif before == REFUSED:
         wrong.append("retried-5xx")
     elif before == ACCEPTED:
         wrong.append("duplicate")
     elif before in UNCERTAIN_OUTCOMES:
-        events.append(AT[f"{UNCERTAIN_OUTCOMES[before][0]}-again"])
+        events.append(EVENT_NUMBERS[f"{UNCERTAIN_OUTCOMES[before][0]}-again"])
     return (outcome | rushes << 8 | here << 16, now, now), (events, wrong)
 
 
-def resolved(outcome: int, known: Record, now: float) -> tuple[Record, None]:
+def resolve_late_reply(outcome: int, known: Record, now: float) -> tuple[Record, None]:
     """It is clear what became of a message that counted as late, unless it came again meanwhile."""
     count, first, _ = known
     if count & 255 != REPLY_TOO_LATE:
@@ -178,7 +178,7 @@ def resolved(outcome: int, known: Record, now: float) -> tuple[Record, None]:
     return (count & ~255 | outcome, first, now), None
 
 
-def unheard(known: Record, now: float) -> tuple[Record, None]:
+def unconfirmed(known: Record, now: float) -> tuple[Record, None]:
     """The client was gone before it said that it has heard what became of a message."""
     count, first, last = known
     return (UNKNOWN if count & 255 in (ACCEPTED, REFUSED) else count, first, last), None
@@ -187,12 +187,12 @@ def unheard(known: Record, now: float) -> tuple[Record, None]:
 def mark_if_never_retried(known: Record, now: float) -> tuple[Record, bool]:
     """Whether an envelope was put off and never came again."""
     count, first, last = known
-    if count != DEFERRED | 1 << 8 or now - last < PATIENCE:
+    if count != DEFERRED | 1 << 8 or now - last < NEVER_RETRIED_AFTER:
         return known, False
     return (NOT_RETRIED | 1 << 8, first, last), True
 
 
-def ending(code: int, fault: Fault | None) -> int:
+def outcome_of(code: int, fault: Fault | None) -> int:
     """What became of a message to whose end this was answered, if it was."""
     if fault is not None:
         if not fault.share:
@@ -212,7 +212,7 @@ NAMED: Final = re.compile(
 the first letter only those that begin with it."""
 
 
-def identity(message: bytes) -> tuple[Hashable, bool]:
+def message_identity(message: bytes) -> tuple[Hashable, bool]:
     """What tells a message from others, by the header section that it begins with, which is all of it if it
     has no blank line; empty if nothing does; and whether that is certain."""
     text = b"\n" + message[: header_section.MOST]
@@ -226,7 +226,7 @@ def identity(message: bytes) -> tuple[Hashable, bool]:
     return tuple(found), True
 
 
-def nowhere() -> str:
+def unknown_address() -> str:
     """The address of ours is not known."""
     return ""
 
@@ -235,168 +235,170 @@ class RetryTracker:
     """One session's."""
 
     __slots__ = (
-        "_address",
+        "_answers",
+        "_awaiting_reply",
         "_certain",
         "_client",
+        "_client_spoke_early",
         "_clock",
-        "_denied",
-        "_early",
-        "_ended",
-        "_heard",
-        "_held",
-        "_last",
+        "_local_address",
+        "_mail_refusal",
         "_message",
         "_outcome",
-        "_past",
+        "_reply_deferred",
         "_sender",
+        "_store",
+        "_unconfirmed",
     )
 
     def __init__(self, past: OutcomeStore, clock: Callable[[], float], client: str) -> None:
-        self._past = past
+        self._store = past
         self._clock = clock
         self._client = network(client)
-        self._address = nowhere
+        self._local_address = unknown_address
         """Tells the address of ours where the client is."""
         self._sender = b""
-        self._denied = 0
+        self._mail_refusal = 0
         """The code that MAIL was refused with."""
-        self._heard: dict[int, int] = {}
+        self._answers: dict[int, int] = {}
         """What the recipients of this message were answered, by envelope."""
         self._message: Hashable = b""
         self._certain = False
-        self._ended = False
+        self._awaiting_reply = False
         """The message has come to its end, and the reply has not left."""
-        self._held = False
+        self._reply_deferred = False
         """The reply had to wait, and it is not known yet whether it was heard."""
-        self._early = False
+        self._client_spoke_early = False
         """The client has said something more before the reply."""
         self._outcome = 0
         """What became of that message, if it was."""
-        self._last: list[int] = []
+        self._unconfirmed: list[int] = []
         """The message whose reply was our last word, to each of its recipients."""
 
-    def meet(self, address: Callable[[], str]) -> None:
+    def set_local_address(self, address: Callable[[], str]) -> None:
         """The client has come to the address of ours that this tells."""
-        self._address = address
+        self._local_address = address
 
-    def _where(self) -> int:
+    def _local_address_mark(self) -> int:
         """Stands for that address; 0: it is not known."""
-        here = self._address()
-        return (self._past.key_hash(here) & 0xFFFF or 1) if here else 0
+        here = self._local_address()
+        return (self._store.key_hash(here) & 0xFFFF or 1) if here else 0
 
-    def hear(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
+    def command_answered(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
         """A command was answered; with the address, where it has one."""
         if phase == ".":
             return
-        if self._held:
-            if self._early:
-                self._doubt(state, REPLY_TOO_LATE)
+        if self._reply_deferred:
+            if self._client_spoke_early:
+                self._count_uncertain(state, REPLY_TOO_LATE)
             else:
                 self._resolve()
-        self._last.clear()
+        self._unconfirmed.clear()
         if phase == "RCPT":
             self._recipient(state, address, code)
         elif phase != "DATA":
-            if self._heard:
-                self._settle(state, ACCEPTED)
+            if self._answers:
+                self._finish_recipients(state, ACCEPTED)
             if phase == "MAIL":
-                self._sender, self._denied = address.lower(), code if code >= 400 else 0
+                self._sender, self._mail_refusal = address.lower(), code if code >= 400 else 0
         elif code >= 400:
-            self._settle(state, ending(code, None))
+            self._finish_recipients(state, outcome_of(code, None))
 
     def _recipient(self, state: SessionState, address: bytes, code: int) -> None:
-        if len(self._heard) == MOST:
+        if len(self._answers) == MAX_TRACKED_RECIPIENTS:
             return
-        envelope = self._past.key_hash((self._sender, address.lower()))
-        if envelope not in self._heard:  # else it stands twice in the same list
+        envelope = self._store.key_hash((self._sender, address.lower()))
+        if envelope not in self._answers:  # else it stands twice in the same list
             # What is said after a MAIL that was refused says nothing of its own.
-            code = self._heard[envelope] = self._denied or code
+            code = self._answers[envelope] = self._mail_refusal or code
             if code >= 400:
-                self._try(state, envelope, ending(code, None))
+                self._update_envelope(state, envelope, outcome_of(code, None))
 
-    def took(self, state: SessionState, message: bytes) -> None:
+    def message_accepted(self, state: SessionState, message: bytes) -> None:
         """`end` and `left` for a message that is taken by a reply that leaves, as nearly all are, at half the
         cost where it is new."""
-        name, self._certain = identity(message)
-        past, client, now = self._past, self._client, self._clock()
+        name, self._certain = message_identity(message)
+        past, client, now = self._store, self._client, self._clock()
         rest: dict[int, int] = {}
-        for envelope, code in self._heard.items():
+        for envelope, code in self._answers.items():
             mark = past.key_hash((envelope, client, name))
             if code >= 400 or not (name and past.add(mark, ACCEPTED, now)):
                 rest[envelope] = code
                 continue
-            self._last.append(mark)
+            self._unconfirmed.append(mark)
             if past.contains(envelope):
-                self._try(state, envelope, ACCEPTED)
-        self._heard = rest
+                self._update_envelope(state, envelope, ACCEPTED)
+        self._answers = rest
         if rest:
             self._message = name
-            self._record(state, ACCEPTED)
-            self._settle(state, ACCEPTED)
+            self._update_message(state, ACCEPTED)
+            self._finish_recipients(state, ACCEPTED)
 
-    def end(self, message: bytes) -> None:
+    def message_received(self, message: bytes) -> None:
         """A message that begins so has come to its end; what will be said of it is not said yet."""
-        self._message, self._certain = identity(message)
-        self._ended = True
+        self._message, self._certain = message_identity(message)
+        self._awaiting_reply = True
 
-    def hold(self, state: SessionState, early: bool) -> None:
+    def reply_deferred(self, state: SessionState, early: bool) -> None:
         """The reply to a message has to wait. It may come again before whoever waits has noticed, so it
         counts as late until the client says something more, by which it has heard the reply. `early`:
         it has said something already."""
-        if self._ended:
-            self._held, self._early, self._outcome = True, early, REPLY_TOO_LATE
-            self._record(state, REPLY_TOO_LATE)
+        if self._awaiting_reply:
+            self._reply_deferred, self._client_spoke_early, self._outcome = True, early, REPLY_TOO_LATE
+            self._update_message(state, REPLY_TOO_LATE)
 
-    def interrupt(self) -> None:
+    def client_spoke(self) -> None:
         """The client has said something while a reply waited: perhaps only that it goes."""
-        self._early = True
+        self._client_spoke_early = True
 
-    def left(self, state: SessionState, code: int, fault: Fault | None) -> None:
+    def reply_sent(self, state: SessionState, code: int, fault: Fault | None) -> None:
         """The reply to a message has left, or as much of it as was to."""
-        outcome = ending(code, fault)
-        if self._held:
+        outcome = outcome_of(code, fault)
+        if self._reply_deferred:
             self._outcome = outcome
         else:
-            self._record(state, outcome)
+            self._update_message(state, outcome)
         if outcome in UNCERTAIN_OUTCOMES:
-            self._doubt(state, outcome)
-        self._ended = False
-        self._settle(state, outcome)
+            self._count_uncertain(state, outcome)
+        self._awaiting_reply = False
+        self._finish_recipients(state, outcome)
 
-    def gone(self, state: SessionState) -> None:
+    def client_gone(self, state: SessionState) -> None:
         """The client is gone, without QUIT."""
-        if self._held:
-            self._doubt(state, REPLY_TOO_LATE)
-        for message in self._last:
-            self._past.update_hash(message, self._clock(), unheard)
-        self._settle(state, UNKNOWN)
+        if self._reply_deferred:
+            self._count_uncertain(state, REPLY_TOO_LATE)
+        for message in self._unconfirmed:
+            self._store.update_hash(message, self._clock(), unconfirmed)
+        self._finish_recipients(state, UNKNOWN)
 
-    def _doubt(self, state: SessionState, outcome: int) -> None:
+    def _count_uncertain(self, state: SessionState, outcome: int) -> None:
         """The sender cannot be sure of the message."""
-        state.note(AT[UNCERTAIN_OUTCOMES[outcome][0]])
-        if self._held:
+        state.note(EVENT_NUMBERS[UNCERTAIN_OUTCOMES[outcome][0]])
+        if self._reply_deferred:
             self._outcome = outcome
             self._resolve()
 
     def _resolve(self) -> None:
         """It is clear what became of the message whose reply had to wait."""
-        self._held = False
-        for message in self._last:
-            self._past.update_hash(message, self._clock(), partial(resolved, self._outcome))
+        self._reply_deferred = False
+        for message in self._unconfirmed:
+            self._store.update_hash(message, self._clock(), partial(resolve_late_reply, self._outcome))
 
-    def _record(self, state: SessionState, outcome: int) -> None:
+    def _update_message(self, state: SessionState, outcome: int) -> None:
         """A message has come to its end: see whether it came before."""
         name, self._message = self._message, b""
         if not name:
             return
-        now, past = self._clock(), self._past
+        now, past = self._clock(), self._store
         events: set[int] = set()
         wrong: set[str] = set()
-        for envelope, code in self._heard.items():
+        for envelope, code in self._answers.items():
             message = past.key_hash((envelope, self._client, name))
-            self._last.append(message)
-            became = outcome if code < 400 else ending(code, None)
-            again, broken = past.update_hash(message, now, partial(update_message, became, self._where))
+            self._unconfirmed.append(message)
+            became = outcome if code < 400 else outcome_of(code, None)
+            again, broken = past.update_hash(
+                message, now, partial(update_message, became, self._local_address_mark)
+            )
             events.update(again)
             wrong.update(broken)
         for event in events:
@@ -405,14 +407,14 @@ class RetryTracker:
             for rule in sorted(wrong):
                 state.record_violation(rule)
 
-    def _settle(self, state: SessionState, outcome: int) -> None:
+    def _finish_recipients(self, state: SessionState, outcome: int) -> None:
         """No more will become of the recipients that were accepted."""
         failed = outcome in FAILED
-        for envelope, code in self._heard.items():
-            if code < 400 and (failed or self._past.contains(envelope)):
-                self._try(state, envelope, outcome)
-        self._heard.clear()
+        for envelope, code in self._answers.items():
+            if code < 400 and (failed or self._store.contains(envelope)):
+                self._update_envelope(state, envelope, outcome)
+        self._answers.clear()
 
-    def _try(self, state: SessionState, envelope: int, outcome: int) -> None:
-        for event in self._past.update_hash(envelope, self._clock(), partial(update_envelope, outcome)):
+    def _update_envelope(self, state: SessionState, envelope: int, outcome: int) -> None:
+        for event in self._store.update_hash(envelope, self._clock(), partial(update_envelope, outcome)):
             state.note(event)

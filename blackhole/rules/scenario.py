@@ -242,12 +242,12 @@ class _File:
         return Rule(
             phases=phases,
             effect=self._verdict(found, phases, fail),
-            tests=tests,
+            conditions=tests,
             chance=found.get("chance", 1.0),
             window=windows[window] if window is not None else None,
             name=name or str(place),
             seed=seed,
-            gate=gate,
+            limiter=gate,
             when_unknown=Effect((found["when_unknown"],)) if found.get("when_unknown") else None,
         )
 
@@ -301,7 +301,7 @@ class _File:
             replies=replies,
             delay=found.get("delay"),
             fault=fault,
-            instead=instead,
+            replaces_command=instead,
             hide=found.get("hide", ()),
             add=found.get("add", ()),
             certificate=found.get("certificate", ""),
@@ -679,39 +679,39 @@ Holds = tuple[Callable[[RuleContext], bool], GlobSet | Comparison | None]
 
 
 def _of_listener(globs: GlobSet) -> Holds:
-    return lambda case: globs.match(case.listener.encode()), None
+    return lambda context: globs.match(context.listener.encode()), None
 
 
 def _of_client(networks: Networks) -> Holds:
-    return lambda case: networks.match(case.client), None
+    return lambda context: networks.match(context.client), None
 
 
 def _of_tls(wanted: bool) -> Holds:
-    return lambda case: case.secure is wanted, None
+    return lambda context: context.secure is wanted, None
 
 
 def _of_helo(globs: GlobSet) -> Holds:
-    return lambda case: globs.match(case.helo), globs
+    return lambda context: globs.match(context.helo), globs
 
 
 def _of_sender(globs: GlobSet) -> Holds:
-    return lambda case: globs.match(case.sender), globs
+    return lambda context: globs.match(context.sender), globs
 
 
 def _of_recipient(globs: GlobSet) -> Holds:
-    return lambda case: globs.match(case.recipient), globs
+    return lambda context: globs.match(context.recipient), globs
 
 
 def _of_size(compare: Comparison) -> Holds:
-    return lambda case: compare(case.size), compare
+    return lambda context: compare(context.size), compare
 
 
 def _of_header(globs: GlobSet) -> Holds:
-    return lambda case: any(map(globs.match, case.header)), globs
+    return lambda context: any(map(globs.match, context.header)), globs
 
 
 def _of_attempt(compare: Callable[[int], bool]) -> Holds:
-    return lambda case: compare(case.attempt), None
+    return lambda context: compare(context.attempt), None
 
 
 CONDITIONS: Final[Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Holds]]]] = {

@@ -9,24 +9,24 @@ from typing import Final, NamedTuple
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer
 from blackhole.rules.context import RuleContext
 from blackhole.rules.index import RuleIndex
-from blackhole.rules.model import NO_DRAWS, STANDING, Decision, Draws, PendingDecision, Rule
+from blackhole.rules.model import CLIENT_CONDITIONS, NO_DRAWS, Decision, Draws, PendingDecision, Rule
 from blackhole.smtp.randomness import RandomSource
 
 
 class _Row(NamedTuple):
     """A rule, with what is asked for each command worked out beforehand."""
 
-    tests: tuple[Callable[[RuleContext], bool], ...]
+    matches: tuple[Callable[[RuleContext], bool], ...]
     """The conditions that are left to ask."""
     rule: Rule
-    drawn: bool
-    counts: bool
+    is_random: bool
+    needs_attempt_count: bool
 
 
 def _row(rule: Rule, decided: Set[str]) -> _Row:
     """Return a row without the conditions of the keys that are decided already."""
-    tests = tuple(test.holds for test in rule.tests if test.key not in decided)
-    return _Row(tests, rule, rule.drawn, rule.counts)
+    matches = tuple(test.matches for test in rule.conditions if test.key not in decided)
+    return _Row(matches, rule, rule.is_random, rule.needs_attempt_count)
 
 
 class RuleTable:
@@ -34,62 +34,68 @@ class RuleTable:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         rules = tuple(rules)
-        self._rows: Final = tuple(_row(rule, STANDING) for rule in rules)
-        self._bare: Final = tuple(_row(rule, STANDING | {"attempt"}) for rule in rules)
-        """The same, to ask without knowing how often anything was tried."""
-        self._blind: RuleTable | None = None
-        self.counts: Final = any(rule.counts for rule in rules)
-        self._moody: Final = any(rule.counts and not rule.steady for rule in rules)
-        self.timed: Final = any(rule.window is not None or rule.remembers for rule in rules)
+        self._rows: Final = tuple(_row(rule, CLIENT_CONDITIONS) for rule in rules)
+        self._rows_without_attempts: Final = tuple(
+            _row(rule, CLIENT_CONDITIONS | {"attempt"}) for rule in rules
+        )
+        """The same, without the conditions on attempts."""
+        self._without_attempts: RuleTable | None = None
+        self._counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
+        self._attempt_dependent: Final = any(
+            rule.needs_attempt_count and not rule.depends_only_on_envelope for rule in rules
+        )
+        self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
-        self._spends: Final = any(test.spends for rule in rules for test in rule.tests)
+        self._consumes: Final = any(test.consumes for rule in rules for test in rule.conditions)
         index = RuleIndex(rules)
         self._index: Final = index if index.is_useful else None
 
-    def _candidates(self, case: RuleContext, rows: Sequence[_Row]) -> Sequence[_Row]:
+    def _candidates(self, context: RuleContext, rows: Sequence[_Row]) -> Sequence[_Row]:
         """Return those of all rows whose rules may match, in their order."""
         if self._index is None:
             return rows
-        return [rows[number] for number in self._index.candidates(case)]
+        return [rows[number] for number in self._index.candidates(context)]
 
-    def silent(self, case: RuleContext) -> bool:
-        """Return whether no rule can match now, whatever is drawn or remembered, and none needs this attempt
-        to be counted. Nothing changes by asking."""
-        if self._moody or self._spends:
+    def cannot_match(self, context: RuleContext) -> bool:
+        """Return whether no rule can match now, whatever is drawn or remembered, and none counts this
+        attempt. Asking changes nothing."""
+        if self._attempt_dependent or self._consumes:
             return False
-        for tests, rule, _, counts in self._candidates(case, self._bare):
-            for holds in tests:
-                if not holds(case):
+        for matches, rule, _, needs_count in self._candidates(context, self._rows_without_attempts):
+            for match in matches:
+                if not match(context):
                     break
             else:
-                if counts or rule.odds(case.at):
+                if needs_count or rule.probability(context.elapsed):
                     return False
         return True
 
-    def counted(self, case: RuleContext) -> bool:
+    def needs_attempt_count(self, context: RuleContext) -> bool:
         """Return whether attempts of this context have to be counted.
 
         They need not where each rule that reads the count is for other addresses: a count belongs to an
         envelope, which those rules never see.
         """
-        return self._moody or (
-            self.counts
+        return self._attempt_dependent or (
+            self._counts_attempts
             and any(
-                row.counts and all(holds(case) for holds in row.tests)
-                for row in self._candidates(case, self._bare)
+                row.needs_attempt_count and all(match(context) for match in row.matches)
+                for row in self._candidates(context, self._rows_without_attempts)
             )
         )
 
     @property
-    def blind(self) -> RuleTable:
+    def without_attempts(self) -> RuleTable:
         """The same rules for an attempt whose number nobody knows."""
-        if self._blind is None:
-            self._blind = RuleTable(left for row in self._rows if (left := row.rule.blind()))
-        return self._blind
+        if self._without_attempts is None:
+            self._without_attempts = RuleTable(
+                left for row in self._rows if (left := row.rule.without_attempts())
+            )
+        return self._without_attempts
 
     def find(
         self,
-        case: RuleContext,
+        context: RuleContext,
         random_source: RandomSource,
         memory: AttemptStore = NULL_STORE,
         rows: Iterator[_Row] | None = None,
@@ -99,29 +105,29 @@ class RuleTable:
         `rows` are those left to ask, where an answer of the store was waited for.
         """
         if rows is None:
-            rows = iter(self._candidates(case, self._rows))
-        tried = b""
-        for tests, rule, drawn, _ in rows:
-            for holds in tests:
-                if not holds(case):
+            rows = iter(self._candidates(context, self._rows))
+        draw_key = b""
+        for matches, rule, is_random, _ in rows:
+            for match in matches:
+                if not match(context):
                     break
             else:
-                odds = rule.odds(case.at)
-                if not odds:
+                probability = rule.probability(context.elapsed)
+                if not probability:
                     continue
                 draws = NO_DRAWS
-                if drawn:
-                    tried = tried or case.tried
-                    draws = rule.draws(tried, random_source)
-                if draws[0] >= odds:
+                if is_random:
+                    draw_key = draw_key or context.draw_key
+                    draws = rule.draw(draw_key, random_source)
+                if draws[0] >= probability:
                     continue
-                if rule.gate is None:
-                    return Decision(rule.effect, draws, rule.cell)
-                shut = rule.gate.stops(rule.name, case, memory)
-                if isinstance(shut, PendingAnswer):
-                    resume = partial(self._resume, rule, draws, case, random_source, memory, rows)
-                    return PendingDecision(shut, resume)
-                if decision := rule.decision(shut, draws):
+                if rule.limiter is None:
+                    return Decision(rule.effect, draws, rule.counter)
+                blocked = rule.limiter.blocks(rule.name, context, memory)
+                if isinstance(blocked, PendingAnswer):
+                    resume = partial(self._resume, rule, draws, context, random_source, memory, rows)
+                    return PendingDecision(blocked, resume)
+                if decision := rule.decide(blocked, draws):
                     return decision
         return None
 
@@ -129,11 +135,11 @@ class RuleTable:
         self,
         rule: Rule,
         draws: Draws,
-        case: RuleContext,
+        context: RuleContext,
         random_source: RandomSource,
         memory: AttemptStore,
         rows: Iterator[_Row],
-        shut: bool | None,
+        blocked: bool | None,
     ) -> Decision | PendingDecision | None:
         """Go on with the answer of a rule's limiter; None: the store has none."""
-        return rule.decision(shut, draws) or self.find(case, random_source, memory, rows)
+        return rule.decide(blocked, draws) or self.find(context, random_source, memory, rows)

@@ -466,7 +466,7 @@ class Session(SessionState):
         if not evaluator.passes(phase, said, self.stage <= GREETED):
             return False
         if evaluator.retry_tracker is not None:
-            evaluator.retry_tracker.hear(self, phase, said, 250)
+            evaluator.retry_tracker.command_answered(self, phase, said, 250)
         if phase == "MAIL":
             self._denied = False
         return True
@@ -490,7 +490,7 @@ class Session(SessionState):
         if size > self.engine.most or not evaluator.ends(self, data, size):
             return False
         if evaluator.retry_tracker is not None:
-            evaluator.retry_tracker.took(self, data)
+            evaluator.retry_tracker.message_accepted(self, data)
         return True
 
     def _group(self, data: bytes) -> bytes:
@@ -877,9 +877,9 @@ class Session(SessionState):
         if entry is not self.engine.end or self.evaluator is None or self.evaluator.retry_tracker is None:
             return
         if answer is None:
-            self.evaluator.retry_tracker.hold(self, bool(self._rest))
+            self.evaluator.retry_tracker.reply_deferred(self, bool(self._rest))
         else:
-            self.evaluator.retry_tracker.left(self, answer.code, fault)
+            self.evaluator.retry_tracker.reply_sent(self, answer.code, fault)
 
     def _said(
         self, out: list[bytes], entry: BoundCommand, answer: Reply, wire: bytes, fault: Fault | None = None

@@ -74,9 +74,9 @@ def _to_seconds(stored: int) -> float:
 class AttemptTable:
     """The table, for `rows` processes of one fork. It is an AttemptStore and an OutcomeStore.
 
-    >>> from blackhole.rules.attempt_store import counted
+    >>> from blackhole.rules.attempt_store import count_attempt
     >>> table = AttemptTable(sets=1)
-    >>> [table.revise(b"ann@example.com", now, counted) for now in (1.0, 2.5)]
+    >>> [table.update(b"ann@example.com", now, count_attempt) for now in (1.0, 2.5)]
     [1, 2]
     """
 
@@ -107,7 +107,7 @@ class AttemptTable:
 
     # AttemptStore.
 
-    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         """Change the record of a key, and return the answer of the change. `now` must not be negative.
 
         `alone` takes a lock, for changes of which none may be lost. A new record with a count of 0 is not
@@ -123,7 +123,7 @@ class AttemptTable:
         finally:
             fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, octet)
 
-    def bars(self, key: bytes, limit: int) -> bool:
+    def refuse_or_acquire(self, key: bytes, limit: int) -> bool:
         """Return whether all processes together hold `limit` slots of a key; if not, take one more."""
         counter = self.key_hash(key) % COUNTERS_PER_ROW
         fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, counter)
@@ -135,7 +135,7 @@ class AttemptTable:
         finally:
             fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, counter)
 
-    def leave(self, place: Slot) -> None:
+    def release(self, place: Slot) -> None:
         """Release a slot that this process took by `bars`; the slot is named by its key."""
         assert isinstance(place, bytes)
         self._held[self._row_start + self.key_hash(place) % COUNTERS_PER_ROW] -= 1

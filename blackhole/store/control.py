@@ -194,5 +194,5 @@ def effective_scenario(
 def one_shot_rule(one: OneShotRule, orders: ControlChannel) -> Rule:
     """The rule of a Next. What is asked last is whether there is something left of its budget."""
     rule = scenario.parse_rule(one.rule, f"next {one.number}")
-    last = Condition("count", str(one.times), lambda case: orders.take(one), spends=True)
-    return replace(rule, tests=(*rule.tests, last), name=NEXT)
+    last = Condition("count", str(one.times), lambda case: orders.take(one), consumes=True)
+    return replace(rule, conditions=(*rule.conditions, last), name=NEXT)

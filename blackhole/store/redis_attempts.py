@@ -103,16 +103,16 @@ local function hold(key, token)
   redis.call('PEXPIRE', key, whole(LEASE / 1000))
 end
 
--- Changes of blackhole.smtp.gate, by their names.
+-- Changes of blackhole.rules.limiters, by their names.
 local change = {{}}
 
-function change.counted(key)
+function change.count_attempt(key)
   local count, first = known(key)
   keep(key, count + 1, first, 7 * DAY)
   return count + 1
 end
 
-function change.seen(key, least, most)
+function change.blocks_attempt(key, least, most)
   local count, first, last = known(key)
   if count > 0 and last - first >= least * SECOND then
     keep(key, count + 1, first, 35 * DAY)
@@ -293,20 +293,20 @@ class RedisAttemptStore:
 
     # What rules ask.
 
-    def revise(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Query | None:
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Query | None:
         """The Redis tells the time, so `now` has no meaning here; and every change is made alone."""
         if not self._open:
             return None
         return self._ask(Query((SEEN, key), script_arguments(change), self._redis.timeout))
 
-    def bars(self, key: bytes, limit: int) -> Lease | None:
+    def refuse_or_acquire(self, key: bytes, limit: int) -> Lease | None:
         if not self._open:
             return None
         seat = Lease(key, limit, f"{self._name}.{next(self._tokens)}", self._redis.timeout)
         self._seats.add(seat)
         return self._ask(seat)
 
-    def leave(self, place: Slot) -> None:
+    def release(self, place: Slot) -> None:
         assert isinstance(place, Lease)
         self._seats.discard(place)
         if place.taken:
@@ -329,7 +329,7 @@ class RedisAttemptStore:
         for task in self._tasks:
             task.cancel()
         for seat in [*self._seats]:
-            self.leave(seat)
+            self.release(seat)
         if self._work is not None:
             await asyncio.wait((self._work,), timeout=PARTING)
         self._shut()
@@ -450,7 +450,7 @@ class RedisAttemptStore:
     def _complain(self, error: Exception) -> None:
         """Say that it does not answer, if that was not said a moment ago, by whichever worker."""
         change = WindowCount(1, 1, QUIET).spend
-        if not self._complaints.revise(b"", time.monotonic(), change, alone=True):
+        if not self._complaints.update(b"", time.monotonic(), change, alone=True):
             self._complained = True
             reason = str(error) or "nothing was heard in time"
             log.warning("attempts: %s: %s; rules do as their when_unknown says", self._redis, reason)

@@ -169,20 +169,20 @@ class Notes:
         self.known.clear()
         self.present.clear()
 
-    def revise(
+    def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | Note | None:
         self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
         return self._told(answer, key)
 
-    def bars(self, key: bytes, limit: int) -> bool | Note | None:
+    def refuse_or_acquire(self, key: bytes, limit: int) -> bool | Note | None:
         full = self.present[key] >= limit
         told = self._told(full, key)
         if told is False or (isinstance(told, Note) and told.known is False):
             self.present[key] += 1
         return told
 
-    def leave(self, place: Slot) -> None:
+    def release(self, place: Slot) -> None:
         if isinstance(place, bytes):
             self.present[place] -= 1
         elif isinstance(place, Note) and place.known is False:

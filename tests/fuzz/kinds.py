@@ -265,8 +265,8 @@ class Kind(NamedTuple):
     @property
     def remembers(self) -> bool:
         """Who comes again may be answered otherwise."""
-        tests = [test.key for rule in self.config.rules for test in rule.tests]
-        gates = [rule.gate for rule in (*self.config.rules, *MODES[self.config.mode])]
+        tests = [test.key for rule in self.config.rules for test in rule.conditions]
+        gates = [rule.limiter for rule in (*self.config.rules, *MODES[self.config.mode])]
         return any(gates) or "attempt" in tests
 
     @property
