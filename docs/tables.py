@@ -210,9 +210,9 @@ def metrics() -> Iterator[tuple[str, str, str, str]]:
 def metric_table() -> Iterator[str]:
     """Yield the table of all metrics; a metric without a row in QUERIES has no example."""
     yield from table(
-        ("metric", "type", "labels", "meaning", "example query"),
+        ("metric", "type", "labels", "meaning, and an example query"),
         (
-            (code(name), kind, labels, meaning, code(QUERIES.get(name, "")))
+            (code(name), kind, labels, f"{meaning}<br>{code(QUERIES.get(name, ''))}")
             for name, kind, labels, meaning in metrics()
         ),
     )
