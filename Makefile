@@ -48,7 +48,7 @@ dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
 	@rm -rf dist
 	@$(BIN)/python -W error -m build
 	@$(BIN)/twine check --strict dist/*
-	@$(BIN)/python -m zipfile -l dist/*.whl | grep -q blackhole/py.typed || { echo 'py.typed is not in the wheel' >&2; exit 1; }
+	@$(BIN)/python -m zipfile -l dist/*.whl | grep blackhole/py.typed >/dev/null || { echo 'py.typed is not in the wheel' >&2; exit 1; }
 
 bench: $(VENV)/.program  ## measure the speed beside other sinks
 	@$(BIN)/python -m benchmarks
