@@ -24,7 +24,7 @@ from program import ROOT, run, wait_for
 from test_simulator import REFUSE, connected, outcome, refusal
 from test_web import Answer, Sink, ask, figures, post, raw
 
-from blackhole.store.control import PLACES
+from blackhole.store.control import MAX_ONE_SHOT_RULES
 from blackhole.web.control import FAR, TEXT
 
 
@@ -439,19 +439,19 @@ def test_a_message_can_be_deferred_once(sink: Sink) -> None:
 
 def test_what_has_been_said_leaves_no_rule_behind(sink: Sink) -> None:
     """So that places are free again, and sessions as fast as before."""
-    for number in range(PLACES + 3):
+    for number in range(MAX_ONE_SHOT_RULES + 3):
         expect(sink, 1, reply=f"451 4.3.0 {number}")
         assert outcome(sink.port, "ann@example.com", "bob@example.com") == f"451 4.3.0 {number}"
 
 
 def test_there_may_be_only_so_many(sink: Sink) -> None:
-    for _ in range(PLACES):
+    for _ in range(MAX_ONE_SHOT_RULES):
         expect(sink, 1, reply="451 4.3.0 Next")
     answer = post(sink.http, "/next", {"phase": "RCPT", "reply": "451 4.3.0 Next"})
     assert (answer.status, answer.json["error"]) == (
         400, "POST /next: 16 rules wait already; DELETE /next forgets them",
     )  # fmt: skip
-    assert len(ask(sink.http, "/next").json) == PLACES
+    assert len(ask(sink.http, "/next").json) == MAX_ONE_SHOT_RULES
     assert ask(sink.http, "/next", "DELETE").status == 200
     assert refusal(sink) == "250"
 

@@ -31,7 +31,7 @@ from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.session import Session, TraceFunction
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import NUMBER
-from blackhole.store.control import FIRST, ControlChannel, OneShotRule, effective_scenario
+from blackhole.store.control import INITIAL_NUMBER, ControlChannel, OneShotRule, effective_scenario
 from blackhole.store.redis_attempts import RedisAttemptStore
 
 log = logging.getLogger(__name__)
@@ -126,9 +126,9 @@ class Worker:
         self._hurry = False
         self._spent = 0
         """Microseconds of processor time that are counted."""
-        self._number = FIRST
+        self._number = INITIAL_NUMBER
         """Of the order that was read last."""
-        self._coming: tuple[OneShotRule, ...] = ()
+        self._one_shot_rules: tuple[OneShotRule, ...] = ()
         """Its rules that are to speak some times more."""
         self._visited = context.row * SETS
         """Sets of that memory; each worker begins elsewhere."""
@@ -148,8 +148,8 @@ class Worker:
         counters = self.stats.cells(self.context.row)
         counters[CELL_INDEX["accepting"]] = 1
         # In this sequence: whoever orders something now either is read below, or sees us here and waits.
-        counters[OBEYS] = FIRST
-        self.selector.attach(self.orders.bell, self, RINGS)
+        counters[OBEYS] = INITIAL_NUMBER
+        self.selector.attach(self.orders.wakeup_read, self, RINGS)
         scenario = self._scenario()
         counters[OBEYS] = self._number
         should_yield_accept = (
@@ -207,7 +207,7 @@ class Worker:
     def ready(self, events: int) -> None:
         """The bell was rung, or another second has passed: follow the order in force."""
         orders = self.orders
-        if orders.number == self._number and all(map(orders.left, self._coming)):
+        if orders.number == self._number and all(map(orders.remaining, self._one_shot_rules)):
             return
         try:
             scenario = self._scenario()
@@ -221,7 +221,7 @@ class Worker:
     def _scenario(self) -> Scenario:
         """What is in force now. Raises OperatorError."""
         self._number, order = self.orders.read()
-        self._coming = tuple(filter(self.orders.left, order.coming))
+        self._one_shot_rules = tuple(filter(self.orders.remaining, order.one_shot_rules))
         found = effective_scenario(order, self.scenario, self.orders, tls.showing)
         cells = self.stats.rule_counters(rule.name for rule in found.rules)
         rules = (replace(rule, counter=cell) for rule, cell in zip(found.rules, cells, strict=True))

@@ -136,7 +136,7 @@ class AttemptTable:
             fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, counter)
 
     def release(self, place: Slot) -> None:
-        """Release a slot that this process took by `bars`; the slot is named by its key."""
+        """Release a slot that this process took by `acquire`; the slot is named by its key."""
         assert isinstance(place, bytes)
         self._held[self._row_start + self.key_hash(place) % COUNTERS_PER_ROW] -= 1
 
@@ -157,7 +157,7 @@ class AttemptTable:
         return True
 
     def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
-        """Do as `revise` for a key that is known by its hash, without a lock."""
+        """Do as `update` for a key that is known by its hash, without a lock."""
         start = key_hash % self._sets * CELLS_PER_SET
         entries = read_hashes_and_times(self._table, start * CELL_OCTETS)
         if key_hash not in entries:

@@ -1,12 +1,12 @@
-"""Orders: what the server is told while it runs, in a map that all processes share.
+"""The control channel: runtime orders, in a map that all processes share.
 
-An order is all that is to be in force beside the configuration: a scenario in the place of the
-one that was loaded, and rules for what comes next. Whoever gives one writes it whole and rings a
-bell; each worker reads it, in the order of its own affairs, and says so in its row of the stats.
+A runtime order says what is in force beside the configuration: a scenario in place of the loaded one, and
+one-shot rules. A writer publishes the whole order and wakes the workers up; each worker reads it on its event
+loop, and writes the number of the order that it applied into its row of the counters.
 
-There are two slots. An order is written into the one that is not in force, and its number, which
-says where it stands, comes last. So who dies while writing leaves the order before it in force.
-The checksum is for a reader who was overtaken by two orders.
+The map has two slots. An order is written into the slot that is not in force; its number, which selects the
+slot, is written last. A writer that dies half-way therefore leaves the previous order in force. The checksum
+is for a reader whose slot is overwritten by the second order since it began to read.
 """
 
 from __future__ import annotations
@@ -28,141 +28,158 @@ from blackhole.rules.attempt_store import ScopedStore
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
 
-SIZE: Final = 1 << 18
-"""Octets of an order as JSON: a scenario of 64 KiB and all that can come next, escaped."""
+MAX_ORDER_OCTETS: Final = 1 << 18
+"""Size of an order as JSON: a scenario of 64 KiB and all one-shot rules, escaped."""
 
-PLACES: Final = 16
-"""Rules that can be waiting to speak."""
+MAX_ONE_SHOT_RULES: Final = 16
+"""One-shot rules that can wait at the same time."""
 
-MOST: Final = 1 << 32
-"""What a budget is below."""
+BUDGET_BITS: Final = 32
+"""A budget is a number of remaining uses in the low bits of a cell, and the number of its order above
+them."""
 
-HEAD: Final = Struct("QQ")
-"""Of a slot: the checksum and the length of what follows."""
+SLOT_HEADER: Final = Struct("QQ")
+"""Checksum and length of the order in a slot."""
 
-BUDGETS: Final = 8
-"""Octet at which the budgets begin; before it stands the number of the order in force."""
+BUDGETS_START: Final = 8
+"""Octet where the budgets begin; the octets before it hold the number of the order in force."""
 
-SLOTS: Final = BUDGETS + PLACES * 8
+SLOTS_START: Final = BUDGETS_START + MAX_ONE_SHOT_RULES * 8
 
-NEXT: Final = "POST /next"
-"""The name of all rules that come next."""
+ONE_SHOT_NAME: Final = "POST /next"
+"""The name of every one-shot rule."""
 
-FIRST: Final = 1
-"""The number before any order was given. 0 is what a process has said that follows none."""
+INITIAL_NUMBER: Final = 1
+"""Number of the order in force before any was published.
+
+0 in a row of the counters: the process applies none.
+"""
 
 
 class OneShotRule(NamedTuple):
-    """A rule that speaks so many times, ahead of all others, and is gone."""
+    """A rule that comes before all others, and ends after a number of uses."""
 
     number: int
-    """Of the order it came with; tells its budget from others that had the same place."""
+    """Number of the order that it came with, which tells its budget from an earlier one in the same cell."""
     place: int
-    """Where its budget is."""
+    """Index of its budget."""
     times: int
+    """Number of uses."""
     rule: Mapping[str, Any]
-    """As in a scenario file."""
+    """The rule, as in a scenario file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOrder:
-    """What is to be in force."""
+    """What is in force beside the configuration."""
 
     name: str = ""
-    """Of the scenario; empty for the one that was loaded."""
+    """Name of the scenario; empty for the loaded one."""
     text: str = ""
+    """Text of the scenario."""
     at: float = 0.0
-    """Seconds since 1970 when the scenario was ordered."""
+    """When the scenario was ordered, in seconds since 1970."""
     began: float = 0.0
-    """The same on the monotonic clock: when the clock of its windows began."""
+    """When the scenario was ordered, in monotonic time: its clock for `from` and `until` starts here."""
     certificates: Mapping[str, str] = field(default_factory=dict)
-    """What its rules have clients shown, as PEM."""
-    coming: tuple[OneShotRule, ...] = ()
+    """Faulty certificates that its rules show to clients, by name, as PEM."""
+    one_shot_rules: tuple[OneShotRule, ...] = ()
 
 
 class ControlChannel:
-    """The map. It is made before the fork."""
+    """The channel, made before the fork.
+
+    >>> channel = ControlChannel()
+    >>> channel.publish(lambda before, number: replace(before, name="outage.toml", text=""))
+    2
+    >>> channel.read()[1].name
+    'outage.toml'
+    """
 
     def __init__(self) -> None:
         self._file: Final = os.memfd_create("blackhole orders", os.MFD_CLOEXEC)
-        os.ftruncate(self._file, SLOTS + 2 * (HEAD.size + SIZE))
+        os.ftruncate(self._file, SLOTS_START + 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS))
         self._map: Final = mmap.mmap(self._file, 0)
-        self._cells: Final = memoryview(self._map)[:SLOTS].cast("Q")
-        self._cells[0] = FIRST
-        self.bell, self._rope = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        """Readable at each order, for whoever asks the kernel for edges. It is read by who rings it."""
-        self._known = FIRST, RuntimeOrder()
+        self._cells: Final = memoryview(self._map)[:SLOTS_START].cast("Q")
+        self._cells[0] = INITIAL_NUMBER
+        self.wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        """Becomes readable with each order, for edge-triggered waiting.
+
+        Writers empty it, readers never do.
+        """
+        self._last_read = INITIAL_NUMBER, RuntimeOrder()
 
     @property
     def number(self) -> int:
-        """Of the order in force."""
+        """The number of the order in force."""
         return self._cells[0]
 
     def read(self) -> tuple[int, RuntimeOrder]:
-        """The order in force, and its number; the one that was read last, where that cannot be read now."""
+        """Return the order in force and its number, or the one read before where that is being
+        overwritten."""
         number = self.number
-        if number != self._known[0]:
+        if number != self._last_read[0]:
             start = self._slot(number)
-            checksum, length = HEAD.unpack_from(self._map, start)
-            text = self._map[start + HEAD.size : start + HEAD.size + length]
+            checksum, length = SLOT_HEADER.unpack_from(self._map, start)
+            text = self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + length]
             if zlib.crc32(text) == checksum:
-                told = json.loads(text)
-                coming = tuple(OneShotRule(*one) for one in told.pop("coming"))
-                self._known = number, RuntimeOrder(**told, coming=coming)
-        return self._known
+                fields = json.loads(text)
+                rules = tuple(OneShotRule(*one) for one in fields.pop("one_shot_rules"))
+                self._last_read = number, RuntimeOrder(**fields, one_shot_rules=rules)
+        return self._last_read
 
-    def give(self, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
-        """Put an order in force, which `change` makes of the one before and its own number; that number.
+    def publish(self, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
+        """Put a new order in force, and return its number.
 
-        Raises ValueError when it is too large.
+        `change` makes it of the order in force and of its own number. Raises ValueError if it is too large.
         """
-        with self._alone():
+        with self._locked():
             _, before = self.read()
             number = self.number + 1
             order = change(before, number)
-            text = json.dumps(
-                {name: getattr(order, name) for name in RuntimeOrder.__slots__}, ensure_ascii=False
-            ).encode()
-            if len(text) > SIZE:
-                raise ValueError(f"more than {SIZE} octets")
+            fields = {name: getattr(order, name) for name in RuntimeOrder.__slots__}
+            text = json.dumps(fields, ensure_ascii=False).encode()
+            if len(text) > MAX_ORDER_OCTETS:
+                raise ValueError(f"more than {MAX_ORDER_OCTETS} octets")
             start = self._slot(number)
-            HEAD.pack_into(self._map, start, zlib.crc32(text), len(text))
-            self._map[start + HEAD.size : start + HEAD.size + len(text)] = text
+            SLOT_HEADER.pack_into(self._map, start, zlib.crc32(text), len(text))
+            self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + len(text)] = text
             self._cells[0] = number
         with suppress(BlockingIOError):
-            os.read(self.bell, 1 << 16)
-        os.write(self._rope, b"!")
+            os.read(self.wakeup_read, 1 << 16)
+        os.write(self._wakeup_write, b"!")
         return number
 
     def _slot(self, number: int) -> int:
-        return SLOTS + number % 2 * (HEAD.size + SIZE)
+        """Return the octet where the slot of an order begins."""
+        return SLOTS_START + number % 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS)
 
     @contextmanager
-    def _alone(self, octet: int = 0) -> Iterator[None]:
-        """Under a lock that the kernel takes away from who is killed."""
+    def _locked(self, octet: int = 0) -> Iterator[None]:
+        """Hold a lock on one octet of the file. The kernel releases it when the process is killed."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, octet)
         try:
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, octet)
 
-    # Budgets.
+    # Budgets of one-shot rules.
 
-    def left(self, one: OneShotRule) -> int:
-        """How many times it may still speak."""
-        number, left = divmod(self._cells[1 + one.place], MOST)
-        return left if number == one.number else 0
+    def remaining(self, one: OneShotRule) -> int:
+        """Return the number of uses that remain; 0 if the budget belongs to another rule by now."""
+        number, remaining = divmod(self._cells[1 + one.place], 1 << BUDGET_BITS)
+        return remaining if number == one.number else 0
 
-    def fill(self, one: OneShotRule, count: int) -> None:
-        """Let it speak so many times."""
-        self._cells[1 + one.place] = one.number * MOST + count
+    def set_budget(self, one: OneShotRule, uses: int) -> None:
+        """Set the number of uses that remain."""
+        self._cells[1 + one.place] = (one.number << BUDGET_BITS) + uses
 
-    def take(self, one: OneShotRule) -> bool:
-        """Let it speak once; false where it has spoken often enough. Exact over all processes."""
-        if not self.left(one):
+    def consume(self, one: OneShotRule) -> bool:
+        """Consume one use; return False if none remains. The count is exact over all processes."""
+        if not self.remaining(one):
             return False
-        with self._alone(BUDGETS + one.place * 8):
-            if not self.left(one):
+        with self._locked(BUDGETS_START + one.place * 8):
+            if not self.remaining(one):
                 return False
             self._cells[1 + one.place] -= 1
             return True
@@ -171,10 +188,10 @@ class ControlChannel:
 def effective_scenario(
     order: RuntimeOrder,
     loaded: Scenario,
-    orders: ControlChannel,
+    channel: ControlChannel,
     make_context: Callable[[bytes], ssl.SSLContext],
 ) -> Scenario:
-    """Return the scenario in force where `loaded` was read at the start and `order` was given since.
+    """Return the scenario in force where `loaded` was read at the start and `order` was published since.
 
     `make_context` makes a TLS context of a certificate and its key in PEM. Raises OperatorError.
     """
@@ -186,13 +203,13 @@ def effective_scenario(
             began=order.began,
             memory=ScopedStore(loaded.memory, b"%d\0" % round(order.at * 1e6)),
         )
-    coming = (one_shot_rule(one, orders) for one in order.coming if orders.left(one))
-    shown = {name: make_context(pem.encode()) for name, pem in order.certificates.items()}
-    return replace(found, rules=(*coming, *found.rules), certificates={**shown, **loaded.certificates})
+    first = (one_shot_rule(one, channel) for one in order.one_shot_rules if channel.remaining(one))
+    made = {name: make_context(pem.encode()) for name, pem in order.certificates.items()}
+    return replace(found, rules=(*first, *found.rules), certificates={**made, **loaded.certificates})
 
 
-def one_shot_rule(one: OneShotRule, orders: ControlChannel) -> Rule:
-    """The rule of a Next. What is asked last is whether there is something left of its budget."""
+def one_shot_rule(one: OneShotRule, channel: ControlChannel) -> Rule:
+    """Return the rule of a one-shot rule: its last condition consumes a use of the budget."""
     rule = scenario.parse_rule(one.rule, f"next {one.number}")
-    last = Condition("count", str(one.times), lambda case: orders.take(one), consumes=True)
-    return replace(rule, conditions=(*rule.conditions, last), name=NEXT)
+    last = Condition("count", str(one.times), lambda case: channel.consume(one), consumes=True)
+    return replace(rule, conditions=(*rule.conditions, last), name=ONE_SHOT_NAME)

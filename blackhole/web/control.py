@@ -27,7 +27,7 @@ from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings
 from blackhole.smtp.session import SMTPEngine
 from blackhole.smtp.state import ListenerConfig
-from blackhole.store.control import PLACES, ControlChannel, OneShotRule, RuntimeOrder
+from blackhole.store.control import MAX_ONE_SHOT_RULES, ControlChannel, OneShotRule, RuntimeOrder
 from blackhole.web.pages import APIError, BaseHandler
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Control:
                 began=time.monotonic(),
             )
 
-        return self._orders.give(change)
+        return self._orders.publish(change)
 
     def switch(self, name: str) -> int:
         """Go over to one of the choices. A file is known by its path, or by its name alone."""
@@ -111,7 +111,7 @@ class Control:
 
     def restore(self) -> int:
         """Go back to what was loaded."""
-        return self._orders.give(
+        return self._orders.publish(
             lambda before, number: replace(before, name="", text="", at=time.time(), began=0.0)
         )
 
@@ -121,24 +121,26 @@ class Control:
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             waiting = self._waiting(before)
-            free = set(range(PLACES)) - {one.place for one in waiting}
+            free = set(range(MAX_ONE_SHOT_RULES)) - {one.place for one in waiting}
             if not free:
-                raise OperatorError(f"POST /next: {PLACES} rules wait already; DELETE /next forgets them")
+                raise OperatorError(
+                    f"POST /next: {MAX_ONE_SHOT_RULES} rules wait already; DELETE /next forgets them"
+                )
             one = OneShotRule(number, min(free), count, block)
-            self._orders.fill(one, count)
-            return replace(self._showing(before, rules), coming=(*waiting, one))
+            self._orders.set_budget(one, count)
+            return replace(self._showing(before, rules), one_shot_rules=(*waiting, one))
 
-        return self._orders.give(change)
+        return self._orders.publish(change)
 
     def forget(self) -> int:
         """Have no rule speak any more that was to come next."""
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
-            for one in before.coming:
-                self._orders.fill(one, 0)
-            return replace(before, coming=())
+            for one in before.one_shot_rules:
+                self._orders.set_budget(one, 0)
+            return replace(before, one_shot_rules=())
 
-        return self._orders.give(change)
+        return self._orders.publish(change)
 
     def _showing(self, order: RuntimeOrder, rules: Iterable[Rule]) -> RuntimeOrder:
         """The order with the certificates that further rules have clients shown.
@@ -150,7 +152,7 @@ class Control:
         return replace(order, certificates={**order.certificates, **made})
 
     def _waiting(self, order: RuntimeOrder) -> tuple[OneShotRule, ...]:
-        return tuple(filter(self._orders.left, order.coming))
+        return tuple(filter(self._orders.remaining, order.one_shot_rules))
 
     # What is in force.
 
@@ -171,7 +173,8 @@ class Control:
         """What is left of the rules that speak next."""
         _, order = self._orders.read()
         return [
-            {"count": one.times, "left": self._orders.left(one), **one.rule} for one in self._waiting(order)
+            {"count": one.times, "left": self._orders.remaining(one), **one.rule}
+            for one in self._waiting(order)
         ]
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""The control channel: runtime orders between processes, and a worker that applies them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import smtplib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from program import wait_for
+
+from blackhole.metrics.counters import Counters
+from blackhole.net import server, tls
+from blackhole.process import worker
+from blackhole.process.supervisor import ChildContext
+from blackhole.rules.scenario import NONE
+from blackhole.settings import Listener, Settings
+from blackhole.store.control import (
+    INITIAL_NUMBER,
+    MAX_ORDER_OCTETS,
+    SLOTS_START,
+    ControlChannel,
+    OneShotRule,
+    RuntimeOrder,
+    effective_scenario,
+)
+
+# The map
+
+
+def named(name: str) -> RuntimeOrder:
+    return RuntimeOrder(name=name, text="x" * 1000)
+
+
+def publish_in_child(count: int, channel: ControlChannel) -> int:
+    """Return the pid of a child that publishes `count` orders, each with a name one letter longer."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for _ in range(count):
+                channel.publish(lambda before, number: replace(before, name=f"{before.name}x"))
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_orders_of_two_concurrent_writers_are_all_applied() -> None:
+    channel = ControlChannel()
+    for pid in [publish_in_child(200, channel), publish_in_child(200, channel)]:
+        os.waitpid(pid, 0)
+    assert channel.read() == (INITIAL_NUMBER + 400, RuntimeOrder(name="x" * 400))
+
+
+def test_a_writer_that_dies_while_writing_leaves_the_previous_order_in_force() -> None:
+    channel = ControlChannel()
+    number = channel.publish(lambda before, number: named("whole"))
+    reader = channel.read()
+
+    def die(before: RuntimeOrder, number: int) -> RuntimeOrder:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        channel.publish(die)
+    # A writer that was killed half-way leaves this: the number is written last.
+    start = channel._slot(number + 1)
+    channel._map[start : start + 500] = os.urandom(500)
+    assert channel.read() == reader == (number, named("whole"))
+    assert channel.publish(lambda before, number: named("next")) == number + 1
+    assert channel.read() == (number + 1, named("next"))
+
+
+def test_a_reader_keeps_the_previous_order_while_the_new_one_is_half_written() -> None:
+    channel = ControlChannel()
+    number = channel.publish(lambda before, number: named("one"))
+    assert channel.read()[0] == number
+    number = channel.publish(lambda before, number: named("two"))
+    start = channel._slot(number) + 100
+    kept, channel._map[start : start + 1] = channel._map[start : start + 1], b"?"
+    channel._last_read = number - 1, named("one")
+    assert channel.read() == (number - 1, named("one"))
+    channel._map[start : start + 1] = kept
+    assert channel.read() == (number, named("two"))
+
+
+def test_an_order_that_is_too_large_is_rejected_and_not_in_force() -> None:
+    channel = ControlChannel()
+    with pytest.raises(ValueError, match="octets"):
+        channel.publish(lambda before, number: RuntimeOrder(text="x" * MAX_ORDER_OCTETS))
+    assert channel.read() == (INITIAL_NUMBER, RuntimeOrder())
+    assert len(channel._map) >= SLOTS_START + 2 * MAX_ORDER_OCTETS
+
+
+def test_a_one_shot_rule_cannot_consume_the_budget_of_its_successor() -> None:
+    """A worker that has not read the new order yet still asks for the old rule."""
+    channel = ControlChannel()
+    rule = {"phase": "RCPT", "reply": "451 4.3.0 Next"}
+    old, new = OneShotRule(2, 3, 1, rule), OneShotRule(3, 3, 5, rule)
+    channel.set_budget(old, 1)
+    assert [channel.consume(old), channel.consume(old)] == [True, False]
+    channel.set_budget(new, 5)
+    assert not channel.consume(old)
+    assert channel.consume(new)
+    assert (channel.remaining(old), channel.remaining(new)) == (0, 4)
+
+
+def test_a_one_shot_rule_without_remaining_uses_is_not_in_the_scenario() -> None:
+    channel = ControlChannel()
+    one = OneShotRule(2, 0, 1, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
+    channel.set_budget(one, 1)
+    order = RuntimeOrder(one_shot_rules=(one,))
+    assert [rule.phases for rule in effective_scenario(order, NONE, channel, tls.showing).rules] == [{"RCPT"}]
+    assert channel.consume(one)
+    assert effective_scenario(order, NONE, channel, tls.showing).rules == ()
+
+
+def test_each_order_wakes_readers_up_and_the_pipe_never_fills() -> None:
+    channel = ControlChannel()
+    with select.epoll() as poller:
+        poller.register(channel.wakeup_read, select.EPOLLIN | select.EPOLLET)
+        for _ in range(3):
+            assert poller.poll(0) == []
+            channel.publish(lambda before, number: before)
+            assert poller.poll(1) == [(channel.wakeup_read, select.EPOLLIN)]
+    assert len(os.read(channel.wakeup_read, 100)) == 1
+
+
+# A worker
+
+
+def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_path: Path) -> None:
+    """The dashboard publishes no such order, but any process that has the map could."""
+    stats, channel = Counters(2), ControlChannel()
+    row, log = stats.allocate_row(), tmp_path / "log"
+    alive_fd, end = os.pipe()
+    listener = Listener("127.0.0.1", 0)
+    (bound,) = server.bind(listener, 10)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(end)
+            logging.basicConfig(filename=log, force=True)
+            settings = Settings(listeners=(listener,))
+            worker.run(
+                settings, {listener: [bound]}, None, stats, ChildContext(row, alive_fd), orders=channel
+            )
+        finally:
+            os._exit(0)
+    try:
+        wait_for(stats.applied_order, "the worker sends heartbeats")
+
+        def noop_reply() -> str:
+            with smtplib.SMTP(*bound.getsockname(), timeout=20) as client:
+                client.helo("client.test")
+                return client.docmd("NOOP")[1].decode()
+
+        text = '[[rule]]\nphase = "NOOP"\nreply = "250 2.0.0 Ordered"\n'
+        number = channel.publish(lambda before, number: RuntimeOrder(name="good", text=text))
+        wait_for(lambda: stats.applied_order() == number, "the worker applies the order")
+        channel.publish(lambda before, number: RuntimeOrder(name="bad", text="nonsense"))
+        wait_for(lambda: "order 3 cannot be followed: bad: " in log.read_text(), "the error is logged")
+        assert (stats.applied_order(), noop_reply()) == (number, "2.0.0 Ordered")
+        number = channel.publish(lambda before, number: RuntimeOrder())
+        wait_for(lambda: stats.applied_order() == number, "the worker applies the next order")
+        assert noop_reply() == "2.0.0 OK"
+    finally:
+        os.kill(pid, signal.SIGINT)
+        os.waitpid(pid, 0)
+        for descriptor in (alive_fd, end):
+            os.close(descriptor)
+        bound.close()
