@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -96,3 +97,11 @@ def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterato
     for service in services:
         service.close()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.fixture
+def postfix_folder() -> Iterator[Path]:
+    """A folder that the user postfix can reach; it cannot reach the folders of pytest below /root."""
+    with tempfile.TemporaryDirectory(prefix="blackhole-postfix-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)

@@ -211,3 +211,10 @@ class Program:
     def interrupt(self) -> None:
         """Ctrl-C: SIGINT for the master and all its children."""
         os.killpg(self.pid, signal.SIGINT)
+
+
+def scenario_option(folder: Path, text: str) -> str:
+    """Write a scenario file into `folder` and return the option that loads it."""
+    path = folder / "rules.toml"
+    path.write_text(text)
+    return f"--scenario={path}"

@@ -15,8 +15,21 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import Certificate
-from program import MODULE, Program, alive, children, environment, run, state, title, wait_for
-from test_clients import RECIPIENT, SENDER, Postfix, folder, message, needs, output, rules
+from external_programs import output_of, path_of, requires
+from postfix import RECIPIENT, SENDER, Postfix, requires_postfix
+from program import (
+    MODULE,
+    Program,
+    alive,
+    children,
+    environment,
+    run,
+    scenario_option,
+    state,
+    title,
+    wait_for,
+)
+from test_clients import message
 
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
@@ -24,7 +37,6 @@ from blackhole.metrics.snapshot import Snapshot
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import LEVELS, NUMBER, VIOLATIONS
 
-__all__ = ["folder"]
 """A fixture; pytest takes it from here."""
 
 
@@ -128,7 +140,7 @@ def unseen(program: Program) -> socket.socket:
 
 @pytest.mark.parametrize("delayed", [False, True], ids=["before it is seen", "while the greeting is late"])
 def test_who_talks_before_the_greeting_is_told_of(tmp_path: Path, delayed: bool) -> None:
-    slow = [rules(tmp_path, "[[rule]]\nphase = 'CONNECT'\ndelay = 0.5\n")] if delayed else []
+    slow = [scenario_option(tmp_path, "[[rule]]\nphase = 'CONNECT'\ndelay = 0.5\n")] if delayed else []
     with Program("--workers=1", *slow) as program:
         with (hasty if delayed else unseen)(program) as client, client.makefile("rb") as heard:
             assert heard.readline().startswith(b"220 ")
@@ -141,7 +153,7 @@ def test_who_talks_before_the_greeting_is_told_of(tmp_path: Path, delayed: bool)
 
 @pytest.mark.parametrize("delayed", [False, True], ids=["before it is seen", "while the greeting is late"])
 def test_strictly_who_talks_before_the_greeting_is_sent_away(tmp_path: Path, delayed: bool) -> None:
-    slow = [rules(tmp_path, "[[rule]]\nphase = 'CONNECT'\ndelay = 0.5\n")] if delayed else []
+    slow = [scenario_option(tmp_path, "[[rule]]\nphase = 'CONNECT'\ndelay = 0.5\n")] if delayed else []
     with Program("--workers=1", "--strict", *slow) as program:
         for _ in range(20):  # each is looked at, not only one in sixteen
             with (hasty if delayed else unseen)(program) as client, client.makefile("rb") as heard:
@@ -225,13 +237,14 @@ def test_progress_ends_with_a_master_that_was_killed() -> None:
 # Senders that nobody here wrote
 
 
+@requires("smtp-source")
 @pytest.mark.parametrize("options", [(), ("-d",)], ids=["a connection each", "connections reused"])
 def test_smtp_source_is_counted_to_the_message(tmp_path: Path, options: tuple[str, ...]) -> None:
     """HELO with the bare name of the machine is all that is wrong with it, where that has no dot."""
     pid = tmp_path / "pid"
     with Program(f"--pid={pid}", "--workers=2") as program:
         target = f"inet:{program.address[0]}:{program.address[1]}"
-        output(needs("smtp-source"), "-s", "10", "-m", "500", "-l", "3000", "-r", "3", *options, target)
+        output_of(path_of("smtp-source"), "-s", "10", "-m", "500", "-l", "3000", "-r", "3", *options, target)
         assert set(verdict(program, pid)) <= {"hello-name"}
         seen = Counters.of(program.pid).snapshot()
         assert dict(seen.messages) == {"accepted": 500, "deferred": 0, "rejected": 0}
@@ -280,14 +293,15 @@ def test_smtplib_sends_octets_as_they_are(tmp_path: Path) -> None:
         assert verdict(program, pid) == ["bare-lf"]
 
 
+@requires("swaks")
 @pytest.mark.parametrize(
     "how", [(), ("--pipeline",), ("--protocol", "SMTP")], ids=["plain", "pipeline", "helo"]
 )
 def test_swaks_is_right(tmp_path: Path, how: tuple[str, ...]) -> None:
     pid = tmp_path / "pid"
     with Program(f"--pid={pid}") as program:
-        output(
-            needs("swaks"),
+        output_of(
+            path_of("swaks"),
             f"--server={program.address[0]}",
             f"--port={program.address[1]}",
             "--from=ann@example.com",
@@ -310,19 +324,21 @@ IN_THE_CLEAR_AND_NOT = pytest.mark.parametrize("tls", [False, True], ids=["plain
 TEXT = f"From: {SENDER}\nTo: {RECIPIENT}\nSubject: a test\n\nHello\n.\n..\n.x\nGoodbye\n"
 
 
+@requires("msmtp")
 @IN_THE_CLEAR_AND_NOT
 def test_msmtp_is_right(certificate: Certificate, tls: bool) -> None:
-    command = [needs("msmtp"), f"--from={SENDER}", "--domain=client.test", "--host=127.0.0.1"]
+    command = [path_of("msmtp"), f"--from={SENDER}", "--domain=client.test", "--host=127.0.0.1"]
     command += ["--tls=on", f"--tls-trust-file={certificate.ca}"] if tls else ["--tls=off"]
     with sink(certificate) as program:
-        output(*command, f"--port={program.port}", RECIPIENT, "carol@example.com", text=TEXT)
+        output_of(*command, f"--port={program.port}", RECIPIENT, "carol@example.com", text=TEXT)
         assert broken(program) == []
         seen = Counters.of(program.pid).snapshot()
         assert (seen.messages["accepted"], seen.recipients) == (1, 2)
-        output(*command, f"--port={program.port}", "--domain=localhost", RECIPIENT, text=TEXT)
+        output_of(*command, f"--port={program.port}", "--domain=localhost", RECIPIENT, text=TEXT)
         assert broken(program) == ["hello-name"]
 
 
+@requires("curl")
 @IN_THE_CLEAR_AND_NOT
 def test_curl_is_right_when_it_converts_the_ends_of_lines(
     tmp_path: Path, certificate: Certificate, tls: bool
@@ -330,17 +346,18 @@ def test_curl_is_right_when_it_converts_the_ends_of_lines(
     """It sends a file as it is, LF and all, unless it is told otherwise; dots it doubles in any case."""
     mail = tmp_path / "mail"
     mail.write_text(TEXT)
-    command = [needs("curl"), "-sS", f"--mail-from={SENDER}", f"--mail-rcpt={RECIPIENT}", "-T", str(mail)]
+    command = [path_of("curl"), "-sS", f"--mail-from={SENDER}", f"--mail-rcpt={RECIPIENT}", "-T", str(mail)]
     command = [part for one in command for part in (one.split("=") if one.startswith("--") else [one])]
     command += ["--ssl-reqd", "--cacert", certificate.ca] if tls else []
     with sink(certificate) as program:
         url = f"smtp://127.0.0.1:{program.port}/client.test"
-        output(*command, "--crlf", url)
+        output_of(*command, "--crlf", url)
         assert broken(program) == []
-        output(*command, url)
+        output_of(*command, url)
         assert broken(program) == ["bare-lf"]
 
 
+@requires("curl")
 def test_curl_declares_a_size_without_the_ends_of_lines(tmp_path: Path, certificate: Certificate) -> None:
     """--crlf comes after it has counted; it shows where lines are short."""
     mail = tmp_path / "mail"
@@ -348,7 +365,7 @@ def test_curl_declares_a_size_without_the_ends_of_lines(tmp_path: Path, certific
     with sink(certificate) as program:
         url = f"smtp://127.0.0.1:{program.port}/client.test"
         options = ("--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "--crlf", "-T", str(mail))
-        output(needs("curl"), "-sS", *options, url)
+        output_of(path_of("curl"), "-sS", *options, url)
         assert broken(program) == ["size-wrong"]
 
 
@@ -359,25 +376,28 @@ def test_a_size_need_not_count_doubled_dots(certificate: Certificate) -> None:
         assert broken(program) == []
 
 
+@requires("swaks")
 def test_swaks_is_right_under_tls(certificate: Certificate) -> None:
     with sink(certificate) as program:
         server = ("--server=127.0.0.1", f"--port={program.port}", f"--from={SENDER}", f"--to={RECIPIENT}")
-        output(needs("swaks"), *server, "--helo=client.test", "--tls", "--pipeline")
+        output_of(path_of("swaks"), *server, "--helo=client.test", "--tls", "--pipeline")
         assert broken(program) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+@requires_postfix
 @IN_THE_CLEAR_AND_NOT
-def test_postfix_is_right(tmp_path: Path, certificate: Certificate, folder: Path, tls: bool) -> None:
+def test_postfix_is_right(tmp_path: Path, certificate: Certificate, postfix_folder: Path, tls: bool) -> None:
     """With recipients that are refused too, which it sends together with DATA."""
-    ca = folder / "ca.pem"
+    ca = postfix_folder / "ca.pem"
     ca.write_bytes(Path(certificate.ca).read_bytes())
-    refusal = rules(tmp_path, "[[rule]]\nphase = 'RCPT'\nrecipient = 'nobody*'\nreply = '550 5.1.1 Nobody'\n")
+    refusal = scenario_option(
+        tmp_path, "[[rule]]\nphase = 'RCPT'\nrecipient = 'nobody*'\nreply = '550 5.1.1 Nobody'\n"
+    )
     keeps = "" if tls else "smtp_connection_cache_on_demand = no\n"
     mime = "MIME-Version: 1.0\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n"
     with (
         sink(certificate, refusal) as program,
-        Postfix(folder, program.address, "secure" if tls else "none", str(ca), keeps) as postfix,
+        Postfix(postfix_folder, program.address, "secure" if tls else "none", str(ca), keeps) as postfix,
     ):
         postfix.send(TEXT, RECIPIENT, "carol@example.com")
         postfix.send(f"{mime}Subject: 8 bit\n\nGr\xfc\xdfe\n", RECIPIENT)
@@ -386,43 +406,44 @@ def test_postfix_is_right(tmp_path: Path, certificate: Certificate, folder: Path
         postfix.send("Subject: long\n\n" + "x" * 3000 + "\n", RECIPIENT)
         postfix.send(TEXT, "nobody@example.com")
         # What was refused comes back to the sender, whose server this is too.
-        wait_for(lambda: len(postfix.deliveries()) >= 8, "Postfix has tried to deliver all")
+        wait_for(lambda: len(postfix.delivery_results()) >= 8, "Postfix has tried to deliver all")
         assert broken(program) == []
         seen = Counters.of(program.pid).snapshot()
         assert (seen.messages["accepted"], seen.replies["RCPT", 550]) == (6, 1)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
+@requires_postfix
 def test_postfix_leaves_without_quit_what_it_has_kept_for_later(
-    certificate: Certificate, folder: Path
+    certificate: Certificate, postfix_folder: Path
 ) -> None:
     """Its scache(8), which holds the connection until its time is up, speaks no SMTP."""
     keeps = "smtp_connection_cache_destinations = static:all\nsmtp_connection_cache_time_limit = 1s\n"
     with (
         sink(certificate) as program,
-        Postfix(folder, program.address, more=keeps) as postfix,
+        Postfix(postfix_folder, program.address, more=keeps) as postfix,
     ):
         postfix.send(TEXT, RECIPIENT)
-        wait_for(lambda: postfix.settled(1), "Postfix has delivered it")
+        wait_for(lambda: postfix.has_delivered(1), "Postfix has delivered it")
         assert broken(program) == ["no-quit"]
 
 
 # Exactness
 
 
+@requires("smtp-source")
 def test_a_reload_under_load_loses_no_message() -> None:
     """smtp-source fails if a single reply is no success; it sends until all workers are others."""
-    source, told = needs("smtp-source"), 0
+    source, told = path_of("smtp-source"), 0
     with Program("--workers=2") as program:
         old = set(program.workers())
         target = f"inet:{program.address[0]}:{program.address[1]}"
         for reloads in (1, 2):
             os.kill(program.pid, signal.SIGHUP)
             while program.output().count("reloaded: ") < reloads or old.intersection(program.workers()):
-                output(source, "-s", "10", "-m", "100", "-l", "500", target)
+                output_of(source, "-s", "10", "-m", "100", "-l", "500", target)
                 told += 100
             old = set(program.workers())
-        output(source, "-s", "10", "-m", "100", "-l", "500", target)
+        output_of(source, "-s", "10", "-m", "100", "-l", "500", target)
         seen = Counters.of(program.pid).snapshot()
         assert dict(seen.messages) == {"accepted": told + 100, "deferred": 0, "rejected": 0}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import smtplib
 import subprocess
 from collections import Counter
@@ -14,8 +13,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from program import Program, run, wait_for
-from test_clients import IMPATIENT, SENDER, Postfix, folder, needs, rules
+from external_programs import path_of, requires
+from postfix import QUICK_RETRIES, SENDER, Postfix, requires_postfix
+from program import Program, run, scenario_option, wait_for
 from test_web import Sink, ask, post
 
 from blackhole.metrics import report
@@ -46,7 +46,6 @@ from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.attempts import SETS, SLOTS_PER_SET, AttemptTable
 from blackhole.store.control import ControlChannel
 
-__all__ = ["folder"]
 """A fixture; pytest takes it from here."""
 
 GREYLIST = "[[rule]]\ngreylist = { min = '5m', max = '2d' }\n"
@@ -623,7 +622,7 @@ def test_all_workers_know_what_came_again(tmp_path: Path) -> None:
         )
     )
     pid = tmp_path / "pid"
-    with Sink(f"--pid={pid}", "--workers=4", rules(tmp_path, fates)) as program:
+    with Sink(f"--pid={pid}", "--workers=4", scenario_option(tmp_path, fates)) as program:
         program.dashboard()
         for turn in ("first", "second"):
             assert post(program.http, "/runs", {"name": turn}).status == 201
@@ -656,17 +655,18 @@ def test_all_workers_know_what_came_again(tmp_path: Path) -> None:
 # Senders that nobody here wrote
 
 
+@requires("smtp-source", "swaks")
 def test_a_new_message_of_smtp_source_or_swaks_is_no_retry(tmp_path: Path) -> None:
     """They give up when they are put off or refused. The next run has come again, and is not to blame."""
     pid = tmp_path / "pid"
     refuse = "[[rule]]\nphase = '.'\nrecipient = '{}*'\nreply = '{} No'\n"
     fates = refuse.format("later", "450 4.2.1") + refuse.format("no", "550 5.1.1")
-    with Program(f"--pid={pid}", rules(tmp_path, fates)) as program:
+    with Program(f"--pid={pid}", scenario_option(tmp_path, fates)) as program:
         host, port = program.address
         senders = (
-            (needs("smtp-source"), "-M", "client.test", "-f", SENDER, "-t", "{}@source", f"{host}:{port}"),
+            (path_of("smtp-source"), "-M", "client.test", "-f", SENDER, "-t", "{}@source", f"{host}:{port}"),
             (
-                needs("swaks"),
+                path_of("swaks"),
                 f"--server={host}:{port}",
                 f"--from={SENDER}",
                 "--helo=client.test",
@@ -683,21 +683,21 @@ def test_a_new_message_of_smtp_source_or_swaks_is_no_retry(tmp_path: Path) -> No
         assert {one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())} <= {"no-quit"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
-def test_postfix_waits_and_comes_again(tmp_path: Path, folder: Path) -> None:
+@requires_postfix
+def test_postfix_waits_and_comes_again(tmp_path: Path, postfix_folder: Path) -> None:
     """Greylisted: it is accused of nothing, though its timers are turned down."""
     pid = tmp_path / "pid"
-    greylist = rules(folder, "[[rule]]\ngreylist = { min = '3s', max = '1h' }\n")
+    greylist = scenario_option(postfix_folder, "[[rule]]\ngreylist = { min = '3s', max = '1h' }\n")
     with (
         Program(f"--pid={pid}", "--hostname=mx.test", greylist) as program,
-        Postfix(folder, program.address, more=IMPATIENT) as postfix,
+        Postfix(postfix_folder, program.address, more=QUICK_RETRIES) as postfix,
     ):
         for number in range(3):
             postfix.send("Subject: a test\n\n", f"bob{number}@example.com")
-        wait_for(lambda: postfix.settled(3), "Postfix has delivered all", 60)
+        wait_for(lambda: postfix.has_delivered(3), "Postfix has delivered all", 60)
         told = retries(program, pid)["deferred"]
         assert (told["recipients"], told["returned"], told["missing"], told["taken"]) == (3, 3, 0, 3)
-        put_off = [one for one in postfix.deliveries() if "deferred" in one]
+        put_off = [one for one in postfix.delivery_results() if "deferred" in one]
         assert told["again"] == len(put_off) - 3
         assert sum(told["waits"].values()) == len(put_off)
         assert [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())] == []
@@ -705,8 +705,8 @@ def test_postfix_waits_and_comes_again(tmp_path: Path, folder: Path) -> None:
         assert "put off with 4xx: 3 recipients; 3 came again, 0 did not yet; 3 were taken in the end" in said
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix starts as root only")
-def test_postfix_sends_again_what_it_cannot_be_sure_of(tmp_path: Path, folder: Path) -> None:
+@requires_postfix
+def test_postfix_sends_again_what_it_cannot_be_sure_of(tmp_path: Path, postfix_folder: Path) -> None:
     """What was closed behind the 250 it takes for delivered; all else it sends again, once."""
     fates = "".join(
         f"[[rule]]\nphase = '.'\nattempt = 1\nrecipient = '{name}@*'\n{what}\n"
@@ -720,14 +720,14 @@ def test_postfix_sends_again_what_it_cannot_be_sure_of(tmp_path: Path, folder: P
         )
     )
     pid = tmp_path / "pid"
-    hasty = f"{IMPATIENT}smtp_data_done_timeout = 2s\n"
+    hasty = f"{QUICK_RETRIES}smtp_data_done_timeout = 2s\n"
     with (
-        Program(f"--pid={pid}", "--hostname=mx.test", rules(folder, fates)) as program,
-        Postfix(folder, program.address, more=hasty) as postfix,
+        Program(f"--pid={pid}", "--hostname=mx.test", scenario_option(postfix_folder, fates)) as program,
+        Postfix(postfix_folder, program.address, more=hasty) as postfix,
     ):
         for name in ("before", "within", "after", "late", "later", "no"):
             postfix.send(f"Subject: {name}\n\n", f"{name}@example.com")
-        wait_for(lambda: postfix.settled(6), "Postfix has delivered all, and a bounce", 60)
+        wait_for(lambda: postfix.has_delivered(6), "Postfix has delivered all, and a bounce", 60)
         told = retries(program, pid)
         assert told["uncertain"] == {
             "before": {"messages": 1, "returned": 1},

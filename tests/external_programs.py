@@ -1,0 +1,62 @@
+"""Programs of other projects that tests run, such as swaks, curl and Postfix.
+
+    @requires("swaks")
+    def test_swaks_delivers_a_message(program: Program) -> None:
+        output_of(path_of("swaks"), f"--server=127.0.0.1:{program.port}", ...)
+
+The mark skips a test before its fixtures start anything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+"""PATH, and the folders of system programs, which are missing from the PATH of an ordinary user."""
+
+DEBIAN_PACKAGES = {
+    "chromedriver": "chromium-driver",
+    "postfix": "postfix",
+    "promtool": "prometheus",
+    "smtp-sink": "postfix",
+    "smtp-source": "postfix",
+}
+"""The packages whose names differ from those of their programs."""
+
+
+def find_program(name: str) -> str | None:
+    """Return the path of a program, or None if it is not installed."""
+    return shutil.which(name, path=SEARCH_PATH)
+
+
+def missing(name: str) -> str:
+    """Return the sentence that says that a program is missing."""
+    return f"{name} (Debian package {DEBIAN_PACKAGES.get(name, name)}) is not installed"
+
+
+def requires(*names: str) -> pytest.MarkDecorator:
+    """Return a mark that skips a test, before its fixtures are made, if one of the programs is missing."""
+    absent = [name for name in names if find_program(name) is None]
+    return pytest.mark.skipif(bool(absent), reason="; ".join(map(missing, absent)))
+
+
+def path_of(name: str) -> str:
+    """Return the path of an installed program. Raises FileNotFoundError."""
+    path = find_program(name)
+    if path is None:
+        raise FileNotFoundError(missing(name))
+    return path
+
+
+def output_of(*command: str, text: str | None = None, timeout: float = 60) -> str:
+    """Run a command that must exit with 0, and return its standard output and error.
+
+    `text` is its standard input, `timeout` is in seconds.
+    """
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
