@@ -169,12 +169,28 @@ def test_options_named_in_code_spans_exist(page: Path) -> None:
     assert {span.replace("-", "_") for span in spans} - WORDS - elsewhere == set()
 
 
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
 @pytest.mark.parametrize("page", WRITTEN, ids=named)
 def test_make_targets_named_in_documents_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    text = page.read_text("utf-8")
-    used = set(re.findall(r"(?:^ {4}|`)make ([a-z-]+)", text, re.MULTILINE))
-    assert used - targets == set()
+    used = set(re.findall(r"(?:^ {4}|`)make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE))
+    assert used - TARGETS == set()
+
+
+def test_hosted_workflow_runs_make_check_test_docs_and_dist() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text("utf-8")
+    lines = re.findall(r"run: make (.*)$", workflow, re.MULTILINE)
+    used = {word for line in lines for word in line.split() if "=" not in word}
+    assert used == {"check", "test", "docs", "dist"}
+    assert used <= TARGETS
+
+
+def test_files_that_pre_commit_runs_exist() -> None:
+    hooks = re.findall(r"entry: (.*)$", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"), re.MULTILINE)
+    assert len(hooks) == 5
+    files = {word for hook in hooks for word in hook.split() if re.match(r"(tests|docs)/", word)}
+    assert {file for file in files if not (ROOT / file).is_file()} == set()
 
 
 # The package
