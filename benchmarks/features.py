@@ -174,8 +174,8 @@ FEATURES = (
     replace(DEFAULT, name="as it is, once more"),
     Feature("no statistics", cuts=STATISTICS),
     Feature("no sweep of idle clients", cuts=SWEEP),
-    Feature("`--dynamic_switch off`", "--dynamic_switch off"),
-    Feature("`--http off`", "--http off"),
+    Feature("`--message_directives off`", "--message_directives off"),
+    Feature("`--dashboard off`", "--dashboard off"),
     Feature("`--debug`, log to /dev/null", "--debug", mute=True),
     Feature("a rule at RCPT that never holds", recipients=["*@host0.invalid"]),
     Feature(

@@ -79,7 +79,7 @@ def blackhole(variant: str = "blackhole") -> Server:
 
     def command(site: Site) -> list[str]:
         argv = [python, "-m", "blackhole", "--workers", str(site.workers), "--message_size_limit", "0"]
-        argv += ["--http", "127.0.0.1:0"]  # each has a dashboard, also beside another
+        argv += ["--dashboard", "127.0.0.1:0"]  # each has a dashboard, also beside another
         argv += ["--listen", site.address + (",tls" if site.tls == "implicit" else "")]
         return argv + (site.certificate("--ssl_cert", "--ssl_key") if site.tls else []) + words
 

@@ -1,4 +1,4 @@
-"""Networks: a set of addresses, written as an operator writes it and asked by a client's address."""
+"""Network addresses as octets, and sets of networks to look them up in."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from ipaddress import ip_network
 from typing import Final
 
 MAPPED: Final = b"\0" * 10 + b"\xff" * 2
-"""What an IPv4 address in IPv6 dress begins with (RFC 4291 2.5.5.2)."""
+"""Prefix of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
 
 
 def to_bytes(address: str) -> bytes:
-    """The octets of an address: 4 or 16, and none for what is no address, as a Unix socket's."""
+    """Return the 4 or 16 octets of an address; none for anything else, such as a Unix socket.
+
+    >>> to_bytes("::ffff:192.0.2.1") == to_bytes("192.0.2.1")
+    True
+    """
     try:
         if ":" not in address:
             return socket.inet_pton(socket.AF_INET, address)
@@ -23,7 +27,11 @@ def to_bytes(address: str) -> bytes:
 
 
 class NetworkSet:
-    """Some networks, of which none is the usual number."""
+    """An immutable set of networks, usually empty, that is asked for addresses.
+
+    >>> to_bytes("192.0.2.7") in NetworkSet(["192.0.2.0/24"])
+    True
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._rows: Final = [

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
-from blackhole import __version__, options
+from blackhole import __version__, options, usage
 from blackhole.metrics import rates, report
 from blackhole.metrics.counters import Counters
 from blackhole.net.client_table import ClientTable
 from blackhole.process import daemonizer, logs, systemd
 from blackhole.process.supervisor import ChildContext, Job, ProcessPlan, Supervisor
-from blackhole.settings import Http, Listener, OperatorError, Redis, Settings
+from blackhole.settings import DashboardAddress, Listener, OperatorError, RedisSettings, Settings
 from blackhole.store.client_log import ClientLog
 from blackhole.web.history import History
 
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         debug = invocation.settings.debug
         for warning in invocation.warnings:
             print_warning(warning)
-        if invocation.wants:
-            return _REQUESTS[invocation.wants](invocation.settings)
+        if invocation.request:
+            return _REQUESTS[invocation.request](invocation.settings)
         if invocation.action == "explain":
-            return _explain(invocation.settings, invocation.case)
+            return _explain(invocation.settings, invocation.explain_options)
         return _ACTIONS[invocation.action](invocation.settings, arguments)
     except OperatorError as error:
         print_warning(str(error))
@@ -111,7 +111,7 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
     from blackhole.rules import scenario
 
     uid, gid = daemonizer.resolve(settings.user, settings.group)
-    if settings.attempts.host:
+    if settings.attempt_store.host:
         from blackhole.store import redis_attempts
 
         redis_attempts.redis_errors()
@@ -143,9 +143,9 @@ def _check(settings: Settings) -> tuple[Settings, ssl.SSLContext | None, Scenari
 
 
 _REQUESTS: dict[str, Callable[[Settings], int]] = {
-    "help": lambda settings: print_stdout(options.help_text()),
-    "version": lambda settings: print_stdout(options.version_text()),
-    "print-config": lambda settings: print_stdout(options.print_config(settings)),
+    "help": lambda settings: print_stdout(usage.help_text()),
+    "version": lambda settings: print_stdout(usage.version_text()),
+    "print-config": lambda settings: print_stdout(usage.print_config(settings)),
     "test": _test,
 }
 
@@ -313,13 +313,13 @@ class _Setup:
             proxied = ", behind a proxy" if listener.proxy else ""
             yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {tls}{proxied}"
         if self.http:
-            where = _where(replace(self.settings.http, names=()), self.http)
+            where = _where(replace(self.settings.dashboard, names=()), self.http)
             yield f"dashboard on http://{where.replace(' and ', '/ and http://')}/"
-        if self.settings.attempts.host:
-            yield f"attempts are remembered at {self.settings.attempts}"
+        if self.settings.attempt_store.host:
+            yield f"attempts are remembered at {self.settings.attempt_store}"
 
 
-def _where(asked: Listener | Http, sockets: list[socket.socket]) -> str:
+def _where(asked: Listener | DashboardAddress, sockets: list[socket.socket]) -> str:
     """The addresses that were bound; a port 0 has become another."""
     names = [bound.getsockname() for bound in sockets]
     return " and ".join(str(replace(asked, host=host, port=port)) for host, port, *_ in names)
@@ -347,8 +347,8 @@ def _open(
             sockets = kept.get(listener) or by_address.get((listener.host, listener.port))
             sockets = sockets or systemd.take(handed, listener)
             setup.bound[listener] = sockets or server.bind(listener, settings.backlog)
-        if settings.http.host:
-            setup.http[:] = systemd.take(handed, settings.http) or _open_dashboard(settings, held, warn)
+        if settings.dashboard.host:
+            setup.http[:] = systemd.take(handed, settings.dashboard) or _open_dashboard(settings, held, warn)
         systemd.reject_unclaimed(handed)
     except OperatorError:
         _close(setup.sockets - (held.sockets if held else set()))
@@ -362,15 +362,15 @@ def _open_dashboard(
     """The sockets of the dashboard; none where its address is the default one and taken."""
     from blackhole.net import server
 
-    asked = settings.http
-    if held and held.http and replace(held.settings.http, names=asked.names) == asked:
+    asked = settings.dashboard
+    if held and held.http and replace(held.settings.dashboard, names=asked.names) == asked:
         return held.http
     try:
         return server.bind(asked, settings.backlog)
     except OperatorError as error:
-        if settings.origins.get("http") != "default":
+        if settings.origins.get("dashboard") != "default":
             raise
-        warn(f"no dashboard: {error}; --http puts it elsewhere, --http off says that none is wanted")
+        warn(f"no dashboard: {error}; --dashboard ADDRESS:PORT moves it, --dashboard off turns it off")
         return []
 
 
@@ -393,7 +393,7 @@ class Service:
         """The memory of all workers, from the first rule on that needs one."""
         self._past: AttemptTable | None = None
         """Another, of what became of messages, so that these do not push out what rules have to know."""
-        self._fleets: dict[Redis, RedisAttemptStore] = {}
+        self._fleets: dict[RedisSettings, RedisAttemptStore] = {}
         """Those that are shared with other machines, as they were asked for."""
         self._asked = settings
         self._argv, self._environ, self._directory = argv, dict(os.environ), os.getcwd()
@@ -453,7 +453,7 @@ class Service:
 
         for listener, sockets in setup.bound.items():
             self._stats.listener(server.address(listener, sockets))
-        if setup.settings.counts and self._clients is None:
+        if setup.settings.counts_clients and self._clients is None:
             self._clients = ClientTable(self._stats.rows)
         # Over the dashboard rules may be ordered that need one. What nobody uses takes no memory.
         if self._attempts is None and (setup.http or server.remembers(setup.bound, setup.scenario)):
@@ -462,7 +462,7 @@ class Service:
             self._past = AttemptTable()
         if self._stats.client_log is None and setup.settings.show_clients:
             self._stats.client_log = ClientLog(self._stats.rows)
-        if (asked := setup.settings.attempts).host and asked not in self._fleets:
+        if (asked := setup.settings.attempt_store).host and asked not in self._fleets:
             self._fleets[asked] = RedisAttemptStore(asked)
 
         def worker(number: int) -> Job:
@@ -482,8 +482,8 @@ class Service:
         plot = replace(setup.scenario, began=self._began, past=self._past)
         if self._attempts is not None:
             self._attempts.set_row(context.row)
-            plot = replace(plot, memory=self._fleets.get(setup.settings.attempts) or self._attempts)
-        clients = self._clients if setup.settings.counts else None
+            plot = replace(plot, memory=self._fleets.get(setup.settings.attempt_store) or self._attempts)
+        clients = self._clients if setup.settings.counts_clients else None
         self._live(setup.settings, setup.bound, setup.tls, self._stats, context, plot, clients, self._orders)
 
     def _show(self, setup: _Setup, context: ChildContext) -> None:

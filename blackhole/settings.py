@@ -1,7 +1,7 @@
-"""Settings: what the operator decided, once it is decided, and the error for what cannot be.
+"""Settings: the configuration as the program uses it, and the error for one that cannot be used.
 
-After `options.parse` has made a `Settings`, nobody else knows that options, an
-environment or a conf file exist.
+`options.parse` makes a `Settings`. No other module knows that there are options, an environment or a
+conf file.
 """
 
 from __future__ import annotations
@@ -11,28 +11,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Delay = tuple[float, float]
-"""Seconds to wait before a reply, drawn evenly from (least, most)."""
+"""Seconds to wait before a reply: (least, most), between which the wait is uniformly distributed."""
 
 MODES = {
-    "accept": "take every message",
-    "bounce": "refuse every message at its end, with a random code",
-    "random": "toss a coin for each message: take it, or refuse it with a random code",
-    "greylist": "refuse each client, sender and recipient at first; take a retry after five minutes",
-    "unavailable": "421 in place of the greeting, then close",
-    "offline": "521 in place of the greeting (RFC 7504), then only QUIT is served",
+    "accept": "accept every message",
+    "bounce": "reject every message at its end, with a random code",
+    "random": "accept or reject each message at random, with a random code",
+    "greylist": "defer each client, sender and recipient at first; accept a retry after five minutes",
+    "unavailable": "answer 421 instead of the greeting, then close",
+    "offline": "answer 521 instead of the greeting (RFC 7504), then accept only QUIT",
 }
 """Every mode and what it does; help, documents and checks read it here."""
 
-
 NEWLINES = {
-    "normalize": "take it as a line end, but never as part of the end of a message",
-    "reject": "550 for a command or a message that has one, then close",
-    "count": "as normalize, and count such commands and messages",
+    "normalize": "treat bare LF as CRLF, except in the end of a message",
+    "count": "the same, and count the commands and messages that contain it",
+    "reject": "answer 550 to a command or message that contains it, then close",
 }
-"""What may be done about a line that ends with LF alone, without a CR before it."""
+"""Every way to treat a bare LF: a line that ends with LF without a CR before it."""
 
 
-JUDGING = (
+CLIENT_LIMITS = (
     "client_connections",
     "client_connection_rate",
     "client_message_rate",
@@ -47,11 +46,11 @@ JUDGING = (
     "min_data_rate",
     "session_timeout",
 )
-"""The settings that judge clients, 0 where they do not: all off unless they are asked for."""
+"""The settings that limit what a client may do. 0 is no limit, and the default of all."""
 
 
 class OperatorError(Exception):
-    """What the operator asked for cannot be done: one line for stderr, and how to exit.
+    """What the operator asked for cannot be done: one line for standard error, and an exit status.
 
     `code` is a value of sysexits.h (`os.EX_USAGE`, `os.EX_CONFIG`, ...).
     """
@@ -63,16 +62,16 @@ class OperatorError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One address to accept connections on, and how its clients are treated."""
+    """An address to accept connections on, with the mode and delay of its sessions."""
 
     host: str
     port: int
     tls: bool = False
-    """TLS from the first byte (RFC 8314), as on port 465."""
+    """Implicit TLS (RFC 8314), as on port 465."""
     mode: str = "accept"
     delay: Delay | None = None
     proxy: bool = False
-    """Each connection begins with a PROXY header, which says who the client is."""
+    """Each connection begins with a PROXY header that contains the address of the client."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -80,14 +79,14 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
-class Http:
-    """Where the dashboard is."""
+class DashboardAddress:
+    """The address of the dashboard."""
 
     host: str = ""
-    """Empty: there is none."""
+    """Empty: there is no dashboard."""
     port: int = 0
     names: tuple[str, ...] = ()
-    """What browsers and scrapers may call this host, besides localhost, its addresses and its own name."""
+    """Names of this host that requests may use, besides localhost, its addresses and its own name."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -95,107 +94,107 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True)
-class Redis:
-    """Where several machines keep together what they remember of attempts."""
+class RedisSettings:
+    """The Redis server in which several machines remember delivery attempts together."""
 
     host: str = ""
-    """Empty: nowhere, each machine has a memory of its own."""
+    """Empty: no server, each machine remembers its own."""
     port: int = 6379
     db: int = 0
     user: str = ""
     password: str = field(default="", repr=False)
     tls: bool = False
     ca: str = ""
-    """Who vouches for its certificate, a file; empty: whoever this machine trusts."""
+    """A file with CA certificates; empty: those that this machine trusts."""
     prefix: str = "blackhole"
-    """Of its keys there."""
+    """Of all keys."""
     timeout: float = 0.05
-    """Seconds that anybody waits for an answer."""
+    """Seconds to wait for an answer."""
 
     def __str__(self) -> str:
-        """Without the password, for this may be logged."""
+        """Return the URL without the password, because it may be logged."""
         if not self.host:
             return "local"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        who = f"{self.user}:***@" if self.password else ""
-        usual = Redis()
-        more = "&".join(
+        user = f"{self.user}:***@" if self.password else ""
+        default = RedisSettings()
+        query = "&".join(
             f"{name}={value}"
             for name in ("prefix", "timeout", "ca")
-            if (value := getattr(self, name)) != getattr(usual, name)
+            if (value := getattr(self, name)) != getattr(default, name)
         )
-        return f"redis{'s' * self.tls}://{who}{host}:{self.port}/{self.db}{more and '?'}{more}"
+        return f"redis{'s' * self.tls}://{user}{host}:{self.port}/{self.db}{query and '?'}{query}"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that was decided. Paths are absolute, users are still names."""
+    """The configuration. Paths are absolute; user and group are names until privileges are dropped."""
 
     listeners: tuple[Listener, ...] = (Listener("0.0.0.0", 25),)
     workers: int = 1
     user: str = ""
-    """Empty: `blackhole` where it exists, else `nobody`; not root: stay who we are."""
+    """Empty: `blackhole` if it exists, else `nobody`; ignored unless root starts the server."""
     group: str = ""
     pid: str = ""
     log: str = ""
     """A file, or empty for standard error."""
     debug: bool = False
     hostname: str = "localhost"
-    """What the greeting and EHLO say; looked up before this is made."""
+    """The name in the greeting and the EHLO reply."""
     message_size_limit: int = 52428800
     """Octets; 0 is no limit."""
     strict: bool = False
     ssl_cert: str = ""
     """Empty: no TLS."""
     ssl_key: str = ""
-    dynamic_switch: bool = True
-    """A message may name its own mode and delay."""
+    message_directives: bool = True
+    """Whether header fields of a message may set its mode and delay."""
     auth: str = "off"
-    """`off`: AUTH is not offered; `any`: anybody may log in; else the file that says who may."""
+    """`off`: AUTH is not offered; `any`: every user and password is accepted; else a file with users."""
     auth_plaintext: bool = False
-    """AUTH is offered without TLS too."""
+    """Whether AUTH is offered without TLS too."""
     passwords: Mapping[bytes, bytes] | None = field(default=None, repr=False, compare=False)
-    """What was read from that file."""
+    """User -> password, as read from that file."""
     scenario: tuple[str, ...] = ()
-    """Files, absolute paths, and `profile:NAME`s."""
-    attempts: Redis = Redis()
+    """Absolute paths of files, and `profile:NAME`."""
+    attempt_store: RedisSettings = RedisSettings()
     timeout: float = 300.0
-    """Seconds a client may take for a command, or between two pieces of a body (RFC 5321 4.5.3.2.7)."""
+    """Seconds to wait for a command or for more of a message (RFC 5321 section 4.5.3.2.7)."""
     drain_timeout: float = 30.0
-    """Seconds open sessions are given to finish when the server stops."""
+    """Seconds that open sessions have to finish when the server stops."""
     backlog: int = 1024
-    http: Http = Http("127.0.0.1", 8025)
+    dashboard: DashboardAddress = DashboardAddress("127.0.0.1", 8025)
     show_clients: bool = False
-    """Addresses of clients are kept, to be shown."""
+    """Whether addresses of clients are kept and shown."""
     progress: bool = False
-    """A line a second on standard error, in the foreground."""
+    """Whether a line of rates is printed once a second to standard error, in the foreground."""
     format: str = "text"
-    """Of a report."""
+    """The output format of a report: text, json or junit."""
     json: bool = False
     fail_on: str = "never"
     bare_newline: str = "normalize"
     """A key of NEWLINES."""
 
-    # These keep the process alive, whoever its clients are.
+    # Limits that protect the process.
     max_connections: int = 10000
-    """Per worker; fewer where descriptors do not suffice."""
+    """Per worker; lowered where it may not open that many files."""
     write_timeout: float = 60.0
-    """Seconds a client may take to read what it was answered."""
+    """Seconds for the client to read a reply."""
     tls_timeout: float = 30.0
     """Seconds for a TLS handshake."""
     stress_timeout: float = 10.0
-    """Seconds a client may take, for anything, while connections are running out. 0: as at other times."""
+    """Timeout of clients in seconds while connections are running out. 0 leaves the others in effect."""
     proxy_timeout: float = 5.0
     """Seconds for a PROXY header."""
     proxy_from: tuple[str, ...] = ()
-    """Networks whose PROXY headers are believed."""
+    """Networks whose PROXY headers are trusted."""
 
-    # These judge clients. 0 is no limit.
+    # Limits per client. 0 is no limit.
     public: bool = False
     trusted: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
-    """Networks that are exempt from all that follows."""
+    """Networks that are exempt from the limits below."""
     client_connections: int = 0
-    """At once, of one address or IPv6 /64; as the rates that follow, which are per minute."""
+    """Simultaneous connections of an IPv4 address or IPv6 /64. The rates below are per minute."""
     client_connection_rate: int = 0
     client_message_rate: int = 0
     client_recipient_rate: int = 0
@@ -207,19 +206,18 @@ class Settings:
     max_recipients: int = 0
     max_messages: int = 0
     min_data_rate: int = 0
-    """Octets a second of a body, on average."""
+    """Average octets per second of a message body."""
     session_timeout: float = 0.0
-    """Seconds."""
 
     @property
-    def judges(self) -> bool:
-        """Whether any client is judged."""
-        return any(getattr(self, name) for name in JUDGING)
+    def limits_clients(self) -> bool:
+        """Return whether any limit per client is set."""
+        return any(getattr(self, name) for name in CLIENT_LIMITS)
 
     @property
-    def counts(self) -> bool:
-        """Whether clients are counted over all their connections."""
-        return any(getattr(self, name) for name in JUDGING if name.startswith("client_"))
+    def counts_clients(self) -> bool:
+        """Return whether a limit is set that needs a count over all connections of a client."""
+        return any(getattr(self, name) for name in CLIENT_LIMITS if name.startswith("client_"))
 
     origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> where its value came from, for --print-config."""

@@ -15,9 +15,10 @@ sys.path.insert(0, str(HERE.parent))
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from blackhole import options, settings  # noqa: E402
+from blackhole import settings  # noqa: E402
 from blackhole.metrics.layout import CELL_INDEX, ROW_CELLS  # noqa: E402
 from blackhole.metrics.snapshot import Snapshot  # noqa: E402
+from blackhole.option_table import OPTIONS, Option  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
 from blackhole.smtp.extensions import EXTENSIONS  # noqa: E402
@@ -54,25 +55,25 @@ def rfc(number: int, section: str = "") -> str:
 
 def option_page() -> Iterator[str]:
     yield from ("How to give options, and which source wins: [Options](../options.md).", "")
-    for group in dict.fromkeys(option.group for option in options.OPTIONS):
+    for group in dict.fromkeys(option.group for option in OPTIONS):
         yield from (f"## {group}", "")
         yield from table(
             ("option", "default", "meaning"),
             (
                 (code(option.usage), option_default(option), option_meaning(option))
-                for option in options.OPTIONS
+                for option in OPTIONS
                 if option.group == group
             ),
         )
         yield ""
 
 
-def option_default(option: options.Option) -> str:
-    default = option.otherwise or code(option.default)
-    return f"{default}; with `--public` {code(option.public)}" if option.public else default
+def option_default(option: Option) -> str:
+    default = option.default_note or code(option.default)
+    return f"{default}; with `--public` {code(option.public_default)}" if option.public_default else default
 
 
-def option_meaning(option: options.Option) -> str:
+def option_meaning(option: Option) -> str:
     """Return the help as a sentence, and the notes as they are: they may begin with a value."""
     return f"{sentence(option.help)} {option.notes}".rstrip()
 

@@ -88,7 +88,7 @@ def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterato
     def start(*argv: str, secure: bool = False) -> Service:
         settings = options.parse(["--hostname=mx.test", *argv], {}).settings
         context = tls.context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
-        ledger = ClientTableView(ClientTable(1), 0, lambda: [0]) if settings.counts else None
+        ledger = ClientTableView(ClientTable(1), 0, lambda: [0]) if settings.counts_clients else None
         listener = settings.listeners[0]
         services.append(Service(settings, replace(listener, tls=secure or listener.tls), context, ledger))
         return services[-1]

@@ -44,7 +44,7 @@ def environment(**more: str) -> dict[str, str]:
     Only, there is no dashboard: of programs that run at once just one could have the default port.
     """
     ours = {name: value for name, value in os.environ.items() if not name.startswith("BLACKHOLE_")}
-    return ours | {"PYTHONPATH": str(ROOT), "BLACKHOLE_HTTP": "off"} | more
+    return ours | {"PYTHONPATH": str(ROOT), "BLACKHOLE_DASHBOARD": "off"} | more
 
 
 def wait_for(look: Callable[[], Seen], what: str, timeout: float = 20.0) -> Seen:

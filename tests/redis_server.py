@@ -42,7 +42,7 @@ class RedisServer:
         return False
 
     def url(self, more: str = "", password: str = "") -> str:
-        """What --attempts wants. Exact where nobody is in a hurry: the machine may be."""
+        """What --attempt_store wants. Exact where nobody is in a hurry: the machine may be."""
         who = f":{password}@" if password else ""
         return f"redis://{who}127.0.0.1:{self.port}/0?timeout=5{more}"
 

@@ -56,7 +56,7 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
         rules = scenario.load_rules(self.settings.scenario)
-        fleet = RedisAttemptStore(self.settings.attempts) if self.settings.attempts.host else None
+        fleet = RedisAttemptStore(self.settings.attempt_store) if self.settings.attempt_store.host else None
         if fleet is not None:
             await fleet.open()
         plot = Scenario(rules, time.monotonic(), fleet or AttemptTable(), past=AttemptTable())

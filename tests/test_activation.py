@@ -14,7 +14,7 @@ import pytest
 from program import SCRIPT, Program, environment, free_port, run, title, wait_for
 
 from blackhole.process import systemd
-from blackhole.settings import Http, Listener, OperatorError
+from blackhole.settings import DashboardAddress, Listener, OperatorError
 
 HANDS_OVER = """
 import os, socket, sys
@@ -104,7 +104,7 @@ def test_an_address_is_that_address(doors: list[socket.socket]) -> None:
     assert systemd.take(left, Listener(host, port)) == [second]
     assert systemd.take(left, Listener(host, port)) == []
     host, port = address(first)
-    assert systemd.take(left, Http(host, port)) == [first]
+    assert systemd.take(left, DashboardAddress(host, port)) == [first]
     for door in doors:
         door.close()
 
@@ -125,7 +125,7 @@ def test_systemd_hands_over() -> None:
     """It starts the program when the first client comes, who waits meanwhile."""
     port = free_port()
     command = ["systemd-socket-activate", f"--listen=127.0.0.1:{port}", "-E", "PYTHONPATH", *SCRIPT]
-    options = [f"--listen=127.0.0.1:{port}", "--workers=1", "--http=off"]
+    options = [f"--listen=127.0.0.1:{port}", "--workers=1", "--dashboard=off"]
     with subprocess.Popen(
         [*command, *options], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:

@@ -507,7 +507,7 @@ def test_mail_goes_on_while_orders_come(sink: Sink) -> None:
 
 
 def test_without_a_dashboard_there_is_nobody_to_order_anything() -> None:
-    with Sink("--http=off") as program:
+    with Sink("--dashboard=off") as program:
         assert refusal(program) == "250"
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", program.http), 5)

@@ -43,7 +43,7 @@ def test_every_key_is_explained() -> None:
         assert f'"{word}"' in PAGE, word
     for phase in PHASES:
         assert f"`{phase}`" in PAGE, phase
-    for flag in options.CASE:
+    for flag in options.EXPLAIN_OPTIONS:
         assert f"`--{flag}`" in PAGE, flag
 
 
@@ -120,7 +120,7 @@ for = "1m"
 
 USUAL = "The answer: what the command itself says"
 
-NOBODY = "The answer: no rule holds; the mode is bounce: refuse every message at its end, with a random code"
+NOBODY = "The answer: no rule holds; the mode is bounce: reject every message at its end, with a random code"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_mode_is_that_of_the_listener() -> None:
 
 def test_a_case_goes_with_explain_alone() -> None:
     done = run("--rcpt=bob@example.com", "-t")
-    assert (done.returncode, done.stderr) == (64, "blackhole: --rcpt: only with the action explain\n")
+    assert (done.returncode, done.stderr) == (64, "blackhole: --rcpt: only for the action explain\n")
 
 
 MANY = "".join(

@@ -26,10 +26,10 @@ from test_gates import attempt as attempted
 from test_server import connect, until_closed
 from transcript import PATIENCE, Transcript, Wire, every, play
 
-from blackhole import options
+from blackhole import options, values
 from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Update, count_attempt
 from blackhole.rules.limiters import Greylist, WindowCount
-from blackhole.settings import OperatorError, Redis
+from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store import redis_attempts
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.redis_attempts import (
@@ -164,7 +164,7 @@ def machines(redis: RedisServer, work: Work, count: int = 2, more: str = "") -> 
     """Do something with the memories of so many machines."""
 
     async def together() -> None:
-        memories = [RedisAttemptStore(options._attempts(redis.url(more))) for _ in range(count)]
+        memories = [RedisAttemptStore(values.attempt_store(redis.url(more))) for _ in range(count)]
         for memory in memories:
             await memory.open()
         try:
@@ -431,7 +431,7 @@ def test_who_hears_no_answer_in_time_holds_up_nobody(redis: RedisServer) -> None
 
 
 def test_one_complaint_a_minute_for_all_workers(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    memory = RedisAttemptStore(options._attempts(own.url()))
+    memory = RedisAttemptStore(values.attempt_store(own.url()))
     own.kill()
 
     async def work() -> None:
@@ -452,8 +452,8 @@ def test_one_complaint_a_minute_for_all_workers(own: RedisServer, caplog: pytest
 
 def test_a_password(caplog: pytest.LogCaptureFixture) -> None:
     with RedisServer("--requirepass", "open%sesame") as own:
-        right = RedisAttemptStore(options._attempts(own.url(password="open%25sesame")))
-        wrong = RedisAttemptStore(options._attempts(own.url(password="Sesam")))
+        right = RedisAttemptStore(values.attempt_store(own.url(password="open%25sesame")))
+        wrong = RedisAttemptStore(values.attempt_store(own.url(password="Sesam")))
 
         async def both() -> None:
             for memory in (right, wrong):
@@ -475,8 +475,8 @@ def test_tls(certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_pat
         plain.command += ["--tls-cert-file", certificate.cert, "--tls-key-file", certificate.key]
         plain.start()
         url = plain.url().replace("redis://", "rediss://")
-        trusting = RedisAttemptStore(options._attempts(f"{url}&ca={certificate.ca}"))
-        other = RedisAttemptStore(options._attempts(url))
+        trusting = RedisAttemptStore(values.attempt_store(f"{url}&ca={certificate.ca}"))
+        other = RedisAttemptStore(values.attempt_store(url))
 
         async def both() -> None:
             for memory in (trusting, other):
@@ -494,19 +494,22 @@ def test_tls(certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_pat
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("local", Redis()),
-        ("redis://mx.example.com", Redis("mx.example.com")),
-        ("redis://[::1]:7000/3", Redis("::1", 7000, 3)),
-        ("redis://u:p%40ss@192.0.2.1", Redis("192.0.2.1", user="u", password="p@ss")),
-        ("redis://:pass@192.0.2.1/?prefix=mx", Redis("192.0.2.1", password="pass", prefix="mx")),
-        ("rediss://mx.test?ca=/ca.pem&timeout=0.2", Redis("mx.test", tls=True, ca="/ca.pem", timeout=0.2)),
+        ("local", RedisSettings()),
+        ("redis://mx.example.com", RedisSettings("mx.example.com")),
+        ("redis://[::1]:7000/3", RedisSettings("::1", 7000, 3)),
+        ("redis://u:p%40ss@192.0.2.1", RedisSettings("192.0.2.1", user="u", password="p@ss")),
+        ("redis://:pass@192.0.2.1/?prefix=mx", RedisSettings("192.0.2.1", password="pass", prefix="mx")),
+        (
+            "rediss://mx.test?ca=/ca.pem&timeout=0.2",
+            RedisSettings("mx.test", tls=True, ca="/ca.pem", timeout=0.2),
+        ),
     ],
 )
-def test_urls(text: str, wanted: Redis) -> None:
-    assert options._attempts(text) == wanted
+def test_urls(text: str, wanted: RedisSettings) -> None:
+    assert values.attempt_store(text) == wanted
     assert "pass" not in str(wanted) and "p@ss" not in repr(wanted)
     if not wanted.password:
-        assert options._attempts(str(wanted)) == wanted
+        assert values.attempt_store(str(wanted)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -530,8 +533,8 @@ def test_urls(text: str, wanted: Redis) -> None:
 )
 def test_mistakes_do_not_tell_the_password(text: str) -> None:
     with pytest.raises(OperatorError) as found:
-        options.parse([f"--attempts={text}"], {})
-    assert str(found.value).startswith("--attempts: expected ")
+        options.parse([f"--attempt_store={text}"], {})
+    assert str(found.value).startswith("--attempt_store: expected ")
     assert "geheim" not in str(found.value)
 
 
@@ -545,7 +548,7 @@ def test_on_a_socket(
     transcript: Transcript, serve: Serve, certificate: Certificate, redis: RedisServer
 ) -> None:
     argv = transcript.argv(certificate.cert, certificate.key)[1:]
-    service = serve(*argv, f"--attempts={redis.url()}", secure=transcript.implicit)
+    service = serve(*argv, f"--attempt_store={redis.url()}", secure=transcript.implicit)
     with Wire(service.address, certificate.client) as wire:
         play(transcript, wire)
 
@@ -571,7 +574,7 @@ def test_what_comes_while_it_is_asked_is_never_run_under_tls(
 ) -> None:
     """CVE-2011-0411, with a command that arrives before the memory has said whether STARTTLS may be."""
     tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
-    service = serve(*tls, asking(tmp_path, "STARTTLS"), f"--attempts={redis.url()}")
+    service = serve(*tls, asking(tmp_path, "STARTTLS"), f"--attempt_store={redis.url()}")
     with connect(service) as client:
         with frozen(redis):
             client.sendall(b"STARTTLS\r\n")
@@ -584,7 +587,7 @@ def test_what_comes_while_it_is_asked_is_never_run_under_tls(
 def test_the_handshake_waits_for_it_too(
     serve: Serve, certificate: Certificate, redis: RedisServer, tmp_path: Path
 ) -> None:
-    service = serve(asking(tmp_path, "STARTTLS"), f"--attempts={redis.url()}", secure=True)
+    service = serve(asking(tmp_path, "STARTTLS"), f"--attempt_store={redis.url()}", secure=True)
     with (
         socket.create_connection(service.address, PATIENCE) as client,
         certificate.client.wrap_socket(client, server_hostname="mx.test") as secure,
@@ -593,7 +596,7 @@ def test_the_handshake_waits_for_it_too(
 
 
 def test_who_talks_before_the_greeting_is_seen(serve: Serve, redis: RedisServer, tmp_path: Path) -> None:
-    service = serve(asking(tmp_path, "CONNECT"), f"--attempts={redis.url()}")
+    service = serve(asking(tmp_path, "CONNECT"), f"--attempt_store={redis.url()}")
     with frozen(redis):
         client = socket.create_connection(service.address, PATIENCE)
         time.sleep(0.2)
@@ -608,7 +611,7 @@ def test_who_talks_before_the_greeting_is_seen(serve: Serve, redis: RedisServer,
 def test_who_leaves_while_it_is_asked_is_let_go(own: RedisServer, serve: Serve, tmp_path: Path) -> None:
     """He has been given a seat that he never took, and gives it back."""
     more = "[[rule]]\nthrottle = { concurrent = 1 }\nreply = '421 4.7.0 Full'\n"
-    service = serve(asking(tmp_path, "EHLO", more=more), f"--attempts={own.url()}")
+    service = serve(asking(tmp_path, "EHLO", more=more), f"--attempt_store={own.url()}")
     with frozen(own):
         client = socket.create_connection(service.address, PATIENCE)
         time.sleep(0.2)
@@ -625,7 +628,7 @@ def test_who_leaves_while_it_is_asked_is_let_go(own: RedisServer, serve: Serve, 
 
 
 def test_the_order_of_replies_stays(serve: Serve, redis: RedisServer, tmp_path: Path) -> None:
-    service = serve(asking(tmp_path, "RCPT"), f"--attempts={redis.url()}")
+    service = serve(asking(tmp_path, "RCPT"), f"--attempt_store={redis.url()}")
     group = b"".join(b"RCPT TO:<r%d@b>\r\nNOOP\r\nVRFY pass=bob\r\n" % number for number in range(50))
     with connect(service) as client:
         client.sendall(b"EHLO a.test\r\nMAIL FROM:<ann@a>\r\n" + group + b"DATA\r\nHi\r\n.\r\nQUIT\r\n")
@@ -634,7 +637,7 @@ def test_the_order_of_replies_stays(serve: Serve, redis: RedisServer, tmp_path: 
 
 
 def test_a_server_that_stops_does_not_wait_for_it(own: RedisServer, tmp_path: Path) -> None:
-    with Program("--workers=1", asking(tmp_path, "RCPT"), f"--attempts={own.url()}") as program:
+    with Program("--workers=1", asking(tmp_path, "RCPT"), f"--attempt_store={own.url()}") as program:
         with connect(program) as client:
             own.freeze()
             client.sendall(b"RCPT TO:<bob@b>\r\n")
@@ -650,7 +653,7 @@ def test_a_server_that_stops_does_not_wait_for_it(own: RedisServer, tmp_path: Pa
 def fleet_of(redis: RedisServer, tmp_path: Path, text: str, more: str = "") -> tuple[Program, Program]:
     file = tmp_path / "rules.toml"
     file.write_text(text)
-    one, other = (Program(f"--scenario={file}", f"--attempts={redis.url(more)}") for _ in range(2))
+    one, other = (Program(f"--scenario={file}", f"--attempt_store={redis.url(more)}") for _ in range(2))
     return one, other
 
 
@@ -784,9 +787,9 @@ def test_mail_goes_on_without_it(
 def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
     with RedisServer("--requirepass", "geheim") as own:
         url = own.url(password="geheim")
-        assert "geheim" not in run(f"--attempts={url}", "--print-config").stdout
-        assert ":***@" in run(f"--attempts={url}", "--print-config").stdout
-        options = ("--debug", asking(tmp_path, "RCPT"), f"--attempts={url}")
+        assert "geheim" not in run(f"--attempt_store={url}", "--print-config").stdout
+        assert ":***@" in run(f"--attempt_store={url}", "--print-config").stdout
+        options = ("--debug", asking(tmp_path, "RCPT"), f"--attempt_store={url}")
         with Program(*options) as program:
             assert attempted(program) == "250"
             for pid in (program.pid, *children(program.pid)):
@@ -814,13 +817,13 @@ def test_a_reload_may_bring_it(redis: RedisServer, tmp_path: Path) -> None:
 def test_without_the_package(tmp_path: Path) -> None:
     (tmp_path / "redis.py").write_text("raise ImportError('as if it were not installed')\n")
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = run("-t", "--attempts=redis://127.0.0.1", **path)
+    done = run("-t", "--attempt_store=redis://127.0.0.1", **path)
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == (
         "blackhole: attempts: a memory of several machines needs the package redis: "
         'pip install "blackhole[redis]"\n'
     )
-    assert run("-t", "--attempts=local", **path).returncode == 0
+    assert run("-t", "--attempt_store=local", **path).returncode == 0
 
 
 def test_who_does_not_ask_for_it_does_not_load_it(tmp_path: Path) -> None:
@@ -842,7 +845,7 @@ def test_a_name_nobody_tells_keeps_no_worker(tmp_path: Path) -> None:
         conf.write_text(f"nameserver {address}\noptions timeout:30\n")
         inside = f'mount --bind {conf} /etc/resolv.conf && exec "$@"'
         command = ("unshare", "--mount", "sh", "-c", inside, "sh", *PROGRAM)
-        options = "--attempts=redis://silent.example", asking(tmp_path, "RCPT"), "--drain_timeout=10"
+        options = "--attempt_store=redis://silent.example", asking(tmp_path, "RCPT"), "--drain_timeout=10"
         with Program(*options, command=command) as program:
             assert b"silent" in resolver.recv(999)
             assert attempted(program) == "250"

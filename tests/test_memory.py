@@ -52,7 +52,7 @@ def test_a_worker_does_not_grow_with_a_message(
 ) -> None:
     port = free_port()
     tls = [f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", f"--ssl_port={port}"]
-    options = ["--workers=1", "--http=off", "--message_size_limit=0", *(tls if secure else [])]
+    options = ["--workers=1", "--dashboard=off", "--message_size_limit=0", *(tls if secure else [])]
     with Program(*options, env=ALLOCATOR) as program:
         (worker,) = children(program.pid)  # which glibc's tunables leave without their titles
         client = socket.create_connection(("127.0.0.1", port) if secure else program.address, 60)

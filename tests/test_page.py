@@ -415,7 +415,7 @@ def test_it_says_when_it_is_cut_off_and_comes_back(browser: Browser) -> None:
         browser.open(sink)
         stack.close()
         wait_for(lambda: browser.text("state") == "not connected, trying again", "it says so")
-        with Sink(f"--http=127.0.0.1:{sink.http}") as again:
+        with Sink(f"--dashboard=127.0.0.1:{sink.http}") as again:
             again.http = sink.http
             again.dashboard()
             send(again.port, 3)

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 from transcript import ENDS, FOLDER, Transcript, every
 
-from blackhole import options, settings
+from blackhole import settings
+from blackhole.option_table import OPTIONS, Option
 from blackhole.rules.modes import MODES
 from blackhole.smtp import commands, extensions, replies
 from blackhole.smtp.replies import Reply
@@ -169,8 +170,8 @@ def test_every_mode_has_a_transcript(mode: str) -> None:
     assert any(f"--mode={mode}" in transcript.options for transcript in TRANSCRIPTS)
 
 
-@pytest.mark.parametrize("option", options.OPTIONS, ids=lambda option: option.name)
-def test_every_option_is_used_in_a_test(option: options.Option) -> None:
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_is_used_in_a_test(option: Option) -> None:
     used = rf"--{option.name}\b|^{option.name} *=|\"{option.name}[\" ]"
     argv = " ".join(word for transcript in TRANSCRIPTS for word in transcript.options)
     assert re.search(used, TESTS, re.MULTILINE) or re.search(used, argv)

@@ -97,8 +97,8 @@ class Sink(Program):
 
     def __init__(self, *options: str, **more: Any) -> None:
         self.http = free_port()
-        if not any(option.startswith("--http") for option in options):
-            options = (*options, f"--http=127.0.0.1:{self.http}")
+        if not any(option.startswith("--dashboard") for option in options):
+            options = (*options, f"--dashboard=127.0.0.1:{self.http}")
         super().__init__(*options, **more)
 
     def __enter__(self) -> Sink:
@@ -162,7 +162,7 @@ def test_it_is_not_root(sink: Sink) -> None:
 
 
 def test_off_is_off() -> None:
-    with Program("--http=off") as program:
+    with Program("--dashboard=off") as program:
         assert [title(pid) for pid in children(program.pid)] == [f"blackhole: worker {n}" for n in (1, 2)]
         assert "dashboard" not in program.output()
 
@@ -171,19 +171,19 @@ def test_a_default_address_that_is_taken_is_done_without() -> None:
     with ExitStack() as stack:
         with suppress(OSError):  # somebody else's is as good
             stack.enter_context(socket.create_server(("127.0.0.1", 8025)))
-        program = stack.enter_context(Program(env={"BLACKHOLE_HTTP": ""}))
+        program = stack.enter_context(Program(env={"BLACKHOLE_DASHBOARD": ""}))
         send(program.port)
         (warning,) = [line for line in program.output().splitlines() if "dashboard" in line]
         assert warning == (
             "blackhole: no dashboard: cannot listen on 127.0.0.1:8025: something else does; see `ss -ltnp`;"
-            " --http puts it elsewhere, --http off says that none is wanted"
+            " --dashboard ADDRESS:PORT moves it, --dashboard off turns it off"
         )
 
 
 def test_an_address_that_was_asked_for_and_is_taken_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run(f"--port={free_port()}", "--host=127.0.0.1", f"--http=127.0.0.1:{port}")
+        done = run(f"--port={free_port()}", "--host=127.0.0.1", f"--dashboard=127.0.0.1:{port}")
     assert done.returncode == os.EX_OSERR
     assert done.stderr == (
         f"blackhole: cannot listen on 127.0.0.1:{port}: something else does; see `ss -ltnp`\n"
@@ -216,14 +216,17 @@ def test_where_it_cannot_start_mail_goes_on(tmp_path: Path) -> None:
 def test_a_reload_moves_it_and_forgets_nothing(tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     conf = tmp_path / "blackhole.conf"
-    conf.write_text(f"http = 127.0.0.1:{ports[0]}\n")
+    conf.write_text(f"dashboard = 127.0.0.1:{ports[0]}\n")
     with Program(
-        "--host=127.0.0.1", f"--port={(port := free_port())}", f"--conf={conf}", env={"BLACKHOLE_HTTP": ""}
+        "--host=127.0.0.1",
+        f"--port={(port := free_port())}",
+        f"--conf={conf}",
+        env={"BLACKHOLE_DASHBOARD": ""},
     ) as program:
         wait_for(lambda: reached(ports[0]), "the dashboard answers")
         assert post(ports[0], "/runs", {"name": "over-a-reload"}).status == 201
         send(port, 5)
-        conf.write_text(f"http = 127.0.0.1:{ports[1]}\n")
+        conf.write_text(f"dashboard = 127.0.0.1:{ports[1]}\n")
         os.kill(program.pid, signal.SIGHUP)
         wait_for(lambda: not reached(ports[0]) and reached(ports[1]), "it has moved")
         send(port, 5)
@@ -661,7 +664,7 @@ STRANGERS = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example",
 @pytest.fixture(scope="module")
 def named() -> Iterator[Sink]:
     port = free_port()
-    with Sink(f"--http=127.0.0.1:{port},name=Sink.example.com,name=other.example") as program:
+    with Sink(f"--dashboard=127.0.0.1:{port},name=Sink.example.com,name=other.example") as program:
         program.http = port
         program.dashboard()
         yield program

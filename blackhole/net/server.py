@@ -33,7 +33,7 @@ from blackhole.net.direct import DirectStream, Selector
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.modes import MODES
 from blackhole.rules.scenario import NONE, Scenario
-from blackhole.settings import Http, Listener, OperatorError, Settings
+from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS, Reply
 from blackhole.smtp.session import SMTPEngine, TraceFunction
 from blackhole.smtp.state import ListenerConfig, cell
@@ -73,7 +73,7 @@ STRESS_OFF: Final = 0.7
 """Share below which they need not any more."""
 
 
-def bind(listener: Listener | Http, backlog: int) -> list[socket.socket]:
+def bind(listener: Listener | DashboardAddress, backlog: int) -> list[socket.socket]:
     """The listening sockets of an address, with the options that connections inherit from them.
 
     Raises OperatorError: EX_NOPERM for a port that is not ours to take, EX_OSERR for
@@ -126,8 +126,8 @@ def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) ->
         listener=str(listener),
         rules=scenario.rules,
         bare_newline=settings.bare_newline,
-        limits=client_limits(settings) if settings.judges else None,
-        dynamic_switch=settings.dynamic_switch,
+        limits=client_limits(settings) if settings.limits_clients else None,
+        dynamic_switch=settings.message_directives,
         auth=settings.auth != "off",
         auth_plaintext=settings.auth_plaintext,
         passwords=settings.passwords,
@@ -183,9 +183,11 @@ class SMTPServer(TCPServer):
         self.engine = SMTPEngine(replace(judging, limits=None), Random(), trace, outside(scenario))
         """Talks to those who are trusted, or to all where nobody is judged."""
         self.judging = (
-            SMTPEngine(judging, Random(), trace, outside(scenario)) if settings.judges else self.engine
+            SMTPEngine(judging, Random(), trace, outside(scenario))
+            if settings.limits_clients
+            else self.engine
         )
-        self.admission: Final = AdmissionControl(settings, ledger) if settings.judges else None
+        self.admission: Final = AdmissionControl(settings, ledger) if settings.limits_clients else None
         self.parser: Final = proxy.parser() if listener.proxy else None
         self.proxies: Final = NetworkSet(settings.proxy_from)
         self.capacity: Final = capacity(settings.max_connections)
@@ -223,7 +225,9 @@ class SMTPServer(TCPServer):
         judging = self.judging
         self.engine = self.engine.replace_rules(scenario.rules, outside(scenario))
         self.judging = (
-            judging.replace_rules(scenario.rules, outside(scenario)) if self.settings.judges else self.engine
+            judging.replace_rules(scenario.rules, outside(scenario))
+            if self.settings.limits_clients
+            else self.engine
         )
         # Not those alone that its rules name: a handshake may be about to use another.
         self.certificates = {**self.certificates, **scenario.certificates}

@@ -12,7 +12,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Final
 
-from blackhole.settings import Http, Listener, OperatorError
+from blackhole.settings import DashboardAddress, Listener, OperatorError
 
 FIRST: Final = 3
 """Descriptor of the first of them."""
@@ -44,7 +44,7 @@ def _taken(descriptor: int) -> socket.socket:
     raise OperatorError(f"descriptor {descriptor} of systemd is no TCP socket that listens", os.EX_CONFIG)
 
 
-def take(sockets: list[socket.socket], asked: Listener | Http) -> list[socket.socket]:
+def take(sockets: list[socket.socket], asked: Listener | DashboardAddress) -> list[socket.socket]:
     """Take out those for an address: just that one, or all addresses where these are asked for."""
     names = [(found, *found.getsockname()[:2]) for found in sockets]
     mine = [found for found, host, port in names if (host, port) == (asked.host, asked.port)] or [

@@ -195,7 +195,7 @@ class Worker:
         self.ready(0)
         past = self.scenario.past
         # Where there are more machines, what is missed here may have come again there.
-        alone = not self.settings.attempts.host
+        alone = not self.settings.attempt_store.host
         if past is not None and alone and any(server.engine.policy.may_refuse for server in self.servers):
             self._visit(past, time.monotonic())
         for server in self.servers:

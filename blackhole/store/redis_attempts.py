@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from blackhole.rules.attempt_store import Answer, PendingAnswer, Slot, Update
 from blackhole.rules.limiters import WindowCount
-from blackhole.settings import OperatorError, Redis
+from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store.attempts import AttemptTable
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ class NonWaitingResolver(ThreadPoolExecutor):
 class RedisAttemptStore:
     """The memory. It is made before the fork, and opened by each worker."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: RedisSettings) -> None:
         self._redis: Final = redis
         self._lost: Final = redis_errors()
         # All of the package and of Python that it takes is loaded now: workers may not be able to read it.
@@ -461,7 +461,7 @@ def first(waiting: deque[Item]) -> list[Item]:
     return [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
 
 
-def connection(to: Redis) -> Connection:
+def connection(to: RedisSettings) -> Connection:
     """One to be made."""
     from redis.asyncio import Connection, SSLConnection
     from redis.asyncio.retry import Retry

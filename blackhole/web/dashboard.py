@@ -347,10 +347,13 @@ class Dashboard:
         self.figures: Final = StatsView(settings, stats, ledger)
         self.control: Final = control
         self.files: Final = files()
-        self.address: Final = replace(settings.http, names=())
-        self.names: Final = {"localhost", settings.hostname, socket.gethostname(), settings.http.host}.union(
-            settings.http.names
-        )
+        self.address: Final = replace(settings.dashboard, names=())
+        self.names: Final = {
+            "localhost",
+            settings.hostname,
+            socket.gethostname(),
+            settings.dashboard.host,
+        }.union(settings.dashboard.names)
         self.exposition: Final = exposition()
         self.viewers: Final[set[EventsHandler]] = set()
         self.waiters = 0

@@ -66,7 +66,7 @@ class BaseHandler(RequestHandler):
         if not (name in self.dashboard.names or is_address(name)):
             raise APIError(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"This is not that host. If it is: --http {self.dashboard.address},name=NAME",
+                f"This is not that host. If it is: --dashboard {self.dashboard.address},name=NAME",
             )
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:

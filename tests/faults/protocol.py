@@ -374,7 +374,10 @@ def proxies(trial: Trial) -> None:
 def dashboard(trial: Trial) -> None:
     """NOOPs while 500 clients of the dashboard do not end their headers; the rest is in tests/test_web.py."""
     http = free_port()
-    with Program("--workers=1", f"--http=127.0.0.1:{http}") as program, Client(program.address) as client:
+    with (
+        Program("--workers=1", f"--dashboard=127.0.0.1:{http}") as program,
+        Client(program.address) as client,
+    ):
         from tests.faults.clients import noops
 
         count = 1000 if trial.full else 200

@@ -1,0 +1,230 @@
+"""The option table: one row for each option, from which everything else about it is made.
+
+A row of `OPTIONS` is an option of the command line (`--ssl_port 465`), of the environment
+(`BLACKHOLE_SSL_PORT=465`) and of the conf file (`ssl_port = 465`), and a line of --help,
+--print-config, blackhole.conf.sample and the documents. A new option is one more row here, and a
+field of the same name in `Settings` for its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from blackhole import values
+from blackhole.settings import MODES, NEWLINES
+
+
+class Option(NamedTuple):
+    """An option. `default` is written as an operator would write it."""
+
+    name: str
+    read: Callable[[str], Any]
+    """Return the value of a text. Raises ValueError."""
+    default: str
+    metavar: str
+    group: str
+    help: str
+    """What the option does: one phrase."""
+    notes: str = ""
+    """Further sentences for the sample conf and the documents."""
+    default_note: str = ""
+    """What happens when the value is empty, or `auto`."""
+    warning: str = ""
+    """A warning for whoever turns the option on."""
+    repeats: bool = False
+    """Whether it may be given several times; `read` then takes several values and returns a tuple."""
+    public_default: str = ""
+    """The default with --public, where that is another."""
+    aliases: tuple[str, ...] = ()
+    """Earlier names, which stay accepted everywhere."""
+
+    @property
+    def usage(self) -> str:
+        """Return the option as one types it."""
+        return f"--{self.name} {self.metavar}".rstrip()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the name and the aliases."""
+        return (self.name, *self.aliases)
+
+    @property
+    def variable(self) -> str:
+        """Return the name of its environment variable."""
+        return variable(self.name)
+
+    @property
+    def summary(self) -> str:
+        """Return what it does and, in brackets, its default."""
+        default = self.default_note or self.default
+        if self.public_default:
+            default = f"{default}; with --public {self.public_default}"
+        return f"{self.help} [{default}]" if default else self.help
+
+
+def variable(name: str) -> str:
+    """Return the name of the environment variable for the name of an option."""
+    return f"BLACKHOLE_{name.upper()}"
+
+
+_PER_CLIENT: Final = "Limits per client, for a server that is open to the Internet"
+
+# fmt: off
+OPTIONS: Final = (
+    Option("host", values.host, "0.0.0.0", "ADDRESS", "Listeners", "address to accept connections on",
+           "An IPv4 address, an IPv6 address (:: is all of IPv6) or a host name."),
+    Option("port", values.port, "25", "PORT", "Listeners", "port to accept connections on",
+           "0 is any free port."),
+    Option("listen", values.listen, "", values.LISTEN, "Listeners",
+           "additional listener, with a mode and a delay of its own; may be repeated",
+           "Write an IPv6 address in brackets; without an address, as in :2525, it is all of IPv4. "
+           "With listen and neither host nor port, only these listeners are opened.", repeats=True),
+    Option("backlog", values.whole_number(1, 65535), "1024", "COUNT", "Listeners",
+           "connections that may wait to be accepted"),
+    Option("proxy_from", values.networks, "", "NETWORKS", "Listeners",
+           "networks whose PROXY headers are trusted",
+           "A listener with proxy closes connections from any other address."),
+    Option("proxy_timeout", values.seconds(0.1, 86400), "5", "SECONDS", "Listeners",
+           "time limit for a PROXY header"),
+    Option("mode", values.mode, "accept", "MODE", "Replies",
+           "whether to accept, reject or defer mail",
+           f"The modes are {', '.join(MODES)}."),
+    Option("delay", values.delay, "0", "S|MIN,MAX", "Replies", "seconds to wait before each reply",
+           "With MIN,MAX, a random time for each reply. Other clients do not wait."),
+    Option("strict", values.switch, "no", "", "Replies", "enforce the command order and syntax of RFC 5321",
+           "Otherwise commands are accepted in any order, even DATA as the first."),
+    Option("hostname", values.hostname, "", "NAME", "Replies",
+           "name of this server in the greeting and the EHLO reply",
+           default_note="from /etc/mailname, else this machine's name"),
+    Option("message_size_limit", values.whole_number(0, 2**63 - 1), "52428800", "BYTES", "Replies",
+           "size of the largest message to accept; 0 is no limit", "The EHLO reply announces it as SIZE."),
+    Option("scenario", values.scenarios, "", "FILE|profile:NAME", "Replies",
+           "rules for refusals, delays and faults; may be repeated",
+           "A TOML file, or a profile that comes with Blackhole. A matching rule overrides the mode.",
+           repeats=True),
+    Option("attempt_store", values.attempt_store, "local", "local|URL", "Replies",
+           "where rules remember delivery attempts: on this machine or in a Redis server",
+           "A URL is redis://[USER:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS. "
+           "Append ?prefix=NAME&timeout=SECONDS to set the prefix of all keys and the time limit for an "
+           "answer, and with rediss ca=FILE for the CA certificate. "
+           "A password is safer in a conf file or in the environment than on a command line.",
+           aliases=("attempts",)),
+    Option("bare_newline", values.one_of(NEWLINES), "normalize", "ACTION", "Replies",
+           "how to treat bare LF line endings: normalize, count or reject",
+           "normalize takes it as a line ending, except in the end of a message. count does too, and counts "
+           "the commands and messages that contain it. reject answers them with 550 and closes."),
+    Option("message_directives", values.switch, "yes", "yes|no", "Replies",
+           "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",
+           "They apply to that message alone, with a delay of at most 60 seconds. Rules override them.",
+           aliases=("dynamic_switch",)),
+    Option("auth", values.auth, "off", "any|off|FILE", "Replies",
+           "who may log in with AUTH: everybody (any), nobody (off) or the users in FILE",
+           "With any, every password is accepted. FILE has a line USER:PASSWORD for each user. "
+           "AUTH is offered only under TLS, unless auth_plaintext is set."),
+    Option("auth_plaintext", values.switch, "no", "", "Replies", "offer AUTH without TLS too",
+           warning="passwords may be sent unencrypted, and anyone on the network path can read them"),
+    Option("timeout", values.seconds(0.1, 86400), "300", "SECONDS", "Replies",
+           "time limit for the client's next command or next part of a message",
+           "RFC 5321 section 4.5.3.2 recommends at least 300."),
+    Option("ssl", values.switch, "yes", "yes|no", "TLS", "offer TLS if there is a certificate"),
+    Option("ssl_port", values.port, "465", "PORT", "TLS", "port for implicit TLS",
+           "Opened on host, if there is a certificate. With listen and neither host nor port, it is opened "
+           "only if ssl_port is set too."),
+    Option("ssl_cert", values.path, "", "FILE", "TLS", "certificate and its chain, PEM",
+           "Turns on STARTTLS on every listener, and the listener on ssl_port."),
+    Option("ssl_key", values.path, "", "FILE", "TLS", "private key, PEM", default_note="read from ssl_cert"),
+    Option("ssl_ca_certs_dir", values.path, "", "DIRECTORY", "TLS",
+           "ignored; accepted because Blackhole 1.x had it",
+           warning="ignored, because Blackhole asks no client for a certificate; remove it"),
+    Option("max_connections", values.whole_number(1, 1000000), "10000", "COUNT", "Limits",
+           "connections per worker; any more are answered with 421",
+           "Lowered if a worker may not open that many files."),
+    Option("write_timeout", values.seconds(0.1, 86400), "60", "SECONDS", "Limits",
+           "time limit for the client to read a reply"),
+    Option("tls_timeout", values.seconds(0.1, 86400), "30", "SECONDS", "Limits",
+           "time limit for a TLS handshake"),
+    Option("stress_timeout", values.seconds(0, 86400), "10", "SECONDS", "Limits",
+           "client timeouts while connections are running out; 0 leaves them as they are",
+           "In effect from 90 % of max_connections until fewer than 70 % are in use."),
+    Option("public", values.switch, "no", "", _PER_CLIENT, "turn on the limits in this section",
+           "Each limit has an option of its own, where 0 is no limit."),
+    Option("trusted", values.networks, "127.0.0.0/8 ::1/128", "NETWORKS", _PER_CLIENT,
+           "networks that are exempt from the limits in this section",
+           "Separate networks by blanks or commas; none exempts no network."),
+    Option("client_connections", values.count, "0", "COUNT", _PER_CLIENT,
+           "simultaneous connections of a client; any more are answered with 421",
+           "In this section, a client is an IPv4 address or an IPv6 /64. Limits hold across all workers.",
+           public_default="50"),
+    Option("client_connection_rate", values.count, "0", "COUNT", _PER_CLIENT,
+           "new connections of a client per minute", public_default="600"),
+    Option("client_message_rate", values.count, "0", "COUNT", _PER_CLIENT,
+           "messages from a client per minute"),
+    Option("client_recipient_rate", values.count, "0", "COUNT", _PER_CLIENT,
+           "recipients from a client per minute"),
+    Option("client_tls_rate", values.count, "0", "COUNT", _PER_CLIENT,
+           "TLS handshakes of a client per minute", public_default="120"),
+    Option("client_byte_rate", values.count, "0", "BYTES", _PER_CLIENT,
+           "bytes from a client per minute; a client that sends more is answered with 421",
+           "Checked once a second."),
+    Option("soft_errors", values.count, "0", "COUNT", _PER_CLIENT,
+           "errors in a session after which each reply is delayed by one second",
+           "A message resets the number of errors.", public_default="10"),
+    Option("max_errors", values.count, "0", "COUNT", _PER_CLIENT,
+           "errors after which the session is closed", public_default="20"),
+    Option("max_junk", values.count, "0", "COUNT", _PER_CLIENT,
+           "junk commands, such as NOOP, after which each more counts as an error", public_default="100"),
+    Option("max_recipients", values.count, "0", "COUNT", _PER_CLIENT,
+           "recipients of a message; any more are answered with 452", public_default="1000"),
+    Option("max_messages", values.count, "0", "COUNT", _PER_CLIENT,
+           "messages in a session; the next is answered with 421", public_default="1000"),
+    Option("min_data_rate", values.count, "0", "BYTES", _PER_CLIENT,
+           "least average bytes per second of a message body",
+           "Averaged over as many seconds as timeout says.", public_default="500"),
+    Option("session_timeout", values.seconds(0, 604800), "0", "SECONDS", _PER_CLIENT,
+           "time limit for a session", public_default="3600"),
+    Option("workers", values.workers, "auto", "COUNT", "Process", "number of worker processes",
+           default_note="one for each CPU core"),
+    Option("user", values.printable, "", "USER", "Process",
+           "user that the workers run as, if root starts the server",
+           default_note="blackhole if it exists, else nobody"),
+    Option("group", values.printable, "", "GROUP", "Process", "group that the workers run as",
+           default_note="that of user"),
+    Option("pid", values.path, "", "FILE", "Process", "pidfile, locked while the server runs",
+           "Without root, the default is $XDG_RUNTIME_DIR/blackhole.pid, or ~/.blackhole.pid.",
+           default_note="/run/blackhole.pid; none in the foreground"),
+    Option("drain_timeout", values.seconds(0, 86400), "30", "SECONDS", "Process",
+           "time that open sessions have to finish when the server stops"),
+    Option("conf", values.path, "", "FILE", "Process", "read options from this file too"),
+    Option("log", values.path, "", "FILE", "Logging", "log file",
+           "Without root, the default is blackhole.log in $XDG_STATE_HOME or ~/.local/state.",
+           default_note="/var/log/blackhole.log; stderr in the foreground"),
+    Option("debug", values.switch, "no", "", "Logging", "log every line received and sent",
+           warning="every line of every session is logged, which is slow and fills disks with private data"),
+    Option("dashboard", values.dashboard_address, "127.0.0.1:8025", "ADDRESS:PORT|off", "Dashboard",
+           "address of the dashboard and of the metrics for Prometheus",
+           "There is no password: anyone who can connect can read it and control the server. "
+           "Requests for another host name are refused; allow more names as in "
+           "0.0.0.0:8025,name=sink.example.com. "
+           "If the default address is in use, Blackhole runs without a dashboard.", aliases=("http",)),
+    Option("show_clients", values.switch, "no", "", "Dashboard",
+           "keep the addresses of clients and show what each did",
+           "They appear on the dashboard, in /stats.json, and in the output of status and report."),
+    Option("progress", values.switch, "no", "", "Reports",
+           "in the foreground, print the current rates once a second to stderr"),
+    Option("format", values.one_of(("text", "json", "junit")), "text", "text|json|junit", "Reports",
+           "output format of report"),
+    Option("json", values.switch, "no", "", "Reports", "print status and report as JSON"),
+    Option("fail_on", values.one_of(("never", "must", "should", "style")), "never",
+           "never|must|should|style", "Reports",
+           "lowest level of a violation for which report exits with 1",
+           "must is the highest level and style the lowest."),
+)
+# fmt: on
+"""All options, in the order of --help."""
+
+BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
+"""Name or alias -> option."""
+
+NAMES: Final = tuple(option.name for option in OPTIONS)
+"""The names to suggest for a mistyped one."""

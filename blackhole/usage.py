@@ -1,0 +1,145 @@
+"""Texts for the operator, made from the option table: --help, --version, --print-config, the sample conf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from blackhole import __version__
+from blackhole.conf_file import quoted
+from blackhole.option_table import OPTIONS, Option
+from blackhole.options import ACTIONS, EXPLAIN_OPTIONS, REQUESTS, UNUSED
+from blackhole.settings import MODES, Settings
+from blackhole.values import as_text
+
+SIGNALS: Final = {
+    "TERM": "let open sessions finish their messages, then stop",
+    "INT, QUIT": "stop at once",
+    "HUP": "reload",
+    "USR1": "reopen the log file, after it was rotated",
+    "TTIN, TTOU": "add a worker, remove a worker",
+}
+"""The signals that the master takes, and what each does."""
+
+EXAMPLES: Final = {
+    "blackhole --port 2525": "accept and discard mail; needs neither root nor a conf file",
+    "blackhole --conf /etc/blackhole.conf start": "start a detached server",
+    "blackhole --scenario FILE explain --rcpt bob@example.com": "show which rule would answer",
+    "blackhole --listen :2525 --listen [::1]:2526,mode=bounce,delay=1,5":
+        "two listeners: one accepts mail, one rejects it slowly",
+}  # fmt: skip
+
+WIDTH: Final = 79
+"""Columns of all texts: one less than those of the usual terminal."""
+
+
+def help_text() -> str:
+    """Return the text of --help."""
+    requests = [(", ".join(flags), about) for flags, about in REQUESTS.values()]
+    explain = [(f"--{name} {value}", about) for name, (value, about) in EXPLAIN_OPTIONS.items()]
+    lines = [
+        "Usage: blackhole [OPTIONS] [ACTION]",
+        "",
+        "An SMTP server that accepts any mail from anyone and discards it.",
+        "Defaults are in [brackets].",
+        *_section("Actions", 15, ACTIONS.items()),
+    ]
+    for title, rows in _groups():
+        lines += _section(title, 28, ((row.usage, row.summary) for row in rows))
+    lines += [
+        *_section("Instead of an action", 28, requests),
+        *_section("With explain", 28, explain),
+        *_section("Modes", 15, MODES.items()),
+        *_section("Signals to the master process", 15, SIGNALS.items()),
+        "",
+        *_wrapped(
+            "Options can also be set in a conf file (port = 2525) or in the environment "
+            "(BLACKHOLE_PORT=2525). The command line overrides the environment, which overrides "
+            "the conf file. In names, - and _ are the same."
+        ),
+        "",
+        "Examples:",
+    ]
+    for command, about in EXAMPLES.items():
+        lines += [f"  {command}", f"      {about}"]
+    return "\n".join(lines) + "\n"
+
+
+def sample_conf() -> str:
+    """Return the text of blackhole.conf.sample."""
+    lines = [
+        "# A conf file for Blackhole: blackhole --conf FILE",
+        "#",
+        "# It lists every option with its default. To change one, remove the # before its name.",
+        "# Write one name = value per line. Values may be in quotes; # begins a comment.",
+        "# The environment (BLACKHOLE_PORT=25) overrides this file, the command line both.",
+    ]
+    for title, rows in _groups():
+        lines += ["", "", f"# {title}"]
+        for row in rows:
+            if row.name != "conf":
+                default = row.default_note and f"Default: {row.default_note}."
+                public = row.public_default and f"With public: {row.public_default}."
+                words = " ".join(filter(None, (_sentence(row.help), row.notes, default, public)))
+                lines += ["", *_wrapped(words, "# "), f"#{row.name} = {row.default}".rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def print_config(settings: Settings) -> str:
+    """Return a conf file that gives these settings, with a comment where each value came from."""
+    lines = [f"# Blackhole {__version__} would listen on"]
+    for listener in settings.listeners:
+        tls = ", implicit TLS" if listener.tls else ""
+        delay = f", delay {as_text(listener.delay)}" if listener.delay else ""
+        proxy = ", behind a proxy" if listener.proxy else ""
+        lines.append(f"#   {listener}, mode {listener.mode}{delay}{tls}{proxy}")
+    for title, rows in _groups():
+        lines += ["", f"# {title}"]
+        for row in rows:
+            origin = settings.origins.get(row.name, "default")
+            value = settings.texts.get(row.name, row.default)
+            mark = "#" if row.name == "conf" or origin.endswith(UNUSED) else ""
+            lines.append(f"{f'{mark}{row.name} = {quoted(value)}':<45} # {origin}")
+    return "\n".join(lines) + "\n"
+
+
+def version_text() -> str:
+    """Return the versions that a bug report should begin with."""
+    import platform
+    import ssl
+
+    import tornado
+
+    return (
+        f"Blackhole {__version__}\nTornado {tornado.version}\n"
+        f"Python {platform.python_version()} ({platform.python_implementation()})\n{ssl.OPENSSL_VERSION}\n"
+    )
+
+
+def _groups() -> Iterator[tuple[str, list[Option]]]:
+    for title in dict.fromkeys(option.group for option in OPTIONS):
+        yield title, [option for option in OPTIONS if option.group == title]
+
+
+def _section(title: str, column: int, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield two columns under a title; a left cell that is too wide gets a line of its own."""
+    yield from ("", f"{title}:")
+    for left, right in rows:
+        head = f"  {left}".ljust(column - 1) + " "
+        first, *more = _wrapped(right, " " * column)
+        if len(head) > column:
+            yield head.rstrip()
+            yield first
+        else:
+            yield head + first[column:]
+        yield from more
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _sentence(phrase: str) -> str:
+    return f"{phrase[0].upper()}{phrase[1:]}."

@@ -1,0 +1,329 @@
+"""Readers of values: each turns the text of a value into the value, or raises ValueError.
+
+The message of the ValueError says what was expected and what was found. It does not say where the
+value was: whoever calls a reader knows that, and puts it in front.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from blackhole.settings import MODES, DashboardAddress, Delay, Listener, RedisSettings
+
+MAX_SHOWN: Final = 60
+"""Characters of a wrong value that an error message repeats."""
+
+# Parts of error messages
+
+
+def expected(what: str, found: object) -> ValueError:
+    """Return the error for a value that is not what was expected.
+
+    >>> expected("a port", "x")
+    ValueError("expected a port, not 'x'")
+    """
+    return ValueError(f"expected {what}, not {str(found)[:MAX_SHOWN]!r}")
+
+
+def shown(word: str) -> str:
+    """Return a name from outside as an error message of one line shows it."""
+    return word if word.isprintable() and len(word) <= MAX_SHOWN else repr(word[:MAX_SHOWN])
+
+
+def did_you_mean(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
+    """Return the end of a message about an unknown word: the known one it resembles, or nothing.
+
+    >>> did_you_mean("prot", ["host", "port"])
+    ' (did you mean port?)'
+    """
+    import difflib
+
+    close = difflib.get_close_matches(str(word)[:MAX_SHOWN], list(known), 1, likeness)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+# Values as text
+
+
+def as_text(value: object) -> str:
+    """Return a value as an operator would write it."""
+    match value:
+        case None:
+            return "0"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6f}".rstrip("0").rstrip(".")
+        case (float(least), float(most)):
+            return as_text(least) if least == most else f"{as_text(least)},{as_text(most)}"
+        case tuple():
+            return " ".join(value)
+    return str(value)
+
+
+# Numbers, switches and words
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers in decimal digits, from `least` to `most`."""
+
+    def read(text: str) -> int:
+        if re.fullmatch("[0-9]{1,19}", text) and least <= int(text) <= most:
+            return int(text)
+        raise expected(f"a whole number from {least} to {most}", text)
+
+    return read
+
+
+def seconds(least: float, most: float) -> Callable[[str], float]:
+    """Return a reader of seconds, with up to six decimal places, from `least` to `most`."""
+
+    def read(text: str) -> float:
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?|\.[0-9]{1,6}", text) and least <= float(text) <= most:
+            return float(text)
+        raise expected(f"seconds from {least:g} to {most:g}", text)
+
+    return read
+
+
+SWITCH: Final = {
+    **dict.fromkeys(("yes", "true", "on", "1"), True),
+    **dict.fromkeys(("no", "false", "off", "0"), False),
+}
+"""The words for yes and no."""
+
+
+def switch(text: str) -> bool:
+    """Read yes or no, in any word of SWITCH."""
+    try:
+        return SWITCH[text.lower()]
+    except KeyError:
+        raise expected("yes or no", text) from None
+
+
+def one_of(known: Iterable[str]) -> Callable[[str], str]:
+    """Return a reader of one of the `known` words, in either case."""
+
+    def read(text: str) -> str:
+        if text.lower() in known:
+            return text.lower()
+        error = expected("one of " + ", ".join(known), text)
+        raise ValueError(f"{error}{did_you_mean(text, known)}")
+
+    return read
+
+
+mode: Final = one_of(MODES)
+count: Final = whole_number(0, 2**31 - 1)
+port: Final = whole_number(0, 65535)
+_delay_seconds: Final = seconds(0, 3600)
+
+
+def delay(text: str) -> Delay | None:
+    """Read seconds, or a range of them; None for no delay."""
+    least, comma, most = (part.strip() for part in text.partition(","))
+    try:
+        found = (_delay_seconds(least), _delay_seconds(most if comma else least))
+    except ValueError:
+        raise expected("SECONDS or MIN,MAX, from 0 to 3600", text) from None
+    if found[0] > found[1]:
+        raise expected("MIN,MAX with MIN not above MAX", text)
+    return found if found[1] else None
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use, or of all where that is not known (PyPy)."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def workers(text: str) -> int:
+    """Read a number of worker processes; `auto` is one for each available CPU."""
+    if text == "auto":
+        return min(available_cpus(), 1024)
+    try:
+        return whole_number(1, 1024)(text)
+    except ValueError:
+        raise expected("auto or a whole number from 1 to 1024", text) from None
+
+
+# Files
+
+
+def printable(text: str) -> str:
+    """Read text without control characters."""
+    if text.isprintable():
+        return text
+    raise expected("printable characters only", text)
+
+
+def path(text: str) -> str:
+    """Read a path and make it absolute, because a detached server has another current directory."""
+    if not text:
+        return ""
+    try:
+        return os.path.abspath(os.path.expanduser(printable(text)))
+    except OSError:  # from getcwd
+        raise expected("an absolute path because the current directory is deleted", text) from None
+
+
+def scenarios(text: str) -> tuple[str, ...]:
+    """Read names of scenarios, separated by blanks: files and `profile:NAME`. The files are not opened."""
+    return tuple(word if word.startswith("profile:") else path(word) for word in text.split())
+
+
+def auth(text: str) -> str:
+    """Read `off`, `any`, or the path of a file with users. The file is not opened."""
+    word = text.lower()
+    if not word or SWITCH.get(word) is False:
+        return "off"
+    return "any" if word == "any" else path(text)
+
+
+# Names and addresses
+
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+HOSTNAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
+_IPV6: Final = re.compile(r"([0-9A-Fa-f:.]+)(%[A-Za-z0-9_.-]+)?")
+_ADDRESS_AND_PORT: Final = re.compile(r"(\[[^][]+\]|[^][:]*):([0-9]+)")
+
+LISTEN: Final = "ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS]"
+"""How a listener is written."""
+
+
+def _is_address(family: int, text: str) -> bool:
+    try:
+        return bool(socket.inet_pton(family, text))
+    except (OSError, ValueError):
+        return False
+
+
+def host(text: str) -> str:
+    """Read an IPv4 address, an IPv6 address (with or without brackets) or a host name."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    v6 = _IPV6.fullmatch(bare)
+    if v6 and _is_address(socket.AF_INET6, v6[1]):
+        return bare
+    # A name that ends in a number is a mistyped address.
+    if _is_address(socket.AF_INET, text) or (HOSTNAME.fullmatch(text) and not text.split(".")[-1].isdigit()):
+        return text
+    raise expected("an IPv4 or IPv6 address or a host name", text)
+
+
+def hostname(text: str) -> str:
+    """Read a host name, or nothing."""
+    if not text or HOSTNAME.fullmatch(text):
+        return text
+    raise expected("a host name of letters, digits, hyphens and dots", text)
+
+
+def networks(text: str) -> tuple[str, ...]:
+    """Read networks, separated by blanks or commas; `none` is no network."""
+    words = text.replace(",", " ").split()
+    return () if words == ["none"] else tuple(map(network, words))
+
+
+def network(text: str) -> str:
+    """Read an address or a network in CIDR notation."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise expected("networks such as 192.0.2.0/24, with no bit set after the prefix", text) from None
+
+
+def listener(text: str, mode_of_others: str = "accept", delay_of_others: Delay | None = None) -> Listener:
+    """Read one listener; `mode_of_others` and `delay_of_others` hold where it names none."""
+    address, *words = re.split(",(?=[a-z])", text)  # the comma of delay=1,5 comes before a digit
+    match = _ADDRESS_AND_PORT.fullmatch(address)
+    if not match:
+        raise expected(f"{LISTEN}, an IPv6 address in brackets", text)
+    found_mode, found_delay = mode_of_others, delay_of_others
+    tls = proxy = False
+    for word in words:
+        key, _, value = word.partition("=")
+        if word == "tls":
+            tls = True
+        elif word == "proxy":
+            proxy = True
+        elif key == "mode":
+            found_mode = mode(value)
+        elif key == "delay":
+            found_delay = delay(value)
+        else:
+            raise expected("tls, proxy, mode=MODE or delay=SECONDS after the port", word)
+    return Listener(host(match[1] or "0.0.0.0"), port(match[2]), tls, found_mode, found_delay, proxy)
+
+
+def listen(text: str) -> tuple[str, ...]:
+    """Read listeners, separated by blanks, and return their texts: `listener` reads them once more."""
+    for item in text.split():
+        listener(item)
+    return tuple(text.split())
+
+
+def dashboard_address(text: str) -> DashboardAddress:
+    """Read `off`, or an address and port with any number of `name=NAME` after them."""
+    if SWITCH.get(text.lower()) is False:
+        return DashboardAddress()
+    address, *words = text.split(",")
+    match = _ADDRESS_AND_PORT.fullmatch(address)
+    if not match:
+        raise expected("off or ADDRESS:PORT[,name=NAME], an IPv6 address in brackets", text)
+    for word in words:
+        if not word.startswith("name=") or not HOSTNAME.fullmatch(word[5:]):
+            raise expected("name=NAME after the port", word)
+    names = tuple(word[5:].lower() for word in words)
+    return DashboardAddress(host(match[1] or "0.0.0.0"), port(match[2]), names)
+
+
+_KEY_PREFIX: Final = re.compile("[!-~]{1,64}")
+
+
+def attempt_store(text: str) -> RedisSettings:
+    """Read `local`, or the URL of a Redis server.
+
+    No error repeats the URL: there may be a password in it.
+    """
+    from urllib.parse import parse_qsl, unquote, urlsplit
+
+    if text.lower() in ("", "local"):
+        return RedisSettings()
+    wrong = ValueError("expected local, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]")
+    try:
+        url = urlsplit(text)
+        url_port = url.port
+        query = dict(parse_qsl(url.query, strict_parsing=True) if url.query else ())
+        url_host = host(unquote(url.hostname or ""))
+    except ValueError:
+        raise wrong from None
+    database = url.path.removeprefix("/") or "0"
+    if url.scheme not in ("redis", "rediss") or url.fragment or not re.fullmatch("[0-9]{1,5}", database):
+        raise wrong
+    tls = url.scheme == "rediss"
+    if not query.keys() <= {"prefix", "timeout", *(["ca"] if tls else [])}:
+        raise ValueError(
+            "expected only prefix=NAME, timeout=SECONDS and, with rediss, ca=FILE after the question mark"
+        )
+    default = RedisSettings()
+    prefix = query.get("prefix", default.prefix)
+    if not _KEY_PREFIX.fullmatch(prefix):
+        raise expected("a prefix of 1 to 64 printable ASCII characters", prefix)
+    return RedisSettings(
+        url_host,
+        url_port or default.port,
+        int(database),
+        unquote(url.username or ""),
+        unquote(url.password or ""),
+        tls,
+        path(query.get("ca", "")),
+        prefix,
+        seconds(0.001, 10)(query.get("timeout", f"{default.timeout}")),
+    )
