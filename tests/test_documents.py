@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 from program import ROOT
 
-from blackhole import options
+from blackhole.option_table import NAMES
+from blackhole.options import EXPLAIN_OPTIONS
 
 pytestmark = pytest.mark.pure
 
@@ -149,7 +150,7 @@ def blackhole_commands() -> list[tuple[str, str]]:
 
 COMMANDS = sorted(set(blackhole_commands()))
 
-WORDS = {option.name for option in options.OPTIONS} | set(options.CASE)
+WORDS = {*NAMES, *EXPLAIN_OPTIONS}
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
