@@ -174,7 +174,7 @@ class SMTPServer(TCPServer):
         scenario: Scenario = NONE,
         number: int = LISTENERS_START,
         ledger: ClientTableView | None = None,
-        page: ClientLogWriter | None = None,
+        client_log: ClientLogWriter | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -211,7 +211,7 @@ class SMTPServer(TCPServer):
         self._complained = -float(LOG_INTERVAL)
         self._spare: int | None = None
         self._doors: Final[list[Acceptor]] = []
-        self._page: Final = page
+        self._client_log: Final = client_log
 
     def open(self, sockets: Sequence[socket.socket], selector: Selector) -> None:
         """Start to accept."""
@@ -304,9 +304,9 @@ class SMTPServer(TCPServer):
         if client.usage is not None:
             client.usage.meter(OCTETS, client.heard - client.counted)
             client.usage.leave()
-        if self._page is not None:
+        if self._client_log is not None:
             self._note(client)
-            self._page.forget(client)
+            self._client_log.forget(client)
 
     def measure(self) -> None:
         """Count what is costly to count one by one."""
@@ -331,16 +331,16 @@ class SMTPServer(TCPServer):
                 self._press(False)
         for client in list(self.connections):
             client.sweep()
-        if self._page is not None:
+        if self._client_log is not None:
             for client in self.connections:
                 self._note(client)
 
     def _note(self, client: Connection) -> None:
         """Have it shown what a client did."""
-        assert self._page is not None
+        assert self._client_log is not None
         if self.parser is not None and to_bytes(client.peer) in self.proxies:
             return  # who is behind the proxy is not known yet, or nobody is
-        self._page.note(client, client.peer, client.session.messages, client.session.faults)
+        self._client_log.update(client, client.peer, client.session.messages, client.session.faults)
 
     def _press(self, stressed: bool) -> None:
         """Begin to hurry clients, or to let them take their time."""

@@ -120,7 +120,7 @@ class Worker:
         self.orders: Final = orders
         self.ledger: Final = ledger
         client_log = stats.client_log if settings.show_clients else None
-        self.page: Final = None if client_log is None else client_log.page(context.row)
+        self.client_log: Final = None if client_log is None else client_log.writer(context.row)
         self.servers: Final[list[SMTPServer]] = []
         self._stop: Final = asyncio.Event()
         self._hurry = False
@@ -168,7 +168,7 @@ class Worker:
                 scenario,
                 counted,
                 self.ledger,
-                self.page,
+                self.client_log,
             )
             server.open(sockets, self.selector)
             self.servers.append(server)

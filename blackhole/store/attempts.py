@@ -136,7 +136,7 @@ class AttemptTable:
             fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, counter)
 
     def release(self, place: Slot) -> None:
-        """Release a slot that this process took by `acquire`; the slot is named by its key."""
+        """Release a slot that this process took by `refuse_or_acquire`; the slot is named by its key."""
         assert isinstance(place, bytes)
         self._held[self._row_start + self.key_hash(place) % COUNTERS_PER_ROW] -= 1
 

@@ -1,9 +1,9 @@
-"""The roster: which clients came, by address, for operators who ask to see that (--show-clients).
+"""The client log: which clients connected, by address, where the operator asks for it (--show_clients).
 
-It is the only place where an address is kept, and without the option there is none. Like the figures
-it is a map that all processes share, with a page for each, to which nobody else writes; what a
-process has counted stays when it is gone. A page has so many places, and a client that is new to a
-full one takes the place of that seen longest ago.
+It is the only place where addresses are kept; without the option there is none. Like the counters it is a map
+that all processes share, with a section for each process, which is its only writer. A section outlives its
+process. It has a fixed number of slots; in a full one, a new client replaces the client that was seen longest
+ago.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Final, NamedTuple, Self
 from blackhole.addresses import MAPPED, to_bytes
 from blackhole.store.shared_memory import attach, create
 
-NAME: Final = "blackhole.store.client_log"
+MAP_NAME: Final = "blackhole.store.client_log"
 
-PLACES: Final = 1024
-"""In a page."""
+SLOTS: Final = 1024
+"""Clients in the section of a process."""
 
-HIGH, LOW, CONNECTIONS, MESSAGES, FAULTS, SEEN = range(6)
-"""Cells of a place: an IPv6 address, or an IPv4 address in its dress; what the client did, and when it was
-last seen, in microseconds since 1970. A place without connections is free."""
+HIGH, LOW, CONNECTIONS, MESSAGES, VIOLATIONS, SEEN = range(6)
+"""Cells of a slot: both halves of an IPv6 address (IPv4 as IPv4-mapped, RFC 4291 2.5.5.2), three counts,
+and the time of the last update in microseconds since 1970. A slot without connections is free."""
 
-PLACE: Final = 6
-PAGE: Final = PLACES * PLACE
+SLOT_CELLS: Final = 6
+SECTION_CELLS: Final = SLOTS * SLOT_CELLS
 
 MAX_SHOWN: Final = 100
-"""Clients that are shown, those with the most messages."""
+"""Clients that are shown: those with the most messages."""
 
 
 class Client(NamedTuple):
@@ -38,111 +38,111 @@ class Client(NamedTuple):
     address: str
     connections: int
     messages: int
-    """That came to their end."""
+    """Messages that ended and were answered."""
     violations: int
     seen: float
-    """Seconds since 1970."""
+    """When it was last seen, in seconds since 1970."""
 
 
 class ClientLog:
-    """The map. `rows` is how many processes can ever live at once, as in `Stats`."""
+    """The log. `rows` is the largest number of processes that live at once, as for the counters.
+
+    >>> log = ClientLog(rows=1)
+    >>> log.writer(0).update("first connection", "192.0.2.1", messages=3, violations=0)
+    >>> log.clients()[0].address
+    '192.0.2.1'
+    """
 
     def __init__(self, rows: int) -> None:
-        self._cells: Final = create(NAME, rows * PAGE)
+        self._cells: Final = create(MAP_NAME, rows * SECTION_CELLS)
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """The roster of a running master, to be read; None: it has none. Raises OperatorError."""
-        cells = attach(pid, NAME)
+        """Return the log of a running master, to be read; None if it has none. Raises OperatorError."""
+        cells = attach(pid, MAP_NAME)
         if cells is None:
             return None
         client_log = cls.__new__(cls)
         client_log._cells = cells  # type: ignore[misc]
         return client_log
 
-    def page(self, row: int) -> ClientLogWriter:
-        """The page of a process, for that process."""
-        return ClientLogWriter(self._cells[row * PAGE : (row + 1) * PAGE])
+    def writer(self, row: int) -> ClientLogWriter:
+        """Return the section of a process, for that process to write."""
+        return ClientLogWriter(self._cells[row * SECTION_CELLS : (row + 1) * SECTION_CELLS])
 
     def clients(self) -> list[Client]:
-        """Who came, the busiest first."""
-        cells = self._cells
-        known: dict[tuple[int, int], tuple[int, int, int, int]] = {}
-        for row in range(0, len(cells), PAGE):
-            if not cells[row + CONNECTIONS]:
-                continue  # places are taken in their order, and the memory of a page costs nothing until then
-            values = cells[row : row + PAGE].tolist()
-            for place in range(0, PAGE, PLACE):
-                high, low, connections, messages, faults, seen = values[place : place + PLACE]
-                if connections:
-                    before = known.get((high, low), (0, 0, 0, 0))
-                    known[high, low] = (
-                        before[0] + connections,
-                        before[1] + messages,
-                        before[2] + faults,
-                        max(before[3], seen),
-                    )
+        """Return the clients with the most messages, at most MAX_SHOWN, those with the most first."""
+        totals: dict[tuple[int, int], list[int]] = {}
+        for start in range(0, len(self._cells), SECTION_CELLS):
+            if not self._cells[start + CONNECTIONS]:
+                continue  # slots are taken in order: an unused section is not read, so it stays unallocated
+            values = self._cells[start : start + SECTION_CELLS].tolist()
+            for slot in range(0, SECTION_CELLS, SLOT_CELLS):
+                high, low, *counts, seen = values[slot : slot + SLOT_CELLS]
+                if counts[0]:
+                    *before, last_seen = totals.get((high, low), (0, 0, 0, 0))
+                    sums = [one + other for one, other in zip(counts, before, strict=True)]
+                    totals[high, low] = [*sums, max(seen, last_seen)]
         clients = [
-            Client(format_address(high, low), connections, messages, faults, seen / 1e6)
-            for (high, low), (connections, messages, faults, seen) in known.items()
+            Client(format_address(high, low), connections, messages, violations, seen / 1e6)
+            for (high, low), (connections, messages, violations, seen) in totals.items()
         ]
-        return sorted(clients, key=lambda client: (-client.messages, -client.connections, client.address))[
-            :MAX_SHOWN
-        ]
+        clients.sort(key=lambda client: (-client.messages, -client.connections, client.address))
+        return clients[:MAX_SHOWN]
 
 
 def format_address(high: int, low: int) -> str:
-    """An address as people write it."""
+    """Return an address as text, from both halves of its 128 bits."""
     address = IPv6Address(high << 64 | low)
     return str(address.ipv4_mapped or address)
 
 
 class ClientLogWriter:
-    """One process' part of the roster."""
+    """The section of one process."""
 
     def __init__(self, cells: memoryview) -> None:
         self._cells: Final = cells
-        self._places: Final[dict[tuple[int, int], int]] = {}
-        for place in range(0, PAGE, PLACE):
-            if cells[place + CONNECTIONS]:  # of a process that had this page before
-                self._places[cells[place + HIGH], cells[place + LOW]] = place
-        self._told: Final[dict[Hashable, tuple[int, int]]] = {}
-        """What is counted of the connections that are open."""
+        self._slots: Final[dict[tuple[int, int], int]] = {}
+        for slot in range(0, SECTION_CELLS, SLOT_CELLS):
+            if cells[slot + CONNECTIONS]:  # left by a process that had this section before
+                self._slots[cells[slot + HIGH], cells[slot + LOW]] = slot
+        self._counted: Final[dict[Hashable, tuple[int, int]]] = {}
+        """Messages and violations that are counted so far, by open connection."""
 
-    def note(self, who: Hashable, address: str, messages: int, faults: int) -> None:
-        """What the connection `who` has come to. Counts it when it is first heard of."""
+    def update(self, connection: Hashable, address: str, messages: int, violations: int) -> None:
+        """Record the totals of an open connection. The first call counts the connection itself."""
         octets = to_bytes(address)
         if not octets:
             return
         octets = octets if len(octets) == 16 else MAPPED + octets
         key = int.from_bytes(octets[:8]), int.from_bytes(octets[8:])
-        place = self._places.get(key)
-        if place is None:
-            place = self._take(key)
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._allocate(key)
         cells = self._cells
-        before = self._told.get(who)
+        before = self._counted.get(connection)
         if before is None:
-            cells[place + CONNECTIONS] += 1
+            cells[slot + CONNECTIONS] += 1
             before = 0, 0
-        cells[place + MESSAGES] += messages - before[0]
-        cells[place + FAULTS] += faults - before[1]
-        cells[place + SEEN] = time.time_ns() // 1000
-        self._told[who] = messages, faults
+        cells[slot + MESSAGES] += messages - before[0]
+        cells[slot + VIOLATIONS] += violations - before[1]
+        cells[slot + SEEN] = time.time_ns() // 1000
+        self._counted[connection] = messages, violations
 
-    def forget(self, who: Hashable) -> None:
-        """A connection has ended."""
-        self._told.pop(who, None)
+    def forget(self, connection: Hashable) -> None:
+        """Forget a connection that has ended."""
+        self._counted.pop(connection, None)
 
-    def _take(self, key: tuple[int, int]) -> int:
-        """A place for a client that has none."""
+    def _allocate(self, key: tuple[int, int]) -> int:
+        """Return an empty slot for a new client: a free one, or that of the client seen longest ago."""
         cells = self._cells
-        if len(self._places) < PLACES:
-            place = len(self._places) * PLACE
+        if len(self._slots) < SLOTS:
+            slot = len(self._slots) * SLOT_CELLS
         else:
-            oldest = min(self._places, key=lambda known: cells[self._places[known] + SEEN])
-            place = self._places.pop(oldest)
-        for cell in range(place, place + PLACE):
+            oldest = min(self._slots, key=lambda known: cells[self._slots[known] + SEEN])
+            slot = self._slots.pop(oldest)
+        for cell in range(slot, slot + SLOT_CELLS):
             cells[cell] = 0
-        cells[place + HIGH], cells[place + LOW] = key
-        self._places[key] = place
-        return place
+        cells[slot + HIGH], cells[slot + LOW] = key
+        self._slots[key] = slot
+        return slot

@@ -1,6 +1,6 @@
-"""A map: memory that processes share, as a file without a name of its own (memfd_create(2)).
+"""Memory that processes share: an anonymous file (memfd_create(2)), mapped as 64-bit cells.
 
-It ends with the processes that have it. Whoever may look into /proc/PID/fd of one of them finds it there.
+It ends with the processes that have it open. Whoever may read /proc/PID/fd of one of them can open it there.
 """
 
 from __future__ import annotations
@@ -8,32 +8,40 @@ from __future__ import annotations
 import mmap
 import os
 from contextlib import suppress
+from typing import Final
 
 from blackhole.settings import OperatorError
 
+CELL_OCTETS: Final = 8
 
-def create(called: str, cells: int) -> memoryview:
-    """A map of so many cells that processes can share, and others can find by its name."""
-    descriptor = os.memfd_create(called, os.MFD_CLOEXEC)
+
+def create(name: str, cells: int) -> memoryview:
+    """Return a new map of `cells` zeroed cells, which children share and others can attach to by its name."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
-        os.ftruncate(descriptor, cells * 8)
-        # The map keeps a descriptor of its own, by which /proc leads to it.
+        os.ftruncate(descriptor, cells * CELL_OCTETS)
+        # mmap duplicates the descriptor, so that /proc/PID/fd shows the file after this one is closed.
         return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
     finally:
         os.close(descriptor)
 
 
-def attach(pid: int, called: str) -> memoryview | None:
-    """The map of that name that a process has, to be read; None: it has none. Raises OperatorError."""
+def attach(pid: int, name: str) -> memoryview | None:
+    """Return the map of that name in a process, to be read; None if it has none.
+
+    Raises OperatorError if the process has ended or is not ours to read.
+    """
     folder = f"/proc/{pid}/fd"
     try:
-        for name in os.listdir(folder):
-            with suppress(FileNotFoundError):  # closed since
-                if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{called} "):
-                    with open(f"{folder}/{name}", "rb") as file:
+        for entry in os.listdir(folder):
+            with suppress(FileNotFoundError):  # closed since the listing
+                if os.readlink(f"{folder}/{entry}").startswith(f"/memfd:{name} "):
+                    with open(f"{folder}/{entry}", "rb") as file:
                         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
     except (FileNotFoundError, ProcessLookupError):
         raise OperatorError(f"pid {pid} has just ended", os.EX_UNAVAILABLE) from None
     except PermissionError:
-        raise OperatorError(f"the figures of pid {pid} are for its own user and root", os.EX_NOPERM) from None
+        raise OperatorError(
+            f"the counters of pid {pid} can be read by its own user and by root only", os.EX_NOPERM
+        ) from None
     return None
