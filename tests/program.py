@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -19,7 +20,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import dedent
 from typing import Self, TypeVar
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tornado leaves the socket open that it could not bind.
@@ -28,6 +32,12 @@ SCRIPT = (*PYTHON, str(ROOT / "bin" / "blackhole"))
 MODULE = (*PYTHON, "-m", "blackhole")
 READY = "All mail is thrown away."
 """Ends what the program prints once its workers accept connections."""
+
+NOBODY = pwd.getpwnam("nobody")
+AS_NOBODY = f"os.setgroups([]); os.setgid({NOBODY.pw_gid}); os.setuid({NOBODY.pw_uid})"
+"""Code by which a process of root becomes that user."""
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 Seen = TypeVar("Seen")
 
@@ -137,6 +147,24 @@ def run(
         capture_output=True,
         text=True,
         timeout=timeout,
+        check=False,
+    )
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run some lines of Python in a process of its own, with the modules of `process` at hand."""
+    imports = """
+        import logging, os, resource, signal, sys, time
+        from blackhole import settings
+        from blackhole.process import daemonizer, logs, pidfile, privileges
+    """
+    return subprocess.run(
+        [*PYTHON, "-c", dedent(imports) + dedent(code)],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
         check=False,
     )
 

@@ -16,7 +16,8 @@ from program import wait_for
 from blackhole.metrics.counters import Counters
 from blackhole.net import server, tls
 from blackhole.process import worker
-from blackhole.process.supervisor import ChildContext
+from blackhole.process.plan import ChildContext
+from blackhole.process.worker import WorkerContext
 from blackhole.rules.scenario import NONE
 from blackhole.settings import Listener, Settings
 from blackhole.store.control import (
@@ -144,9 +145,8 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
             os.close(end)
             logging.basicConfig(filename=log, force=True)
             settings = Settings(listeners=(listener,))
-            worker.run(
-                settings, {listener: [bound]}, None, stats, ChildContext(row, alive_fd), orders=channel
-            )
+            child = ChildContext(row, alive_fd)
+            worker.run(WorkerContext(settings, {listener: [bound]}, None, NONE, stats, channel, child))
         finally:
             os._exit(0)
     try:

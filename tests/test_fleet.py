@@ -667,7 +667,7 @@ def test_who_was_deferred_by_one_is_let_in_by_the_other(redis: RedisServer, tmp_
         assert attempted(other) == "250"
         assert attempted(one) == "250"
         assert (one.stop(), other.stop()) == (0, 0)
-        assert "attempts are remembered at redis://127.0.0.1" in one.output()
+        assert "attempts are stored in redis://127.0.0.1" in one.output()
 
 
 def test_a_quota_is_that_of_all_machines(redis: RedisServer, tmp_path: Path) -> None:
@@ -809,7 +809,7 @@ def test_a_reload_may_bring_it(redis: RedisServer, tmp_path: Path) -> None:
         url = redis.url().replace("127.0.0.1", "localhost")
         conf.write_text(conf.read_text() + f"attempts = {url}\n")
         program.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "reloaded: attempts are remembered at" in program.output(), "the reload")
+        wait_for(lambda: "reloaded: attempts are stored in" in program.output(), "the reload")
         wait_for(lambda: redis.names() == ["blackhole:secret"], "workers have opened it")
         assert program.stop() == 0
 

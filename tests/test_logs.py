@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from program import environment
 
 from blackhole.process import logs
+from blackhole.process.safe_open import open_regular
 from blackhole.settings import OperatorError
 
 HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} blackhole: test "
@@ -187,7 +188,7 @@ def test_nothing_but_a_regular_file_is_opened(tmp_path: Path, obstacle: str) -> 
     other.write_text("precious")
     OBSTACLES[obstacle](path, other)
     with pytest.raises(OperatorError, match=re.escape(str(path))) as caught:
-        logs.open_regular(str(path), os.O_RDWR | os.O_CREAT, 0o600)
+        open_regular(str(path), os.O_RDWR | os.O_CREAT, 0o600)
     assert caught.value.code == os.EX_CANTCREAT
     assert other.read_text() == "precious"
 
@@ -195,7 +196,7 @@ def test_nothing_but_a_regular_file_is_opened(tmp_path: Path, obstacle: str) -> 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "none" / "log"
     with pytest.raises(OperatorError, match=f"{path} cannot be opened: No such file or directory"):
-        logs.open_regular(str(path), os.O_WRONLY | os.O_CREAT, 0o600)
+        open_regular(str(path), os.O_WRONLY | os.O_CREAT, 0o600)
 
 
 def test_what_repeats_itself_is_damped() -> None:

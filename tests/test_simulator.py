@@ -91,7 +91,7 @@ def test_a_reload_of_a_broken_file_keeps_the_old_rules_and_says_so(write: Path) 
         workers = program.workers()
         write.write_text(REFUSE.format(code=451) + "chance = 2\n")
         os.kill(program.pid, signal.SIGHUP)
-        said = f"not reloaded, all stays as it was: {write}:4: rule 1: chance: expected a probability"
+        said = f"reload failed, nothing has changed: {write}:4: rule 1: chance: expected a probability"
         wait_for(lambda: said in program.output(), "the mistake is in the log")
         assert refusal(program) == "450"
         assert program.workers() == workers

@@ -1,4 +1,4 @@
-"""The supervisor, as crew.py runs it: with children that do what the test wants them to."""
+"""The supervisor, with children that behave as each test tells them to."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-import crew
 import pytest
-from crew import WORKER
+import scripted_master
 from program import alive, children, descriptors, end, environment, state, status, title, wait_for
+from scripted_master import WORKER
 
 from blackhole.process import supervisor
+from blackhole.process.children import IGNORED_IN_CHILDREN
 
 
 class Master:
-    """crew.py, and what can be seen of it."""
+    """A running scripted_master.py, and what can be seen of it."""
 
     def __init__(self, directory: Path, workers: int = 2, **constants: float) -> None:
         self.directory = directory
         directory.chmod(0o777)  # one of the masters is not root
-        (directory / "said").touch()
-        (directory / "said").chmod(0o666)
+        (directory / "events").touch()
+        (directory / "events").chmod(0o666)
         with open(directory / "log", "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, crew.__file__, str(directory), str(workers), json.dumps(constants)],
+                [
+                    sys.executable,
+                    scripted_master.__file__,
+                    str(directory),
+                    str(workers),
+                    json.dumps(constants),
+                ],
                 env=environment(),
                 stderr=log,
             )
@@ -45,14 +52,14 @@ class Master:
     def __exit__(self, *_: object) -> None:
         end(self.process)
 
-    def tell(self, name: str) -> None:
+    def enable(self, name: str) -> None:
         (self.directory / name).touch()
 
-    def untell(self, name: str) -> None:
+    def disable(self, name: str) -> None:
         (self.directory / name).unlink()
 
-    def said(self) -> list[str]:
-        return (self.directory / "said").read_text().splitlines()
+    def events(self) -> list[str]:
+        return (self.directory / "events").read_text().splitlines()
 
     def log(self) -> str:
         return (self.directory / "log").read_text()
@@ -63,13 +70,17 @@ class Master:
     def workers(self) -> list[int]:
         return [pid for pid in children(self.pid) if title(pid).startswith(WORKER)]
 
-    def settled(self, times: int = 1) -> Self:
-        """When the first crew, or the one of so many reloads later, has taken over."""
-        wait_for(lambda: self.said().count("settle True") == times, f"settled {times} times")
+    def wait_ready(self) -> Self:
+        """Wait until the first workers are ready."""
+        wait_for(lambda: "ready" in self.events(), "the first workers are ready")
         return self
 
-    def has(self, count: int, without: list[int] | None = None) -> list[int]:
-        """Just so many workers, when they are there, none of them of those."""
+    def wait_reloaded(self, times: int = 1) -> None:
+        """Wait until so many reloads have succeeded."""
+        wait_for(lambda: self.events().count("reloaded") == times, f"reloaded {times} times")
+
+    def wait_workers(self, count: int, without: list[int] | None = None) -> list[int]:
+        """Wait for exactly `count` workers, none of them in `without`, and return their pids."""
 
         def look() -> list[int] | None:
             pids = self.workers()
@@ -77,11 +88,11 @@ class Master:
 
         return wait_for(look, f"{count} workers, none of {without}") or []
 
-    def logged(self, text: str, times: int = 1) -> None:
+    def wait_logged(self, text: str, times: int = 1) -> None:
         wait_for(lambda: self.log().count(text) >= times, f"{text!r} in the log")
 
-    def ends(self) -> int:
-        """The exit code, once it has ended."""
+    def wait_exit(self) -> int:
+        """Wait for the end of the master and return its exit status."""
         return self.process.wait(20)
 
 
@@ -93,179 +104,177 @@ def no_traceback(tmp_path: Path) -> Iterator[None]:
         assert "Traceback" not in log.read_text()
 
 
-def test_every_job_has_a_process_with_its_title(tmp_path: Path) -> None:
+def test_each_job_runs_in_a_process_with_its_title(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     with Master(tmp_path, 3) as master:
-        master.settled()
-        wait_for(lambda: len(children(master.pid)) == 4, "three workers and another")
+        master.wait_ready()
+        wait_for(lambda: len(children(master.pid)) == 4, "three workers and the other job")
         titles = sorted(title(pid) for pid in children(master.pid))
         assert titles == ["blackhole: other", f"{WORKER} 1", f"{WORKER} 2", f"{WORKER} 3"]
 
 
 def test_the_master_has_no_event_loop_and_no_thread(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        master.settled()
+        master.wait_ready()
         assert "anon_inode:[eventpoll]" not in descriptors(master.pid)
         assert status(master.pid)["Threads"] == "1"
 
 
-def test_children_block_no_signal_and_are_deaf_to_what_means_the_master(tmp_path: Path) -> None:
+def test_child_blocks_no_signal_and_ignores_those_meant_for_the_master(tmp_path: Path) -> None:
     with Master(tmp_path, 1) as master:
-        (worker,) = master.settled().workers()
+        (worker,) = master.wait_ready().workers()
         assert int(status(worker)["SigBlk"], 16) == 0
         ignored = int(status(worker)["SigIgn"], 16)
-        assert {
-            number for number in supervisor.SIGNALS if ignored >> (number - 1) & 1
-        } == supervisor.IGNORED_IN_CHILDREN
+        assert {number for number in supervisor.SIGNALS if ignored >> (number - 1) & 1} == IGNORED_IN_CHILDREN
 
 
-def test_only_the_master_holds_the_pipe_that_ends_with_it(tmp_path: Path) -> None:
+def test_children_notice_that_the_master_was_killed(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        workers = master.settled().workers()
+        workers = master.wait_ready().workers()
         os.kill(master.pid, signal.SIGKILL)
-        wait_for(lambda: master.said().count("the master is gone") == 2, "both workers heard of it")
-        wait_for(lambda: not any(map(alive, workers)), "both left")
+        wait_for(lambda: master.events().count("the master is gone") == 2, "both workers noticed")
+        wait_for(lambda: not any(map(alive, workers)), "both workers have ended")
 
 
 # Deaths.
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGRTMIN + 1])
-def test_a_worker_that_dies_is_replaced(tmp_path: Path, number: int) -> None:
-    with Master(tmp_path, EARLY_DEATH=0.1) as master:
-        first, second = master.settled().workers()
+def test_worker_that_dies_is_replaced(tmp_path: Path, number: int) -> None:
+    with Master(tmp_path, early_death=0.1) as master:
+        first, second = master.wait_ready().workers()
         time.sleep(0.2)
         os.kill(first, number)
-        master.has(2, without=[first])
+        master.wait_workers(2, without=[first])
         assert second in master.workers()
-        master.logged("the next one starts at once")
+        master.wait_logged("next start at once")
 
 
-def test_all_workers_may_die_at_once(tmp_path: Path) -> None:
+def test_all_workers_that_die_at_once_are_replaced(tmp_path: Path) -> None:
     with Master(tmp_path, 4) as master:
-        workers = master.settled().workers()
+        workers = master.wait_ready().workers()
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
-        master.has(4, without=workers)
+        master.wait_workers(4, without=workers)
         assert not any(state(pid) == "Z" for pid in children(master.pid))
 
 
-def test_a_program_that_cannot_work_here_ends(tmp_path: Path) -> None:
+def test_master_exits_when_no_worker_ever_becomes_ready(tmp_path: Path) -> None:
     (tmp_path / "die").touch()
     with Master(tmp_path) as master:
-        assert master.ends() == os.EX_SOFTWARE
+        assert master.wait_exit() == os.EX_SOFTWARE
         assert "CRITICAL no worker can be kept running" in master.log()
-        assert master.log().count("ended with exit code 3") == 2 * supervisor.FIRST_TRIES
-        assert master.said() == ["leave"]
+        assert master.log().count("exited with status 3") == 2 * supervisor.FIRST_TRIES
+        assert master.events() == ["stop listening"]
 
 
-def test_workers_that_never_get_ready_count_as_dead(tmp_path: Path) -> None:
+def test_worker_that_never_sends_a_heartbeat_is_a_failed_start(tmp_path: Path) -> None:
     (tmp_path / "mute").touch()
-    with Master(tmp_path, 1, HEARTBEAT_TIMEOUT=0.3, BACKOFF=(0.0, 0.0, 0.1), ABORT_TIMEOUT=0.1) as master:
-        assert master.ends() == os.EX_SOFTWARE
-        assert "has been silent" in master.log()
+    with Master(tmp_path, 1, heartbeat_timeout=0.3, backoff=(0.0, 0.0, 0.1), abort_timeout=0.1) as master:
+        assert master.wait_exit() == os.EX_SOFTWARE
+        assert "has sent no heartbeat" in master.log()
 
 
-def test_who_dies_at_start_again_and_again_is_given_up_while_others_serve(tmp_path: Path) -> None:
+def test_worker_that_fails_every_start_is_given_up_while_others_serve(tmp_path: Path) -> None:
     (tmp_path / "die2").touch()
-    with Master(tmp_path, BACKOFF=(0.0, 0.0, 0.05)) as master:
-        master.settled()
-        master.logged("given up until the next reload")
+    with Master(tmp_path, backoff=(0.0, 0.0, 0.05)) as master:
+        master.wait_ready()
+        master.wait_logged("given up until the next reload")
         assert master.log().count("worker 2 (pid") == supervisor.GIVE_UP
         assert len(master.workers()) == 1
-        master.untell("die2")
+        master.disable("die2")
         master.send(signal.SIGHUP)
-        master.settled(2)
-        master.has(2)
+        master.wait_reloaded()
+        master.wait_workers(2)
 
 
-def test_between_failed_starts_it_waits_longer_and_longer(tmp_path: Path) -> None:
+def test_wait_between_failed_starts_grows(tmp_path: Path) -> None:
     (tmp_path / "die2").touch()
     with Master(tmp_path) as master:
-        master.logged("the next one starts in 2 s")
+        master.wait_logged("next start in 2 s")
         lines = [line for line in master.log().splitlines() if "worker 2" in line]
-        assert [line.rpartition("starts ")[2] for line in lines] == ["at once", "in 1 s", "in 2 s"]
+        assert [line.rpartition("start ")[2] for line in lines] == ["at once", "in 1 s", "in 2 s"]
 
 
-def test_a_crash_after_the_start_gives_up_no_place(tmp_path: Path) -> None:
-    """Whoever can crash workers from outside would end the service with ten packets."""
-    with Master(tmp_path, 1, BACKOFF=(0.0, 0.0, 0.02, 0.05, 9.0)) as master:
-        master.settled()
-        master.tell("crash")
+def test_worker_that_crashes_after_its_start_is_never_given_up(tmp_path: Path) -> None:
+    """Otherwise a client that can crash a worker would end the service with ten packets."""
+    with Master(tmp_path, 1, backoff=(0.0, 0.0, 0.02, 0.05, 9.0)) as master:
+        master.wait_ready()
+        master.enable("crash")
         os.kill(master.workers()[0], signal.SIGKILL)
-        master.logged("ended with exit code 4", times=supervisor.GIVE_UP + 2)
-        master.untell("crash")
-        master.has(1)
+        master.wait_logged("exited with status 4", times=supervisor.GIVE_UP + 2)
+        master.disable("crash")
+        master.wait_workers(1)
         assert master.process.poll() is None
 
 
-def test_an_exception_in_a_child_is_logged_once_with_its_traceback(tmp_path: Path) -> None:
+def test_exception_in_a_child_is_logged_once_with_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "raise").touch()
-    with Master(tmp_path, 1, BACKOFF=(0.0, 0.0, 0.1)) as master:
-        assert master.ends() == os.EX_SOFTWARE
+    with Master(tmp_path, 1, backoff=(0.0, 0.0, 0.1)) as master:
+        assert master.wait_exit() == os.EX_SOFTWARE
         log = master.log()
         assert log.count("ERROR blackhole: worker 1 failed\n    Traceback") == supervisor.FIRST_TRIES
         assert log.count("\n    ZeroDivisionError: by intent\n") == supervisor.FIRST_TRIES
-        assert log.count(f"ended with exit code {os.EX_SOFTWARE}") == supervisor.FIRST_TRIES
+        assert log.count(f"exited with status {os.EX_SOFTWARE}") == supervisor.FIRST_TRIES
 
 
-def test_an_operators_mistake_in_a_child_is_one_line(tmp_path: Path) -> None:
+def test_operator_error_in_a_child_is_logged_as_one_line(tmp_path: Path) -> None:
     (tmp_path / "refuse").touch()
-    with Master(tmp_path, 1, BACKOFF=(0.0, 0.0, 0.1)) as master:
-        assert master.ends() == os.EX_SOFTWARE
+    with Master(tmp_path, 1, backoff=(0.0, 0.0, 0.1)) as master:
+        assert master.wait_exit() == os.EX_SOFTWARE
         assert master.log().count("ERROR cannot do that\n") == supervisor.FIRST_TRIES
-        assert f"ended with exit code {os.EX_NOPERM}" in master.log()
+        assert f"exited with status {os.EX_NOPERM}" in master.log()
 
 
-def test_strangers_are_buried_too(tmp_path: Path) -> None:
+def test_orphans_of_other_programs_are_reaped(tmp_path: Path) -> None:
     for name in ("subreaper", "orphan"):
         (tmp_path / name).touch()
     with Master(tmp_path, 1) as master:
-        master.settled()
-        wait_for(lambda: len(children(master.pid)) == 2, "an orphan came to us")
-        wait_for(lambda: len(children(master.pid)) == 1, "nobody but the worker is left")
+        master.wait_ready()
+        wait_for(lambda: len(children(master.pid)) == 2, "the orphan became a child of the master")
+        wait_for(lambda: len(children(master.pid)) == 1, "the orphan was reaped")
         assert len(master.workers()) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a user who has no other process")
-def test_when_no_process_can_be_forked_it_goes_on_trying() -> None:
+def test_fork_that_fails_is_tried_again() -> None:
     with TemporaryDirectory() as directory, Master(Path(directory), 2, user=54321) as master:
-        master.settled()
-        master.logged(
-            "worker 2 cannot be forked: Resource temporarily unavailable; the next one starts in 1 s"
+        master.wait_ready()
+        master.wait_logged(
+            "cannot fork blackhole: worker 2: Resource temporarily unavailable; next start in 1 s"
         )
         assert len(master.workers()) == 1
         subprocess.run(["prlimit", f"--pid={master.pid}", "--nproc=99"], user=54321, check=True)
-        master.has(2)
+        master.wait_workers(2)
 
 
-# Silence.
+# Missing heartbeats.
 
 
-def test_a_stopped_worker_is_killed_and_replaced(tmp_path: Path) -> None:
-    with Master(tmp_path, HEARTBEAT_TIMEOUT=1.0, ABORT_TIMEOUT=0.2) as master:
-        first, second = master.settled().workers()
+def test_stopped_worker_is_killed_and_replaced(tmp_path: Path) -> None:
+    with Master(tmp_path, heartbeat_timeout=1.0, abort_timeout=0.2) as master:
+        first, second = master.wait_ready().workers()
         os.kill(first, signal.SIGSTOP)
-        master.has(2, without=[first])
+        master.wait_workers(2, without=[first])
         assert second in master.workers()
-        assert "has been silent for 1 s" in master.log()
+        assert "has sent no heartbeat for 1 s" in master.log()
         assert "was killed by signal 9 (Killed)" in master.log()
 
 
-def test_a_frozen_worker_writes_down_where_it_stands(tmp_path: Path) -> None:
-    with Master(tmp_path, 1, HEARTBEAT_TIMEOUT=1.0) as master:
-        (worker,) = master.settled().workers()
-        master.tell("silent")
-        master.logged("was killed by signal 6 (Aborted)")
-        master.untell("silent")
-        master.has(1, without=[worker])
+def test_worker_without_heartbeat_logs_its_stack_before_it_is_replaced(tmp_path: Path) -> None:
+    with Master(tmp_path, 1, heartbeat_timeout=1.0) as master:
+        (worker,) = master.wait_ready().workers()
+        master.enable("silent")
+        master.wait_logged("was killed by signal 6 (Aborted)")
+        master.disable("silent")
+        master.wait_workers(1, without=[worker])
         assert "Fatal Python error: Aborted" in master.log()
-        assert "in serve" in master.log()
+        assert "in run_child" in master.log()
 
 
-def test_ctrl_z_is_not_held_against_the_children(tmp_path: Path) -> None:
-    with Master(tmp_path, HEARTBEAT_TIMEOUT=0.5, LOOK=0.1) as master:
-        workers = master.settled().workers()
+def test_children_are_not_killed_after_ctrl_z_and_fg(tmp_path: Path) -> None:
+    with Master(tmp_path, heartbeat_timeout=0.5, poll=0.1) as master:
+        workers = master.wait_ready().workers()
         for pid in (master.pid, *workers):
             os.kill(pid, signal.SIGSTOP)
         time.sleep(0.7)
@@ -278,187 +287,194 @@ def test_ctrl_z_is_not_held_against_the_children(tmp_path: Path) -> None:
 # Signals.
 
 
-def test_term_lets_children_finish(tmp_path: Path) -> None:
+def test_sigterm_lets_children_finish(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        workers = master.settled().workers()
+        workers = master.wait_ready().workers()
         master.send(signal.SIGTERM)
-        assert master.ends() == 0
-        assert master.said()[-1] == "leave"
+        assert master.wait_exit() == 0
+        assert master.events()[-1] == "stop listening"
         assert not any(map(alive, workers))
         assert "WARNING" not in master.log()
 
 
-def test_term_has_a_limit(tmp_path: Path) -> None:
+def test_sigterm_kills_children_after_the_drain_timeout(tmp_path: Path) -> None:
     (tmp_path / "stubborn").touch()
     with Master(tmp_path, drain=0.3) as master:
-        master.settled()
+        master.wait_ready()
         master.send(signal.SIGTERM)
-        assert master.ends() == 0
-        assert master.log().count("does not end and is killed") == 2
+        assert master.wait_exit() == 0
+        assert master.log().count("did not stop in time and is killed") == 2
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_asked_twice_it_stops_now(tmp_path: Path, second: signal.Signals) -> None:
+def test_second_signal_stops_at_once(tmp_path: Path, second: signal.Signals) -> None:
     (tmp_path / "stubborn").touch()
     with Master(tmp_path, drain=60.0) as master:
-        master.settled()
+        master.wait_ready()
         master.send(signal.SIGTERM)
-        wait_for(lambda: "leave" in master.said(), "it is about to stop")
+        wait_for(lambda: "stop listening" in master.events(), "the master stops")
         time.sleep(0.1)
         assert master.process.poll() is None
         began = time.monotonic()
         master.send(second)
-        assert master.ends() == 0
+        assert master.wait_exit() == 0
         assert time.monotonic() - began < 20, "a third of what it would wait"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_int_and_quit_stop_now(tmp_path: Path, number: signal.Signals) -> None:
+def test_sigint_and_sigquit_stop_at_once(tmp_path: Path, number: signal.Signals) -> None:
     with Master(tmp_path, drain=60.0) as master:
-        workers = master.settled().workers()
+        workers = master.wait_ready().workers()
         master.send(number)
-        assert master.ends() == 0
+        assert master.wait_exit() == 0
         assert not any(map(alive, workers))
 
 
-def test_term_before_it_is_ready(tmp_path: Path) -> None:
+def test_sigterm_stops_a_master_whose_workers_are_not_ready_yet(tmp_path: Path) -> None:
     (tmp_path / "mute").touch()
     with Master(tmp_path) as master:
-        master.has(2)
+        master.wait_workers(2)
         master.send(signal.SIGTERM)
-        assert master.ends() == 0
-        assert master.said() == ["leave"]
+        assert master.wait_exit() == 0
+        assert master.events() == ["stop listening"]
 
 
-def test_one_more_and_one_less_but_never_none(tmp_path: Path) -> None:
+def test_sigttin_adds_a_worker_and_sigttou_removes_all_but_the_last(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        master.settled()
+        master.wait_ready()
         master.send(signal.SIGTTIN)
-        assert title(master.has(3)[-1]) == f"{WORKER} 3"
+        assert title(master.wait_workers(3)[-1]) == f"{WORKER} 3"
         for left in (2, 1):
             master.send(signal.SIGTTOU)
-            master.has(left)
+            master.wait_workers(left)
         master.send(signal.SIGTTOU)
         time.sleep(0.3)
         assert len(master.workers()) == 1
         master.send(signal.SIGTTIN)
-        assert [title(pid) for pid in master.has(2)] == [f"{WORKER} 1", f"{WORKER} 2"]
-        assert "died" not in master.log()
+        assert [title(pid) for pid in master.wait_workers(2)] == [f"{WORKER} 1", f"{WORKER} 2"]
+        assert "WARNING" not in master.log()
 
 
-def test_usr1_reopens_the_masters_log_first(tmp_path: Path) -> None:
+def test_sigusr1_reopens_the_log_of_the_master_first(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        master.settled()
+        master.wait_ready()
         master.send(signal.SIGUSR1)
-        wait_for(lambda: master.said().count("child reopens") == 2, "both children reopened")
-        assert master.said() == ["settle True", "master reopens", "child reopens", "child reopens"]
+        wait_for(
+            lambda: master.events().count("child reopens its log") == 2, "both children reopened their logs"
+        )
+        assert master.events() == [
+            "ready",
+            "master reopens its log",
+            "child reopens its log",
+            "child reopens its log",
+        ]
 
 
-def test_usr1_reaches_a_child_when_it_is_ready_for_it(tmp_path: Path) -> None:
+def test_sigusr1_is_sent_to_a_child_only_once_it_is_ready(tmp_path: Path) -> None:
     (tmp_path / "mute").touch()
     with Master(tmp_path, 1) as master:
-        (worker,) = master.has(1)
+        (worker,) = master.wait_workers(1)
         master.send(signal.SIGUSR1)
-        wait_for(lambda: "master reopens" in master.said(), "the master reopened")
+        wait_for(lambda: "master reopens its log" in master.events(), "the master reopened its log")
         time.sleep(0.1)
         assert alive(worker)
-        master.untell("mute")
-        wait_for(lambda: "child reopens" in master.said(), "the child did as well")
+        master.disable("mute")
+        wait_for(lambda: "child reopens its log" in master.events(), "the child reopened its log")
         assert master.workers() == [worker]
 
 
 # Reload.
 
 
-def test_hup_starts_new_workers_before_the_old_leave(tmp_path: Path) -> None:
+def test_sighup_starts_new_workers_before_the_old_ones_stop(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        old = master.settled().workers()
-        master.tell("mute")
+        old = master.wait_ready().workers()
+        master.enable("mute")
         master.send(signal.SIGHUP)
-        both = master.has(4)
+        both = master.wait_workers(4)
         assert set(old) < set(both)
-        master.untell("mute")
-        master.settled(2)
-        assert not set(master.has(2)) & set(old)
+        master.disable("mute")
+        master.wait_reloaded()
+        assert not set(master.wait_workers(2)) & set(old)
 
 
-def test_a_wrong_configuration_changes_nothing(tmp_path: Path) -> None:
+def test_reload_of_a_wrong_configuration_changes_nothing(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        workers = master.settled().workers()
-        master.tell("wrong")
+        workers = master.wait_ready().workers()
+        master.enable("wrong")
         master.send(signal.SIGHUP)
-        master.logged("ERROR not reloaded, all stays as it was: that is wrong")
+        master.wait_logged("ERROR reload failed, nothing has changed: that is wrong")
         assert master.workers() == workers
-        assert master.said() == ["settle True", "reload"]
-        master.untell("wrong")
+        assert master.events() == ["ready", "reload"]
+        master.disable("wrong")
         master.send(signal.SIGHUP)
-        master.settled(2)
+        master.wait_reloaded()
 
 
 @pytest.mark.parametrize("fault", ["die", "mute"])
-def test_new_workers_that_do_not_start_change_nothing(tmp_path: Path, fault: str) -> None:
-    with Master(tmp_path, HEARTBEAT_TIMEOUT=1.0) as master:
-        workers = master.settled().workers()
-        master.tell(fault)
+def test_reload_whose_workers_do_not_start_changes_nothing(tmp_path: Path, fault: str) -> None:
+    with Master(tmp_path, heartbeat_timeout=1.0) as master:
+        workers = master.wait_ready().workers()
+        master.enable(fault)
         master.send(signal.SIGHUP)
-        wait_for(lambda: "settle False" in master.said(), "it gave up the new ones")
-        assert master.has(2) == workers
-        assert master.log().count("not reloaded") == 1
+        wait_for(lambda: "reload failed" in master.events(), "the reload has failed")
+        assert master.wait_workers(2) == workers
+        assert master.log().count("reload failed") == 1
 
 
-def test_the_old_are_given_time_to_leave_and_no_more(tmp_path: Path) -> None:
+def test_old_workers_are_killed_after_the_drain_timeout_of_a_reload(tmp_path: Path) -> None:
     (tmp_path / "stubborn").touch()
     with Master(tmp_path, drain=0.5) as master:
-        old = master.settled().workers()
-        master.untell("stubborn")
+        old = master.wait_ready().workers()
+        master.disable("stubborn")
         master.send(signal.SIGHUP)
-        master.settled(2)
+        master.wait_reloaded()
         assert all(map(alive, old))
-        master.has(2, without=old)
-        assert master.log().count("does not end and is killed") == 2
+        master.wait_workers(2, without=old)
+        assert master.log().count("did not stop in time and is killed") == 2
 
 
-def test_many_hups_are_as_good_as_the_last(tmp_path: Path) -> None:
+def test_many_sighups_at_once_are_followed_by_few_reloads(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
-        master.settled()
+        master.wait_ready()
         for _ in range(5):
             for _ in range(4):  # at once: a busy machine has time for a reload between two that are not
                 master.send(signal.SIGHUP)
             time.sleep(0.02)
-        wait_for(lambda: master.said()[-1] == "settle True" and len(master.said()) > 1, "the reload was done")
+        wait_for(lambda: master.events()[-1] == "reloaded", "the reload was done")
         time.sleep(0.5)
-        master.has(2)
-        said = master.said()
-        assert said == ["settle True", *["reload", "settle True"] * said.count("reload")]
-        assert said.count("reload") < 20
+        master.wait_workers(2)
+        events = master.events()
+        assert events == ["ready", *["reload", "reloaded"] * events.count("reload")]
+        assert events.count("reload") < 20
 
 
-def test_a_reload_waits_for_rows_that_leaving_children_still_hold(tmp_path: Path) -> None:
+def test_reload_waits_for_rows_of_children_that_are_still_stopping(tmp_path: Path) -> None:
     (tmp_path / "stubborn").touch()
     with Master(tmp_path, rows=4, drain=0.5) as master:
-        first = master.settled().workers()
+        first = master.wait_ready().workers()
         master.send(signal.SIGHUP)
-        master.settled(2)
+        master.wait_reloaded()
         master.send(signal.SIGHUP)
-        wait_for(lambda: master.said()[-1] == "reload", "the second reload began")
+        wait_for(lambda: master.events()[-1] == "reload", "the second reload began")
         assert all(map(alive, first))
-        master.settled(3)
+        master.wait_reloaded(2)
         assert not any(map(alive, first))
 
 
-def test_a_storm_of_signals_and_deaths(tmp_path: Path) -> None:
-    dice = random.Random(7)
+def test_supervisor_survives_a_storm_of_signals_and_deaths(tmp_path: Path) -> None:
+    rng = random.Random(7)
     with Master(tmp_path, 3) as master:
-        master.settled()
+        master.wait_ready()
         opened = len(descriptors(master.pid))
         for _ in range(60):
-            number = dice.choice(
+            number = rng.choice(
                 [signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM]
             )
             pids = master.workers()
             if number in (signal.SIGKILL, signal.SIGTERM):
                 with suppress(IndexError, ProcessLookupError):
-                    os.kill(dice.choice(pids), number)
+                    os.kill(rng.choice(pids), number)
             else:
                 master.send(number)
             time.sleep(0.03)

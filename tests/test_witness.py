@@ -22,9 +22,8 @@ from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.net.direct import Selector
-from blackhole.process.supervisor import ChildContext
-from blackhole.process.worker import SETS as VISITED
-from blackhole.process.worker import Worker
+from blackhole.process.plan import ChildContext
+from blackhole.process.worker import SETS_PER_SECOND, Worker, WorkerContext
 from blackhole.rules import scenario
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.retries import (
@@ -521,24 +520,16 @@ def test_workers_look_for_what_never_came() -> None:
     past, stats = AttemptTable(), Counters(2)
     for number in range(20):
         past.update(b"%d" % number, 1.0, partial(update_envelope, DEFERRED))
+    scenario, channel = Scenario(past=past), ControlChannel()
+    children = [ChildContext(stats.allocate_row(), -1) for _ in range(2)]
     workers = [
-        Worker(
-            Settings(),
-            {},
-            None,
-            stats,
-            ChildContext(stats.allocate_row(), -1),
-            Selector(),
-            Scenario(past=past),
-            ControlChannel(),
-            None,
-        )
-        for _ in range(2)
+        Worker(WorkerContext(Settings(), {}, None, scenario, stats, channel, child), Selector())
+        for child in children
     ]
     for late, found in ((0, 0), (1, 20), (2, 20)):
-        for _ in range(SETS // VISITED):
+        for _ in range(SETS // SETS_PER_SECOND):
             for worker in workers:
-                worker._visit(past, NEVER_RETRIED_AFTER + late)
+                worker.find_missing_retries(past, NEVER_RETRIED_AFTER + late)
         assert stats.snapshot().violations["never-retried"] == found
 
 

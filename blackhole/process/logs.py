@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import logging
 import os
 import re
-import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +13,7 @@ from typing import Final
 
 from setproctitle import getproctitle
 
+from blackhole.process.safe_open import open_regular
 from blackhole.settings import OperatorError
 
 log = logging.getLogger(__name__)
@@ -116,43 +115,6 @@ def limit_repeated_lines() -> None:
     """From now on log no more of what repeats itself than is of use: in a worker, which strangers talk to."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(RateLimitFilter())
-
-
-def open_regular(path: str, flags: int, mode: int) -> int:
-    """Open a file for the master, who may be root; the descriptor.
-
-    In a directory where others may write they could lay a link or a pipe in its way. A second
-    hard link is refused too, for the file is about to be truncated or given away. Root does not use a
-    directory where anybody may put another file in its place; that a group may is the custom in
-    some /var/log.
-
-    Raises OperatorError (EX_CANTCREAT).
-    """
-    directory = os.path.dirname(path)
-    if os.geteuid() == 0 and _is_open_to_all(directory):
-        raise OperatorError(
-            f"{path} cannot be used: anybody may write to its directory; chmod o-w {directory}",
-            os.EX_CANTCREAT,
-        )
-    try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
-    except OSError as error:
-        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise OperatorError(f"{path} cannot be opened: {reason}", os.EX_CANTCREAT) from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        os.close(descriptor)
-        raise OperatorError(f"{path} cannot be used: it is not a regular file of one name", os.EX_CANTCREAT)
-    return descriptor
-
-
-def _is_open_to_all(directory: str) -> bool:
-    """Whether anybody may remove what is in it."""
-    try:
-        mode = os.stat(directory).st_mode
-    except OSError:
-        return False  # opening a file there says what is wrong
-    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:

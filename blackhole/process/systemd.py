@@ -1,7 +1,7 @@
-"""Activation: listening sockets that systemd opened, and hands over to us (sd_listen_fds(3)).
+"""systemd: listening sockets that it passes (sd_listen_fds(3)), and readiness (sd_notify(3)).
 
-So mail can come in on port 25 though nobody here was ever root, and a client that comes while we
-restart waits in the queue of a socket that stays open.
+With an inherited socket a server takes mail on port 25 without ever being root, and clients that
+connect during a restart wait in the queue of a socket that stays open.
 """
 
 from __future__ import annotations
@@ -14,53 +14,68 @@ from typing import Final
 
 from blackhole.settings import DashboardAddress, Listener, OperatorError
 
-FIRST: Final = 3
-"""Descriptor of the first of them."""
+LISTEN_FDS_START: Final = 3
+"""The descriptor of the first socket (SD_LISTEN_FDS_START of sd-daemon.h)."""
 
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
-EVERYWHERE: Final = frozenset(("", "0.0.0.0", "::"))
+WILDCARD_HOSTS: Final = frozenset(("", "0.0.0.0", "::"))
 
 
 def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """Take them, if they are for us; and what says so, which is not for our children.
+    """Return the sockets passed to this process, and remove their variables from the environment.
 
-    Raises OperatorError (EX_CONFIG) for what is no such socket.
+    Raises OperatorError (EX_CONFIG) for a descriptor that is not a listening TCP socket.
     """
     pid, count, _ = (environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES"))
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    return [_taken(descriptor) for descriptor in range(FIRST, FIRST + int(count))]
+    first = LISTEN_FDS_START
+    return [_listening_socket(descriptor) for descriptor in range(first, first + int(count))]
 
 
-def _taken(descriptor: int) -> socket.socket:
+def _listening_socket(descriptor: int) -> socket.socket:
     with suppress(OSError):
         found = socket.socket(fileno=descriptor)
         if found.family in FAMILIES and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             os.set_inheritable(descriptor, False)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as server.bind does
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as for sockets bound here
             return found
         found.close()
-    raise OperatorError(f"descriptor {descriptor} of systemd is no TCP socket that listens", os.EX_CONFIG)
+    raise OperatorError(
+        f"descriptor {descriptor}, passed by systemd, is not a listening TCP socket", os.EX_CONFIG
+    )
 
 
 def take(sockets: list[socket.socket], asked: Listener | DashboardAddress) -> list[socket.socket]:
-    """Take out those for an address: just that one, or all addresses where these are asked for."""
+    """Remove the sockets of an address from `sockets` and return them.
+
+    A wildcard host takes a socket bound to any wildcard host; other hosts must be equal.
+    """
     names = [(found, *found.getsockname()[:2]) for found in sockets]
-    mine = [found for found, host, port in names if (host, port) == (asked.host, asked.port)] or [
+    taken = [found for found, host, port in names if (host, port) == (asked.host, asked.port)] or [
         found
         for found, host, port in names
-        if port == asked.port and host in EVERYWHERE and asked.host in EVERYWHERE
+        if port == asked.port and host in WILDCARD_HOSTS and asked.host in WILDCARD_HOSTS
     ]
-    for found in mine:
+    for found in taken:
         sockets.remove(found)
-    return mine
+    return taken
 
 
 def reject_unclaimed(sockets: list[socket.socket]) -> None:
-    """Raise OperatorError if any is left that nobody asked for: its clients would wait for ever."""
+    """Raise OperatorError (EX_CONFIG) if a socket is left: its clients would wait for ever."""
     if sockets:
         host, port = sockets[0].getsockname()[:2]
         raise OperatorError(
-            f"systemd hands over {host} port {port}, but there is no listener for it", os.EX_CONFIG
+            f"systemd passed a socket for {host} port {port}, but there is no listener for it", os.EX_CONFIG
         )
+
+
+def notify(state: str) -> None:
+    """Send `state` to systemd, if it started this process and waits for it."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, suppress(OSError):
+            manager.connect("\0" + address[1:] if address[0] == "@" else address)
+            manager.sendall(state.encode())

@@ -1,4 +1,4 @@
-"""What one forked SMTP worker does: drop root, run its servers, sweep, and drain when it is told to stop."""
+"""A worker: one event loop with an SMTP server for each listener, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import select
 import signal
 import ssl
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from socket import socket
 from typing import Final
 
-import tornado.platform.asyncio  # noqa: F401 - likewise
+# Imported by the master, before the fork: the workers share its pages.
+import tornado.platform.asyncio  # noqa: F401
 
 from blackhole.metrics.counters import Counters, record
 from blackhole.metrics.layout import CELL_INDEX
@@ -23,10 +24,11 @@ from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.direct import Selector
 from blackhole.net.server import SMTPServer, address
-from blackhole.process.logs import limit_repeated_lines, printable, reopen
-from blackhole.process.supervisor import ChildContext
+from blackhole.process import logs
+from blackhole.process.logs import printable
+from blackhole.process.plan import ChildContext
 from blackhole.rules.retries import OutcomeStore, mark_if_never_retried
-from blackhole.rules.scenario import NONE, Scenario
+from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.session import Session, TraceFunction
 from blackhole.smtp.state import ACCUSED
@@ -37,237 +39,255 @@ from blackhole.store.redis_attempts import RedisAttemptStore
 log = logging.getLogger(__name__)
 
 RETIRE_SIGNAL: Final = signal.SIGUSR2
-"""Tells a worker that others have taken its place."""
+"""Tells a worker that another one has replaced it."""
 
-WORKER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, RETIRE_SIGNAL)
-"""The signals that mean something to a worker."""
+FINAL_REPLY_TIMEOUT: Final = 0.3
+"""Seconds from the 421 of a worker that retires to its end; less than `Timing.drain_grace`, after which
+the supervisor kills it."""
 
-PARTING: Final = 0.3
-"""Seconds for the last words of one who retires; shorter than the master's patience with him."""
+CLOSE_INTERVAL: Final = 0.1
+"""Seconds between two looks for connections that have become idle while the worker drains."""
+
+EDGE_TRIGGERED: Final = select.EPOLLIN | select.EPOLLET
+"""Wakes a worker once for each order: the pipe stays readable until the next one."""
+
+SETS_PER_SECOND: Final = 64
+"""Sets of the outcome table that a worker looks through in a second: all of them in nine minutes."""
+
 CPU: Final = CELL_INDEX["cpu_microseconds"]
-OBEYS: Final = CELL_INDEX["applied_order"]
-
-RINGS: Final = select.EPOLLIN | select.EPOLLET
-"""Each time the bell is rung, and not as long as it sounds."""
-
-MISSED: Final = ACCUSED + NUMBER["never-retried"]
-
-SETS: Final = 64
-"""Of the memory of what became of messages, which are visited in a second: all of them in nine minutes."""
-
-Bound = Mapping[Listener, Sequence[socket]]
+APPLIED_ORDER: Final = CELL_INDEX["applied_order"]
+ACCEPTING: Final = CELL_INDEX["accepting"]
+NEVER_RETRIED: Final = ACCUSED + NUMBER["never-retried"]
 
 
-def run(
-    settings: Settings,
-    sockets: Bound,
-    tls: ssl.SSLContext | None,
-    stats: Counters,
-    context: ChildContext,
-    scenario: Scenario = NONE,
-    clients: ClientTable | None = None,
-    orders: ControlChannel | None = None,
-) -> None:
-    """The whole life of a worker that has left root behind.
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """What a worker gets from the service."""
 
-    `clients` are counted where they are given; `orders` may come where there is a map for them.
-    """
-    limit_repeated_lines()
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    ledger = ClientTableView(clients, context.row, stats.live_rows) if clients is not None else None
-    cells = stats.cells(context.row)
-    selector = Selector(lambda waited, served: meter(cells, waited, served))
+    settings: Settings
+    sockets: Mapping[Listener, Sequence[socket]]
+    tls: ssl.SSLContext | None
+    scenario: Scenario
+    """As loaded from files; an order given at run time may replace it."""
+    counters: Counters
+    control: ControlChannel
+    child: ChildContext
+    clients: ClientTable | None = None
+    """None where no limit by client is set."""
+
+
+def run(context: WorkerContext) -> None:
+    """Serve until told to stop, in a process that has dropped root."""
+    logs.limit_repeated_lines()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    cells = context.counters.cells(context.child.row)
+    selector = Selector(lambda waited, served: record_turn(cells, waited, served))
     with asyncio.Runner(loop_factory=selector.loop) as runner:
-        orders = orders or ControlChannel()
-        runner.run(Worker(settings, sockets, tls, stats, context, selector, scenario, orders, ledger).live())
+        runner.run(Worker(context, selector).serve())
 
 
-def meter(cells: memoryview, waited: int, served: int) -> None:
-    """Count where the time of one turn of a client went, from nanoseconds."""
+def record_turn(cells: memoryview, waited: int, served: int) -> None:
+    """Record how long a client was waited for, and how long it then was served, in nanoseconds."""
     record(cells, "client_think_seconds", waited // 1000)
     record(cells, "service_seconds", served // 1000)
 
 
 def trace(session: Session, direction: str, line: bytes) -> None:
-    """For --debug: a line of the conversation, under the transaction's id, as 1.x wrote it."""
+    """Log a line of the conversation with the id of its transaction, as Blackhole 1.x did with --debug."""
     log.debug("[%010X] %s: %s", session.id, direction, printable(line))
 
 
 class Worker:
-    """One process's servers, and the once-a-second work for them."""
+    """The SMTP servers of one process, and the work that is done for all of them once a second.
 
-    def __init__(
-        self,
-        settings: Settings,
-        sockets: Bound,
-        tls: ssl.SSLContext | None,
-        stats: Counters,
-        context: ChildContext,
-        selector: Selector,
-        scenario: Scenario,
-        orders: ControlChannel,
-        ledger: ClientTableView | None,
-    ) -> None:
-        self.settings: Final = settings
-        self.sockets: Final = sockets
-        self.tls: Final = tls
-        self.stats: Final = stats
-        self.context: Final = context
-        self.selector: Final = selector
-        self.scenario: Final = scenario
-        """What was loaded; an order may have put another into its place."""
-        self.orders: Final = orders
-        self.ledger: Final = ledger
-        client_log = stats.client_log if settings.show_clients else None
-        self.client_log: Final = None if client_log is None else client_log.writer(context.row)
+    asyncio.run(Worker(context, selector).serve())  # until one of WORKER_SIGNALS
+    """
+
+    def __init__(self, context: WorkerContext, selector: Selector) -> None:
+        row, counters = context.child.row, context.counters
+        self._context: Final = context
+        self._selector: Final = selector
+        self._cells: Final = counters.cells(row)
+        clients = context.clients
+        self._clients: Final = None if clients is None else ClientTableView(clients, row, counters.live_rows)
+        client_log = counters.client_log if context.settings.show_clients else None
+        self._client_log: Final = None if client_log is None else client_log.writer(row)
         self.servers: Final[list[SMTPServer]] = []
         self._stop: Final = asyncio.Event()
-        self._hurry = False
-        self._spent = 0
-        """Microseconds of processor time that are counted."""
-        self._number = INITIAL_NUMBER
-        """Of the order that was read last."""
+        self._draining = False
+        self._cpu_recorded = 0
+        """Microseconds of processor time that the counters have."""
+        self._order = INITIAL_NUMBER
+        """The number of the last order that was read."""
         self._one_shot_rules: tuple[OneShotRule, ...] = ()
-        """Its rules that are to speak some times more."""
-        self._visited = context.row * SETS
-        """Sets of that memory; each worker begins elsewhere."""
+        """Those of that order that still apply to some message."""
+        self._next_set = row * SETS_PER_SECOND
+        """The set of the outcome table to look at next; each worker begins elsewhere."""
 
-    async def live(self) -> None:
-        """Accept until told to stop; then drain."""
+    async def serve(self) -> None:
+        """Accept connections until told to stop; then drain."""
         loop = asyncio.get_running_loop()
-        for number, action in zip(
-            WORKER_SIGNALS, (self._drain, self._quit, self._quit, reopen, self._retire), strict=True
-        ):
-            loop.add_signal_handler(number, action)
-        # The pipe's other end is the master's: it closes when the master is gone, however it went.
-        loop.add_reader(self.context.master_alive_fd, self._drain)
-        memory = self.scenario.memory
-        if isinstance(memory, RedisAttemptStore):
-            await memory.open()
-        counters = self.stats.cells(self.context.row)
-        counters[CELL_INDEX["accepting"]] = 1
-        # In this sequence: whoever orders something now either is read below, or sees us here and waits.
-        counters[OBEYS] = INITIAL_NUMBER
-        self.selector.attach(self.orders.wakeup_read, self, RINGS)
-        scenario = self._scenario()
-        counters[OBEYS] = self._number
-        should_yield_accept = (
-            partial(self.stats.should_yield_accept, self.context.row) if self.settings.workers > 1 else None
-        )
-        hook: TraceFunction | None = trace if self.settings.debug else None
-        for listener, sockets in self.sockets.items():
-            counted = self.stats.listener(address(listener, sockets))
-            server = SMTPServer(
-                listener,
-                self.settings,
-                counters,
-                self.tls,
-                hook,
-                should_yield_accept,
-                scenario,
-                counted,
-                self.ledger,
-                self.client_log,
-            )
-            server.open(sockets, self.selector)
-            self.servers.append(server)
+        for number, action in WORKER_SIGNALS.items():
+            loop.add_signal_handler(number, action, self)
+        # The pipe is readable once the master is gone, whatever ended it.
+        loop.add_reader(self._context.child.master_alive_fd, self.drain)
+        store = self._context.scenario.memory
+        if isinstance(store, RedisAttemptStore):
+            await store.open()
+        self._open_servers(self._follow_orders())
         sweeping = loop.call_soon(self._sweep)
         await self._stop.wait()
         sweeping.cancel()
-        # The terminal's Ctrl-C and the master's word may both come; a loop that is half closed
-        # cannot take the second.
+        # The terminal and the master may both send SIGINT; a loop that is half closed cannot take the second.
         signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
         for server in self.servers:
             server.abandon()
             server.measure()
-        self._spend(counters)
-        if isinstance(memory, RedisAttemptStore):
-            await memory.close()
+        self._record_cpu()
+        if isinstance(store, RedisAttemptStore):
+            await store.close()
+
+    def _follow_orders(self) -> Scenario:
+        """Return the scenario in force, and from now on read every order. Raises OperatorError.
+
+        The sequence matters: who gives an order meanwhile either has it read below, or finds this
+        worker accepting and waits until it has applied the order.
+        """
+        self._cells[ACCEPTING] = 1
+        self._cells[APPLIED_ORDER] = INITIAL_NUMBER
+        self._selector.attach(self._context.control.wakeup_read, self, EDGE_TRIGGERED)
+        scenario = self._read_order()
+        self._cells[APPLIED_ORDER] = self._order
+        return scenario
+
+    def _open_servers(self, scenario: Scenario) -> None:
+        """Start to accept connections."""
+        settings, counters = self._context.settings, self._context.counters
+        row = self._context.child.row
+        should_yield_accept = partial(counters.should_yield_accept, row) if settings.workers > 1 else None
+        hook: TraceFunction | None = trace if settings.debug else None
+        for listener, sockets in self._context.sockets.items():
+            server = SMTPServer(
+                listener,
+                settings,
+                self._cells,
+                self._context.tls,
+                hook,
+                should_yield_accept,
+                scenario,
+                counters.listener(address(listener, sockets)),
+                self._clients,
+                self._client_log,
+            )
+            server.open(sockets, self._selector)
+            self.servers.append(server)
 
     def _sweep(self) -> None:
-        """Once a second, and no timer per connection besides."""
-        self.stats.heartbeat(self.context.row)
-        if self.ledger is not None:
-            self.ledger.sweep()
-        self._spend(self.stats.cells(self.context.row))
-        self.selector.pace()
+        """Do what is done once a second, without a timer for each connection."""
+        self._context.counters.heartbeat(self._context.child.row)
+        if self._clients is not None:
+            self._clients.sweep()
+        self._record_cpu()
+        self._selector.pace()
         self.ready(0)
-        past = self.scenario.past
-        # Where there are more machines, what is missed here may have come again there.
-        alone = not self.settings.attempt_store.host
-        if past is not None and alone and any(server.engine.policy.may_refuse for server in self.servers):
-            self._visit(past, time.monotonic())
+        outcomes = self._context.scenario.past
+        # With a shared store, the retry that is missing here may have come to another machine.
+        alone = not self._context.settings.attempt_store.host
+        if outcomes is not None and alone and any(server.engine.policy.may_refuse for server in self.servers):
+            self.find_missing_retries(outcomes, time.monotonic())
         for server in self.servers:
             server.sweep()
-        if self._hurry and not any(server.connections for server in self.servers):
+        if self._draining and not self._has_connections():
             self._stop.set()
         asyncio.get_running_loop().call_later(1, self._sweep)
 
+    def find_missing_retries(self, outcomes: OutcomeStore, now: float) -> None:
+        """Look through a part of the outcome table for messages that should have been retried by now."""
+        for number in range(self._next_set, self._next_set + SETS_PER_SECOND):
+            self._cells[NEVER_RETRIED] += sum(outcomes.sweep(number, now, mark_if_never_retried))
+        self._next_set += SETS_PER_SECOND
+
+    def _record_cpu(self) -> None:
+        """Count the processor time used since the last call."""
+        used = time.process_time_ns() // 1000
+        self._cells[CPU] += used - self._cpu_recorded
+        self._cpu_recorded = used
+
+    def _has_connections(self) -> bool:
+        return any(server.connections for server in self.servers)
+
+    # Orders given at run time.
+
     def ready(self, events: int) -> None:
-        """The bell was rung, or another second has passed: follow the order in force."""
-        orders = self.orders
-        if orders.number == self._number and all(map(orders.remaining, self._one_shot_rules)):
+        """Apply the order in force; called by the selector at each order, and once a second."""
+        control = self._context.control
+        if control.number == self._order and all(map(control.remaining, self._one_shot_rules)):
             return
         try:
-            scenario = self._scenario()
+            scenario = self._read_order()
         except OperatorError as error:
-            log.error("order %d cannot be followed: %s", self._number, error)
+            log.error("order %d cannot be followed: %s", self._order, error)
             return
         for server in self.servers:
             server.follow(scenario)
-        self.stats.cells(self.context.row)[OBEYS] = self._number
+        self._cells[APPLIED_ORDER] = self._order
 
-    def _scenario(self) -> Scenario:
-        """What is in force now. Raises OperatorError."""
-        self._number, order = self.orders.read()
-        self._one_shot_rules = tuple(filter(self.orders.remaining, order.one_shot_rules))
-        found = effective_scenario(order, self.scenario, self.orders, tls.showing)
-        cells = self.stats.rule_counters(rule.name for rule in found.rules)
+    def _read_order(self) -> Scenario:
+        """Return the scenario in force, with a counter for each of its rules. Raises OperatorError."""
+        control = self._context.control
+        self._order, order = control.read()
+        self._one_shot_rules = tuple(filter(control.remaining, order.one_shot_rules))
+        found = effective_scenario(order, self._context.scenario, control, tls.showing)
+        cells = self._context.counters.rule_counters(rule.name for rule in found.rules)
         rules = (replace(rule, counter=cell) for rule, cell in zip(found.rules, cells, strict=True))
         return replace(found, rules=tuple(rules))
 
-    def _visit(self, past: OutcomeStore, now: float) -> None:
-        """Look through a part of what is remembered for what should have come again by now."""
-        for number in range(self._visited, self._visited + SETS):
-            self.stats.cells(self.context.row)[MISSED] += sum(past.sweep(number, now, mark_if_never_retried))
-        self._visited += SETS
+    # Stopping.
 
-    def _spend(self, counters: memoryview) -> None:
-        """Count the processor time that passed since the last time."""
-        spent = time.process_time_ns() // 1000
-        counters[CPU] += spent - self._spent
-        self._spent = spent
+    def drain(self) -> None:
+        """Stop accepting, close idle connections, and let messages under way be finished."""
+        self._stop_accepting()
+        asyncio.get_running_loop().call_later(self._context.settings.drain_timeout, self.stop)
+        self._close_idle()
 
-    def _drain(self) -> None:
-        """Stop accepting at once; let messages under way come to their end."""
-        self._shut()
-        asyncio.get_running_loop().call_later(self.settings.drain_timeout, self._quit)
-        self._leave()
+    def retire(self) -> None:
+        """Stop accepting, and let clients go on until they quit or the drain timeout has passed."""
+        self._stop_accepting()
+        loop, timeout = asyncio.get_running_loop(), self._context.settings.drain_timeout
+        loop.call_later(timeout, self._close_idle)
+        loop.call_later(timeout + FINAL_REPLY_TIMEOUT, self.stop)
 
-    def _retire(self) -> None:
-        """Stop accepting, for others do; let the clients here go on until they leave or the time is up."""
-        self._shut()
-        loop = asyncio.get_running_loop()
-        loop.call_later(self.settings.drain_timeout, self._leave)
-        loop.call_later(self.settings.drain_timeout + PARTING, self._quit)
+    def stop(self) -> None:
+        """Stop now."""
+        self._stop.set()
 
-    def _shut(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.context.master_alive_fd)
-        self.stats.cells(self.context.row)[CELL_INDEX["accepting"]] = 0
+    def reopen_log(self) -> None:
+        """Open the log file again after its rotation."""
+        logs.reopen()
+
+    def _stop_accepting(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._context.child.master_alive_fd)
+        self._cells[ACCEPTING] = 0
         for server in self.servers:
             server.shut()
-        self._hurry = True
+        self._draining = True
 
-    def _leave(self) -> None:
-        """Send away whoever has no message under way; again soon, until nobody is left."""
+    def _close_idle(self) -> None:
+        """Close connections without a message under way; again and again, until none is left."""
         for server in self.servers:
             server.drain()
-        if any(server.connections for server in self.servers):
-            asyncio.get_running_loop().call_later(0.1, self._leave)
+        if self._has_connections():
+            asyncio.get_running_loop().call_later(CLOSE_INTERVAL, self._close_idle)
         else:
             self._stop.set()
 
-    def _quit(self) -> None:
-        """Stop now."""
-        self._stop.set()
+
+WORKER_SIGNALS: Final[dict[signal.Signals, Callable[[Worker], None]]] = {
+    signal.SIGTERM: Worker.drain,
+    signal.SIGINT: Worker.stop,
+    signal.SIGQUIT: Worker.stop,
+    signal.SIGUSR1: Worker.reopen_log,
+    RETIRE_SIGNAL: Worker.retire,
+}
+"""The signals of a worker, and what each does."""

@@ -30,7 +30,7 @@ from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.process.logs import reopen
-from blackhole.process.supervisor import ChildContext
+from blackhole.process.plan import ChildContext
 from blackhole.settings import Settings
 from blackhole.web.control import Control, NextRulesHandler, ScenarioHandler
 from blackhole.web.figures import StatsView

@@ -124,7 +124,7 @@ def dies_at_start(trial: Trial) -> None:
     with (
         open(folder / "log", "w") as log,
         subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "crew.py"), str(folder), "3", "{}"],
+            [sys.executable, str(ROOT / "tests" / "scripted_master.py"), str(folder), "3", "{}"],
             env=environment(),
             stderr=log,
         ) as process,
@@ -134,7 +134,7 @@ def dies_at_start(trial: Trial) -> None:
             began = time.monotonic()
             wait = 600 if trial.whole else 75 if trial.full else 4
             time.sleep(wait)
-            lines = [line for line in (folder / "log").read_text().splitlines() if "exit code 3" in line]
+            lines = [line for line in (folder / "log").read_text().splitlines() if "status 3" in line]
             used = 100 * (cpu(process.pid) - started) / (time.monotonic() - began)
             trial.count("starts", len(lines), 25)
             trial.count("master alive", int(alive(process.pid)), 1, least=True)
@@ -264,9 +264,9 @@ def reloads(trial: Trial) -> None:
         conf.write_text("port = none\n")
         done = run("reload", *options)
         program.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "not reloaded" in program.output(), "an error")
+        wait_for(lambda: "reload failed" in program.output(), "an error")
         trial.count("exit code of `reload` with an invalid one", done.returncode, 1, least=True)
-        trial.count("lines about it", program.output().count("not reloaded"), 1)
+        trial.count("lines about it", program.output().count("reload failed"), 1)
         trial.count("workers replaced by it", len(set(program.workers()) - set(workers)))
         trial.note(f"{times} reloads, {load.sent} messages")
 
@@ -410,7 +410,7 @@ def signal_storm(trial: Trial) -> None:
 )
 def pidfiles(trial: Trial) -> None:
     """The tests of the pidfile."""
-    trial.tests("test_daemon.py")
+    trial.tests("test_pidfile.py")
 
 
 @row("G11", "as PID 1 of a container", "TERM stops it, strangers are buried", quick=False)

@@ -1,0 +1,153 @@
+"""A configuration: what the settings ask for, loaded and checked, and the sockets opened for it."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from socket import socket
+
+from blackhole.net import proxy, server, tls
+from blackhole.process import auth_file, privileges, systemd
+from blackhole.rules import scenario
+from blackhole.rules.scenario import Scenario
+from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
+from blackhole.store import redis_attempts
+
+Warn = Callable[[str], None]
+"""Shows the operator a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Settings, and what was loaded and opened because of them."""
+
+    settings: Settings
+    """With uid and gid in place of names, and with the passwords of the auth file."""
+    tls: ssl.SSLContext | None
+    scenario: Scenario
+    bound: Mapping[Listener, list[socket]]
+    """The listening sockets of each listener: several where a name has several addresses."""
+    dashboard_sockets: list[socket]
+    """Empty when there is no dashboard."""
+
+    @property
+    def smtp_sockets(self) -> set[socket]:
+        return {listening for sockets in self.bound.values() for listening in sockets}
+
+    @property
+    def sockets(self) -> set[socket]:
+        return self.smtp_sockets.union(self.dashboard_sockets)
+
+    def describe(self) -> Iterator[str]:
+        """Yield a line for each listener, for the dashboard and for a shared attempt store."""
+        workers = _count(self.settings.workers, "worker")
+        rules = f", {_count(len(self.scenario.rules), 'rule')}" if self.scenario.rules else ""
+        for listener, sockets in self.bound.items():
+            where = _where(listener, sockets)
+            delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
+            security = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
+            proxied = ", behind a proxy" if listener.proxy else ""
+            yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {security}{proxied}"
+        if self.dashboard_sockets:
+            where = _where(replace(self.settings.dashboard, names=()), self.dashboard_sockets)
+            yield f"dashboard on http://{where.replace(' and ', '/ and http://')}/"
+        if self.settings.attempt_store.host:
+            yield f"attempts are stored in {self.settings.attempt_store}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _where(asked: Listener | DashboardAddress, sockets: Iterable[socket]) -> str:
+    """Return the addresses that were bound: the kernel has chosen a port where 0 was asked for."""
+    names = [bound.getsockname() for bound in sockets]
+    return " and ".join(str(replace(asked, host=host, port=port)) for host, port, *_ in names)
+
+
+def load(settings: Settings, warn: Warn) -> Configuration:
+    """Return a configuration without sockets: all files read, all names resolved, nothing bound.
+
+    Raises OperatorError.
+    """
+    uid, gid = privileges.resolve(settings.user, settings.group)
+    if settings.attempt_store.host:
+        redis_attempts.redis_errors()
+    context = tls.context(settings.ssl_cert, settings.ssl_key) if settings.ssl_cert else None
+    if any(listener.proxy for listener in settings.listeners):
+        proxy.parser()
+    rules = _load_scenario(settings)
+    passwords = None
+    if settings.auth not in ("off", "any"):
+        passwords, warning = auth_file.load(settings.auth)
+        if warning:
+            warn(warning)
+    resolved = replace(settings, user=str(uid), group=str(gid), passwords=passwords)
+    return Configuration(resolved, context, rules, {}, [])
+
+
+def _load_scenario(settings: Settings) -> Scenario:
+    sources = tuple(map(scenario.read_source, settings.scenario))
+    loaded = Scenario(scenario.parse_sources(sources), sources=sources, at=time.time())
+    certificates = {name: tls.showing(tls.faulty(name, settings)) for name in loaded.wants}
+    return replace(loaded, certificates=certificates)
+
+
+def open_sockets(
+    loaded: Configuration, current: Configuration | None, inherited: list[socket], warn: Warn
+) -> Configuration:
+    """Return the configuration with its sockets.
+
+    A socket of the current configuration or an inherited one is used where the address is the
+    same; others are bound. After an error the sockets that were opened for it are closed.
+
+    Raises OperatorError.
+    """
+    settings = loaded.settings
+    kept = current.bound if current else {}
+    by_address = {(listener.host, listener.port): sockets for listener, sockets in kept.items()}
+    bound: dict[Listener, list[socket]] = {}
+    opened = replace(loaded, bound=bound, dashboard_sockets=[])
+    try:
+        for listener in settings.listeners:
+            bound[listener] = (
+                kept.get(listener)
+                or by_address.get((listener.host, listener.port))
+                or systemd.take(inherited, listener)
+                or server.bind(listener, settings.backlog)
+            )
+        if settings.dashboard.host:
+            opened.dashboard_sockets[:] = systemd.take(inherited, settings.dashboard) or _open_dashboard(
+                settings, current, warn
+            )
+        systemd.reject_unclaimed(inherited)
+    except OperatorError:
+        close(opened.sockets - (current.sockets if current else set()))
+        raise
+    return opened
+
+
+def _open_dashboard(settings: Settings, current: Configuration | None, warn: Warn) -> list[socket]:
+    """Return the sockets of the dashboard; none if its address is the default one and in use."""
+    asked = settings.dashboard
+    if (
+        current
+        and current.dashboard_sockets
+        and replace(current.settings.dashboard, names=asked.names) == asked
+    ):
+        return current.dashboard_sockets
+    try:
+        return server.bind(asked, settings.backlog)
+    except OperatorError as error:
+        if settings.origins.get("dashboard") != "default":
+            raise
+        warn(f"no dashboard: {error}; --dashboard ADDRESS:PORT moves it, --dashboard off turns it off")
+        return []
+
+
+def close(sockets: Iterable[socket]) -> None:
+    """Close listening sockets in this process."""
+    for listening in sockets:
+        listening.close()

@@ -1,0 +1,23 @@
+"""Lines on standard output and standard error, for the person who typed the command."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+
+def print_stdout(text: str) -> None:
+    """Write to standard output; a reader that stops early, as in `blackhole --help | head`, is no error."""
+    with suppress(BrokenPipeError):
+        os.write(1, text.encode(errors="backslashreplace"))
+
+
+def print_stderr(line: str) -> None:
+    """Write a line to standard error. A closed standard error is no reason to end."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def print_warning(message: str) -> None:
+    """Write a line to standard error that begins with the name of the program."""
+    print_stderr(f"blackhole: {message}")

@@ -1,0 +1,100 @@
+"""Privileges: which user the workers run as, and dropping root for good."""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import pwd
+import resource
+from typing import Final
+
+from blackhole.settings import OperatorError
+
+PR_SET_NO_NEW_PRIVS: Final = 38
+"""From linux/prctl.h: no later execve(2) may gain privileges."""
+
+
+def resolve(user: str, group: str) -> tuple[int, int]:
+    """Return the uid and gid that the workers run with, from names or numbers.
+
+    Two numbers are taken as they are, whether or not such a user exists. Where `user` is empty,
+    root's workers run as `blackhole`, or else as `nobody`; those of any other user run as that user.
+
+    Raises OperatorError: EX_NOUSER for an unknown name, EX_NOPERM for what only root may ask.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if uid != 0 and not user:
+        user = str(uid)
+        group = group or str(gid)
+    if user.isdecimal() and group.isdecimal():
+        wanted = int(user), int(group)
+    else:
+        account = _account(user) if user else _default_account()
+        wanted = account.pw_uid, _group_id(group) if group else account.pw_gid
+    if uid != 0 and wanted != (uid, gid):
+        raise OperatorError(
+            f"only root may run workers as user {user}, group {group or wanted[1]}", os.EX_NOPERM
+        )
+    return wanted
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        raise OperatorError(f"there is no user {user}", os.EX_NOUSER) from None
+
+
+def _default_account() -> pwd.struct_passwd:
+    try:
+        return _account("blackhole")
+    except OperatorError:
+        return _account("nobody")
+
+
+def _group_id(group: str) -> int:
+    try:
+        return int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise OperatorError(f"there is no group {group}", os.EX_NOUSER) from None
+
+
+def drop_privileges(user: str, group: str) -> None:
+    """Become the user for good, if this process is root; in any case never gain privileges again.
+
+    The order is groups, gid, uid: each step needs a right that the next one gives up. Each result
+    is verified; a call that fails without notice would leave a worker with root's rights (Exim,
+    CVE-2011-0017).
+
+    Raises OperatorError: EX_NOPERM if the kernel refuses, EX_SOFTWARE if the result is not as
+    asked for.
+    """
+    uid, gid = resolve(user, group)
+    os.umask(0o027)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.geteuid() != 0:
+        return
+    try:
+        os.setgroups([gid])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        raise OperatorError(
+            f"cannot become user {uid}, group {gid}: {error.strerror}", os.EX_NOPERM
+        ) from None
+    dropped = (os.getresuid(), os.getresgid(), os.getgroups()) == ((uid,) * 3, (gid,) * 3, [gid])
+    if not dropped or _can_regain_root(uid):
+        raise OperatorError(f"did not become user {uid}, group {gid}", os.EX_SOFTWARE)
+
+
+def _can_regain_root(uid: int) -> bool:
+    """Return whether a process that dropped to `uid` can become root again; False if `uid` is root."""
+    if uid == 0:
+        return False
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return False
+    return True

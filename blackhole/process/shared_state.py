@@ -1,0 +1,61 @@
+"""The memory that all processes of a server share, made by the master before it forks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blackhole.metrics.counters import Counters
+from blackhole.net import server
+from blackhole.net.client_table import ClientTable
+from blackhole.process.configuration import Configuration
+from blackhole.rules.scenario import Scenario
+from blackhole.settings import RedisSettings
+from blackhole.store.attempts import AttemptTable
+from blackhole.store.client_log import ClientLog
+from blackhole.store.control import ControlChannel
+from blackhole.store.redis_attempts import RedisAttemptStore
+
+
+class SharedState:
+    """Counters and tables. A table is made when a configuration first needs it, and then stays."""
+
+    def __init__(self, rows: int) -> None:
+        """Make the counters, with a row for each of at most `rows` child processes."""
+        self.counters = Counters(rows)
+        self.control = ControlChannel()
+        self._clients: ClientTable | None = None
+        self._attempts: AttemptTable | None = None
+        self._outcomes: AttemptTable | None = None
+        """What became of each message. In a table of its own, so as not to displace what rules read."""
+        self._redis_stores: dict[RedisSettings, RedisAttemptStore] = {}
+
+    def prepare(self, configuration: Configuration) -> None:
+        """Make what the workers and the dashboard of a configuration need."""
+        settings, bound, scenario = configuration.settings, configuration.bound, configuration.scenario
+        for listener, sockets in bound.items():
+            self.counters.listener(server.address(listener, sockets))
+        if settings.counts_clients and self._clients is None:
+            self._clients = ClientTable(self.counters.rows)
+        # Through the dashboard a scenario may be loaded that needs a table the configured one does not.
+        has_dashboard = bool(configuration.dashboard_sockets)
+        if self._attempts is None and (has_dashboard or server.remembers(bound, scenario)):
+            self._attempts = AttemptTable(self.counters.rows)
+        if self._outcomes is None and (has_dashboard or server.watches(bound, scenario)):
+            self._outcomes = AttemptTable()
+        if self.counters.client_log is None and settings.show_clients:
+            self.counters.client_log = ClientLog(self.counters.rows)
+        if settings.attempt_store.host and settings.attempt_store not in self._redis_stores:
+            self._redis_stores[settings.attempt_store] = RedisAttemptStore(settings.attempt_store)
+
+    def clients(self, configuration: Configuration) -> ClientTable | None:
+        """Return the table of what each client uses, or None if no limit by client is set."""
+        return self._clients if configuration.settings.counts_clients else None
+
+    def attach(self, configuration: Configuration, row: int) -> Scenario:
+        """Return the scenario of a configuration with the stores that its rules use, in a worker."""
+        scenario = replace(configuration.scenario, past=self._outcomes)
+        if self._attempts is None:
+            return scenario
+        self._attempts.set_row(row)
+        store = self._redis_stores.get(configuration.settings.attempt_store) or self._attempts
+        return replace(scenario, memory=store)

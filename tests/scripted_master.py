@@ -1,0 +1,124 @@
+"""A master whose children behave as files tell them: `scripted_master.py DIRECTORY WORKERS CONSTANTS`.
+
+With a file DIRECTORY/die the next child dies at its start, and so on for the other names of files
+below. What happens is appended to DIRECTORY/events. CONSTANTS is a JSON object with fields of `Timing`, and
+with `drain` (the drain timeout), `rows` (of the counters) and `user` (a uid).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from blackhole.metrics.counters import Counters
+from blackhole.process import logs
+from blackhole.process.pidfile import MASTER_TITLE
+from blackhole.process.plan import ChildContext, Job, ProcessPlan
+from blackhole.process.supervisor import Supervisor, Timing
+from blackhole.settings import OperatorError
+
+WORKER = "blackhole: worker"
+
+PR_SET_CHILD_SUBREAPER = 36
+"""From linux/prctl.h: orphans become children of this process, as those of PID 1."""
+
+
+class ScriptedService:
+    """Plans children that do what the files say, and writes down what the supervisor asks for."""
+
+    def __init__(self, directory: Path, workers: int, constants: dict[str, float]) -> None:
+        self.directory, self.workers, self.constants = directory, workers, constants
+        self.counters = Counters(int(constants.get("rows", 100)))
+
+    def exists(self, name: str) -> bool:
+        return (self.directory / name).exists()
+
+    def write(self, event: str) -> None:
+        with open(self.directory / "events", "a") as events:
+            events.write(event + "\n")
+
+    def plan(self) -> ProcessPlan:
+        def job(number: int) -> Job:
+            return Job(f"{WORKER} {number}", lambda child: self.run_child(number, child))
+
+        others = (Job("blackhole: other", lambda child: self.run_child(99, child)),)
+        drain = self.constants.get("drain", 5.0)
+        return ProcessPlan(job, self.workers, others if self.exists("other") else (), drain)
+
+    def run_child(self, number: int, child: ChildContext) -> None:
+        if self.exists("die") or self.exists(f"die{number}"):
+            os._exit(3)
+        if self.exists("raise"):
+            raise ZeroDivisionError("by intent")
+        if self.exists("refuse"):
+            raise OperatorError("cannot do that", os.EX_NOPERM)
+        while self.exists("mute"):
+            time.sleep(0.05)
+        stops: list[float] = []
+        delay = 30 if self.exists("stubborn") else 0
+        signal.signal(signal.SIGTERM, lambda *_: stops.append(time.monotonic() + delay))
+        signal.signal(signal.SIGINT, lambda *_: None if delay else stops.append(0))
+        signal.signal(signal.SIGUSR1, lambda *_: self.write("child reopens its log"))
+        self.counters.heartbeat(child.row)
+        if self.exists("crash"):
+            time.sleep(0.05)
+            os._exit(4)
+        if self.exists("orphan") and os.fork() == 0:
+            if os.fork() == 0:
+                time.sleep(0.3)
+            os._exit(0)
+        while not any(time.monotonic() >= moment for moment in stops):
+            if not self.exists("silent"):
+                self.counters.heartbeat(child.row)
+            if select.select([child.master_alive_fd], [], [], 0.02)[0]:
+                self.write("the master is gone")
+                return
+
+    # What the supervisor calls.
+
+    def ready(self) -> None:
+        self.write("ready")
+
+    def reload(self) -> ProcessPlan:
+        self.write("reload")
+        if self.exists("wrong"):
+            raise OperatorError("that is wrong")
+        return self.plan()
+
+    def reload_finished(self, succeeded: bool) -> None:
+        self.write("reloaded" if succeeded else "reload failed")
+
+    def reopen_log(self) -> None:
+        self.write("master reopens its log")
+
+    def stop_listening(self) -> None:
+        self.write("stop listening")
+
+
+def main(directory: Path, workers: int, constants: dict[str, float]) -> int:
+    setproctitle(MASTER_TITLE)
+    if "user" in constants:
+        os.setuid(int(constants["user"]))
+        resource.setrlimit(resource.RLIMIT_NPROC, (1 + workers // 2, 99))
+    logs.set_up("", debug=False)
+    service = ScriptedService(directory, workers, constants)
+    if service.exists("subreaper"):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    names = {field.name for field in fields(Timing)}
+    assert constants.keys() <= names | {"drain", "rows", "user"}
+    timing = Timing(**{name: value for name, value in constants.items() if name in names})
+    return Supervisor(service.plan(), service.counters, service, timing).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])))

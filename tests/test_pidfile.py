@@ -1,0 +1,234 @@
+"""Pidfiles, with real files, locks and processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import dedent
+
+import pytest
+from program import AS_NOBODY, as_root, environment, run_python
+
+from blackhole.process import pidfile
+from blackhole.process.pidfile import Pidfile, pidfile_owner
+from blackhole.settings import OperatorError
+
+
+@contextmanager
+def locked_by_another(path: Path, then: str = "file.write()") -> Iterator[subprocess.Popen[str]]:
+    """Run a process that locks the pidfile, runs `then` and sleeps."""
+    code = f"""
+import os, signal, sys, time
+from setproctitle import setproctitle
+from blackhole.process.pidfile import MASTER_TITLE, Pidfile
+setproctitle(MASTER_TITLE)
+file = Pidfile({str(path)!r})
+{dedent(then)}
+print("locked", flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        try:
+            yield other
+        finally:
+            other.kill()
+
+
+def test_pidfile_contains_the_pid_of_its_owner_and_is_removed_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    locked = Pidfile(str(path))
+    assert pidfile_owner(str(path)) == 0  # the pid is not written yet
+    locked.write()
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert pidfile_owner(str(path)) == os.getpid()
+    locked.remove()
+    assert not path.exists()
+    assert pidfile_owner(str(path)) is None
+
+
+def test_pidfile_is_readable_by_every_user_whatever_the_umask(tmp_path: Path) -> None:
+    umask = os.umask(0o077)
+    try:
+        locked = Pidfile(str(tmp_path / "pid"))
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == 0o644
+    locked.remove()
+
+
+def test_second_process_cannot_lock_a_pidfile_and_learns_the_pid_of_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with locked_by_another(path) as other:
+        with pytest.raises(OperatorError, match=f"already running, pid {other.pid} ") as caught:
+            Pidfile(str(path))
+        assert caught.value.code == os.EX_TEMPFAIL
+        assert path.read_text() == f"{other.pid}\n"
+
+
+def test_pidfile_of_a_killed_process_can_be_locked_again(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with locked_by_another(path) as other:
+        other.kill()
+        other.wait()
+        assert pidfile_owner(str(path)) is None
+        locked = Pidfile(str(path))
+    locked.write()
+    assert pidfile_owner(str(path)) == os.getpid()
+    locked.remove()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "garbage", "-1\n", "99999999999999999999", pytest.param(f"{os.getpid()}\n", id="our own"), "1\n"],
+)
+def test_content_of_an_unlocked_pidfile_is_ignored(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "pid"
+    path.write_text(content)
+    assert pidfile_owner(str(path)) is None
+    assert pidfile.send(str(path), signal.SIGKILL) is False
+    assert pidfile.stop(str(path), 1.0) is False
+    Pidfile(str(path)).remove()
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "-1", "1"])
+def test_process_named_in_a_pidfile_that_it_does_not_hold_is_never_signalled(
+    tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is held, but not by the process that the file names."""
+    path = tmp_path / "pid"
+    monkeypatch.setattr(pidfile, "WRITE_TIMEOUT", 0.1)
+    with locked_by_another(path, f"os.pwrite(file.descriptor, {content.encode()!r}, 0)") as other:
+        with pytest.raises(OperatorError, match="does not contain the pid") as caught:
+            pidfile.send(str(path), signal.SIGCONT)
+        assert caught.value.code == os.EX_UNAVAILABLE
+        assert other.poll() is None
+
+
+def test_symbolic_link_in_place_of_a_pidfile_is_not_followed(tmp_path: Path) -> None:
+    path, precious = tmp_path / "pid", tmp_path / "precious"
+    precious.write_text("precious")
+    path.symlink_to(precious)
+    with pytest.raises(OperatorError, match="symbolic link") as caught:
+        Pidfile(str(path))
+    assert caught.value.code == os.EX_CANTCREAT
+    with pytest.raises(OperatorError, match="cannot be read"):
+        pidfile_owner(str(path))
+    assert precious.read_text() == "precious"
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("mode", "taken"), [(0o755, True), (0o775, True), (0o1777, True), (0o777, False), (0o757, False)], ids=oct
+)
+def test_root_refuses_a_world_writable_directory_that_is_not_sticky(
+    tmp_path: Path, mode: int, taken: bool
+) -> None:
+    """But where it is sticky, as /tmp, or where a group may write, as in some /var/log."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    if taken:
+        Pidfile(str(shared / "pid")).remove()
+        return
+    with pytest.raises(OperatorError, match=f"its directory is world-writable; chmod o-w {shared}") as caught:
+        Pidfile(str(shared / "pid"))
+    assert caught.value.code == os.EX_CANTCREAT
+    assert not (shared / "pid").exists()
+
+
+@as_root
+def test_other_users_may_use_a_world_writable_directory(tmp_path: Path) -> None:
+    with TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        done = run_python(f"""
+            {AS_NOBODY}
+            pidfile.Pidfile({directory!r} + "/pid").remove()
+        """)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pidfile_in_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="No such file or directory"):
+        Pidfile(str(tmp_path / "none" / "pid"))
+
+
+def test_status_query_that_holds_the_lock_for_a_moment_does_not_prevent_a_start(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with open(path, "w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (asking, fcntl.LOCK_UN)).start()
+        Pidfile(str(path)).remove()
+
+
+def test_lock_on_a_removed_pidfile_does_not_count(tmp_path: Path) -> None:
+    """One who starts while another ends may have opened the old file just before that was removed."""
+    path = tmp_path / "pid"
+    first = Pidfile(str(path))
+    path.unlink()
+    second = Pidfile(str(path))
+    first.remove()
+    assert path.exists()
+    second.remove()
+
+
+def test_child_that_closed_the_pidfile_does_not_prolong_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    child = """
+        file.write()
+        answer, told = os.pipe()
+        if not os.fork():
+            file.close()
+            os.write(told, b".")
+            time.sleep(5)
+            os._exit(0)
+        os.read(answer, 1)
+    """
+    with locked_by_another(path, child) as other:
+        other.kill()
+        other.wait()
+        assert pidfile_owner(str(path)) is None
+
+
+def test_stop_waits_until_the_process_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with locked_by_another(
+        path, "signal.signal(15, lambda *_: (time.sleep(0.2), sys.exit()))\nfile.write()"
+    ) as other:
+        assert pidfile.stop(str(path), 10.0) is True
+        assert other.wait(1) == 0
+
+
+def test_stop_kills_a_process_that_ignores_sigterm(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with locked_by_another(path, "signal.signal(15, signal.SIG_IGN)\nfile.write()") as other:
+        assert pidfile.stop(str(path), 0.2) is True
+        assert other.wait(1) == -signal.SIGKILL
+
+
+@as_root
+def test_user_cannot_stop_the_process_of_another_user() -> None:
+    with TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = Path(directory) / "pid"
+        with locked_by_another(path) as other:
+            done = run_python(f"""
+                {AS_NOBODY}
+                print(pidfile.pidfile_owner({str(path)!r}))
+                try:
+                    pidfile.stop({str(path)!r}, 1)
+                except settings.OperatorError as error:
+                    print(error.code)
+            """)
+            assert done.stdout == f"{other.pid}\n{os.EX_NOPERM}\n", done.stderr
