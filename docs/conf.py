@@ -21,6 +21,8 @@ exclude_patterns = ["_build"]
 nitpicky = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"Blackhole {release}"
 html_copy_source = False
 html_show_sphinx = False

@@ -211,9 +211,9 @@ def metrics() -> Iterator[tuple[str, str, str, str]]:
 def metric_table() -> Iterator[str]:
     """Yield the table of all metrics; a metric without a row in QUERIES has no example."""
     yield from table(
-        ("metric", "type", "labels", "meaning, and an example query"),
+        ("metric, its type and labels", "meaning, and an example query"),
         (
-            (code(name), kind, labels, f"{meaning}<br>{code(QUERIES.get(name, ''))}")
+            (f"{code(name)}<br>{kind} {labels}".rstrip(), f"{meaning}<br>{code(QUERIES.get(name, ''))}")
             for name, kind, labels, meaning in metrics()
         ),
     )
