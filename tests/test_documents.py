@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from external_programs import output_of, path_of, requires
 from program import ROOT
 
 from blackhole.option_table import NAMES
@@ -98,6 +100,19 @@ def test_check_of_the_reference_names_a_page_that_differs(tmp_path: Path) -> Non
 
 def test_every_metric_has_an_example_query() -> None:
     assert {name for name, *_ in TABLES.metrics()} == set(TABLES.QUERIES), "see QUERIES in docs/tables.py"
+
+
+@requires("promtool")
+def test_prometheus_can_parse_every_query_of_the_documents(tmp_path: Path) -> None:
+    shown = re.findall(r"^ {4}(.*blackhole_.*)$", (DOCS / "metrics.md").read_text("utf-8"), re.MULTILINE)
+    rules = [
+        {"record": f"query:{number}", "expr": query}
+        for number, query in enumerate((*shown, *TABLES.QUERIES.values()))
+    ]
+    assert len(rules) > len(TABLES.QUERIES)
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "documents", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in output_of(path_of("promtool"), "check", "rules", str(file))
 
 
 # Form
