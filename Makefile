@@ -1,4 +1,4 @@
-# `make` alone lists what can be made. PYTHON=... names another Python, ARGS=... goes to pytest.
+# `make` lists all targets. PYTHON=... selects the Python, ARGS=... is passed to pytest.
 
 PYTHON = python3
 VENV = .venv
@@ -13,13 +13,13 @@ DOCS = docs/_build
 help:
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-run: $(VENV)/.program  ## start Blackhole on 127.0.0.1:2525 with two workers; Ctrl-C stops it
+run: $(VENV)/.program  ## install Blackhole into .venv and serve on 127.0.0.1:2525; Ctrl-C stops it
 	@$(BIN)/blackhole --host 127.0.0.1 --port 2525 --workers 2
 
-# Most tests wait for something, so four at once take a third of the time, on two processors too.
-# Workers that dropped root write their measurements too, so these go where anyone may write.
-# Those that a test kills leave half a file behind, of which `combine` would warn.
-test: $(VENV)/.test  ## run the tests and check how much of the code they reach
+# Most tests wait, so four processes take a third of the time, even on two processors.
+# Workers without root privileges write coverage data too, so its directory is world-writable.
+# A killed worker leaves an incomplete file, about which `combine` would warn.
+test: $(VENV)/.test  ## run all tests, and check their coverage
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && chmod 1777 "$$data" && \
 	COVERAGE_FILE="$$data/.coverage" $(BIN)/coverage run -m pytest -n 4 --dist loadfile $(ARGS) && \
 	$(BIN)/python -W ignore -m coverage combine --quiet "$$data"
@@ -30,15 +30,15 @@ check: $(VENV)/.lint $(VENV)/.test  ## lint, types, and the tests that need no s
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest -q -m pure -n 2 $(ARGS) $$(grep -l 'pytest\.mark\.pure' tests/test_*.py)
 
-coverage: test  ## the same, and a line by line report in htmlcov/index.html
+coverage: test  ## the same, with a report in htmlcov/index.html
 	@$(BIN)/coverage html --quiet
 
-lint: $(VENV)/.lint  ## check style and types
+lint: $(VENV)/.lint  ## check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: $(VENV)/.docs  ## build docs/_build/html; a warning is an error
+docs: $(VENV)/.docs  ## build docs/_build/html; warnings are errors
 	@$(BIN)/sphinx-build -W --keep-going -q -b html -d $(DOCS)/doctrees docs $(DOCS)/html
 
 reference: $(VENV)/.program  ## write docs/reference/*.md again from the tables of the program
@@ -50,24 +50,24 @@ dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
 	@$(BIN)/twine check --strict dist/*
 	@$(BIN)/python -m zipfile -l dist/*.whl | grep blackhole/py.typed >/dev/null || { echo 'py.typed is not in the wheel' >&2; exit 1; }
 
-bench: $(VENV)/.program  ## measure the speed beside other sinks
+bench: $(VENV)/.program  ## compare the speed with other sinks
 	@$(BIN)/python -m benchmarks
 
 bench-quick: $(VENV)/.program  ## the same, in under two minutes
 	@$(BIN)/python -m benchmarks --quick
 
-faults: $(VENV)/.test  ## kill, freeze, flood and starve it, and measure: 15 minutes; ARGS=--full: 2 hours
+faults: $(VENV)/.test  ## inject faults and measure the effect: 15 minutes; ARGS=--full: 2 hours
 	@$(BIN)/python -m tests.faults $(ARGS)
 
-soak: $(VENV)/.test  ## good and bad clients at half of what it takes, 10 minutes, or ARGS="--minutes 60"
+soak: $(VENV)/.test  ## run good and bad clients at half load: 10 minutes; ARGS="--minutes 60"
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-clean:  ## remove all that was made, the virtual environment too
+clean:  ## remove everything that was built, and the virtual environment
 	@rm -rf $(VENV) $(DOCS) build dist htmlcov .coverage *.egg-info
 	@rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .tox
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The virtual environment, made once; a file in it marks each set of packages it holds.
+# The virtual environment. A file in it marks each set of packages that is installed.
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
