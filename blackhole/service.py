@@ -161,7 +161,7 @@ class Service:
         shared.counters.set_owner(child.row, title)
         self._close_unneeded(wanted, wanted.smtp_sockets)
         drop_privileges(settings.user, settings.group)
-        scenario = replace(shared.attach(wanted, child.row), began=self._began)
+        scenario = replace(shared.attach(wanted, child.row), clock_origin=self._began)
         worker.run(
             WorkerContext(
                 settings,
@@ -185,7 +185,7 @@ class Service:
         from blackhole.web.control import Control
         from blackhole.web.dashboard import Dashboard
 
-        control = Control(settings, wanted.scenario, shared.control, shared.counters)
+        control = Control(settings, wanted.scenario.scenario, shared.control, shared.counters)
         dashboard = Dashboard(settings, shared.counters, self._history, child, control)
         drop_privileges(settings.user, settings.group)
         dashboard.run(wanted.dashboard_sockets)

@@ -138,7 +138,9 @@ def profile_page() -> Iterator[str]:
         "They model kinds of servers. None of them is the documented behaviour of a provider.",
         "",
     )
-    profiles = ((name, scenario.read_source(f"{scenario.PROFILE}{name}")) for name in scenario.profiles())
+    profiles = (
+        (name, scenario.read_source(f"{scenario.PROFILE_PREFIX}{name}")) for name in scenario.profiles()
+    )
     yield from table(
         ("profile", "meaning"), ((code(name), sentence(scenario.about(source))) for name, source in profiles)
     )

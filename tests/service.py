@@ -20,6 +20,7 @@ from blackhole.net.direct import Selector
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, Settings
+from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.redis_attempts import RedisAttemptStore
 
@@ -59,9 +60,9 @@ class Service:
         fleet = RedisAttemptStore(self.settings.attempt_store) if self.settings.attempt_store.host else None
         if fleet is not None:
             await fleet.open()
-        plot = Scenario(rules, time.monotonic(), fleet or AttemptTable(), past=AttemptTable())
+        active = ActiveScenario(Scenario(rules), time.monotonic(), fleet or AttemptTable(), AttemptTable())
         self.server = server.SMTPServer(
-            self.listener, self.settings, self.cells, self.context, None, scenario=plot, ledger=self.ledger
+            self.listener, self.settings, self.cells, self.context, None, scenario=active, ledger=self.ledger
         )
         self.server.open(self.sockets, self.selector)
         self.ready.set()

@@ -18,8 +18,8 @@ from blackhole.net import server, tls
 from blackhole.process import worker
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import WorkerContext
-from blackhole.rules.scenario import NONE
 from blackhole.settings import Listener, Settings
+from blackhole.store.active_scenario import NO_SCENARIO
 from blackhole.store.control import (
     INITIAL_NUMBER,
     MAX_ORDER_OCTETS,
@@ -113,9 +113,10 @@ def test_a_one_shot_rule_without_remaining_uses_is_not_in_the_scenario() -> None
     one = OneShotRule(2, 0, 1, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
     channel.set_budget(one, 1)
     order = RuntimeOrder(one_shot_rules=(one,))
-    assert [rule.phases for rule in effective_scenario(order, NONE, channel, tls.showing).rules] == [{"RCPT"}]
+    active = effective_scenario(order, NO_SCENARIO, channel, tls.showing)
+    assert [rule.phases for rule in active.rules] == [{"RCPT"}]
     assert channel.consume(one)
-    assert effective_scenario(order, NONE, channel, tls.showing).rules == ()
+    assert effective_scenario(order, NO_SCENARIO, channel, tls.showing).rules == ()
 
 
 def test_each_order_wakes_readers_up_and_the_pipe_never_fills() -> None:
@@ -146,7 +147,7 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
             logging.basicConfig(filename=log, force=True)
             settings = Settings(listeners=(listener,))
             child = ChildContext(row, alive_fd)
-            worker.run(WorkerContext(settings, {listener: [bound]}, None, NONE, stats, channel, child))
+            worker.run(WorkerContext(settings, {listener: [bound]}, None, NO_SCENARIO, stats, channel, child))
         finally:
             os._exit(0)
     try:

@@ -15,6 +15,8 @@ from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import CERTIFICATES
 from blackhole.rules.faults import FAULTS
 from blackhole.rules.listener_rules import ListenerRules
+from blackhole.rules.rule_keys import FILE_KEYS, RULE_KEYS, WINDOW_KEYS
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
 
@@ -33,11 +35,11 @@ SEEDED = next(text for text in EXAMPLES if text.startswith("seed = "))
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: text.split("\n")[0])
 def test_every_example_of_the_page_is_a_scenario(text: str) -> None:
-    assert scenario.parse_rules(text, "page")
+    assert parse_rules(text, "page")
 
 
 def test_every_key_is_explained() -> None:
-    for key in (*scenario.RULE_KEYS, *scenario.WINDOW_KEYS, *scenario.FILE_KEYS):
+    for key in (*RULE_KEYS, *WINDOW_KEYS, *FILE_KEYS):
         assert f"`{key}`" in PAGE or key in ("about", "rule"), key
     for word in (*FAULTS, *CERTIFICATES):
         assert f'"{word}"' in PAGE, word
@@ -62,7 +64,7 @@ def test_the_page_shows_what_explain_says(tmp_path: Path) -> None:
 def said(text: str, *flags: str) -> list[str]:
     """The lines that explain prints."""
     told = dict(flag.split("=", 1) for flag in flags)
-    rules = scenario.parse_rules(text, "test.toml")
+    rules = parse_rules(text, "test.toml")
     return list(explain.explain(rules, "bounce", explain.context(told, "127.0.0.1:25"), Random(7)))
 
 
@@ -241,7 +243,7 @@ MANY = "".join(
 
 def test_it_says_what_the_server_does() -> None:
     """`explain` asks rule by rule, the server takes short ways; they agree in every case."""
-    rules = tuple(scenario.parse_rules(MANY, "test.toml"))
+    rules = parse_rules(MANY, "test.toml")
     policy = ListenerRules(rules, "accept", "127.0.0.1:25")
     asked = 0
     for name in ("bob", "ann", "eve", "Bob"):

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from blackhole.rules.faults import FAULTS
-from blackhole.rules.scenario import COUNTED, RULE_KEYS, profiles
+from blackhole.rules.rule_keys import RULE_KEYS
+from blackhole.rules.scenario import profiles
+from blackhole.rules.value_readers import THROTTLED_AT
 from blackhole.smtp.replies import NextAction
 from tests.fuzz import inputs, live, model
 from tests.fuzz.__main__ import put, shout, sizes
@@ -87,7 +89,7 @@ def test_a_block_is_the_same_whoever_makes_it() -> None:
 
 def test_rules_of_every_sort_are_put_to_it() -> None:
     text = "".join(RULES.values())
-    assert [key for key in {*RULE_KEYS, *FAULTS, *COUNTED, "drip"} if key not in text] == []
+    assert [key for key in {*RULE_KEYS, *FAULTS, *THROTTLED_AT, "drip"} if key not in text] == []
     names = {kind.name for kind in KINDS}
     assert {f"profile {name}" for name in profiles()} | RULES.keys() <= names
 

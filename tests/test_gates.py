@@ -16,11 +16,12 @@ import pytest
 from elsewhere import Elsewhere, Silence, fetched
 from program import Program, descriptors, wait_for
 
-from blackhole.rules import explain, scenario
+from blackhole.rules import explain
 from blackhole.rules.attempt_store import NULL_STORE, Answer, AttemptStore, Update, count_attempt
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.limiters import Greylist, RateLimit, network
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ListenerConfig
 from blackhole.store.attempts import AttemptTable
@@ -32,7 +33,7 @@ class World:
     def __init__(self, text: str, mode: str = "accept", memory: AttemptStore | None = None) -> None:
         self.now = 0.0
         self.memory = memory or AttemptTable(sets=64)
-        rules = tuple(scenario.parse_rules(text, "test.toml")) if text else ()
+        rules = parse_rules(text, "test.toml") if text else ()
         outside = RuleEnvironment(lambda: self.now, self.memory)
         self.engine = SMTPEngine(
             ListenerConfig(hostname="mx.test", mode=mode, rules=rules), Random(7), outside=outside
@@ -254,7 +255,7 @@ def test_where_nobody_knows_draws_are_those_of_the_first_attempt() -> None:
 
 
 def test_what_nobody_knows_is_told_by_explain() -> None:
-    rules = scenario.parse_rules(
+    rules = parse_rules(
         "[[rule]]\nphase = 'RCPT'\nattempt = 2\nsender = 'ann@*'\ngreylist = true\n"
         "when_unknown = '451 4.3.0 Who knows'\n[[rule]]\ngreylist = true\nwhen_unknown = 'accept'\n",
         "test.toml",

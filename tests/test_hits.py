@@ -21,7 +21,7 @@ from test_web import Sink, ask, figures, post
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import MAX_RULE_NAMES, RULE_HITS_START
-from blackhole.rules import scenario
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ListenerConfig
 
@@ -30,8 +30,8 @@ from blackhole.smtp.state import ListenerConfig
 
 def engine(text: str, strict: bool = False) -> SMTPEngine:
     """One whose rules are counted in the cells 10001, 10002, ..."""
-    read = enumerate(scenario.parse_rules(text, "test"), 10001)
-    rules = tuple(replace(rule, cell=cell) for cell, rule in read)
+    read = enumerate(parse_rules(text, "test"), 10001)
+    rules = tuple(replace(rule, counter=cell) for cell, rule in read)
     return SMTPEngine(ListenerConfig(rules=rules, strict=strict), Random(7))
 
 

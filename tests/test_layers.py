@@ -52,8 +52,8 @@ PURE = frozenset(
 """What `smtp` and `rules` may import of the standard library: no clock, randomness, socket, log or file."""
 
 READS_FILES = {
-    "rules.scenario": frozenset(("difflib", "os", "ssl", "tomllib")),
-    "rules.explain": frozenset(("random",)),
+    "rules.scenario": frozenset(("os", "tomllib")),
+    "rules.scenario_file": frozenset(("difflib", "tomllib")),
 }
 """What else a module of theirs may import, which reads the operator's files."""
 

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from blackhole.rules import scenario
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore, count_attempt
 from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ListenerConfig
 from blackhole.store.attempts import AttemptTable
@@ -23,7 +23,7 @@ def replace_rules(old: SMTPEngine, *rules: str, memory: AttemptStore = NULL_STOR
     """Replace the rules of an engine, and return its successor."""
     text = "".join(f"[[rule]]\n{rule}\n" for rule in rules)
     return old.replace_rules(
-        tuple(scenario.parse_rules(text, "successor") if rules else ()), RuleEnvironment(memory=memory)
+        (parse_rules(text, "successor") if rules else ()), RuleEnvironment(memory=memory)
     )
 
 

@@ -19,6 +19,7 @@ from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.listener_rules import MAX_CLIENT_KINDS
 from blackhole.rules.model import Condition, Rule, Window
 from blackhole.rules.patterns import GlobSet, Networks
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import OperatorError
 from blackhole.smtp.header_section import fields
 from blackhole.smtp.replies import NextAction
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.pure
 
 
 def rules(text: str) -> tuple[Rule, ...]:
-    return tuple(scenario.parse_rules(text, "test.toml"))
+    return parse_rules(text, "test.toml")
 
 
 def engine(
@@ -56,22 +57,21 @@ REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "450 4.2.1 Later"\n'
 CLOSE = "[[rule]]\nreply = '421 4.7.0 No'\n"
 
 MISTAKES = {
-    "": "test.toml: there is no [[rule]] in it",
+    "": "test.toml: no [[rule]] in the file",
     "[[rule]": "test.toml: Expected ']]' at the end of an array declaration (at line 1, column 7)",
     "rule = 1": "test.toml:1: rule: expected [[rule]] in double brackets",
     "[rule]\nphase = 'RCPT'": "test.toml: rule: expected [[rule]] in double brackets",
-    "seeds = 7\n" + REFUSE: "test.toml:1: seeds: no such key; did you mean seed?",
+    "seeds = 7\n" + REFUSE: 'test.toml:1: unknown key "seeds" (did you mean seed?)',
     "seed = -1\n" + REFUSE: "test.toml:1: seed: expected a whole number from 0, not '-1'",
-    REFUSE + "recipent = '*'\n": "test.toml:4: rule 1: recipent: no such key; did you mean recipient?",
-    REFUSE
-    + "regex = '(a+)+$'\n": "test.toml:4: rule 1: regex: no such key; there are globs of * and ?, and no "
-    "regular expressions",
+    REFUSE + "recipent = '*'\n": 'test.toml:4: rule 1: unknown key "recipent" (did you mean recipient?)',
+    REFUSE + "regex = '(a+)+$'\n": 'test.toml:4: rule 1: unknown key "regex"; patterns are globs of * and ?, '
+    "there are no regular expressions",
     REFUSE
     + "recipient = '/(a+)+$/'\n": "test.toml:4: rule 1: recipient: expected a glob of * and ?; there are no "
     "regular expressions, not '/(a+)+$/'",
-    "[[rule]]\nreply = '450 4.2.1 Later'": "test.toml:1: rule 1: phase: missing; one of CONNECT, HELO, ",
+    "[[rule]]\nreply = '450 4.2.1 Later'": "test.toml:1: rule 1: phase: missing; expected one of CONNECT, ",
     "[[rule]]\nphase = 'rcpt'\nreply = '450 4.2.1 Later'": "test.toml:2: rule 1: phase: expected one of ",
-    "[[rule]]\nphase = 'RCPT TO'\nreply = '450 4.2.1 Later'": "did you mean RCPT?",
+    "[[rule]]\nphase = 'RCPT TO'\nreply = '450 4.2.1 Later'": "(did you mean RCPT?)",
     "[[rule]]\nphase = 'RCPT'": "test.toml:1: rule 1: reply: missing; a rule needs one of reply, ",
     "[[rule]]\nphase = 'RCPT'\nreply = 'Later'": "test.toml:3: rule 1: reply: expected a reply with its ",
     "[[rule]]\nphase = 'RCPT'\nreply = '450'": "expected a reply with its code",
@@ -80,23 +80,23 @@ MISTAKES = {
     "[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 {name}'": "{name} is none of {client} {helo} ",
     "[[rule]]\nphase = 'RCPT'\nreply = []": "expected at least one reply",
     "[[rule]]\nphase = 'RCPT'\nreply = ['250 2.1.5 OK', '450 4.2.1 Later']": "acceptances, not both",
-    "[[rule]]\nphase = 'RCPT'\nreply = '354 Go on'": "rule 1: reply: 354 is the answer to DATA alone",
+    "[[rule]]\nphase = 'RCPT'\nreply = '354 Go on'": "rule 1: reply: 354 is the reply to DATA only",
     "[[rule]]\nphase = ['RCPT', 'MAIL']\nreply = '250 2.0.0 OK'": "250 cannot be right in several phases",
     REFUSE
     + "chance = 2\n": "test.toml:4: rule 1: chance: expected a probability above 0, at most 1, not '2'",
     REFUSE + "chance = 'often'\n": "rule 1: chance: expected a number, not 'often'",
     REFUSE + "chance = nan\n": "rule 1: chance: expected a number, not 'nan'",
-    REFUSE + "window = 'night'\n": "test.toml:4: rule 1: window: there is no window 'night'",
-    REFUSE + "window = 'nigth'\n[[window]]\nname = 'night'\nfor = 60\n": "did you mean night?",
-    "[[window]]\nname = 'night'\n" + REFUSE: "test.toml:1: window 1 (night): for: missing, or nothing",
-    "[[window]]\nfor = 5\n" + REFUSE: "window 1: name: missing, or nothing",
+    REFUSE + "window = 'night'\n": 'test.toml:4: rule 1: window: unknown window "night"',
+    REFUSE + "window = 'nigth'\n[[window]]\nname = 'night'\nfor = 60\n": "(did you mean night?)",
+    "[[window]]\nname = 'night'\n" + REFUSE: "test.toml:1: window 1 (night): for: missing or empty",
+    "[[window]]\nfor = 5\n" + REFUSE: "window 1: name: missing or empty",
     "[[window]]\nname = 'w'\nfor = 9\nevery = 5\n"
     + REFUSE: "test.toml:4: window 1 (w): every: shorter than for",
     "[[window]]\nname = 'w'\nfor = 9\nramp = 10\n" + REFUSE: "window 1 (w): ramp: longer than for",
     "[[window]]\nname = 'w'\nfor = '9 years'\n" + REFUSE: "window 1 (w): for: expected a time, as 90, ",
     "[[window]]\nname = 'w'\nfor = -9\n" + REFUSE: "window 1 (w): for: expected no time before 0",
     "[[window]]\nname = 'w'\nfor = 9\n[[window]]\nname = 'w'\nfor = 9\n"
-    + REFUSE: "test.toml:5: window 2 (w): name: ",
+    + REFUSE: 'test.toml:5: window 2 (w): name: window "w" is defined twice',
     REFUSE + "attempt = 'twice'\n": 'rule 1: attempt: expected a comparison, as "<= 2" or "> 10M", not ',
     REFUSE + "client = '192.0.2.256'\n": "rule 1: client: expected an address or a network, as 192.0.2.0/24",
     REFUSE + "client = []\n": "rule 1: client: expected at least one",
@@ -109,30 +109,30 @@ MISTAKES = {
     REFUSE + "delay = {}\n": "rule 1: delay: expected { p50 = S, p90 = S, p99 = S } that rise",
     REFUSE
     + "delay = { p50 = 2, p90 = 1 }\n": "rule 1: delay: expected { p50 = S, p90 = S, p99 = S } that rise",
-    REFUSE + "delay = { mean = 2 }\n": "rule 1: delay: mean: no such key",
+    REFUSE + "delay = { mean = 2 }\n": 'rule 1: delay: unknown key "mean", expected one of lognormal, p50',
     REFUSE + "delay = { lognormal = { median = 2 } }\n": "expected lognormal = { median = S, p99 = S }",
     REFUSE
     + "delay = { lognormal = { median = 2, p99 = 1 } }\n": "expected a median above 0 and a p99 above it",
     REFUSE + "then = 'stal'\n": "rule 1: then: expected one of close, reset, stall, ",
-    REFUSE + "then = 'drip'\n": "rule 1: then: drip has a rate: then = { drip = 10 } is ten octets a second",
+    REFUSE + "then = 'drip'\n": "rule 1: then: drip needs a rate; then = { drip = 10 } is ten octets",
     REFUSE + "then = { drip = 0 }\n": "rule 1: then: expected drip = octets a second, from 1 to 65536",
     REFUSE
-    + "then = 'close-before-reply'\n": "rule 1: then: close-before-reply loses the reply; leave reply out",
+    + "then = 'close-before-reply'\n": "rule 1: then: close-before-reply sends no reply; leave reply out, ",
     REFUSE + "hide = 'SIZE'\n": 'rule 1: hide: only with phase = "EHLO"',
-    "[[rule]]\nphase = 'EHLO'\nhide = 'SIZE'\nreply = '250 mx.test'": "hide: not with a reply",
+    "[[rule]]\nphase = 'EHLO'\nhide = 'SIZE'\nreply = '250 mx.test'": "hide: not with reply, which replaces",
     "[[rule]]\nphase = 'EHLO'\nadd = '-'": "add: expected an EHLO keyword",
     "[[rule]]\nphase = 'MAIL'\nrecipient = '*'\ndelay = 1": "test.toml:3: rule 1: recipient: not known at ",
     "[[rule]]\nname = 'first'\nphase = 'MAIL'\nthen = 'stop'\n": "test.toml:4: rule 1 (first): then: ",
     REFUSE + "\n[[rule]]\nphase = 'MAIL'\n\nchance = 0\nthen = 'close'\n": "test.toml:8: rule 2: chance: ",
     "x = " + "[" * 2000: "test.toml: ",
-    REFUSE + "when_unknown = 'accept'\n": "rule 1: when_unknown: only with attempt, greylist, throttle, ",
+    REFUSE + "when_unknown = 'accept'\n": "rule 1: when_unknown: only with one of attempt, greylist",
     REFUSE + "attempt = 1\nwhen_unknown = 'refuse'\n": "when_unknown: expected a reply with its code",
     REFUSE + "attempt = 1\nwhen_unknown = '250 2.1.5 OK'\n": 'when_unknown: expected "accept", or a refusal',
     REFUSE + "greylist = 5\n": "test.toml:4: rule 1: greylist: expected { min = ",
     REFUSE + "greylist = { least = 5 }\n": "rule 1: greylist: expected { min = ",
     REFUSE + "greylist = { min = '3d' }\n": "rule 1: greylist: expected a min that is less than max",
     REFUSE + "greylist = { min = -1 }\n": "rule 1: greylist: expected no time before 0",
-    "[[rule]]\nphase = 'MAIL'\ngreylist = true\n": "rule 1: greylist: not known at MAIL, but at RCPT, ",
+    "[[rule]]\nphase = 'MAIL'\ngreylist = true\n": "rule 1: greylist: not known at MAIL; known at RCPT, ",
     REFUSE + "greylist = true\nthrottle = { recipients = 1, per = 'day' }\n": "throttle: not with greylist",
     REFUSE + "throttle = 5\n": "rule 1: throttle: expected { WHAT = N, per = TIME, by = WHOSE } with one of ",
     REFUSE
@@ -141,10 +141,10 @@ MISTAKES = {
     + "throttle = { recipients = -1 }\n": "throttle: expected a whole number from 0, or one with its unit",
     REFUSE
     + "throttle = { recipients = true }\n": "throttle: expected a whole number from 0, or one with its unit",
-    REFUSE + "throttle = { recipients = 1 }\n": "throttle: per: missing; one of second, minute, ",
+    REFUSE + "throttle = { recipients = 1 }\n": "throttle: per: missing; expected one of second, minute, ",
     REFUSE + "throttle = { recipients = 1, per = 'week' }\n": "throttle: expected a time, as 90, ",
     REFUSE + "throttle = { recipients = 1, per = 0 }\n": "throttle: per: expected a time above 0, not '0'",
-    REFUSE + "throttle = { recipients = 1, pro = 1 }\n": "throttle: pro: no such key, there are per and by",
+    REFUSE + "throttle = { recipients = 1, pro = 1 }\n": 'throttle: unknown key "pro", expected per or by',
     REFUSE
     + "throttle = { recipients = 1, per = 1, by = 'sender' }\n": "throttle: by: expected one of client, ",
     REFUSE + "throttle = { messages = 1, per = 1 }\n": "throttle: messages are counted at MAIL or DATA or .",
@@ -155,13 +155,13 @@ MISTAKES = {
     CLOSE + "throttle = { connections = 1, per = 1, by = 'sender-domain' }\n": "by sender-domain connections "
     "are counted at no phase",
     "[[rule]]\nthrottle = { connections = 1, per = 1 }\n": "rule 1: reply: missing; a rule needs one of ",
-    REFUSE + "blocklist = 'zen.example.org'\n": "blocklist: has a reply of its own; leave reply out",
+    REFUSE + "blocklist = 'zen.example.org'\n": "blocklist: not with reply; a blocklist rule",
     "[[rule]]\nblocklist = 'zen.example.org'\n": "blocklist: needs one of client, helo, sender, recipient",
     "[[rule]]\nblocklist = 'zen example'\nhelo = 'x'\n": "blocklist: expected the name of a list",
     "[[rule]]\nphase = '.'\nheader = 'invoice'\ndelay = 1\n": "header: expected a header field, as ",
-    REFUSE + "header = 'Subject: x'\n": "rule 1: header: not known at RCPT, but at .",
+    REFUSE + "header = 'Subject: x'\n": "rule 1: header: not known at RCPT; known at .",
     "[[rule]]\nphase = 'STARTTLS'\ncertificate = 'stolen'\n": "certificate: expected one of expired, ",
-    "[[rule]]\nphase = 'MAIL'\nreply = 'accept'\nthen = 'close'\n": "then: close comes in place of ",
+    "[[rule]]\nphase = 'MAIL'\nreply = 'accept'\nthen = 'close'\n": "then: close replaces the command, ",
 }
 """A file's text and (part of) the one line that is said."""
 
@@ -192,7 +192,7 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
     ("source", "said"),
     [
         ("/nowhere/at.all", "scenario /nowhere/at.all: No such file or directory"),
-        ("profile:flakey", "scenario profile:flakey: no such profile, there are .*; did you mean flaky\\?"),
+        ("profile:flakey", "scenario profile:flakey: no such profile; .* \\(did you mean flaky\\?\\)"),
         ("profile:../settings", "scenario profile:../settings: no such profile"),
     ],
 )

@@ -22,11 +22,13 @@ from blackhole.rules.attempt_store import AttemptStore
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.commands import NOT_SMTP
 from blackhole.smtp.replies import BOUNCES, NextAction
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ACCUSED, NOTED, ClientLimits, ListenerConfig
 from blackhole.smtp.violations import VIOLATIONS
+from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 
 pytestmark = pytest.mark.pure
@@ -95,9 +97,9 @@ def bare(
 ) -> Bare:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit)
-    plot = Scenario(scenario.load_rules(settings.scenario))
+    active = ActiveScenario(Scenario(scenario.load_rules(settings.scenario)))
     outside = RuleEnvironment(memory=memory or AttemptTable(sets=64), past=AttemptTable(sets=64))
-    engine = SMTPEngine(server.config(settings, listener, plot), Random(7), outside=outside)
+    engine = SMTPEngine(server.config(settings, listener, active), Random(7), outside=outside)
     return Bare(engine, transcript.implicit, size)
 
 
@@ -434,9 +436,7 @@ def held(session: Session, pieces: list[bytes]) -> tuple[bytes, NextAction, int]
     said=st.lists(st.sampled_from(WORDS), max_size=20).map(b"".join),
     cuts=st.lists(st.integers(1, 200), max_size=30),
     delay=st.sampled_from([None, (0.5, 1.5)]),
-    rules=st.sampled_from(["", MISCHIEF, MEMORABLE]).map(
-        lambda text: tuple(scenario.parse_rules(text, "") if text else ())
-    ),
+    rules=st.sampled_from(["", MISCHIEF, MEMORABLE]).map(lambda text: parse_rules(text, "") if text else ()),
     memory=st.sampled_from([AttemptTable, Elsewhere]),
 )
 def test_no_conversation_depends_on_its_cuts(
@@ -468,9 +468,7 @@ def test_no_conversation_depends_on_where_the_memory_is(
     pieces: list[bytes], delay: tuple[float, float] | None
 ) -> None:
     """Nor does what is counted: of what, and in which order."""
-    config = ListenerConfig(
-        hostname="mx.test", delay=delay, rules=tuple(scenario.parse_rules(MEMORABLE, "")), starttls=True
-    )
+    config = ListenerConfig(hostname="mx.test", delay=delay, rules=parse_rules(MEMORABLE, ""), starttls=True)
     here, there = (
         SMTPEngine(config, Random(7), outside=RuleEnvironment(memory=memory)).session()
         for memory in (AttemptTable(sets=64), Elsewhere())
@@ -621,7 +619,7 @@ def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
 ) -> None:
     """By the short road or, where there is a trace, the long one: the same replies and the same counters,
     of what became of messages too."""
-    rules = tuple(scenario.parse_rules(SELECTIVE + more, ""))
+    rules = parse_rules(SELECTIVE + more, "")
     config = ListenerConfig(hostname="mx.test", message_size_limit=limit, rules=rules)
     pieces = [piece for chunk in said for piece in chunk.replace(b"\r\n\n", b"\r\n\0").split(b"\0")]
     short, long = (
@@ -639,7 +637,7 @@ def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
 
 def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
     text = "[[rule]]\nphase = '.'\nrecipient = 'vip@*'\nreply = '250 2.0.0 At your service'\n"
-    session = SMTPEngine(ListenerConfig(rules=tuple(scenario.parse_rules(text, ""))), Random(7)).session()
+    session = SMTPEngine(ListenerConfig(rules=parse_rules(text, "")), Random(7)).session()
     said = []
     for who in (b"bob", b"vip"):
         for line in (b"MAIL FROM:<ann@a.test>", b"RCPT TO:<%s@b.test>" % who, b"DATA", b"Hello\r\n."):
@@ -650,7 +648,7 @@ def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
 
 def test_a_group_passes_where_a_rule_refuses_nothing() -> None:
     text = "[[rule]]\nphase = 'RCPT'\nrecipient = 'vip@*'\nreply = '250 2.1.5 At your service'\n"
-    session = SMTPEngine(ListenerConfig(rules=tuple(scenario.parse_rules(text, ""))), Random(7)).session()
+    session = SMTPEngine(ListenerConfig(rules=parse_rules(text, "")), Random(7)).session()
     session.receive(b"EHLO client.test\r\n")
     for who, answer in ((b"bob", b"250 2.1.5 Recipient OK"), (b"vip", b"250 2.1.5 At your service")):
         group = b"MAIL FROM:<ann@a.test>\r\nRCPT TO:<%s@b.test>\r\nDATA\r\n" % who
@@ -661,7 +659,7 @@ def test_a_group_passes_where_a_rule_refuses_nothing() -> None:
 @pytest.mark.parametrize(("recipients", "refused"), [(2, []), (3, [b"452"])])
 def test_limits_hold_where_there_are_rules(recipients: int, refused: list[bytes]) -> None:
     """In a pipelined group too, which no rule has a word in."""
-    made = tuple(scenario.parse_rules(REFUSE_NOBODY, ""))
+    made = parse_rules(REFUSE_NOBODY, "")
     session = SMTPEngine(ListenerConfig(rules=made, limits=ClientLimits(recipients=2)), Random(7)).session()
     session.receive(b"EHLO client.test\r\n")
     group = b"MAIL FROM:<ann@a.test>\r\n" + recipients * b"RCPT TO:<bob@b.test>\r\n" + b"DATA\r\n"

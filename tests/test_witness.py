@@ -24,7 +24,6 @@ from blackhole.metrics.snapshot import Snapshot
 from blackhole.net.direct import Selector
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import SETS_PER_SECOND, Worker, WorkerContext
-from blackhole.rules import scenario
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.retries import (
     DEFERRED,
@@ -37,11 +36,12 @@ from blackhole.rules.retries import (
     message_identity,
     update_envelope,
 )
-from blackhole.rules.scenario import Scenario
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import Settings
 from blackhole.smtp.session import Session, SMTPEngine
 from blackhole.smtp.state import ACCUSED, NOTED, ListenerConfig
 from blackhole.smtp.violations import VIOLATIONS
+from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import SETS, SLOTS_PER_SET, AttemptTable
 from blackhole.store.control import ControlChannel
 
@@ -60,7 +60,7 @@ class World:
     def __init__(self, text: str, mode: str = "accept", **more: Any) -> None:
         self.now = 0.0
         self.memory, self.past = AttemptTable(sets=64), AttemptTable(sets=64)
-        made = tuple(scenario.parse_rules(text, "test.toml")) if text else ()
+        made = parse_rules(text, "test.toml") if text else ()
         config = ListenerConfig(hostname="mx.test", mode=mode, rules=made, **more)
         outside = RuleEnvironment(lambda: self.now, self.memory, self.past, lambda: self.now)
         self.engine = SMTPEngine(config, Random(7), outside=outside)
@@ -520,7 +520,7 @@ def test_workers_look_for_what_never_came() -> None:
     past, stats = AttemptTable(), Counters(2)
     for number in range(20):
         past.update(b"%d" % number, 1.0, partial(update_envelope, DEFERRED))
-    scenario, channel = Scenario(past=past), ControlChannel()
+    scenario, channel = ActiveScenario(outcome_store=past), ControlChannel()
     children = [ChildContext(stats.allocate_row(), -1) for _ in range(2)]
     workers = [
         Worker(WorkerContext(Settings(), {}, None, scenario, stats, channel, child), Selector())

@@ -32,11 +32,11 @@ from blackhole.net.connection import RECEIVED, Connection
 from blackhole.net.direct import DirectStream, Selector
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.modes import MODES
-from blackhole.rules.scenario import NONE, Scenario
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS, Reply
 from blackhole.smtp.session import SMTPEngine, TraceFunction
 from blackhole.smtp.state import ListenerConfig, cell
+from blackhole.store.active_scenario import NO_SCENARIO, ActiveScenario
 from blackhole.store.client_log import ClientLogWriter
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def capacity(wanted: int) -> int:
     return max(1, min(wanted, files - RESERVED_FDS))
 
 
-def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) -> ListenerConfig:
+def config(settings: Settings, listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> ListenerConfig:
     """What the engine needs to know of the settings."""
     return ListenerConfig(
         hostname=settings.hostname,
@@ -134,20 +134,23 @@ def config(settings: Settings, listener: Listener, scenario: Scenario = NONE) ->
     )
 
 
-def remembers(listeners: Iterable[Listener], scenario: Scenario) -> bool:
+def remembers(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Whether a rule of one of them needs a memory of attempts."""
     rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
     return any(rule.needs_store for rule in rules)
 
 
-def outside(scenario: Scenario) -> RuleEnvironment:
+def outside(scenario: ActiveScenario) -> RuleEnvironment:
     """What its rules may ask."""
     return RuleEnvironment(
-        lambda: time.monotonic() - scenario.began, scenario.memory, scenario.past, time.monotonic
+        lambda: time.monotonic() - scenario.clock_origin,
+        scenario.attempt_store,
+        scenario.outcome_store,
+        time.monotonic,
     )
 
 
-def watches(listeners: Iterable[Listener], scenario: Scenario) -> bool:
+def watches(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Whether it has to be known of one of them what became of messages."""
     rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
     return any(rule.may_refuse for rule in rules)
@@ -171,7 +174,7 @@ class SMTPServer(TCPServer):
         tls: ssl.SSLContext | None,
         trace: TraceFunction | None,
         should_yield_accept: Callable[[], bool] | None = None,
-        scenario: Scenario = NONE,
+        scenario: ActiveScenario = NO_SCENARIO,
         number: int = LISTENERS_START,
         ledger: ClientTableView | None = None,
         client_log: ClientLogWriter | None = None,
@@ -219,7 +222,7 @@ class SMTPServer(TCPServer):
         for listening in sockets:
             self._doors.append(Acceptor(self, listening, selector))
 
-    def follow(self, scenario: Scenario) -> None:
+    def follow(self, scenario: ActiveScenario) -> None:
         """Obey another scenario: whoever comes from now on; who is here from the next command outside a
         transaction."""
         judging = self.judging

@@ -14,6 +14,7 @@ from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
 from blackhole.store import redis_attempts
+from blackhole.store.active_scenario import ActiveScenario
 
 Warn = Callable[[str], None]
 """Shows the operator a warning."""
@@ -26,7 +27,7 @@ class Configuration:
     settings: Settings
     """With uid and gid in place of names, and with the passwords of the auth file."""
     tls: ssl.SSLContext | None
-    scenario: Scenario
+    scenario: ActiveScenario
     bound: Mapping[Listener, list[socket]]
     """The listening sockets of each listener: several where a name has several addresses."""
     dashboard_sockets: list[socket]
@@ -88,11 +89,11 @@ def load(settings: Settings, warn: Warn) -> Configuration:
     return Configuration(resolved, context, rules, {}, [])
 
 
-def _load_scenario(settings: Settings) -> Scenario:
-    sources = tuple(map(scenario.read_source, settings.scenario))
-    loaded = Scenario(scenario.parse_sources(sources), sources=sources, at=time.time())
-    certificates = {name: tls.showing(tls.faulty(name, settings)) for name in loaded.wants}
-    return replace(loaded, certificates=certificates)
+def _load_scenario(settings: Settings) -> ActiveScenario:
+    loaded = Scenario.of(map(scenario.read_source, settings.scenario), time.time())
+    names = scenario.certificate_names(loaded.rules)
+    certificates = {name: tls.showing(tls.faulty(name, settings)) for name in names}
+    return ActiveScenario(loaded, certificates=certificates)
 
 
 def open_sockets(

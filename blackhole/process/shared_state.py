@@ -8,8 +8,8 @@ from blackhole.metrics.counters import Counters
 from blackhole.net import server
 from blackhole.net.client_table import ClientTable
 from blackhole.process.configuration import Configuration
-from blackhole.rules.scenario import Scenario
 from blackhole.settings import RedisSettings
+from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.client_log import ClientLog
 from blackhole.store.control import ControlChannel
@@ -51,11 +51,11 @@ class SharedState:
         """Return the table of what each client uses, or None if no limit by client is set."""
         return self._clients if configuration.settings.counts_clients else None
 
-    def attach(self, configuration: Configuration, row: int) -> Scenario:
+    def attach(self, configuration: Configuration, row: int) -> ActiveScenario:
         """Return the scenario of a configuration with the stores that its rules use, in a worker."""
-        scenario = replace(configuration.scenario, past=self._outcomes)
+        scenario = replace(configuration.scenario, outcome_store=self._outcomes)
         if self._attempts is None:
             return scenario
         self._attempts.set_row(row)
         store = self._redis_stores.get(configuration.settings.attempt_store) or self._attempts
-        return replace(scenario, memory=store)
+        return replace(scenario, attempt_store=store)

@@ -28,11 +28,11 @@ from blackhole.process import logs
 from blackhole.process.logs import printable
 from blackhole.process.plan import ChildContext
 from blackhole.rules.retries import OutcomeStore, mark_if_never_retried
-from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.session import Session, TraceFunction
 from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import NUMBER
+from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.control import INITIAL_NUMBER, ControlChannel, OneShotRule, effective_scenario
 from blackhole.store.redis_attempts import RedisAttemptStore
 
@@ -67,7 +67,7 @@ class WorkerContext:
     settings: Settings
     sockets: Mapping[Listener, Sequence[socket]]
     tls: ssl.SSLContext | None
-    scenario: Scenario
+    scenario: ActiveScenario
     """As loaded from files; an order given at run time may replace it."""
     counters: Counters
     control: ControlChannel
@@ -132,7 +132,7 @@ class Worker:
             loop.add_signal_handler(number, action, self)
         # The pipe is readable once the master is gone, whatever ended it.
         loop.add_reader(self._context.child.master_alive_fd, self.drain)
-        store = self._context.scenario.memory
+        store = self._context.scenario.attempt_store
         if isinstance(store, RedisAttemptStore):
             await store.open()
         self._open_servers(self._follow_orders())
@@ -148,7 +148,7 @@ class Worker:
         if isinstance(store, RedisAttemptStore):
             await store.close()
 
-    def _follow_orders(self) -> Scenario:
+    def _follow_orders(self) -> ActiveScenario:
         """Return the scenario in force, and from now on read every order. Raises OperatorError.
 
         The sequence matters: who gives an order meanwhile either has it read below, or finds this
@@ -161,7 +161,7 @@ class Worker:
         self._cells[APPLIED_ORDER] = self._order
         return scenario
 
-    def _open_servers(self, scenario: Scenario) -> None:
+    def _open_servers(self, scenario: ActiveScenario) -> None:
         """Start to accept connections."""
         settings, counters = self._context.settings, self._context.counters
         row = self._context.child.row
@@ -191,7 +191,7 @@ class Worker:
         self._record_cpu()
         self._selector.pace()
         self.ready(0)
-        outcomes = self._context.scenario.past
+        outcomes = self._context.scenario.outcome_store
         # With a shared store, the retry that is missing here may have come to another machine.
         alone = not self._context.settings.attempt_store.host
         if outcomes is not None and alone and any(server.engine.policy.may_refuse for server in self.servers):
@@ -233,7 +233,7 @@ class Worker:
             server.follow(scenario)
         self._cells[APPLIED_ORDER] = self._order
 
-    def _read_order(self) -> Scenario:
+    def _read_order(self) -> ActiveScenario:
         """Return the scenario in force, with a counter for each of its rules. Raises OperatorError."""
         control = self._context.control
         self._order, order = control.read()
@@ -241,7 +241,7 @@ class Worker:
         found = effective_scenario(order, self._context.scenario, control, tls.showing)
         cells = self._context.counters.rule_counters(rule.name for rule in found.rules)
         rules = (replace(rule, counter=cell) for rule, cell in zip(found.rules, cells, strict=True))
-        return replace(found, rules=tuple(rules))
+        return found.with_rules(rules)
 
     # Stopping.
 

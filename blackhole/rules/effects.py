@@ -21,10 +21,10 @@ CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
 """Certificates that no client should trust, and what is wrong with them."""
 
 
-BLANKS: Final = re.compile(r"\{(client|helo|sender|recipient|id)\}")
+PLACEHOLDER: Final = re.compile(r"\{(client|helo|sender|recipient|id)\}")
 
 
-LONGEST_LINE: Final = 500
+MAX_REPLY_LINE: Final = 500
 """Octets. RFC 5321 4.5.3.1.5 has 512 with the code before and the line end behind."""
 
 
@@ -47,7 +47,7 @@ class Template:
             text = text.decode("latin-1") if isinstance(text, bytes) else text
             return re.sub("[^ -~]", "?", text)
 
-        lines = (BLANKS.sub(value, line)[:LONGEST_LINE] for line in self.lines)
+        lines = (PLACEHOLDER.sub(value, line)[:MAX_REPLY_LINE] for line in self.lines)
         return Reply(self.code, self.enhanced, *lines, next_action=action_after(self.code))
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from random import Random
 
-from blackhole.rules import scenario
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
 from blackhole.rules.model import NO_DRAWS, Draws, Rule
 from blackhole.rules.patterns import comparison
+from blackhole.rules.value_readers import read_seconds
 from blackhole.settings import MODES, OperatorError
+from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.state import PHASES
 
 
@@ -40,13 +40,15 @@ def context(given: Mapping[str, str], listener: str) -> RuleContext:
         setattr(found, key, int(text))
     at = given.get("at", "0")
     try:
-        found.elapsed = scenario.seconds(float(at) if at.replace(".", "", 1).isdigit() else at)
+        found.elapsed = read_seconds(float(at) if at.replace(".", "", 1).isdigit() else at)
     except ValueError as error:
         raise OperatorError(f"--at: {error}", 64) from None
     return found
 
 
-def explain(rules: Sequence[Rule], mode: str, told: RuleContext, random_source: Random) -> Iterator[str]:
+def explain(
+    rules: Sequence[Rule], mode: str, told: RuleContext, random_source: RandomSource
+) -> Iterator[str]:
     """A line for each rule up to the one that answers, and one for the answer.
 
     It asks rules one by one and in full, where `Table.find` takes short ways; tests compare the two.
@@ -74,7 +76,7 @@ def described(told: RuleContext) -> Iterator[str]:
     yield f"attempt {told.attempt}, {told.elapsed:g} s after the start"
 
 
-def evaluate_rule(rule: Rule, told: RuleContext, random_source: Random) -> tuple[str, Draws]:
+def evaluate_rule(rule: Rule, told: RuleContext, random_source: RandomSource) -> tuple[str, Draws]:
     """Why a rule does not speak, empty if it does; and what was drawn."""
     if told.phase not in rule.phases:
         return f"it is for {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_DRAWS
@@ -92,7 +94,7 @@ def evaluate_rule(rule: Rule, told: RuleContext, random_source: Random) -> tuple
     return "", draws
 
 
-def unknown(rule: Rule, told: RuleContext, random_source: Random) -> str:
+def unknown(rule: Rule, told: RuleContext, random_source: RandomSource) -> str:
     """What a rule says where the memory has no answer, if it says anything."""
     if rule.when_unknown is None:
         return ""

@@ -66,7 +66,7 @@ def domain(address: bytes) -> bytes:
     return address[address.rfind(b"@") + 1 :].lower()
 
 
-BY: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxyType(
+QUOTA_OWNERS: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxyType(
     {
         "client": lambda context: context.client.encode(),
         "sender-domain": lambda context: domain(context.sender),
@@ -108,7 +108,7 @@ class RateLimit(NamedTuple):
     period: float
     """Seconds; 0: the period is a connection."""
     by: str
-    """A key of BY."""
+    """A key of QUOTA_OWNERS."""
 
     def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
         amount = context.size if self.what == "bytes" else 1
@@ -120,7 +120,7 @@ class RateLimit(NamedTuple):
             return spent > self.limit
         # Two rules of one name have quotas of their own, where these are not the same.
         quota = f"{self.what} {self.period} {self.by} {name}"
-        whose = b"\0".join((quota.encode(), BY[self.by](context)))
+        whose = b"\0".join((quota.encode(), QUOTA_OWNERS[self.by](context)))
         return memory.update(
             whose, context.elapsed, WindowCount(amount, self.limit, self.period).spend, alone=True
         )
@@ -138,10 +138,10 @@ class ConcurrencyLimit(NamedTuple):
 
     limit: int
     by: str
-    """A key of BY."""
+    """A key of QUOTA_OWNERS."""
 
     def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
-        key = b"\0".join((self.by.encode(), name.encode(), BY[self.by](context)))
+        key = b"\0".join((self.by.encode(), name.encode(), QUOTA_OWNERS[self.by](context)))
         full = memory.refuse_or_acquire(key, self.limit)
         if full is False:
             context.held_slots.append(key)

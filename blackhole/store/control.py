@@ -23,10 +23,11 @@ from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from blackhole.rules import scenario
 from blackhole.rules.attempt_store import ScopedStore
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
+from blackhole.rules.scenario_file import parse_rule, parse_rules
+from blackhole.store.active_scenario import ActiveScenario
 
 MAX_ORDER_OCTETS: Final = 1 << 18
 """Size of an order as JSON: a scenario of 64 KiB and all one-shot rules, escaped."""
@@ -187,10 +188,10 @@ class ControlChannel:
 
 def effective_scenario(
     order: RuntimeOrder,
-    loaded: Scenario,
+    loaded: ActiveScenario,
     channel: ControlChannel,
     make_context: Callable[[bytes], ssl.SSLContext],
-) -> Scenario:
+) -> ActiveScenario:
     """Return the scenario in force where `loaded` was read at the start and `order` was published since.
 
     `make_context` makes a TLS context of a certificate and its key in PEM. Raises OperatorError.
@@ -199,17 +200,17 @@ def effective_scenario(
     if order.name:
         found = replace(
             loaded,
-            rules=tuple(scenario.parse_rules(order.text, order.name)),
-            began=order.began,
-            memory=ScopedStore(loaded.memory, b"%d\0" % round(order.at * 1e6)),
+            scenario=Scenario(parse_rules(order.text, order.name)),
+            clock_origin=order.began,
+            attempt_store=ScopedStore(loaded.attempt_store, b"%d\0" % round(order.at * 1e6)),
         )
     first = (one_shot_rule(one, channel) for one in order.one_shot_rules if channel.remaining(one))
     made = {name: make_context(pem.encode()) for name, pem in order.certificates.items()}
-    return replace(found, rules=(*first, *found.rules), certificates={**made, **loaded.certificates})
+    return replace(found.with_rules((*first, *found.rules)), certificates={**made, **loaded.certificates})
 
 
 def one_shot_rule(one: OneShotRule, channel: ControlChannel) -> Rule:
     """Return the rule of a one-shot rule: its last condition consumes a use of the budget."""
-    rule = scenario.parse_rule(one.rule, f"next {one.number}")
+    rule = parse_rule(one.rule, f"next {one.number}")
     last = Condition("count", str(one.times), lambda case: channel.consume(one), consumes=True)
     return replace(rule, conditions=(*rule.conditions, last), name=ONE_SHOT_NAME)

@@ -24,6 +24,7 @@ from blackhole.net import tls
 from blackhole.rules import scenario
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario, ScenarioSource
+from blackhole.rules.scenario_file import parse_rule, parse_rules
 from blackhole.settings import OperatorError, Settings
 from blackhole.smtp.session import SMTPEngine
 from blackhole.smtp.state import ListenerConfig
@@ -62,7 +63,7 @@ class Control:
     """What may be ordered, and what is in force."""
 
     def __init__(self, settings: Settings, loaded: Scenario, orders: ControlChannel, stats: Counters) -> None:
-        profiles = [f"{scenario.PROFILE}{name}" for name in scenario.profiles()]
+        profiles = [f"{scenario.PROFILE_PREFIX}{name}" for name in scenario.profiles()]
         self._settings, self._loaded, self._orders, self._stats = settings, loaded, orders, stats
         self._sources: Final = {
             source.name: source for source in (*map(scenario.read_source, profiles), *loaded.sources)
@@ -87,7 +88,7 @@ class Control:
 
     def load(self, source: ScenarioSource) -> int:
         """Put this scenario in the place of the one in force."""
-        rules = tried(scenario.parse_rules(source.text, source.name))
+        rules = tried(parse_rules(source.text, source.name))
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             return replace(
@@ -117,7 +118,7 @@ class Control:
 
     def expect(self, count: int, block: Mapping[str, Any]) -> int:
         """Have a rule speak the next so many times, behind those that wait for that already."""
-        rules = tried([scenario.parse_rule(block, "POST /next")])
+        rules = tried([parse_rule(block, "POST /next")])
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             waiting = self._waiting(before)
@@ -147,7 +148,7 @@ class Control:
 
         Those that were made for what was loaded may be gone after a reload.
         """
-        wanted = Scenario(tuple(rules)).wants - set(order.certificates)
+        wanted = scenario.certificate_names(rules) - set(order.certificates)
         made = {name: tls.faulty(name, self._settings).decode() for name in wanted}
         return replace(order, certificates={**order.certificates, **made})
 
@@ -181,7 +182,7 @@ class Control:
         """In short."""
         number, order = self._orders.read()
         if self._counted[0] != number:
-            rules = scenario.parse_rules(order.text, order.name) if order.name else self._loaded.rules
+            rules = parse_rules(order.text, order.name) if order.name else self._loaded.rules
             names = dict.fromkeys(clipped(rule.name) for rule in rules)
             self._counted = number, len(rules), [*names][:MAX_RULE_NAMES]
         return {
@@ -189,7 +190,7 @@ class Control:
             "ordered": bool(order.name),
             "rules": self._counted[1],
             "names": self._counted[2],
-            "since": order.at if order.name else max(order.at, self._loaded.at),
+            "since": order.at if order.name else max(order.at, self._loaded.loaded_at),
             "next": self.coming(),
         }
 

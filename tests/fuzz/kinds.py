@@ -11,7 +11,8 @@ from typing import NamedTuple
 from blackhole.net.admission import client_limits
 from blackhole.rules.model import Rule
 from blackhole.rules.modes import MODES
-from blackhole.rules.scenario import load_rules, parse_rules, profiles
+from blackhole.rules.scenario import load_rules, profiles
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import Settings
 from blackhole.smtp.state import ClientLimits, ListenerConfig
 

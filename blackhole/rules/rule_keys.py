@@ -1,0 +1,163 @@
+"""The keys of a scenario file: how each value is read, and where a key may stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from blackhole.rules.context import RuleContext
+from blackhole.rules.patterns import Comparison, GlobSet, Networks
+from blackhole.rules.value_readers import (
+    read_certificate,
+    read_chance,
+    read_comparison,
+    read_delay,
+    read_ehlo_keywords,
+    read_fault,
+    read_globs,
+    read_greylist,
+    read_header,
+    read_listener,
+    read_networks,
+    read_phases,
+    read_replies,
+    read_seconds,
+    read_switch,
+    read_text,
+    read_throttle,
+    read_when_unknown,
+    read_zone,
+)
+from blackhole.smtp.state import PHASES
+
+Reader = Callable[[Any], Any]
+"""Returns what it made of a TOML value. Raises ValueError that says what was expected."""
+
+Matcher = tuple[Callable[[RuleContext], bool], GlobSet | Comparison | None]
+"""Whether a context matches; and what rules with such a condition can be indexed by."""
+
+
+def _listener_matcher(globs: GlobSet) -> Matcher:
+    return lambda context: globs.match(context.listener.encode()), None
+
+
+def _client_matcher(networks: Networks) -> Matcher:
+    return lambda context: networks.match(context.client), None
+
+
+def _tls_matcher(wanted: bool) -> Matcher:
+    return lambda context: context.secure is wanted, None
+
+
+def _helo_matcher(globs: GlobSet) -> Matcher:
+    return lambda context: globs.match(context.helo), globs
+
+
+def _sender_matcher(globs: GlobSet) -> Matcher:
+    return lambda context: globs.match(context.sender), globs
+
+
+def _recipient_matcher(globs: GlobSet) -> Matcher:
+    return lambda context: globs.match(context.recipient), globs
+
+
+def _size_matcher(compare: Comparison) -> Matcher:
+    return lambda context: compare(context.size), compare
+
+
+def _header_matcher(globs: GlobSet) -> Matcher:
+    return lambda context: any(map(globs.match, context.header)), globs
+
+
+def _attempt_matcher(compare: Comparison) -> Matcher:
+    return lambda context: compare(context.attempt), None
+
+
+class ConditionKey(NamedTuple):
+    """A key that is a condition."""
+
+    read: Reader
+    make: Callable[[Any], Matcher]
+    """Makes the condition of the value that was read."""
+
+
+CONDITION_KEYS: Final[Mapping[str, ConditionKey]] = {
+    "listener": ConditionKey(read_listener, _listener_matcher),
+    "client": ConditionKey(read_networks, _client_matcher),
+    "tls": ConditionKey(read_switch, _tls_matcher),
+    "helo": ConditionKey(read_globs, _helo_matcher),
+    "sender": ConditionKey(read_globs, _sender_matcher),
+    "recipient": ConditionKey(read_globs, _recipient_matcher),
+    "size": ConditionKey(read_comparison, _size_matcher),
+    "header": ConditionKey(read_header, _header_matcher),
+    "attempt": ConditionKey(read_comparison, _attempt_matcher),
+}
+"""Conditions, in the order in which they are asked."""
+
+LIMITER_KEYS: Final[Mapping[str, Reader]] = {"greylist": read_greylist, "throttle": read_throttle}
+"""Conditions that are remembered from one attempt to the next."""
+
+EFFECT_KEYS: Final[Mapping[str, Reader]] = {
+    "reply": read_replies,
+    "delay": read_delay,
+    "then": read_fault,
+    "hide": read_ehlo_keywords,
+    "add": read_ehlo_keywords,
+    "certificate": read_certificate,
+    "blocklist": read_zone,
+}
+"""What a rule does; it needs one of them."""
+
+RULE_KEYS: Final[Mapping[str, Reader]] = {
+    "name": read_text,
+    "phase": read_phases,
+    **{key: row.read for key, row in CONDITION_KEYS.items()},
+    **LIMITER_KEYS,
+    "when_unknown": read_when_unknown,
+    "chance": read_chance,
+    "window": read_text,
+    **EFFECT_KEYS,
+}
+
+WINDOW_KEYS: Final[Mapping[str, Reader]] = {
+    "name": read_text,
+    "at": read_seconds,
+    "for": read_seconds,
+    "every": read_seconds,
+    "ramp": read_seconds,
+}
+
+FILE_KEYS: Final = ("seed", "about", "rule", "window")
+
+NOT_IN_SINGLE_RULE: Final[Mapping[str, str]] = {
+    "window": "not in a single rule, which has no windows",
+    "chance": "not in a single rule, which matches for certain",
+    **dict.fromkeys(LIMITER_KEYS, "not in a single rule; put it into a scenario"),
+}
+"""Keys that only rules in files have, and why."""
+
+EHLO_LIST_KEYS: Final = ("hide", "add")
+"""Keys that change the list of extensions."""
+
+ONE_PHASE_KEYS: Final = {"hide": "EHLO", "add": "EHLO", "certificate": "STARTTLS"}
+"""Effects that only one phase has."""
+
+LISTED_BY: Final = {
+    "client": "Client host [{client}]",
+    "helo": "Helo command [{helo}]",
+    "sender": "Sender address [{sender}]",
+    "recipient": "Recipient address [{recipient}]",
+}
+"""What the reply of `blocklist` calls what is listed, as Postfix does, by the condition that names it."""
+
+IN_MAIL: Final = frozenset(("MAIL", "RCPT", "DATA", "BDAT", "."))
+
+COMMAND_KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
+    "helo": frozenset(PHASES) - {"CONNECT"},
+    "sender": IN_MAIL,
+    "recipient": IN_MAIL - {"MAIL"},
+    "greylist": IN_MAIL - {"MAIL"},
+    "size": IN_MAIL,
+    "header": frozenset("."),
+}
+"""Conditions on what the client has said, and the phases in which they are known."""

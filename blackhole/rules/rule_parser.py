@@ -1,0 +1,172 @@
+"""Making a rule of the values of its keys: what goes with what, and what is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from blackhole.rules.effects import Effect, Template
+from blackhole.rules.faults import REPLACES_COMMAND, Fault
+from blackhole.rules.limiters import Limiter
+from blackhole.rules.model import Condition, Rule, Window
+from blackhole.rules.modes import GREYLISTED
+from blackhole.rules.rule_keys import (
+    COMMAND_KNOWN_AT,
+    CONDITION_KEYS,
+    EFFECT_KEYS,
+    EHLO_LIST_KEYS,
+    LIMITER_KEYS,
+    LISTED_BY,
+    ONE_PHASE_KEYS,
+)
+from blackhole.rules.value_readers import THROTTLED_AT
+from blackhole.smtp.replies import Reply
+from blackhole.smtp.state import PHASES
+from blackhole.values import did_you_mean
+
+RCPT: Final = frozenset(("RCPT",))
+
+STORE_KEYS: Final = ("attempt", *LIMITER_KEYS)
+"""Conditions that ask the attempt store."""
+
+
+class InvalidKey(Exception):
+    """The value of a key does not go with the rest of its rule."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key: Final = key
+
+
+def make_rule(
+    block: Mapping[str, Any], values: dict[str, Any], windows: Mapping[str, Window], seed: int, number: str
+) -> Rule:
+    """Return the rule of a block, whose values were read; `number` is its name where it has none.
+
+    Raises InvalidKey.
+    """
+    if "blocklist" in values:
+        _fill_in_blocklist(values)
+    limiter = _limiter(values)
+    if "phase" not in values:
+        raise InvalidKey("phase", f"missing; expected one of {', '.join(PHASES)}")
+    phases: frozenset[str] = values["phase"]
+    _check_conditions(values, phases)
+    window = values.get("window")
+    if window is not None and window not in windows:
+        raise InvalidKey("window", f'unknown window "{window}"{did_you_mean(window, windows)}')
+    unknown = values.get("when_unknown")
+    return Rule(
+        phases=phases,
+        effect=_effect(values, phases),
+        conditions=tuple(
+            Condition(key, _as_written(block[key]), *CONDITION_KEYS[key].make(values[key]))
+            for key in CONDITION_KEYS
+            if key in values
+        ),
+        chance=values.get("chance", 1.0),
+        window=None if window is None else windows[window],
+        name=values.get("name", number),
+        seed=seed,
+        limiter=limiter,
+        when_unknown=Effect((unknown,)) if unknown else None,
+    )
+
+
+def _as_written(value: Any) -> str:
+    """Return the value of a condition as the operator wrote it, or nearly."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _fill_in_blocklist(values: dict[str, Any]) -> None:
+    """Give a rule with `blocklist` its reply, and its phase where it has none."""
+    # Postfix too waits for RCPT, unless it is told not to (smtpd_delay_reject).
+    values.setdefault("phase", RCPT)
+    if "reply" in values:
+        raise InvalidKey("blocklist", "not with reply; a blocklist rule has a reply of its own")
+    listed = next((words for key, words in LISTED_BY.items() if key in values), None)
+    if listed is None:
+        raise InvalidKey("blocklist", f"needs one of {', '.join(LISTED_BY)} to say what is listed")
+    text = f"Service unavailable; {listed} blocked using {values['blocklist']}"
+    values["reply"] = (Template(554, "5.7.1", text),)
+
+
+def _limiter(values: dict[str, Any]) -> Limiter | None:
+    """Return the limiter of a rule, and fill in the phase and the reply that the rule lacks."""
+    if "greylist" in values:
+        if "throttle" in values:
+            raise InvalidKey("throttle", "not with greylist; make two rules of it")
+        values.setdefault("phase", RCPT)
+        if values.keys().isdisjoint(EFFECT_KEYS):
+            values["reply"] = (GREYLISTED,)
+        greylist: Limiter = values["greylist"]
+        return greylist
+    if "throttle" not in values:
+        return None
+    what, throttle = values["throttle"]
+    possible = THROTTLED_AT[what]
+    phases = values.setdefault("phase", frozenset(possible[:1]))
+    if not phases <= {*possible}:
+        raise InvalidKey("throttle", f"{what} are counted at {' or '.join(possible)}")
+    known_at = COMMAND_KNOWN_AT.get(throttle.by.removesuffix("-domain"), phases)
+    if not phases <= known_at:
+        later = " or ".join(phase for phase in possible if phase in known_at)
+        raise InvalidKey("throttle", f"by {throttle.by} {what} are counted at {later or 'no phase'}")
+    limiter: Limiter = throttle
+    return limiter
+
+
+def _check_conditions(values: Mapping[str, Any], phases: frozenset[str]) -> None:
+    """Check that what the conditions look at is known in the phases."""
+    for key, known_at in COMMAND_KNOWN_AT.items():
+        if key in values and not phases <= known_at:
+            early = next(phase for phase in PHASES if phase in phases - known_at)
+            known = ", ".join(phase for phase in PHASES if phase in known_at)
+            raise InvalidKey(key, f"not known at {early}; known at {known}")
+    if "when_unknown" in values and values.keys().isdisjoint(STORE_KEYS):
+        raise InvalidKey("when_unknown", f"only with one of {', '.join(STORE_KEYS)}")
+
+
+def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
+    if values.keys().isdisjoint(EFFECT_KEYS):
+        raise InvalidKey("reply", f"missing; a rule needs one of {', '.join(EFFECT_KEYS)}")
+    replies = values.get("reply", ())
+    for key, phase in ONE_PHASE_KEYS.items():
+        if key in values and phases != {phase}:
+            raise InvalidKey(key, f'only with phase = "{phase}"')
+    for key in EHLO_LIST_KEYS:
+        if key in values and replies:
+            raise InvalidKey(key, "not with reply, which replaces the list")
+    _check_replies(replies, phases)
+    fault = values.get("then")
+    return Effect(
+        replies=replies,
+        delay=values.get("delay"),
+        fault=_fault_after_reply(fault, replies) if fault and "reply" in values else fault,
+        replaces_command=fault is not None and fault.name in REPLACES_COMMAND,
+        hide=values.get("hide", ()),
+        add=values.get("add", ()),
+        certificate=values.get("certificate", ""),
+    )
+
+
+def _check_replies(replies: Sequence[Reply | Template], phases: frozenset[str]) -> None:
+    """Check that the replies fit the phases."""
+    for reply in replies:
+        if reply.code < 400 and reply.code != 354 and len(phases) > 1:
+            raise InvalidKey("reply", f"{reply.code} cannot be right in several phases")
+        if (reply.code == 354) is not (phases == {"DATA"}) and 300 <= reply.code < 400:
+            raise InvalidKey("reply", "354 is the reply to DATA only")
+
+
+def _fault_after_reply(fault: Fault, replies: Sequence[Reply | Template]) -> Fault:
+    """Return the fault of a rule with a reply, which leaves before a fault that replaces the command."""
+    if fault.name not in REPLACES_COMMAND:
+        if replies and fault.name == "close-before-reply":
+            raise InvalidKey("then", "close-before-reply sends no reply; leave reply out, or use close")
+        return fault
+    if not replies:
+        raise InvalidKey("then", f"{fault.name} replaces the command, which cannot be accepted too")
+    return fault._replace(share=1)

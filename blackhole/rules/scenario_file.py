@@ -1,0 +1,162 @@
+"""The format of a scenario file: its tables, their keys, and where in the file a mistake is."""
+
+from __future__ import annotations
+
+# For `did_you_mean`, which imports it when it is called: by then a worker has dropped root, and may not
+# be able to read the standard library any more.
+import difflib  # noqa: F401
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NoReturn, TypeVar
+
+from blackhole.rules.model import Rule, Window
+from blackhole.rules.rule_keys import FILE_KEYS, NOT_IN_SINGLE_RULE, RULE_KEYS, WINDOW_KEYS
+from blackhole.rules.rule_parser import InvalidKey, make_rule
+from blackhole.rules.value_readers import read_seed
+from blackhole.settings import OperatorError
+from blackhole.values import did_you_mean, shown
+
+REGEX_KEYS: Final = frozenset(("regex", "regexp", "match", "re"))
+"""Keys that somebody may try who looks for regular expressions."""
+
+Value = TypeVar("Value")
+
+
+def parse_rules(text: str, source: str, rules_before: int = 0) -> tuple[Rule, ...]:
+    """Return the rules of a scenario's text, numbered after `rules_before` others.
+
+    Raises OperatorError, which names `source`, the line and the rule.
+
+    >>> [rule] = parse_rules('[[rule]]\\nphase = "MAIL"\\nsender = "<>"\\nreply = "550 5.7.1 No"', "example")
+    >>> [(condition.key, condition.text) for condition in rule.conditions]
+    [('sender', '<>')]
+    """
+    try:
+        data = tomllib.loads(text)
+    except ValueError as error:  # all mistakes, and whole numbers of thousands of digits
+        raise OperatorError(f"{source}: {error}") from None
+    except RecursionError:
+        raise OperatorError(f"{source}: nested too deeply") from None
+    return _File(text, source, data).rules(rules_before)
+
+
+def parse_rule(block: Mapping[str, Any], source: str) -> Rule:
+    """Return the rule of a block without windows and limiters. Raises OperatorError, which names `source`."""
+    file = _File("", source, {"rule": [block]})
+    for key in block:
+        if key in NOT_IN_SINGLE_RULE:
+            raise OperatorError(f"{source}: {key}: {NOT_IN_SINGLE_RULE[key]}")
+    (rule,) = file.rules(0)
+    return rule
+
+
+class _File:
+    """One file being read."""
+
+    def __init__(self, text: str, source: str, data: dict[str, Any]) -> None:
+        self._lines: Final = text.splitlines()
+        self._source: Final = source
+        self._data: Final = data
+
+    def rules(self, rules_before: int) -> tuple[Rule, ...]:
+        """Return the rules of the file. Raises OperatorError."""
+        top = _Block(self, "", 0, self._data)
+        top.check_keys(FILE_KEYS)
+        seed = top.read("seed", read_seed, 0)
+        windows: dict[str, Window] = {}
+        for block in self._blocks(top, "window"):
+            window = _window(block)
+            if window.name in windows:
+                block.fail("name", f'window "{window.name}" is defined twice')
+            windows[window.name] = window
+        rules = tuple(_rule(block, windows, seed, rules_before) for block in self._blocks(top, "rule"))
+        if not rules:
+            top.fail("", "no [[rule]] in the file")
+        return rules
+
+    def _blocks(self, top: _Block, kind: str) -> list[_Block]:
+        blocks = self._data.get(kind, [])
+        if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+            top.fail(kind, f"expected [[{kind}]] in double brackets")
+        return [_Block(self, kind, number, block) for number, block in enumerate(blocks, 1)]
+
+    def fail(self, kind: str, number: int, name: object, key: str, message: str) -> NoReturn:
+        """Raise the OperatorError for a mistake in a block: source, line, block, key and message."""
+        place = f"{kind} {number}" if kind and self._lines else ""
+        if kind and isinstance(name, str) and name:
+            place += f" ({shown(name)})"
+        where = f"{self._source}{self._line(kind, number, key)}"
+        raise OperatorError(": ".join(filter(None, (where, place, message))))
+
+    def _line(self, kind: str, number: int, key: str) -> str:
+        """Return ":12" for the line of a key; empty where it cannot be told, as tomllib keeps no lines."""
+        headings = [place for place, line in enumerate(self._lines) if re.match(r"\s*\[", line)]
+        same = [place for place in headings if re.match(rf"\s*\[\[\s*{kind}\s*\]\]", self._lines[place])]
+        if not kind:
+            first, last = -1, headings[0] if headings else len(self._lines)
+        elif len(same) == len(self._data[kind]):
+            first = same[number - 1]
+            last = next((place for place in headings if place > first), len(self._lines))
+        else:
+            return ""
+        for place in range(first + 1, last):
+            if key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]", self._lines[place]):
+                return f":{place + 1}"
+        return f":{first + 1}" if kind else ""
+
+
+class _Block:
+    """A [[rule]] or [[window]] of a file, or what stands before the first of them."""
+
+    def __init__(self, file: _File, kind: str, number: int, data: dict[str, Any]) -> None:
+        self._file: Final = file
+        self._kind: Final = kind
+        self.number: Final = number
+        self.data: Final = data
+
+    def check_keys(self, known: Iterable[str]) -> None:
+        """Raise OperatorError for a key that is not known."""
+        for key in self.data:
+            if key not in known:
+                hint = did_you_mean(key, known)
+                if key in REGEX_KEYS:
+                    hint = "; patterns are globs of * and ?, there are no regular expressions"
+                self.fail(key, f'unknown key "{shown(key)}"{hint}', with_key=False)
+
+    def read(self, key: str, reader: Callable[[Any], Value], default: Value) -> Value:
+        """Return the value of a key. Raises OperatorError with what the reader expected."""
+        if key not in self.data:
+            return default
+        try:
+            return reader(self.data[key])
+        except ValueError as error:
+            self.fail(key, str(error))
+
+    def fail(self, key: str, message: str, with_key: bool = True) -> NoReturn:
+        """Raise the OperatorError for a mistake in the value of a key."""
+        if key and with_key:
+            message = f"{key}: {message}"
+        self._file.fail(self._kind, self.number, self.data.get("name", ""), key, message)
+
+
+def _window(block: _Block) -> Window:
+    block.check_keys(WINDOW_KEYS)
+    found: dict[str, Any] = {key: block.read(key, reader, 0.0) for key, reader in WINDOW_KEYS.items()}
+    for key in ("name", "for"):
+        if not found[key]:
+            block.fail(key, "missing or empty")
+    if found["every"] and found["every"] < found["for"]:
+        block.fail("every", "shorter than for")
+    if found["ramp"] > found["for"]:
+        block.fail("ramp", "longer than for")
+    return Window(found["name"], found["at"], found["for"], found["every"], found["ramp"])
+
+
+def _rule(block: _Block, windows: Mapping[str, Window], seed: int, rules_before: int) -> Rule:
+    block.check_keys(RULE_KEYS)
+    values = {key: block.read(key, RULE_KEYS[key], None) for key in block.data}
+    try:
+        return make_rule(block.data, values, windows, seed, str(rules_before + block.number))
+    except InvalidKey as error:
+        block.fail(error.key, str(error))

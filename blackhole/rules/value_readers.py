@@ -1,0 +1,352 @@
+"""Readers of the values in a scenario file.
+
+A reader takes a value as TOML has it, returns what rules are made of, and raises ValueError that says
+what was expected.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from ipaddress import ip_network
+from typing import Any, Final
+
+from blackhole.rules.delays import MAX_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
+from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
+from blackhole.rules.faults import FAULTS, Fault
+from blackhole.rules.limiters import QUOTA_OWNERS, ConcurrencyLimit, Greylist, RateLimit
+from blackhole.rules.modes import DEFAULT_GREYLIST
+from blackhole.rules.patterns import Comparison, GlobSet, Networks, comparison
+from blackhole.smtp.replies import Reply
+from blackhole.smtp.state import PHASES
+from blackhole.values import did_you_mean, expected, shown
+
+# Texts, numbers and times
+
+
+def read_text(value: Any) -> str:
+    if isinstance(value, str) and value and value.isprintable() and len(value) <= 512:
+        return value
+    raise expected("printable text", value)
+
+
+def read_texts(value: Any) -> tuple[str, ...]:
+    """Read one text, or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError("expected at least one")
+    return tuple(map(read_text, values))
+
+
+def read_switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise expected("true or false", value)
+
+
+def _is_whole(value: Any, least: int, most: float) -> bool:
+    """Return whether a value is a whole number from `least` to `most`; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def read_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise expected("a number", value)
+    return float(value)
+
+
+def read_seed(value: Any) -> int:
+    if _is_whole(value, 0, 2**64 - 1):
+        return int(value)
+    raise expected("a whole number from 0", value)
+
+
+def read_chance(value: Any) -> float:
+    if 0 < read_number(value) <= 1:
+        return float(value)
+    raise expected("a probability above 0, at most 1", value)
+
+
+TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def read_seconds(value: Any) -> float:
+    """Read a time: a number of seconds, or text with its unit, and return seconds.
+
+    >>> [read_seconds(value) for value in (90, "90s", "5m", "250ms")]
+    [90.0, 90.0, 300.0, 0.25]
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h|d)\s*", value)
+        if not match:
+            raise expected('a time, as 90, "90s", "5m", "250ms" or "1h"', value)
+        return float(match[1]) * TIME_UNITS[match[2]]
+    if read_number(value) < 0:
+        raise expected("no time before 0", value)
+    return float(value)
+
+
+SIZE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+"""Octets."""
+
+
+def read_comparison(value: Any) -> Comparison:
+    if _is_whole(value, 0, math.inf):
+        return comparison("=", value)
+    pattern = r"\s*(<=|>=|<|>|=)?=?\s*([0-9]{1,15})([kKmMgG]?)\s*"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) else None
+    if not match:
+        raise expected('a comparison, as "<= 2" or "> 10M"', value)
+    return comparison(match[1] or "=", int(match[2]) * SIZE_UNITS[match[3].lower()])
+
+
+# Where and whom: phases, patterns, networks
+
+
+def read_phases(value: Any) -> frozenset[str]:
+    if value == "*":
+        return frozenset(PHASES)
+    phases = read_texts(value)
+    for phase in phases:
+        if phase not in PHASES:
+            error = expected(f"one of {', '.join(PHASES)}", phase)
+            raise ValueError(f"{error}{did_you_mean(phase.upper(), PHASES)}")
+    return frozenset(phases)
+
+
+def read_globs(value: Any) -> GlobSet:
+    globs = read_texts(value)
+    for glob in globs:
+        if len(glob) > 1 and glob.startswith(("/", "^")) and glob.endswith(("/", "$")):
+            raise expected("a glob of * and ?; there are no regular expressions", glob)
+    return GlobSet("" if glob == "<>" else glob for glob in globs)
+
+
+def read_listener(value: Any) -> GlobSet:
+    """Read a port, or globs for addresses with ports."""
+    return GlobSet([f"*:{value}"]) if _is_whole(value, 0, math.inf) else read_globs(value)
+
+
+def read_header(value: Any) -> GlobSet:
+    """Read globs for whole header fields, as "Subject: *invoice*"."""
+    globs = []
+    for text in read_texts(value):
+        name, colon, glob = text.partition(":")
+        if not colon or not re.fullmatch("[!-9;-~]+", name):
+            raise expected('a header field, as "Subject: *invoice*"', text)
+        globs.append(f"{name}: {glob.strip()}")
+    return read_globs(globs)
+
+
+def read_networks(value: Any) -> Networks:
+    networks = []
+    for text in read_texts(value):
+        try:
+            networks.append(ip_network(text, strict=False))
+        except ValueError:
+            raise expected("an address or a network, as 192.0.2.0/24", text) from None
+    return Networks(networks)
+
+
+def read_zone(value: Any) -> str:
+    """Read the name of a DNS blocklist."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value):
+        return value
+    raise expected("the name of a list, as zen.example.org", value)
+
+
+# Effects
+
+
+REPLY: Final = re.compile(
+    r"([245][0-5][0-9]|354)(?: ([245])(\.[0-9]{1,3}\.[0-9]{1,3}))?(?: (.*))?", re.DOTALL
+)
+
+
+def read_reply(value: Any) -> Reply | Template:
+    """Read one reply as it goes over the wire; its text may have several lines.
+
+    >>> read_reply("450 4.2.1 Try again later").wire
+    b'450 4.2.1 Try again later\\r\\n'
+    """
+    match = REPLY.fullmatch(value) if isinstance(value, str) else None
+    if not match or not match[4]:
+        raise expected('a reply with its code, as "450 4.2.1 Try again later"', value)
+    code, enhanced = int(match[1]), f"{match[2]}{match[3]}" if match[2] else ""
+    if enhanced and enhanced[0] != match[1][0]:
+        raise ValueError(f"{enhanced} does not go with {code}")
+    lines = match[4].split("\n")
+    for line in lines:
+        if not re.fullmatch("[ -~]*", line) or len(line) > MAX_REPLY_LINE:
+            raise expected(f"lines of at most {MAX_REPLY_LINE} characters of ASCII", line)
+        if not PLACEHOLDER.search(line) and (braces := re.search(r"\{[^{}]*\}", line)):
+            raise ValueError(f"{braces[0]} is none of {{client}} {{helo}} {{sender}} {{recipient}} {{id}}")
+    if any(PLACEHOLDER.search(line) for line in lines):
+        return Template(code, enhanced, *lines)
+    return Reply(code, enhanced, *lines, next_action=action_after(code))
+
+
+def read_replies(value: Any) -> tuple[Reply | Template, ...]:
+    """Read one reply, or a list to draw from; none for "accept"."""
+    if value == "accept":
+        return ()
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise expected("at least one reply", value)
+    replies = tuple(map(read_reply, values))
+    if len({reply.code < 400 for reply in replies}) > 1:
+        raise ValueError("a list has refusals or acceptances, not both; use two rules and chance")
+    return replies
+
+
+def read_when_unknown(value: Any) -> Reply | Template | None:
+    """Read the reply for an attempt that the store has no answer for; None for "accept"."""
+    if value == "accept":
+        return None
+    reply = read_reply(value)
+    if reply.code < 400:
+        raise expected('"accept", or a refusal, as "451 4.3.0 Try again later"', value)
+    return reply
+
+
+def _read_wait(value: Any) -> float:
+    """Read the seconds of a delay."""
+    wait = read_seconds(value)
+    if wait > MAX_DELAY:
+        raise expected(f"at most {MAX_DELAY:g} seconds", value)
+    return wait
+
+
+def read_delay(value: Any) -> DelayDistribution:
+    """Read a time, a range of times, percentiles, or the parameters of a lognormal distribution."""
+    if isinstance(value, list):
+        if len(value) != 2:
+            raise expected("[MIN, MAX]", value)
+        least, most = map(_read_wait, value)
+        if least > most:
+            raise expected("[MIN, MAX] with the lesser first", value)
+        return Uniform(least, most)
+    if isinstance(value, dict):
+        if value.keys() == {"lognormal"} and isinstance(value["lognormal"], dict):
+            return _read_lognormal(value["lognormal"])
+        return _read_percentiles(value)
+    wait = _read_wait(value)
+    return Uniform(wait, wait)
+
+
+def _read_lognormal(value: Mapping[str, Any]) -> Lognormal:
+    if value.keys() != {"median", "p99"}:
+        raise expected("lognormal = { median = S, p99 = S }", value)
+    median, p99 = _read_wait(value["median"]), _read_wait(value["p99"])
+    if not 0 < median <= p99:
+        raise expected("a median above 0 and a p99 above it", value)
+    return Lognormal(median, p99)
+
+
+def _read_percentiles(value: Mapping[str, Any]) -> Percentiles:
+    points = []
+    for key, wait in value.items():
+        if not re.fullmatch("p[1-9][0-9]?|p100", key):
+            known = ("lognormal", "p50", "p90", "p99")
+            hint = did_you_mean(key, known)
+            raise ValueError(f'unknown key "{shown(key)}", expected one of {", ".join(known)}{hint}')
+        points.append((int(key[1:]) / 100, _read_wait(wait)))
+    points.sort()
+    waits = [wait for _, wait in points]
+    if not points or waits != sorted(waits):
+        raise expected("{ p50 = S, p90 = S, p99 = S } that rise", value)
+    return Percentiles(tuple(points))
+
+
+def read_fault(value: Any) -> Fault:
+    if isinstance(value, dict) and value.keys() == {"drip"}:
+        if _is_whole(value["drip"], 1, 65536):
+            return Fault("drip", 1, rate=value["drip"])
+        raise expected("drip = octets a second, from 1 to 65536", value["drip"])
+    if value == "drip":
+        raise ValueError("drip needs a rate; then = { drip = 10 } is ten octets a second")
+    if isinstance(value, str) and value in FAULTS:
+        return FAULTS[value]
+    known = ", ".join((*FAULTS, "{ drip = N }"))
+    raise ValueError(f"{expected(f'one of {known}', value)}{did_you_mean(value, FAULTS)}")
+
+
+def read_certificate(value: Any) -> str:
+    if value in CERTIFICATES:
+        return str(value)
+    raise expected(f"one of {', '.join(CERTIFICATES)}", value)
+
+
+def read_ehlo_keywords(value: Any) -> tuple[str, ...]:
+    lines = read_texts(value)
+    for line in lines:
+        if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9-]*( [!-~]+)*", line):
+            raise expected("an EHLO keyword, as PIPELINING or SIZE 1000", line)
+    return lines
+
+
+# Limiters
+
+
+def read_greylist(value: Any) -> Greylist:
+    """Read the bounds of a greylist. Either may be left out, and with `true` both."""
+    if value is True:
+        return DEFAULT_GREYLIST
+    if not isinstance(value, dict) or not value.keys() <= {"min", "max"}:
+        raise expected('{ min = "5m", max = "2d" }', value)
+    least = read_seconds(value.get("min", DEFAULT_GREYLIST.least))
+    most = read_seconds(value.get("max", DEFAULT_GREYLIST.most))
+    if least > most:
+        raise expected("a min that is less than max", value)
+    return Greylist(least, most)
+
+
+PERIODS: Final = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "connection": 0.0}
+
+THROTTLED_AT: Final[Mapping[str, tuple[str, ...]]] = {
+    "connections": ("CONNECT",),
+    "concurrent": ("CONNECT",),
+    "messages": ("MAIL", "DATA", "."),
+    "recipients": ("RCPT",),
+    "bytes": (".", "MAIL"),
+}
+"""What a throttle limits -> the phases in which it can be counted, the default first."""
+
+
+def read_throttle(value: Any) -> tuple[str, RateLimit | ConcurrencyLimit]:
+    """Read a throttle, and return what it limits, and the limiter."""
+    limited = [key for key in value if key in THROTTLED_AT] if isinstance(value, dict) else []
+    if len(limited) != 1:
+        raise expected(f"{{ WHAT = N, per = TIME, by = WHOSE }} with one of {', '.join(THROTTLED_AT)}", value)
+    for key in value.keys() - {*limited, "per", "by"}:
+        hint = did_you_mean(key, ("per", "by"))
+        raise ValueError(f'unknown key "{shown(key)}", expected per or by{hint}')
+    what, by = limited[0], str(value.get("by", "client"))
+    limit = _read_quota(value[what])
+    if by not in QUOTA_OWNERS:
+        error = expected(f"one of {', '.join(QUOTA_OWNERS)}", by)
+        raise ValueError(f"by: {error}{did_you_mean(by, QUOTA_OWNERS)}")
+    if what == "concurrent":
+        if "per" in value:
+            raise ValueError("per: not with concurrent, which has no period")
+        return what, ConcurrencyLimit(limit, by)
+    return what, RateLimit(what, limit, _read_period(value.get("per"), what), by)
+
+
+def _read_period(value: Any, what: str) -> float:
+    """Read the seconds of a throttle's period; 0 is a connection."""
+    if value is None:
+        raise ValueError(f"per: missing; expected one of {', '.join(PERIODS)}, or a time")
+    period = PERIODS[value] if isinstance(value, str) and value in PERIODS else read_seconds(value)
+    if not period and (value != "connection" or what == "connections"):
+        raise ValueError(f"per: {expected('a time above 0', value)}")
+    return period
+
+
+def _read_quota(value: Any) -> int:
+    if isinstance(value, str) and (match := re.fullmatch("([0-9]{1,9})([kmgKMG])", value)):
+        return int(match[1]) * SIZE_UNITS[match[2].lower()]
+    if _is_whole(value, 0, 2**48 - 1):
+        return int(value)
+    raise expected("a whole number from 0, or one with its unit, as 10M", value)
