@@ -1,10 +1,10 @@
-"""The real program: started as an operator starts it, watched through /proc, stopped by signals.
+"""The real program, started as an operator starts it, inspected through /proc, stopped by signals.
 
     with Program("--workers=2") as program:
         with socket.create_connection(program.address):
             os.kill(program.workers()[0], signal.SIGKILL)
 
-`run` is for commands that end by themselves: `run("status", f"--pid={pid}").returncode`.
+`run` is for commands that end on their own: `run("status", f"--pid={pid}").returncode`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Self, TypeVar
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Tornado leaves the socket open that it could not bind.
+# Tornado does not close a socket that it could not bind.
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")
 SCRIPT = (*PYTHON, str(ROOT / "bin" / "blackhole"))
 MODULE = (*PYTHON, "-m", "blackhole")
 READY = "All mail is thrown away."
-"""Ends what the program prints once its workers accept connections."""
+"""The end of what the program prints once its workers accept connections."""
 
 NOBODY = pwd.getpwnam("nobody")
 AS_NOBODY = f"os.setgroups([]); os.setgid({NOBODY.pw_gid}); os.setuid({NOBODY.pw_uid})"
@@ -43,34 +43,34 @@ Seen = TypeVar("Seen")
 
 
 def free_port() -> int:
-    """A port nobody listens on; the kernel has many others to give away before it comes to this one again."""
+    """Return a port on which nothing listens; the kernel assigns many others before this one again."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, where `import blackhole` works, and no option of the program is set.
+    """Return an environment in which `import blackhole` works and no option of the program is set.
 
-    Only, there is no dashboard: of programs that run at once just one could have the default port.
+    The dashboard is off: only one of several programs could have its default port.
     """
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("BLACKHOLE_")}
-    return ours | {"PYTHONPATH": str(ROOT), "BLACKHOLE_DASHBOARD": "off"} | more
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BLACKHOLE_")}
+    return inherited | {"PYTHONPATH": str(ROOT), "BLACKHOLE_DASHBOARD": "off"} | more
 
 
 def wait_for(look: Callable[[], Seen], what: str, timeout: float = 20.0) -> Seen:
-    """What `look` returns as soon as that is true."""
+    """Call `look` until it returns something true, and return that."""
     until = time.monotonic() + timeout
     while not (seen := look()):
-        assert time.monotonic() < until, f"waited {timeout:g} s in vain: {what}"
+        assert time.monotonic() < until, f"not within {timeout:g} s: {what}"
         time.sleep(0.01)
     return seen
 
 
-# Processes, as /proc knows them.
+# Processes.
 
 
 def state(pid: int) -> str:
-    """R, S, T, Z ...; empty when there is no such process."""
+    """Return the state of a process: R, S, T, Z ...; empty if there is no such process."""
     return _stat(pid)[0]
 
 
@@ -80,7 +80,7 @@ def parent(pid: int) -> int:
 
 def _stat(pid: int) -> list[str]:
     try:
-        # The name in brackets may itself have any character.
+        # The name in parentheses may contain any character.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ["", "-1"]
@@ -98,19 +98,19 @@ def title(pid: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """Every process, zombies too, whose parent is `pid`; the oldest first."""
+    """Return the pids of all children, zombies too, the oldest first."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     return sorted(child for child in pids if parent(child) == pid)
 
 
 def status(pid: int) -> dict[str, str]:
-    """/proc/PID/status: status(pid)["Uid"] == "0 0 0 0"."""
+    """Return the fields of /proc/PID/status: status(pid)["Uid"] == "0 0 0 0"."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: " ".join(value.split()) for name, _, value in (line.partition(":") for line in lines)}
 
 
 def descriptors(pid: int) -> list[str]:
-    """What the open descriptors of a process are: "/a/file", "socket:[1234]", "anon_inode:[eventpoll]"."""
+    """Return the targets of open descriptors: "/a/file", "socket:[1234]", "anon_inode:[eventpoll]"."""
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):
@@ -119,16 +119,16 @@ def descriptors(pid: int) -> list[str]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Leave nothing behind of a master and its children: ask, then kill."""
-    ours = children(process.pid)
+    """End a master and its children: with SIGINT, then with SIGKILL."""
+    pids = children(process.pid)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(3)
     process.kill()
     process.wait()
-    for pid in filter(alive, ours):
-        if title(pid).startswith("blackhole: "):  # and not somebody who got its number since
+    for pid in filter(alive, pids):
+        if title(pid).startswith("blackhole: "):  # not another process that got the pid since
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -139,7 +139,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def run(
     *options: str, command: Sequence[str] = SCRIPT, timeout: float = 60.0, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program until it ends; `more` goes into its environment."""
+    """Run the program until it ends, with `more` in its environment."""
     return subprocess.run(
         [*command, *options],
         env=environment(**more),
@@ -170,8 +170,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 class Program:
-    """One master in the foreground; on 127.0.0.1, on ports that nobody else has and with two workers, unless
-    `options` say otherwise."""
+    """A master in the foreground: on 127.0.0.1, a free port, with two workers unless `options` differ."""
 
     def __init__(
         self,
@@ -192,7 +191,7 @@ class Program:
         if values.keys().isdisjoint({"--workers", "--conf"}):
             given.append("--workers=2")
         if "--ssl_cert" in values and values.keys().isdisjoint({"--ssl_port", "--listen", "--conf"}):
-            given.append("--ssl_port=0")  # 465 is root's, and only one program's at a time
+            given.append("--ssl_port=0")  # port 465 needs root, and only one program can have it
         with tempfile.NamedTemporaryFile(prefix="blackhole-", delete=False) as self._output:
             self.process = subprocess.Popen(
                 [*command, *given],
@@ -201,7 +200,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                start_new_session=True,  # so that a Ctrl-C can be meant for this program alone
+                start_new_session=True,  # so that `interrupt` reaches this program alone
             )
         self.pid = self.process.pid
 
@@ -224,20 +223,20 @@ class Program:
         os.unlink(self._output.name)
 
     def output(self) -> str:
-        """All it has written so far, to standard output and error."""
+        """Return all that was written to standard output and standard error so far."""
         return Path(self._output.name).read_text()
 
     def workers(self) -> list[int]:
-        """The pids of the workers, of those who are no more than forked not."""
+        """Return the pids of the workers that have their title already."""
         return [pid for pid in children(self.pid) if title(pid).startswith("blackhole: worker")]
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
-        """Signal the master and wait for its end; the exit code."""
+        """Signal the master, wait for its end and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(timeout)
 
     def interrupt(self) -> None:
-        """Ctrl-C: SIGINT for the master and all its children."""
+        """Send SIGINT to the master and all its children, as Ctrl-C does."""
         os.killpg(self.pid, signal.SIGINT)
 
 

@@ -42,9 +42,9 @@ def test_users_and_passwords_are_read(users: Path) -> None:
 
 def test_file_that_everybody_can_read_causes_a_warning(users: Path) -> None:
     users.chmod(0o644)
-    assert auth_file.load(str(users))[1] == f"auth {users}: everybody can read it; chmod o-r it"
+    assert auth_file.load(str(users))[1] == f"auth {users}: it is world-readable; chmod o-r {users}"
     done = run("--auth", str(users), "--auth_plaintext", "-t")
-    assert f"blackhole: auth {users}: everybody can read it; chmod o-r it\n" in done.stderr
+    assert f"blackhole: auth {users}: it is world-readable; chmod o-r {users}\n" in done.stderr
     assert done.returncode == 0
 
 
@@ -54,8 +54,8 @@ def test_file_that_everybody_can_read_causes_a_warning(users: Path) -> None:
         ("ann:x\nbob secret\n", ":2: expected user:password"),
         ("ann:\n", ":1: expected user:password"),
         (":secret\n", ":1: expected user:password"),
-        ("ann:x\n# more\nann:y\n", ":3: this user has a line before"),
-        ("# nobody\n", ": there is no user in it"),
+        ("ann:x\n# more\nann:y\n", ":3: the user has an earlier line"),
+        ("# nobody\n", ": it contains no user"),
     ],
 )
 def test_error_in_the_file_names_the_line_without_quoting_it(tmp_path: Path, text: str, wrong: str) -> None:

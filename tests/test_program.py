@@ -1,4 +1,4 @@
-"""The whole program as an operator meets it: forked processes, signals, pidfiles, exit codes."""
+"""The whole program as an operator uses it: forked processes, signals, pidfiles, exit statuses."""
 
 from __future__ import annotations
 
@@ -46,10 +46,13 @@ from blackhole.process import privileges
 
 
 def greeting(port: int, timeout: float = 10.0) -> str:
-    """What a client hears first; empty when nobody listens, or stops to before it was taken."""
+    """Return the first line a client receives; empty if nothing listens, or stops listening meanwhile."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout) as client, client.makefile("rb") as said:
-            return said.readline().decode().strip()
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout) as client,
+            client.makefile("rb") as replies,
+        ):
+            return replies.readline().decode().strip()
     except (ConnectionRefusedError, ConnectionResetError):
         return ""
 
@@ -60,7 +63,7 @@ def listens(port: int) -> bool:
 
 @contextmanager
 def sending(port: int) -> Iterator[smtplib.SMTP]:
-    """A client in the middle of a message."""
+    """Connect a client and bring it into the middle of a message."""
     client = smtplib.SMTP("127.0.0.1", port, timeout=20)
     try:
         assert client.docmd("DATA")[0] == 354
@@ -73,7 +76,7 @@ def sending(port: int) -> Iterator[smtplib.SMTP]:
 
 
 @pytest.mark.parametrize("command", [SCRIPT, MODULE], ids=["bin/blackhole", "python -m blackhole"])
-def test_a_newcomer_sees_what_runs_and_how_to_stop_it(command: tuple[str, ...]) -> None:
+def test_start_prints_what_runs_and_how_to_stop_it(command: tuple[str, ...]) -> None:
     with Program(command=command) as program:
         where, how = program.output().splitlines()
         address = f"127.0.0.1:{program.port}"
@@ -85,19 +88,19 @@ def test_a_newcomer_sees_what_runs_and_how_to_stop_it(command: tuple[str, ...]) 
             assert client.sendmail("a@example.com", "b@example.com", "hello") == {}
 
 
-def test_ctrl_c_is_quick_and_quiet() -> None:
+def test_ctrl_c_stops_at_once_and_prints_nothing() -> None:
     with Program() as program, socket.create_connection(program.address) as client:
         client.recv(999)
         workers, before = program.workers(), program.output()
         began = time.monotonic()
         program.interrupt()
         assert program.process.wait(20) == 0
-        assert time.monotonic() - began < 10, "it waits for no client, which might take half a minute"
+        assert time.monotonic() - began < 10, "the drain timeout of 30 s is not waited for"
         assert program.output() == before
         assert not any(map(alive, workers))
 
 
-def test_every_listener_has_its_line(certificate: Certificate) -> None:
+def test_start_prints_a_line_for_each_listener(certificate: Certificate) -> None:
     ports = [free_port() for _ in range(3)]
     with Program(
         f"--listen=127.0.0.1:{ports[0]}",
@@ -117,24 +120,24 @@ def test_every_listener_has_its_line(certificate: Certificate) -> None:
             assert client.ehlo()[0] == 250
 
 
-def test_a_port_of_the_kernels_choice_is_told() -> None:
+def test_port_chosen_by_the_kernel_is_printed() -> None:
     with Program("--listen=127.0.0.1:0") as program:
         port = re.search(r"127\.0\.0\.1:(\d+)", program.output())
         assert port is not None
         assert listens(int(port[1]))
 
 
-def test_the_master_has_no_event_loop_no_thread_and_no_zombie() -> None:
+def test_master_has_no_event_loop_no_thread_and_no_zombie() -> None:
     with Program() as program:
         os.kill(program.workers()[0], signal.SIGKILL)
-        wait_for(lambda: "was killed by signal 9 (Killed)" in program.output(), "the worker was buried")
-        wait_for(lambda: len(program.workers()) == 2, "and replaced")
+        wait_for(lambda: "was killed by signal 9 (Killed)" in program.output(), "the worker was reaped")
+        wait_for(lambda: len(program.workers()) == 2, "the worker was replaced")
         assert "anon_inode:[eventpoll]" not in descriptors(program.pid)
         assert status(program.pid)["Threads"] == "1"
         assert not any(state(pid) == "Z" for pid in children(program.pid))
 
 
-def test_asking_needs_neither_tornado_nor_ssl() -> None:
+def test_commands_that_start_no_server_import_neither_tornado_nor_ssl() -> None:
     code = "import sys, blackhole.main; print({'asyncio', 'ssl', 'tornado', 'daemon'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], env=environment(), text=True) == "set()\n"
 
@@ -142,7 +145,7 @@ def test_asking_needs_neither_tornado_nor_ssl() -> None:
 # Deaths
 
 
-def test_a_worker_killed_is_replaced_and_nobody_waits_in_vain() -> None:
+def test_killed_worker_is_replaced_and_every_new_client_is_greeted() -> None:
     with Program("--workers=2") as program:
         for _ in range(3):
             os.kill(program.workers()[0], signal.SIGKILL)
@@ -151,24 +154,24 @@ def test_a_worker_killed_is_replaced_and_nobody_waits_in_vain() -> None:
             wait_for(lambda: len(program.workers()) == 2, "a new worker", timeout=5.0)
 
 
-def test_without_its_master_no_worker_stays(tmp_path: Path) -> None:
+def test_workers_end_after_the_master_was_killed(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with Program(f"--pid={pid}") as program:
         workers = program.workers()
         program.process.kill()
         program.process.wait()
-        wait_for(lambda: greeting(program.port) == "", "nobody listens", timeout=3.0)
-        wait_for(lambda: not any(map(alive, workers)), "the workers have left")
+        wait_for(lambda: greeting(program.port) == "", "no process listens", timeout=3.0)
+        wait_for(lambda: not any(map(alive, workers)), "the workers have ended")
         done = run("status", f"--pid={pid}")
         assert (done.returncode, done.stdout) == (1, f"Blackhole is not running; it died and left {pid}.\n")
 
 
-def test_a_master_that_died_lets_its_sessions_finish_but_not_keep_the_lock(tmp_path: Path) -> None:
+def test_session_of_a_killed_master_is_finished_while_a_new_server_starts(tmp_path: Path) -> None:
     options = f"--pid={tmp_path / 'pid'}", f"--port={free_port()}"
     with Program(*options) as first, sending(first.port) as client:
         first.process.kill()
         first.process.wait()
-        wait_for(lambda: greeting(first.port) == "", "nobody listens", timeout=3.0)
+        wait_for(lambda: greeting(first.port) == "", "no process listens", timeout=3.0)
         with Program(*options):
             client.send(b"still here\r\n.\r\n")
             assert client.getreply()[0] == 250
@@ -177,7 +180,7 @@ def test_a_master_that_died_lets_its_sessions_finish_but_not_keep_the_lock(tmp_p
 # Stopping
 
 
-def test_term_lets_a_message_come_to_its_end() -> None:
+def test_sigterm_lets_a_message_under_way_be_finished() -> None:
     with (
         Program() as program,
         sending(program.port) as busy,
@@ -186,21 +189,21 @@ def test_term_lets_a_message_come_to_its_end() -> None:
         assert idle.recv(999).startswith(b"220 ")
         program.process.terminate()
         assert idle.recv(999).startswith(b"421 ")
-        wait_for(lambda: greeting(program.port) == "", "nobody listens", timeout=3.0)
+        wait_for(lambda: greeting(program.port) == "", "no process listens", timeout=3.0)
         assert program.process.poll() is None
         busy.send(b"the end\r\n.\r\n")
         assert busy.getreply()[0] == 250
         assert program.process.wait(10) == 0
 
 
-def test_term_twice_waits_for_nobody() -> None:
+def test_second_sigterm_stops_without_waiting_for_clients() -> None:
     with Program("--drain_timeout=60") as program, sending(program.port):
         program.process.terminate()
-        wait_for(lambda: greeting(program.port) == "", "nobody listens", timeout=3.0)
+        wait_for(lambda: greeting(program.port) == "", "no process listens", timeout=3.0)
         assert program.stop(signal.SIGTERM, timeout=5.0) == 0
 
 
-def test_the_pidfile_goes_with_the_program(tmp_path: Path) -> None:
+def test_pidfile_is_removed_when_the_program_ends(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with Program(f"--pid={pid}") as program:
         assert pid.read_text() == f"{program.pid}\n"
@@ -212,9 +215,9 @@ def test_the_pidfile_goes_with_the_program(tmp_path: Path) -> None:
 # Signals
 
 
-def test_usr1_opens_a_rotated_log_again() -> None:
+def test_sigusr1_reopens_a_rotated_log() -> None:
     with TemporaryDirectory() as directory:
-        os.chmod(directory, 0o755)  # workers are somebody else
+        os.chmod(directory, 0o755)  # the workers run as another user
         log = Path(directory) / "log"
         with Program(f"--log={log}") as program:
             log.rename(f"{log}.1")
@@ -225,12 +228,12 @@ def test_usr1_opens_a_rotated_log_again() -> None:
             assert "listening on" in Path(f"{log}.1").read_text()
 
 
-def test_one_worker_more_and_one_less() -> None:
+def test_sigttin_adds_a_worker_and_sigttou_removes_one() -> None:
     with Program() as program:
         program.process.send_signal(signal.SIGTTIN)
-        wait_for(lambda: len(program.workers()) == 3, "a third")
+        wait_for(lambda: len(program.workers()) == 3, "a third worker")
         program.process.send_signal(signal.SIGTTOU)
-        wait_for(lambda: len(program.workers()) == 2, "two again")
+        wait_for(lambda: len(program.workers()) == 2, "two workers")
 
 
 # Reload
@@ -247,7 +250,7 @@ def listen(conf: Path, *ports: int) -> None:
     conf.write_text("".join(f"listen = 127.0.0.1:{port}\n" for port in ports) + "workers = 1\n")
 
 
-def test_hup_opens_new_ports_and_closes_old_ones(conf: Path) -> None:
+def test_sighup_opens_new_ports_and_closes_old_ones(conf: Path) -> None:
     kept, old, new = (free_port() for _ in range(3))
     listen(conf, kept, old)
     with Program(f"--conf={conf}") as program:
@@ -263,7 +266,7 @@ def test_hup_opens_new_ports_and_closes_old_ones(conf: Path) -> None:
         wait_for(lambda: len(program.workers()) == 1 and worker not in program.workers(), "a new worker")
 
 
-def test_hup_loses_no_connection() -> None:
+def test_sighup_loses_no_connection() -> None:
     with Program() as program:
         for _ in range(5):
             program.process.send_signal(signal.SIGHUP)
@@ -273,7 +276,7 @@ def test_hup_loses_no_connection() -> None:
 
 
 @pytest.mark.parametrize("fault", ["por = 25", "port = none", "ssl_cert = /none"])
-def test_a_bad_configuration_changes_nothing(conf: Path, tmp_path: Path, fault: str) -> None:
+def test_reload_of_a_wrong_configuration_changes_nothing(conf: Path, tmp_path: Path, fault: str) -> None:
     options = f"--conf={conf}", f"--pid={tmp_path / 'pid'}"
     with Program(*options) as program:
         workers, good = program.workers(), conf.read_text()
@@ -292,7 +295,7 @@ def test_a_bad_configuration_changes_nothing(conf: Path, tmp_path: Path, fault: 
         wait_for(lambda: "reloaded: listening on" in program.output(), "the reload")
 
 
-def test_a_port_that_is_taken_changes_nothing(conf: Path) -> None:
+def test_reload_with_a_busy_port_changes_nothing(conf: Path) -> None:
     with Program(f"--conf={conf}") as program, socket.create_server(("127.0.0.1", 0)) as other:
         workers, opened = program.workers(), len(descriptors(program.pid))
         free = free_port()
@@ -307,29 +310,29 @@ def test_a_port_that_is_taken_changes_nothing(conf: Path) -> None:
         assert len(descriptors(program.pid)) == opened
 
 
-def test_a_new_certificate_is_used_after_a_reload(tmp_path: Path) -> None:
+def test_new_certificate_is_used_after_a_reload(tmp_path: Path) -> None:
     cert, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", free_port()
 
     def issue() -> ssl.SSLContext:
-        """A new pair in the files of the old one, and who believes it."""
-        authority, trusting = trustme.CA(), ssl.create_default_context()
-        authority.configure_trust(trusting)
+        """Replace certificate and key, and return a context that trusts the new certificate."""
+        authority, context = trustme.CA(), ssl.create_default_context()
+        authority.configure_trust(context)
         issued = authority.issue_cert("127.0.0.1")
         issued.private_key_pem.write_to_path(str(key))
         issued.cert_chain_pems[0].write_to_path(str(cert))
-        key.chmod(0o600)  # the workers could not read it
-        return trusting
+        key.chmod(0o600)  # readable by root alone, not by the workers
+        return context
 
     first = issue()
     with Program(f"--listen=127.0.0.1:{port},tls", f"--ssl_cert={cert}", f"--ssl_key={key}") as program:
         smtplib.SMTP_SSL("127.0.0.1", port, context=first).quit()
         second, old = issue(), program.workers()
         program.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: not any(map(alive, old)), "the old workers have left")
+        wait_for(lambda: not any(map(alive, old)), "the old workers have ended")
         smtplib.SMTP_SSL("127.0.0.1", port, context=second).quit()
 
 
-def test_a_reload_lets_a_client_go_on_that_has_only_said_hello(tmp_path: Path) -> None:
+def test_client_that_is_idle_during_a_reload_can_still_send_mail(tmp_path: Path) -> None:
     with Program() as program, smtplib.SMTP(*program.address) as client:
         client.ehlo()
         old = program.workers()
@@ -337,17 +340,17 @@ def test_a_reload_lets_a_client_go_on_that_has_only_said_hello(tmp_path: Path) -
         wait_for(lambda: "reloaded: " in program.output(), "the reload")
         assert client.sendmail("ann@example.com", "bob@example.com", "hello") == {}
         client.quit()
-        wait_for(lambda: not any(map(alive, old)), "the old workers have left")
+        wait_for(lambda: not any(map(alive, old)), "the old workers have ended")
 
 
-def test_after_a_reload_nobody_stays_for_ever(tmp_path: Path) -> None:
+def test_client_of_an_old_worker_gets_421_after_the_drain_timeout(tmp_path: Path) -> None:
     with Program("--drain_timeout=1") as program, smtplib.SMTP(*program.address) as client:
         program.process.send_signal(signal.SIGHUP)
         assert client.sock is not None
         assert client.sock.recv(100) == b"421 4.3.2 Server is stopping, try again later\r\n"
 
 
-def test_what_a_reload_cannot_change_is_said(conf: Path, tmp_path: Path) -> None:
+def test_reload_warns_of_settings_that_it_cannot_change(conf: Path, tmp_path: Path) -> None:
     with Program(f"--conf={conf}") as program:
         conf.write_text(f"{conf.read_text()}log = {tmp_path / 'other'}\npid = {tmp_path / 'pid'}\n")
         program.process.send_signal(signal.SIGHUP)
@@ -362,7 +365,7 @@ def test_what_a_reload_cannot_change_is_said(conf: Path, tmp_path: Path) -> None
 
 
 class Detached:
-    """Options for a server in the background, which is stopped in the end whatever happens."""
+    """Options of a daemon in a directory of its own, and its pid."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.pid, self.log, self.port = tmp_path / "pid", tmp_path / "log", free_port()
@@ -382,7 +385,7 @@ def detached(tmp_path: Path) -> Iterator[Detached]:
     run("stop", *server.options, "--drain_timeout=0")
 
 
-def test_start_status_reload_restart_stop(detached: Detached) -> None:
+def test_start_status_reload_restart_and_stop_of_a_daemon(detached: Detached) -> None:
     assert detached.run("status").returncode == 3
     assert detached.run("reload").returncode == main.NOT_RUNNING
     assert detached.run("stop").returncode == 0
@@ -391,7 +394,7 @@ def test_start_status_reload_restart_stop(detached: Detached) -> None:
     assert started.returncode == 0, started.stderr
     assert f"listening on 127.0.0.1:{detached.port}, mode accept, 2 workers, no TLS\n" in started.stderr
     assert started.stderr.endswith(f'Stop it with "blackhole stop". {READY}\n')
-    assert listens(detached.port)  # at once: that is what exit code 0 says
+    assert listens(detached.port)  # exit status 0 says that clients can connect
     first = detached.number()
     assert title(first) == "blackhole: master"
     assert os.getsid(first) not in (first, os.getsid(0))
@@ -427,7 +430,9 @@ def test_start_status_reload_restart_stop(detached: Detached) -> None:
     assert detached.run("status").returncode == 3
 
 
-def test_reload_finds_relative_paths_where_start_found_them(tmp_path: Path, detached: Detached) -> None:
+def test_reload_resolves_relative_paths_in_the_directory_of_the_start(
+    tmp_path: Path, detached: Detached
+) -> None:
     conf = tmp_path / "my.conf"
     conf.write_text("workers = 1\n")
     command = [*SCRIPT, "start", *detached.options, "--conf=my.conf"]
@@ -438,16 +443,16 @@ def test_reload_finds_relative_paths_where_start_found_them(tmp_path: Path, deta
     wait_for(lambda: len(children(detached.number())) == 3, "three workers")
 
 
-def test_a_crashed_daemon_leaves_nothing_to_clean_up(detached: Detached) -> None:
+def test_daemon_that_was_killed_can_be_started_again(detached: Detached) -> None:
     assert detached.run("start").returncode == 0
     os.kill(detached.number(), signal.SIGKILL)
-    wait_for(lambda: greeting(detached.port) == "", "nobody listens")
+    wait_for(lambda: greeting(detached.port) == "", "no process listens")
     assert detached.run("status").returncode == 1
     assert detached.run("start").returncode == 0
     assert listens(detached.port)
 
 
-def test_systemd_hears_how_it_fares(tmp_path: Path) -> None:
+def test_systemd_is_notified_of_start_reload_and_stop(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(10)
@@ -461,11 +466,11 @@ def test_systemd_hears_how_it_fares(tmp_path: Path) -> None:
             assert program.process.wait(10) == 0
 
 
-# What cannot be
+# Errors
 
 
 def refused(*options: str, action: str = "run") -> tuple[int, str]:
-    """The exit code and the one line that is said."""
+    """Run the program; return its exit status and the one line it prints."""
     done = run(action, *options, "--workers=1")
     assert done.stdout == ""
     line, end = done.stderr.split("\n")
@@ -476,7 +481,7 @@ def refused(*options: str, action: str = "run") -> tuple[int, str]:
 
 @pytest.fixture(params=["run", "start"])
 def action(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whatever goes wrong is told in the foreground and by `start` alike."""
+    """`run` and `start`, which report the same errors."""
     monkeypatch.setenv("HOME", str(tmp_path))
     return str(request.param)
 
@@ -485,35 +490,35 @@ def files(tmp_path: Path) -> tuple[str, str, str]:
     return f"--pid={tmp_path / 'pid'}", f"--log={tmp_path / 'log'}", "--host=127.0.0.1"
 
 
-def test_a_wrong_option_is_64(tmp_path: Path, action: str) -> None:
+def test_wrong_option_exits_with_64(tmp_path: Path, action: str) -> None:
     code, line = refused(*files(tmp_path), "--prot=25", action=action)
     assert code == os.EX_USAGE
     assert "--port" in line
 
 
-def test_a_wrong_conf_is_78_and_names_its_line(tmp_path: Path, action: str) -> None:
+def test_wrong_conf_file_exits_with_78_and_names_the_line(tmp_path: Path, action: str) -> None:
     conf = tmp_path / "conf"
-    conf.write_text("# mine\nport = no\n")
+    conf.write_text("# comment\nport = no\n")
     code, line = refused(*files(tmp_path), f"--conf={conf}", action=action)
     assert code == os.EX_CONFIG
     assert line.startswith(f"{conf}:2: port: ")
 
 
-def test_a_missing_certificate_is_78(tmp_path: Path, action: str) -> None:
+def test_missing_certificate_exits_with_78(tmp_path: Path, action: str) -> None:
     code, line = refused(*files(tmp_path), "--ssl_cert=/no/such/cert.pem", action=action)
     assert code == os.EX_CONFIG
     assert "/no/such/cert.pem" in line
 
 
 @as_root
-def test_an_unknown_user_is_67(tmp_path: Path, action: str) -> None:
+def test_unknown_user_exits_with_67(tmp_path: Path, action: str) -> None:
     assert refused(*files(tmp_path), "--user=no-such-user", action=action) == (
         os.EX_NOUSER,
         "there is no user no-such-user",
     )
 
 
-def test_a_busy_port_is_71(tmp_path: Path, action: str) -> None:
+def test_busy_port_exits_with_71(tmp_path: Path, action: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         code, line = refused(*files(tmp_path), f"--port={port}", action=action)
@@ -523,14 +528,14 @@ def test_a_busy_port_is_71(tmp_path: Path, action: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pid", "log"])
-def test_a_file_that_cannot_be_made_is_73(tmp_path: Path, action: str, name: str) -> None:
+def test_file_that_cannot_be_created_exits_with_73(tmp_path: Path, action: str, name: str) -> None:
     path = tmp_path / "none" / "file"
     given = [f"--{name}={path}", f"--{'log' if name == 'pid' else 'pid'}={tmp_path / 'other'}"]
     code, line = refused(*given, "--host=127.0.0.1", f"--port={free_port()}", action=action)
-    assert (code, line) == (os.EX_CANTCREAT, f"{path} cannot be opened: No such file or directory")
+    assert (code, line) == (os.EX_CANTCREAT, f"cannot open {path}: No such file or directory")
 
 
-def test_the_configuration_can_be_tested_without_a_port(tmp_path: Path, certificate: Certificate) -> None:
+def test_configuration_test_binds_no_port(tmp_path: Path, certificate: Certificate) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         options = ["-t", *files(tmp_path), f"--port={other.getsockname()[1]}"]
         good = run(*options, f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
@@ -548,13 +553,13 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("flag", REQUESTS)
-def test_requests_are_answered_on_standard_output(flag: str) -> None:
+def test_help_version_and_configuration_are_printed_on_standard_output(flag: str) -> None:
     done = run(flag)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(REQUESTS[flag])
 
 
-def test_whoever_reads_only_the_beginning_of_help_sees_no_traceback() -> None:
+def test_help_into_a_closed_pipe_is_no_error() -> None:
     answer, told = os.pipe()
     os.close(answer)
     done = subprocess.run(
@@ -564,7 +569,7 @@ def test_whoever_reads_only_the_beginning_of_help_sees_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_without_anybody_to_read_its_standard_error_it_runs(tmp_path: Path) -> None:
+def test_server_runs_with_a_closed_standard_error(tmp_path: Path) -> None:
     answer, told = os.pipe()
     os.close(answer)
     port = free_port()
@@ -576,14 +581,14 @@ def test_without_anybody_to_read_its_standard_error_it_runs(tmp_path: Path) -> N
     assert process.returncode == 0
 
 
-def test_warnings_do_not_keep_it_from_running() -> None:
+def test_warning_does_not_prevent_a_start() -> None:
     done = run("-t", "--ssl_ca_certs_dir=/tmp")
     assert done.returncode == 0
     assert done.stderr.startswith("blackhole: --ssl_ca_certs_dir: ignored")
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_a_mistake_of_ours_is_70(debug: bool) -> None:
+def test_internal_error_exits_with_70(debug: bool) -> None:
     code = (
         "import sys; from blackhole import main; from blackhole.process import privileges;"
         " privileges.resolve = 5; sys.exit(main.main())"
@@ -594,7 +599,7 @@ def test_a_mistake_of_ours_is_70(debug: bool) -> None:
     assert ("Traceback" in done.stderr) is debug
 
 
-def test_every_action_and_request_is_known() -> None:
+def test_every_action_and_request_of_the_options_is_implemented() -> None:
     assert main.ACTIONS.keys() | {"explain"} == options.ACTIONS.keys()
     assert main.REQUESTS.keys() == options.REQUESTS.keys()
 
@@ -603,7 +608,7 @@ def test_every_action_and_request_is_known() -> None:
 
 
 @as_root
-def test_workers_are_nobody_and_the_master_keeps_its_hands_clean() -> None:
+def test_master_of_root_stays_root_and_its_workers_drop_all_privileges() -> None:
     with Program() as program:
         assert status(program.pid)["Uid"] == "0 0 0 0"
         uid, gid = privileges.resolve("", "")
@@ -617,28 +622,28 @@ def test_workers_are_nobody_and_the_master_keeps_its_hands_clean() -> None:
 
 
 def tcp(pid: int) -> Counter[str]:
-    """The TCP sockets of a process by their state, as /proc/net/tcp has it."""
+    """Count the TCP sockets of a process by state, from /proc/net/tcp."""
     inodes = {name[len("socket:[") : -1] for name in descriptors(pid) if name.startswith("socket:[")}
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return Counter(TCP.get(row[3], row[3]) for row in rows if row[9] in inodes)
 
 
-TCP = {"01": "established", "0A": "listens"}
+TCP = {"01": "established", "0A": "listening"}
 
 
-def test_the_master_hears_no_client() -> None:
-    """It may be root, and holds the port; but whoever talks, talks to workers."""
+def test_master_holds_no_connection_of_a_client() -> None:
+    """The master may be root: it holds the listening socket and reads nothing from clients."""
     with Program("--workers=2") as program, ExitStack() as clients:
         for _ in range(8):
             client = clients.enter_context(socket.create_connection(program.address))
             assert client.recv(999).startswith(b"220 ")
-        assert tcp(program.pid) == {"listens": 1}
+        assert tcp(program.pid) == {"listening": 1}
         assert sum(tcp(worker)["established"] for worker in program.workers()) == 8
 
 
 @as_root
-def test_the_pidfile_is_the_masters_alone(tmp_path: Path) -> None:
-    """Whoever could write a number into it would have root signal that process (CVE-2017-11747)."""
+def test_pidfile_belongs_to_root_and_is_closed_in_workers(tmp_path: Path) -> None:
+    """A user who could write a pid into it could have root signal that process (CVE-2017-11747)."""
     pid = tmp_path / "pid"
     with Program(f"--pid={pid}", "--user=nobody") as program:
         seen = pid.stat()
@@ -648,31 +653,31 @@ def test_the_pidfile_is_the_masters_alone(tmp_path: Path) -> None:
 
 
 @as_root
-def test_root_is_obeyed_with_a_warning() -> None:
+def test_workers_as_root_cause_a_warning() -> None:
     with Program("--user=root") as program:
         assert "blackhole: workers run as root" in program.output()
         assert {status(worker)["Uid"] for worker in program.workers()} == {"0 0 0 0"}
 
 
 @as_root
-def test_the_log_belongs_to_the_workers(tmp_path: Path) -> None:
+def test_log_of_the_program_belongs_to_the_user_of_the_workers(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with Program(f"--log={log}", "--user=nobody"):
         assert log.stat().st_uid == NOBODY.pw_uid
 
 
 @as_root
-def test_as_pid_1_it_buries_strangers_and_stops_when_told() -> None:
+def test_pid_1_reaps_orphans_and_stops_at_sigterm() -> None:
     port = free_port()
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     with Program(f"--port={port}", command=(*unshare, *SCRIPT)) as program:
         (master,) = children(program.pid)
         assert title(master) == "blackhole: master"
-        # A stranger in that namespace whose parent dies at once.
+        # A process in the namespace whose parent exits at once.
         orphan = "import os, time\nif os.fork() == 0:\n    time.sleep(0.3)"
         subprocess.run(["nsenter", f"--target={master}", "--pid", sys.executable, "-c", orphan], check=True)
-        wait_for(lambda: len(children(master)) == 3, "the orphan came to PID 1")
-        wait_for(lambda: len(children(master)) == 2, "and was buried")
+        wait_for(lambda: len(children(master)) == 3, "PID 1 adopts the orphan")
+        wait_for(lambda: len(children(master)) == 2, "the orphan is reaped")
         assert listens(port)
         os.kill(master, signal.SIGTERM)
         assert program.process.wait(10) == 0

@@ -1,4 +1,4 @@
-"""The users who may log in: a file with a line `user:password` for each."""
+"""The auth file: a line `user:password` for each user who may log in."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from blackhole.settings import OperatorError
 
 
 def load(path: str) -> tuple[Mapping[bytes, bytes], str]:
-    """Passwords by user, and a warning where others can read them.
+    """Return the password of each user, and a warning if other users of the machine can read them.
 
-    Blank lines, and those that begin with #, say nothing. Raises OperatorError, which
-    names a line but never shows it.
+    Blank lines and lines that begin with # are skipped. Raises OperatorError, which names a line
+    but never shows it.
     """
     users: dict[bytes, bytes] = {}
     try:
@@ -28,11 +28,11 @@ def load(path: str) -> tuple[Mapping[bytes, bytes], str]:
                 if not (user and colon and password):
                     raise OperatorError(f"auth {path}:{number}: expected user:password")
                 if user in users:
-                    raise OperatorError(f"auth {path}:{number}: this user has a line before")
+                    raise OperatorError(f"auth {path}:{number}: the user has an earlier line")
                 users[user] = password
     except OSError as error:
         raise OperatorError(f"auth {path}: {error.strerror}") from None
     if not users:
-        raise OperatorError(f"auth {path}: there is no user in it")
+        raise OperatorError(f"auth {path}: it contains no user")
     exposed = mode & stat.S_IROTH
-    return MappingProxyType(users), f"auth {path}: everybody can read it; chmod o-r it" if exposed else ""
+    return MappingProxyType(users), f"auth {path}: it is world-readable; chmod o-r {path}" if exposed else ""

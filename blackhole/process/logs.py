@@ -1,4 +1,4 @@
-"""The log: one event one line of printable ASCII, on standard error or in a file that may be rotated."""
+"""The log: a line of printable ASCII for each event, on standard error or in a file that may be rotated."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from blackhole.settings import OperatorError
 
 log = logging.getLogger(__name__)
 
-LINE = 500
-"""Characters of a message that are logged; a client decides how long many of them are."""
-TRACE = 8000
-"""Characters of a traceback, counted from its end, where the reason stands."""
+MAX_MESSAGE: Final = 500
+"""Characters of a message that are logged; clients decide how long many messages are."""
 
-_ESCAPES = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0x100))} | {
+MAX_TRACEBACK: Final = 8000
+"""Characters of a traceback that are logged, counted from its end, where the exception stands."""
+
+_ESCAPES: Final = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0x100))} | {
     ord(char): escape for char, escape in zip("\t\n\r\\", (r"\t", r"\n", r"\r", r"\\"), strict=True)
 }
 
-_UNPRINTABLE = re.compile(r"[^ -~]")
+_UNPRINTABLE: Final = re.compile(r"[^ -~]")
 
 
 def printable(data: bytes) -> str:
-    r"""What a client sent, fit for a log: b"a\r\n\x1b" becomes a\r\n\x1b, and a backslash two."""
+    r"""Return octets from a client as printable ASCII with escapes.
+
+    >>> print(printable(b"HELO \x1b[2J\\\r\n"))
+    HELO \x1b[2J\\\r\n
+    """
     return data.decode("latin-1").translate(_ESCAPES)
 
 
@@ -39,35 +44,38 @@ def _one_line(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-class _Format(logging.Formatter):
-    """Time, process, level, message. A traceback follows on lines of its own, indented."""
+class LineFormatter(logging.Formatter):
+    """Formats a record as time, process title, level, message; a traceback follows on indented lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         text = record.getMessage()
-        if len(text) > LINE:
-            text = f"{text[:LINE]}... ({len(text)} in all)"
+        if len(text) > MAX_MESSAGE:
+            text = f"{text[:MAX_MESSAGE]}... ({len(text)} characters)"
         head = f"{stamp}.{int(record.msecs):03d} {getproctitle()} {record.levelname} {_one_line(text)}"
-        trace = self.formatException(record.exc_info)[-TRACE:] if record.exc_info else ""
+        trace = self.formatException(record.exc_info)[-MAX_TRACEBACK:] if record.exc_info else ""
         return "\n    ".join((head, *map(_one_line, trace.splitlines())))
 
 
-class _Lines(logging.Handler):
-    """Writes a record with one write(2), to a descriptor that keeps its number for good.
+class DescriptorHandler(logging.Handler):
+    """Writes each record with one write(2), to a descriptor whose number never changes.
 
-    With O_APPEND no line of one process tears one of another, and faulthandler, which
-    knows no files, still hits the file after it was rotated. A full disk loses lines, not mail.
+    The file is opened with O_APPEND, so processes do not overwrite each other's lines. faulthandler
+    keeps the number of the descriptor, and still writes into the right file after a rotation. A full
+    disk loses lines, and nothing else.
     """
 
     def __init__(self, path: str, owner: tuple[int, int] | None) -> None:
+        """Open the file for appending, or use standard error if `path` is empty."""
         super().__init__()
-        self.path, self.owner = path, owner
-        self.descriptor = self.open() if path else 2
+        self.path: Final = path
+        self.owner: Final = owner
+        self.descriptor: Final = self._open() if path else 2
 
-    def open(self) -> int:
+    def _open(self) -> int:
         descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
         if self.owner is not None and os.geteuid() == 0:
-            os.fchown(descriptor, *self.owner)  # workers open it again, when it was rotated
+            os.fchown(descriptor, *self.owner)  # workers open the file themselves after a rotation
         return descriptor
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -75,59 +83,63 @@ class _Lines(logging.Handler):
             os.write(self.descriptor, f"{self.format(record)}\n".encode())
 
     def reopen(self) -> None:
+        """Open the file at the path again. Raises OperatorError (EX_CANTCREAT)."""
         if self.path:
-            fresh = self.open()
+            fresh = self._open()
             os.dup2(fresh, self.descriptor, inheritable=False)
             os.close(fresh)
 
 
 class RateLimitFilter(logging.Filter):
-    """Lets FEW lines of a kind through in a WHILE; the first after that says how many were left out.
+    """Limits the lines that come from one place in the program, as clients can cause thousands a second.
 
-    What a client can bring about it can bring about a thousand times a second. A kind is
-    the place in the program that a line comes from. Those of --debug are all wanted.
+    At most LINES pass in a period of SECONDS. The first line after it says how many were dropped.
+    Lines of --debug are not limited.
     """
 
-    FEW: Final = 20
-    WHILE: Final = 10.0
+    LINES: Final = 20
+    SECONDS: Final = 10.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock: Final = clock
-        self._kinds: Final[dict[tuple[str, int], tuple[float, int]]] = {}
-        """Kind -> when its while began, and how many lines there were since."""
+        self._periods: Final[dict[tuple[str, int], tuple[float, int]]] = {}
+        """File and line number of the call -> when its period began, and the lines since then."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno <= logging.DEBUG:
             return True
-        kind = record.pathname, record.lineno
+        place = record.pathname, record.lineno
         now = self._clock()
-        began, count = self._kinds.get(kind, (now, 0))
-        if now - began >= self.WHILE:
-            if count > self.FEW:
-                record.msg = f"{record.msg} ({count - self.FEW} more were not logged)"
+        began, count = self._periods.get(place, (now, 0))
+        if now - began >= self.SECONDS:
+            if count > self.LINES:
+                record.msg = f"{record.msg} ({count - self.LINES} more were not logged)"
             began, count = now, 0
-        self._kinds[kind] = began, count + 1
-        return count < self.FEW
+        self._periods[place] = began, count + 1
+        return count < self.LINES
 
 
 def limit_repeated_lines() -> None:
-    """From now on log no more of what repeats itself than is of use: in a worker, which strangers talk to."""
+    """Install RateLimitFilter: in a worker, whose clients decide how much there is to log."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(RateLimitFilter())
 
 
 def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:
-    """Send all logging to a file, which then belongs to `owner`, or to standard error; the descriptor.
+    """Send all logging to a file, or to standard error if `path` is empty; return the descriptor.
 
-    Once per process, by the master; its children inherit it. Raises OperatorError (EX_CANTCREAT).
+    The file is given to `owner`, a uid and gid, if this process is root. The master calls this once;
+    its children inherit the handler.
+
+    Raises OperatorError (EX_CANTCREAT).
     """
-    handler = _Lines(path, owner)
-    handler.setFormatter(_Format())
+    handler = DescriptorHandler(path, owner)
+    handler.setFormatter(LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    # A line for each scan of the dashboard's port that does not speak HTTP.
+    # Tornado warns of each connection to the dashboard's port that is not HTTP, as of a port scan.
     logging.getLogger("tornado.general").setLevel(logging.ERROR)
     set_level(debug)
     faulthandler.enable(handler.descriptor)
@@ -135,15 +147,15 @@ def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:
 
 
 def set_level(debug: bool) -> None:
-    """INFO, or DEBUG; of Blackhole's own loggers alone."""
+    """Set the level of Blackhole's own loggers to DEBUG or INFO."""
     logging.getLogger("blackhole").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 def reopen() -> None:
-    """Open the file anew, for the old one was rotated; if that cannot be, go on in the old one."""
+    """Open the log file again after its rotation; if that fails, log the reason into the old one."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, _Lines):
+        if isinstance(handler, DescriptorHandler):
             try:
                 handler.reopen()
             except OperatorError as error:
-                log.error("the log is not opened again: %s", error)
+                log.error("log file not reopened, the old one stays in use: %s", error)

@@ -101,7 +101,7 @@ def pidfile_owner(path: str) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OperatorError(f"{path} cannot be read: {error.strerror}", os.EX_NOPERM) from None
+        raise OperatorError(f"cannot read {path}: {error.strerror}", os.EX_NOPERM) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None

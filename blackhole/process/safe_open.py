@@ -22,19 +22,19 @@ def open_regular(path: str, flags: int, mode: int) -> int:
     directory = os.path.dirname(path)
     if os.geteuid() == 0 and _is_open_to_all(directory):
         raise OperatorError(
-            f"{path} cannot be used: its directory is world-writable; chmod o-w {directory}",
+            f"cannot use {path}: its directory is world-writable; chmod o-w {directory}",
             os.EX_CANTCREAT,
         )
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     except OSError as error:
         reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise OperatorError(f"{path} cannot be opened: {reason}", os.EX_CANTCREAT) from None
+        raise OperatorError(f"cannot open {path}: {reason}", os.EX_CANTCREAT) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(descriptor)
         raise OperatorError(
-            f"{path} cannot be used: it is not a regular file with a single name", os.EX_CANTCREAT
+            f"cannot use {path}: it is not a regular file with a single name", os.EX_CANTCREAT
         )
     return descriptor
 

@@ -416,7 +416,7 @@ def pidfiles(trial: Trial) -> None:
 @row("G11", "as PID 1 of a container", "TERM stops it, strangers are buried", quick=False)
 def first_process(trial: Trial) -> None:
     """A test runs it as PID 1 of a PID namespace."""
-    trial.tests("test_program.py::test_as_pid_1_it_buries_strangers_and_stops_when_told")
+    trial.tests("test_program.py::test_pid_1_reaps_orphans_and_stops_at_sigterm")
 
 
 @row(
@@ -427,8 +427,12 @@ def first_process(trial: Trial) -> None:
 )
 def in_the_background(trial: Trial) -> None:
     """The program's tests that start a daemon, and those of every operator's mistake."""
-    trial.tests("test_program.py::test_start_status_reload_restart_stop")
-    trial.tests(*(f"test_program.py::{name}" for name in (
-        "test_a_missing_certificate_is_78", "test_an_unknown_user_is_67", "test_a_busy_port_is_71",
-        "test_a_wrong_conf_is_78_and_names_its_line", "test_a_file_that_cannot_be_made_is_73",
-    )))  # fmt: skip
+    trial.tests("test_program.py::test_start_status_reload_restart_and_stop_of_a_daemon")
+    failures = (
+        "test_missing_certificate_exits_with_78",
+        "test_unknown_user_exits_with_67",
+        "test_busy_port_exits_with_71",
+        "test_wrong_conf_file_exits_with_78_and_names_the_line",
+        "test_file_that_cannot_be_created_exits_with_73",
+    )
+    trial.tests(*(f"test_program.py::{name}" for name in failures))
