@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from blackhole import options, usage
-from blackhole.metrics import rates, report
+from blackhole.metrics import rates, report, status
 from blackhole.metrics.counters import Counters
 from blackhole.process import pidfile
 from blackhole.process.console import print_stdout, print_warning
@@ -180,7 +180,7 @@ def _figures(settings: Settings, pid: int) -> str:
     uptime = time.time() - snapshot.started
     if settings.json:
         return json.dumps({"pid": pid, "uptime": uptime, **snapshot.as_dict()}, indent=2) + "\n"
-    return f"Blackhole is running, pid {pid}.\n{report.status(snapshot, uptime)}"
+    return f"Blackhole is running, pid {pid}.\n{status.as_text(snapshot, uptime)}"
 
 
 def _running_pid(settings: Settings) -> int:
@@ -202,7 +202,7 @@ def _running_pid(settings: Settings) -> int:
 def _report(settings: Settings, arguments: Sequence[str]) -> int:
     snapshot = Counters.of(_running_pid(settings)).snapshot()
     print_stdout(report.FORMATS["json" if settings.json else settings.format](snapshot))
-    return REPORT_FAILED if report.failed(snapshot, settings.fail_on) else os.EX_OK
+    return REPORT_FAILED if report.fails(snapshot, settings.fail_on) else os.EX_OK
 
 
 def _top(settings: Settings, arguments: Sequence[str]) -> int:

@@ -13,11 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
-
 from blackhole import settings  # noqa: E402
-from blackhole.metrics.layout import CELL_INDEX, ROW_CELLS  # noqa: E402
-from blackhole.metrics.snapshot import Snapshot  # noqa: E402
 from blackhole.option_table import OPTIONS, Option  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
@@ -163,60 +159,19 @@ def violation_page() -> Iterator[str]:
     )
 
 
-QUERIES = {
-    "blackhole_build_info": "count by (version) (blackhole_build_info)",
-    "blackhole_start_time_seconds": "time() - blackhole_start_time_seconds",
-    "blackhole_workers": "blackhole_workers == 0",
-    "blackhole_messages_total": "sum by (outcome) (rate(blackhole_messages_total[1m]))",
-    "blackhole_recipients_total": "rate(blackhole_recipients_total[1m])",
-    "blackhole_connections_total": "rate(blackhole_connections_total[1m])",
-    "blackhole_listener_connections_total": "topk(3, rate(blackhole_listener_connections_total[1m]))",
-    "blackhole_open_connections": "max_over_time(blackhole_open_connections[1h])",
-    "blackhole_refused_connections_total": "increase(blackhole_refused_connections_total[1h])",
-    "blackhole_timed_out_connections_total": "increase(blackhole_timed_out_connections_total[1h])",
-    "blackhole_hung_up_connections_total": "increase(blackhole_hung_up_connections_total[1h])",
-    "blackhole_received_bytes_total": "8 * rate(blackhole_received_bytes_total[1m])",
-    "blackhole_commands_total": "sum by (phase) (rate(blackhole_commands_total[1m]))",
-    "blackhole_replies_total": 'sum by (phase) (rate(blackhole_replies_total{code=~"[45].."}[5m]))',
-    "blackhole_tls_handshakes_total": 'rate(blackhole_tls_handshakes_total{result="failed"}[5m])',
-    "blackhole_violations_total": "topk(5, increase(blackhole_violations_total[1h]))",
-    "blackhole_retries_total": 'increase(blackhole_retries_total{event="returned"}[1h])',
-    "blackhole_rule_hits_total": "increase(blackhole_rule_hits_total[1h])",
-    "blackhole_worker_cpu_seconds_total": "sum by (worker) (rate(blackhole_worker_cpu_seconds_total[1m]))",
-    **{
-        f"blackhole_{name}": f"histogram_quantile(0.99, rate(blackhole_{name}_bucket[5m]))"
-        for name in ("service_seconds", "client_think_seconds", "delay_seconds", "message_bytes")
-    },
-    "blackhole_connection_messages": "rate(blackhole_connection_messages_sum[5m])"
-    " / rate(blackhole_connection_messages_count[5m])",
-}
-"""An example query for every metric, by its name."""
-
-
-def metrics() -> Iterator[tuple[str, str, str, str]]:
-    """Yield name, type, labels and meaning of each metric, as /metrics gives them."""
-    example = Snapshot(
-        seconds=1,
-        started=1,
-        listeners=("127.0.0.1:2525",),
-        workers=(),
-        rule_counters={"rule": CELL_INDEX["open"]},
-        cells=(1,) * ROW_CELLS,
-    )
-    _, text = prometheus.text(example, {"1": 1.0}, "")
-    for family in text_string_to_metric_families(text.decode()):
-        name = family.name + "_total" * (family.type == "counter")
-        labels = " ".join(code(label) for label in family.samples[0].labels if label != "le")
-        yield name, family.type, labels, family.documentation
+def metrics() -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield name, type, labels, meaning and example query of each metric."""
+    for row in prometheus.METRICS:
+        yield row.full_name, row.kind, " ".join(map(code, row.labels)), row.help, row.query
 
 
 def metric_table() -> Iterator[str]:
-    """Yield the table of all metrics; a metric without a row in QUERIES has no example."""
+    """Yield the table of all metrics."""
     yield from table(
         ("metric, its type and labels", "meaning, and an example query"),
         (
-            (f"{code(name)}<br>{kind} {labels}".rstrip(), f"{meaning}<br>{code(QUERIES.get(name, ''))}")
-            for name, kind, labels, meaning in metrics()
+            (f"{code(name)}<br>{kind} {labels}".rstrip(), f"{meaning}<br>{code(query)}")
+            for name, kind, labels, meaning, query in metrics()
         ),
     )
 

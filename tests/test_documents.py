@@ -99,7 +99,9 @@ def test_check_of_the_reference_names_a_page_that_differs(tmp_path: Path) -> Non
 
 
 def test_every_metric_has_an_example_query() -> None:
-    assert {name for name, *_ in TABLES.metrics()} == set(TABLES.QUERIES), "see QUERIES in docs/tables.py"
+    rows = list(TABLES.metrics())
+    assert [name for name, *_, query in rows if name not in query] == []
+    assert len({name for name, *_ in rows}) == len(rows)
 
 
 @requires("promtool")
@@ -107,9 +109,9 @@ def test_prometheus_can_parse_every_query_of_the_documents(tmp_path: Path) -> No
     shown = re.findall(r"^ {4}(.*blackhole_.*)$", (DOCS / "metrics.md").read_text("utf-8"), re.MULTILINE)
     rules = [
         {"record": f"query:{number}", "expr": query}
-        for number, query in enumerate((*shown, *TABLES.QUERIES.values()))
+        for number, query in enumerate((*shown, *(query for *_, query in TABLES.metrics())))
     ]
-    assert len(rules) > len(TABLES.QUERIES)
+    assert len(rules) > len(shown) > 0
     file = tmp_path / "rules.yml"
     file.write_text(json.dumps({"groups": [{"name": "documents", "rules": rules}]}))
     assert f"{len(rules)} rules found" in output_of(path_of("promtool"), "check", "rules", str(file))

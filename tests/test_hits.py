@@ -194,13 +194,13 @@ def test_hits_are_exact_over_workers_that_die_and_reloads(file: Path, tmp_path: 
         wait_for(lambda: "ever" in hits(), "the new rules")
         assert outcome(program.port, "ann@example.com", "nobody@example.com").startswith("550")
         settled(hits, {"nobody here": 12, "2": 10, "never": 0, "ever": 0})
-        told = "How often rules spoke:\n  nobody here: 12 times\n  rule 2: 10 times\n  never: never\n"
+        told = "Rule matches:\n  nobody here: 12\n  rule 2: 10\n  never: 0\n"
         assert told in run("report", f"--pid={pid}").stdout
-        assert "rules spoke 22 times\n" in run("status", f"--pid={pid}").stdout
+        assert "rule matches: 22\n" in run("status", f"--pid={pid}").stdout
         assert (
             '"rule_hits": {\n    "nobody here": 12,' in run("report", f"--pid={pid}", "--format=json").stdout
         )
-        assert "nobody here: 12 times" in run("report", f"--pid={pid}", "--format=junit").stdout
+        assert "nobody here: 12\n" in run("report", f"--pid={pid}", "--format=junit").stdout
 
 
 def test_who_is_never_answered_is_counted_while_he_waits(tmp_path: Path) -> None:

@@ -59,18 +59,18 @@ def test_the_gravest_stands_first() -> None:
 )
 def test_a_level_counts_those_above_it(rule: str, fails: str) -> None:
     seen = figures(**{rule: 1})
-    assert [level for level in ("never", *LEVELS) if report.failed(seen, level)] == fails.split()
+    assert [level for level in ("never", *LEVELS) if report.fails(seen, level)] == fails.split()
 
 
 def test_the_text_says_what_where_and_what_to_do() -> None:
-    said = report.text(figures(bare_lf=2))
+    said = report.as_text(figures(bare_lf=2))
     assert "MUST   bare-lf: ended a line with LF alone, 2 times\n" in said
     assert "RFC 5321 2.3.8. Lines end with CR LF" in said
-    assert "Nothing was found to be wrong" in report.text(figures())
+    assert "No violations were found." in report.as_text(figures())
 
 
 def test_junit_has_a_case_for_each_rule() -> None:
-    suite = ElementTree.fromstring(report.junit(figures(bare_lf=2, nul=1)))
+    suite = ElementTree.fromstring(report.as_junit(figures(bare_lf=2, nul=1)))
     assert (suite.get("tests"), suite.get("failures")) == (str(len(VIOLATIONS)), "2")
     assert {case.get("name") for case in suite if len(case)} == {"bare-lf", "nul"}
 

@@ -54,6 +54,10 @@ def at_end(what: str) -> str:
     return f"[[rule]]\nphase = '.'\nattempt = 1\n{what}\n"
 
 
+INTERVALS = ("retry_within_", "retry_later")
+"""How the names of events begin that count retries by interval."""
+
+
 class World:
     """A clock that is set by hand, and a listener with these rules."""
 
@@ -109,7 +113,7 @@ class World:
     def told(self) -> dict[str, int]:
         """What was counted since this was last asked for, but for how long was waited."""
         told, self.counts = self.counts, Counter()
-        return {name: count for name, count in told.items() if not name.startswith("wait-")}
+        return {name: count for name, count in told.items() if not name.startswith(INTERVALS)}
 
 
 def say(session: Session, recipients: tuple[str, ...], name: str, more: bytes = b"") -> None:
@@ -131,8 +135,13 @@ def test_who_is_put_off_and_comes_again() -> None:
     world = World(GREYLIST)
     for at in (0, 100, 400):
         world.send(at)
-    assert world.counts["wait-300"] == 2
-    assert world.told() == {"deferred": 1, "returned": 1, "again": 1, "taken": 1}
+    assert world.counts["retry_within_300"] == 2
+    assert world.told() == {
+        "deferred": 1,
+        "retried_after_4xx": 1,
+        "deferred_again": 1,
+        "accepted_on_retry": 1,
+    }
     world.send(500)
     assert world.told() == {"duplicate": 1}
 
@@ -142,8 +151,8 @@ def test_how_long_is_waited_is_told_in_classes(wait: float) -> None:
     world = World(GREYLIST)
     world.send(0)
     world.send(wait)
-    (told,) = [name.removeprefix("wait-") for name in world.counts if name.startswith("wait-")]
-    assert told == next((str(most) for most in RETRY_INTERVALS if wait <= most), "more")
+    (told,) = [name for name in world.counts if name.startswith(INTERVALS)]
+    assert told == next((f"retry_within_{most}" for most in RETRY_INTERVALS if wait <= most), "retry_later")
 
 
 def test_recipients_are_counted_and_each_by_itself() -> None:
@@ -151,7 +160,7 @@ def test_recipients_are_counted_and_each_by_itself() -> None:
     world.send(0, "bob@b", "bob@later", "carol@later", "bob@later")
     assert world.told() == {"deferred": 2}
     world.send(60, "bob@later", name="1@client")
-    assert world.told() == {"returned": 1, "taken": 1}
+    assert world.told() == {"retried_after_4xx": 1, "accepted_on_retry": 1}
 
 
 def test_what_is_refused_at_the_end_is_refused_for_all() -> None:
@@ -159,14 +168,14 @@ def test_what_is_refused_at_the_end_is_refused_for_all() -> None:
     world.send(0, "bob@b", "carol@c")
     assert world.told() == {"deferred": 2}
     world.send(60, "bob@b", "carol@c")
-    assert world.told() == {"returned": 2, "taken": 2}
+    assert world.told() == {"retried_after_4xx": 2, "accepted_on_retry": 2}
 
 
 def test_what_is_refused_at_data_is_refused_for_all() -> None:
     world = World("[[rule]]\nphase = 'DATA'\nreply = '451 4.3.0 Later'\n")
     world.send(0, "bob@b", "carol@c")
     world.send(60, "bob@b", "carol@c")
-    assert world.told() == {"deferred": 2, "returned": 2, "again": 2}
+    assert world.told() == {"deferred": 2, "retried_after_4xx": 2, "deferred_again": 2}
 
 
 def test_a_sender_that_is_put_off_is_so_for_the_recipients_sent_along() -> None:
@@ -174,7 +183,7 @@ def test_a_sender_that_is_put_off_is_so_for_the_recipients_sent_along() -> None:
     world.send(0, "bob@b", "carol@c")
     assert world.told() == {"deferred": 2}
     world.send(60, "bob@b", "carol@c")
-    assert world.told() == {"returned": 2, "taken": 2}
+    assert world.told() == {"retried_after_4xx": 2, "accepted_on_retry": 2}
 
 
 @pytest.mark.parametrize("command", [b"RSET", b"RSET\r\nMAIL FROM:<ann@a>", b"EHLO client.example.com"])
@@ -186,7 +195,7 @@ def test_a_recipient_that_is_let_in_is_taken_without_a_message(command: bytes) -
     session.receive(b"MAIL FROM:<ann@a>\r\nRCPT TO:<bob@b>\r\n")
     session.receive(command + b"\r\n")
     world.leave(session)
-    assert world.told() == {"deferred": 1, "returned": 1, "taken": 1}
+    assert world.told() == {"deferred": 1, "retried_after_4xx": 1, "accepted_on_retry": 1}
 
 
 def test_who_breaks_off_has_come_again_and_was_not_taken() -> None:
@@ -197,14 +206,14 @@ def test_who_breaks_off_has_come_again_and_was_not_taken() -> None:
     session.receive(b"MAIL FROM:<ann@a>\r\nRCPT TO:<bob@b>\r\nDATA\r\n")
     session.receive(b"Hel")
     world.leave(session, politely=False)
-    assert world.told() == {"deferred": 1, "returned": 1}
+    assert world.told() == {"deferred": 1, "retried_after_4xx": 1}
 
 
 def test_who_is_refused_and_comes_again() -> None:
     world = World("[[rule]]\nphase = 'RCPT'\nreply = '550 5.1.1 Nobody'\n")
     for at in (0, 100, 200):
         world.send(at)
-    assert world.told() == {"refused": 1, "insisted": 1}
+    assert world.told() == {"refused": 1, "retried_after_5xx": 1}
 
 
 def test_a_refusal_may_become_another() -> None:
@@ -212,7 +221,13 @@ def test_a_refusal_may_become_another() -> None:
     world = World(reply.format(1, "450 4.2.1") + reply.format(2, "550 5.1.1") + reply.format(3, "450 4.2.1"))
     for at in (0, 100, 200, 300):
         world.send(at)
-    assert world.told() == {"deferred": 2, "returned": 2, "refused": 1, "insisted": 1, "taken": 1}
+    assert world.told() == {
+        "deferred": 2,
+        "retried_after_4xx": 2,
+        "refused": 1,
+        "retried_after_5xx": 1,
+        "accepted_on_retry": 1,
+    }
 
 
 def test_who_comes_again_from_another_network_has_come_again() -> None:
@@ -220,9 +235,9 @@ def test_who_comes_again_from_another_network_has_come_again() -> None:
     world = World(GREYLIST)
     world.send(0)
     world.send(400, client="198.51.100.1")
-    assert world.told() == {"deferred": 1, "returned": 1, "again": 1}
+    assert world.told() == {"deferred": 1, "retried_after_4xx": 1, "deferred_again": 1}
     world.send(801, client="198.51.100.200")
-    assert world.told() == {"taken": 1}
+    assert world.told() == {"accepted_on_retry": 1}
     world.send(802, client="198.51.100.1", name="2@client")
     world.send(803, client="192.0.2.1", name="2@client")
     assert world.told() == {}
@@ -249,7 +264,7 @@ def test_a_message_that_was_taken_comes_again() -> None:
     world = World(GREYLIST.replace("5m", "0s"))
     world.send(0)
     world.send(1)
-    assert world.told() == {"deferred": 1, "returned": 1, "taken": 1}
+    assert world.told() == {"deferred": 1, "retried_after_4xx": 1, "accepted_on_retry": 1}
     world.send(2)
     world.send(3, name="2@client")
     world.send(4, name="")
@@ -263,7 +278,7 @@ def test_who_goes_without_a_word_may_not_have_heard() -> None:
     world.send(1)
     world.send(0, "nobody@b", politely=False)
     world.send(1, "nobody@b")
-    assert world.told() == {"refused": 1, "insisted": 1}
+    assert world.told() == {"refused": 1, "retried_after_5xx": 1}
     world.send(2)
     assert world.told() == {"duplicate": 1}
 
@@ -286,14 +301,14 @@ def test_a_message_that_was_refused_comes_again() -> None:
     world.send(3600)
     world.send(3600, name="")
     world.send(3601, name="")
-    assert world.told() == {"refused": 1, "insisted": 1, "retried-5xx": 1}
+    assert world.told() == {"refused": 1, "retried_after_5xx": 1, "retried-5xx": 1}
 
 
 def test_a_recipient_that_was_refused_comes_again_with_the_message() -> None:
     world = World("[[rule]]\nphase = 'RCPT'\nrecipient = 'nobody@*'\nattempt = 1\nreply = '550 5.1.1 No'\n")
     world.send(0, "bob@b", "nobody@b")
     world.send(60, "nobody@b")
-    assert world.told() == {"refused": 1, "insisted": 1, "retried-5xx": 1}
+    assert world.told() == {"refused": 1, "retried_after_5xx": 1, "retried-5xx": 1}
 
 
 @pytest.mark.parametrize(
@@ -330,20 +345,20 @@ def test_other_messages_to_the_same_recipient_may_come_at_once() -> None:
         world.send(1 + number / 100, name="")
     told = world.told()
     assert {rule.name for rule in VIOLATIONS}.isdisjoint(told)
-    assert told == {"deferred": 1, "returned": 1, "again": 17}
+    assert told == {"deferred": 1, "retried_after_4xx": 1, "deferred_again": 17}
 
 
 @pytest.mark.parametrize(
     ("fault", "outcome"),
     [
-        ("then = 'close-before-reply'", "before"),
-        ("then = 'close'", "before"),
-        ("then = 'reset'", "before"),
-        ("then = 'half-reply'", "within"),
-        ("then = 'close-after-reply'", "after"),
-        ("then = 'stall'", "late"),
-        ("delay = 600", "late"),
-        ("then = { drip = 10 }", "late"),
+        ("then = 'close-before-reply'", "closed_before_reply"),
+        ("then = 'close'", "closed_before_reply"),
+        ("then = 'reset'", "closed_before_reply"),
+        ("then = 'half-reply'", "closed_within_reply"),
+        ("then = 'close-after-reply'", "closed_after_reply"),
+        ("then = 'stall'", "reply_too_late"),
+        ("delay = 600", "reply_too_late"),
+        ("then = { drip = 10 }", "reply_too_late"),
     ],
 )
 def test_who_cannot_be_sure_may_come_again(fault: str, outcome: str) -> None:
@@ -351,7 +366,7 @@ def test_who_cannot_be_sure_may_come_again(fault: str, outcome: str) -> None:
     world.send(0, politely=False)
     assert world.told() == {outcome: 1}
     world.send(60)
-    assert world.told() == {f"{outcome}-again": 1}
+    assert world.told() == {f"{outcome}_retried": 1}
     world.send(120)
     assert world.told() == {"duplicate": 1}
 
@@ -383,9 +398,9 @@ def test_who_says_more_before_a_late_reply_may_not_have_heard_it(together: bool)
         world.count(session)
     else:
         world.leave(session)
-    assert world.told() == {"late": 1}
+    assert world.told() == {"reply_too_late": 1}
     world.send(60)
-    assert world.told() == {"late-again": 1}
+    assert world.told() == {"reply_too_late_retried": 1}
 
 
 def test_a_reply_that_waits_may_refuse_a_message_that_has_not_come_to_its_end() -> None:
@@ -395,7 +410,7 @@ def test_a_reply_that_waits_may_refuse_a_message_that_has_not_come_to_its_end() 
     session = world.arrive()
     say(session, ("bob@b",), "1@client")
     world.leave(session)
-    assert world.told() == {"insisted": 1, "size-over-limit": 1}
+    assert world.told() == {"retried_after_5xx": 1, "size-over-limit": 1}
 
 
 @pytest.mark.parametrize("fault", ["close", "half-reply", "close-after-reply"])
@@ -409,7 +424,7 @@ def test_a_message_without_a_name_is_told_from_others_by_its_header() -> None:
     world = World(at_end("then = 'half-reply'"))
     world.send(0, name="", politely=False)
     world.send(1, name="")
-    assert world.told() == {"within": 1, "within-again": 1}
+    assert world.told() == {"closed_within_reply": 1, "closed_within_reply_retried": 1}
 
 
 @pytest.mark.parametrize(
@@ -466,7 +481,7 @@ def test_tls_does_not_make_another_client() -> None:
     session.receive(b"EHLO client.example.com\r\n")
     say(session, ("bob@b",), "1@client")
     world.leave(session)
-    assert world.told() == {"deferred": 1, "returned": 1, "taken": 1}
+    assert world.told() == {"deferred": 1, "retried_after_4xx": 1, "accepted_on_retry": 1}
 
 
 @pytest.mark.parametrize(
@@ -492,7 +507,7 @@ def test_modes_that_refuse_know_who_comes_again() -> None:
         world.send(at)
     told = world.told()
     assert told["retried-5xx"] > 9
-    assert told["returned"] + told["insisted"] > 9
+    assert told["retried_after_4xx"] + told["retried_after_5xx"] > 9
 
 
 # What never comes again
@@ -512,7 +527,7 @@ def test_what_does_not_come_for_twelve_hours_never_comes() -> None:
     assert visited(world.past, NEVER_RETRIED_AFTER + 60) == 1
     world.told()
     world.send(NEVER_RETRIED_AFTER + 100, "bob@b")
-    assert world.told() == {"returned": 1, "taken": 1}
+    assert world.told() == {"retried_after_4xx": 1, "accepted_on_retry": 1}
 
 
 def test_workers_look_for_what_never_came() -> None:
@@ -549,46 +564,46 @@ def figures(**events: int) -> Snapshot:
     stats = Counters(1)
     cells = stats.cells(stats.allocate_row())
     for number, event in enumerate(EVENTS):
-        cells[NOTED + number] = events.get(event.name.replace("-", "_"), 0)
+        cells[NOTED + number] = events.get(event.name, 0)
     return stats.snapshot()
 
 
 def test_the_report_says_how_the_sender_retried() -> None:
     seen = figures(
         deferred=12,
-        returned=11,
-        again=3,
-        taken=9,
-        wait_10=2,
-        wait_300=5,
-        wait_900=6,
-        wait_more=1,
+        retried_after_4xx=11,
+        deferred_again=3,
+        accepted_on_retry=9,
+        retry_within_10=2,
+        retry_within_300=5,
+        retry_within_900=6,
+        retry_later=1,
         refused=4,
-        insisted=1,
-        before=2,
-        before_again=2,
-        late=1,
+        retried_after_5xx=1,
+        closed_before_reply=2,
+        closed_before_reply_retried=2,
+        reply_too_late=1,
     )
-    assert report.retries(seen) == [
-        "put off with 4xx: 12 recipients; 11 came again, 1 did not yet; 9 were taken in the end",
-        "they came again 14 times, 3 times to be put off once more: the first within 10 s, half within 5 min,"
-        " the last after more than 24 h",
+    assert report.retry_lines(seen) == [
+        "deferred with 4xx: 12 recipients; 11 retried, 1 not yet, 9 accepted in the end",
+        "14 retries, 3 deferred again: the shortest interval within 10 s, the median within 5 min,"
+        " the longest over 24 h",
         "  within 10 s: 2",
         "  within 5 min: 5",
         "  within 15 min: 6",
-        "  after more than 24 h: 1",
-        "refused with 5xx: 4 recipients; 1 came again",
-        "closed in place of the reply to the message: 2 messages; 2 came again",
-        "not waited for a late reply to the message: 1 message; 0 came again",
+        "  over 24 h: 1",
+        "refused with 5xx: 4 recipients; 1 retried",
+        "connection closed instead of the final reply: 2 messages; 2 sent again",
+        "client did not wait for a delayed final reply: 1 message; 0 sent again",
     ]
-    assert "\nHow it retried:\nput off with 4xx: 12" in report.text(seen)
-    assert "How it retried" not in report.text(figures())
+    assert "\nRetries:\ndeferred with 4xx: 12" in report.as_text(seen)
+    assert "Retries" not in report.as_text(figures())
     told = json.loads(report.as_json(seen))["retries"]
     assert (told["deferred"]["missing"], told["deferred"]["waits"]["900"]) == (1, 6)
     assert told["uncertain"]["before"] == {"messages": 2, "returned": 2}
-    suite = ElementTree.fromstring(report.junit(seen))
-    assert "put off with 4xx: 12 recipients" in str(suite.findtext("system-out"))
-    assert ElementTree.fromstring(report.junit(figures())).find("system-out") is None
+    suite = ElementTree.fromstring(report.as_junit(seen))
+    assert "deferred with 4xx: 12 recipients" in str(suite.findtext("system-out"))
+    assert ElementTree.fromstring(report.as_junit(figures())).find("system-out") is None
 
 
 def retries(program: Program, pid: Path) -> dict[str, dict[str, int]]:
@@ -638,9 +653,8 @@ def test_all_workers_know_what_came_again(tmp_path: Path) -> None:
             assert {
                 name: over_http["uncertain"][name]["returned"] for name in told["uncertain"]
             } == dict.fromkeys(told["uncertain"], 1), path
-        assert (
-            'blackhole_retries_total{event="within-again"} 1.0' in ask(program.http, "/metrics").body.decode()
-        )
+        exposition = ask(program.http, "/metrics").body.decode()
+        assert 'blackhole_retried_uncertain_outcomes_total{outcome="closed_within_reply"} 1.0' in exposition
 
 
 # Senders that nobody here wrote
@@ -693,7 +707,7 @@ def test_postfix_waits_and_comes_again(tmp_path: Path, postfix_folder: Path) -> 
         assert sum(told["waits"].values()) == len(put_off)
         assert [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())] == []
         said = run("report", f"--pid={pid}").stdout
-        assert "put off with 4xx: 3 recipients; 3 came again, 0 did not yet; 3 were taken in the end" in said
+        assert "deferred with 4xx: 3 recipients; 3 retried, 0 not yet, 3 accepted in the end" in said
 
 
 @requires_postfix

@@ -1,4 +1,5 @@
-"""The live rate: a line a second, in a terminal of its own or beside a server in the foreground."""
+"""Live rates: a line a second, from another process (`blackhole top`) or beside a foreground server
+(`--progress`)."""
 
 from __future__ import annotations
 
@@ -7,42 +8,49 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from typing import Final, TextIO
 
-from blackhole.metrics import report
+from blackhole.metrics import status
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import OperatorError
 
-AWAITED = frozenset((signal.SIGINT, signal.SIGALRM))
-"""What ends `blackhole top`, and the next second."""
+INTERVAL: Final = 1
+"""Seconds between two lines."""
+
+WAKEUP_SIGNALS: Final = frozenset((signal.SIGINT, signal.SIGALRM))
+"""Signals that `blackhole top` waits for: the user's Ctrl-C, and its own timer."""
 
 
 def watch(pid: int) -> int:
-    """`blackhole top`: until Ctrl-C, or until the server has ended."""
-    stats = Counters.of(pid)
-    # Waited for, and not met anywhere: an interrupt in the middle of a __del__ would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+    """Write the rates of a running server to standard output until Ctrl-C, and return the exit status.
+
+    Raises OperatorError when the server ends.
+    """
+    counters = Counters.of(pid)
+    # Blocked and waited for, so that no KeyboardInterrupt is raised inside a finalizer, where it would be
+    # lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAKEUP_SIGNALS)
 
     def pause() -> bool:
-        signal.setitimer(signal.ITIMER_REAL, 1)
-        if signal.sigwait(AWAITED) == signal.SIGINT:
+        signal.setitimer(signal.ITIMER_REAL, INTERVAL)
+        if signal.sigwait(WAKEUP_SIGNALS) == signal.SIGINT:
             raise KeyboardInterrupt
         return os.path.exists(f"/proc/{pid}")
 
     try:
-        _lines(stats.snapshot, pause, sys.stdout)
+        _write_rates(counters.snapshot, pause, sys.stdout)
     except KeyboardInterrupt:
         print()
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader has ended, as in `blackhole top | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     else:
         raise OperatorError(f"pid {pid} has ended", os.EX_UNAVAILABLE)
     return os.EX_OK
 
 
-def progress(stats: Counters, row: int, master_alive_fd: int) -> None:
-    """Write the live rate to standard error until the master ends: the process of `--progress`.
+def progress(counters: Counters, row: int, master_alive_fd: int) -> None:
+    """Write the rates to standard error until the master ends: the process of `--progress`.
 
     `row` takes its heartbeats. `master_alive_fd` is readable once the master is gone.
     """
@@ -51,16 +59,16 @@ def progress(stats: Counters, row: int, master_alive_fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def pause() -> bool:
-        stats.heartbeat(row)
-        return not select.select([master_alive_fd], [], [], 1)[0]
+        counters.heartbeat(row)
+        return not select.select([master_alive_fd], [], [], INTERVAL)[0]
 
-    _lines(stats.snapshot, pause, sys.stderr)
+    _write_rates(counters.snapshot, pause, sys.stderr)
 
 
-def _lines(look: Callable[[], Snapshot], pause: Callable[[], bool], out: TextIO) -> None:
-    """Write a line after each pause, until one says that it was the last."""
-    earlier = look()
+def _write_rates(snapshot: Callable[[], Snapshot], pause: Callable[[], bool], out: TextIO) -> None:
+    """Write a line after each pause, until `pause` returns False."""
+    earlier = snapshot()
     while pause():
-        later = look()
-        print(report.pace(later - earlier), file=out, flush=True)
+        later = snapshot()
+        print(status.rate_line(later - earlier), file=out, flush=True)
         earlier = later

@@ -29,6 +29,15 @@ DISPOSITIONS: Final = {2: "accepted", 4: "deferred", 5: "rejected"}
 """First digit of the reply to the end of a message -> the disposition of the message."""
 
 
+UNCERTAIN_KEYS: Final = {
+    "closed_before_reply": "before",
+    "closed_within_reply": "within",
+    "closed_after_reply": "after",
+    "reply_too_late": "late",
+}
+"""Uncertain outcome -> its key in JSON."""
+
+
 class ProcessStatus(NamedTuple):
     """A live process of the server."""
 
@@ -200,7 +209,7 @@ class Snapshot:
 
     @property
     def retries(self) -> dict[str, Any]:
-        """Return, for JSON, what became of mail that was deferred, refused or left uncertain.
+        """What became of mail that was deferred, refused or left uncertain, for JSON.
 
         `waits` counts retries by the upper limit, in seconds, of the time since the attempt before.
         """
@@ -208,18 +217,24 @@ class Snapshot:
         return {
             "deferred": {
                 "recipients": seen["deferred"],
-                "returned": seen["returned"],
-                "missing": max(0, seen["deferred"] - seen["returned"]),
-                "again": seen["again"],
-                "taken": seen["taken"],
-                "waits": {str(limit): seen[f"wait-{limit}"] for limit in (*RETRY_INTERVALS, "more")},
+                "returned": seen["retried_after_4xx"],
+                "missing": max(0, seen["deferred"] - seen["retried_after_4xx"]),
+                "again": seen["deferred_again"],
+                "taken": seen["accepted_on_retry"],
+                "waits": dict(zip(map(str, (*RETRY_INTERVALS, "more")), self.retry_intervals, strict=True)),
             },
-            "refused": {"recipients": seen["refused"], "returned": seen["insisted"]},
+            "refused": {"recipients": seen["refused"], "returned": seen["retried_after_5xx"]},
             "uncertain": {
-                name: {"messages": seen[name], "returned": seen[f"{name}-again"]}
+                UNCERTAIN_KEYS[name]: {"messages": seen[name], "returned": seen[f"{name}_retried"]}
                 for name, _ in UNCERTAIN_OUTCOMES.values()
             },
         }
+
+    @property
+    def retry_intervals(self) -> tuple[int, ...]:
+        """Retries by the time since the attempt before: for each of RETRY_INTERVALS, and for longer times."""
+        seen = self.outcomes
+        return (*(seen[f"retry_within_{limit}"] for limit in RETRY_INTERVALS), seen["retry_later"])
 
     @property
     def closed_without_quit(self) -> int:

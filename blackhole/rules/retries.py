@@ -50,32 +50,32 @@ class Event(NamedTuple):
 
 
 UNCERTAIN_OUTCOMES: Final = {
-    CLOSED_BEFORE_REPLY: ("before", "closed in place of the reply to the message"),
-    CLOSED_WITHIN_REPLY: ("within", "closed in the middle of the final 250"),
-    CLOSED_AFTER_REPLY: ("after", "closed behind the final 250"),
-    REPLY_TOO_LATE: ("late", "not waited for a late reply to the message"),
+    CLOSED_BEFORE_REPLY: ("closed_before_reply", "connection closed instead of the final reply"),
+    CLOSED_WITHIN_REPLY: ("closed_within_reply", "connection closed in the middle of the final reply"),
+    CLOSED_AFTER_REPLY: ("closed_after_reply", "connection closed right after the final reply"),
+    REPLY_TOO_LATE: ("reply_too_late", "client did not wait for a delayed final reply"),
 }
-"""Outcomes of which the sender cannot be sure, or which come at a bad moment."""
+"""Outcomes after which the sender cannot know whether its message was accepted: event and meaning."""
 
 RETRY_INTERVALS: Final = (1, 10, 60, 300, 900, 1800, 3600, 14400, 43200, 86400)
-"""Seconds: how a retry's distance from the attempt before it is told, up to so many, and more."""
+"""Upper limits, in seconds, of the classes by which the time between two attempts is counted."""
 
 EVENTS: Final = (
-    Event("deferred", "recipients that were put off with 4xx"),
-    Event("returned", "of these, those that came again"),
-    Event("again", "retries of these that were put off once more"),
-    Event("taken", "of these, those that were taken in the end"),
+    Event("deferred", "recipients that were deferred with 4xx"),
+    Event("retried_after_4xx", "deferred recipients that were retried"),
+    Event("deferred_again", "retries that were deferred again"),
+    Event("accepted_on_retry", "deferred recipients that were accepted on a retry"),
     Event("refused", "recipients that were refused with 5xx"),
-    Event("insisted", "of these, those that came again"),
+    Event("retried_after_5xx", "refused recipients that were retried"),
     *(
         event
         for name, meaning in UNCERTAIN_OUTCOMES.values()
-        for event in (Event(name, meaning), Event(f"{name}-again", "of these, those that came again"))
+        for event in (Event(name, meaning), Event(f"{name}_retried", "such messages that were sent again"))
     ),
-    *(Event(f"wait-{seconds}", f"retries after up to {seconds} s") for seconds in RETRY_INTERVALS),
-    Event("wait-more", "retries after a longer time"),
+    *(Event(f"retry_within_{seconds}", f"retries within {seconds} s") for seconds in RETRY_INTERVALS),
+    Event("retry_later", "retries after a longer time"),
 )
-"""All that is counted, in the order of its cells."""
+"""Everything that is counted, in the order of its cells."""
 
 EVENT_NUMBERS: Final = {event.name: number for number, event in enumerate(EVENTS)}
 """Name of an event -> its place in the table."""
@@ -116,7 +116,7 @@ class OutcomeStore(Protocol):
 
 def retry_interval_event(seconds: float) -> int:
     """The event of a retry after so long."""
-    name = next((f"wait-{most}" for most in RETRY_INTERVALS if seconds <= most), "wait-more")
+    name = next((f"retry_within_{most}" for most in RETRY_INTERVALS if seconds <= most), "retry_later")
     return EVENT_NUMBERS[name]
 
 
@@ -128,15 +128,15 @@ def update_envelope(outcome: int, known: Record, now: float) -> tuple[Record, li
     if before in (DEFERRED, NOT_RETRIED):
         events.append(retry_interval_event(now - last))
         if tries == 1:
-            events.append(EVENT_NUMBERS["returned"])
+            events.append(EVENT_NUMBERS["retried_after_4xx"])
         if outcome == DEFERRED:
-            events.append(EVENT_NUMBERS["again"])
+            events.append(EVENT_NUMBERS["deferred_again"])
             return (DEFERRED | (tries + 1) << 8, first, now), events
         if outcome == ACCEPTED:
-            events.append(EVENT_NUMBERS["taken"])
+            events.append(EVENT_NUMBERS["accepted_on_retry"])
     elif before == REFUSED:
         if tries == 1:
-            events.append(EVENT_NUMBERS["insisted"])
+            events.append(EVENT_NUMBERS["retried_after_5xx"])
         if outcome == REFUSED:
             return (REFUSED | (tries + 1) << 8, first, now), events
     if outcome not in FAILED:
@@ -166,7 +166,7 @@ def update_message(
     elif before == ACCEPTED:
         wrong.append("duplicate")
     elif before in UNCERTAIN_OUTCOMES:
-        events.append(EVENT_NUMBERS[f"{UNCERTAIN_OUTCOMES[before][0]}-again"])
+        events.append(EVENT_NUMBERS[f"{UNCERTAIN_OUTCOMES[before][0]}_retried"])
     return (outcome | rushes << 8 | here << 16, now, now), (events, wrong)
 
 

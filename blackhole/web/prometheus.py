@@ -1,99 +1,290 @@
-"""The counters as Prometheus reads them; made anew for each scrape, so that they cost nothing between."""
+"""The counters in the formats that Prometheus reads, rendered anew for each scrape.
+
+METRICS is the one table of all metrics: `/metrics` and the reference page of the documents are made of it.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import tornado
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from blackhole import __version__
 from blackhole.metrics.layout import CELL_INDEX, HISTOGRAMS
-from blackhole.metrics.snapshot import Distribution, Snapshot
+from blackhole.metrics.snapshot import Snapshot
+from blackhole.rules.retries import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+
+PREFIX: Final = "blackhole_"
 
 
-def text(snapshot: Snapshot, cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:
-    """The media type, one that the header Accept asks for, and the text."""
-    encode, kind = choose_encoder(accept)
-    return kind, encode(_Counters(snapshot, cpu))
+class Reading(NamedTuple):
+    """What the values of metrics are taken from."""
+
+    snapshot: Snapshot
+    worker_cpu: Mapping[str, float]
+    """Seconds of processor time, by the number of a worker's row."""
+
+
+class Buckets(NamedTuple):
+    """The value of a histogram. `total`, the sum of all values, is None where it is not counted."""
+
+    edges: Sequence[float]
+    counts: Sequence[int]
+    """Number of values in each bucket; the last bucket has no upper edge."""
+    total: float | None
+
+
+Value = float | Mapping[str, float] | Mapping[tuple[str, ...], float] | Buckets
+"""A number; a number by one label or by several; or a histogram."""
+
+
+class MetricRow(NamedTuple):
+    """A metric: its name without the prefix, and for a counter without `_total`, as `prometheus_client` wants
+    it."""
+
+    name: str
+    kind: str
+    """`counter`, `gauge` or `histogram`."""
+    help: str
+    query: str
+    """An example in PromQL."""
+    value: Callable[[Reading], Value]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The name in the exposition."""
+        return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+
+BUILD: Final = {"version": __version__, "tornado": tornado.version, "python": platform.python_version()}
+
+METRICS: Final = (
+    MetricRow(
+        "build_info", "gauge", "Versions of Blackhole, Tornado and Python; the value is 1.",
+        "count by (version) (blackhole_build_info)",
+        lambda reading: {tuple(BUILD.values()): 1},
+        tuple(BUILD),
+    ),
+    MetricRow(
+        "start_time_seconds", "gauge", "Start of the server, in seconds since 1970.",
+        "time() - blackhole_start_time_seconds",
+        lambda reading: reading.snapshot.started,
+    ),
+    MetricRow(
+        "workers", "gauge", "Workers that accept connections.",
+        "blackhole_workers == 0",
+        lambda reading: reading.snapshot.cells[CELL_INDEX["accepting"]],
+    ),
+    MetricRow(
+        "messages", "counter", "Messages that ended and were answered.",
+        "sum by (outcome) (rate(blackhole_messages_total[1m]))",
+        lambda reading: reading.snapshot.messages,
+        ("outcome",),
+    ),
+    MetricRow(
+        "recipients", "counter", "Recipients that were accepted.",
+        "rate(blackhole_recipients_total[1m])",
+        lambda reading: reading.snapshot.recipients,
+    ),
+    MetricRow(
+        "connections", "counter", "Connections that were accepted.",
+        "rate(blackhole_connections_total[1m])",
+        lambda reading: sum(reading.snapshot.connections.values()),
+    ),
+    MetricRow(
+        "listener_connections", "counter", "Connections that were accepted, by listener.",
+        "topk(3, rate(blackhole_listener_connections_total[1m]))",
+        lambda reading: reading.snapshot.connections,
+        ("listener",),
+    ),
+    MetricRow(
+        "open_connections", "gauge", "Connections that are open now.",
+        "max_over_time(blackhole_open_connections[1h])",
+        lambda reading: reading.snapshot.open,
+    ),
+    MetricRow(
+        "refused_connections", "counter", "Connections refused with 4xx or 5xx in place of the greeting.",
+        "increase(blackhole_refused_connections_total[1h])",
+        lambda reading: reading.snapshot.refused,
+    ),
+    MetricRow(
+        "timed_out_connections", "counter", "Connections closed because the client was silent for too long.",
+        "increase(blackhole_timed_out_connections_total[1h])",
+        lambda reading: reading.snapshot.total("timed_out"),
+    ),
+    MetricRow(
+        "connections_closed_without_quit", "counter",
+        "Connections that the client closed without QUIT after its first command.",
+        "increase(blackhole_connections_closed_without_quit_total[1h])",
+        lambda reading: reading.snapshot.closed_without_quit,
+    ),
+    MetricRow(
+        "connections_closed_without_command", "counter",
+        "Connections that the client closed before it sent anything, as health checks do.",
+        "rate(blackhole_connections_closed_without_command_total[5m])",
+        lambda reading: reading.snapshot.total("closed_without_command"),
+    ),
+    MetricRow(
+        "received_bytes", "counter", "Octets received from clients.",
+        "8 * rate(blackhole_received_bytes_total[1m])",
+        lambda reading: reading.snapshot.total("received_bytes"),
+    ),
+    MetricRow(
+        "commands", "counter", "Commands that were answered, by phase.",
+        "sum by (phase) (rate(blackhole_commands_total[1m]))",
+        lambda reading: reading.snapshot.commands,
+        ("phase",),
+    ),
+    MetricRow(
+        "replies", "counter", "Replies by phase and code.",
+        'sum by (phase) (rate(blackhole_replies_total{code=~"[45].."}[5m]))',
+        lambda reading: _replies(reading.snapshot),
+        ("phase", "code"),
+    ),
+    MetricRow(
+        "tls_handshakes", "counter", 'TLS handshakes by result; "ok" includes "resumed".',
+        'rate(blackhole_tls_handshakes_total{result="failed"}[5m])',
+        lambda reading: {
+            result: reading.snapshot.total(f"tls_{result}") for result in ("ok", "failed", "resumed")
+        },
+        ("result",),
+    ),
+    MetricRow(
+        "violations", "counter", "Violations of SMTP by senders, by rule.",
+        "topk(5, increase(blackhole_violations_total[1h]))",
+        lambda reading: reading.snapshot.violations,
+        ("rule",),
+    ),
+    MetricRow(
+        "deferred_recipients", "counter", "Recipients that were deferred with 4xx for the first time.",
+        "increase(blackhole_deferred_recipients_total[1h])",
+        lambda reading: reading.snapshot.outcomes["deferred"],
+    ),
+    MetricRow(
+        "recipients_deferred_again", "counter", "Retries of deferred recipients that were deferred again.",
+        "increase(blackhole_recipients_deferred_again_total[1h])",
+        lambda reading: reading.snapshot.outcomes["deferred_again"],
+    ),
+    MetricRow(
+        "refused_recipients", "counter", "Recipients that were refused with 5xx while retries are tracked.",
+        "increase(blackhole_refused_recipients_total[1h])",
+        lambda reading: reading.snapshot.outcomes["refused"],
+    ),
+    MetricRow(
+        "retried_recipients", "counter", "Deferred (4xx) or refused (5xx) recipients that were retried.",
+        'increase(blackhole_retried_recipients_total{after="5xx"}[1h])',
+        lambda reading: {
+            after: reading.snapshot.outcomes[f"retried_after_{after}"] for after in ("4xx", "5xx")
+        },
+        ("after",),
+    ),
+    MetricRow(
+        "recipients_accepted_on_retry", "counter", "Deferred recipients that were accepted on a retry.",
+        "rate(blackhole_recipients_accepted_on_retry_total[1h])"
+        " / rate(blackhole_deferred_recipients_total[1h])",
+        lambda reading: reading.snapshot.outcomes["accepted_on_retry"],
+    ),
+    MetricRow(
+        "uncertain_outcomes", "counter",
+        "Messages after which the sender cannot know whether they were accepted, by what happened.",
+        "sum by (outcome) (increase(blackhole_uncertain_outcomes_total[1h]))",
+        lambda reading: {
+            name: reading.snapshot.outcomes[name] for name, _ in UNCERTAIN_OUTCOMES.values()
+        },
+        ("outcome",),
+    ),
+    MetricRow(
+        "retried_uncertain_outcomes", "counter", "Messages sent again after an uncertain outcome.",
+        "sum by (outcome) (increase(blackhole_retried_uncertain_outcomes_total[1h]))",
+        lambda reading: {
+            name: reading.snapshot.outcomes[f"{name}_retried"] for name, _ in UNCERTAIN_OUTCOMES.values()
+        },
+        ("outcome",),
+    ),
+    MetricRow(
+        "retry_interval_seconds", "histogram", "Time from the deferral of a recipient to its next attempt.",
+        "histogram_quantile(0.5, rate(blackhole_retry_interval_seconds_bucket[1h]))",
+        lambda reading: Buckets(RETRY_INTERVALS, reading.snapshot.retry_intervals, None),
+    ),
+    MetricRow(
+        "rule_hits", "counter", "Matches of rules of the scenarios, by name.",
+        "increase(blackhole_rule_hits_total[1h])",
+        lambda reading: reading.snapshot.rule_hits,
+        ("rule",),
+    ),
+    MetricRow(
+        "worker_cpu_seconds", "counter",
+        "Processor time by the place of a worker, which its replacement takes.",
+        "sum by (worker) (rate(blackhole_worker_cpu_seconds_total[1m]))",
+        lambda reading: reading.worker_cpu,
+        ("worker",),
+    ),
+    *(
+        MetricRow(
+            row.name, "histogram", f"{row.meaning}.",
+            f"histogram_quantile(0.99, rate({PREFIX}{row.name}_bucket[5m]))",
+            lambda reading, name=row.name: _buckets(reading, name),  # type: ignore[misc]
+        )
+        for row in HISTOGRAMS
+    ),
+)  # fmt: skip
+"""Every metric, in the order of the exposition."""
+
+
+def text(snapshot: Snapshot, worker_cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:
+    """Return the media type, one that the header field Accept asks for, and the exposition in it."""
+    encode, media_type = choose_encoder(accept)
+    return media_type, encode(_Counters(Reading(snapshot, worker_cpu)))
 
 
 class _Counters(Collector):
-    """One snapshot, and seconds of processor time by worker."""
+    """A collector of one reading."""
 
-    def __init__(self, snapshot: Snapshot, cpu: Mapping[str, float]) -> None:
-        self._snapshot, self._cpu = snapshot, cpu
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
 
     def collect(self) -> Iterator[Metric]:
-        now = self._snapshot
-        build = {"version": __version__, "tornado": tornado.version, "python": platform.python_version()}
-        replies: dict[tuple[str, ...], int]
-        replies = {(phase, str(code)): count for (phase, code), count in now.replies.items()}
-        tls = {result: now.total(f"tls_{result}") for result in ("ok", "failed", "resumed")}
-        yield _gauges("build_info", "What runs.", {tuple(build.values()): 1}, *build)
-        yield _gauge("start_time_seconds", "When it began, in seconds since 1970.", now.started)
-        yield _gauge("workers", "Workers that take connections.", now.cells[CELL_INDEX["accepting"]])
-        yield _counters("messages", "Messages that were answered, by outcome.", now.messages, "outcome")
-        yield _counter("recipients", "Recipients that were accepted.", now.recipients)
-        yield _counter("connections", "Connections that were taken.", sum(now.connections.values()))
-        yield _counters("listener_connections", "The same, by listener.", now.connections, "listener")
-        yield _gauge("open_connections", "Connections that are open now.", now.open)
-        yield _counter("refused_connections", "Those refused in place of the greeting.", now.refused)
-        yield _counter("timed_out_connections", "Those closed for their silence.", now.total("timed_out"))
-        yield _counter(
-            "hung_up_connections", "Those that clients closed without QUIT.", now.closed_without_quit
-        )
-        yield _counter("received_bytes", "Octets that clients sent.", now.total("received_bytes"))
-        yield _counters("commands", "Commands that were answered, by phase.", now.commands, "phase")
-        yield _counters("replies", "Replies, by phase and code.", replies, "phase", "code")
-        yield _counters("tls_handshakes", "TLS handshakes; ok has the resumed too.", tls, "result")
-        yield _counters("violations", "What senders did wrong, by rule.", now.violations, "rule")
-        yield _counters("retries", "What was not taken at once, and what came again.", now.outcomes, "event")
-        yield _counters("rule_hits", "How often rules of scenarios spoke, by name.", now.rule_hits, "rule")
-        yield _counters("worker_cpu_seconds", "Processor time, by place of a worker.", self._cpu, "worker")
-        for row in HISTOGRAMS:
-            yield _histogram(row.name, row.meaning, now.histograms[row.name])
+        """Yield every metric of the table."""
+        for row in METRICS:
+            yield _family(row, row.value(self._reading))
 
 
-def _counter(name: str, meaning: str, value: float) -> Metric:
-    return CounterMetricFamily(f"blackhole_{name}", meaning, value)
+def _family(row: MetricRow, value: Value) -> Metric:
+    """Return a metric with its samples."""
+    name = PREFIX + row.name
+    if isinstance(value, Buckets):
+        return _histogram(name, row.help, value)
+    kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+    family = kind(name, row.help, labels=row.labels)
+    for labels, number in value.items() if isinstance(value, Mapping) else [((), value)]:
+        family.add_metric([labels] if isinstance(labels, str) else list(labels), number)
+    return family
 
 
-def _gauge(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"blackhole_{name}", meaning, value)
-
-
-Values = Mapping[str, float] | Mapping[tuple[str, ...], float]
-"""By what one label says, or several."""
-
-
-def _counters(name: str, meaning: str, values: Values, *labels: str) -> Metric:
-    return _filled(CounterMetricFamily(f"blackhole_{name}", meaning, labels=labels), values)
-
-
-def _gauges(name: str, meaning: str, values: Values, *labels: str) -> Metric:
-    return _filled(GaugeMetricFamily(f"blackhole_{name}", meaning, labels=labels), values)
-
-
-def _filled(metric: CounterMetricFamily | GaugeMetricFamily, values: Values) -> Metric:
-    for key, value in values.items():
-        metric.add_metric([key] if isinstance(key, str) else list(key), value)
-    return metric
-
-
-def _histogram(name: str, meaning: str, found: Distribution) -> Metric:
+def _histogram(name: str, meaning: str, value: Buckets) -> Metric:
+    """Return a histogram, whose buckets are cumulative. Without a total it has neither sum nor count."""
+    family = HistogramMetricFamily(name, meaning)
     below, buckets = 0, []
-    for edge, count in zip(found.edges, found.counts, strict=False):
+    for edge, count in zip(value.edges, value.counts, strict=False):
         below += count
         buckets.append((str(float(edge)), below))
-    buckets.append(("+Inf", found.count))
-    meaning = f"{meaning[0].upper()}{meaning[1:]}."
-    return HistogramMetricFamily(f"blackhole_{name}", meaning, buckets, found.sum)
+    family.add_metric([], [*buckets, ("+Inf", sum(value.counts))], value.total)
+    return family
+
+
+def _replies(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
+    """Return the replies by phase and code, both as text."""
+    return {(phase, str(code)): count for (phase, code), count in snapshot.replies.items()}
+
+
+def _buckets(reading: Reading, name: str) -> Buckets:
+    """Return the value of a histogram of the counters."""
+    found = reading.snapshot.histograms[name]
+    return Buckets(found.edges, found.counts, found.sum)
