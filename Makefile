@@ -30,7 +30,7 @@ check: $(VENV)/.lint $(VENV)/.test  ## lint, types, and the tests that need no s
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest -q -m pure -n 2 $(ARGS) $$(grep -l 'pytest\.mark\.pure' tests/test_*.py)
 
-coverage: test  ## the same, with a report in htmlcov/index.html
+coverage: test  ## run all tests, and write htmlcov/index.html
 	@$(BIN)/coverage html --quiet
 
 lint: $(VENV)/.lint  ## check style, format and types
@@ -41,7 +41,7 @@ lint: $(VENV)/.lint  ## check style, format and types
 docs: $(VENV)/.docs  ## build docs/_build/html; warnings are errors
 	@$(BIN)/sphinx-build -W --keep-going -q -b html -d $(DOCS)/doctrees docs $(DOCS)/html
 
-reference: $(VENV)/.program  ## write docs/reference/*.md again from the tables of the program
+reference: $(VENV)/.program  ## write docs/reference/*.md and docs/metrics.md from the tables of the program
 	@$(BIN)/python docs/tables.py
 
 dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
