@@ -182,10 +182,10 @@ class Service:
         self._close_unneeded(wanted, set(wanted.dashboard_sockets))
         # Imported here: workers need no tornado.web. Before root is dropped: the installation may be
         # readable by root alone.
-        from blackhole.web.control import Control
+        from blackhole.web.control import ScenarioControl
         from blackhole.web.dashboard import Dashboard
 
-        control = Control(settings, wanted.scenario.scenario, shared.control, shared.counters)
+        control = ScenarioControl(settings, wanted.scenario.scenario, shared.control, shared.counters)
         dashboard = Dashboard(settings, shared.counters, self._history, child, control)
         drop_privileges(settings.user, settings.group)
         dashboard.run(wanted.dashboard_sockets)

@@ -25,7 +25,7 @@ from test_simulator import REFUSE, connected, outcome, refusal
 from test_web import Answer, Sink, ask, figures, post, raw
 
 from blackhole.store.control import MAX_ONE_SHOT_RULES
-from blackhole.web.control import FAR, TEXT
+from blackhole.web.control_handlers import MAX_SCENARIO, MAX_UPLOAD
 
 
 @pytest.fixture
@@ -139,19 +139,19 @@ def test_what_is_no_text_is_a_mistake(module: Sink) -> None:
     assert (answer.status, answer.json) == (400, {"error": "PUT /scenario: not UTF-8 text"})
 
 
-@pytest.mark.parametrize("size", [TEXT + 1, 2 * TEXT])
+@pytest.mark.parametrize("size", [MAX_SCENARIO + 1, 2 * MAX_SCENARIO])
 def test_one_that_is_too_large_is_refused(module: Sink, size: int) -> None:
     answer = put(module, refuse(451) + "#" * (size - len(refuse(451))))
-    assert (answer.status, answer.json) == (413, {"error": "A scenario may have 65536 octets."})
+    assert (answer.status, answer.json) == (413, {"error": "A scenario can have at most 65536 octets."})
 
 
 def test_one_that_is_far_too_large_is_not_waited_for(module: Sink) -> None:
-    head = f"PUT /scenario HTTP/1.1\r\nHost: localhost\r\nContent-Length: {FAR + 1}\r\n\r\n"
+    head = f"PUT /scenario HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_UPLOAD + 1}\r\n\r\n"
     assert raw(module.http, head.encode()).startswith(b"HTTP/1.1 413 ")
 
 
 def test_one_of_the_largest_size_is_obeyed(module: Sink) -> None:
-    text = refuse(451) + "#" + '"' * (TEXT - len(refuse(451)) - 1)
+    text = refuse(451) + "#" + '"' * (MAX_SCENARIO - len(refuse(451)) - 1)
     assert put(module, text).status == 200
     assert ask(module.http, "/scenario").json["text"] == text
     assert put(module, "").json["name"] == "loaded"
@@ -179,7 +179,7 @@ def test_another_page_cannot_order_anything(
 def test_a_switch_needs_a_name_that_there_is(module: Sink, body: str) -> None:
     answer = ask(module.http, "/scenario", "POST", body)
     assert answer.status == 400
-    assert "profile:greylist" in answer.json["error"] or "body is to be" in answer.json["error"]
+    assert "profile:greylist" in answer.json["error"] or "in the body" in answer.json["error"]
 
 
 # What outlives what
@@ -231,7 +231,7 @@ def test_a_worker_that_is_stopped_is_told_of_and_obeys_when_it_goes_on(sink: Sin
         try:
             answer = put(sink, refuse(451))
             assert answer.status == 504
-            assert answer.json["error"].startswith("It is in force, but ")
+            assert answer.json["error"].startswith("The order is in force, but ")
         finally:
             os.kill(frozen, signal.SIGCONT)
         wait_for(lambda: put(sink, refuse(451)).status == 200, "it obeys")
@@ -449,7 +449,7 @@ def test_there_may_be_only_so_many(sink: Sink) -> None:
         expect(sink, 1, reply="451 4.3.0 Next")
     answer = post(sink.http, "/next", {"phase": "RCPT", "reply": "451 4.3.0 Next"})
     assert (answer.status, answer.json["error"]) == (
-        400, "POST /next: 16 rules wait already; DELETE /next forgets them",
+        400, "POST /next: 16 rules are waiting already; DELETE /next removes them",
     )  # fmt: skip
     assert len(ask(sink.http, "/next").json) == MAX_ONE_SHOT_RULES
     assert ask(sink.http, "/next", "DELETE").status == 200
@@ -459,8 +459,8 @@ def test_there_may_be_only_so_many(sink: Sink) -> None:
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ("{", "The body is to be a JSON object."),
-        ("[]", "The body is to be a JSON object."),
+        ("{", "Expected a JSON object in the body."),
+        ("[]", "Expected a JSON object in the body."),
         ("{}", "POST /next: phase: missing; expected one of CONNECT"),
         ('{"phase": "RCPT"}', "POST /next: reply: missing; a rule needs one of"),
         ('{"phase": "RCPX", "reply": "451 x"}', "POST /next: phase: expected one of CONNECT"),
@@ -526,8 +526,8 @@ def test_orders_are_logged(sink: Sink) -> None:
     put(sink, refuse(451))
     expect(sink, 2, reply="452 4.3.1 Full")
     log = sink.output()
-    assert "order 2 over HTTP: scenario PUT /scenario, rules 1, to speak next 0\n" in log
-    assert "order 3 over HTTP: scenario PUT /scenario, rules 1, to speak next 1\n" in log
+    assert "order 2 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 0\n" in log
+    assert "order 3 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 1\n" in log
 
 
 SENDER = """\

@@ -28,7 +28,6 @@ LEAVES = frozenset(
 
 CIRCLES: list[tuple[str, ...]] = [
     ("net.connection", "net.server"),
-    ("web.control", "web.dashboard", "web.pages"),
 ]
 """Circles of imports that are left: to be removed."""
 
@@ -62,9 +61,10 @@ TORNADO = {
     "net.connection",
     "net.server",
     "process.worker",
-    "web.dashboard",
-    "web.pages",
-    "web.control",
+    "web.app",
+    "web.base_handler",
+    "web.control_handlers",
+    "web.events",
     "web.prometheus",
 }
 """Modules that import Tornado; `usage` asks for its version, inside a function."""

@@ -1,0 +1,144 @@
+"""The base of all HTTP handlers: which requests are answered, security headers, JSON, errors."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import math
+import socket
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final
+
+from tornado.httputil import split_host_and_port
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, RequestHandler
+
+from blackhole.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Headers of every response."""
+
+
+class APIError(HTTPError):
+    """An error response, whose text says what is wrong with the request."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(status)
+        self.text: Final = text
+
+
+class AllowedHosts:
+    """The host names that requests may use: localhost, any IP address, the names of this host.
+
+    Without this check, a page of another site could read the responses, by letting its own name resolve
+    to this address (DNS rebinding). A request by address cannot come from such a page.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        address = settings.dashboard
+        self._address: Final = replace(address, names=())
+        own = {"localhost", settings.hostname, socket.gethostname(), address.host}
+        self._names: Final = own.union(address.names)
+
+    def check(self, host: str) -> None:
+        """Raise APIError unless the Host header of a request is allowed."""
+        name = split_host_and_port(host)[0].strip("[]").lower().rstrip(".")
+        if not (name in self._names or is_address(name)):
+            raise APIError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "This host name is not allowed. To allow it, start Blackhole with "
+                f"--dashboard {self._address},name=NAME.",
+            )
+
+
+def is_address(name: str) -> bool:
+    """Return whether a host is given by its IP address."""
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+class BaseHandler(RequestHandler):
+    """A handler that is given the services which its route names, each as an attribute."""
+
+    hosts: AllowedHosts
+    disconnected = False
+    """The client closed the connection before the response was complete."""
+
+    def initialize(self, **services: object) -> None:
+        for name, service in services.items():
+            setattr(self, name, service)
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self.disconnected = True
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        for name, value in SECURITY_HEADERS.items():
+            self.set_header(name, value)
+        self.set_header("Cache-Control", "no-store")
+
+    def prepare(self) -> None:
+        self.hosts.check(self.request.host)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None))[1]
+        text = error.text if isinstance(error, APIError) else HTTPStatus(status_code).phrase
+        self.set_header("Cache-Control", "no-store")
+        self.write_json({"error": text})
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        if not isinstance(value, HTTPError | StreamClosedError):
+            log.error("error in the response to %s", self.request.path, exc_info=value)
+
+    def compute_etag(self) -> None:
+        """Compute none: a response is different each time, and a static file has its own."""
+
+    def json_object(self, body: bytes) -> dict[str, Any]:
+        """Return the JSON object in the body of a request. Raises APIError for anything else."""
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise APIError(HTTPStatus.BAD_REQUEST, "Expected a JSON object in the body.")
+        return found
+
+    def write_json(self, value: object) -> None:
+        """Write the response as JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.write(json.dumps(value, indent=1) + "\n")
+
+    def number_argument(self, name: str, least: float, most: float, default: str) -> float:
+        """Return a number from the query. Raises APIError if it is outside the limits."""
+        text = self.get_query_argument(name, default)
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            raise APIError(HTTPStatus.BAD_REQUEST, f"{name}: expected a number from {least:g} to {most:g}.")
+        return number
+
+
+class NotFoundHandler(BaseHandler):
+    """Every path without a route."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        raise APIError(HTTPStatus.NOT_FOUND, "There is no such page.")

@@ -1,0 +1,141 @@
+"""The HTTP handlers that change how the server behaves: /scenario and /next.
+
+They respond when all workers apply the order, so that a test can go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+from tornado.web import stream_request_body
+
+from blackhole.rules import scenario
+from blackhole.rules.scenario import ScenarioSource
+from blackhole.settings import OperatorError
+from blackhole.values import expected
+from blackhole.web.base_handler import APIError, BaseHandler
+from blackhole.web.control import ScenarioControl
+
+log = logging.getLogger(__name__)
+
+MAX_SCENARIO: Final = 1 << 16
+"""Octets of a scenario."""
+
+MAX_UPLOAD: Final = 1 << 20
+"""Octets of a request that are read, so that the client receives the error for a scenario too large."""
+
+APPLY_TIMEOUT: Final = 5.0
+"""Seconds for all workers to apply an order."""
+
+APPLY_INTERVAL: Final = 0.005
+"""Seconds after which the workers are checked again."""
+
+MAX_COUNT: Final = 1_000_000
+"""Times that a one-shot rule can match."""
+
+
+class OrderHandler(BaseHandler):
+    """The base of the handlers that publish orders."""
+
+    control: ScenarioControl
+
+    async def publish(self, order: Callable[[], int]) -> None:
+        """Publish an order, and respond when all workers apply it."""
+        try:
+            number = order()
+        except OperatorError as error:
+            raise APIError(HTTPStatus.BAD_REQUEST, str(error)) from None
+        state = self.control.state()
+        log.info(
+            "order %d over HTTP: scenario %s, rules %d, one-shot rules %d",
+            *(number, state["name"], state["rules"], len(state["next"])),
+        )
+        until = time.monotonic() + APPLY_TIMEOUT
+        while not self.control.is_applied(number):
+            if time.monotonic() >= until or self.disconnected:
+                raise APIError(
+                    HTTPStatus.GATEWAY_TIMEOUT,
+                    f"The order is in force, but a worker did not apply it within {APPLY_TIMEOUT:g} s.",
+                )
+            await asyncio.sleep(APPLY_INTERVAL)
+        self.write_json(self.control.state())
+
+
+@stream_request_body  # so that its body may be larger than those of other requests
+class ScenarioHandler(OrderHandler):
+    """/scenario: the scenario in force."""
+
+    body = b""
+
+    def prepare(self) -> None:
+        super().prepare()
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdigit() and int(length) > MAX_UPLOAD:
+            raise too_large()
+        self.request.connection.set_max_body_size(MAX_UPLOAD)  # type: ignore[union-attr]
+
+    def data_received(self, chunk: bytes) -> None:
+        self.body = (self.body + chunk)[: MAX_SCENARIO + 1]
+
+    def get(self) -> None:
+        accepted = self.request.headers.get("Accept", "")
+        control = self.control
+        if "toml" in accepted and "json" not in accepted:
+            self.set_header("Content-Type", "application/toml")
+            self.write(control.source())
+        else:
+            self.write_json(control.state() | {"text": control.source(), "choices": control.choices})
+
+    head = get
+
+    async def put(self) -> None:
+        """Replace the scenario by the body; an empty body restores that of the configuration."""
+        if len(self.body) > MAX_SCENARIO:
+            raise too_large()
+        control = self.control
+        if self.body.strip():
+            name = "PUT /scenario"
+            await self.publish(lambda: control.load(ScenarioSource(name, scenario.decoded(self.body, name))))
+        else:
+            await self.publish(control.restore)
+
+    async def post(self) -> None:
+        """Switch to a scenario by its name."""
+        name = self.json_object(self.body).get("name")
+        if not isinstance(name, str):
+            raise APIError(HTTPStatus.BAD_REQUEST, 'Expected {"name": NAME} in the body.')
+        await self.publish(lambda: self.control.switch(name))
+
+    async def delete(self) -> None:
+        """Restore the scenario of the configuration."""
+        await self.publish(self.control.restore)
+
+
+def too_large() -> APIError:
+    """Return the error for a scenario that is too large."""
+    return APIError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A scenario can have at most {MAX_SCENARIO} octets."
+    )
+
+
+class NextRulesHandler(OrderHandler):
+    """/next: the one-shot rules, which come before all others."""
+
+    def get(self) -> None:
+        self.write_json(self.control.one_shot_rules())
+
+    async def post(self) -> None:
+        block = self.json_object(self.request.body)
+        count = block.pop("count", 1)
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
+            error = expected(f"a whole number from 1 to {MAX_COUNT}", count)
+            raise APIError(HTTPStatus.BAD_REQUEST, f"POST /next: count: {error}")
+        await self.publish(lambda: self.control.add_one_shot_rule(count, block))
+
+    async def delete(self) -> None:
+        await self.publish(self.control.remove_one_shot_rules)

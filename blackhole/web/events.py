@@ -1,0 +1,88 @@
+"""The live figures as server-sent events, for the pages that are open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any, Final
+
+from tornado.iostream import StreamClosedError
+
+from blackhole.web.base_handler import APIError, BaseHandler
+from blackhole.web.stats_view import StatsView
+
+MAX_VIEWERS: Final = 32
+"""Pages that receive events at the same time."""
+
+VIEWER_TIMEOUT: Final = 10
+"""Seconds for a page to receive an event."""
+
+
+def event(name: str, data: object) -> str:
+    """Return a server-sent event with JSON data."""
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+class EventStream:
+    """The event of each second, made once for all viewers.
+
+    Has to be made while an event loop runs.
+    """
+
+    def __init__(self, stats: StatsView, scenarios: list[dict[str, Any]]) -> None:
+        self.viewers: Final[set[EventsHandler]] = set()
+        self._stats, self._scenarios = stats, scenarios
+        self._next: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def first(self) -> str:
+        """Return the events that a new viewer gets: the history and the latest figures."""
+        constants = {"rules": self._stats.violation_rules(), "choices": self._scenarios}
+        return event("past", self._stats.past() | constants) + self._now()
+
+    def publish(self) -> None:
+        """Send the latest figures to all viewers."""
+        # Without a viewer, nothing is made; one that has just left is woken up all the same, to end.
+        self._next.set_result(self._now() if self.viewers else "")
+        self._next = asyncio.get_running_loop().create_future()
+
+    async def next(self) -> str:
+        """Wait for the next event."""
+        return await asyncio.shield(self._next)
+
+    def _now(self) -> str:
+        return event("now", self._stats.current(self._stats.last_sample()))
+
+
+class EventsHandler(BaseHandler):
+    """GET /events."""
+
+    events: EventStream
+
+    async def get(self) -> None:
+        events = self.events
+        if len(events.viewers) >= MAX_VIEWERS:
+            raise APIError(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_VIEWERS} pages are open already; close one."
+            )
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("X-Accel-Buffering", "no")
+        events.viewers.add(self)
+        try:
+            self.write(events.first())
+            while True:
+                # A viewer that does not read is disconnected; the others do not wait for it.
+                async with asyncio.timeout(VIEWER_TIMEOUT):  # wait_for() may lose a cancellation
+                    await self.flush()
+                self.write(await events.next())
+        except (StreamClosedError, TimeoutError):
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+        except asyncio.CancelledError:
+            self.finish()  # the server stops, which is not an error to log
+            raise
+        finally:
+            events.viewers.discard(self)
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self.events.viewers.discard(self)

@@ -1,0 +1,188 @@
+"""The HTTP handlers that read the figures: statistics, metrics, health, runs, reports, waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from http import HTTPStatus
+from typing import Final
+
+from blackhole.metrics import report
+from blackhole.web import prometheus
+from blackhole.web.base_handler import APIError, BaseHandler
+from blackhole.web.history import MAX_RUNS, Run
+from blackhole.web.stats_view import StatsView
+
+MAX_WAITING: Final = 64
+"""Requests to /wait at the same time."""
+
+MAX_WAIT: Final = 3600
+"""Seconds that /wait may wait."""
+
+WAIT_INTERVAL: Final = 0.02
+"""Seconds after which /wait reads the counters again."""
+
+RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""The name of a run."""
+
+REPORT_TYPES: Final = {
+    "text": "text/plain; charset=utf-8",
+    "json": "application/json",
+    "junit": "application/xml; charset=utf-8",
+}
+"""Format of a report -> its content type."""
+
+
+class HealthHandler(BaseHandler):
+    """GET /healthz: whether the dashboard is alive."""
+
+    def get(self) -> None:
+        self.write_json({"alive": True})
+
+    head = get
+
+
+class StatsBaseHandler(BaseHandler):
+    """The base of the handlers that use the figures."""
+
+    stats: StatsView
+
+    def find_run(self, name: str) -> Run:
+        """Return the run of that name. Raises APIError if there is none."""
+        run = self.stats.history.run(name)
+        if run is None:
+            raise APIError(HTTPStatus.NOT_FOUND, f"There is no run {name}.")
+        return run
+
+
+class ReadyHandler(StatsBaseHandler):
+    """GET /readyz: whether a worker accepts connections."""
+
+    def get(self) -> None:
+        workers = self.stats.accepting_workers()
+        if not workers:
+            self.set_status(HTTPStatus.SERVICE_UNAVAILABLE)
+        self.write_json({"workers": workers})
+
+    head = get
+
+
+class StatsHandler(StatsBaseHandler):
+    """GET /stats.json."""
+
+    def get(self) -> None:
+        stats = self.stats
+        constants = {"history": stats.past(), "rules": stats.violation_rules()}
+        self.write_json(stats.current(stats.snapshot()) | constants)
+
+
+class MetricsHandler(StatsBaseHandler):
+    """GET /metrics, for Prometheus."""
+
+    def get(self) -> None:
+        accept = self.request.headers.get("Accept", "")
+        content_type, text = prometheus.text(self.stats.snapshot(), self.stats.cpu_seconds(), accept)
+        self.set_header("Content-Type", content_type)
+        self.write(text)
+
+
+class WaitHandler(StatsBaseHandler):
+    """GET /wait: respond once so many messages have arrived, since the request or since a run began."""
+
+    waiting: set[WaitHandler]
+
+    async def get(self) -> None:
+        wanted = self.number_argument("messages", 1, 1e15, "1")
+        timeout = self.number_argument("timeout", 0, MAX_WAIT, "60")
+        first = self.stats.snapshot()
+        name = self.get_query_argument("run", "")
+        start = self._messages_before(name) if name else sum(first.messages.values())
+        if len(self.waiting) >= MAX_WAITING:
+            raise APIError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{MAX_WAITING} requests are waiting already; try later.",
+            )
+        self.waiting.add(self)
+        try:
+            while True:
+                last = self.stats.recent()
+                messages = sum(last.messages.values()) - start
+                seconds = last.seconds - first.seconds
+                if messages >= wanted or seconds >= timeout or self.disconnected:
+                    break
+                await asyncio.sleep(WAIT_INTERVAL)
+        finally:
+            self.waiting.discard(self)
+        if messages < wanted:
+            self.set_status(HTTPStatus.GATEWAY_TIMEOUT)
+        self.write_json({"messages": messages, "seconds": seconds})
+
+    def _messages_before(self, name: str) -> int:
+        """Return the number of messages before a run began."""
+        run = self.find_run(name)
+        if run.ended:
+            raise APIError(HTTPStatus.CONFLICT, f"The run {name} has ended.")
+        return sum(self.stats.at_start(run).messages.values())
+
+
+class RunsHandler(StatsBaseHandler):
+    """GET /runs: all runs. POST /runs: start one."""
+
+    def get(self) -> None:
+        now = self.stats.snapshot()
+        self.write_json([self.stats.run_summary(run, now) for run in self.stats.history.runs()])
+
+    def post(self) -> None:
+        history = self.stats.history
+        name = self._name()
+        if history.run(name):
+            raise APIError(HTTPStatus.CONFLICT, f"There is a run {name} already; choose another name.")
+        now = self.stats.snapshot()
+        if not history.start(name, now.cells, now.open):
+            raise APIError(HTTPStatus.CONFLICT, f"{MAX_RUNS} runs are running already; stop one.")
+        self.set_status(HTTPStatus.CREATED)
+        self.set_header("Location", f"/runs/{name}")
+        self.write_json(self.stats.run_report(self.find_run(name)))
+
+    def _name(self) -> str:
+        try:
+            name = json.loads(self.request.body)["name"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            name = None
+        if not isinstance(name, str) or not re.fullmatch(RUN_NAME, name):
+            raise APIError(
+                HTTPStatus.BAD_REQUEST,
+                'Expected {"name": NAME} in the body. '
+                "NAME has up to 64 letters, digits, dots, hyphens and underscores.",
+            )
+        return name
+
+
+class RunHandler(StatsBaseHandler):
+    """GET /runs/NAME: what happened in a run until its end, or until now."""
+
+    def get(self, name: str) -> None:
+        self.write_json(self.stats.run_report(self.find_run(name)))
+
+
+class StopRunHandler(StatsBaseHandler):
+    """POST /runs/NAME/stop."""
+
+    def post(self, name: str) -> None:
+        self.find_run(name)
+        self.stats.history.stop(name, self.stats.snapshot().cells)
+        self.write_json(self.stats.run_report(self.find_run(name)))
+
+
+class ReportHandler(StatsBaseHandler):
+    """GET /report and GET /runs/NAME/report: what senders did wrong, since the start or in a run."""
+
+    def get(self, name: str = "") -> None:
+        wanted = self.get_query_argument("format", "text")
+        if wanted not in REPORT_TYPES:
+            raise APIError(HTTPStatus.BAD_REQUEST, f"format: expected one of {', '.join(REPORT_TYPES)}.")
+        now = self.stats.snapshot()
+        snapshot = self.stats.between(self.find_run(name), now) if name else now
+        self.set_header("Content-Type", REPORT_TYPES[wanted])
+        self.write(report.FORMATS[wanted](snapshot))
