@@ -131,7 +131,7 @@ def reply_page() -> Iterator[str]:
 def profile_page() -> Iterator[str]:
     yield from (
         "Scenarios that come with Blackhole: `blackhole --scenario profile:NAME`.",
-        "They model kinds of servers. None of them is the documented behaviour of a provider.",
+        "They model kinds of servers. None of them is the official behaviour of a provider.",
         "",
     )
     profiles = (
