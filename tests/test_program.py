@@ -419,12 +419,12 @@ def test_start_status_reload_restart_and_stop_of_a_daemon(detached: Detached) ->
     assert detached.run("restart").returncode == 0
     second = detached.number()
     assert second != first
-    assert not alive(first)
+    wait_for(lambda: not alive(first), "the master has ended", timeout=5.0)
     assert listens(detached.port)
 
     stopped = detached.run("stop")
     assert (stopped.returncode, stopped.stdout) == (0, "Blackhole has stopped.\n")
-    assert not alive(second)
+    wait_for(lambda: not alive(second), "the master has ended", timeout=5.0)
     assert not detached.pid.exists()
     assert greeting(detached.port) == ""
     assert detached.run("status").returncode == 3

@@ -125,7 +125,9 @@ def test_child_blocks_no_signal_and_ignores_those_meant_for_the_master(tmp_path:
         (worker,) = master.wait_ready().workers()
         assert int(status(worker)["SigBlk"], 16) == 0
         ignored = int(status(worker)["SigIgn"], 16)
-        assert {number for number in supervisor.SIGNALS if ignored >> (number - 1) & 1} == IGNORED_IN_CHILDREN
+        assert {
+            number for number in supervisor.MASTER_SIGNALS if ignored >> (number - 1) & 1
+        } == IGNORED_IN_CHILDREN
 
 
 def test_children_notice_that_the_master_was_killed(tmp_path: Path) -> None:

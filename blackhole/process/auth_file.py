@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from blackhole.settings import OperatorError
@@ -16,23 +16,28 @@ def load(path: str) -> tuple[Mapping[bytes, bytes], str]:
     Blank lines and lines that begin with # are skipped. Raises OperatorError, which names a line
     but never shows it.
     """
-    users: dict[bytes, bytes] = {}
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            for number, line in enumerate(file, 1):
-                text = line.rstrip(b"\r\n")
-                if not text.strip() or text.startswith(b"#"):
-                    continue
-                user, colon, password = text.partition(b":")
-                if not (user and colon and password):
-                    raise OperatorError(f"auth {path}:{number}: expected user:password")
-                if user in users:
-                    raise OperatorError(f"auth {path}:{number}: the user has an earlier line")
-                users[user] = password
+            users = _parse(file, path)
     except OSError as error:
         raise OperatorError(f"auth {path}: {error.strerror}") from None
     if not users:
         raise OperatorError(f"auth {path}: it contains no user")
     exposed = mode & stat.S_IROTH
     return MappingProxyType(users), f"auth {path}: it is world-readable; chmod o-r {path}" if exposed else ""
+
+
+def _parse(lines: Iterable[bytes], path: str) -> dict[bytes, bytes]:
+    users: dict[bytes, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip(b"\r\n")
+        if not text.strip() or text.startswith(b"#"):
+            continue
+        user, colon, password = text.partition(b":")
+        if not (user and colon and password):
+            raise OperatorError(f"auth {path}:{number}: expected user:password")
+        if user in users:
+            raise OperatorError(f"auth {path}:{number}: the user has an earlier line")
+        users[user] = password
+    return users

@@ -107,21 +107,20 @@ def open_sockets(
     Raises OperatorError.
     """
     settings = loaded.settings
-    kept = current.bound if current else {}
-    by_address = {(listener.host, listener.port): sockets for listener, sockets in kept.items()}
     bound: dict[Listener, list[socket]] = {}
     opened = replace(loaded, bound=bound, dashboard_sockets=[])
     try:
         for listener in settings.listeners:
             bound[listener] = (
-                kept.get(listener)
-                or by_address.get((listener.host, listener.port))
+                _kept(current, listener)
                 or systemd.take(inherited, listener)
                 or server.bind(listener, settings.backlog)
             )
         if settings.dashboard.host:
-            opened.dashboard_sockets[:] = systemd.take(inherited, settings.dashboard) or _open_dashboard(
-                settings, current, warn
+            opened.dashboard_sockets[:] = (
+                _kept_dashboard(current, settings.dashboard)
+                or systemd.take(inherited, settings.dashboard)
+                or _bind_dashboard(settings, warn)
             )
         systemd.reject_unclaimed(inherited)
     except OperatorError:
@@ -130,17 +129,25 @@ def open_sockets(
     return opened
 
 
-def _open_dashboard(settings: Settings, current: Configuration | None, warn: Warn) -> list[socket]:
+def _kept(current: Configuration | None, asked: Listener) -> list[socket]:
+    """Return the sockets that `current` has for a listener, or for another one with its address."""
+    if current is None:
+        return []
+    by_address = {(listener.host, listener.port): sockets for listener, sockets in current.bound.items()}
+    return current.bound.get(asked) or by_address.get((asked.host, asked.port), [])
+
+
+def _kept_dashboard(current: Configuration | None, asked: DashboardAddress) -> list[socket]:
+    if current is None:
+        return []
+    before = current.settings.dashboard
+    return current.dashboard_sockets if (before.host, before.port) == (asked.host, asked.port) else []
+
+
+def _bind_dashboard(settings: Settings, warn: Warn) -> list[socket]:
     """Return the sockets of the dashboard; none if its address is the default one and in use."""
-    asked = settings.dashboard
-    if (
-        current
-        and current.dashboard_sockets
-        and replace(current.settings.dashboard, names=asked.names) == asked
-    ):
-        return current.dashboard_sockets
     try:
-        return server.bind(asked, settings.backlog)
+        return server.bind(settings.dashboard, settings.backlog)
     except OperatorError as error:
         if settings.origins.get("dashboard") != "default":
             raise

@@ -24,19 +24,23 @@ def resolve(user: str, group: str) -> tuple[int, int]:
     Raises OperatorError: EX_NOUSER for an unknown name, EX_NOPERM for what only root may ask.
     """
     uid, gid = os.geteuid(), os.getegid()
-    if uid != 0 and not user:
-        user = str(uid)
-        group = group or str(gid)
-    if user.isdecimal() and group.isdecimal():
-        wanted = int(user), int(group)
-    else:
-        account = _account(user) if user else _default_account()
-        wanted = account.pw_uid, _group_id(group) if group else account.pw_gid
-    if uid != 0 and wanted != (uid, gid):
+    if uid == 0:
+        return _ids(user, group)
+    if not user:
+        user, group = str(uid), group or str(gid)
+    wanted = _ids(user, group)
+    if wanted != (uid, gid):
         raise OperatorError(
             f"only root may run workers as user {user}, group {group or wanted[1]}", os.EX_NOPERM
         )
     return wanted
+
+
+def _ids(user: str, group: str) -> tuple[int, int]:
+    if user.isdecimal() and group.isdecimal():
+        return int(user), int(group)
+    account = _account(user) if user else _default_account()
+    return account.pw_uid, _group_id(group) if group else account.pw_gid
 
 
 def _account(user: str) -> pwd.struct_passwd:

@@ -114,7 +114,7 @@ class Supervisor:
     def run(self) -> int:
         """Return the exit status once all children are gone: EX_SOFTWARE if no worker can run, else 0."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if inherited as ignored, waitpid finds no child
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, MASTER_SIGNALS)
         with suppress(AttributeError):  # PyPy does not have it
             gc.freeze()  # so that a collection in a child does not copy the pages it shares with the master
         last_poll = time.monotonic()
@@ -128,7 +128,7 @@ class Supervisor:
                 return self._code
             # Not sigtimedwait: when SIGCONT arrives at its deadline, CPython 3.11 returns a bogus signal.
             signal.setitimer(signal.ITIMER_REAL, self._seconds_to_next_poll(now))
-            SIGNALS[signal.Signals(signal.sigwait(SIGNALS))](self)
+            MASTER_SIGNALS[signal.Signals(signal.sigwait(MASTER_SIGNALS))](self)
 
     # Signal handlers.
 
@@ -190,7 +190,9 @@ class Supervisor:
             if now >= child.deadline:
                 self._kill_unresponsive(child)
         if not self._stopping:
-            self._check_generations()
+            self._check_start()
+        if not self._stopping:
+            self._check_reload()
         for slot in self._vacant_slots():
             if slot.start_at <= now and self._has_free_row():
                 self._start(slot, now)
@@ -244,8 +246,8 @@ class Supervisor:
 
     # Generations.
 
-    def _check_generations(self) -> None:
-        """See whether a generation has become ready, or never will."""
+    def _check_start(self) -> None:
+        """Report the first workers as ready, or give up when no worker can be kept running."""
         workers = self._current.workers
         if all(slot.failures >= (GIVE_UP if self._started else FIRST_TRIES) for slot in workers):
             log.critical("no worker can be kept running")
@@ -257,8 +259,11 @@ class Supervisor:
             self._started = any(slot.ready for slot in workers)
             if self._started:
                 self._service.ready()
+
+    def _check_reload(self) -> None:
+        """Finish the reload under way, if its workers are ready or have failed; begin the next one."""
         if self._next is not None:
-            self._check_reload(self._next)
+            self._finish_reload(self._next)
         if self._reload_wanted and self._started and self._next is None:
             self._reload_wanted = False
             try:
@@ -266,7 +271,7 @@ class Supervisor:
             except OperatorError as error:
                 log.error("reload failed, nothing has changed: %s", error)
 
-    def _check_reload(self, fresh: Generation) -> None:
+    def _finish_reload(self, fresh: Generation) -> None:
         """Let the new generation take over if all its workers are ready; retire it if one has failed.
 
         Other jobs are not waited for: mail does not depend on them.
@@ -295,7 +300,7 @@ class Supervisor:
             return
         if pid == 0:
             os.close(self._master_fd)
-            run_child(slot.job, ChildContext(row, self._master_alive_fd), SIGNALS)
+            run_child(slot.job, ChildContext(row, self._master_alive_fd), MASTER_SIGNALS)
         deadline = now + self._timing.heartbeat_timeout
         slot.child = self._children[pid] = Child(pid, row, slot.job.title, deadline)
 
@@ -357,7 +362,7 @@ def _describe_exit(code: int) -> str:
     return f"exited with status {code}"
 
 
-SIGNALS: Final[dict[signal.Signals, Callable[[Supervisor], None]]] = {
+MASTER_SIGNALS: Final[dict[signal.Signals, Callable[[Supervisor], None]]] = {
     signal.SIGTERM: Supervisor.drain,
     signal.SIGINT: Supervisor.stop,
     signal.SIGQUIT: Supervisor.stop,
