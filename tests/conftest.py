@@ -1,18 +1,16 @@
-"""What all tests share: the rule about skips, the switch --bless, a certificate, a server of their own."""
+"""Fixtures, the option --bless, and the rule about skipped tests, for all tests."""
 
 from __future__ import annotations
 
 import logging
 import os
-import ssl
 import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-import trustme
+from certificates import Certificate, issue
 from service import Serve, Service
 
 from blackhole import options
@@ -55,29 +53,9 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
-class Certificate(NamedTuple):
-    """A server's certificate for mx.test and 127.0.0.1, who vouches for it, and a client that believes it."""
-
-    cert: str
-    key: str
-    ca: str
-    client: ssl.SSLContext
-
-
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    folder: Path = tmp_path_factory.mktemp("certificate")
-    authority = trustme.CA()
-    issued = authority.issue_cert("mx.test", "127.0.0.1")
-    cert, key, ca = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
-    issued.private_key_pem.write_to_path(str(key))
-    key.chmod(0o600)
-    for pem in issued.cert_chain_pems:
-        pem.write_to_path(str(cert), append=True)
-    authority.cert_pem.write_to_path(str(ca))
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return Certificate(str(cert), str(key), str(ca), client)
+    return issue(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture

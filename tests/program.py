@@ -25,6 +25,10 @@ from typing import Self, TypeVar
 
 import pytest
 
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import CELL_INDEX
+from blackhole.metrics.snapshot import Snapshot
+
 ROOT = Path(__file__).resolve().parent.parent
 # Tornado does not close a socket that it could not bind.
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")
@@ -229,6 +233,22 @@ class Program:
     def workers(self) -> list[int]:
         """Return the pids of the workers that have their title already."""
         return [pid for pid in children(self.pid) if title(pid).startswith("blackhole: worker")]
+
+    def snapshot(self) -> Snapshot:
+        """Return the program's shared counters as they are now."""
+        return Counters.of(self.pid).snapshot()
+
+    def is_accepting(self, workers: int) -> bool:
+        """Whether exactly so many workers run, and all of them accept connections."""
+        return len(self.workers()) == workers == self.snapshot().cells[CELL_INDEX["accepting"]]
+
+    def wait_until_accepting(self, workers: int, without: int = 0) -> None:
+        """Wait until exactly so many workers accept connections, none of them with the pid `without`."""
+        wait_for(
+            lambda: without not in self.workers() and self.is_accepting(workers),
+            f"{workers} workers accept connections",
+            30,
+        )
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
         """Signal the master, wait for its end and return the exit status."""

@@ -1,4 +1,4 @@
-"""Random octets for the engine, random commands beside a model: small runs of what `fuzz/` does at length."""
+"""Short runs of the fuzzers in `fuzz/`: random octets, a model of the transaction, input over sockets."""
 
 from __future__ import annotations
 
@@ -19,142 +19,148 @@ from blackhole.rules.scenario import profiles
 from blackhole.rules.value_readers import THROTTLED_AT
 from blackhole.smtp.replies import NextAction
 from tests.fuzz import inputs, live, model
-from tests.fuzz.__main__ import put, shout, sizes
-from tests.fuzz.inputs import attempt, stand
-from tests.fuzz.kinds import KINDS, RULES, mixed
+from tests.fuzz.__main__ import blocks, fuzz_inputs, fuzz_live
+from tests.fuzz.inputs import harness, run_input
+from tests.fuzz.listener_kinds import LISTENER_KINDS, SCENARIOS, random_kind
 from tests.program import Program, wait_for
 
 CUTS = st.lists(st.integers(1, 300), max_size=12)
 
-ANY = st.integers(0, len(KINDS) - 1)
+ANY_KIND = st.integers(0, len(LISTENER_KINDS) - 1)
 
 
-def pieces_of(said: bytes, sizes: list[int]) -> list[bytes]:
+def pieces_of(data: bytes, sizes: list[int]) -> list[bytes]:
+    """Split octets into pieces of these sizes, and the rest."""
     pieces = []
     for size in sizes:
-        pieces.append(said[:size])
-        said = said[size:]
-    return [piece for piece in (*pieces, said) if piece]
+        pieces.append(data[:size])
+        data = data[size:]
+    return [piece for piece in (*pieces, data) if piece]
 
 
 @settings(deadline=None, max_examples=200)
-@given(kind=ANY, said=st.binary(max_size=600), cuts=CUTS)
-def test_any_octets(kind: int, said: bytes, cuts: list[int]) -> None:
-    attempt(stand(kind), said, pieces_of(said, cuts), 7)
+@given(kind=ANY_KIND, data=st.binary(max_size=600), cuts=CUTS)
+def test_random_octets_violate_no_invariant(kind: int, data: bytes, cuts: list[int]) -> None:
+    run_input(harness(kind), data, pieces_of(data, cuts), 7)
 
 
 @settings(deadline=None, max_examples=400)
-@given(kind=ANY, said=st.data(), cuts=CUTS)
-def test_what_resembles_a_conversation(kind: int, said: st.DataObject, cuts: list[int]) -> None:
-    words = st.sampled_from(KINDS[kind].words) | st.binary(max_size=20)
-    text = b"".join(said.draw(st.lists(words, max_size=20)))
-    attempt(stand(kind), text, pieces_of(text, cuts), 7)
+@given(kind=ANY_KIND, data=st.data(), cuts=CUTS)
+def test_random_phrases_violate_no_invariant(kind: int, data: st.DataObject, cuts: list[int]) -> None:
+    phrases = st.sampled_from(LISTENER_KINDS[kind].phrases) | st.binary(max_size=20)
+    text = b"".join(data.draw(st.lists(phrases, max_size=20)))
+    run_input(harness(kind), text, pieces_of(text, cuts), 7)
 
 
-@pytest.mark.parametrize("path", inputs.corpus(), ids=lambda path: path.stem)
-def test_what_was_kept(path: Path) -> None:
-    said = path.read_bytes()
-    for kind in range(len(KINDS)):
-        attempt(stand(kind), said, inputs.cut(Random(kind), [said]), kind)
+@pytest.mark.parametrize("path", inputs.corpus_files(), ids=lambda path: path.stem)
+def test_input_of_the_corpus_violates_no_invariant(path: Path) -> None:
+    data = path.read_bytes()
+    for kind in range(len(LISTENER_KINDS)):
+        run_input(harness(kind), data, inputs.split(Random(kind), [data]), kind)
 
 
-def test_a_run_finds_nothing() -> None:
-    done = inputs.run(seed=7, number=0, count=2000)
-    assert done.inputs == 2000
-    assert [finding for finding in done.findings if "took" not in finding.what] == []
+def test_run_of_random_inputs_has_no_findings() -> None:
+    result = inputs.run_block(seed=7, number=0, count=2000)
+    assert result.inputs == 2000
+    assert [finding for finding in result.findings if "took" not in finding.what] == []
 
 
-def test_a_run_would_find_something(
+def test_run_finds_a_session_that_keeps_too_many_octets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(inputs, "LINE", 3)
     monkeypatch.setattr(inputs, "AUTH_LINE", 3)
-    stand.cache_clear()
+    harness.cache_clear()
     try:
-        assert put(100, seed=7, workers=1)
+        assert fuzz_inputs(100, seed=7, workers=1)
         assert "octets of a command" in capsys.readouterr().out
     finally:
-        stand.cache_clear()
+        harness.cache_clear()
 
 
-def test_a_block_is_the_same_whoever_makes_it() -> None:
-    assert sizes(2500, 1000) == [(0, 1000), (1, 1000), (2, 500)]
-    said: list[list[bytes]] = []
+def test_run_is_divided_into_blocks() -> None:
+    assert blocks(2500, 1000) == [(0, 1000), (1, 1000), (2, 500)]
+
+
+def test_block_depends_on_its_seed_and_number_only() -> None:
+    generated: list[list[bytes]] = []
     for _ in range(2):
-        dice = Random("7 1")
-        kind = mixed(dice)
-        said.append([*inputs.generate(dice, kind.words), kind.config.mode.encode()])
-    assert said[0] == said[1]
+        source = Random("7 1")
+        kind = random_kind(source)
+        generated.append([*inputs.generate(source, kind.phrases), kind.config.mode.encode()])
+    assert generated[0] == generated[1]
 
 
-def test_rules_of_every_sort_are_put_to_it() -> None:
-    text = "".join(RULES.values())
+def test_every_key_fault_and_profile_of_scenarios_is_fuzzed() -> None:
+    text = "".join(SCENARIOS.values())
     assert [key for key in {*RULE_KEYS, *FAULTS, *THROTTLED_AT, "drip"} if key not in text] == []
-    names = {kind.name for kind in KINDS}
-    assert {f"profile {name}" for name in profiles()} | RULES.keys() <= names
+    names = {kind.name for kind in LISTENER_KINDS}
+    assert {f"profile {name}" for name in profiles()} | SCENARIOS.keys() <= names
 
 
-def test_somebody_who_stays_behind_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs.Notes, "leave", lambda self, key: None)
-    gates = [number for number, kind in enumerate(KINDS) if kind.name == "gates"]
-    with pytest.raises(inputs.Broken, match="still counts"):
-        attempt(stand(gates[0]), b"", [], 7)
+def test_concurrency_slot_that_is_not_released_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs.ResettableAttemptStore, "release", lambda self, key: None)
+    (number,) = (number for number, kind in enumerate(LISTENER_KINDS) if kind.name == "limiters")
+    with pytest.raises(inputs.InvariantViolation, match="slots are held"):
+        run_input(harness(number), b"", [], 7)
 
 
-def test_noise_finds_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_input_over_sockets_has_no_findings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(live, "OPTIONS", live.OPTIONS[:1])
-    assert shout(1, seed=7) == 0
+    assert fuzz_live(1, seed=7) == 0
     assert re.search(r"^[1-9]\d* connections in .*: 0 findings\n$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_noise_would_find_something() -> None:
+def test_replaced_worker_is_found() -> None:
     with Program() as program:
-        noise = live.Noise(program, 7, lambda heard: None)
-        workers = noise.workers
+        fuzzer = live.LiveFuzzer(program, 7, lambda result: None)
+        workers = fuzzer.workers
         os.kill(workers[0], signal.SIGKILL)
         wait_for(lambda: len(program.workers()) == 2 and program.workers() != workers, "another worker")
-        noise.make(0.2)
-        noise.make(0.2)
-    (finding,) = noise.heard.findings
-    assert finding.startswith(f"workers {workers} have become ")
+        fuzzer.run_for(0.2)
+        fuzzer.run_for(0.2)
+    (finding,) = fuzzer.result.findings
+    assert finding.startswith(f"workers {workers} were replaced by ")
 
 
-def test_engine_and_model_agree() -> None:
-    assert model.run(7, 0, 2000).examples == []
+def test_engine_replies_as_the_model_predicts() -> None:
+    assert model.run_block(7, 0, 2000).examples == []
 
 
-def test_a_forgotten_reset_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.Model, "rset", lambda self, word: 250)
-    assert model.run(7, 0, 500).disagreements
+def test_transaction_that_rset_does_not_clear_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.Model, "rset", lambda self, name: 250)
+    assert model.run_block(7, 0, 500).differences
 
 
-class Talk(RuleBasedStateMachine):
-    """A session and the model of it, which shrink together to the shortest talk that tells them apart."""
+class Conversation(RuleBasedStateMachine):
+    """A session and its model. Hypothesis finds the shortest conversation in which they differ."""
 
     @initialize(setting=st.sampled_from(model.SETTINGS))
     def greet(self, setting: dict[str, int]) -> None:
         self.model = model.Model(**setting)
-        self.session = model.engine(**setting).session()
+        self.session = model.make_engine(**setting).session()
         self.session.greet()
 
     @precondition(lambda self: not self.model.body)
-    @rule(word=st.sampled_from(list(model.SAID)))
-    def command(self, word: str) -> None:
-        self.hear(model.SAID[word], self.model.answer(word))
+    @rule(name=st.sampled_from(list(model.COMMANDS)))
+    def command(self, name: str) -> None:
+        self.exchange(model.COMMANDS[name], self.model.reply_to(name))
         if self.session.next_action is NextAction.START_TLS:
             self.session.secured()
 
     @precondition(lambda self: self.model.body)
-    @rule(word=st.sampled_from(list(model.BODIES)), cut=st.integers(0, 110))
-    def body(self, word: str, cut: int) -> None:
-        text = model.BODIES[word]
+    @rule(name=st.sampled_from(list(model.BODIES)), cut=st.integers(0, 110))
+    def body(self, name: str, cut: int) -> None:
+        text = model.BODIES[name]
         assert not text[:cut] or cut >= len(text) or self.session.receive(text[:cut]) == b""
-        self.hear(text[cut:] if cut < len(text) else text, self.model.end(word))
+        self.exchange(text[cut:] if cut < len(text) else text, self.model.reply_to_end(name))
 
-    def hear(self, said: bytes, wanted: str) -> None:
-        assert model.codes(self.session.receive(said)) == [wanted]
+    def exchange(self, data: bytes, expected: str) -> None:
+        assert model.codes(self.session.receive(data)) == [expected]
         assert self.session.in_body == self.model.body
 
 
-TestTalk = Talk.TestCase
-TestTalk.settings = settings(deadline=None, max_examples=100, stateful_step_count=30)
+TestConversation = Conversation.TestCase
+TestConversation.settings = settings(deadline=None, max_examples=100, stateful_step_count=30)

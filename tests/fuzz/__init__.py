@@ -1,5 +1,5 @@
-"""Fuzzing: random octets against the engine, random commands against a model of it, noise over sockets.
+"""Fuzzing: random octets for the engine, conversations compared with a model, random input over sockets.
 
-`python -m tests.fuzz --inputs N`, `--model N`, `--live SECONDS`; `--seed` repeats a run, and what it
-finds does not depend on `--workers`.
+`python -m tests.fuzz --inputs N`, `--model N`, `--live SECONDS`. `--seed` repeats a run; its findings do not
+depend on `--workers`.
 """

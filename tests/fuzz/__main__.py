@@ -12,120 +12,121 @@ from typing import TypeVar
 
 from tests.fuzz import inputs, live, model
 
-MINUTE = 60.0
-"""Seconds between two lines about how far it is."""
+REPORT_INTERVAL = 60.0
+"""Seconds between two lines of progress."""
 
 Block = TypeVar("Block")
 
 
-def sizes(count: int, block: int) -> list[tuple[int, int]]:
-    """The numbers of the blocks of a run, and how much is in each."""
+def blocks(count: int, block: int) -> list[tuple[int, int]]:
+    """Return the number and the size of each block of a run."""
     return [(number, min(block, count - number * block)) for number in range(-(-count // block))]
 
 
-def made(
-    run: Callable[[int, int, int], Block], seed: int, count: int, size: int, workers: int
+def run_blocks(
+    run_block: Callable[[int, int, int], Block], seed: int, count: int, size: int, workers: int
 ) -> Iterator[Block]:
-    """The blocks of a run, as they are done, by so many processes."""
+    """Yield the result of each block of a run as it is done; `workers` processes divide the blocks."""
     with get_context("fork").Pool(workers) as pool:
-        yield from pool.imap_unordered(partial(_one, run, seed), sizes(count, size))
+        yield from pool.imap_unordered(partial(_run_block, run_block, seed), blocks(count, size))
 
 
-def _one(run: Callable[[int, int, int], Block], seed: int, task: tuple[int, int]) -> Block:
-    return run(seed, *task)
+def _run_block(run_block: Callable[[int, int, int], Block], seed: int, block: tuple[int, int]) -> Block:
+    return run_block(seed, *block)
 
 
 class Progress:
-    """A line a minute."""
+    """A line of progress every minute."""
 
     def __init__(self, what: str, count: int) -> None:
         self.what, self.count = what, count
-        self.began = self.told = time.monotonic()
+        self.began = self.reported = time.monotonic()
 
     @property
-    def passed(self) -> float:
-        """Seconds since it began."""
+    def seconds(self) -> float:
+        """The seconds since the start."""
         return time.monotonic() - self.began
 
-    def tell(self, done: int, bad: int) -> None:
-        if time.monotonic() - self.told >= MINUTE:
-            self.told = time.monotonic()
-            pace = done / self.passed
+    def report(self, done: int, findings: int) -> None:
+        """Print a line if a minute has passed since the last one."""
+        if time.monotonic() - self.reported >= REPORT_INTERVAL:
+            self.reported = time.monotonic()
+            rate = done / self.seconds
             print(
-                f"{self.passed / 60:.0f} min: {done} of {self.count} {self.what}, {pace:.0f} a second, "
-                f"{bad} findings, {(self.count - done) / pace / 60:.0f} min to go",
+                f"{self.seconds / 60:.0f} min: {done} of {self.count} {self.what}, {rate:.0f} a second, "
+                f"{findings} findings, {(self.count - done) / rate / 60:.0f} min to go",
                 flush=True,
             )
 
 
-def put(count: int, seed: int, workers: int) -> int:
-    """Inputs; how many broke something."""
-    progress, done = Progress("inputs", count), inputs.Done()
-    for block in made(inputs.run, seed, count, inputs.BLOCK, workers):
-        for finding in block.findings[: max(0, 10 - len(done.findings))]:
-            print(f"{finding.kind}, block {finding.block}: {finding.said!r}: {finding.what}", flush=True)
-        done.add(block)
-        progress.tell(done.inputs, len(done.findings))
+def fuzz_inputs(count: int, seed: int, workers: int) -> int:
+    """Run random inputs, and return the number of findings."""
+    progress, result = Progress("inputs", count), inputs.Result()
+    for block in run_blocks(inputs.run_block, seed, count, inputs.BLOCK, workers):
+        for finding in block.findings[: max(0, 10 - len(result.findings))]:
+            print(f"{finding.kind}, block {finding.block}: {finding.data!r}: {finding.what}", flush=True)
+        result.add(block)
+        progress.report(result.inputs, len(result.findings))
     print(
-        f"{done.inputs} inputs, each whole and in pieces, in {progress.passed:.0f} s, "
-        f"{done.inputs / (done.seconds or 1):.0f} in a second of a processor: "
-        f"{len(done.findings)} findings, the slowest took {1000 * done.slowest:.1f} ms, "
-        f"peak memory grew by {done.grown} KiB",
+        f"{result.inputs} inputs, each whole and in pieces, in {progress.seconds:.0f} s, "
+        f"{result.inputs / (result.seconds or 1):.0f} per second of processor time: "
+        f"{len(result.findings)} findings, the slowest took {1000 * result.slowest:.1f} ms, "
+        f"peak memory grew by {result.growth} KiB",
         flush=True,
     )
-    return len(done.findings)
+    return len(result.findings)
 
 
-def compare(count: int, seed: int, workers: int) -> int:
-    """Conversations of the engine and the model; in how many they disagree."""
-    progress, done = Progress("conversations", count), model.Done()
-    for block in made(model.run, seed, count, model.BLOCK, workers):
-        done.add(block)
-        progress.tell(done.conversations, done.disagreements)
-    for example in done.examples:
+def compare_with_model(count: int, seed: int, workers: int) -> int:
+    """Run random conversations, and return the number of those in which engine and model differ."""
+    progress, result = Progress("conversations", count), model.Result()
+    for block in run_blocks(model.run_block, seed, count, model.BLOCK, workers):
+        result.add(block)
+        progress.report(result.conversations, result.differences)
+    for example in result.examples:
         print(example)
     print(
-        f"{done.conversations} conversations, {done.commands} commands in {progress.passed:.0f} s: "
-        f"{done.disagreements} disagreements",
+        f"{result.conversations} conversations, {result.commands} commands in {progress.seconds:.0f} s: "
+        f"{result.differences} differences",
         flush=True,
     )
-    return done.disagreements
+    return result.differences
 
 
-def shout(seconds: float, seed: int) -> int:
-    """Noise for the program, each way to start it in its turn; how much went wrong."""
-    every = live.Heard()
+def fuzz_live(seconds: float, seed: int) -> int:
+    """Fuzz the real program with each of its options in turn, and return the number of findings."""
+    total = live.Result()
     began = time.monotonic()
     for options in live.OPTIONS:
-        start = told = time.monotonic()
+        start = reported = time.monotonic()
         how = " ".join(options) or "no options"
 
-        def tell(heard: live.Heard, start: float = start, how: str = how) -> None:
-            nonlocal told
+        def report(result: live.Result, start: float = start, how: str = how) -> None:
+            nonlocal reported
             now = time.monotonic()
-            if now - told >= MINUTE:
-                told = now
-                pace = heard.connections / (now - start)
+            if now - reported >= REPORT_INTERVAL:
+                reported = now
+                rate = result.connections / (now - start)
                 print(
-                    f"{(now - began) / 60:.0f} min, {how}: {heard.connections} connections, {pace:.0f} a "
-                    f"second, {len(heard.findings)} findings",
+                    f"{(now - began) / 60:.0f} min, {how}: {result.connections} connections, {rate:.0f} a "
+                    f"second, {len(result.findings)} findings",
                     flush=True,
                 )
 
-        heard, more, grown = live.run(options, seconds / len(live.OPTIONS), seed, tell)
+        result, new_descriptors, growth = live.run(options, seconds / len(live.OPTIONS), seed, report)
         took = time.monotonic() - start
         print(
-            f"{how}: {heard.connections} connections, {heard.octets} octets in {took:.0f} s, "
-            f"{heard.connections / took:.0f} connections a second; {more:+} descriptors, {grown:+} KiB; "
-            f"{len(heard.findings)} findings",
+            f"{how}: {result.connections} connections, {result.octets} octets in {took:.0f} s, "
+            f"{result.connections / took:.0f} a second; {new_descriptors:+} descriptors, {growth:+} KiB; "
+            f"{len(result.findings)} findings",
             flush=True,
         )
-        for finding in heard.findings[:10]:
+        for finding in result.findings[:10]:
             print(finding, flush=True)
-        every.add(heard)
+        total.add(result)
     took = time.monotonic() - began
-    print(f"{every.connections} connections in {took:.0f} s of noise: {len(every.findings)} findings")
-    return len(every.findings)
+    print(f"{total.connections} connections in {took:.0f} s: {len(total.findings)} findings")
+    return len(total.findings)
 
 
 def main() -> int:
@@ -135,35 +136,41 @@ def main() -> int:
     add = parser.add_argument
     add("--inputs", type=int, default=0, metavar="N", help="random inputs for a session")
     add("--model", type=int, default=0, metavar="N", help="random conversations against the model")
-    add("--live", type=float, default=0, metavar="SECONDS", help="noise for the real program")
+    add(
+        "--live",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="random input for the real program over sockets",
+    )
     add(
         "--keep",
         type=int,
         default=0,
         metavar="N",
-        help="of so many inputs keep interesting ones in tests/corpus",
+        help="generate N inputs, and keep the most varied ones in tests/corpus",
     )
-    add("--seed", type=int, default=time.time_ns() // 1000, help="repeats a run")
+    add("--seed", type=int, default=time.time_ns() // 1000, help="the seed of an earlier run, to repeat it")
     add(
         "--workers",
         type=int,
         default=1,
         metavar="N",
-        help="processes that inputs and conversations are shared by",
+        help="processes to divide inputs and conversations among",
     )
-    chosen = parser.parse_args()
-    print(f"seed {chosen.seed}", flush=True)
-    bad = 0
-    if chosen.inputs:
-        bad += put(chosen.inputs, chosen.seed, chosen.workers)
-    if chosen.model:
-        bad += compare(chosen.model, chosen.seed, chosen.workers)
-    if chosen.live:
-        bad += shout(chosen.live, chosen.seed)
-    if chosen.keep:
-        for name, said in inputs.collect(chosen.keep, 60, chosen.seed).items():
-            (inputs.CORPUS / f"{name}.txt").write_bytes(said)
-    return int(bad > 0)
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    findings = 0
+    if arguments.inputs:
+        findings += fuzz_inputs(arguments.inputs, arguments.seed, arguments.workers)
+    if arguments.model:
+        findings += compare_with_model(arguments.model, arguments.seed, arguments.workers)
+    if arguments.live:
+        findings += fuzz_live(arguments.live, arguments.seed)
+    if arguments.keep:
+        for name, data in inputs.select_corpus(arguments.keep, 60, arguments.seed).items():
+            (inputs.CORPUS / f"{name}.txt").write_bytes(data)
+    return int(findings > 0)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Random inputs for a session without a socket, and what must hold whatever they are.
+"""Random inputs for a session without a socket, and the invariants that must hold for every input.
 
-Nothing is raised; replies are whole lines of printable ASCII, 512 octets at most (RFC 5321 4.5.3.1.5); at
-most LINE octets of a command and four of a body are kept, of AUTH AUTH_LINE; and neither replies nor what
-is left behind depend on the cuts, or on where the memory is.
+- No exception is raised.
+- Replies are whole lines of printable ASCII, of at most 512 octets (RFC 5321 4.5.3.1.5).
+- A session keeps at most LINE octets of a command (of AUTH: AUTH_LINE) and four octets of a body.
+- Replies and the final state do not depend on how the input is split into pieces, or on whether the answers
+  of the store of attempts arrive at once or later.
 
-A run consists of blocks, and a block is made from the run's seed and its own number alone: it is the same
-whoever makes it, and can be made again.
+A run consists of blocks. A block depends only on the seed of the run and on its own number, so that any
+process can repeat it.
 """
 
 from __future__ import annotations
@@ -34,92 +36,92 @@ from blackhole.smtp.session import AUTH_LINE, LINE, Session, SMTPEngine
 from blackhole.smtp.state import NOTED
 from blackhole.smtp.violations import ALWAYS_INSPECT
 from tests.elsewhere import Told, fetched
-from tests.fuzz.kinds import BODIES, GREETED, KINDS, Kind, mixed
+from tests.fuzz.listener_kinds import BODIES, EHLO, LISTENER_KINDS, ListenerKind, random_kind
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 
 BLOCK = 1000
 """Inputs in a block."""
 
-VALID = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][ -~]{0,506})?\r\n)*")
+REPLIES = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][ -~]{0,506})?\r\n)*")
 """Any number of reply lines."""
 
-CUT_OFF = re.compile(VALID.pattern + rb"(?:[2-5][ -~]{0,509}\r?)?")
-"""The same, with a fault before the last one was over."""
+CUT_OFF_REPLIES = re.compile(REPLIES.pattern + rb"(?:[2-5][ -~]{0,509}\r?)?")
+"""The same, where a fault may cut off the last line."""
 
-CELLS = NOTED + len(EVENTS)
-"""Counters of replies, of violations, and of what came again."""
+EVENT_COUNT = NOTED + len(EVENTS)
+"""The number of counters of replies, violations and retries."""
 
-SLOW = 0.1
-"""Seconds of processor time that no input may take."""
+MAX_CPU_SECONDS = 0.1
+"""Seconds of processor time that an input may take."""
 
-RESUMES = 20000
-"""How often a session may want to wait, in one input."""
+MAX_RESUMES = 20000
+"""How often a session may delay its replies to one input."""
 
 CLIENT = "192.0.2.77"
 
 
-def damaged(dice: Random, said: bytes) -> bytes:
-    """Octets with something broken, or doubled."""
-    draw = dice.random
-    place, what = int(draw() * len(said)), draw()
+def corrupt(source: Random, data: bytes) -> bytes:
+    """Return the octets with some inserted, removed, changed, repeated or moved."""
+    draw = source.random
+    place, what = int(draw() * len(data)), draw()
     if what < 0.3:
-        return said[:place] + bytes((int(draw() * 256),)) + said[place:]
+        return data[:place] + bytes((int(draw() * 256),)) + data[place:]
     if what < 0.5:
-        return said[:place] + said[place + 1 + int(draw() * 8) :]
+        return data[:place] + data[place + 1 + int(draw() * 8) :]
     if what < 0.7:
-        return said[:place] + bytes((int(draw() * 256),)) + said[place + 1 :]
+        return data[:place] + bytes((int(draw() * 256),)) + data[place + 1 :]
     if what < 0.8:
-        return said[:place] + said[place : place + 40] * (2 + int(draw() * 3)) + said[place:]
+        return data[:place] + data[place : place + 40] * (2 + int(draw() * 3)) + data[place:]
     if what < 0.9:
-        return said[place:] + said[:place]
-    return said[:place] + dice.randbytes(int(draw() * 30)) + said[place:]
+        return data[place:] + data[:place]
+    return data[:place] + source.randbytes(int(draw() * 30)) + data[place:]
 
 
-def generate(dice: Random, words: tuple[bytes, ...]) -> list[bytes]:
-    """An input: words, and in half of them something broken."""
-    draw = dice.random
-    said = [GREETED] if draw() < 0.5 else []
+def generate(source: Random, phrases: tuple[bytes, ...]) -> list[bytes]:
+    """Return an input: a list of phrases, half of the time with some of them corrupted."""
+    draw = source.random
+    data = [EHLO] if draw() < 0.5 else []
     for _ in range(1 + int(draw() * 8)):
-        said.append(words[int(draw() * len(words))])
-        if said[-1].endswith(b"DATA\r\n") and draw() < 0.7:
-            said.append(BODIES[int(draw() * len(BODIES))])
+        data.append(phrases[int(draw() * len(phrases))])
+        if data[-1].endswith(b"DATA\r\n") and draw() < 0.7:
+            data.append(BODIES[int(draw() * len(BODIES))])
     while draw() < 0.5:
-        place = int(draw() * len(said))
+        place = int(draw() * len(data))
         if draw() < 0.1:
-            said = said[place:] + said[:place]
+            data = data[place:] + data[:place]
         else:
-            said[place] = damaged(dice, said[place])
-    return said
+            data[place] = corrupt(source, data[place])
+    return data
 
 
-def cut(dice: Random, words: list[bytes]) -> list[bytes]:
-    """The same octets in pieces: between words, as clients do; anywhere, as networks do; or one by one."""
-    draw = dice.random
-    how, said = draw(), b"".join(words)
+def split(source: Random, phrases: list[bytes]) -> list[bytes]:
+    """Split an input between phrases, as a client does, or anywhere, as a network does, or into octets."""
+    draw = source.random
+    how, data = draw(), b"".join(phrases)
     if how < 0.6:
         pieces, last = [], b""
-        for word in words:
-            last += word
+        for phrase in phrases:
+            last += phrase
             if draw() < 0.9:
                 pieces.append(last)
                 last = b""
         return [piece for piece in (*pieces, last) if piece]
     if how < 0.97:
-        places = sorted({int(draw() * len(said)) for _ in range(1 + int(draw() * 6))})
-        ends = zip([0, *places], [*places, len(said)], strict=True)
-        return [said[start:end] for start, end in ends if start < end]
-    return [said[place : place + 1] for place in range(min(len(said), 300))] + [said[300:]] * (
-        len(said) > 300
+        places = sorted({int(draw() * len(data)) for _ in range(1 + int(draw() * 6))})
+        ends = zip([0, *places], [*places, len(data)], strict=True)
+        return [data[start:end] for start, end in ends if start < end]
+    return [data[place : place + 1] for place in range(min(len(data), 300))] + [data[300:]] * (
+        len(data) > 300
     )
 
 
-class Broken(AssertionError):
-    """Something does not hold."""
+class InvariantViolation(AssertionError):
+    """An invariant does not hold."""
 
 
-class Kept:
-    """A memory that can be set back, and answers at once."""
+class ResettableOutcomeStore:
+    """The outcomes of earlier attempts, in a dictionary that can be cleared."""
 
     def __init__(self) -> None:
         self.known: dict[int, Record] = {}
@@ -148,123 +150,123 @@ class Kept:
             yield self.update_hash(key_hash, now, change)
 
 
-class Note(Told):
-    """An answer that has to be fetched, and what was asked about."""
+class LaterAnswer(Told):
+    """An answer that arrives later, and the key that it is about."""
 
     def __init__(self, known: object, key: bytes) -> None:
         super().__init__(known)
         self.key = key
 
 
-class Notes:
-    """A memory that can be set back. It has no answer for one key of eight."""
+class ResettableAttemptStore:
+    """A store of attempts that can be cleared. It has no answer for one key in eight."""
 
     def __init__(self) -> None:
         self.known: dict[bytes, Record] = {}
-        self.present: Counter[bytes] = Counter()
-        self.far = False
-        """Its answers have to be fetched."""
+        self.held: Counter[bytes] = Counter()
+        self.deferred = False
+        """Whether answers arrive later."""
 
     def clear(self) -> None:
         self.known.clear()
-        self.present.clear()
+        self.held.clear()
 
     def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
-    ) -> Answer | Note | None:
+    ) -> Answer | LaterAnswer | None:
         self.known[key], answer = change(self.known.get(key, (0, now, now)), now)
-        return self._told(answer, key)
+        return self._answer(answer, key)
 
-    def refuse_or_acquire(self, key: bytes, limit: int) -> bool | Note | None:
-        full = self.present[key] >= limit
-        told = self._told(full, key)
-        if told is False or (isinstance(told, Note) and told.known is False):
-            self.present[key] += 1
-        return told
+    def refuse_or_acquire(self, key: bytes, limit: int) -> bool | LaterAnswer | None:
+        refused = self.held[key] >= limit
+        answer = self._answer(refused, key)
+        if answer is False or (isinstance(answer, LaterAnswer) and answer.known is False):
+            self.held[key] += 1
+        return answer
 
     def release(self, place: Slot) -> None:
         if isinstance(place, bytes):
-            self.present[place] -= 1
-        elif isinstance(place, Note) and place.known is False:
-            self.present[place.key] -= 1
+            self.held[place] -= 1
+        elif isinstance(place, LaterAnswer) and place.known is False:
+            self.held[place.key] -= 1
 
-    def _told(self, answer: Answer, key: bytes) -> Answer | Note | None:
+    def _answer(self, answer: Answer, key: bytes) -> Answer | LaterAnswer | None:
         known = answer if crc32(key) % 8 else None
-        return Note(known, key) if self.far else known
+        return LaterAnswer(known, key) if self.deferred else known
 
 
-class Stand:
-    """A kind at work: its engine, and the world around it, which can be set back."""
+class Harness:
+    """A listener of one kind: its engine, and its stores, clock and clients, reset for each input."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: ListenerKind) -> None:
         self.kind = kind
-        self.notes = Notes()
-        self.past = Kept()
+        self.attempts = ResettableAttemptStore()
+        self.outcomes = ResettableOutcomeStore()
         self.now = self.minute = 0.0
         trace = (lambda session, way, line: None) if kind.traced else None
         self.engine = SMTPEngine(
             kind.config,
             Random(7),
             trace,
-            RuleEnvironment(lambda: self.now, self.notes, self.past, lambda: self.now),
+            RuleEnvironment(lambda: self.now, self.attempts, self.outcomes, lambda: self.now),
         )
-        self.guard: AdmissionControl | None = None
-        if kind.rates is not None:
-            self.ledger = ClientTableView(ClientTable(1), 0, tuple, lambda: self.minute)
-            self.guard = AdmissionControl(kind.rates, self.ledger)
-        self.most = AUTH_LINE if kind.config.auth else LINE
-        self.whole = kind.whole
-        self.visits = 2 if kind.remembers else 1
-        """What is remembered shows when somebody comes again."""
+        self.admission: AdmissionControl | None = None
+        if kind.admission_settings is not None:
+            self.clients = ClientTableView(ClientTable(1), 0, tuple, lambda: self.minute)
+            self.admission = AdmissionControl(kind.admission_settings, self.clients)
+        self.max_line = AUTH_LINE if kind.config.auth else LINE
+        self.reply_pattern = REPLIES if kind.sends_whole_replies else CUT_OFF_REPLIES
+        self.session_count = 2 if kind.remembers_clients else 1
+        """A client that returns shows what a rule remembers."""
 
-    def hear(self, pieces: list[bytes], seed: int, far: bool = False) -> list[object]:
-        """What new sessions answer, one after the other; how and at what stage they are left.
+    def run_sessions(self, pieces: list[bytes], seed: int, deferred: bool = False) -> list[object]:
+        """Return the output, the next action and the final stage of new sessions, one after another.
 
-        `far` is the memory where its answers have to be fetched.
+        If `deferred`, the answers of the store of attempts arrive later.
         """
         engine = self.engine
         engine.random_source.seed(seed)
-        engine._sessions = ALWAYS_INSPECT * (seed & 1)  # every other input is looked at closely
-        self.notes.clear()
-        self.notes.far = far
-        self.past.clear()
+        engine._sessions = ALWAYS_INSPECT * (seed & 1)  # every other input has its body inspected
+        self.attempts.clear()
+        self.attempts.deferred = deferred
+        self.outcomes.clear()
         self.now = float(seed % 3600)
-        if self.guard is not None:
+        if self.admission is not None:
             self.minute += 60.0
-            self.ledger.sweep()
-        heard: list[object] = []
-        for _ in range(self.visits):
-            heard += self.visit(pieces)
+            self.clients.sweep()
+        outputs: list[object] = []
+        for _ in range(self.session_count):
+            outputs += self.run_session(pieces)
             engine.sizes.clear()
             self.now += 400.0
-        return heard
+        return outputs
 
-    def visit(self, pieces: list[bytes]) -> tuple[bytes, NextAction, int]:
-        """One session, from its beginning to its end, and what must hold behind it."""
-        guest, secure = None, self.kind.secure
-        if self.guard is None:
+    def run_session(self, pieces: list[bytes]) -> tuple[bytes, NextAction, int]:
+        """Run one session to its end, and check what it leaves behind. Raises InvariantViolation."""
+        usage, secure = None, self.kind.secure
+        if self.admission is None:
             session = self.engine.session(secure, CLIENT)
         else:
-            guest = self.guard.admit(CLIENT)
-            assert guest is not None and guest._place is not None
-            if self.guard.refusal(guest) is not None:
-                raise Broken("somebody was left behind")
-            session = self.engine.session(secure, CLIENT, guest.meter)
-        out = self.converse(session, pieces)
-        if self.guard is not None and guest is not None:
-            guest.leave()
+            usage = self.admission.admit(CLIENT)
+            assert usage is not None and usage._place is not None
+            if self.admission.refusal(usage) is not None:
+                raise InvariantViolation("a client of an earlier session still counts")
+            session = self.engine.session(secure, CLIENT, usage.meter)
+        out = self.exchange(session, pieces)
+        if self.admission is not None and usage is not None:
+            usage.leave()
         if session.evaluator is not None:
             session.evaluator.leave()
-        if any(self.notes.present.values()):
-            raise Broken(f"who has left still counts: {self.notes.present}")
-        if not (VALID if self.whole else CUT_OFF).fullmatch(out):
-            raise Broken(f"not replies: {out!r}")
+        if any(self.attempts.held.values()):
+            raise InvariantViolation(f"slots are held after the session has ended: {self.attempts.held}")
+        if not self.reply_pattern.fullmatch(out):
+            raise InvariantViolation(f"not replies: {out!r}")
         return out, session.next_action, session.stage
 
-    def converse(self, session: Session, pieces: list[bytes]) -> bytes:
-        """Say it, and wait as long as the session wants; all that is answered."""
-        check, heard = self.check, []
-        left = RESUMES
+    def exchange(self, session: Session, pieces: list[bytes]) -> bytes:
+        """Send the pieces, wait whenever the session delays a reply, and return all that it sends."""
+        check_invariants, outputs = self.check_invariants, []
+        left = MAX_RESUMES
         if self.kind.secure:
             session.check_implicit_tls()
             fetched(session, b"")
@@ -272,59 +274,62 @@ class Stand:
                 return b""
             session.secured()
         out = fetched(session, session.greet())
-        check(session, out)
-        heard.append(out)
+        check_invariants(session, out)
+        outputs.append(out)
         for piece in [*pieces, b""]:
             while session.next_action is NextAction.SLEEP:
                 self.now += session.wait
                 out = fetched(session, session.resume())
-                check(session, out)
-                heard.append(out)
+                check_invariants(session, out)
+                outputs.append(out)
                 left -= 1
                 if not left:
-                    raise Broken("waits for ever")
+                    raise InvariantViolation("the session delays its replies without end")
             if session.next_action is NextAction.START_TLS:
                 session.secured()
             elif session.next_action is not NextAction.READ:
                 break
             if piece:
                 out = fetched(session, session.receive(piece))
-                check(session, out)
-                heard.append(out)
-        return b"".join(heard)
+                check_invariants(session, out)
+                outputs.append(out)
+        return b"".join(outputs)
 
-    def check(self, session: Session, out: bytes) -> None:
-        """What must hold after each piece."""
-        if out and self.whole and not VALID.fullmatch(out):
-            raise Broken(f"not a reply: {out!r}")
+    def check_invariants(self, session: Session, out: bytes) -> None:
+        """Raise InvariantViolation if the session is not as it must be after each piece."""
+        if out and self.kind.sends_whole_replies and not REPLIES.fullmatch(out):
+            raise InvariantViolation(f"not a reply: {out!r}")
         if (
             session.next_action is NextAction.READ
             and len(session._rest) > LINE
-            and len(session._rest) > self.most
+            and len(session._rest) > self.max_line
         ):
-            raise Broken(f"keeps {len(session._rest)} octets of a command")
+            raise InvariantViolation(f"keeps {len(session._rest)} octets of a command")
         if len(session._tail) > 4:
-            raise Broken(f"keeps {len(session._tail)} octets of a body")
+            raise InvariantViolation(f"keeps {len(session._tail)} octets of a body")
         if not session.in_body and not session.stage and session.recipients and session.engine.config.strict:
-            raise Broken("recipients without a transaction")
+            raise InvariantViolation("recipients without a transaction")
         if session.counted_events:
-            if not 0 <= min(session.counted_events) <= max(session.counted_events) < CELLS:
-                raise Broken(f"counted where there is nothing to count: {session.counted_events}")
+            if not 0 <= min(session.counted_events) <= max(session.counted_events) < EVENT_COUNT:
+                raise InvariantViolation(f"unknown events: {session.counted_events}")
             session.counted_events.clear()
 
 
 @cache
-def stand(number: int) -> Stand:
-    """A kind of the list, made once."""
-    return Stand(KINDS[number])
+def harness(number: int) -> Harness:
+    """Return the harness of a kind of the list, which is made once."""
+    return Harness(LISTENER_KINDS[number])
 
 
-def attempt(there: Stand, said: bytes, pieces: list[bytes], seed: int) -> bytes:
-    """Put an input to a stand, whole and in pieces; what was heard. Raises Broken, or whatever comes."""
-    whole = there.hear([said] if said else [], seed)
-    parts = there.hear(pieces, seed, far=True)
-    if there.kind.even and whole != parts:
-        raise Broken(f"whole: {whole!r}, in pieces {pieces!r}: {parts!r}")
+def run_input(listener: Harness, data: bytes, pieces: list[bytes], seed: int) -> bytes:
+    """Run an input whole and in pieces, and return the output of the first session.
+
+    Raises InvariantViolation, and every exception of the program.
+    """
+    whole = listener.run_sessions([data] if data else [], seed)
+    parts = listener.run_sessions(pieces, seed, deferred=True)
+    if listener.kind.same_for_all_pieces and whole != parts:
+        raise InvariantViolation(f"whole: {whole!r}, in pieces {pieces!r}: {parts!r}")
     first = whole[0]
     assert isinstance(first, bytes)
     return first
@@ -332,28 +337,28 @@ def attempt(there: Stand, said: bytes, pieces: list[bytes], seed: int) -> bytes:
 
 @dataclass
 class Finding:
-    """An input that broke something."""
+    """An input that violates an invariant."""
 
     kind: str
     block: int
-    said: bytes
+    data: bytes
     what: str
 
 
 @dataclass
-class Done:
-    """What a run, or a block of one, came to."""
+class Result:
+    """The result of a run, or of a block of it."""
 
     inputs: int = 0
     slowest: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
-    """Of processor time."""
+    """The processor time."""
     peak: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """KiB of memory that each process had at most: after its first block, and after its last one."""
+    """The peak memory of each process in KiB: after its first block, and after its last one."""
 
-    def add(self, block: Done) -> None:
-        """One more block."""
+    def add(self, block: Result) -> None:
+        """Add the result of a block."""
         self.inputs += block.inputs
         self.slowest = max(self.slowest, block.slowest)
         self.findings += block.findings
@@ -362,65 +367,68 @@ class Done:
             self.peak[pid] = self.peak.get(pid, (first, last))[0], last
 
     @property
-    def grown(self) -> int:
-        """KiB by which the peak of a process has grown since its first block, at most."""
+    def growth(self) -> int:
+        """The largest growth of the peak memory of a process since its first block, in KiB."""
         return max((last - first for first, last in self.peak.values()), default=0)
 
 
-def run(seed: int, number: int, count: int = BLOCK) -> Done:
-    """A block: inputs for all kinds in turn, and for one that is new each time."""
-    dice, done = Random(f"{seed} {number}"), Done()
-    novel = Stand(mixed(dice))
+def run_block(seed: int, number: int, count: int = BLOCK) -> Result:
+    """Run a block of inputs for all kinds of listeners in turn, and for a new random kind."""
+    source, result = Random(f"{seed} {number}"), Result()
+    new_harness = Harness(random_kind(source))
     clock = time.process_time
     began = last = clock()
     for turn in range(number * BLOCK, number * BLOCK + count):
-        which = turn % (len(KINDS) + 1)
-        there = novel if which == len(KINDS) else stand(which)
-        words = generate(dice, there.kind.words)
-        said, pieces = b"".join(words), cut(dice, words)
-        took = inf
-        for _ in range(3):  # a machine that stands still for a moment counts it as ours
+        index = turn % (len(LISTENER_KINDS) + 1)
+        listener = new_harness if index == len(LISTENER_KINDS) else harness(index)
+        phrases = generate(source, listener.kind.phrases)
+        data, pieces = b"".join(phrases), split(source, phrases)
+        seconds_taken = inf
+        for _ in range(3):  # a pause of the machine counts as our processor time
             try:
-                attempt(there, said, pieces, turn)
+                run_input(listener, data, pieces, turn)
             except Exception as error:
-                done.findings.append(Finding(there.kind.name, number, said, f"{error!r}"))
+                result.findings.append(Finding(listener.kind.name, number, data, f"{error!r}"))
             last, before = clock(), last
-            took = min(took, last - before)
-            if took <= SLOW:
+            seconds_taken = min(seconds_taken, last - before)
+            if seconds_taken <= MAX_CPU_SECONDS:
                 break
         else:
-            done.findings.append(Finding(there.kind.name, number, said, f"took {took:.3f} s, three times"))
-        done.slowest = max(done.slowest, took)
-    done.inputs = count
-    done.seconds = last - began
+            what = f"took at least {seconds_taken:.3f} s in each of three runs"
+            result.findings.append(Finding(listener.kind.name, number, data, what))
+        result.slowest = max(result.slowest, seconds_taken)
+    result.inputs = count
+    result.seconds = last - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done.peak[os.getpid()] = peak, peak
-    return done
+    result.peak[os.getpid()] = peak, peak
+    return result
 
 
-def corpus() -> list[Path]:
-    """Inputs that were kept."""
+def corpus_files() -> list[Path]:
+    """Return the files of the corpus."""
     return sorted(CORPUS.glob("*.txt"))
 
 
-def collect(count: int, most: int, seed: int) -> dict[str, bytes]:
-    """Of so many inputs a few that lead, together, to as many different pairs of successive replies
-    as they can, by number."""
-    dice = Random(seed)
+def select_corpus(count: int, max_files: int, seed: int) -> dict[str, bytes]:
+    """Generate `count` inputs, and return those with the most different pairs of successive replies.
+
+    The keys are numbers, the names of the files in the corpus.
+    """
+    source = Random(seed)
     found: list[tuple[bytes, set[tuple[str, ...]]]] = []
     known: set[tuple[str, ...]] = set()
     for number in range(count):
-        kind = number % len(KINDS)
-        said = b"".join(generate(dice, KINDS[kind].words))
-        heard = attempt(stand(kind), said, [said], number)
-        codes = [line[:9].decode().rstrip() for line in heard.splitlines() if line[3:4] == b" "]
-        pairs = {(str(kind), *pair) for pair in pairwise(codes)}
-        if pairs - known and len(said) < 600:
-            known |= pairs
-            found.append((said, pairs))
+        kind = number % len(LISTENER_KINDS)
+        data = b"".join(generate(source, LISTENER_KINDS[kind].phrases))
+        output = run_input(harness(kind), data, [data], number)
+        codes = [line[:9].decode().rstrip() for line in output.splitlines() if line[3:4] == b" "]
+        reply_pairs = {(str(kind), *pair) for pair in pairwise(codes)}
+        if reply_pairs - known and len(data) < 600:
+            known |= reply_pairs
+            found.append((data, reply_pairs))
     kept: dict[str, bytes] = {}
-    while len(kept) < most and found:
-        said, pairs = max(found, key=lambda one: len(one[1]) / (40 + len(one[0])))
-        kept[f"{len(kept):02}"] = said
-        found = [(other, left - pairs) for other, left in found if left - pairs]
+    while len(kept) < max_files and found:
+        data, reply_pairs = max(found, key=lambda one: len(one[1]) / (40 + len(one[0])))
+        kept[f"{len(kept):02}"] = data
+        found = [(other, left - reply_pairs) for other, left in found if left - reply_pairs]
     return kept

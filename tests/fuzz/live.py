@@ -1,4 +1,7 @@
-"""Noise over sockets, for the real program: random inputs, random cuts, random ends; and a watch over it."""
+"""Fuzzing of the real program over sockets: random inputs, random pieces and random disconnects.
+
+Meanwhile the output, the workers, the descriptors and the memory of the program are watched.
+"""
 
 from __future__ import annotations
 
@@ -10,147 +13,151 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from blackhole.metrics.counters import Counters
-from tests.faults.clients import RESET, Address, family, memory
-from tests.fuzz.inputs import VALID, cut, generate
-from tests.fuzz.kinds import FLOOD, HEARD, SECRETS, TALK
+from tests.fuzz.inputs import REPLIES, generate, split
+from tests.fuzz.listener_kinds import AUTH_PHRASES, MANY_COMMANDS, PHRASES, RULE_PHRASES
 from tests.program import Program, descriptors, wait_for
+from tests.resource_usage import master_and_workers, memory
+from tests.smtp_client import Address, reset_on_close
 
-WORDS = HEARD + FLOOD + SECRETS + TALK
+ALL_PHRASES = PHRASES + MANY_COMMANDS + AUTH_PHRASES + RULE_PHRASES
 
 OPTIONS = (
     (),
     ("--auth=any", "--auth_plaintext", "--scenario=profile:greylist", "--strict"),
     ("--public", "--trusted=192.0.2.0/24", "--client_connections=0", "--client_connection_rate=0"),
 )
-"""Ways to start the program. Nobody is kept out, and no reply is cut off."""
+"""The options to start the program with. None refuses a connection or cuts off a reply."""
 
 THREADS = 16
-"""Most of them wait, where mistakes are answered late."""
+"""Most of them wait where replies to errors are delayed."""
 
-SILENCE = 30.0
-"""Seconds in which a client must hear something, and somebody must be served."""
+MAX_SILENCE = 30.0
+"""Seconds within which a client must receive something, and some client must be served."""
 
-GROWTH = 5 * 1024
+MAX_GROWTH = 5 * 1024
 """KiB by which all processes together may grow."""
 
 
 @dataclass
-class Heard:
-    """What clients heard, and what is wrong."""
+class Result:
+    """What clients have sent, and what went wrong."""
 
     connections: int = 0
     octets: int = 0
     findings: list[str] = field(default_factory=list)
 
-    def add(self, other: Heard) -> None:
-        """What others heard too."""
+    def add(self, other: Result) -> None:
+        """Add the result of another client."""
         self.connections += other.connections
         self.octets += other.octets
         self.findings += other.findings
 
 
-def visit(address: Address, dice: Random, heard: Heard) -> None:
-    """One connection."""
-    words = generate(dice, WORDS)
-    answered = b""
-    whole = False
-    with suppress(OSError), socket.create_connection(address, SILENCE) as client:
-        heard.connections += 1
+def connect_and_send(address: Address, source: Random, result: Result) -> None:
+    """Send one input, and read the replies or reset the connection."""
+    phrases = generate(source, ALL_PHRASES)
+    received = b""
+    complete = False
+    with suppress(OSError), socket.create_connection(address, MAX_SILENCE) as client:
+        result.connections += 1
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece in cut(dice, words)[:20]:
+        for piece in split(source, phrases)[:20]:
             client.sendall(piece)
-            heard.octets += len(piece)
-        if dice.random() < 0.3:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            result.octets += len(piece)
+        if source.random() < 0.3:
+            reset_on_close(client)
             client.close()
         else:
             client.shutdown(socket.SHUT_WR)
             try:
                 while data := client.recv(65536):
-                    answered += data
-                whole = True
+                    received += data
+                complete = True
             except TimeoutError:
-                heard.findings.append(f"nothing for {SILENCE:g} s after {answered!r} to {words!r}")
-    if whole and not VALID.fullmatch(answered):
-        heard.findings.append(f"no replies: {answered!r}")
+                result.findings.append(f"no reply for {MAX_SILENCE:g} s after {received!r} to {phrases!r}")
+    if complete and not REPLIES.fullmatch(received):
+        result.findings.append(f"not SMTP replies: {received!r}")
 
 
-class Noise:
-    """Several threads that visit a program, and somebody who watches it all the time."""
+class LiveFuzzer:
+    """Threads that connect to a program, which is watched at the same time."""
 
-    def __init__(self, program: Program, seed: int, tell: Callable[[Heard], None]) -> None:
-        self.program, self.seed, self.tell = program, seed, tell
+    def __init__(self, program: Program, seed: int, report: Callable[[Result], None]) -> None:
+        self.program, self.seed, self.report = program, seed, report
         self.workers = program.workers()
-        self.heard = Heard()
+        self.result = Result()
 
-    def make(self, seconds: float) -> None:
-        """Noise for so long."""
-        crew = [Heard() for _ in range(THREADS)]
+    def run_for(self, seconds: float) -> None:
+        """Fuzz the program for this time."""
+        results = [Result() for _ in range(THREADS)]
         until = time.monotonic() + seconds
         self.seed += 1
 
         def work(number: int) -> None:
-            dice = Random(f"{self.seed} {number}")
+            source = Random(f"{self.seed} {number}")
             while time.monotonic() < until:
-                visit(self.program.address, dice, crew[number])
+                connect_and_send(self.program.address, source, results[number])
 
         with ThreadPoolExecutor(THREADS) as pool:
             futures = [pool.submit(work, number) for number in range(THREADS)]
-            served, when = 0, time.monotonic()
+            connections, last_progress = 0, time.monotonic()
             while not all(future.done() for future in futures):
-                now, so_far = time.monotonic(), Heard()
-                for one in crew:
+                now, so_far = time.monotonic(), Result()
+                for one in results:
                     so_far.add(one)
-                if so_far.connections > served:
-                    served, when = so_far.connections, now
-                elif now > when + SILENCE:
-                    when = now
-                    self.heard.findings.append(f"nobody was served for {SILENCE:g} s")
-                self.look()
-                so_far.add(self.heard)
-                self.tell(so_far)
+                if so_far.connections > connections:
+                    connections, last_progress = so_far.connections, now
+                elif now > last_progress + MAX_SILENCE:
+                    last_progress = now
+                    self.result.findings.append(f"no client was served for {MAX_SILENCE:g} s")
+                self.check_program()
+                so_far.add(self.result)
+                self.report(so_far)
                 time.sleep(min(1.0, seconds / 10))
-            for one, future in zip(crew, futures, strict=True):
+            for one, future in zip(results, futures, strict=True):
                 future.result()
-                self.heard.add(one)
+                self.result.add(one)
 
-    def look(self) -> None:
-        """Notice what went wrong inside: each thing once."""
+    def check_program(self) -> None:
+        """Add a finding for replaced workers, and once for each traceback."""
         output, workers = self.program.output(), self.program.workers()
         if workers != self.workers:
-            self.heard.findings.append(f"workers {self.workers} have become {workers}")
+            self.result.findings.append(f"workers {self.workers} were replaced by {workers}")
             self.workers = workers
         if (place := output.find("Traceback")) >= 0:
             fault = f"a traceback: {output[place : place + 4000]}"
-            if fault not in self.heard.findings:
-                self.heard.findings.append(fault)
+            if fault not in self.result.findings:
+                self.result.findings.append(fault)
 
-    def settle(self) -> tuple[int, int]:
-        """Descriptors and KiB of memory, when nobody is there any more."""
-        pid = self.program.pid
-        wait_for(lambda: Counters.of(pid).snapshot().open == 0, "all are gone", 90)
-        pids = family(pid)
+    def usage_when_idle(self) -> tuple[int, int]:
+        """Wait until no connection is open, and return the number of descriptors and the KiB of memory."""
+        wait_for(lambda: self.program.snapshot().open == 0, "all connections are closed", 90)
+        pids = master_and_workers(self.program.pid)
         return sum(len(descriptors(one)) for one in pids), sum(memory(one)["Anonymous"] for one in pids)
 
 
 def run(
-    options: tuple[str, ...], seconds: float, seed: int, tell: Callable[[Heard], None] = lambda heard: None
-) -> tuple[Heard, int, int]:
-    """Noise for a program for so long: what was heard, and by how many descriptors and KiB it grew since a
-    tenth of the time had passed."""
+    options: tuple[str, ...],
+    seconds: float,
+    seed: int,
+    report: Callable[[Result], None] = lambda result: None,
+) -> tuple[Result, int, int]:
+    """Fuzz a new program for this time.
+
+    Return the result, and the descriptors and KiB by which the program has grown since a tenth of the time.
+    """
     with Program("--workers=2", *options) as program:
-        noise = Noise(program, seed, tell)
-        noise.make(seconds / 10)
-        files, size = noise.settle()
-        noise.make(seconds * 0.9)
-        files_then, size_then = noise.settle()
-        noise.look()
-        more, grown = files_then - files, size_then - size
-        if abs(more) > 2:
-            noise.heard.findings.append(f"{more} descriptors more than at first")
-        if grown > GROWTH:
-            noise.heard.findings.append(f"{grown} KiB more than at first")
-        if code := program.stop():
-            noise.heard.findings.append(f"exit code {code}")
-    return noise.heard, more, grown
+        fuzzer = LiveFuzzer(program, seed, report)
+        fuzzer.run_for(seconds / 10)
+        files, size = fuzzer.usage_when_idle()
+        fuzzer.run_for(seconds * 0.9)
+        files_after, size_after = fuzzer.usage_when_idle()
+        fuzzer.check_program()
+        new_descriptors, growth = files_after - files, size_after - size
+        if abs(new_descriptors) > 2:
+            fuzzer.result.findings.append(f"{new_descriptors} descriptors more than at the start")
+        if growth > MAX_GROWTH:
+            fuzzer.result.findings.append(f"{growth} KiB more than at the start")
+        if status := program.stop():
+            fuzzer.result.findings.append(f"exit status {status}")
+    return fuzzer.result, new_descriptors, growth

@@ -1,8 +1,8 @@
-"""A model of the SMTP transaction, written from RFC 5321 and not from the engine, and random talk for both.
+"""A model of the SMTP transaction, written from RFC 5321 and not from the engine, and random conversations.
 
-The model knows what was said and what must be answered, in three settings: order kept, order not kept, and
-order not kept but recipients limited. Whatever a transaction holds shows in a later answer: the order, the
-number of recipients, SMTPUTF8, the size of the body.
+The model predicts the code of each reply in three settings: strict order of commands, lenient order, and
+lenient order with a limit of recipients. All that a transaction stores shows in a later reply: the order of
+commands, the number of recipients, SMTPUTF8, the size of the body.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from blackhole.smtp.state import ClientLimits, ListenerConfig
 BLOCK = 1000
 """Conversations in a block."""
 
-MOST = 3
-"""Recipients, where they are limited."""
+MAX_RECIPIENTS = 3
+"""The number of recipients where it is limited."""
 
-SIZE = 100
-"""Octets of a message."""
+MAX_SIZE = 100
+"""The maximum size of a message in octets."""
 
-SAID = {
+COMMANDS = {
     "ehlo": b"EHLO c.test\r\n",
     "helo": b"helo c.test\r\n",
     "ehlo nobody": b"EHLO\r\n",
@@ -55,177 +55,186 @@ SAID = {
 BODIES = {
     "empty": b".\r\n",
     "short": b"Subject: x\r\n\r\n..\n.\nRSET\r\n.\r\n",
-    "too large": b"y" * SIZE + b"\r\n.\r\n",
-    "just": b"y" * (SIZE - 2) + b"\r\n.\r\n",
+    "too large": b"y" * MAX_SIZE + b"\r\n.\r\n",
+    "just": b"y" * (MAX_SIZE - 2) + b"\r\n.\r\n",
 }
 
-CONSTANT = {
+FIXED_REPLIES = {
     "ehlo nobody": "501", "noop": "250", "vrfy": "252", "expn": "252", "help": "214", "unknown": "500",
     "etrn": "502", "rset wrong": "501", "starttls wrong": "501",
 }  # fmt: skip
-"""What changes nothing, and is always answered alike."""
+"""The commands that change nothing and always get the same reply."""
 
 
 class Model:
-    """What a server must know."""
+    """The state of a session that decides which replies it sends."""
 
-    def __init__(self, strict: bool = False, most: int = 0) -> None:
-        self.strict, self.most = strict, most
-        self.greeted = self.secure = False
+    def __init__(self, strict: bool = False, max_recipients: int = 0) -> None:
+        self.strict, self.max_recipients = strict, max_recipients
+        self.greeted = self.tls = False
         self.body = False
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
+        """Clear the transaction (RFC 5321 4.1.1.5)."""
         self.sender = self.utf8 = False
         self.recipients = 0
-        self.tried = 0
+        self.recipients_sent = 0
 
-    def answer(self, word: str) -> str:
-        """The code of the reply to a command."""
-        if word in CONSTANT:
-            return CONSTANT[word]
-        verb = word.split()[0]
-        return str(getattr(self, "mail" if word == "null mail" else verb)(word))
+    def reply_to(self, name: str) -> str:
+        """Return the code of the reply to a command."""
+        if name in FIXED_REPLIES:
+            return FIXED_REPLIES[name]
+        verb = name.split()[0]
+        return str(getattr(self, "mail" if name == "null mail" else verb)(name))
 
-    def ehlo(self, word: str) -> int:
-        self.forget()
+    def ehlo(self, name: str) -> int:
+        self.clear()
         self.greeted = True
         return 250
 
     helo = ehlo
 
-    def rset(self, word: str) -> int:
-        self.forget()
+    def rset(self, name: str) -> int:
+        self.clear()
         return 250
 
-    def mail(self, word: str) -> int:
+    def mail(self, name: str) -> int:
         if self.strict and (not self.greeted or self.sender):
             return 503
-        if word in ("mail utf8 undeclared", "mail wrong", "mail unknown"):
-            return {"undeclared": 553, "wrong": 501, "unknown": 555}[word.split()[-1]]
-        self.forget()
-        if word == "mail too large":
+        if name in ("mail utf8 undeclared", "mail wrong", "mail unknown"):
+            return {"undeclared": 553, "wrong": 501, "unknown": 555}[name.split()[-1]]
+        self.clear()
+        if name == "mail too large":
             return 552
-        self.sender, self.utf8 = True, word == "mail utf8"
+        self.sender, self.utf8 = True, name == "mail utf8"
         return 250
 
-    def rcpt(self, word: str) -> int:
+    def rcpt(self, name: str) -> int:
         if self.strict and not self.sender:
             return 503
-        if word != "rcpt":
-            if word == "rcpt wrong":
+        if name != "rcpt":
+            if name == "rcpt wrong":
                 return 501
             if not self.utf8:
                 return 553
-        self.tried += 1
-        if self.most and self.tried > self.most:
+        self.recipients_sent += 1
+        if self.max_recipients and self.recipients_sent > self.max_recipients:
             return 452
         self.recipients += 1
         return 250
 
-    def data(self, word: str) -> int:
+    def data(self, name: str) -> int:
         if self.strict and not (self.sender and self.recipients):
             return 503
-        if word == "data wrong":
+        if name == "data wrong":
             return 501
         self.body = True
         return 354
 
-    def end(self, body: str) -> str:
-        """The code of the reply to the end of a message, which forgets it, taken or not."""
+    def reply_to_end(self, body: str) -> str:
+        """Return the code of the reply to the end of a message, which clears the transaction in any case."""
         self.body = False
-        self.forget()
+        self.clear()
         return "552" if body == "too large" else "250"
 
-    def starttls(self, word: str) -> int:
-        if self.secure:
+    def starttls(self, name: str) -> int:
+        if self.tls:
             return 503
-        self.forget()
-        self.greeted, self.secure = False, True
+        self.clear()
+        self.greeted, self.tls = False, True
         return 220
 
 
-SETTINGS = ({"strict": True}, {}, {"most": MOST})
+SETTINGS = ({"strict": True}, {}, {"max_recipients": MAX_RECIPIENTS})
 
 
-def engine(strict: bool = False, most: int = 0) -> SMTPEngine:
-    limits = ClientLimits(recipients=most) if most else None
+def make_engine(strict: bool = False, max_recipients: int = 0) -> SMTPEngine:
+    """Return an engine with one of SETTINGS."""
+    limits = ClientLimits(recipients=max_recipients) if max_recipients else None
     config = ListenerConfig(
-        hostname="mx.test", message_size_limit=SIZE, strict=strict, starttls=True, limits=limits
+        hostname="mx.test", message_size_limit=MAX_SIZE, strict=strict, starttls=True, limits=limits
     )
     return SMTPEngine(config, Random(7))
 
 
 def codes(out: bytes) -> list[str]:
-    """Of the replies, lines that go on left out."""
+    """Return the codes of the replies; a reply of several lines counts once."""
     return [line[:3].decode() for line in out.splitlines() if line[3:4] == b" "]
 
 
 @dataclass
-class Done:
+class Result:
+    """The result of a run, or of a block of it."""
+
     conversations: int = 0
     commands: int = 0
-    disagreements: int = 0
+    differences: int = 0
     examples: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    """The processor time."""
 
-    def add(self, block: Done) -> None:
-        """One more block."""
+    def add(self, block: Result) -> None:
+        """Add the result of a block."""
         self.conversations += block.conversations
         self.commands += block.commands
-        self.disagreements += block.disagreements
+        self.differences += block.differences
         self.examples = [*self.examples, *block.examples][:10]
         self.seconds += block.seconds
 
 
-def converse(machine: SMTPEngine, model: Model, dice: Random, length: int) -> tuple[int, str]:
-    """One conversation; how many commands it had, and where the two disagree."""
-    session = machine.session()
+def compare_conversation(engine: SMTPEngine, model: Model, source: Random, length: int) -> tuple[int, str]:
+    """Hold one conversation; return the number of commands, and how the replies differ from the model's."""
+    session = engine.session()
     session.greet()
-    words, names = tuple(SAID), tuple(BODIES)
-    spoken: list[str] = []
-    group, wanted = b"", []
+    names, bodies = tuple(COMMANDS), tuple(BODIES)
+    sent: list[str] = []
+    group, expected = b"", []
     for _ in range(length):
         if model.body:
-            word = names[int(dice.random() * len(names))]
-            group += BODIES[word]
-            wanted.append(model.end(word))
+            name = bodies[int(source.random() * len(bodies))]
+            group += BODIES[name]
+            expected.append(model.reply_to_end(name))
             last = False
         else:
-            word = words[int(dice.random() * len(words))]
-            group += SAID[word]
-            wanted.append(model.answer(word))
-            # What follows these in one chunk is refused: STARTTLS always, DATA where the order is kept.
-            last = wanted[-1] == "220" or (model.strict and model.body)
-        spoken.append(word)
-        if not last and dice.random() < 0.5:
+            name = names[int(source.random() * len(names))]
+            group += COMMANDS[name]
+            expected.append(model.reply_to(name))
+            # In the same chunk nothing may follow STARTTLS, and in strict order nothing DATA.
+            last = expected[-1] == "220" or (model.strict and model.body)
+        sent.append(name)
+        if not last and source.random() < 0.5:
             continue
-        heard = codes(session.receive(group))
+        received = codes(session.receive(group))
         while session.next_action is NextAction.SLEEP:
-            heard += codes(session.resume())
+            received += codes(session.resume())
         session.counted_events.clear()
         if session.next_action is NextAction.START_TLS:
             session.secured()
-        if heard != wanted or session.next_action is not NextAction.READ or session.in_body != model.body:
-            return len(spoken), f"{spoken}: {heard} and not {wanted}, {session.next_action}"
-        group, wanted = b"", []
-    return len(spoken), ""
+        if (
+            received != expected
+            or session.next_action is not NextAction.READ
+            or session.in_body != model.body
+        ):
+            return len(sent), f"{sent}: got {received}, expected {expected}; {session.next_action}"
+        group, expected = b"", []
+    return len(sent), ""
 
 
-def run(seed: int, number: int, count: int = BLOCK) -> Done:
-    """A block of conversations: the same for the same seed and number."""
-    machines = [engine(**setting) for setting in SETTINGS]
-    dice, done = Random(f"{seed} {number}"), Done()
+def run_block(seed: int, number: int, count: int = BLOCK) -> Result:
+    """Run a block of conversations, which is the same for the same seed and number."""
+    engines = [make_engine(**setting) for setting in SETTINGS]
+    source, result = Random(f"{seed} {number}"), Result()
     began = time.process_time()
     for turn in range(count):
-        which = turn % len(SETTINGS)
-        commands, disagreement = converse(
-            machines[which], Model(**SETTINGS[which]), dice, 4 + int(dice.random() * 24)
+        index = turn % len(SETTINGS)
+        commands, difference = compare_conversation(
+            engines[index], Model(**SETTINGS[index]), source, 4 + int(source.random() * 24)
         )
-        done.conversations += 1
-        done.commands += commands
-        if disagreement:
-            done.disagreements += 1
-            done.examples = [*done.examples, f"block {number}: {disagreement}"][:10]
-    done.seconds = time.process_time() - began
-    return done
+        result.conversations += 1
+        result.commands += commands
+        if difference:
+            result.differences += 1
+            result.examples = [*result.examples, f"block {number}: {difference}"][:10]
+    result.seconds = time.process_time() - began
+    return result

@@ -1,4 +1,4 @@
-"""Kinds of listeners that inputs are put to: their configurations, their rules, and what is said to them."""
+"""The kinds of listeners that are fuzzed: their configurations, their rules, and the phrases sent to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import Settings
 from blackhole.smtp.state import ClientLimits, ListenerConfig
 
-HEARD = (
+PHRASES = (
     b"HELO c.test\r\n", b"EHLO c.test\r\n", b"ehlo [192.0.2.1]\n", b"HELO\r\n",
     b"MAIL FROM:<a@b.test>\r\n", b"MAIL FROM:<>\r\n", b"MAIL FROM: a@b.test SIZE=5\r\n",
     b"MAIL FROM:<a@b.test> SIZE=99999\r\n",
@@ -35,63 +35,65 @@ HEARD = (
     b"\x16\x03\x01\x02\x00\x01", b"PROXY TCP4 1.2.3.4 5.6.7.8 9 25\r\n", b"x" * 200, b"x" * 2046 + b"\r\n",
     b"x" * 2100 + b"\r\n", b"NOOP " + b"y" * 2041 + b"\r\n",
 )  # fmt: skip
-"""What conversations are made of, with whomever."""
+"""What every kind of listener is sent."""
 
-FLOOD = (b"NOOP\r\n" * 150,)
-"""More commands than get their turn at once."""
+MANY_COMMANDS = (b"NOOP\r\n" * 150,)
+"""More commands than a session handles in one turn."""
 
-GREETED = b"EHLO c.test\r\n"
+EHLO = b"EHLO c.test\r\n"
 
 BODIES = (
     b".\r\n", b"hello\r\n.\r\n", b"Subject: an invoice\r\n\r\nhello\r\n.\r\n", b"..\r\n.\n.x\r\n.\r\n",
     b"X-Blackhole-Mode: bounce\r\n\r\nhello\r\n.\r\n", b"x" * 1100 + b"\r\n.\r\n", b"\xff\0\r\n.\r\nQUIT\r\n",
 )  # fmt: skip
-"""What follows DATA, more often than not."""
+"""What is mostly sent after DATA."""
 
-MESSAGE = b"EHLO c.test\r\nMAIL FROM:<%b>\r\nRCPT TO:<%b>\r\nDATA\r\n%b\r\n.\r\n"
-"""A message from the first word to the last."""
+WHOLE_MESSAGE = b"EHLO c.test\r\nMAIL FROM:<%b>\r\nRCPT TO:<%b>\r\nDATA\r\n%b\r\n.\r\n"
+"""A session with a message, to be filled with sender, recipient and content."""
 
 
-def encoded(*words: bytes) -> bytes:
+def b64(*words: bytes) -> bytes:
+    """Return the words with NUL between them, in base64."""
     return base64.b64encode(b"\0".join(words))
 
 
-SECRETS = (
-    GREETED, GREETED, b"AUTH PLAIN " + encoded(b"", b"user", b"secret") + b"\r\n", b"AUTH PLAIN\r\n",
-    encoded(b"", b"user", b"secret") + b"\r\n", b"AUTH PLAIN " + encoded(b"", b"user", b"wrong") + b"\r\n",
-    b"AUTH PLAIN " + encoded(b"", b"fail=1", b"") + b"\r\n", b"AUTH LOGIN\r\n", encoded(b"user") + b"\r\n",
-    encoded(b"secret") + b"\r\n", b"AUTH LOGIN " + encoded(b"user") + b"\r\n" + encoded(b"secret") + b"\r\n",
-    b"AUTH CRAM-MD5\r\n", encoded(b"user " + b"0123456789abcdef" * 2) + b"\r\n", b"AUTH CRAM-MD5 AAAA\r\n",
-    b"AUTH CRAM-MD5\r\n" + encoded(b"user " + b"0123456789abcdef" * 2) + b"\r\n",
-    b"AUTH XOAUTH2 " + encoded(b"user=user\x01auth=Bearer secret\x01\x01") + b"\r\n", b"AUTH XOAUTH2\r\n",
-    b"AUTH XOAUTH2 " + encoded(b"user=fail=\x01auth=Bearer x\x01\x01") + b"\r\n", b"AUTH\r\n", b"AUTH =\r\n",
+AUTH_PHRASES = (
+    EHLO, EHLO, b"AUTH PLAIN " + b64(b"", b"user", b"secret") + b"\r\n", b"AUTH PLAIN\r\n",
+    b64(b"", b"user", b"secret") + b"\r\n", b"AUTH PLAIN " + b64(b"", b"user", b"wrong") + b"\r\n",
+    b"AUTH PLAIN " + b64(b"", b"fail=1", b"") + b"\r\n", b"AUTH LOGIN\r\n", b64(b"user") + b"\r\n",
+    b64(b"secret") + b"\r\n", b"AUTH LOGIN " + b64(b"user") + b"\r\n" + b64(b"secret") + b"\r\n",
+    b"AUTH CRAM-MD5\r\n", b64(b"user " + b"0123456789abcdef" * 2) + b"\r\n", b"AUTH CRAM-MD5 AAAA\r\n",
+    b"AUTH CRAM-MD5\r\n" + b64(b"user " + b"0123456789abcdef" * 2) + b"\r\n",
+    b"AUTH XOAUTH2 " + b64(b"user=user\x01auth=Bearer secret\x01\x01") + b"\r\n", b"AUTH XOAUTH2\r\n",
+    b"AUTH XOAUTH2 " + b64(b"user=fail=\x01auth=Bearer x\x01\x01") + b"\r\n", b"AUTH\r\n", b"AUTH =\r\n",
     b"AUTH SCRAM-SHA-256 AAAA\r\n", b"auth plain =\r\n", b"*\r\n", b"=\r\n", b"\xc3\xb1\r\n",
     b"AUTH PLAIN *\r\n", b"AUTH PLAIN " + b"A" * 12000 + b"\r\n", b"A" * 12288 + b"\r\n",
     b"A" * 12300 + b"\r\n",
 )  # fmt: skip
-"""To those who may want to know who is there."""
+"""For listeners with AUTH."""
 
-WISHES = (
-    MESSAGE % (b"a@b.test", b"c@d.test", b"X-Blackhole-Mode: bounce\r\nX-Blackhole-Delay: 1,2\r\n\r\nhello"),
+DIRECTIVE_PHRASES = (
+    WHOLE_MESSAGE
+    % (b"a@b.test", b"c@d.test", b"X-Blackhole-Mode: bounce\r\nX-Blackhole-Delay: 1,2\r\n\r\nhello"),
     b"X-Blackhole-Mode: random\r\n", b"x-blackhole-delay: 0.5\r\n", b"X-Blackhole-Delay: 9999999999999\r\n",
     b"X-Blackhole-Mode:\r\n bounce\r\n", b"X-Blackhole-Mode: x\r\nX-Blackhole-Delay: 2, 1\r\n",
-    GREETED + b"MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", b"\r\n\r\n", b"a: b\r\n" * 1100,
+    EHLO + b"MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", b"\r\n\r\n", b"a: b\r\n" * 1100,
 )  # fmt: skip
-"""To those who let a message say what becomes of it."""
+"""For listeners with message directives."""
 
-TALK = (
-    *WISHES,
-    *(MESSAGE % (sender, recipient, b"Subject: %b\r\n\r\nhello" % subject)
+RULE_PHRASES = (
+    *DIRECTIVE_PHRASES,
+    *(WHOLE_MESSAGE % (sender, recipient, b"Subject: %b\r\n\r\nhello" % subject)
       for sender, recipient, subject in (
           (b"a@b.test", b"c@d.test", b"an invoice"), (b"", b"full@d.test", b"hello"),
           (b"spam@bad.test", b"drip@d.test", b"hello"), (b"a@b.test", b"delay-5@d.test", b"x"))),
     *(b"RCPT TO:<%b@d.test>\r\n" % name
       for name in (b"reply-421", b"reply-552", b"close", b"reset", b"stall", b"drip", b"half", b"full")),
-    b"MAIL FROM:<x@bad.test> SIZE=60\r\n", b"HELO bad.test\r\n", b"EHLO {recipient}\r\n", GREETED, GREETED,
+    b"MAIL FROM:<x@bad.test> SIZE=60\r\n", b"HELO bad.test\r\n", b"EHLO {recipient}\r\n", EHLO, EHLO,
 )  # fmt: skip
-"""To those with rules."""
+"""For listeners with rules."""
 
-RULES = {
+SCENARIOS = {
     "replies": """
         seed = 5
         [[rule]]
@@ -170,7 +172,7 @@ RULES = {
         phase = ["MAIL", "DATA", "HELP", "STARTTLS", "QUIT"]
         then = { drip = 100 }
         """,
-    "gates": """
+    "limiters": """
         [[rule]]
         name = "grey"
         greylist = { min = "5m", max = "2d" }
@@ -232,55 +234,57 @@ RULES = {
         reply = "554 5.7.1 Not you"
         """,
 }
-"""Scenarios in which every key of a rule, every fault and every gate is to be found."""
+"""Scenarios that contain every key of a rule, every fault and every limiter."""
 
 
 @cache
-def rules(name: str) -> tuple[Rule, ...]:
-    return tuple(parse_rules(RULES[name], name))
+def rules_of(name: str) -> tuple[Rule, ...]:
+    """Return the rules of one of SCENARIOS."""
+    return tuple(parse_rules(SCENARIOS[name], name))
 
 
-def profile(name: str) -> tuple[Rule, ...]:
+def rules_of_profile(name: str) -> tuple[Rule, ...]:
+    """Return the rules of a profile that comes with the program."""
     return load_rules((f"profile:{name}",))
 
 
-class Kind(NamedTuple):
+class ListenerKind(NamedTuple):
     """A way to configure a listener."""
 
     name: str
     config: ListenerConfig
-    words: tuple[bytes, ...] = HEARD
-    """What is said to it."""
-    rates: Settings | None = None
-    """Its clients are counted over their connections."""
+    phrases: tuple[bytes, ...] = PHRASES
+    """What it is sent."""
+    admission_settings: Settings | None = None
+    """The settings of its limits per client, if it has any."""
     traced: bool = False
-    """As with --debug."""
+    """Whether it traces its lines, as with --debug."""
     secure: bool = False
-    """TLS comes before the greeting."""
+    """Whether it uses implicit TLS."""
 
     @property
-    def even(self) -> bool:
-        """Replies do not depend on the cuts: nothing is refused for having come too early."""
+    def same_for_all_pieces(self) -> bool:
+        """Whether replies do not depend on how the input is split, because pipelining is never refused."""
         return not (self.config.strict or self.config.starttls)
 
     @property
-    def remembers(self) -> bool:
-        """Who comes again may be answered otherwise."""
-        tests = [test.key for rule in self.config.rules for test in rule.conditions]
-        gates = [rule.limiter for rule in (*self.config.rules, *MODES[self.config.mode])]
-        return any(gates) or "attempt" in tests
+    def remembers_clients(self) -> bool:
+        """Whether a client that returns may get other replies."""
+        conditions = [condition.key for rule in self.config.rules for condition in rule.conditions]
+        limiters = [rule.limiter for rule in (*self.config.rules, *MODES[self.config.mode])]
+        return any(limiters) or "attempt" in conditions
 
     @property
-    def whole(self) -> bool:
-        """Replies are whole: no fault cuts them."""
+    def sends_whole_replies(self) -> bool:
+        """Whether no fault cuts off a reply."""
         return not any(rule.effect.fault for rule in self.config.rules)
 
 
-PLAIN = ListenerConfig(hostname="mx.test", listener="127.0.0.1:25")
+BASE = ListenerConfig(hostname="mx.test", listener="127.0.0.1:25")
 
-LOW = ClientLimits(soft_errors=3, errors=6, junk=5, recipients=2, messages=2)
+LOW_LIMITS = ClientLimits(soft_errors=3, errors=6, junk=5, recipients=2, messages=2)
 
-RATES = Settings(
+ADMISSION_SETTINGS = Settings(
     public=True,
     soft_errors=2,
     max_errors=5,
@@ -293,73 +297,93 @@ RATES = Settings(
     client_tls_rate=1,
 )
 
-USERS = {b"user": b"secret", b"other": b""}
+PASSWORDS = {b"user": b"secret", b"other": b""}
 
 
 def kind(
     name: str,
     *,
-    words: tuple[bytes, ...] = (),
-    rates: Settings | None = None,
+    phrases: tuple[bytes, ...] = (),
+    admission_settings: Settings | None = None,
     traced: bool = False,
     secure: bool = False,
     **values: object,
-) -> Kind:
-    config = replace(PLAIN, **values)  # type: ignore[arg-type]
-    if rates is not None:
-        config = replace(config, limits=client_limits(rates))
-    return Kind(name, config, HEARD + words * 2, rates, traced, secure)
+) -> ListenerKind:
+    """Return a kind of listener; `values` are fields of its ListenerConfig."""
+    config = replace(BASE, **values)  # type: ignore[arg-type]
+    if admission_settings is not None:
+        config = replace(config, limits=client_limits(admission_settings))
+    return ListenerKind(name, config, PHRASES + phrases * 2, admission_settings, traced, secure)
 
 
-KINDS = (
-    kind("small", message_size_limit=1000, words=FLOOD),
+LISTENER_KINDS = (
+    kind("small", message_size_limit=1000, phrases=MANY_COMMANDS),
     kind("random", mode="random"),
     kind("bounce", mode="bounce", message_size_limit=60),
     kind("offline", mode="offline"),
     kind("unavailable", mode="unavailable"),
-    kind("greylist", mode="greylist", words=TALK),
+    kind("greylist", mode="greylist", phrases=RULE_PHRASES),
     kind("delay", delay=(0.5, 1.5)),
-    kind("limits", message_size_limit=40, limits=LOW),
+    kind("limits", message_size_limit=40, limits=LOW_LIMITS),
     kind("count", bare_newline="count"),
     kind("reject", bare_newline="reject"),
-    kind("strict", strict=True, limits=LOW),
-    kind("starttls", starttls=True, words=FLOOD),
-    kind("auth", auth=True, auth_plaintext=True, words=SECRETS),
-    kind("auth users", auth=True, auth_plaintext=True, passwords=USERS, words=SECRETS),
-    kind("auth tls", auth=True, starttls=True, passwords=USERS, words=SECRETS),
-    kind("auth strict", auth=True, auth_plaintext=True, strict=True, limits=LOW, words=SECRETS),
-    kind("auth traced", auth=True, auth_plaintext=True, traced=True, words=SECRETS),
-    kind("switch", dynamic_switch=True, words=WISHES),
-    kind("switch late", dynamic_switch=True, delay=(0.1, 0.2), bare_newline="count", words=WISHES),
-    kind("public", rates=RATES, words=FLOOD),
-    kind("public rules", rates=RATES, rules=rules("replies"), words=TALK),
-    kind("public strict", rates=RATES, strict=True, starttls=True, auth=True, words=SECRETS),
-    *(kind(name, rules=rules(name), words=TALK) for name in RULES),
-    *(kind(f"profile {name}", rules=profile(name), words=TALK) for name in profiles()),
-    kind("rules and switch", rules=rules("headers"), dynamic_switch=True, mode="random", words=TALK),
-    kind("rules over tls", rules=rules("headers") + rules("faults"), secure=True, words=TALK),
-    kind("rules and tls", rules=rules("faults") + rules("headers"), starttls=True, words=TALK),
+    kind("strict", strict=True, limits=LOW_LIMITS),
+    kind("starttls", starttls=True, phrases=MANY_COMMANDS),
+    kind("auth", auth=True, auth_plaintext=True, phrases=AUTH_PHRASES),
+    kind("auth users", auth=True, auth_plaintext=True, passwords=PASSWORDS, phrases=AUTH_PHRASES),
+    kind("auth tls", auth=True, starttls=True, passwords=PASSWORDS, phrases=AUTH_PHRASES),
+    kind("auth strict", auth=True, auth_plaintext=True, strict=True, limits=LOW_LIMITS, phrases=AUTH_PHRASES),
+    kind("auth traced", auth=True, auth_plaintext=True, traced=True, phrases=AUTH_PHRASES),
+    kind("switch", dynamic_switch=True, phrases=DIRECTIVE_PHRASES),
+    kind(
+        "switch late", dynamic_switch=True, delay=(0.1, 0.2), bare_newline="count", phrases=DIRECTIVE_PHRASES
+    ),
+    kind("public", admission_settings=ADMISSION_SETTINGS, phrases=MANY_COMMANDS),
+    kind(
+        "public rules", admission_settings=ADMISSION_SETTINGS, rules=rules_of("replies"), phrases=RULE_PHRASES
+    ),
+    kind(
+        "public strict",
+        admission_settings=ADMISSION_SETTINGS,
+        strict=True,
+        starttls=True,
+        auth=True,
+        phrases=AUTH_PHRASES,
+    ),
+    *(kind(name, rules=rules_of(name), phrases=RULE_PHRASES) for name in SCENARIOS),
+    *(kind(f"profile {name}", rules=rules_of_profile(name), phrases=RULE_PHRASES) for name in profiles()),
+    kind(
+        "rules and switch",
+        rules=rules_of("headers"),
+        dynamic_switch=True,
+        mode="random",
+        phrases=RULE_PHRASES,
+    ),
+    kind("rules over tls", rules=rules_of("headers") + rules_of("faults"), secure=True, phrases=RULE_PHRASES),
+    kind(
+        "rules and tls", rules=rules_of("faults") + rules_of("headers"), starttls=True, phrases=RULE_PHRASES
+    ),
 )
 
 
-def mixed(dice: Random) -> Kind:
-    """A kind that nobody has thought of."""
-    pool = [rule for name in RULES for rule in rules(name)]
-    rates = RATES if dice.random() < 0.3 else None
+def random_kind(source: Random) -> ListenerKind:
+    """Return a kind of listener with random options and rules."""
+    pool = [rule for name in SCENARIOS for rule in rules_of(name)]
+    admission_settings = ADMISSION_SETTINGS if source.random() < 0.3 else None
     return kind(
         "mixed",
-        words=SECRETS[::3] + TALK[::2],
-        rates=rates,
-        mode=dice.choice([*MODES]),
-        message_size_limit=dice.choice((0, 0, 40, 1000)),
-        strict=dice.random() < 0.2,
-        starttls=dice.random() < 0.2,
-        delay=dice.choice((None, None, (0.0, 0.0), (0.5, 1.5))),
-        bare_newline=dice.choice(("normalize", "normalize", "count", "reject")),
-        dynamic_switch=dice.random() < 0.5,
-        auth=dice.random() < 0.5,
-        auth_plaintext=dice.random() < 0.7,
-        passwords=dice.choice((None, USERS)),
-        rules=tuple(dice.sample(pool, dice.randrange(5))),
-        **({} if rates else {"limits": dice.choice((None, None, LOW))}),
+        phrases=AUTH_PHRASES[::3] + RULE_PHRASES[::2],
+        admission_settings=admission_settings,
+        mode=source.choice([*MODES]),
+        message_size_limit=source.choice((0, 0, 40, 1000)),
+        strict=source.random() < 0.2,
+        starttls=source.random() < 0.2,
+        delay=source.choice((None, None, (0.0, 0.0), (0.5, 1.5))),
+        bare_newline=source.choice(("normalize", "normalize", "count", "reject")),
+        dynamic_switch=source.random() < 0.5,
+        auth=source.random() < 0.5,
+        auth_plaintext=source.random() < 0.7,
+        passwords=source.choice((None, PASSWORDS)),
+        rules=tuple(source.sample(pool, source.randrange(5))),
+        **({} if admission_settings else {"limits": source.choice((None, None, LOW_LIMITS))}),
     )
