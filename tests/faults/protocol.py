@@ -174,7 +174,7 @@ def model(trial: Trial) -> None:
     """Run `python -m tests.fuzz --model`, whose model of the transaction is independent of the engine."""
     total = fuzz_model.Result()
     count = 1_000_000 if trial.whole else 20_000 if trial.full else 500
-    for block in run_blocks(fuzz_model.run, int(time.time()), count, fuzz_model.BLOCK, cores()):
+    for block in run_blocks(fuzz_model.run_block, int(time.time()), count, fuzz_model.BLOCK, cores()):
         total.add(block)
     trial.count("differences", total.differences)
     trial.note(f"{total.conversations} conversations, {total.commands} commands")
@@ -185,7 +185,7 @@ def random_inputs(trial: Trial) -> None:
     """Run `python -m tests.fuzz --inputs`, and then `--live`, which sends random octets over sockets."""
     total = inputs.Result()
     count = 10_000_000 if trial.whole else 100_000 if trial.full else 2000
-    for block in run_blocks(inputs.run, int(time.time()), count, inputs.BLOCK, cores()):
+    for block in run_blocks(inputs.run_block, int(time.time()), count, inputs.BLOCK, cores()):
         total.add(block)
     trial.count("findings", len(total.findings))
     seconds = 3600 if trial.whole else 21 if trial.full else 3
