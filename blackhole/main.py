@@ -117,7 +117,7 @@ def _explain(settings: Settings, values: Mapping[str, str]) -> int:
     context = explain.context(values, str(listener))
     rules = scenario.load_rules(settings.scenario)
     for line in explain.explain(rules, listener.mode, context, Random()):
-        print(line)
+        print_stdout(f"{line}\n")
     return os.EX_OK
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 
 class LauncherPipe:
@@ -62,7 +63,7 @@ def detach(keep: list[int]) -> LauncherPipe:
     return LauncherPipe(sender)
 
 
-def _exit_as_told(pid: int, answer: int) -> None:
+def _exit_as_told(pid: int, answer: int) -> NoReturn:
     """Wait in the launcher for the daemon's exit code, and exit with it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.waitpid(pid, 0)

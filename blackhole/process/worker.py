@@ -15,7 +15,8 @@ from functools import partial
 from socket import socket
 from typing import Final
 
-# Imported by the master, before the fork: the workers share its pages.
+# Tornado imports this when a worker first asks for a loop. Imported here, the workers share its pages,
+# and need not be able to read the installation.
 import tornado.platform.asyncio  # noqa: F401
 
 from blackhole.metrics.counters import Counters, record
