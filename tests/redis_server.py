@@ -1,4 +1,4 @@
-"""A real redis-server, for one test or for many: on a port of its own, in a folder of its own."""
+"""A real redis-server for tests, on a port and in a folder of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from program import free_port, wait_for
 
 
 class RedisServer:
-    """It keeps nothing on disk. Frozen or killed, it can be thawed or started again on its port."""
+    """A server without persistence. It can be frozen and thawed, or killed and started again on its port."""
 
     def __init__(self, *options: str) -> None:
         path = shutil.which("redis-server")
@@ -43,8 +43,8 @@ class RedisServer:
 
     def url(self, more: str = "", password: str = "") -> str:
         """What --attempt_store wants. Exact where nobody is in a hurry: the machine may be."""
-        who = f":{password}@" if password else ""
-        return f"redis://{who}127.0.0.1:{self.port}/0?timeout=5{more}"
+        login = f":{password}@" if password else ""
+        return f"redis://{login}127.0.0.1:{self.port}/0?timeout=5{more}"
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -61,7 +61,7 @@ class RedisServer:
         self.process.wait()
 
     def ask(self, *words: str | int | float) -> Any:
-        """A command, as redis-cli would send it; the answer in texts."""
+        """Send a command as redis-cli does, and return the decoded answer."""
         from redis import Redis
 
         with Redis(port=self.port, decode_responses=True) as client:

@@ -13,7 +13,7 @@ from blackhole.process import auth_file, privileges, systemd
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
-from blackhole.store import redis_attempts
+from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
 
 Warn = Callable[[str], None]
@@ -75,7 +75,7 @@ def load(settings: Settings, warn: Warn) -> Configuration:
     """
     uid, gid = privileges.resolve(settings.user, settings.group)
     if settings.attempt_store.host:
-        redis_attempts.redis_errors()
+        redis_client.redis_errors()
     context = tls.context(settings.ssl_cert, settings.ssl_key) if settings.ssl_cert else None
     if any(listener.proxy for listener in settings.listeners):
         proxy.parser()

@@ -1,4 +1,4 @@
-"""A memory that several machines share, in a real Redis; that real programs share it, and do without."""
+"""The store of attempts in a real Redis: shared by machines, and missing while Redis does not answer."""
 
 from __future__ import annotations
 
@@ -32,15 +32,10 @@ from blackhole.rules.limiters import Greylist, WindowCount
 from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store import redis_attempts
 from blackhole.store.attempts import AttemptTable
-from blackhole.store.redis_attempts import (
-    BATCH,
-    NOW,
-    SCRIPT,
-    Lease,
-    Query,
-    RedisAttemptStore,
-    script_arguments,
-)
+from blackhole.store.redis_attempts import BATCH_SIZE, RedisAttemptStore
+from blackhole.store.redis_client import ANSWER_TIMEOUT
+from blackhole.store.redis_requests import Lease, Query
+from blackhole.store.redis_script import LEASE_SECONDS, READ_CLOCK, SCRIPT, request_words
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +53,20 @@ def redis(server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def own() -> Iterator[RedisServer]:
-    """A server of this test's own, to be done harm to."""
+    """A server of its own for a test that freezes or kills it."""
     with RedisServer() as running:
         yield running
 
 
-# What the script decides
+# The script
 
 
 class Scripted:
-    """The script, asked one thing at a time, with a clock that is set by hand."""
+    """The script, run for one request at a time, with a clock that is set by hand."""
 
     def __init__(self, redis: RedisServer) -> None:
         self.redis = redis
-        self.script = SCRIPT.replace(NOW, "local now = tonumber(redis.call('GET', 'clock'))")
+        self.script = SCRIPT.replace(READ_CLOCK, "local now = tonumber(redis.call('GET', 'clock'))")
         assert self.script != SCRIPT
 
     def ask(self, key: str, text: str, now: float) -> int:
@@ -103,12 +98,14 @@ CHANGES: list[Update[int]] = [
         max_size=12,
     ),
 )
-def test_there_it_is_decided_as_here(server: RedisServer, change: Update[int], steps: list[float]) -> None:
+def test_the_script_answers_as_the_local_table_does(
+    server: RedisServer, change: Update[int], steps: list[float]
+) -> None:
     server.ask("FLUSHALL")
     there, here, now = Scripted(server), AttemptTable(sets=1), 1_700_000_000.0
     for step in steps:
         now += step
-        assert there.ask("key", script_arguments(change), now) == here.update(b"key", now, change)
+        assert there.ask("key", request_words(change), now) == here.update(b"key", now, change)
 
 
 @pytest.mark.parametrize(
@@ -119,74 +116,74 @@ def test_there_it_is_decided_as_here(server: RedisServer, change: Update[int], s
         (WindowCount(1, 2, 90.0).spend, 90),
     ],
 )
-def test_nothing_is_kept_for_ever(redis: RedisServer, change: Update[int], lasts: float) -> None:
+def test_every_record_expires(redis: RedisServer, change: Update[int], lasts: float) -> None:
     there = Scripted(redis)
-    there.ask("key", script_arguments(change), 1e9)
+    there.ask("key", request_words(change), 1e9)
     assert lasts - 60 < redis.ask("PTTL", "key") / 1000 <= lasts
 
 
-def test_who_has_passed_a_greylist_is_known_for_35_days(redis: RedisServer) -> None:
+def test_a_triplet_that_passed_the_greylist_is_kept_for_35_days(redis: RedisServer) -> None:
     there = Scripted(redis)
-    text = script_arguments(Greylist(300.0, 900.0).blocks_attempt)
+    text = request_words(Greylist(300.0, 900.0).blocks_attempt)
     assert [there.ask("key", text, at) for at in (1000, 1300, 1301)] == [1, 0, 0]
     assert redis.ask("PTTL", "key") / 86400e3 > 34.9
 
 
-def test_what_is_left_of_a_period_is_not_made_longer(redis: RedisServer) -> None:
+def test_counting_in_a_window_does_not_extend_it(redis: RedisServer) -> None:
     there = Scripted(redis)
-    text = script_arguments(WindowCount(1, 9, 90.0).spend)
+    text = request_words(WindowCount(1, 9, 90.0).spend)
     assert [there.ask("key", text, at) for at in (1000, 1080)] == [0, 0]
     assert redis.ask("PTTL", "key") <= 10000
 
 
-def test_a_seat_is_a_lease(redis: RedisServer) -> None:
+def test_a_slot_that_is_not_renewed_is_free_when_its_lease_ends(redis: RedisServer) -> None:
     there = Scripted(redis)
 
     def at(now: float, text: str) -> int:
-        return there.ask("room", text, now)
+        return there.ask("slot", text, now)
 
-    assert [at(1000, f"enter 2 w{n}.1") for n in range(3)] == [0, 0, 1]
-    assert at(1000 + redis_attempts.LEASE - 1, "enter 2 w4.1") == 1
-    assert at(1000 + redis_attempts.LEASE - 1, "stay w0.1") == 0
-    assert [at(1001 + redis_attempts.LEASE, f"enter 2 w{n}.1") for n in (4, 5)] == [0, 1]
-    assert at(1001 + redis_attempts.LEASE, "leave w0.1") == 0
-    assert at(1001 + redis_attempts.LEASE, "enter 2 w5.1") == 0
-    assert sorted(redis.ask("ZRANGE", "room", 0, -1)) == ["w4.1", "w5.1"]
+    assert [at(1000, f"acquire 2 w{n}.1") for n in range(3)] == [0, 0, 1]
+    assert at(1000 + LEASE_SECONDS - 1, "acquire 2 w4.1") == 1
+    assert at(1000 + LEASE_SECONDS - 1, "renew w0.1") == 0
+    assert [at(1001 + LEASE_SECONDS, f"acquire 2 w{n}.1") for n in (4, 5)] == [0, 1]
+    assert at(1001 + LEASE_SECONDS, "release w0.1") == 0
+    assert at(1001 + LEASE_SECONDS, "acquire 2 w5.1") == 0
+    assert sorted(redis.ask("ZRANGE", "slot", 0, -1)) == ["w4.1", "w5.1"]
 
 
-# Workers that share it
+# Stores of several machines
 
 
 Work = Callable[..., Awaitable[None]]
 
 
-def machines(redis: RedisServer, work: Work, count: int = 2, more: str = "") -> None:
-    """Do something with the memories of so many machines."""
+def run_with_stores(redis: RedisServer, work: Work, count: int = 2, more: str = "") -> None:
+    """Run `work` with the open stores of `count` machines."""
 
     async def together() -> None:
-        memories = [RedisAttemptStore(values.attempt_store(redis.url(more))) for _ in range(count)]
-        for memory in memories:
-            await memory.open()
+        stores = [RedisAttemptStore(values.attempt_store(redis.url(more))) for _ in range(count)]
+        for store in stores:
+            await store.open()
         try:
-            await work(*memories)
+            await work(*stores)
         finally:
-            for memory in memories:
-                await memory.close()
+            for store in stores:
+                await store.close()
 
     asyncio.run(together())
 
 
-async def known(
-    memory: RedisAttemptStore | ScopedStore, key: bytes, change: Update[Answer] = count_attempt
+async def answer(
+    store: RedisAttemptStore | ScopedStore, key: bytes, change: Update[Answer] = count_attempt
 ) -> int | None:  # type: ignore[assignment]
-    """The answer, or None where none is to be had."""
-    question = memory.update(key, 0.0, change)
+    """Return the answer, or None if there is none."""
+    question = store.update(key, 0.0, change)
     return await question if isinstance(question, PendingAnswer) else None
 
 
-async def seat(memory: RedisAttemptStore | ScopedStore, limit: int) -> Lease | None:
-    """A seat in the room, if there is one."""
-    asked = memory.refuse_or_acquire(b"room", limit)
+async def acquire(store: RedisAttemptStore | ScopedStore, limit: int) -> Lease | None:
+    """Return a slot, or None if all are taken."""
+    asked = store.refuse_or_acquire(b"slot", limit)
     assert isinstance(asked, Lease)
     return None if await asked else asked
 
@@ -198,104 +195,106 @@ async def until(look: Callable[[], Awaitable[object]], what: str) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_machines_count_together(redis: RedisServer) -> None:
+def test_machines_count_attempts_together(redis: RedisServer) -> None:
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
-        assert [await known(memory, b"ann@example.com") for memory in (one, other, one)] == [1, 2, 3]
-        assert await known(other, b"bob@example.com") == 1
+        assert [await answer(store, b"ann@example.com") for store in (one, other, one)] == [1, 2, 3]
+        assert await answer(other, b"bob@example.com") == 1
 
-    machines(redis, work)
-    secret, *seen = redis.names()
+    run_with_stores(redis, work)
+    *seen, secret = redis.names()
     assert secret == "blackhole:secret"
-    assert len(seen) == 2 and all(key.startswith("blackhole:seen:") for key in seen)
+    assert len(seen) == 2 and all(key.startswith("blackhole:attempt:") for key in seen)
     everything = " ".join([*seen, *(redis.ask("GET", key) for key in seen)])
     assert "ann" not in everything and "example" not in everything
 
 
-def test_a_crowd_is_asked_for_in_batches(redis: RedisServer) -> None:
+def test_queries_of_many_sessions_go_in_few_batches(redis: RedisServer) -> None:
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         before = redis.ask("INFO", "commandstats")["cmdstat_eval"]["calls"]
-        many = 4 * BATCH
+        many = 4 * BATCH_SIZE
         heard = await asyncio.gather(
             *(
-                known(memory, b"all", WindowCount(1, many + 7, 3600.0).spend)
-                for memory in (one, other)
+                answer(store, b"all", WindowCount(1, many + 7, 3600.0).spend)
+                for store in (one, other)
                 for _ in range(many)
             )
         )
         assert Counter(heard) == {0: many + 7, 1: many - 7}
         assert redis.ask("INFO", "commandstats")["cmdstat_eval"]["calls"] - before <= 12
 
-    machines(redis, work)
+    run_with_stores(redis, work)
 
 
-def test_prefixes_are_worlds_apart(redis: RedisServer) -> None:
-    async def work(memory: RedisAttemptStore) -> None:
-        assert await known(memory, b"ann") == 1
+def test_records_under_different_prefixes_are_separate(redis: RedisServer) -> None:
+    async def work(store: RedisAttemptStore) -> None:
+        assert await answer(store, b"ann") == 1
 
     for prefix in ("one", "other"):
-        machines(redis, work, 1, f"&prefix={prefix}")
+        run_with_stores(redis, work, 1, f"&prefix={prefix}")
     assert {key.split(":")[0] for key in redis.names()} == {"one", "other"}
 
 
-def test_a_secret_that_is_lost_is_put_back(redis: RedisServer) -> None:
+def test_a_lost_secret_is_restored_and_a_foreign_one_adopted(redis: RedisServer) -> None:
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
-        assert await known(one, b"ann") == 1
+        assert await answer(one, b"ann") == 1
         secret = redis.ask("GET", "blackhole:secret")
         redis.ask("FLUSHALL")
-        assert [await known(memory, b"ann") for memory in (other, one)] == [1, 2]
+        assert [await answer(store, b"ann") for store in (other, one)] == [1, 2]
         assert redis.ask("GET", "blackhole:secret") == secret
         redis.ask("SET", "blackhole:secret", "of somebody who came first")
-        assert [await known(memory, b"ann") for memory in (other, one)] == [1, 2]
+        assert [await answer(store, b"ann") for store in (other, one)] == [1, 2]
 
-    machines(redis, work)
+    run_with_stores(redis, work)
 
 
-def test_machines_share_a_room(redis: RedisServer) -> None:
+def test_a_concurrency_limit_counts_over_all_machines(redis: RedisServer) -> None:
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
-        first, second = await seat(one, 2), await seat(other, 2)
+        first, second = await acquire(one, 2), await acquire(other, 2)
         assert first and second
-        assert not await seat(one, 2) and not await seat(other, 2)
+        assert not await acquire(one, 2) and not await acquire(other, 2)
         one.release(first)
-        await until(lambda: seat(other, 2), "there is room again")
+        await until(lambda: acquire(other, 2), "a slot is free")
 
-    machines(redis, work)
-    assert redis.names("blackhole:room:*") == [], "all have left, as their machines have"
+    run_with_stores(redis, work)
+    assert redis.names("blackhole:slots:*") == [], "all have left, as their machines have"
 
 
-def test_an_order_begins_with_a_clear_head(redis: RedisServer) -> None:
+def test_a_scoped_store_sees_no_record_of_another_scope(redis: RedisServer) -> None:
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
         first, second = (ScopedStore(one, mark) for mark in (b"1", b"2"))
         again = ScopedStore(other, b"1")
-        assert [await known(era, b"ann") for era in (one, first, second, again)] == [1, 1, 1, 2]
-        place = await seat(first, 1)
-        assert place and await seat(second, 1)
-        assert not await seat(again, 1)
+        assert [await answer(era, b"ann") for era in (one, first, second, again)] == [1, 1, 1, 2]
+        place = await acquire(first, 1)
+        assert place and await acquire(second, 1)
+        assert not await acquire(again, 1)
         first.release(place)
-        await until(lambda: seat(again, 1), "there is room again")
+        await until(lambda: acquire(again, 1), "a slot is free")
 
-    machines(redis, work)
+    run_with_stores(redis, work)
 
 
-def test_who_is_refused_takes_nobodys_seat_away(redis: RedisServer) -> None:
+def test_releasing_a_refused_slot_frees_no_other_slot(redis: RedisServer) -> None:
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
-        assert await seat(one, 1)
-        refused = other.refuse_or_acquire(b"room", 1)
+        assert await acquire(one, 1)
+        refused = other.refuse_or_acquire(b"slot", 1)
         assert refused is not None and await refused
         other.release(refused)
-        assert await known(other, b"something that comes behind it")
-        assert not await seat(other, 1)
+        assert await answer(other, b"something that comes behind it")
+        assert not await acquire(other, 1)
 
-    machines(redis, work)
+    run_with_stores(redis, work)
 
 
-def test_leases_are_renewed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_attempts, "RENEW", 0.1)
+def test_leases_are_renewed_and_restored_after_data_loss(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_attempts, "RENEW_INTERVAL", 0.1)
 
     async def work(one: RedisAttemptStore, other: RedisAttemptStore) -> None:
-        taken = await seat(one, 2)
-        refused = other.refuse_or_acquire(b"room", 0)
+        taken = await acquire(one, 2)
+        refused = other.refuse_or_acquire(b"slot", 0)
         assert taken is not None and refused is not None and await refused
-        (room,) = redis.names("blackhole:room:*")
+        (room,) = redis.names("blackhole:slots:*")
         score = redis.ask("ZSCORE", room, taken.token)
 
         async def renewed() -> bool:
@@ -303,140 +302,146 @@ def test_leases_are_renewed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch)
 
         await until(renewed, "the lease is longer")
         redis.ask("FLUSHALL")
-        await until(renewed, "it is there again")
+        await until(renewed, "the lease is restored")
         assert redis.ask("ZRANGE", room, 0, -1) == [taken.token]
 
-    machines(redis, work)
+    run_with_stores(redis, work)
 
 
-# Where it does not answer
+# Redis does not answer
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def gone(memory: RedisAttemptStore) -> bool:
-    return memory.update(b"x", 0.0, count_attempt) is None
+async def not_answering(store: RedisAttemptStore) -> bool:
+    return store.update(b"x", 0.0, count_attempt) is None
 
 
-async def back(memory: RedisAttemptStore) -> bool:
-    return await known(memory, b"x") is not None
+async def answering(store: RedisAttemptStore) -> bool:
+    return await answer(store, b"x") is not None
 
 
-def test_a_frozen_one_costs_one_moment(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def work(memory: RedisAttemptStore, other: RedisAttemptStore) -> None:
+def test_a_frozen_redis_delays_one_query_and_is_used_again_when_it_answers(
+    own: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(store: RedisAttemptStore, other: RedisAttemptStore) -> None:
         own.freeze()
         began = time.monotonic()
-        asked = [memory.update(b"ann", 0.0, count_attempt), memory.refuse_or_acquire(b"room", 1)]
+        asked = [store.update(b"ann", 0.0, count_attempt), store.refuse_or_acquire(b"slot", 1)]
         assert [await question for question in asked if question is not None] == [None, None]
         assert 0.04 < time.monotonic() - began < 2
-        await until(lambda: gone(memory), "nothing more is asked")
-        assert memory.refuse_or_acquire(b"room", 1) is None
+        await until(lambda: not_answering(store), "queries are refused")
+        assert store.refuse_or_acquire(b"slot", 1) is None
         assert isinstance(asked[1], Lease)
-        memory.release(asked[1])
+        store.release(asked[1])
         await asyncio.sleep(1.2)
         own.thaw()
-        await until(lambda: back(memory), "it is asked again")
-        # The seat that was asked for in vain is given back, though it was got after all.
-        await until(lambda: seat(other, 1), "the room is empty")
+        await until(lambda: answering(store), "queries are accepted again")
+        # The slot was acquired after its query had timed out, and is released all the same.
+        await until(lambda: acquire(other, 1), "the slot is free")
 
     caplog.set_level(logging.INFO)
-    machines(own, work, more="&timeout=0.05")
+    run_with_stores(own, work, more="&timeout=0.05")
     (line,) = warnings(caplog)[:1]
-    assert line.startswith(f"attempts: redis://127.0.0.1:{own.port}/0: nothing was heard in time; ")
+    assert line.startswith(f"attempt_store: redis://127.0.0.1:{own.port}/0: no answer in time; ")
     assert len(warnings(caplog)) <= 2, "one for each machine at most"
     assert any(record.getMessage().endswith("answers again") for record in caplog.records)
 
 
-def test_a_moment_of_silence_is_no_loss(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """It may be ours, too: of a machine that has much to do."""
+def test_a_short_silence_keeps_the_connection_and_logs_nothing(
+    own: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pause can be on this side too, on a busy machine."""
 
-    async def work(memory: RedisAttemptStore) -> None:
+    async def work(store: RedisAttemptStore) -> None:
         before = own.ask("CLIENT", "LIST").count("addr=")
         own.freeze()
-        assert await known(memory, b"ann") is None
-        await until(lambda: gone(memory), "nothing more is asked")
+        assert await answer(store, b"ann") is None
+        await until(lambda: not_answering(store), "queries are refused")
         own.thaw()
-        await until(lambda: back(memory), "it is asked again")
-        # What was asked in time and answered too late was counted all the same.
-        assert await known(memory, b"ann") == 2
+        await until(lambda: answering(store), "queries are accepted again")
+        # A query that was answered too late was counted all the same.
+        assert await answer(store, b"ann") == 2
         assert own.ask("CLIENT", "LIST").count("addr=") == before
 
-    machines(own, work, 1, "&timeout=0.05")
+    run_with_stores(own, work, 1, "&timeout=0.05")
     assert warnings(caplog) == []
 
 
-def test_who_has_time_waits_longer(own: RedisServer) -> None:
-    async def work(memory: RedisAttemptStore) -> None:
+def test_a_longer_timeout_also_keeps_the_connection_longer(own: RedisServer) -> None:
+    async def work(store: RedisAttemptStore) -> None:
         own.freeze()
-        question = memory.update(b"ann", 0.0, count_attempt)
-        await asyncio.sleep(redis_attempts.SILENCE + 0.3)
+        question = store.update(b"ann", 0.0, count_attempt)
+        await asyncio.sleep(ANSWER_TIMEOUT + 0.3)
         own.thaw()
         assert question is not None and await question == 1
 
-    machines(own, work, 1, "&timeout=9")
+    run_with_stores(own, work, 1, "&timeout=9")
 
 
-def test_a_killed_one_is_found_again(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def work(memory: RedisAttemptStore) -> None:
-        assert await known(memory, b"ann") == 1
+def test_a_restarted_redis_is_reconnected_to(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(store: RedisAttemptStore) -> None:
+        assert await answer(store, b"ann") == 1
         own.kill()
-        assert [await known(memory, b"ann") for _ in range(3)] == [None] * 3
+        assert [await answer(store, b"ann") for _ in range(3)] == [None] * 3
         own.start()
-        await until(lambda: back(memory), "it is asked again")
-        assert await known(memory, b"ann") == 1
+        await until(lambda: answering(store), "queries are accepted again")
+        assert await answer(store, b"ann") == 1
 
-    machines(own, work, 1)
+    run_with_stores(own, work, 1)
     assert len(warnings(caplog)) == 1
 
 
-def test_one_that_is_not_there_at_the_start_may_come(
+def test_a_redis_that_starts_later_is_connected_to(
     own: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(memory: RedisAttemptStore) -> None:
-        assert await gone(memory)
+    async def work(store: RedisAttemptStore) -> None:
+        assert await not_answering(store)
         own.start()
-        await until(lambda: back(memory), "it is asked")
+        await until(lambda: answering(store), "queries are accepted")
 
     own.kill()
-    machines(own, work, 1)
+    run_with_stores(own, work, 1)
     (line,) = warnings(caplog)
     assert "Connect" in line
 
 
-def test_what_it_refuses_is_no_answer(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def work(memory: RedisAttemptStore) -> None:
+def test_an_error_reply_counts_as_no_answer(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(store: RedisAttemptStore) -> None:
         own.ask("CONFIG", "SET", "maxmemory", 1)
-        assert await known(memory, b"ann") is None
+        assert await answer(store, b"ann") is None
         own.ask("CONFIG", "SET", "maxmemory", 0)
-        await until(lambda: back(memory), "it is asked again")
+        await until(lambda: answering(store), "queries are accepted again")
 
-    machines(own, work, 1)
+    run_with_stores(own, work, 1)
     (line,) = warnings(caplog)
     assert "maxmemory" in line
 
 
-def test_who_hears_no_answer_in_time_holds_up_nobody(redis: RedisServer) -> None:
-    """A question may be given up while the one before it is under way, and is not asked then."""
+def test_a_query_whose_time_is_over_is_not_sent(redis: RedisServer) -> None:
+    """Its timeout can end while the batch before it is under way."""
 
-    async def work(memory: RedisAttemptStore) -> None:
-        question = memory.update(b"ann", 0.0, count_attempt)
+    async def work(store: RedisAttemptStore) -> None:
+        question = store.update(b"ann", 0.0, count_attempt)
         assert isinstance(question, Query)
         question.settle(None)
         assert await question is None
-        assert await known(memory, b"ann") == 1
+        assert await answer(store, b"ann") == 1
 
-    machines(redis, work, 1)
+    run_with_stores(redis, work, 1)
 
 
-def test_one_complaint_a_minute_for_all_workers(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    memory = RedisAttemptStore(values.attempt_store(own.url()))
+def test_workers_together_log_one_warning_a_minute(
+    own: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = RedisAttemptStore(values.attempt_store(own.url()))
     own.kill()
 
     async def work() -> None:
-        await memory.open()
-        await memory.close()
+        await store.open()
+        await store.close()
 
     pids = []
     for _ in range(3):
@@ -450,25 +455,27 @@ def test_one_complaint_a_minute_for_all_workers(own: RedisServer, caplog: pytest
 # Passwords and TLS
 
 
-def test_a_password(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_is_used_and_a_wrong_one_is_reported_without_it(caplog: pytest.LogCaptureFixture) -> None:
     with RedisServer("--requirepass", "open%sesame") as own:
         right = RedisAttemptStore(values.attempt_store(own.url(password="open%25sesame")))
         wrong = RedisAttemptStore(values.attempt_store(own.url(password="Sesam")))
 
         async def both() -> None:
-            for memory in (right, wrong):
-                await memory.open()
-            assert await known(right, b"ann") == 1
-            assert await gone(wrong)
-            for memory in (right, wrong):
-                await memory.close()
+            for store in (right, wrong):
+                await store.open()
+            assert await answer(right, b"ann") == 1
+            assert await not_answering(wrong)
+            for store in (right, wrong):
+                await store.close()
 
         asyncio.run(both())
     (line,) = warnings(caplog)
     assert "password" in line and "Sesam" not in line and ":***@" in line
 
 
-def test_tls(certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_tls_needs_a_trusted_certificate(
+    certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     with RedisServer() as plain:
         plain.kill()
         plain.command += ["--port", "0", "--tls-port", str(plain.port), "--tls-auth-clients", "no"]
@@ -479,12 +486,12 @@ def test_tls(certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_pat
         other = RedisAttemptStore(values.attempt_store(url))
 
         async def both() -> None:
-            for memory in (trusting, other):
-                await memory.open()
-            assert await known(trusting, b"ann") == 1
-            assert await gone(other)
-            for memory in (trusting, other):
-                await memory.close()
+            for store in (trusting, other):
+                await store.open()
+            assert await answer(trusting, b"ann") == 1
+            assert await not_answering(other)
+            for store in (trusting, other):
+                await store.close()
 
         asyncio.run(both())
     (line,) = warnings(caplog)
@@ -505,7 +512,7 @@ def test_tls(certificate: Certificate, caplog: pytest.LogCaptureFixture, tmp_pat
         ),
     ],
 )
-def test_urls(text: str, wanted: RedisSettings) -> None:
+def test_urls_are_parsed_and_printed_without_the_password(text: str, wanted: RedisSettings) -> None:
     assert values.attempt_store(text) == wanted
     assert "pass" not in str(wanted) and "p@ss" not in repr(wanted)
     if not wanted.password:
@@ -531,20 +538,20 @@ def test_urls(text: str, wanted: RedisSettings) -> None:
         "redis://u:geheim@a..b",
     ],
 )
-def test_mistakes_do_not_tell_the_password(text: str) -> None:
+def test_errors_in_a_url_do_not_show_the_password(text: str) -> None:
     with pytest.raises(OperatorError) as found:
         options.parse([f"--attempt_store={text}"], {})
     assert str(found.value).startswith("--attempt_store: expected ")
     assert "geheim" not in str(found.value)
 
 
-# Conversations that wait for it
+# Sessions that wait for Redis
 
 ASKING = [one for one in every() if one.scenario or "--mode=greylist" in one.options]
 
 
 @pytest.mark.parametrize("transcript", ASKING, ids=str)
-def test_on_a_socket(
+def test_transcripts_with_rules_pass_with_redis(
     transcript: Transcript, serve: Serve, certificate: Certificate, redis: RedisServer
 ) -> None:
     argv = transcript.argv(certificate.cert, certificate.key)[1:]
@@ -554,7 +561,7 @@ def test_on_a_socket(
 
 
 def asking(tmp_path: Path, phase: str, more: str = "") -> str:
-    """A scenario that has to know something in this phase."""
+    """Return the option for a scenario that queries the store in this phase."""
     file = tmp_path / "rules.toml"
     file.write_text(f"[[rule]]\nphase = '{phase}'\nattempt = '> 99'\nreply = '450 4.2.1 Later'\n{more}")
     return f"--scenario={file}"
@@ -569,10 +576,10 @@ def frozen(redis: RedisServer) -> Iterator[None]:
         redis.thaw()
 
 
-def test_what_comes_while_it_is_asked_is_never_run_under_tls(
+def test_a_command_sent_while_starttls_waits_for_redis_is_never_run_under_tls(
     serve: Serve, certificate: Certificate, redis: RedisServer, tmp_path: Path
 ) -> None:
-    """CVE-2011-0411, with a command that arrives before the memory has said whether STARTTLS may be."""
+    """CVE-2011-0411, with a command that arrives before Redis has answered whether STARTTLS is refused."""
     tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
     service = serve(*tls, asking(tmp_path, "STARTTLS"), f"--attempt_store={redis.url()}")
     with connect(service) as client:
@@ -584,7 +591,7 @@ def test_what_comes_while_it_is_asked_is_never_run_under_tls(
         assert until_closed(client).startswith(b"554 5.5.0 ")
 
 
-def test_the_handshake_waits_for_it_too(
+def test_an_implicit_tls_handshake_waits_for_redis(
     serve: Serve, certificate: Certificate, redis: RedisServer, tmp_path: Path
 ) -> None:
     service = serve(asking(tmp_path, "STARTTLS"), f"--attempt_store={redis.url()}", secure=True)
@@ -595,7 +602,9 @@ def test_the_handshake_waits_for_it_too(
         assert secure.recv(4096).startswith(b"220 ")
 
 
-def test_who_talks_before_the_greeting_is_seen(serve: Serve, redis: RedisServer, tmp_path: Path) -> None:
+def test_early_talk_is_noticed_while_the_greeting_waits_for_redis(
+    serve: Serve, redis: RedisServer, tmp_path: Path
+) -> None:
     service = serve(asking(tmp_path, "CONNECT"), f"--attempt_store={redis.url()}")
     with frozen(redis):
         client = socket.create_connection(service.address, PATIENCE)
@@ -608,8 +617,10 @@ def test_who_talks_before_the_greeting_is_seen(serve: Serve, redis: RedisServer,
     assert service.stats.snapshot().violations["early-talk"] == 1
 
 
-def test_who_leaves_while_it_is_asked_is_let_go(own: RedisServer, serve: Serve, tmp_path: Path) -> None:
-    """He has been given a seat that he never took, and gives it back."""
+def test_a_client_that_leaves_while_its_slot_is_queried_releases_the_slot(
+    own: RedisServer, serve: Serve, tmp_path: Path
+) -> None:
+    """The slot is granted after the client has left."""
     more = "[[rule]]\nthrottle = { concurrent = 1 }\nreply = '421 4.7.0 Full'\n"
     service = serve(asking(tmp_path, "EHLO", more=more), f"--attempt_store={own.url()}")
     with frozen(own):
@@ -624,10 +635,12 @@ def test_who_leaves_while_it_is_asked_is_let_go(own: RedisServer, serve: Serve, 
         with socket.create_connection(service.address, PATIENCE) as other:
             return other.recv(4096).startswith(b"220 ")
 
-    wait_for(room, "the seat is free again")
+    wait_for(room, "the slot is free again")
 
 
-def test_the_order_of_replies_stays(serve: Serve, redis: RedisServer, tmp_path: Path) -> None:
+def test_replies_keep_their_order_when_only_some_commands_wait_for_redis(
+    serve: Serve, redis: RedisServer, tmp_path: Path
+) -> None:
     service = serve(asking(tmp_path, "RCPT"), f"--attempt_store={redis.url()}")
     group = b"".join(b"RCPT TO:<r%d@b>\r\nNOOP\r\nVRFY pass=bob\r\n" % number for number in range(50))
     with connect(service) as client:
@@ -636,7 +649,7 @@ def test_the_order_of_replies_stays(serve: Serve, redis: RedisServer, tmp_path: 
     assert heard[2:-3] == [b"2.1.5", b"2.0.0", b"2.0.0"] * 50
 
 
-def test_a_server_that_stops_does_not_wait_for_it(own: RedisServer, tmp_path: Path) -> None:
+def test_a_server_stops_while_redis_does_not_answer(own: RedisServer, tmp_path: Path) -> None:
     with Program("--workers=1", asking(tmp_path, "RCPT"), f"--attempt_store={own.url()}") as program:
         with connect(program) as client:
             own.freeze()
@@ -647,18 +660,18 @@ def test_a_server_that_stops_does_not_wait_for_it(own: RedisServer, tmp_path: Pa
         assert program.process.wait(20) == 0
 
 
-# Two real programs, as two machines
+# Two programs, as two machines
 
 
-def fleet_of(redis: RedisServer, tmp_path: Path, text: str, more: str = "") -> tuple[Program, Program]:
+def two_programs(redis: RedisServer, tmp_path: Path, text: str, more: str = "") -> tuple[Program, Program]:
     file = tmp_path / "rules.toml"
     file.write_text(text)
     one, other = (Program(f"--scenario={file}", f"--attempt_store={redis.url(more)}") for _ in range(2))
     return one, other
 
 
-def test_who_was_deferred_by_one_is_let_in_by_the_other(redis: RedisServer, tmp_path: Path) -> None:
-    one, other = fleet_of(redis, tmp_path, "[[rule]]\ngreylist = { min = '2s', max = '1h' }\n")
+def test_a_client_greylisted_by_one_program_passes_at_the_other(redis: RedisServer, tmp_path: Path) -> None:
+    one, other = two_programs(redis, tmp_path, "[[rule]]\ngreylist = { min = '2s', max = '1h' }\n")
     with one, other:
         began = time.monotonic()
         assert attempted(one) == "450"
@@ -670,12 +683,12 @@ def test_who_was_deferred_by_one_is_let_in_by_the_other(redis: RedisServer, tmp_
         assert "attempts are stored in redis://127.0.0.1" in one.output()
 
 
-def test_a_quota_is_that_of_all_machines(redis: RedisServer, tmp_path: Path) -> None:
-    """Eight clients of each that ask as fast as they can: not one too many gets through."""
+def test_a_rate_limit_is_exact_over_two_programs(redis: RedisServer, tmp_path: Path) -> None:
+    """Sixteen clients send as fast as they can."""
     text = (
         "[[rule]]\nthrottle = { recipients = 500, per = 'hour', by = 'all' }\nreply = '452 4.5.3 Slow down'\n"
     )
-    one, other = fleet_of(redis, tmp_path, text)
+    one, other = two_programs(redis, tmp_path, text)
     with one, other:
         clients = [Client(program) for program in (one, other) for _ in range(8)]
         for client in clients:
@@ -689,9 +702,9 @@ def test_a_quota_is_that_of_all_machines(redis: RedisServer, tmp_path: Path) -> 
         assert (one.stop(), other.stop()) == (0, 0)
 
 
-def test_a_room_is_that_of_all_machines(redis: RedisServer, tmp_path: Path) -> None:
+def test_a_concurrency_limit_is_exact_over_two_programs(redis: RedisServer, tmp_path: Path) -> None:
     text = "[[rule]]\nthrottle = { concurrent = 6, by = 'all' }\nreply = '421 4.7.0 Too many'\n"
-    one, other = fleet_of(redis, tmp_path, text)
+    one, other = two_programs(redis, tmp_path, text)
     with one, other:
         clients = [Client(program) for _ in range(4) for program in (one, other)]
         assert Counter(client.greeting for client in clients) == {"220": 6, "421": 2}
@@ -702,20 +715,20 @@ def test_a_room_is_that_of_all_machines(redis: RedisServer, tmp_path: Path) -> N
             with Client(other) as late:
                 return late.greeting == "220"
 
-        wait_for(room, "there is room again")
+        wait_for(room, "a slot is free")
         with Client(one) as late:
             assert late.greeting == "220"
             assert (one.stop(), other.stop()) == (0, 0)
         for client in clients:
             client.__exit__()
-    assert redis.names("blackhole:room:*") == [], "who stops takes along who was there"
+    assert redis.names("blackhole:slots:*") == [], "who stops takes along who was there"
 
 
 CHANCE = "seed = 7\n[[rule]]\nphase = 'RCPT'\nchance = 0.4\nreply = ['450 4.2.1 One', '451 4.2.1 Two']\n"
 
 
 def outcomes(*programs: Program) -> list[str]:
-    """What a hundred recipients hear, each three times, from one program after the other."""
+    """Return the replies to a hundred recipients, each three times, from the programs in turn."""
     heard = []
     for turn in range(3):
         with Client(programs[turn % len(programs)]) as client:
@@ -724,15 +737,17 @@ def outcomes(*programs: Program) -> list[str]:
     return heard
 
 
-def test_the_same_seed_decides_the_same_anywhere(redis: RedisServer, tmp_path: Path) -> None:
-    one, other = fleet_of(redis, tmp_path, CHANCE)
+def test_the_same_seed_gives_the_same_replies_with_and_without_redis(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    one, other = two_programs(redis, tmp_path, CHANCE)
     with one, other, Program(f"--scenario={tmp_path / 'rules.toml'}") as alone:
         heard = outcomes(alone)
         assert outcomes(one, other) == heard
         assert {"250", "450", "451"} == {*heard}
 
 
-UNSURE = """
+WHEN_UNKNOWN = """
 [[rule]]
 name = "refuses"
 throttle = { recipients = 1000, per = "hour", by = "all" }
@@ -746,25 +761,25 @@ reply = "452 4.5.3 Slow down"
 """
 
 
-def sure(program: Program) -> str:
-    """What somebody hears whom only the memory lets in."""
+def strict_reply(program: Program) -> str:
+    """Return the reply to a recipient whose rule refuses when Redis does not answer."""
     with Client(program) as client:
         client.say("MAIL FROM:<ann@a>")
         return client.say("RCPT TO:<bob@sure>")
 
 
-def complaints(program: Program) -> list[str]:
-    return [line for line in program.output().splitlines() if "WARNING attempts: " in line]
+def logged_warnings(program: Program) -> list[str]:
+    return [line for line in program.output().splitlines() if "WARNING attempt_store: " in line]
 
 
 @pytest.mark.parametrize("harm", [RedisServer.kill, RedisServer.freeze], ids=["killed", "frozen"])
-def test_mail_goes_on_without_it(
+def test_mail_is_accepted_while_redis_does_not_answer(
     harm: Callable[[RedisServer], None], own: RedisServer, tmp_path: Path
 ) -> None:
-    one, other = programs = fleet_of(own, tmp_path, UNSURE, "&timeout=0.25")
+    one, other = programs = two_programs(own, tmp_path, WHEN_UNKNOWN, "&timeout=0.25")
     with one, other:
         for program in programs:
-            wait_for(lambda program=program: sure(program) != "451", "it is asked")  # type: ignore[misc]
+            wait_for(lambda program=program: strict_reply(program) != "451", "queries are accepted")  # type: ignore[misc]
         harm(own)
         for program in programs:
             with Client(program) as client:
@@ -774,17 +789,17 @@ def test_mail_goes_on_without_it(
                 took = time.monotonic() - began
                 assert heard == ["250", "451"] * 30
                 assert took < 30 * 0.25 * 2 / 3, "the first one waits, and no other"
-            wait_for(lambda program=program: complaints(program), "it is said")  # type: ignore[misc]
+            wait_for(lambda program=program: logged_warnings(program), "a warning is logged")  # type: ignore[misc]
         own.thaw() if own.alive else own.start()
         for program in programs:
-            wait_for(lambda program=program: sure(program) != "451", "it is asked again")  # type: ignore[misc]
+            wait_for(lambda program=program: strict_reply(program) != "451", "queries are accepted again")  # type: ignore[misc]
         assert (one.stop(), other.stop()) == (0, 0)
         for program in programs:
-            (line,) = complaints(program)
-            assert line.endswith("; rules do as their when_unknown says")
+            (line,) = logged_warnings(program)
+            assert line.endswith("; each rule's when_unknown applies")
 
 
-def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
+def test_the_password_appears_in_no_output_and_no_command_line(tmp_path: Path) -> None:
     with RedisServer("--requirepass", "geheim") as own:
         url = own.url(password="geheim")
         assert "geheim" not in run(f"--attempt_store={url}", "--print-config").stdout
@@ -800,7 +815,7 @@ def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
             assert "geheim" not in program.output()
 
 
-def test_a_reload_may_bring_it(redis: RedisServer, tmp_path: Path) -> None:
+def test_a_reload_can_switch_redis_on(redis: RedisServer, tmp_path: Path) -> None:
     conf = tmp_path / "blackhole.conf"
     conf.write_text("host = 127.0.0.1\nport = 0\nworkers = 2\n")
     with Program(f"--conf={conf}", asking(tmp_path, "RCPT")) as program:
@@ -814,19 +829,18 @@ def test_a_reload_may_bring_it(redis: RedisServer, tmp_path: Path) -> None:
         assert program.stop() == 0
 
 
-def test_without_the_package(tmp_path: Path) -> None:
+def test_a_missing_redis_package_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "redis.py").write_text("raise ImportError('as if it were not installed')\n")
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = run("-t", "--attempt_store=redis://127.0.0.1", **path)
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == (
-        "blackhole: attempts: a memory of several machines needs the package redis: "
-        'pip install "blackhole[redis]"\n'
+        'blackhole: attempt_store: Redis needs the package redis: pip install "blackhole[redis]"\n'
     )
     assert run("-t", "--attempt_store=local", **path).returncode == 0
 
 
-def test_who_does_not_ask_for_it_does_not_load_it(tmp_path: Path) -> None:
+def test_the_redis_package_is_not_imported_without_the_option(tmp_path: Path) -> None:
     (tmp_path / "redis.py").write_text("raise SystemExit('loaded')\n")
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     with Program(asking(tmp_path, "RCPT"), env=env) as program:
@@ -835,8 +849,8 @@ def test_who_does_not_ask_for_it_does_not_load_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind port 53 and mount")
-def test_a_name_nobody_tells_keeps_no_worker(tmp_path: Path) -> None:
-    """The resolver, at an address of its own, hears the question and says nothing for half a minute."""
+def test_a_worker_stops_while_the_name_of_redis_is_resolved(tmp_path: Path) -> None:
+    """The name server, at an address of its own, receives the query and does not answer for half a minute."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
         address = f"127.53.{os.getpid() % 250}.{os.getpid() // 250 % 250}"
         resolver.bind((address, 53))

@@ -1,0 +1,134 @@
+"""The connection to Redis: it is opened, runs batches of requests, and is closed.
+
+A key in Redis is a keyed hash. Its secret is the same for all machines, because it is stored in Redis too:
+whoever reads it there can ask whether some address was seen, but cannot list the addresses. The first client
+draws it; every batch carries the secret that it was made with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final
+
+from blackhole.settings import OperatorError, RedisSettings
+from blackhole.store.redis_requests import Command, Key, Query
+from blackhole.store.redis_script import SCRIPT
+
+if TYPE_CHECKING:
+    from redis.asyncio import Connection
+
+CONNECT_TIMEOUT: Final = 1.0
+"""Seconds for a new connection, with handshake, password and a first answer."""
+
+ANSWER_TIMEOUT: Final = 1.0
+"""Seconds without an answer after which a connection is given up, unless the operator allows more."""
+
+
+def redis_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that mean "no answer".
+
+    Raises OperatorError (EX_CONFIG) if the package `redis` is missing.
+    """
+    try:
+        from redis.asyncio import RedisError
+    except ImportError:
+        raise OperatorError(
+            'attempt_store: Redis needs the package redis: pip install "blackhole[redis]"'
+        ) from None
+    return RedisError, OSError, TimeoutError
+
+
+class NonWaitingResolver(ThreadPoolExecutor):
+    """The executor that resolves the name of the Redis server.
+
+    A resolver can be silent for half a minute; a worker that stops does not wait for it.
+    """
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Shut down without waiting, where the event loop asks for waiting as it closes."""
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+class RedisClient:
+    """A client that runs batches, on one connection. It is made before the fork; each worker connects."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.errors: Final = redis_errors()
+        """What `connect` and `run` raise."""
+        self._settings: Final = settings
+        # Import all that a connection needs now: after privileges are dropped, files may be unreadable.
+        make_connection(settings)
+        settings.host.encode("idna")
+        self._secret = os.urandom(16).hex()
+        self._connection: Connection | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection is not None
+
+    async def connect(self) -> None:
+        """Open a connection, and wait for a first answer over it. Raises what `errors` has."""
+        connection = make_connection(self._settings)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                await self._run(connection, ())
+        except self.errors:
+            await connection.disconnect(nowait=True)
+            raise
+        self._connection = connection
+
+    async def run(self, batch: Sequence[Query | Command]) -> list[int]:
+        """Run a batch, and return the answers, one for each request. Raises what `errors` has."""
+        assert self._connection is not None
+        async with asyncio.timeout(max(ANSWER_TIMEOUT, self._settings.timeout)):
+            return await self._run(self._connection, batch)
+
+    async def disconnect(self) -> None:
+        """Close the connection at once, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _run(self, connection: Connection, batch: Sequence[Query | Command]) -> list[int]:
+        words = [request.words for request in batch]
+        while True:
+            keys = [f"{self._settings.prefix}:secret", *(self._key(request.key) for request in batch)]
+            await connection.send_command("EVAL", SCRIPT, len(keys), *keys, self._secret, *words)
+            answers = await connection.read_response()
+            if isinstance(answers, list):
+                return answers
+            self._secret = answers.decode()
+
+    def _key(self, key: Key) -> str:
+        """Return the key in Redis."""
+        kind, plain = key
+        digest = blake2b(plain, digest_size=16, key=self._secret.encode()).hexdigest()
+        return f"{self._settings.prefix}:{kind}:{digest}"
+
+
+def make_connection(settings: RedisSettings) -> Connection:
+    """Return a connection that is not open yet."""
+    from redis.asyncio import Connection, SSLConnection
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "db": settings.db,
+        "username": settings.user or None,
+        "password": settings.password or None,
+        "protocol": 2,
+        "driver_info": None,
+        "socket_timeout": None,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    return (
+        SSLConnection(**options, ssl_ca_certs=settings.ca or None) if settings.tls else Connection(**options)
+    )

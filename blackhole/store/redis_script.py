@@ -1,0 +1,143 @@
+"""The Lua script that Redis runs for a batch of requests, and how a request is written for it.
+
+Redis runs a script without interruption, so what a batch changes no other machine changes at the same time.
+The clock is that of Redis. Every key expires.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from blackhole.rules.attempt_store import Update
+
+RENEW_INTERVAL: Final = 20.0
+"""Seconds between two renewals of the leases of held slots."""
+
+LEASE_SECONDS: Final = 3 * RENEW_INTERVAL
+"""Seconds after which a slot that is not renewed is free again."""
+
+ATTEMPT: Final = "attempt"
+SLOTS: Final = "slots"
+"""What follows the prefix in a key: of a record of attempts, and of the held slots of a concurrency limit."""
+
+READ_CLOCK: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+"""
+
+SCRIPT: Final = f"""
+local secret = redis.call('GET', KEYS[1])
+if not secret then
+  redis.call('SET', KEYS[1], ARGV[1])
+elseif secret ~= ARGV[1] then
+  return secret
+end
+{READ_CLOCK}
+local SECOND = 1000000
+local DAY = 86400 * SECOND
+local LEASE = {LEASE_SECONDS:.0f} * SECOND
+
+local function decimal(number)
+  return string.format('%.0f', number)
+end
+
+local function read_record(key)
+  local text = redis.call('GET', key)
+  if not text then
+    return 0, now, now
+  end
+  local count, first, last = string.match(text, '(%d+) (%d+) (%d+)')
+  return tonumber(count), tonumber(first), tonumber(last)
+end
+
+local function write_record(key, count, first, length)
+  local text = decimal(count) .. ' ' .. decimal(first) .. ' ' .. decimal(now)
+  redis.call('SET', key, text, 'PX', decimal(math.max(1, math.ceil(length / 1000))))
+end
+
+local function hold_slot(key, token)
+  redis.call('ZADD', key, decimal(now + LEASE), token)
+  redis.call('PEXPIRE', key, decimal(LEASE / 1000))
+end
+
+-- Updates of records, by the names of the Python functions that do the same.
+local change = {{}}
+
+function change.count_attempt(key)
+  local count, first = read_record(key)
+  write_record(key, count + 1, first, 7 * DAY)
+  return count + 1
+end
+
+function change.blocks_attempt(key, least, most)
+  local count, first, last = read_record(key)
+  if count > 0 and last - first >= least * SECOND then
+    write_record(key, count + 1, first, 35 * DAY)
+    return 0
+  end
+  local since = now - first
+  if count == 0 or since > most * SECOND then
+    count, first, since = 0, now, -1
+  end
+  if since < least * SECOND then
+    write_record(key, count + 1, first, most * SECOND)
+    return 1
+  end
+  write_record(key, count + 1, first, 35 * DAY)
+  return 0
+end
+
+function change.spend(key, amount, limit, period)
+  local count, first = read_record(key)
+  if count == 0 or now - first >= period * SECOND then
+    count, first = 0, now
+  end
+  if count + amount > tonumber(limit) then
+    return 1
+  end
+  write_record(key, count + amount, first, first + period * SECOND - now)
+  return 0
+end
+
+-- Concurrency slots: a sorted set of tokens by the time when their leases end.
+
+function change.acquire(key, limit, token)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', decimal(now))
+  if redis.call('ZCARD', key) >= tonumber(limit) then
+    return 1
+  end
+  hold_slot(key, token)
+  return 0
+end
+
+function change.renew(key, token)
+  hold_slot(key, token)
+  return 0
+end
+
+function change.release(key, token)
+  redis.call('ZREM', key, token)
+  return 0
+end
+
+local answers = {{}}
+for number = 2, #KEYS do
+  local words = {{}}
+  for word in string.gmatch(ARGV[number], '%S+') do
+    words[#words + 1] = word
+  end
+  answers[number - 1] = change[words[1]](KEYS[number], unpack(words, 2))
+end
+return answers
+"""
+"""The script that runs a batch.
+
+KEYS: the key of the secret, and a key for each request. ARGV: the secret, and the words of each request.
+It returns the answers (1 for yes, 0 for no), or the right secret if the batch was made with another one.
+"""
+
+
+def request_words(change: Update[Any]) -> str:
+    """Return an update as words for the script: the name of its function, and the tuple it is bound to."""
+    bound: tuple[object, ...] = getattr(change, "__self__", ())
+    return " ".join((change.__name__, *map(repr, bound)))
