@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blackhole.rules.attempt_store import Answer, Record, Update
-from blackhole.rules.limiters import network
+from blackhole.rules.limiters import client_network
 from blackhole.smtp import header_section
 from blackhole.smtp.replies import NextAction
 
@@ -254,7 +254,7 @@ class RetryTracker:
     def __init__(self, past: OutcomeStore, clock: Callable[[], float], client: str) -> None:
         self._store = past
         self._clock = clock
-        self._client = network(client)
+        self._client = client_network(client)
         self._local_address = unknown_address
         """Tells the address of ours where the client is."""
         self._sender = b""
