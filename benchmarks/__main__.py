@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import fairness, features, idle, latency, machine, spread, startup, turns
+from benchmarks import comparison, fairness, features, idle, latency, machine, spread, startup
 from benchmarks.failure import Failure
 from benchmarks.plan import Plan
 from benchmarks.server import SERVERS, Server, blackhole
 from benchmarks.table import Table, as_json, grid, heading, markdown, summary
 
 SHAPES: dict[str, Callable[[Plan], Table]] = {
-    **{shape.name: turns.load(shape) for shape in turns.LOADS},
-    **{shape.name: turns.secured(shape) for shape in turns.SECURED},
-    **{f"workers-{shape.name}": turns.workers(shape) for shape in turns.LOADS[:2]},
+    **{shape.name: comparison.compare_servers(shape) for shape in comparison.LOADS},
+    **{shape.name: comparison.compare_over_tls(shape) for shape in comparison.TLS_LOADS},
+    **{f"workers-{shape.name}": comparison.compare_workers(shape) for shape in comparison.LOADS[:2]},
     "idle": idle.measure,
     "spread": spread.measure,
     "latency": latency.measure,
@@ -29,14 +29,14 @@ SHAPES: dict[str, Callable[[Plan], Table]] = {
     "features": features.measure,
 }
 
-USUAL = [shape for shape in SHAPES if shape != "features"]
-"""What is measured unless told otherwise: other servers have no part in the rest."""
+DEFAULT_SHAPES = [shape for shape in SHAPES if shape != "features"]
+"""The shapes measured by default: `features` compares Blackhole with itself only."""
 
 QUICK = ["smtp-sink", "blackhole", "kernel floor", "openssl s_server"]
 
 
 def names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """The type of an option that takes some of these names, with commas between them."""
+    """Return the type of an option that takes a comma-separated list of these names."""
 
     def parse(text: str) -> list[str]:
         chosen = text.split(",")
@@ -58,7 +58,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shapes",
         type=names(list(SHAPES)),
-        default=USUAL,
+        default=DEFAULT_SHAPES,
         help=f"of {','.join(SHAPES)}; default all but features",
     )
     parser.add_argument(
@@ -70,8 +70,8 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--variant",
         action="append",
         default=[],
-        metavar="'NAME [python=INTERPRETER] [checkout=DIRECTORY] [OPTION...]'",
-        help="one more Blackhole: by another interpreter, from another checkout, with more options",
+        metavar="'NAME [python=INTERPRETER] [checkout=DIRECTORY] [BLACKHOLE_VARIABLE=VALUE...] [OPTION...]'",
+        help="another Blackhole: by another interpreter, from another checkout, with variables or options",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
@@ -79,14 +79,14 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def certificate(directory: Path) -> None:
-    """A certificate for the servers with TLS: ECDSA P-256, so that signing does not drown the rest."""
+    """Write a certificate for the servers with TLS: ECDSA P-256, whose signatures are cheap."""
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost"
     files = ["-keyout", f"{directory}/key.pem", "-out", f"{directory}/cert.pem"]
     subprocess.run([*command.split(), *files], check=True, capture_output=True, timeout=20)
 
 
 def available(servers: Sequence[Server]) -> dict[Server, str]:
-    """The servers that can be had, and their versions; why not, to standard error."""
+    """Return the available servers and their versions; write why others are not to standard error."""
     found = {}
     for server in servers:
         try:
@@ -100,7 +100,7 @@ def available(servers: Sequence[Server]) -> dict[Server, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = options(argv)
     begun = time.monotonic()
-    machine.open_files(machine.FILES)
+    machine.open_files(machine.MAX_OPEN_FILES)
     picked = chosen.servers or (QUICK if chosen.quick else [server.name for server in SERVERS])
     wanted = [server for server in SERVERS if server.name in picked]
     servers = available([*wanted, *map(blackhole, chosen.variant)])
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables: list[Table] = []
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
         directory = Path(name)
-        directory.chmod(0o755)  # some servers give up root before they read their files
+        directory.chmod(0o755)  # some servers drop root before they read their files
         certificate(directory)
         rounds = chosen.rounds or (3 if chosen.quick else 9)
         seconds = 0.25 if chosen.quick else 1.0
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for shape in chosen.shapes:
             tables.append(SHAPES[shape](plan))
             print(f"\n{markdown(tables[-1])}", flush=True)
-    took = f"{rounds} rounds; the whole took {time.monotonic() - begun:.0f} s."
+    took = f"{rounds} rounds; in all {time.monotonic() - begun:.0f} s."
     foot = "\n\n".join(filter(None, [summary(tables), took]))
     print(f"\n{foot}")
     if chosen.markdown:

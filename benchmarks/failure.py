@@ -1,5 +1,5 @@
-"""A measurement that could not be taken, and why."""
+"""The exception for a measurement that failed."""
 
 
 class Failure(Exception):
-    """One line: what was run, and what went wrong. The row says so; the other rows go on."""
+    """A measurement failed. The message is one line, shown in the row; other rows continue."""

@@ -1,4 +1,4 @@
-"""What one greedy client costs the others: reply time of a second client's NOOP."""
+"""Fairness: how long a second client waits for the reply to NOOP beside one that sends without pause."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from benchmarks.failure import Failure
-from benchmarks.groups import connect
-from benchmarks.machine import CORES, ROOT, SENDER, pinned
-from benchmarks.pace import percentiles
+from benchmarks.machine import CORES, ROOT, SENDER_CORES, taskset
+from benchmarks.paced_senderd_sender import percentiles
+from benchmarks.pipelined_sender import connect
 from benchmarks.plan import Plan
-from benchmarks.sender import own
-from benchmarks.server import Running, Server, started
+from benchmarks.sender import bundled_sender
+from benchmarks.server import Running, Server, running_server
 from benchmarks.table import Goal, Row, Table
 
 COLUMNS = {
@@ -32,8 +32,8 @@ PAUSE = 0.002
 TIMEOUT = 90.0
 
 
-def probe(client: socket.socket, until: Callable[[], bool]) -> list[float]:
-    """Say NOOP every few milliseconds: how long each reply took, in seconds."""
+def time_noops(client: socket.socket, until: Callable[[], bool]) -> list[float]:
+    """Send NOOP every few milliseconds, and return the seconds until each reply."""
     times: list[float] = []
     while not until() or not times:
         sent = time.perf_counter()
@@ -45,13 +45,13 @@ def probe(client: socket.socket, until: Callable[[], bool]) -> list[float]:
     return times
 
 
-def beside(running: Running, command: list[str]) -> Row:
-    """Probe for as long as a flood lasts, over a connection that was there before it."""
+def probe_during(running: Running, command: list[str]) -> Row:
+    """Time NOOPs while a greedy sender runs, on a connection that was opened before it."""
     with connect(running.port) as client:
         client.settimeout(TIMEOUT)
-        # The flood gives way to the probe on the core they share.
+        # Both share a core: the greedy sender yields to this process.
         flood = subprocess.Popen(
-            [*pinned(SENDER), "nice", "-n", "10", *command],
+            [*taskset(SENDER_CORES), "nice", "-n", "10", *command],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -59,32 +59,34 @@ def beside(running: Running, command: list[str]) -> Row:
         )
         try:
             assert flood.stdout is not None
-            flood.stdout.readline()  # it begins
-            times = probe(client, lambda: flood.poll() is not None)
+            flood.stdout.readline()  # it has begun
+            times = time_noops(client, lambda: flood.poll() is not None)
         except OSError as error:
             raise Failure(f"the other client: {error}") from None
         finally:
             flood.kill()
             out, said = flood.communicate(timeout=TIMEOUT)
         if flood.returncode:
-            raise Failure(f"flood: {' '.join(said.split())[-200:]}")
+            raise Failure(f"greedy sender: {' '.join(said.split())[-200:]}")
     row: Row = json.loads(out)
     return row | {key: value * 1000 for key, value in percentiles(times).items()} | {"noops": len(times)}
 
 
-def greedy(kind: str, title: str, full: int, quick: int) -> Callable[[Plan], Table]:
-    """The measurement beside one flood."""
+def beside_greedy_sender(kind: str, title: str, full: int, quick: int) -> Callable[[Plan], Table]:
+    """Return the measurement beside one kind of greedy sender."""
 
     def measure(plan: Plan) -> Table:
         amount, seconds = (quick, 3.0) if plan.quick else (full, 60.0)
 
         def one(server: Server) -> Row:
-            with started(server, plan.directory) as running:
-                return beside(running, own("flood", kind, str(seconds))(running.port, amount))
+            with running_server(server, plan.directory) as running:
+                return probe_during(
+                    running, bundled_sender("greedy_sender", kind, str(seconds))(running.port, amount)
+                )
 
-        os.sched_setaffinity(0, SENDER)
+        os.sched_setaffinity(0, SENDER_CORES)
         try:
-            table = Table(kind, title, COLUMNS, plan.each(plan.usable(), one))
+            table = Table(kind, title, COLUMNS, plan.each(plan.smtp_servers(), one))
         finally:
             with suppress(OSError):
                 os.sched_setaffinity(0, CORES)
@@ -97,5 +99,5 @@ def greedy(kind: str, title: str, full: int, quick: int) -> Callable[[Plan], Tab
     return measure
 
 
-NOOPS = greedy("noops", "Beside a million pipelined NOOPs", 1_000_000, 200_000)
-DATA = greedy("data", "Beside 10 GiB of DATA (in MiB)", 10_240, 512)
+NOOPS = beside_greedy_sender("noops", "Beside a million pipelined NOOPs", 1_000_000, 200_000)
+DATA = beside_greedy_sender("data", "Beside 10 GiB of DATA (in MiB)", 10_240, 512)

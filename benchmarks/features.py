@@ -1,152 +1,100 @@
-"""What each feature costs: Blackhole as it is by default against itself with something more or less.
+"""The cost of each feature: Blackhole with its defaults against itself with one thing changed.
 
-Each has a race of its own, of two, so that what is compared has run one right after the other. The first
-runs against its like: what its row shows is how far two turns of the same differ here and now.
-
-For what there is no switch, lines are taken out of a copy of the package. Each has to be found as it stands
-here, or the row fails: whoever changes such a line changes it here too.
+Each feature is measured in a comparison of its own, of two servers that take turns. The first compares the
+defaults with themselves: its range shows the noise of the machine. Only what an option, a scenario or the
+variable BLACKHOLE_ACCELERATORS can switch is measured here; for anything else, compare two checkouts
+(`--variant`).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
+from benchmarks.comparison import LOADS, Candidate, compare
 from benchmarks.failure import Failure
-from benchmarks.machine import ROOT
-from benchmarks.plan import Plan, failing
+from benchmarks.plan import Plan, record_failure
 from benchmarks.server import Server, Site, blackhole
 from benchmarks.table import Row, Table
-from benchmarks.turns import LOADS, Contestant, compete
 
-RULE = """
+ACCELERATORS: Final = ("fast_path", "direct", "selector")
+"""Names that BLACKHOLE_ACCELERATORS takes, separated by commas; `off` means none."""
+
+LIMITS_OUT_OF_REACH: Final = (
+    "--client_connections 1000000 --client_connection_rate 1000000000 --max_messages 1000000000"
+)
+"""Limits that count every client and refuse none."""
+
+RULE: Final = """
 [[rule]]
 phase = "RCPT"
 recipient = "{recipient}"
 reply = "{reply}"
 """
 
-Cut = tuple[str, str, str]
-"""A file of the package, text that occurs in it once, and what stands there in the copy."""
+USUAL_SCENARIO: Final = """
+[[rule]]
+phase = "RCPT"
+recipient = "nobody@*"
+reply = "550 5.1.1 No such user"
 
-STATISTICS: Sequence[Cut] = (
-    (
-        "net/connection.py",
-        """\
-            cell = session.single_event
-            if session.counted_events or not cell:
-                self._tell()
-            else:
-                self.counters[cell] += 1
-""",
-        "",
-    ),
-    (
-        "net/connection.py",
-        """\
-            try:
-                data = yield self._answer
-            except StreamClosedError:
-                self._take_back()
-                raise
-            if data is None:
-                yield from self._push(self._take_back()).__await__()
-""",
-        """\
-            data = yield self._answer
-            if data is None:
-                yield from self._push([]).__await__()
-""",
-    ),
-    (
-        "net/connection.py",
-        """\
-        self._tell()
-        try:
-            sent = self.stream.send(out)
-        except StreamClosedError:
-            self._take_back()
-            raise
-        return [] if sent else self._take_back()
-""",
-        """\
-        return [] if self.stream.send(out) else [self.session.single_event]
-""",
-    ),
-    (
-        "net/connection.py",
-        """\
-            if self.session.counted_events or not self.session.left:
-                self._settle()
-""",
-        "",
-    ),
-    ("net/connection.py", "            server.counters[RECEIVED] += fresh\n", ""),
-    ("smtp/session.py", "            self.cell = self.engine.greeted\n", ""),
-    ("smtp/session.py", "        self.cell = entry.base + answer.code\n", ""),
-    (
-        "smtp/session.py",
-        "        self.said += (mail.base + sender.code, *taken, last.base + start.code)\n",
-        "",
-    ),
-    ("smtp/session.py", "        self.engine.sizes.append(self.octets)\n", ""),
-    ("net/server.py", "        self.counters[self.number] += 1\n        self.counters[OPEN] += 1\n", ""),
-    ("net/server.py", "        self.counters[OPEN] -= 1\n", ""),
-    ("net/server.py", "        self.counters[RECEIVED] += client.heard - client.counted\n", ""),
-    ("net/server.py", "        self.sent.append(client.session.messages)\n", ""),
-    ("net/direct.py", "            if self._probes:\n                self.woke = monotonic_ns()\n", ""),
-    (
-        "net/direct.py",
-        """\
-                rounds = self._rounds
-                self._due -= 1
-                if self._due < 0:
-                    self._plant(fd)
-""",
-        "                rounds = ROUNDS - 1\n",
-    ),
-)
+[[rule]]
+phase = "RCPT"
+recipient = "full@*"
+reply = "452 4.2.2 Mailbox full"
 
-SWEEP: Sequence[Cut] = (
-    ("net/server.py", "        for client in list(self.connections):\n            client.sweep()\n", ""),
-)
+[[rule]]
+phase = "RCPT"
+recipient = "*@unreliable.example"
+chance = 0.05
+reply = "451 4.3.0 Try again later"
 
-UNMET = "--client_connections 1000000 --client_connection_rate 1000000000 --max_messages 1000000000"
-"""All is counted, and nobody comes near a limit."""
+[[rule]]
+phase = "."
+recipient = "*@unreliable.example"
+chance = 0.02
+reply = "451 4.3.0 Try again later"
+"""
+"""Two rules by recipient, and a chance at RCPT and at the end of the message, none of which matches the
+load."""
+
+
+def never_matching(*recipients: str, reply: str = "550 5.1.1 No such user") -> str:
+    """Return a scenario with a rule for each of these recipients, none of which the load has."""
+    return "".join(RULE.format(recipient=recipient, reply=reply) for recipient in recipients)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One difference to Blackhole as it is by default."""
+    """One difference from the defaults."""
 
     name: str
     options: str = ""
-    cuts: Sequence[Cut] = ()
-    recipients: Sequence[str] = ()
-    """A rule of a scenario for each of these globs; nobody writes to them."""
-    reply: str = "550 5.1.1 No such user"
-    """What they would say. Where one may refuse, it is watched what becomes of messages."""
-    mute: bool = False
-    """Its log goes to /dev/null."""
+    scenario: str = ""
+    """Text of a scenario file."""
+    accelerators: str | None = None
+    """Value of BLACKHOLE_ACCELERATORS; None leaves the variable unset."""
+    discard_log: bool = False
+    """Redirect standard error to /dev/null."""
 
     def server(self, directory: Path) -> Server:
-        """Raises Failure where the code is not as the cuts want it."""
+        """Return the server; its scenario is written to `directory`."""
         words = ["blackhole"]
-        if self.cuts:
-            words.append(f"checkout={copy(directory / 'cut', self.cuts)}")
-        if self.recipients:
-            scenario = directory / "rules.toml"
-            rules = (RULE.format(recipient=glob, reply=self.reply) for glob in self.recipients)
-            scenario.write_text("".join(rules))
-            words.append(f"--scenario {scenario}")
-        server = blackhole(" ".join([*words, self.options]))
-        return replace(server, command=muted(server)) if self.mute else server
+        if self.accelerators is not None:
+            words.append(f"BLACKHOLE_ACCELERATORS={self.accelerators}")
+        words.append(self.options)
+        if self.scenario:
+            file = directory / "rules.toml"
+            file.write_text(self.scenario)
+            words.append(f"--scenario {file}")
+        server = blackhole(" ".join(words))
+        return replace(server, command=without_stderr(server)) if self.discard_log else server
 
 
-def muted(server: Server) -> Callable[[Site], list[str]]:
-    """The command of a server whose standard error goes to /dev/null, which --log does not take."""
+def without_stderr(server: Server) -> Callable[[Site], list[str]]:
+    """Return the command of a server with standard error redirected to /dev/null."""
 
     def command(site: Site) -> list[str]:
         return ["sh", "-c", 'exec "$@" 2>/dev/null', "sh", *server.command(site)]
@@ -154,68 +102,77 @@ def muted(server: Server) -> Callable[[Site], list[str]]:
     return command
 
 
-def copy(home: Path, cuts: Sequence[Cut]) -> Path:
-    """A checkout of the package alone, with cuts."""
-    shutil.rmtree(home, ignore_errors=True)
-    shutil.copytree(ROOT / "blackhole", home / "blackhole", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, old, new in cuts:
-        file = home / "blackhole" / name
-        text = file.read_text()
-        if text.count(old) != 1:
-            first = old.strip().splitlines()[0]
-            raise Failure(f"{name} has {text.count(old)} times, not once, what begins with `{first}`")
-        file.write_text(text.replace(old, new))
-    return home
+def all_but(accelerator: str) -> str:
+    """Return the value of BLACKHOLE_ACCELERATORS that switches one accelerator off."""
+    return ",".join(name for name in ACCELERATORS if name != accelerator)
 
 
-DEFAULT = Feature("as it is")
+DEFAULTS: Final = Feature("defaults")
 
-FEATURES = (
-    replace(DEFAULT, name="as it is, once more"),
-    Feature("no statistics", cuts=STATISTICS),
-    Feature("no sweep of idle clients", cuts=SWEEP),
+FEATURES: Final[Sequence[Feature]] = (
+    replace(DEFAULTS, name="defaults, compared with themselves"),
+    *(Feature(f"without `{name}`", accelerators=all_but(name)) for name in ACCELERATORS),
+    Feature("without accelerators", accelerators="off"),
+    Feature("`--strict`", "--strict"),
     Feature("`--message_directives off`", "--message_directives off"),
     Feature("`--dashboard off`", "--dashboard off"),
-    Feature("`--debug`, log to /dev/null", "--debug", mute=True),
-    Feature("a rule at RCPT that never holds", recipients=["*@host0.invalid"]),
+    Feature("`--debug`, log to /dev/null", "--debug", discard_log=True),
+    Feature("a rule at RCPT that never matches", scenario=never_matching("*@host0.invalid")),
     Feature(
-        "the same, and it would not refuse", recipients=["*@host0.invalid"], reply="250 2.1.5 Recipient ok"
+        "a rule that never matches and would accept",
+        scenario=never_matching("*@host0.invalid", reply="250 2.1.5 Recipient ok"),
     ),
-    Feature("100 such rules", recipients=[f"*@host{number}.invalid" for number in range(100)]),
     Feature(
-        "100 with globs open at both ends", recipients=[f"*@host{number}.invalid*" for number in range(100)]
+        "100 rules that never match",
+        scenario=never_matching(*(f"*@host{number}.invalid" for number in range(100))),
     ),
-    Feature("`--public`, and the sender is not trusted", f"--public --trusted none {UNMET}"),
+    Feature(
+        "100 rules with globs open at both ends",
+        scenario=never_matching(*(f"*@host{number}.invalid*" for number in range(100))),
+    ),
+    Feature("a usual scenario", scenario=USUAL_SCENARIO),
+    Feature("`--public`, untrusted sender", f"--public --trusted none {LIMITS_OUT_OF_REACH}"),
 )
 
-CONTESTS = {"reused": "reused", "connection": "a connection each"}
-"""Load -> how its columns begin."""
+SHAPES: Final = {"reused": "reused", "connection": "a connection per message"}
+"""Name of a load -> the beginning of its column headings."""
 
-COLUMNS = {"feature": ("Blackhole", "")}
-for shape, says in CONTESTS.items():
-    COLUMNS |= {
-        f"{shape}_cpu": (f"{says}: CPU µs/message", ",.1f"),
-        f"{shape}_ratio": ("ratio", ".2f"),
-        f"{shape}_range": ("least to most", ""),
-    }
+COLUMNS: Final = {"feature": ("Blackhole", "")} | {
+    f"{shape}_{key}": (heading.format(title), form)
+    for shape, title in SHAPES.items()
+    for key, heading, form in (
+        ("cpu", "{}: CPU µs/message", ",.1f"),
+        ("ratio", "ratio", ".2f"),
+        ("range", "least to most", ""),
+    )
+}
 
 
 def measure(plan: Plan) -> Table:
-    """The ratio is to Blackhole as it is by default."""
-    table = Table("features", "What each feature costs", COLUMNS)
-    loads = [load for load in LOADS if load.name in CONTESTS]
+    """Measure every feature. The ratios are to Blackhole with its defaults."""
+    table = Table("features", "Cost of each feature", COLUMNS)
     for feature in FEATURES:
         row: Row = {"feature": feature.name}
         table.rows.append(row)
-        with failing(row):
-            pair = [which.server(plan.directory) for which in (DEFAULT, feature)]
-            for load in loads:
-                entries = [Contestant(server.name, server, load.send, load.warm) for server in pair]
-                default, other = compete(plan, entries)
-                for had in (default, other):
-                    if "failure" in had:
-                        raise Failure(had["failure"])
-                row |= {f"{load.name}_{key}": value for key, value in other.items() if key != "server"}
-                row[f"{load.name}_default_cpus"] = default["cpus"]
-    table.note = "The ratio is to Blackhole as it is by default. The first row compares it with itself."
+        with record_failure(row):
+            row |= measure_feature(plan, feature)
+    table.note = "The ratio is to Blackhole with its defaults. The first row compares them with themselves."
     return table
+
+
+def measure_feature(plan: Plan, feature: Feature) -> Row:
+    """Compare a feature with the defaults under each load. Raises Failure if either server fails."""
+    row: Row = {}
+    servers = [which.server(plan.directory) for which in (DEFAULTS, feature)]
+    for load in LOADS:
+        if load.name not in SHAPES:
+            continue
+        default, changed = compare(
+            plan, [Candidate(server.name, server, load.send, load.warm) for server in servers]
+        )
+        for result in (default, changed):
+            if "failure" in result:
+                raise Failure(result["failure"])
+        row |= {f"{load.name}_{key}": value for key, value in changed.items() if key != "server"}
+        row[f"{load.name}_default_cpus"] = default["cpus"]
+    return row

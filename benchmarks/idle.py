@@ -1,11 +1,11 @@
-"""Memory of connections that were greeted and say nothing."""
+"""Memory of idle connections."""
 
 from __future__ import annotations
 
 from benchmarks import machine, process
-from benchmarks.crowd import crowd
+from benchmarks.idle_clients import idle_connections
 from benchmarks.plan import Plan
-from benchmarks.server import Server, started
+from benchmarks.server import Server, running_server
 from benchmarks.table import Goal, Row, Table
 
 COLUMNS = {
@@ -18,14 +18,14 @@ COLUMNS = {
 
 
 def measure(plan: Plan) -> Table:
-    size = min(1_000 if plan.quick else 10_000, machine.open_files(machine.FILES) - 500)
+    size = min(1_000 if plan.quick else 10_000, machine.open_files(machine.MAX_OPEN_FILES) - 500)
 
     def one(server: Server) -> Row:
-        with started(server, plan.directory) as running:
-            with crowd(running.port, 100):
-                pass  # what is made once, and what the allocator keeps, is not what a connection costs
+        with running_server(server, plan.directory) as running:
+            with idle_connections(running.port, 100):
+                pass  # one-time allocations, and memory that the allocator keeps, are not counted
             base, base_pss = process.resident(running.pids()), process.proportional(running.pids())
-            with crowd(running.port, size):
+            with idle_connections(running.port, size):
                 full, full_pss = process.resident(running.pids()), process.proportional(running.pids())
         return {
             "base": base,
@@ -34,7 +34,9 @@ def measure(plan: Plan) -> Table:
             "each_pss": (full_pss - base_pss) / size,
         }
 
-    table = Table("idle", f"{size:,} idle connections, after EHLO", COLUMNS, plan.each(plan.usable(), one))
+    table = Table(
+        "idle", f"{size:,} idle connections, after EHLO", COLUMNS, plan.each(plan.smtp_servers(), one)
+    )
     for row in table.rows:
         if row["server"] == "blackhole" and "failure" not in row:
             table.goals.append(Goal("RSS of an idle connection, KiB", 3, row["each"]))

@@ -1,4 +1,4 @@
-"""Reply time at half of the most a server can take."""
+"""Latency: reply time at half of the maximum rate of a server."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from statistics import median
 from typing import Any
 
 from benchmarks import sender
+from benchmarks.comparison import run_load
 from benchmarks.plan import Plan
-from benchmarks.server import Server, started
+from benchmarks.server import Server, running_server
 from benchmarks.table import Row, Table
-from benchmarks.turns import turn
 
 COLUMNS = {
     "server": ("server", ""),
-    "most": ("most messages/s", ",.0f"),
+    "most": ("maximum messages/s", ",.0f"),
     "rate": ("sent messages/s", ",.0f"),
     "p50": ("reply p50 µs", ",.0f"),
     "p99": ("reply p99 µs", ",.0f"),
@@ -26,14 +26,18 @@ def measure(plan: Plan) -> Table:
     def one(server: Server) -> Row:
         found: list[dict[str, Any]] = []
         most: list[float] = []
-        with started(server, plan.directory) as running:
-            warm = turn(running, FULL, 500)
+        with running_server(server, plan.directory) as running:
+            warm = run_load(running, FULL, 500)
             for _ in range(plan.rounds):
-                full = turn(running, FULL, max(500, round(plan.seconds / warm.cost)))
+                full = run_load(running, FULL, max(500, round(plan.seconds / warm.cost)))
                 most.append(full.messages / full.seconds)
                 rate = most[-1] / 2
                 messages = max(100, round(rate * plan.seconds))
-                found.append(sender.report(sender.own("pace", f"{rate:.1f}")(running.port, messages)))
+                found.append(
+                    sender.run_json(
+                        sender.bundled_sender("paced_sender", f"{rate:.1f}")(running.port, messages)
+                    )
+                )
         return {
             "most": median(most),
             "rate": median(run["rate"] for run in found),
@@ -47,7 +51,7 @@ def measure(plan: Plan) -> Table:
         "latency",
         "Reply time at half of the maximum rate",
         COLUMNS,
-        plan.each(plan.serving(), one),
+        plan.each(plan.with_listener(), one),
         note=(
             "The maximum is that of `smtp-source -s 50 -d`. A reply is timed from the write of its command, "
             "a message from the moment it was due to its last reply. Where fewer were sent than half of the "

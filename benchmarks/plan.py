@@ -1,4 +1,4 @@
-"""The plan of a run: what is measured, how long, and where its files are."""
+"""The plan of a run: which servers, how long, and where its files are."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ class Plan:
     servers: tuple[Server, ...]
     rounds: int
     seconds: float
-    """CPU seconds a server is given in one turn, about; the number of messages follows from it."""
+    """Approximate CPU seconds of a turn, from which the number of messages follows."""
     quick: bool
     warm: int
-    """Messages that go ahead of a server's turns, for those that get faster with time."""
+    """Messages sent before the first turn, for interpreters that compile while they run."""
     directory: Path
-    """For this run alone; holds certificate, conf files and logs."""
+    """The directory of this run, with the certificate, conf files and logs."""
 
-    def serving(self, tls: str = "") -> list[Server]:
-        """The servers with such a kind of listener."""
+    def with_listener(self, tls: str = "") -> list[Server]:
+        """Return the servers that support a kind of listener."""
         return [server for server in self.servers if tls in server.tls]
 
-    def usable(self) -> list[Server]:
-        """The servers one could send mail to; no floors."""
-        return [server for server in self.serving() if not server.floor]
+    def smtp_servers(self) -> list[Server]:
+        """Return the servers that accept mail, without the lower bounds."""
+        return [server for server in self.with_listener() if not server.floor]
 
     def each(self, servers: Iterable[Server], measure: Callable[[Server], Row]) -> list[Row]:
-        """One row a server; a server that cannot be measured gets a row that says why."""
+        """Return a row for each server; a Failure is recorded in the row."""
         rows: list[Row] = []
         for server in servers:
             row: Row = {"server": server.name}
-            with failing(row):
+            with record_failure(row):
                 row |= measure(server)
             rows.append(row)
         return rows
 
 
 @contextmanager
-def failing(row: Row) -> Iterator[None]:
-    """Write a Failure into the row."""
+def record_failure(row: Row) -> Iterator[None]:
+    """Record a Failure of the block in the row."""
     try:
         yield
     except Failure as failure:

@@ -1,4 +1,4 @@
-"""A server's processes as the kernel counts them: CPU time, memory, sockets."""
+"""The processes of a server as the kernel sees them: CPU time, memory, sockets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on: the second is a name, which may hold blanks."""
+    """Return the fields of /proc/PID/stat from the third on; the second is a name that may contain blanks."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def tree(root: int) -> list[int]:
-    """`root` and every process that descends from it, zombies left out."""
+    """Return `root` and all its descendants, without zombies."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -34,18 +34,18 @@ def tree(root: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Cpu:
-    """CPU seconds of one process since it began, all its threads, dead ones included."""
+    """CPU seconds of a process since its start, of all its threads."""
 
     total: float
-    """User and system, to the nanosecond."""
+    """User and system time, to the nanosecond."""
     user: float
-    """To the clock tick (10 ms); good for the share of the kernel, not for small differences."""
+    """To the clock tick (10 ms): precise enough for the share of the kernel only."""
     system: float
 
     @classmethod
     def of(cls, pid: int) -> Cpu:
-        # The process's CPU clock, numbered as clock_getcpuclockid(3) does it: the sum /proc/PID/stat shows
-        # in ticks, and up to date while the process runs on another core.
+        # The CPU clock of the process, numbered as in clock_getcpuclockid(3). It is the sum that
+        # /proc/PID/stat shows in ticks, and is up to date while the process runs on another core.
         total = time.clock_gettime(~pid << 3 | 2)
         fields = stat(pid)
         return cls(total, int(fields[11]) * TICK, int(fields[12]) * TICK)
@@ -58,7 +58,7 @@ class Cpu:
 
 
 def kibibytes(pid: int, file: str, field: str) -> int:
-    """One `Field:  123 kB` line of /proc/PID/FILE."""
+    """Return the value of a `Field:  123 kB` line of /proc/PID/FILE. Raises KeyError if there is none."""
     for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
@@ -66,22 +66,22 @@ def kibibytes(pid: int, file: str, field: str) -> int:
 
 
 def peak(pids: list[int]) -> int:
-    """KiB: the most each process ever had resident (VmHWM), added up; shared pages count in each."""
+    """Return the sum of the largest resident sizes (VmHWM) in KiB; shared pages count in each process."""
     return sum(kibibytes(pid, "status", "VmHWM") for pid in pids)
 
 
 def resident(pids: list[int]) -> int:
-    """KiB resident now, added up; shared pages count in each."""
+    """Return the sum of the resident sizes in KiB; shared pages count in each process."""
     return sum(kibibytes(pid, "status", "VmRSS") for pid in pids)
 
 
 def proportional(pids: list[int]) -> int:
-    """KiB of memory of its own now (no files), a shared page divided among those that share it (Pss_Anon)."""
+    """Return the anonymous memory in KiB, with shared pages divided among their processes (Pss_Anon)."""
     return sum(kibibytes(pid, "smaps_rollup", "Pss_Anon") for pid in pids)
 
 
 def sockets(pid: int) -> int:
-    """How many sockets a process has open."""
+    """Return the number of open sockets of a process."""
     found = 0
     for entry in os.scandir(f"/proc/{pid}/fd"):
         try:

@@ -1,4 +1,4 @@
-"""What drives a server: Postfix's smtp-source, and the programs here that do what it cannot."""
+"""The senders: Postfix's smtp-source, and programs of this package for what it cannot do."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.failure import Failure
-from benchmarks.machine import ROOT, SENDER, pinned
+from benchmarks.machine import ROOT, SENDER_CORES, taskset
 
 SOURCE = "/usr/sbin/smtp-source"
 TIMEOUT = 300.0
 
 Sender = Callable[[int, int], list[str]]
-"""The command that sends so many messages (second argument) to a port of 127.0.0.1 (first)."""
+"""Returns the command that sends messages (second argument) to a port of 127.0.0.1 (first argument)."""
 
 
 def smtp_source(*options: str) -> Sender:
@@ -26,8 +26,8 @@ def smtp_source(*options: str) -> Sender:
     return command
 
 
-def own(program: str, *options: str) -> Sender:
-    """A program of this package, which takes a port, a number of messages, and `options`."""
+def bundled_sender(program: str, *options: str) -> Sender:
+    """Return a sender of this package, which takes a port, a number of messages, and `options`."""
 
     def command(port: int, messages: int) -> list[str]:
         return [sys.executable, "-m", f"benchmarks.{program}", str(port), str(messages), *options]
@@ -36,14 +36,14 @@ def own(program: str, *options: str) -> Sender:
 
 
 def run(command: list[str], timeout: float = TIMEOUT) -> tuple[float, str]:
-    """Run a sender to its end on its own core: the seconds it took and what it printed."""
+    """Run a sender on its own core; return the seconds that it took, and its output. Raises Failure."""
     begun = time.monotonic()
     try:
         done = subprocess.run(
-            [*pinned(SENDER), *command], capture_output=True, text=True, timeout=timeout, cwd=ROOT
+            [*taskset(SENDER_CORES), *command], capture_output=True, text=True, timeout=timeout, cwd=ROOT
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"{command[0]} was not done in {timeout:.0f} s") from None
+        raise Failure(f"{command[0]} did not end within {timeout:.0f} s") from None
     took = time.monotonic() - begun
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
@@ -51,7 +51,7 @@ def run(command: list[str], timeout: float = TIMEOUT) -> tuple[float, str]:
     return took, done.stdout
 
 
-def report(command: list[str], timeout: float = TIMEOUT) -> dict[str, Any]:
-    """Run a sender that prints what it saw as one line of JSON."""
+def run_json(command: list[str], timeout: float = TIMEOUT) -> dict[str, Any]:
+    """Run a sender that prints its results as one line of JSON, and return them."""
     found: dict[str, Any] = json.loads(run(command, timeout)[1])
     return found

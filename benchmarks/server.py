@@ -1,4 +1,4 @@
-"""The servers compared: how each is got, started, watched and ended."""
+"""The servers under comparison: how each is installed, started, observed and stopped."""
 
 from __future__ import annotations
 
@@ -16,70 +16,79 @@ from pathlib import Path
 
 from benchmarks import process
 from benchmarks.failure import Failure
-from benchmarks.machine import ROOT, SERVER, pinned
+from benchmarks.machine import ROOT, SERVER_CORES, taskset
 
 HERE = Path(__file__).resolve().parent
 VENVS = HERE / ".venvs"
 BACKLOG = 4096
 TLS = frozenset(["", "starttls", "implicit"])
-PATIENCE = 20.0
-CROWD = 20_000
-"""Connections a server must be ready to hold."""
+START_TIMEOUT = 20.0
+MAX_CONNECTIONS = 20_000
+"""Connections that a server must be able to hold."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where and how a server is to listen."""
+    """Where and how a server listens."""
 
     port: int
     directory: Path
-    """A directory for this run alone; `cert.pem` and `key.pem` are in it."""
+    """The directory of this run, with `cert.pem` and `key.pem`."""
     workers: int = 1
     tls: str = ""
-    """Empty, `starttls`, `implicit` (from the first byte), or `handshake` (that, and no SMTP behind it)."""
+    """Empty, `starttls`, `implicit` (from the first byte), or `handshake` (implicit, without SMTP)."""
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def certificate(self, cert: str, key: str) -> list[str]:
-        """The two options that name the certificate and its key."""
+        """Return the options `cert` and `key` with the files of the certificate and its key."""
         return [cert, f"{self.directory}/cert.pem", key, f"{self.directory}/key.pem"]
 
 
 @dataclass(frozen=True)
 class Server:
-    """One server that can be measured."""
+    """A server that can be measured."""
 
     name: str
     command: Callable[[Site], list[str]]
     version: Callable[[], str] = lambda: ""
     tls: frozenset[str] = frozenset([""])
-    """The kinds of listener it has: values of `Site.tls`."""
+    """The kinds of listener that it supports: values of `Site.tls`."""
     prepare: Callable[[], None] = lambda: None
-    """Gets what the server needs; raises Failure if it is not to be had."""
+    """Installs what the server needs. Raises Failure if that is not possible."""
     directory: Path | None = None
-    """Where it is started; in the run's own directory if it does not matter."""
+    """Working directory; None: the directory of the run."""
     floor: bool = False
-    """Not a server one could use, but what any server costs at least."""
-    ours: bool = False
-    """Blackhole, or a variant of it."""
+    """A lower bound for the cost of any server, not an SMTP server."""
+    is_blackhole: bool = False
+    """Whether it is Blackhole, or a variant of it."""
 
 
-# Blackhole, as it stands in a checkout
+# Blackhole, run from a checkout
 
 
 def blackhole(variant: str = "blackhole") -> Server:
-    """Blackhole as `NAME [python=INTERPRETER] [checkout=DIRECTORY] [OPTION...]` says."""
+    """Return Blackhole as a variant describes it.
+
+    A variant is `NAME [python=INTERPRETER] [checkout=DIRECTORY] [BLACKHOLE_VARIABLE=VALUE...] [OPTION...]`.
+    """
     name, *words = shlex.split(variant)
-    python, checkout = sys.executable, str(ROOT)
-    while words and words[0].startswith(("python=", "checkout=")):
-        key, _, value = words.pop(0).partition("=")
-        python, checkout = (value, checkout) if key == "python" else (python, value)
+    chosen = {"python": sys.executable, "checkout": str(ROOT)}
+    environment: list[str] = []
+    while words and words[0].startswith(("python=", "checkout=", "BLACKHOLE_")):
+        word = words.pop(0)
+        if word.startswith("BLACKHOLE_"):
+            environment.append(word)
+        else:
+            key, _, chosen[key] = word.partition("=")
+    python, checkout = chosen["python"], chosen["checkout"]
 
     def command(site: Site) -> list[str]:
-        argv = [python, "-m", "blackhole", "--workers", str(site.workers), "--message_size_limit", "0"]
-        argv += ["--dashboard", "127.0.0.1:0"]  # each has a dashboard, also beside another
+        argv = ["env", *environment] if environment else []
+        argv += [python, "-m", "blackhole", "--workers", str(site.workers), "--message_size_limit", "0"]
+        argv += ["--dashboard", "127.0.0.1:0"]  # a port of its own for each of several servers
         argv += ["--listen", site.address + (",tls" if site.tls == "implicit" else "")]
         return argv + (site.certificate("--ssl_cert", "--ssl_key") if site.tls else []) + words
 
@@ -91,27 +100,27 @@ def blackhole(variant: str = "blackhole") -> Server:
 
     def prepare() -> None:
         if not version():
-            raise Failure(f"`{python} -m blackhole --version` says nothing in {checkout}")
+            raise Failure(f"`{python} -m blackhole --version` prints nothing in {checkout}")
 
-    return Server(name, command, version, TLS, prepare, Path(checkout), ours=True)
+    return Server(name, command, version, TLS, prepare, Path(checkout), is_blackhole=True)
 
 
 # Postfix's smtp-sink
 
-SINK = "/usr/sbin/smtp-sink"
+SMTP_SINK = "/usr/sbin/smtp-sink"
 
 
 def sink_command(site: Site) -> list[str]:
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    return [SINK, *user, "-m", str(CROWD), site.address, str(BACKLOG)]
+    return [SMTP_SINK, *user, "-m", str(MAX_CONNECTIONS), site.address, str(BACKLOG)]
 
 
 def sink_prepare() -> None:
-    if not os.access(SINK, os.X_OK):
-        raise Failure(f"{SINK} is not there (Debian: apt-get install postfix)")
+    if not os.access(SMTP_SINK, os.X_OK):
+        raise Failure(f"{SMTP_SINK} is missing (Debian: apt-get install postfix)")
 
 
-# Peers from PyPI, each in a virtual environment of its own
+# Servers from PyPI, each in a virtual environment of its own
 
 
 def venv(requirement: str) -> Path:
@@ -119,7 +128,7 @@ def venv(requirement: str) -> Path:
 
 
 def install(requirement: str) -> Callable[[], None]:
-    """What makes the virtual environment of a peer, once."""
+    """Return a function that makes the virtual environment of a package, unless it exists."""
 
     def prepare() -> None:
         home = venv(requirement)
@@ -151,10 +160,10 @@ def aiosmtpd_command(site: Site) -> list[str]:
 def blackhole2_command(site: Site) -> list[str]:
     conf = site.directory / f"blackhole2-{site.port}.conf"
     lines = [f"pidfile = {site.directory}/blackhole2-{site.port}.pid", "max_message_size = 2147483647"]
-    # It refuses to start more workers than there are cores.
+    # It does not start more workers than there are cores.
     lines += [f"workers = {min(site.workers, os.cpu_count() or 1)}"]
     if site.tls:
-        spare = free_port()  # a plain listener it must have
+        spare = free_port()  # it insists on a listener without TLS
         lines += [f"listen = 127.0.0.1:{spare}", f"tls_listen = {site.address}"]
         lines += [f"tls_cert = {site.directory}/cert.pem", f"tls_key = {site.directory}/key.pem"]
     else:
@@ -163,7 +172,7 @@ def blackhole2_command(site: Site) -> list[str]:
     return [str(venv(BLACKHOLE2) / "bin/blackhole"), "-q", "-c", str(conf)]
 
 
-# Floors: what the kernel, or a TLS handshake, costs whoever serves
+# Lower bounds: the cost of the kernel, and of a TLS handshake, for any server
 
 FLOOR = VENVS / "floor"
 
@@ -232,12 +241,12 @@ def free_port() -> int:
 
 @dataclass
 class Running:
-    """A server that has greeted, or been connected to where it does not greet first."""
+    """A server that has greeted a client, or accepted a connection if it does not greet first."""
 
     server: Server
     site: Site
     popen: subprocess.Popen[bytes]
-    took: float
+    start_seconds: float
     """Seconds from its start to its first greeting."""
     known: set[int] = field(default_factory=set)
 
@@ -248,7 +257,7 @@ class Running:
     def pids(self) -> list[int]:
         found = process.tree(self.popen.pid)
         if not found:
-            raise Failure(f"{self.server.name} has died")
+            raise Failure(f"{self.server.name} has ended")
         self.known.update(found)
         return found
 
@@ -256,20 +265,23 @@ class Running:
         return {pid: process.Cpu.of(pid) for pid in self.pids()}
 
     def cpu_since(self, then: dict[int, process.Cpu]) -> process.Cpu:
-        """What all its processes took since. One that died took its count with it, so that is a Failure."""
+        """Return the CPU time of all its processes since then.
+
+        Raises Failure if a process started or ended meanwhile, because the time of that one is unknown.
+        """
         now = self.cpu()
         if now.keys() != then.keys():
             raise Failure(f"processes of {self.server.name} came or went under the load")
         return sum((now[pid] - then[pid] for pid in now), process.Cpu(0.0, 0.0, 0.0))
 
 
-def greeting(running: Running) -> None:
-    """Wait until the server greets; one whose first bytes are not in the clear, until it accepts."""
-    end = time.monotonic() + PATIENCE
-    while running.popen.poll() is None and time.monotonic() < end:
+def wait_for_greeting(running: Running) -> None:
+    """Wait until the server greets a client; one with implicit TLS, until it accepts a connection."""
+    stop = time.monotonic() + START_TIMEOUT
+    while running.popen.poll() is None and time.monotonic() < stop:
         with (
             suppress(OSError),
-            socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as client,
+            socket.create_connection(("127.0.0.1", running.port), timeout=START_TIMEOUT) as client,
         ):
             if running.site.tls not in ("", "starttls") or client.recv(512).startswith(b"220"):
                 return
@@ -277,8 +289,8 @@ def greeting(running: Running) -> None:
     raise Failure(f"{running.server.name} does not greet")
 
 
-def end(running: Running) -> None:
-    """SIGTERM to the server's first process, then SIGKILL to whatever of it is still there."""
+def stop(running: Running) -> None:
+    """Send SIGTERM to the first process of the server, and SIGKILL to those that remain."""
     with suppress(Failure):
         running.pids()
     running.popen.terminate()
@@ -291,42 +303,42 @@ def end(running: Running) -> None:
     running.popen.wait(5)
 
 
-def settle(running: Running) -> None:
-    """Wait until no process has joined the server for a quarter of a second."""
-    size = quiet = 0
-    while quiet < 5:
+def wait_until_stable(running: Running) -> None:
+    """Wait until the number of processes of the server is stable for a quarter of a second."""
+    size = unchanged = 0
+    while unchanged < 5:
         time.sleep(0.05)
         now = len(running.pids())
-        size, quiet = now, quiet + 1 if now == size else 0
+        size, unchanged = now, unchanged + 1 if now == size else 0
 
 
 @contextmanager
-def started(
-    server: Server, directory: Path, workers: int = 1, tls: str = "", cores: list[int] = SERVER
+def running_server(
+    server: Server, directory: Path, workers: int = 1, tls: str = "", cores: list[int] = SERVER_CORES
 ) -> Iterator[Running]:
-    """Run a server on a free port for as long as the block lasts."""
+    """Run a server on a free port for the duration of the block."""
     server.prepare()
     site = Site(free_port(), directory, workers, tls)
     log = directory / f"{server.name.replace(' ', '-')}-{site.port}.log"
     begun = time.monotonic()
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            [*pinned(cores), *server.command(site)],
-            stdin=subprocess.PIPE,  # openssl s_server leaves at end of file
+            [*taskset(cores), *server.command(site)],
+            stdin=subprocess.PIPE,  # openssl s_server ends at end of file
             stdout=out,
             stderr=out,
             cwd=server.directory or directory,
-            start_new_session=True,  # what it leaves behind can be told from other processes
+            start_new_session=True,  # its process group identifies what it leaves behind
         )
     running = Running(server, site, popen, 0.0)
     try:
         try:
-            greeting(running)
+            wait_for_greeting(running)
         except Failure as failure:
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise Failure(f"{failure}; it said: {' '.join(last)[:200]}") from None
-        running.took = time.monotonic() - begun
-        settle(running)
+            raise Failure(f"{failure}; its last line: {' '.join(last)[:200]}") from None
+        running.start_seconds = time.monotonic() - begun
+        wait_until_stable(running)
         yield running
     finally:
-        end(running)
+        stop(running)

@@ -1,11 +1,11 @@
-"""How evenly the connections fall on the workers."""
+"""Spread: how evenly connections are distributed over the workers."""
 
 from __future__ import annotations
 
 from benchmarks import machine, process
-from benchmarks.crowd import crowd
-from benchmarks.plan import Plan, failing
-from benchmarks.server import started
+from benchmarks.idle_clients import idle_connections
+from benchmarks.plan import Plan, record_failure
+from benchmarks.server import running_server
 from benchmarks.table import Goal, Row, Table
 
 CONNECTIONS = 200
@@ -13,24 +13,27 @@ COLUMNS = {
     "server": ("server", ""),
     "workers": ("workers", "d"),
     "arrival": ("arrival", ""),
-    "most": ("connections of each worker", ""),
-    "uneven": ("farthest from even", ".0%"),
+    "most": ("connections per worker", ""),
+    "uneven": ("largest deviation", ".0%"),
 }
 
 
 def measure(plan: Plan) -> Table:
     table = Table("spread", f"{CONNECTIONS} connections over the workers", COLUMNS)
-    for server in (server for server in plan.servers if server.ours):
+    for server in (server for server in plan.servers if server.is_blackhole):
         for workers in (2, 4):
             for arrival, wave in (("one by one", 1), ("at once", CONNECTIONS)):
                 row: Row = {"server": server.name, "workers": workers, "arrival": arrival}
                 table.rows.append(row)
-                with failing(row), started(server, plan.directory, workers, cores=machine.CORES) as running:
+                with (
+                    record_failure(row),
+                    running_server(server, plan.directory, workers, cores=machine.CORES) as running,
+                ):
                     before = {pid: process.sockets(pid) for pid in running.pids()}
-                    with crowd(running.port, CONNECTIONS, wave):
+                    with idle_connections(running.port, CONNECTIONS, wave):
                         held = [process.sockets(pid) - count for pid, count in before.items()]
                     even = CONNECTIONS / workers
-                    held = sorted(held, reverse=True)[:workers]  # the master has none
+                    held = sorted(held, reverse=True)[:workers]  # the master holds none
                     row["held"], row["most"] = held, " ".join(map(str, held))
                     row["uneven"] = max(abs(count - even) for count in held) / even
                     if server.name == "blackhole":

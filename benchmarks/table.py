@@ -1,4 +1,4 @@
-"""The tables of a report, as Markdown and as JSON."""
+"""The tables of a report, in Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Goal:
-    """A number Blackhole is to stay under, and the one it had."""
+    """An upper limit for a figure of Blackhole, and its value."""
 
     what: str
     most: float
@@ -21,12 +21,12 @@ class Goal:
 
 @dataclass
 class Table:
-    """What one shape showed: rows of values by column, and how to print them."""
+    """The result of a measurement: rows, and how their columns are printed."""
 
     name: str
     title: str
     columns: Mapping[str, tuple[str, str]]
-    """Key of a row -> heading and format; what a row has besides goes to JSON alone."""
+    """Key of a row -> heading and format. Other keys of a row appear in JSON only."""
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     note: str = ""
@@ -40,7 +40,7 @@ def cell(value: object, form: str) -> str:
 
 
 def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; all but the first `left` columns are numbers."""
+    """Return a Markdown table; all but the first `left` columns are aligned as numbers."""
     marks = ["---" if number < left else "--:" for number in range(len(headings))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (headings, marks, *rows))
 
@@ -62,7 +62,7 @@ def heading(machine: Mapping[str, str]) -> str:
 
 
 def summary(tables: Sequence[Table]) -> str:
-    """All goals in one table."""
+    """Return the table of all goals; empty without goals."""
     rows = [
         [goal.what, f"{goal.most:g}", f"{goal.had:.3g}", "yes" if goal.had <= goal.most else "**no**"]
         for table in tables

@@ -1,4 +1,5 @@
-"""Load in turns: A B A B ..., so that whatever else the machine does falls on all alike."""
+"""Comparisons: servers take turns under a load (A B A B ...), so that noise of the machine affects all
+alike."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks import machine, process, sender
-from benchmarks.plan import Plan, failing
+from benchmarks.plan import Plan, record_failure
 from benchmarks.sender import Sender
-from benchmarks.server import Running, Server, started
+from benchmarks.server import Running, Server, running_server
 from benchmarks.table import Goal, Row, Table
 
-MOST = 300_000
-"""Messages in one turn."""
+MAX_MESSAGES = 300_000
+"""Largest number of messages in a turn."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Load:
     title: str
     send: Sender
     warm: int
-    """Messages that go ahead of the first turn; what they cost tells how many a turn is to have."""
-    goal: float | None = None
-    """The most of smtp-sink's CPU time Blackhole may take."""
+    """Messages before the first turn; their cost determines the number of messages of a turn."""
+    add_goal: float | None = None
+    """Upper limit of Blackhole's CPU time as a ratio to smtp-sink's."""
     tls: str = ""
 
 
@@ -38,21 +39,25 @@ LOADS = (
     Load("10k", "10 KiB, reused (`-s 20 -d -l 10240`)", SOURCE("-s", "20", "-d", "-l", "10240"), 200, 0.6),
     Load("1m", "1 MiB, reused (`-s 10 -d -l 1048576`)", SOURCE("-s", "10", "-d", "-l", "1048576"), 10, 0.2),
     Load(
-        "pipelined", "Pipelined groups (MAIL, RCPT x10, DATA in one packet)", sender.own("groups"), 300, 0.5
+        "pipelined",
+        "Pipelined groups (MAIL, RCPT x10, DATA in one packet)",
+        sender.bundled_sender("pipelined_sender"),
+        300,
+        0.5,
     ),
 )
-SECURED = (
+TLS_LOADS = (
     Load(
         "starttls",
         "A STARTTLS connection per message",
-        sender.own("handshakes", "starttls"),
+        sender.bundled_sender("tls_sender", "starttls"),
         50,
         tls="starttls",
     ),
     Load(
         "tls",
         "An implicit TLS connection per message",
-        sender.own("handshakes", "implicit"),
+        sender.bundled_sender("tls_sender", "implicit"),
         50,
         tls="implicit",
     ),
@@ -60,8 +65,8 @@ SECURED = (
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One load on one server."""
+class Run:
+    """The result of one turn of a server."""
 
     messages: int
     seconds: float
@@ -69,39 +74,39 @@ class Turn:
 
     @property
     def cost(self) -> float:
-        """CPU seconds a message."""
+        """CPU seconds per message."""
         return self.cpu.total / self.messages
 
 
-def turn(running: Running, send: Sender, messages: int) -> Turn:
+def run_load(running: Running, send: Sender, messages: int) -> Run:
     before = running.cpu()
     seconds, _ = sender.run(send(running.port, messages))
-    return Turn(messages, seconds, running.cpu_since(before))
+    return Run(messages, seconds, running.cpu_since(before))
 
 
 @dataclass
-class Contestant:
-    """A server in one configuration, and the turns it has had."""
+class Candidate:
+    """A server in one configuration, and the results of its turns."""
 
     name: str
     server: Server
     send: Sender
     warm: int
     tls: str = ""
-    workers: int = 1
-    cores: list[int] = field(default_factory=lambda: machine.SERVER)
-    turns: list[Turn] = field(default_factory=list)
+    compare_workers: int = 1
+    cores: list[int] = field(default_factory=lambda: machine.SERVER_CORES)
+    turns: list[Run] = field(default_factory=list)
 
 
-def compete(plan: Plan, contestants: Sequence[Contestant]) -> list[Row]:
-    """Start all, give each its turn in every round; the first is what the others are compared with."""
+def compare(plan: Plan, contestants: Sequence[Candidate]) -> list[Row]:
+    """Run all servers and give each a turn in every round. The ratios are to the first server."""
     rows: list[Row] = [{"server": contestant.name} for contestant in contestants]
-    racing: list[tuple[Contestant, Row, Running, int]] = []
+    racing: list[tuple[Candidate, Row, Running, int]] = []
     with ExitStack() as stack:
         for contestant, row in zip(contestants, rows, strict=True):
-            with failing(row):
+            with record_failure(row):
                 running = stack.enter_context(
-                    started(
+                    running_server(
                         contestant.server,
                         plan.directory,
                         contestant.workers,
@@ -110,21 +115,21 @@ def compete(plan: Plan, contestants: Sequence[Contestant]) -> list[Row]:
                     )
                 )
                 if plan.warm:
-                    turn(running, contestant.send, plan.warm)
-                warm = turn(running, contestant.send, contestant.warm)
-                # A server that waits more than it works would take for ever to use its CPU time up.
+                    run_load(running, contestant.send, plan.warm)
+                warm = run_load(running, contestant.send, contestant.warm)
+                # A server that mostly waits would take too long to use up its CPU time.
                 each = max(warm.cost, warm.seconds / warm.messages / 4)
-                messages = min(MOST, max(contestant.warm, round(plan.seconds / each)))
+                messages = min(MAX_MESSAGES, max(contestant.warm, round(plan.seconds / each)))
                 racing.append((contestant, row, running, messages))
         for _ in range(plan.rounds):
             for contestant, row, running, messages in racing:
                 if "failure" not in row:
-                    with failing(row):
-                        contestant.turns.append(turn(running, contestant.send, messages))
+                    with record_failure(row):
+                        contestant.turns.append(run_load(running, contestant.send, messages))
         first = contestants[0].turns if contestants else []
         for contestant, row, running, messages in racing:
             if "failure" not in row:
-                with failing(row):
+                with record_failure(row):
                     row |= summary(contestant.turns, first) | {
                         "messages": messages,
                         "peak": process.peak(running.pids()),
@@ -132,18 +137,19 @@ def compete(plan: Plan, contestants: Sequence[Contestant]) -> list[Row]:
     return rows
 
 
-def summary(turns: Sequence[Turn], first: Sequence[Turn]) -> Row:
-    """Medians over the rounds; the ratio is that of each round, since only those are near in time."""
+def summary(turns: Sequence[Run], first: Sequence[Run]) -> Row:
+    """Return medians over the rounds. Ratios are taken within a round, whose turns are close in time."""
     ratios = [mine.cost / other.cost for mine, other in zip(turns, first, strict=False)]
     return {
-        "rate": median(turn.messages / turn.seconds for turn in turns),
-        "cpu": median(turn.cost for turn in turns) * 1e6,
+        "rate": median(run_load.messages / run_load.seconds for run_load in turns),
+        "cpu": median(run_load.cost for run_load in turns) * 1e6,
         "kernel": median(
-            turn.cpu.system / max(turn.cpu.user + turn.cpu.system, process.TICK) for turn in turns
+            run_load.cpu.system / max(run_load.cpu.user + run_load.cpu.system, process.TICK)
+            for run_load in turns
         ),
         "ratio": median(ratios) if ratios else None,
         "range": f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else None,
-        "cpus": [round(turn.cost * 1e6, 2) for turn in turns],
+        "cpus": [round(run_load.cost * 1e6, 2) for run_load in turns],
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
 
@@ -159,52 +165,52 @@ COLUMNS = {
 }
 
 
-def load(shape: Load) -> Callable[[Plan], Table]:
-    """The measurement of one load on every server that takes it, smtp-sink first."""
+def compare_servers(shape: Load) -> Callable[[Plan], Table]:
+    """Return the measurement of a load on every server that supports it, smtp-sink first."""
 
     def measure(plan: Plan) -> Table:
         table = Table(shape.name, shape.title, COLUMNS)
-        table.rows = compete(
-            plan, [Contestant(server.name, server, shape.send, shape.warm) for server in plan.serving()]
+        table.rows = compare(
+            plan, [Candidate(server.name, server, shape.send, shape.warm) for server in plan.with_listener()]
         )
         if shape.goal and table.rows and table.rows[0]["server"] == "smtp-sink":
-            goal(table, f"CPU, {shape.title}, ratio to smtp-sink", shape.goal)
+            add_goal(table, f"CPU, {shape.title}, ratio to smtp-sink", shape.goal)
         return table
 
     return measure
 
 
-def secured(shape: Load) -> Callable[[Plan], Table]:
-    """The measurement of one load over TLS, compared with a handshake that nothing comes behind."""
+def compare_over_tls(shape: Load) -> Callable[[Plan], Table]:
+    """Return the measurement of a load over TLS, compared with a handshake alone."""
 
     def measure(plan: Plan) -> Table:
         floor = [
-            Contestant(server.name, server, sender.own("handshakes", "handshake"), shape.warm, "handshake")
-            for server in plan.serving("handshake")
+            Candidate(
+                server.name, server, sender.bundled_sender("tls_sender", "handshake"), shape.warm, "handshake"
+            )
+            for server in plan.with_listener("handshake")
         ]
         peers = [
-            Contestant(server.name, server, shape.send, shape.warm, shape.tls)
-            for server in plan.serving(shape.tls)
+            Candidate(server.name, server, shape.send, shape.warm, shape.tls)
+            for server in plan.with_listener(shape.tls)
         ]
-        note = "openssl s_server does the handshake alone: no SMTP, no message."
-        return Table(shape.name, shape.title, COLUMNS, compete(plan, floor + peers), note=note)
+        note = "openssl s_server performs the handshake only, without SMTP."
+        return Table(shape.name, shape.title, COLUMNS, compare(plan, floor + peers), note=note)
 
     return measure
 
 
-def workers(shape: Load) -> Callable[[Plan], Table]:
-    """The measurement of what a message costs more when there are more workers."""
+def compare_workers(shape: Load) -> Callable[[Plan], Table]:
+    """Return the measurement of the cost of a message with one, two and four workers."""
 
     def measure(plan: Plan) -> Table:
         table = Table(f"workers-{shape.name}", f"Workers. {shape.title}", COLUMNS)
-        for server in (server for server in plan.serving() if server.ours or server.floor):
+        for server in (server for server in plan.with_listener() if server.is_blackhole or server.floor):
             entries = [
-                Contestant(
-                    f"{server.name}, workers {n}", server, shape.send, shape.warm, "", n, machine.CORES
-                )
+                Candidate(f"{server.name}, workers {n}", server, shape.send, shape.warm, "", n, machine.CORES)
                 for n in (1, 2, 4)
             ]
-            table.rows += compete(plan, entries)
+            table.rows += compare(plan, entries)
         for row in table.rows:
             if row["server"] in ("blackhole, workers 2", "blackhole, workers 4") and row.get("ratio"):
                 table.goals.append(
@@ -216,7 +222,7 @@ def workers(shape: Load) -> Callable[[Plan], Table]:
     return measure
 
 
-def goal(table: Table, what: str, most: float) -> None:
+def add_goal(table: Table, what: str, most: float) -> None:
     for row in table.rows:
         if row["server"] == "blackhole" and row.get("ratio") is not None:
             table.goals.append(Goal(what, most, row["ratio"]))

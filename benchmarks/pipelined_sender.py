@@ -1,9 +1,9 @@
-"""A sender of pipelined groups: MAIL, ten RCPT and DATA in one packet, then the body and its dot in another.
+"""A pipelining sender: MAIL, ten RCPT and DATA in one packet, the body and its dot in another (RFC 2920).
 
-    python -m benchmarks.groups PORT MESSAGES [SESSIONS]
+    python -m benchmarks.pipelined_sender PORT MESSAGES [SESSIONS]
 
-Two writes and two reads a message, and as little Python between them as can be, so that the server and not
-this is what is busy. Ends with 1 at the first reply it did not hope for.
+It makes two writes and two reads per message, with little Python between them, so that the server is the
+bottleneck. It exits with 1 at the first unexpected reply.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEOUT = 30.0
 
 
 def connect(port: int) -> socket.socket:
-    """A connection that has been greeted and has said EHLO."""
+    """Return a connection after the greeting and EHLO."""
     client = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     replies = client.makefile("rb")
@@ -38,10 +38,10 @@ def connect(port: int) -> socket.socket:
 
 
 def send(port: int, messages: int, sessions: int) -> None:
-    """Send `messages` over `sessions` connections at once."""
+    """Send `messages` over `sessions` concurrent connections."""
     clients = {client.fileno(): client for client in (connect(port) for _ in range(min(sessions, messages)))}
     epoll = select.epoll()
-    missing = dict.fromkeys(clients, RECIPIENTS + 2)  # replies a session still waits for
+    missing = dict.fromkeys(clients, RECIPIENTS + 2)  # replies that a session still expects
     started = len(clients)
     for fd, client in clients.items():
         epoll.register(fd, select.EPOLLIN)
@@ -50,12 +50,12 @@ def send(port: int, messages: int, sessions: int) -> None:
     while done < messages:
         ready = epoll.poll(TIMEOUT)
         if not ready:
-            raise SystemExit(f"no reply in {TIMEOUT:.0f} s, {done} messages were taken")
+            raise SystemExit(f"no reply in {TIMEOUT:.0f} s, {done} messages were accepted")
         for fd, _ in ready:
             client = clients[fd]
             replies = client.recv(65536)
             if not replies or b"\n5" in replies or b"\n4" in replies or replies[:1] not in b"23":
-                raise SystemExit(f"not hoped for: {replies!r}")
+                raise SystemExit(f"unexpected replies: {replies!r}")
             missing[fd] -= replies.count(b"\n")
             if missing[fd] == 0:  # the group was answered
                 client.send(BODY)

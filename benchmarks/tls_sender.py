@@ -1,9 +1,9 @@
-"""A sender over TLS: for each message a connection and a full handshake.
+"""A sender over TLS: a connection and a full handshake for each message.
 
-    python -m benchmarks.handshakes PORT MESSAGES starttls|implicit|handshake [SESSIONS]
+    python -m benchmarks.tls_sender PORT MESSAGES starttls|implicit|handshake [SESSIONS]
 
-`starttls` and `implicit` send a message; `handshake` only shakes hands and closes, for a server that
-does not speak SMTP. No session is resumed. Each of SESSIONS processes has one connection at a time.
+`starttls` and `implicit` send a message; `handshake` closes after the handshake, for a server without SMTP.
+No session is resumed. Each of SESSIONS processes has one connection at a time.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ MESSAGE = "From: <foo@client.test>\r\nTo: <foo@sink.test>\r\n\r\nLa de da de da\
 TIMEOUT = 30.0
 
 
-def trusting() -> ssl.SSLContext:
-    """A client that believes any certificate: what is measured is the server."""
+def unverified_context() -> ssl.SSLContext:
+    """Return a client context that accepts any certificate, since only the server is measured."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def one(port: int, kind: str, context: ssl.SSLContext) -> None:
-    """One connection; raises what smtplib, ssl and socket raise."""
+def send_one(port: int, kind: str, context: ssl.SSLContext) -> None:
+    """Open one connection and send a message. Raises what smtplib, ssl and socket raise."""
     if kind == "handshake":
         with socket.create_connection(("127.0.0.1", port), TIMEOUT) as plain, context.wrap_socket(plain):
             return
@@ -42,15 +42,15 @@ def one(port: int, kind: str, context: ssl.SSLContext) -> None:
         client.sendmail("foo@client.test", ["foo@sink.test"], MESSAGE)
 
 
-def many(port: int, messages: int, kind: str) -> None:
-    context = trusting()
+def send_many(port: int, messages: int, kind: str) -> None:
+    context = unverified_context()
     for _ in range(messages):
-        one(port, kind, context)
+        send_one(port, kind, context)
 
 
 def main(port: int, messages: int, kind: str, sessions: int) -> int:
     shares = [messages // sessions + (number < messages % sessions) for number in range(sessions)]
-    senders = [multiprocessing.Process(target=many, args=(port, share, kind)) for share in shares]
+    senders = [multiprocessing.Process(target=send_many, args=(port, share, kind)) for share in shares]
     for sender in senders:
         sender.start()
     for sender in senders:

@@ -1,12 +1,12 @@
-"""A paced sender: messages at an even rate over reused connections, and how long each reply took.
+"""A paced sender: messages at an even rate over reused connections, with the time to each reply.
 
-    python -m benchmarks.pace PORT MESSAGES RATE [SESSIONS]
+    python -m benchmarks.paced_senderd_sender PORT MESSAGES RATE [SESSIONS]
 
-Speaks as smtp-source does, one command at a time. A message is due when its time has come, whether or not
-those before it are done (an open loop); it waits for a session only if all are busy. It never sleeps, since a
-timer would send in bursts. Prints one line of JSON, times in seconds: `replies` {p50, p99, max} from the
-write of a command to the read of its reply, `messages` {...} from the moment a message was due to its last
-reply, and `rate`, the messages a second that went out.
+It sends one command at a time, like smtp-source. A message is due at a fixed time, whether or not earlier
+ones are done (an open loop); it waits for a session only if all are busy. The sender never sleeps, because a
+timer would send in bursts. It prints one line of JSON with times in seconds: `replies` {p50, p99, max} from
+the write of a command to the read of its reply, `messages` {...} from the time when a message was due to its
+last reply, and `rate`, the messages sent per second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import sys
 from time import perf_counter
 
-from benchmarks.groups import connect
+from benchmarks.pipelined_sender import connect
 
 COMMANDS = (
     b"MAIL FROM:<foo@client.test>\r\n",
@@ -30,7 +30,7 @@ TIMEOUT = 30.0
 
 
 class Session:
-    """One connection and where it is in its message."""
+    """A connection, and its position in a message."""
 
     __slots__ = ("due", "position", "sent", "socket")
 
@@ -41,13 +41,13 @@ class Session:
 
 
 def percentiles(times: list[float]) -> dict[str, float]:
-    """The median, the 99th percentile and the longest."""
+    """Return the median, the 99th percentile and the maximum."""
     times.sort()
     return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100], "max": times[-1]}
 
 
 def send(port: int, messages: int, rate: float, sessions: int) -> dict[str, object]:
-    """Send `messages`, `rate` of them a second."""
+    """Send `messages` at a rate of `rate` per second, and return the times."""
     pool = [Session(connect(port)) for _ in range(sessions)]
     busy = {
         session.socket.fileno(): session for session in pool
@@ -79,7 +79,7 @@ def send(port: int, messages: int, rate: float, sessions: int) -> dict[str, obje
             replies.append(now - session.sent)
             session.position += 1
             if reply[:1] not in (b"2", b"3") or not reply.endswith(b"\n"):
-                raise SystemExit(f"not hoped for: {reply!r}")
+                raise SystemExit(f"unexpected reply: {reply!r}")
             if session.position == len(COMMANDS):
                 whole.append(now - session.due)
                 pool.append(session)

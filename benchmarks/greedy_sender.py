@@ -1,9 +1,9 @@
-"""A client that takes all it can get: a million NOOPs in a pipeline, or a message that does not end.
+"""A greedy sender: a million pipelined NOOPs, or a message that does not end.
 
-    python -m benchmarks.flood PORT AMOUNT noops|data SECONDS
+    python -m benchmarks.greedy_sender PORT AMOUNT noops|data SECONDS
 
-AMOUNT is a number of NOOPs or of MiB; it stops after SECONDS if that is sooner. Prints an empty line
-when it is about to begin, and one line of JSON at its end: `amount` done and `seconds` it took.
+AMOUNT is the number of NOOPs or of MiB; it stops after SECONDS at the latest. It prints an empty line before
+it begins, and one line of JSON at the end: the `amount` that was done, and the `seconds` that it took.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 
-from benchmarks.groups import connect
+from benchmarks.pipelined_sender import connect
 
 BATCH = 1000
 NOOPS = b"NOOP\r\n" * BATCH
@@ -24,7 +24,7 @@ MEBIBYTE = 1 << 20
 
 
 def noops(client: socket.socket, amount: int, end: float) -> int:
-    """Write NOOPs as fast as they are taken and read the replies as they come: how many were answered."""
+    """Send NOOPs as fast as the server reads them, and return how many were answered."""
     client.setblocking(False)
     unsent, answered, rest = amount, 0, b""
     while answered < amount and time.monotonic() < end:
@@ -38,17 +38,17 @@ def noops(client: socket.socket, amount: int, end: float) -> int:
         if readable:
             replies = client.recv(1 << 18)
             if not replies:
-                raise SystemExit(f"hung up after {answered} NOOPs")
+                raise SystemExit(f"connection closed after {answered} NOOPs")
             answered += replies.count(b"\n")
     return answered
 
 
 def data(client: socket.socket, amount: int, end: float) -> int:
-    """Write a body as fast as it is taken: how many MiB went out."""
+    """Send a body as fast as the server reads it, and return how many MiB were sent."""
     for command in (b"MAIL FROM:<foo@client.test>\r\n", b"RCPT TO:<foo@sink.test>\r\n", b"DATA\r\n"):
         client.sendall(command)
         if (reply := client.recv(512))[:1] not in (b"2", b"3"):
-            raise SystemExit(f"not hoped for: {reply!r}")
+            raise SystemExit(f"unexpected reply: {reply!r}")
     sent = 0
     while sent < amount * MEBIBYTE and time.monotonic() < end:
         client.sendall(PIECE)
