@@ -8,17 +8,17 @@ import smtplib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import pytest
 from conftest import Certificate
+from engines import make_engine
 from external_programs import path_of, requires
 from program import Program, run
 
 from blackhole.process import auth_file
 from blackhole.settings import OperatorError
 from blackhole.smtp.auth import MECHANISMS
-from blackhole.smtp.session import Session, SMTPEngine
+from blackhole.smtp.session import Session
 from blackhole.smtp.state import ListenerConfig
 
 PASSWORD = "xyzzy-plugh"
@@ -90,7 +90,7 @@ def session_for_ann() -> Session:
     config = ListenerConfig(
         hostname="mx.test", auth=True, auth_plaintext=True, passwords={b"ann": PASSWORD.encode()}
     )
-    session = SMTPEngine(config, Random(7)).session()
+    session = make_engine(config=config).session()
     session.greet()
     return session
 
@@ -119,11 +119,7 @@ def test_cram_md5_challenges_are_unique() -> None:
 @pytest.mark.parametrize("mechanism", [row.name for row in MECHANISMS])
 def test_credentials_are_redacted_in_the_trace(mechanism: str) -> None:
     traced: list[bytes] = []
-    engine = SMTPEngine(
-        ListenerConfig(auth=True, auth_plaintext=True),
-        Random(7),
-        lambda session, way, line: traced.append(line),
-    )
+    engine = make_engine(auth=True, auth_plaintext=True, trace=lambda session, way, line: traced.append(line))
     session = engine.session()
     session.greet()
     text = b64(
@@ -138,9 +134,7 @@ def test_credentials_are_redacted_in_the_trace(mechanism: str) -> None:
 
 def test_credentials_are_redacted_in_the_trace_where_auth_is_off() -> None:
     traced: list[bytes] = []
-    session = SMTPEngine(
-        ListenerConfig(), Random(7), lambda session, way, line: traced.append(line)
-    ).session()
+    session = make_engine(trace=lambda session, way, line: traced.append(line)).session()
     session.greet()
     replies(session, f"AUTH PLAIN {b64(PASSWORD)}")
     assert traced[-2:] == [b"AUTH PLAIN ...", b"502 5.5.1 Command not implemented"]

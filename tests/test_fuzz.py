@@ -68,8 +68,8 @@ def test_run_of_random_inputs_has_no_findings() -> None:
 def test_run_finds_a_session_that_keeps_too_many_octets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(inputs, "LINE", 3)
-    monkeypatch.setattr(inputs, "AUTH_LINE", 3)
+    monkeypatch.setattr(inputs, "MAX_LINE", 3)
+    monkeypatch.setattr(inputs, "MAX_AUTH_LINE", 3)
     harness.cache_clear()
     try:
         assert fuzz_inputs(100, seed=7, workers=1)
@@ -87,7 +87,7 @@ def test_block_depends_on_its_seed_and_number_only() -> None:
     for _ in range(2):
         source = Random("7 1")
         kind = random_kind(source)
-        generated.append([*inputs.generate(source, kind.phrases), kind.config.mode.encode()])
+        generated.append([*inputs.generate(source, kind.phrases), kind.mode.encode()])
     assert generated[0] == generated[1]
 
 

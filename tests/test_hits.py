@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from random import Random
 
 import pytest
+from engines import make_engine
 from program import Program, run, wait_for
 from test_report import succeeded
 from test_simulator import outcome
@@ -22,8 +22,8 @@ from test_web import Sink, ask, figures, post
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import MAX_RULE_NAMES, RULE_HITS_START
 from blackhole.rules.scenario_file import parse_rules
-from blackhole.smtp.session import Session, SMTPEngine
-from blackhole.smtp.state import ListenerConfig
+from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.session import Session
 
 # In the engine
 
@@ -32,7 +32,7 @@ def engine(text: str, strict: bool = False) -> SMTPEngine:
     """One whose rules are counted in the cells 10001, 10002, ..."""
     read = enumerate(parse_rules(text, "test"), 10001)
     rules = tuple(replace(rule, counter=cell) for cell, rule in read)
-    return SMTPEngine(ListenerConfig(rules=rules, strict=strict), Random(7))
+    return make_engine(rules, strict=strict)
 
 
 def spoke(session: Session) -> list[int]:
@@ -91,7 +91,7 @@ def test_a_rule_is_counted_before_the_handshake_too() -> None:
 
 def test_without_a_cell_nothing_is_counted() -> None:
     """As for the rules of a mode."""
-    session = SMTPEngine(ListenerConfig(mode="unavailable"), Random(7)).session()
+    session = make_engine(mode="unavailable").session()
     session.greet()
     assert len(session.counted_events) == 1
 

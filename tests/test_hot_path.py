@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import shutil
 import socket
@@ -13,12 +12,11 @@ from pathlib import Path
 from types import NoneType
 
 import pytest
+from engines import make_engine
 from program import Program, wait_for
 from tornado.iostream import IOStream
 
 from blackhole.net.direct import DirectStream
-from blackhole.smtp.session import SMTPEngine
-from blackhole.smtp.state import ListenerConfig
 
 MESSAGES = 400
 SESSIONS = 5
@@ -78,7 +76,7 @@ def test_a_connection_costs_five_calls_of_its_own(tmp_path: Path) -> None:
 def test_a_body_leaves_no_trace_in_memory() -> None:
     """What a session allocates does not depend on how long the message is."""
     tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy does not tell what is allocated")
-    session = SMTPEngine(ListenerConfig(), random.Random(7)).session()
+    session = make_engine().session()
     session.greet()
     session.receive(b"DATA\r\n")
     chunk = (b"x" * 62 + b"\r\n") * 1024

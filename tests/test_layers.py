@@ -31,17 +31,6 @@ CIRCLES: list[tuple[str, ...]] = [
 ]
 """Circles of imports that are left: to be removed."""
 
-UPWARD: frozenset[tuple[str, str]] = frozenset(
-    (
-        *(
-            ("smtp.session", f"rules.{module}")
-            for module in ("attempt_store", "context", "evaluator", "faults", "listener_rules", "model")
-        ),
-        ("smtp.state", "rules.model"),
-    )
-)
-"""Imports that still point up, (importer, imported): to be removed one by one."""
-
 PURE = frozenset(
     (
         *("__future__", "binascii", "bisect", "collections", "collections.abc", "dataclasses", "enum"),
@@ -131,7 +120,7 @@ def test_imports_point_down() -> None:
     upward = {
         (module, inner) for module in MODULES for inner in imported(module) if rank(inner) > rank(module)
     }
-    assert upward == UPWARD
+    assert upward == set()
 
 
 def circles() -> list[tuple[str, ...]]:
@@ -152,7 +141,7 @@ def test_no_imports_go_in_a_circle() -> None:
 
 @pytest.mark.parametrize("module", sorted(one for one in MODULES if one.split(".")[0] in ("smtp", "rules")))
 def test_the_protocol_and_the_rules_are_pure(module: str) -> None:
-    below = {inner for inner in imported(module) if (module, inner) in UPWARD or rank(inner) <= rank(module)}
+    below = {inner for inner in imported(module) if rank(inner) <= rank(module)}
     own = {"blackhole"} | {f"blackhole.{inner}" for inner in below}
     allowed = PURE | READS_FILES.get(module, frozenset())
     assert {full for full in imports(MODULES[module]) if full not in allowed and full not in own} == set()

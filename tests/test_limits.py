@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Certificate
+from engines import EVENT_NUMBERS
 from program import Program, descriptors, free_port, status, wait_for
 from service import Serve, Service
 from transcript import PATIENCE
@@ -22,7 +23,6 @@ from transcript import PATIENCE
 from blackhole.net import connection, direct, server
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.direct import DirectStream
-from blackhole.smtp.state import cell
 
 BUSY = b"421 4.3.2 Too many connections, try again later\r\n"
 CROWDED = b"421 4.7.0 Too many connections from your network\r\n"
@@ -77,7 +77,7 @@ def test_who_finds_no_room_is_told_so_at_once(
         with dial(service.address) as surplus:
             assert rest(surplus) == BUSY
     assert time.monotonic() - began < 5
-    assert service.cells[cell("CONNECT", 421)] == 20
+    assert service.cells[EVENT_NUMBERS.reply("CONNECT", 421)] == 20
     inside[0].close()
     wait_for(lambda: service.open() == 2, "one has left")
     greeted(clients, service)
@@ -359,7 +359,7 @@ def test_one_client_cannot_take_it_all(serve: Serve, clients: ExitStack) -> None
     for _ in range(10):
         with dial(service.address) as surplus:
             assert rest(surplus) == CROWDED
-    assert service.cells[cell("CONNECT", 421)] == 10
+    assert service.cells[EVENT_NUMBERS.reply("CONNECT", 421)] == 10
     inside[0].close()
     wait_for(lambda: service.open() == 4, "one has left")
     greeted(clients, service)

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import Certificate
+from engines import EVENT_NUMBERS
 from external_programs import output_of, path_of, requires
 from postfix import RECIPIENT, SENDER, Postfix, requires_postfix
 from program import (
@@ -34,7 +35,6 @@ from test_clients import message
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
-from blackhole.smtp.state import ACCUSED
 from blackhole.smtp.violations import LEVELS, NUMBER, VIOLATIONS
 
 """A fixture; pytest takes it from here."""
@@ -44,7 +44,7 @@ def figures(**violations: int) -> Snapshot:
     stats = Counters(1)
     cells = stats.cells(stats.allocate_row())
     for rule, count in violations.items():
-        cells[ACCUSED + NUMBER[rule.replace("_", "-")]] = count
+        cells[EVENT_NUMBERS.violation(rule.replace("_", "-"))] = count
     return stats.snapshot()
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
+from engines import make_engine, make_policy
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore, count_attempt
-from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.evaluator import RuleEnvironment, RuleEvaluator
 from blackhole.rules.scenario_file import parse_rules
-from blackhole.smtp.session import Session, SMTPEngine
-from blackhole.smtp.state import ListenerConfig
+from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
 
 
@@ -22,8 +21,10 @@ def codes(session: Session, *lines: str) -> list[str]:
 def replace_rules(old: SMTPEngine, *rules: str, memory: AttemptStore = NULL_STORE) -> SMTPEngine:
     """Replace the rules of an engine, and return its successor."""
     text = "".join(f"[[rule]]\n{rule}\n" for rule in rules)
-    return old.replace_rules(
-        (parse_rules(text, "successor") if rules else ()), RuleEnvironment(memory=memory)
+    return old.replace_policy(
+        make_policy(
+            parse_rules(text, "successor") if rules else (), environment=RuleEnvironment(memory=memory)
+        )
     )
 
 
@@ -32,33 +33,31 @@ TO_MAIL = ("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>")
 
 
 def test_a_session_follows_replaced_rules_from_its_next_command_on() -> None:
-    engine = SMTPEngine(ListenerConfig(), Random(7))
+    engine = make_engine()
     session = engine.session()
     session.greet()
     assert codes(session, "HELO client.test", *TO_MAIL, "RSET") == ["250"] * 4
     successor = replace_rules(engine, LATER)
-    session.busy = True
     assert codes(session, *TO_MAIL) == ["250", "451"]
     assert session.engine is successor
     assert codes(successor.session(), *TO_MAIL) == ["250", "451"]
 
 
 def test_a_transaction_ends_under_the_rules_under_which_it_began() -> None:
-    engine = SMTPEngine(ListenerConfig(), Random(7))
+    engine = make_engine()
     session = engine.session()
     session.greet()
     assert codes(session, TO_MAIL[0]) == ["250"]
-    replace_rules(replace_rules(engine), LATER)
-    session.busy = True
+    successor = replace_rules(replace_rules(engine), LATER)
     assert codes(session, TO_MAIL[1], "DATA") == ["250", "354"]
-    assert session.busy
+    assert session.engine is engine
     assert codes(session, "a body\r\n.", *TO_MAIL) == ["250", "250", "451"]
     assert codes(session, "RSET") == ["250"]
-    assert not session.busy, "the fast path is in use again"
+    assert session.engine is successor
 
 
 def test_an_auth_exchange_ends_under_the_rules_under_which_it_began() -> None:
-    engine = SMTPEngine(ListenerConfig(auth=True, auth_plaintext=True), Random(7))
+    engine = make_engine(auth=True, auth_plaintext=True)
     session = engine.session()
     session.greet()
     assert codes(session, "EHLO client.test", "AUTH LOGIN") == ["250", "334"]
@@ -68,31 +67,28 @@ def test_an_auth_exchange_ends_under_the_rules_under_which_it_began() -> None:
 
 
 def test_a_client_that_was_not_greeted_yet_is_greeted_under_the_new_rules() -> None:
-    engine = SMTPEngine(ListenerConfig(), Random(7))
+    engine = make_engine()
     session = engine.session()
     replace_rules(engine, 'phase = "CONNECT"\nreply = "554 5.3.2 No"')
     assert session.greet() == b"554 5.3.2 No\r\n"
 
 
 def test_a_client_refused_at_connect_stays_refused_under_the_new_rules() -> None:
-    engine = SMTPEngine(ListenerConfig(mode="offline"), Random(7))
+    engine = make_engine(mode="offline")
     session = engine.session()
     assert session.greet()[:3] == b"521"
     replace_rules(engine, 'phase = "CONNECT"\nreply = "accept"')
-    session.busy = True
     assert codes(session, *TO_MAIL, "QUIT") == ["503", "503", "221"]
 
 
 def test_new_rules_know_the_client_address_and_its_earlier_helo() -> None:
-    engine = SMTPEngine(ListenerConfig(), Random(7))
+    engine = make_engine()
     session = engine.session(client="192.0.2.1")
     session.greet()
     assert codes(session, "HELO client.test") == ["250"]
     successor = replace_rules(engine, f'{LATER}\nclient = "192.0.2.0/24"\nhelo = "nobody"')
-    session.busy = True
     assert codes(session, "HELO me.test", "VRFY x") == ["250", "252"]
     replace_rules(successor, f'{LATER}\nclient = "192.0.2.0/24"\nhelo = "me.test"')
-    session.busy = True
     assert codes(session, *TO_MAIL) == ["250", "451"]
 
 
@@ -103,29 +99,26 @@ ONE_MESSAGE = 'throttle = { messages = 1, per = "connection" }\nreply = "450 4.7
 @pytest.mark.parametrize("same", [True, False], ids=["same store", "another store"])
 def test_used_quotas_and_slots_are_kept_if_the_store_is_the_same(same: bool) -> None:
     store = AttemptTable(sets=64)
-    engine = replace_rules(SMTPEngine(ListenerConfig(), Random(7)), ONE_CONNECTION, ONE_MESSAGE, memory=store)
+    engine = replace_rules(make_engine(), ONE_CONNECTION, ONE_MESSAGE, memory=store)
     session = engine.session()
     assert session.greet()[:3] == b"220"
     assert codes(session, TO_MAIL[0], "RSET") == ["250", "250"]
     replace_rules(engine, ONE_CONNECTION, ONE_MESSAGE, memory=store if same else ScopedStore(store, b"2"))
-    session.busy = True
     assert codes(session, TO_MAIL[0]) == ["450" if same else "250"]
-    other = replace_rules(SMTPEngine(ListenerConfig(), Random(7)), ONE_CONNECTION, memory=store)
+    other = replace_rules(make_engine(), ONE_CONNECTION, memory=store)
     assert other.session().greet()[:3] == (b"421" if same else b"220")
-    assert session.evaluator is not None
-    session.evaluator.leave()
+    session.closed()
     assert other.session().greet()[:3] == (b"220" if same else b"421")
 
 
 def test_a_session_has_no_evaluator_once_all_rules_are_removed() -> None:
     store = AttemptTable(sets=64)
-    engine = replace_rules(SMTPEngine(ListenerConfig(), Random(7)), ONE_CONNECTION, memory=store)
+    engine = replace_rules(make_engine(), ONE_CONNECTION, memory=store)
     session = engine.session()
     session.greet()
     replace_rules(engine)
-    session.busy = True
     assert codes(session, "NOOP") == ["250"]
-    assert session.evaluator is None
+    assert not isinstance(session.policy, RuleEvaluator)
     assert engine.session().greet()[:3] == b"220", "its slot is free"
 
 

@@ -16,12 +16,13 @@ from contextlib import suppress
 
 import pytest
 from conftest import Certificate
+from engines import EVENT_NUMBERS
 from program import Program
 from service import Serve, Service
 from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
 
 from blackhole.metrics.layout import CELL_INDEX
-from blackhole.smtp.state import PHASES, cell
+from blackhole.smtp.state import PHASES
 
 TRANSCRIPTS = every()
 
@@ -317,7 +318,7 @@ def test_a_fault_of_ours_costs_one_connection(serve: Serve, caplog: pytest.LogCa
         raise ZeroDivisionError("a fault")
 
     service = serve()
-    service.server.engine.entries[b"VRFY"].do = fail  # type: ignore[misc, assignment]
+    service.server.engine.commands[b"VRFY"].do = fail  # type: ignore[misc, assignment]
     with connect(service) as client, connect(service) as other:
         client.sendall(b"VRFY bob\r\n")
         assert until_closed(client) == b"421 4.3.0 Internal error, closing transmission channel\r\n"
@@ -362,10 +363,10 @@ def test_what_was_said_is_counted(serve: Serve) -> None:
         ("QUIT", 221): 1,
     }
     counted = {
-        (phase, code): service.cells[cell(phase, code)]
+        (phase, code): service.cells[EVENT_NUMBERS.reply(phase, code)]
         for phase in PHASES
         for code in range(200, 600)
-        if service.cells[cell(phase, code)]
+        if service.cells[EVENT_NUMBERS.reply(phase, code)]
     }
     assert counted == wanted
     assert service.cells[CELL_INDEX["received_bytes"]] == len(said)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from random import Random
 
 import pytest
+from engines import make_engine
 from transcript import ENDS, FOLDER, Transcript, every
 
 from blackhole import settings
@@ -14,7 +14,6 @@ from blackhole.option_table import OPTIONS, Option
 from blackhole.rules.modes import MODES
 from blackhole.smtp import commands, extensions, replies
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.session import SMTPEngine
 from blackhole.smtp.state import PHASES, ListenerConfig
 
 pytestmark = pytest.mark.pure
@@ -79,7 +78,7 @@ def test_a_reply_is_well_formed(one: Reply) -> None:
 
 def test_only_greeting_and_hello_have_no_enhanced_code() -> None:
     """RFC 2034 4 exempts them."""
-    host = SMTPEngine(ListenerConfig(), Random(7)).host
+    host = make_engine().constants
     assert {one.enhanced for one in (host.greeting, host.helo, host.ehlo, host.ehlo_secure)} == {""}
     assert {one.enhanced for one in host.help.values()} == {"2.0.0"}
 

@@ -8,11 +8,11 @@ import subprocess
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from engines import make_engine, tracker_of
 from external_programs import path_of, requires
 from postfix import QUICK_RETRIES, SENDER, Postfix, requires_postfix
 from program import Program, run, scenario_option, wait_for
@@ -20,11 +20,12 @@ from test_web import Sink, ask, post
 
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import OUTCOMES_START, VIOLATIONS_START
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.net.direct import Selector
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import SETS_PER_SECOND, Worker, WorkerContext
-from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.evaluator import RuleEnvironment, RuleEvaluator
 from blackhole.rules.retries import (
     DEFERRED,
     EVENTS,
@@ -38,8 +39,7 @@ from blackhole.rules.retries import (
 )
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import Settings
-from blackhole.smtp.session import Session, SMTPEngine
-from blackhole.smtp.state import ACCUSED, NOTED, ListenerConfig
+from blackhole.smtp.session import Session
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import SETS, SLOTS_PER_SET, AttemptTable
@@ -65,15 +65,14 @@ class World:
         self.now = 0.0
         self.memory, self.past = AttemptTable(sets=64), AttemptTable(sets=64)
         made = parse_rules(text, "test.toml") if text else ()
-        config = ListenerConfig(hostname="mx.test", mode=mode, rules=made, **more)
         outside = RuleEnvironment(lambda: self.now, self.memory, self.past, lambda: self.now)
-        self.engine = SMTPEngine(config, Random(7), outside=outside)
+        self.engine = make_engine(made, mode, environment=outside, hostname="mx.test", **more)
         self.counts: Counter[str] = Counter()
 
     def arrive(self, client: str = "192.0.2.1", here: str = "192.0.2.25:25") -> Session:
         session = self.engine.session(client=client)
-        assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-        session.evaluator.retry_tracker.set_local_address(lambda: here)
+        assert tracker_of(session) is not None
+        session.policy.set_local_address(lambda: here)
         session.greet()
         session.receive(b"EHLO client.example.com\r\n")
         return session
@@ -83,17 +82,16 @@ class World:
         if politely:
             session.receive(b"QUIT\r\n")
         else:
-            assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-            session.evaluator.retry_tracker.client_gone(session)
+            session.closed()
         self.count(session)
 
     def count(self, session: Session) -> None:
         """What a session has come to."""
         for cell in session.counted_events:
-            if cell >= NOTED:
-                self.counts[EVENTS[cell - NOTED].name] += 1
-            elif cell >= ACCUSED:
-                self.counts[VIOLATIONS[cell - ACCUSED].name] += 1
+            if cell >= OUTCOMES_START:
+                self.counts[EVENTS[cell - OUTCOMES_START].name] += 1
+            elif cell >= VIOLATIONS_START:
+                self.counts[VIOLATIONS[cell - VIOLATIONS_START].name] += 1
 
     def send(
         self,
@@ -253,8 +251,9 @@ def test_a_message_has_no_end_of_recipients() -> None:
     session.receive(b"MAIL FROM:<ann@a>\r\n")
     for number in range(MAX_TRACKED_RECIPIENTS + 5):
         session.receive(b"RCPT TO:<%d@c>\r\n" % number)
-    assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-    assert len(session.evaluator.retry_tracker._answers) == MAX_TRACKED_RECIPIENTS
+    tracker = tracker_of(session)
+    assert tracker is not None
+    assert len(tracker._answers) == MAX_TRACKED_RECIPIENTS
 
 
 # Messages
@@ -391,8 +390,7 @@ def test_who_says_more_before_a_late_reply_may_not_have_heard_it(together: bool)
     session = world.arrive()
     say(session, ("bob@b",), "1@client", b"QUIT\r\n" if together else b"")
     if not together:
-        assert session.evaluator is not None and session.evaluator.retry_tracker is not None
-        session.evaluator.retry_tracker.client_spoke()
+        session.policy.client_sent_early()
     session.resume()
     if together:
         world.count(session)
@@ -498,7 +496,7 @@ def test_tls_does_not_make_another_client() -> None:
 def test_where_all_is_taken_nobody_watches(mode: str, watched: bool) -> None:
     world = World("", mode)
     session = world.engine.session(client="192.0.2.1")
-    assert (session.evaluator is not None and session.evaluator.retry_tracker is not None) is watched
+    assert (isinstance(session.policy, RuleEvaluator) and tracker_of(session) is not None) is watched
 
 
 def test_modes_that_refuse_know_who_comes_again() -> None:
@@ -564,7 +562,7 @@ def figures(**events: int) -> Snapshot:
     stats = Counters(1)
     cells = stats.cells(stats.allocate_row())
     for number, event in enumerate(EVENTS):
-        cells[NOTED + number] = events.get(event.name, 0)
+        cells[OUTCOMES_START + number] = events.get(event.name, 0)
     return stats.snapshot()
 
 

@@ -14,11 +14,10 @@ from tornado.iostream import StreamClosedError
 
 from blackhole.addresses import to_bytes
 from blackhole.metrics.counters import record
-from blackhole.metrics.layout import CELL_INDEX
+from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS
 from blackhole.smtp.replies import (
-    IMPROPER_PIPELINING,
     INTERNAL_ERROR,
     SERVER_STOPPING,
     SESSION_TIMEOUT,
@@ -28,7 +27,6 @@ from blackhole.smtp.replies import (
     NextAction,
     Reply,
 )
-from blackhole.smtp.state import ACCUSED
 
 if TYPE_CHECKING:
     from blackhole.net.admission import ClientUsage
@@ -132,12 +130,8 @@ class Connection:
                     await self._suffer(session.next_action, b"")
                     return
                 await self._secure()
-            if (
-                session.evaluator is not None
-                and session.evaluator.retry_tracker is not None
-                and server.parser is None
-            ):
-                session.evaluator.retry_tracker.set_local_address(lambda: str(stream.socket.getsockname()))
+            if server.parser is None:
+                session.policy.set_local_address(lambda: str(stream.socket.getsockname()))
             out = session.greet()
             if (session.sampled or server.strict) and out and stream.early():
                 out = session.client_spoke_first(out)
@@ -150,7 +144,7 @@ class Connection:
                     await self._push(held)
                 if next_action in PAUSES:
                     out = await self._pause(next_action)
-                elif next_action is NextAction.CLOSE and session.left:
+                elif next_action is NextAction.CLOSE and session.quit_received:
                     return
                 elif next_action is NextAction.START_TLS:
                     await self._secure()
@@ -166,7 +160,8 @@ class Connection:
             log.exception("fault in the conversation with %s", self.peer)
             self._part(INTERNAL_ERROR)
         finally:
-            if self.session.counted_events or not self.session.left:
+            self.session.closed()
+            if self.session.counted_events or not self.session.quit_received:
                 self._settle()
             server.gone(self)
 
@@ -268,11 +263,7 @@ class Connection:
         if stream.ahead:
             if not self.heard and session.next_action not in PAUSES:
                 out = session.client_spoke_first(out)
-            if session.evaluator is not None and session.evaluator.retry_tracker is not None:
-                session.evaluator.retry_tracker.client_spoke()
-            if session.next_action is NextAction.START_TLS:
-                # It came in the clear, while the reply waited: CVE-2011-0411 once more.
-                out = session.interrupt(IMPROPER_PIPELINING)
+            out = session.client_sent_early(out)
         return out
 
     async def _introduced(self) -> bool:
@@ -322,26 +313,24 @@ class Connection:
     def _settle(self) -> None:
         """Count how a client left that did not say so, and what it did wrong since the last reply left."""
         session, counters = self.session, self.counters
-        if not (session.left or self.closed_by_server):
+        if not (session.quit_received or self.closed_by_server):
             if self.heard:
                 session.record_violation("hung-up-in-body" if session.in_body else "no-quit")
             else:
                 counters[PROBES] += 1
-        if session.evaluator is not None and session.evaluator.retry_tracker is not None and not session.left:
-            session.evaluator.retry_tracker.client_gone(session)
         self._note()
 
     def _note(self) -> None:
         """Count what happened, though no reply leaves any more: all but replies."""
         said, self.session.counted_events = self.session.counted_events, []
-        self._count([cell for cell in said if cell >= ACCUSED], 1)
+        self._count([cell for cell in said if cell >= VIOLATIONS_START], 1)
 
     async def _secure(self) -> None:
         """The TLS handshake, before the greeting or after STARTTLS."""
         self.patience, self.idle = self.server.settings.tls_timeout, 0
         context = self.server.tls
-        if self.session.evaluator is not None and self.session.evaluator.certificate:
-            context = self.server.certificates[self.session.evaluator.certificate]
+        if self.session.certificate:
+            context = self.server.certificates[self.session.certificate]
         assert context is not None
         try:
             await self.stream.handshake(context)
@@ -380,7 +369,7 @@ class Connection:
             self.patience, self.idle = HANG, 0
             while await self.stream.receive():
                 pass
-        elif not self.session.left:
+        elif not self.session.quit_received:
             await self._hang_up(said)
 
     def sweep(self) -> None:

@@ -24,18 +24,19 @@ from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.metrics.counters import record_all
-from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START
+from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, EventNumbers
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import RECEIVED, Connection
 from blackhole.net.direct import DirectStream, Selector
-from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.modes import MODES
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
+from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS, Reply
-from blackhole.smtp.session import SMTPEngine, TraceFunction
-from blackhole.smtp.state import ListenerConfig, cell
+from blackhole.smtp.state import ListenerConfig
 from blackhole.store.active_scenario import NO_SCENARIO, ActiveScenario
 from blackhole.store.client_log import ClientLogWriter
 
@@ -53,6 +54,8 @@ EXCLUSIVE: Final = 1 << 28
 ACCEPT_EVENTS: Final = select.EPOLLIN | EXCLUSIVE
 
 OPEN: Final = CELL_INDEX["open"]
+
+EVENT_NUMBERS: Final = EventNumbers()
 
 YIELD_ACCEPT: Final = 0.001
 """Seconds for which a worker that has more connections than the others leaves the next one to them."""
@@ -114,17 +117,14 @@ def capacity(wanted: int) -> int:
     return max(1, min(wanted, files - RESERVED_FDS))
 
 
-def config(settings: Settings, listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> ListenerConfig:
-    """What the engine needs to know of the settings."""
+def config(settings: Settings, listener: Listener) -> ListenerConfig:
+    """Return what the engine needs to know of the settings."""
     return ListenerConfig(
         hostname=settings.hostname,
         message_size_limit=settings.message_size_limit,
         strict=settings.strict,
-        mode=listener.mode,
         delay=listener.delay,
         starttls=bool(settings.ssl_cert) and not listener.tls,
-        listener=str(listener),
-        rules=scenario.rules,
         bare_newline=settings.bare_newline,
         limits=client_limits(settings) if settings.limits_clients else None,
         dynamic_switch=settings.message_directives,
@@ -147,6 +147,13 @@ def outside(scenario: ActiveScenario) -> RuleEnvironment:
         scenario.attempt_store,
         scenario.outcome_store,
         time.monotonic,
+    )
+
+
+def rule_policy(listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> RulePolicy:
+    """Return the policy of a listener: the rules of the scenario, and behind them those of its mode."""
+    return RulePolicy(
+        scenario.rules, listener.mode, str(listener), Random(), outside(scenario), EVENT_NUMBERS.outcome
     )
 
 
@@ -181,12 +188,13 @@ class SMTPServer(TCPServer):
     ) -> None:
         super().__init__()
         self.listener: Final = listener
-        judging = config(settings, listener, scenario)
+        judging = config(settings, listener)
+        self.policy = rule_policy(listener, scenario)
         self.settings: Final = settings
-        self.engine = SMTPEngine(replace(judging, limits=None), Random(), trace, outside(scenario))
+        self.engine = SMTPEngine(replace(judging, limits=None), Random(), trace, self.policy, EVENT_NUMBERS)
         """Talks to those who are trusted, or to all where nobody is judged."""
         self.judging = (
-            SMTPEngine(judging, Random(), trace, outside(scenario))
+            SMTPEngine(judging, Random(), trace, self.policy, EVENT_NUMBERS)
             if settings.limits_clients
             else self.engine
         )
@@ -226,16 +234,11 @@ class SMTPServer(TCPServer):
         """Obey another scenario: whoever comes from now on; who is here from the next command outside a
         transaction."""
         judging = self.judging
-        self.engine = self.engine.replace_rules(scenario.rules, outside(scenario))
-        self.judging = (
-            judging.replace_rules(scenario.rules, outside(scenario))
-            if self.settings.limits_clients
-            else self.engine
-        )
+        self.policy = rule_policy(self.listener, scenario)
+        self.engine = self.engine.replace_policy(self.policy)
+        self.judging = judging.replace_policy(self.policy) if self.settings.limits_clients else self.engine
         # Not those alone that its rules name: a handshake may be about to use another.
         self.certificates = {**self.certificates, **scenario.certificates}
-        for client in self.connections:
-            client.session.busy = True
 
     def take(self, fd: int, address: tuple[object, ...], selector: Selector) -> None:
         """A client is here."""
@@ -257,7 +260,7 @@ class SMTPServer(TCPServer):
 
     def count(self, refusal: Reply) -> None:
         """A client heard this in place of a greeting."""
-        self.counters[cell("CONNECT", refusal.code)] += 1
+        self.counters[EVENT_NUMBERS.reply("CONNECT", refusal.code)] += 1
 
     def warn_limited(self, text: str, *values: object) -> None:
         """Log what may happen a thousand times a second, but not as often."""
@@ -300,8 +303,6 @@ class SMTPServer(TCPServer):
         """A connection has ended."""
         self.connections.discard(client)
         self.counters[OPEN] -= 1
-        if client.session.evaluator is not None:
-            client.session.evaluator.leave()
         self.counters[RECEIVED] += client.heard - client.counted
         self.sent.append(client.session.messages)
         if client.usage is not None:
@@ -343,7 +344,7 @@ class SMTPServer(TCPServer):
         assert self._client_log is not None
         if self.parser is not None and to_bytes(client.peer) in self.proxies:
             return  # who is behind the proxy is not known yet, or nobody is
-        self._client_log.update(client, client.peer, client.session.messages, client.session.faults)
+        self._client_log.update(client, client.peer, client.session.messages, client.session.violation_count)
 
     def _press(self, stressed: bool) -> None:
         """Begin to hurry clients, or to let them take their time."""

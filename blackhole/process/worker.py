@@ -20,7 +20,7 @@ from typing import Final
 import tornado.platform.asyncio  # noqa: F401
 
 from blackhole.metrics.counters import Counters, record
-from blackhole.metrics.layout import CELL_INDEX
+from blackhole.metrics.layout import CELL_INDEX, EventNumbers
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.direct import Selector
@@ -30,9 +30,8 @@ from blackhole.process.logs import printable
 from blackhole.process.plan import ChildContext
 from blackhole.rules.retries import OutcomeStore, mark_if_never_retried
 from blackhole.settings import Listener, OperatorError, Settings
-from blackhole.smtp.session import Session, TraceFunction
-from blackhole.smtp.state import ACCUSED
-from blackhole.smtp.violations import NUMBER
+from blackhole.smtp.engine_tables import TraceFunction
+from blackhole.smtp.state import SessionState
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.control import INITIAL_NUMBER, ControlChannel, OneShotRule, effective_scenario
 from blackhole.store.redis_attempts import RedisAttemptStore
@@ -58,7 +57,7 @@ SETS_PER_SECOND: Final = 64
 CPU: Final = CELL_INDEX["cpu_microseconds"]
 APPLIED_ORDER: Final = CELL_INDEX["applied_order"]
 ACCEPTING: Final = CELL_INDEX["accepting"]
-NEVER_RETRIED: Final = ACCUSED + NUMBER["never-retried"]
+NEVER_RETRIED: Final = EventNumbers().violation("never-retried")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def record_turn(cells: memoryview, waited: int, served: int) -> None:
     record(cells, "service_seconds", served // 1000)
 
 
-def trace(session: Session, direction: str, line: bytes) -> None:
+def trace(session: SessionState, direction: str, line: bytes) -> None:
     """Log a line of the conversation with the id of its transaction, as Blackhole 1.x did with --debug."""
     log.debug("[%010X] %s: %s", session.id, direction, printable(line))
 
@@ -152,8 +151,8 @@ class Worker:
     def _follow_orders(self) -> ActiveScenario:
         """Return the scenario in force, and from now on read every order. Raises OperatorError.
 
-        The sequence matters: an order given meanwhile is either read below, or the process that gave
-        it finds this worker accepting, and waits until the worker has applied it.
+        The sequence matters: who gives an order meanwhile either has it read below, or finds this
+        worker accepting and waits until it has applied the order.
         """
         self._cells[ACCEPTING] = 1
         self._cells[APPLIED_ORDER] = INITIAL_NUMBER
@@ -195,7 +194,7 @@ class Worker:
         outcomes = self._context.scenario.outcome_store
         # With a shared store, the retry that is missing here may have come to another machine.
         alone = not self._context.settings.attempt_store.host
-        if outcomes is not None and alone and any(server.engine.policy.may_refuse for server in self.servers):
+        if outcomes is not None and alone and any(server.policy.rules.may_refuse for server in self.servers):
             self.find_missing_retries(outcomes, time.monotonic())
         for server in self.servers:
             server.sweep()

@@ -1,7 +1,7 @@
-"""The interface of a store of attempts, and how the records in it change.
+"""The store of attempts, as rules see it: what it is asked, and how it answers.
 
-A record changes by a function of what it was, so that a store decides where records are kept and which
-process changes them. A store on another machine answers later, or not at all.
+How a record changes is said by functions of what was known; where records are kept, and who else changes
+them, is the store's affair. One that is on another machine answers later, or not at all.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 Record = tuple[int, float, float]
-"""A count, and the first and the last time in seconds. A new record is (0, now, now)."""
+"""A count, and the first and the last time, in seconds of the rules' clock; of what is new 0, now, now."""
+
 
 Answer = TypeVar("Answer")
 
-Update = Callable[[Record, float], tuple[Record, Answer]]
-"""Takes a record and the time; returns the new record and an answer.
 
-Updates of limiters are functions, or methods of tuples: a store on another machine, which cannot call them,
-sends their name and the values of the tuple.
-"""
+Update = Callable[[Record, float], tuple[Record, Answer]]
+"""What was known, and what time it is -> what is known now, and what was asked. Those of gates are
+functions or methods of tuples: a memory that cannot call them can tell their names, and of what."""
 
 
 class PendingAnswer:
-    """An answer of a store that is still to come. A connection awaits it, and hands the result on."""
+    """An answer that is still to come. Whoever can wait awaits it, and tells the session."""
 
     __slots__ = ()
 
@@ -33,35 +32,29 @@ class PendingAnswer:
 
 
 Slot = bytes | PendingAnswer
-"""A held concurrency slot: its key, or the pending answer for one."""
+"""Where somebody is who counts as being there."""
 
 
 class AttemptStore(Protocol):
-    """What rules need of a store.
+    """What gates remember by. Keys have addresses in them: whoever keeps them hashes them.
 
-    Keys contain addresses, so a store keeps hashes of them. Each method may return a PendingAnswer, or
-    None where the store has no answer.
+    An answer may come later; None: there is none to be had.
     """
 
     def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | PendingAnswer | None:
-        """Change the record of a key and return the answer; with `alone` no other process changes it at the
-        same time."""
+        """Change what is known of a key; `alone` keeps others from changing it at the same time."""
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
-        """Return True if `limit` slots of a key are held; otherwise take one and return False."""
+        """Whether so many are there already; if not, one more is."""
 
-    def release(self, slot: Slot) -> None:
-        """Release a slot taken by `refuse_or_acquire`."""
+    def release(self, place: Slot) -> None:
+        """One that was not barred is there no more. The place is the key, or the answer that came later."""
 
 
 class NullStore:
-    """A store that keeps nothing: every key is new.
-
-    >>> [NullStore().update(b"key", now, count_attempt) for now in (1.0, 2.0)]
-    [1, 1]
-    """
+    """A memory that keeps nothing: everything is new to it."""
 
     def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         return change((0, now, now), now)[1]
@@ -69,7 +62,7 @@ class NullStore:
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool:
         return limit <= 0
 
-    def release(self, slot: Slot) -> None:
+    def release(self, place: Slot) -> None:
         pass
 
 
@@ -77,25 +70,25 @@ NULL_STORE: Final = NullStore()
 
 
 class ScopedStore(NamedTuple):
-    """A part of a store: its keys are those of no other part."""
+    """A memory for what is in force for a while: it knows nothing of what was before, or comes after."""
 
-    store: AttemptStore
-    prefix: bytes
+    memory: AttemptStore
+    mark: bytes
     """Stands before each key."""
 
     def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | PendingAnswer | None:
-        return self.store.update(self.prefix + key, now, change, alone)
+        return self.memory.update(self.mark + key, now, change, alone)
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
-        return self.store.refuse_or_acquire(self.prefix + key, limit)
+        return self.memory.refuse_or_acquire(self.mark + key, limit)
 
-    def release(self, slot: Slot) -> None:
-        self.store.release(self.prefix + slot if isinstance(slot, bytes) else slot)
+    def release(self, place: Slot) -> None:
+        self.memory.release(self.mark + place if isinstance(place, bytes) else place)
 
 
-def count_attempt(record: Record, now: float) -> tuple[Record, int]:
-    """Count an attempt; the answer is its number, from 1."""
-    count, first, _ = record
+def count_attempt(known: Record, now: float) -> tuple[Record, int]:
+    """How many times something was tried, this time included."""
+    count, first, _ = known
     return (count + 1, first, now), count + 1

@@ -1,4 +1,4 @@
-"""Distributions of delays. A delay is made of two uniform draws from [0, 1)."""
+"""A shape: how long delays are, and how they are spread. Drawing takes two even draws from [0, 1)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ import math
 from typing import Final, NamedTuple, Protocol
 
 MAX_DELAY: Final = 3600.0
-"""Seconds. Distributions are cut off here."""
+"""Seconds. A tail of a distribution is cut here."""
 
 
 class DelayDistribution(Protocol):
-    """What rules need of a distribution."""
+    """A spread of delays."""
 
     @property
     def is_random(self) -> bool:
-        """Whether delays differ."""
+        """Whether chance has a part in it."""
 
     def draw(self, first: float, second: float) -> float:
-        """Return the delay in seconds for two uniform draws."""
+        """Seconds."""
 
 
 class Uniform(NamedTuple):
-    """Delays from `least` to `most` seconds.
-
-    >>> Uniform(1, 3).draw(0.5, 0.0)
-    2.0
-    """
+    """Any time from `least` to `most`, all alike; where they are the same, always that."""
 
     least: float
     most: float
@@ -39,7 +35,7 @@ class Uniform(NamedTuple):
 
 
 class Lognormal(NamedTuple):
-    """Half of the delays below `median` seconds and 1 % above `p99`, as with busy servers."""
+    """Half of them below `median`, one in a hundred above `p99`: as the delays of busy servers are."""
 
     median: float
     p99: float
@@ -49,21 +45,21 @@ class Lognormal(NamedTuple):
         return True
 
     def draw(self, first: float, second: float) -> float:
-        # The Box-Muller transform of two uniform draws into a normal one; 1 - first is never 0.
+        # Box and Muller's way from two even draws to a normal one; 1 - first is never 0.
         normal = math.sqrt(-2.0 * math.log(1.0 - first)) * math.cos(2.0 * math.pi * second)
         sigma = math.log(self.p99 / self.median) / NORMAL_P99
         return min(self.median * math.exp(sigma * normal), MAX_DELAY)
 
 
 NORMAL_P99: Final = 2.3263478740408408
-"""The 99th percentile of the standard normal distribution."""
+"""How many standard deviations 99 % of a normal distribution lie below."""
 
 
 class Percentiles(NamedTuple):
-    """Delays by their percentiles, uniform between two of them; the last is the longest delay."""
+    """As many of them below each point as it says, and evenly spread between two; the last is the longest."""
 
     points: tuple[tuple[float, float], ...]
-    """(share from 0 to 1, seconds), both ascending."""
+    """(share from 0 to 1, seconds), both rising."""
 
     @property
     def is_random(self) -> bool:

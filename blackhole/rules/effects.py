@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from blackhole.rules.context import RuleContext
 from blackhole.rules.delays import DelayDistribution
-from blackhole.rules.faults import Fault
+from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import NextAction, Reply
 
 CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
@@ -18,12 +18,14 @@ CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
         "wrong-name": "for another host",
     }
 )
-"""Certificates that no client should trust -> what is wrong with them."""
+"""Certificates that no client should trust, and what is wrong with them."""
+
 
 PLACEHOLDER: Final = re.compile(r"\{(client|helo|sender|recipient|id)\}")
 
+
 MAX_REPLY_LINE: Final = 500
-"""Octets of text in a line of a reply: a line has 512 with its code and CRLF (RFC 5321 section 4.5.3.1.5)."""
+"""Octets. RFC 5321 4.5.3.1.5 has 512 with the code before and the line end behind."""
 
 
 class Template:
@@ -37,10 +39,10 @@ class Template:
         self.lines: Final = lines
 
     def fill(self, context: RuleContext) -> Reply:
-        """Return the reply. What the client sent is shown in printable ASCII, other octets as "?"."""
+        """The reply. What a client said comes back as printable ASCII, whatever it was."""
 
-        def value(placeholder: re.Match[str]) -> str:
-            found = getattr(context, placeholder[1])
+        def value(blank: re.Match[str]) -> str:
+            found = getattr(context, blank[1])
             text = f"{found:010X}" if isinstance(found, int) else found
             text = text.decode("latin-1") if isinstance(text, bytes) else text
             return re.sub("[^ -~]", "?", text)
@@ -50,42 +52,34 @@ class Template:
 
 
 def action_after(code: int) -> NextAction:
-    """Return what follows a reply with this code: 421 closes the connection (RFC 5321 section 3.8)."""
+    """What a reply with this code means for the connection (RFC 5321 3.8)."""
     return NextAction.CLOSE if code == 421 else NextAction.READ
 
 
 class Effect(NamedTuple):
-    """What a rule does. Without anything set the command is done, and no further rule is asked."""
+    """What a rule says to do. One that says nothing means: go on, and ask no further rule."""
 
     replies: tuple[Reply | Template, ...] = ()
-    """Replies to draw from: 2xx after the command is done, others instead of it."""
+    """To pick one from. One of 2xx is said when the command was done, any other in its place."""
     delay: DelayDistribution | None = None
     fault: Fault | None = None
     replaces_command: bool = False
-    """The fault replaces the command, which is not done."""
+    """The fault comes in place of the command."""
     hide: tuple[str, ...] = ()
-    """EHLO keywords to leave out."""
+    """EHLO keywords that are not offered."""
     add: tuple[str, ...] = ()
-    """EHLO lines to add."""
+    """EHLO lines that are offered besides."""
     certificate: str = ""
-    """Name in CERTIFICATES of the certificate to show in place of the listener's."""
+    """A name of CERTIFICATES: what the handshake shows in place of ours."""
 
     def choose_reply(self, draw: float, context: RuleContext) -> Reply | None:
-        """Return the reply for a draw from [0, 1); None if the rule has none."""
+        """The reply, if there is one."""
         if not self.replies:
             return None
-        reply = self.replies[int(draw * len(self.replies))]
-        return reply.fill(context) if isinstance(reply, Template) else reply
+        picked = self.replies[int(draw * len(self.replies))]
+        return picked.fill(context) if isinstance(picked, Template) else picked
 
     @property
     def is_random(self) -> bool:
-        """Whether a reply or a delay is drawn."""
+        """Whether chance has a part in it."""
         return len(self.replies) > 1 or (self.delay is not None and self.delay.is_random)
-
-
-def mask_ehlo(offer: Reply, effect: Effect) -> Reply:
-    """The answer to EHLO without the keywords that are hidden, and with those that are added."""
-    hidden = {keyword.upper() for keyword in effect.hide}
-    host, *lines = offer.lines
-    shown = (line for line in lines if line.split(" ")[0].upper() not in hidden)
-    return Reply(offer.code, offer.enhanced, host, *shown, *effect.add, next_action=offer.next_action)

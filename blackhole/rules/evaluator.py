@@ -1,336 +1,305 @@
-"""A judge: asks the rules on behalf of one session, and tells it what they say.
-
-There is one where there are rules, and none where there are none. It knows the rules that its
-client can meet, keeps what they look at from one command to the next, and leaves what they want
-done to the reply where the session finds it.
-"""
+"""The rule evaluator: decides on the commands of one session by the rules of its listener."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from blackhole.rules import model
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer, count_attempt
 from blackhole.rules.context import RuleContext
-from blackhole.rules.effects import mask_ehlo
-from blackhole.rules.faults import Fault
 from blackhole.rules.listener_rules import ListenerRules
-from blackhole.rules.model import Decision, PendingDecision
-from blackhole.rules.retries import OutcomeStore, RetryTracker
+from blackhole.rules.model import Rule
+from blackhole.rules.retries import EVENTS, OutcomeStore, RetryTracker
 from blackhole.rules.table import RuleTable
 from blackhole.smtp import replies
-from blackhole.smtp.header_section import MOST, HeaderCollector, fields
+from blackhole.smtp.faults import Fault
+from blackhole.smtp.header_section import MOST, fields
+from blackhole.smtp.policy import Decision, NoSessionPolicy, PendingDecision, SessionPolicy
 from blackhole.smtp.randomness import RandomSource
-from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import GREETED, SessionState
+from blackhole.smtp.state import GREETED, PHASES, SessionState
 
-TOLD: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
-"""Phases that change what is known of a case, or hang on what was refused before."""
+ENVELOPE: Final = frozenset(("MAIL", "RCPT"))
+
+CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
+"""Phases that change the context of rules, or depend on what was refused before."""
+
+OUT_OF_SEQUENCE: Final[Mapping[tuple[str, str], Decision]] = MappingProxyType(
+    {
+        ("MAIL", "RCPT"): Decision(replies.BAD_SEQUENCE, replaces_command=True),
+        ("MAIL", "DATA"): Decision(replies.BAD_SEQUENCE, replaces_command=True),
+        ("RCPT", "DATA"): Decision(replies.NO_RECIPIENT, replaces_command=True),
+    }
+)
+"""Without an accepted sender there are no recipients, and without a recipient no message (RFC 5321 3.3): by
+the phase that was refused and the phase that follows, where no recipient was accepted."""
 
 
 class RuleEnvironment(NamedTuple):
-    """What rules want to know of the world, which the engine knows nothing of."""
+    """What rules know of the world."""
 
     clock: Callable[[], float] = lambda: 0.0
-    """Seconds since the server started."""
+    """Returns the seconds since the rules came into force."""
     memory: AttemptStore = NULL_STORE
-    """What was tried before."""
+    """Counts attempts and open connections."""
     past: OutcomeStore | None = None
-    """What became of messages; None: nobody wants to know."""
+    """Knows what became of messages; None: retries are not tracked."""
     steady: Callable[[], float] = lambda: 0.0
-    """Seconds of a clock that nothing sets back, for what is past."""
+    """Returns the seconds of a clock that is never set back, by which retries are told apart."""
 
 
 NO_ENVIRONMENT: Final = RuleEnvironment()
 
 
-def judged(policy: ListenerRules, phase: str) -> bool:
-    """Whether a judge has to hear of the commands of this phase."""
+def _asks(rules: ListenerRules, phase: str) -> bool:
+    """Return whether a session has to ask about the commands of a phase."""
     return (
-        phase in policy.phases
-        # A refusal in place of the greeting has a word in all that follows.
-        or "CONNECT" in policy.phases
-        or ((policy.keeps_context or policy.may_refuse) and phase in TOLD)
-        or (policy.may_refuse and phase in (".", "QUIT"))
+        phase in rules.phases
+        # After a refusal in place of the greeting, the replies are the rules' and not the client's fault.
+        or "CONNECT" in rules.phases
+        or ((rules.keeps_context or rules.may_refuse) and phase in CONTEXT_PHASES)
+        or (rules.may_refuse and phase in (".", "QUIT"))
     )
+
+
+class RulePolicy:
+    """The policy of a listener that has rules or a mode.
+
+    `outcome_number` returns the number of the event for an outcome of the retry tracker, by its name.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        mode: str,
+        listener: str,
+        random_source: RandomSource,
+        environment: RuleEnvironment = NO_ENVIRONMENT,
+        outcome_number: Callable[[str], int] = lambda name: 0,
+    ) -> None:
+        self.rules: Final = ListenerRules(rules, mode, listener)
+        self.random_source: Final = random_source
+        self.environment: Final = environment
+        self.phases: Final = frozenset(phase for phase in PHASES if _asks(self.rules, phase))
+        """The phases whose commands a session asks about."""
+        self.tracks_retries: Final = self.rules.may_refuse and environment.past is not None
+        self.reads_header: Final = self.rules.reads_header or self.tracks_retries
+        """Sessions have to collect the header section of each message."""
+        self.event_numbers: Final = tuple(outcome_number(event.name) for event in EVENTS)
+        self._scenario: Final = tuple(rules)
+        self._modes: Final[dict[str, ListenerRules]] = {}
+        self._without_rules: Final = DirectivesPolicy(self)
+
+    def for_session(self, client: str, secure: bool) -> SessionPolicy:
+        """Return the policy for a new session with the client at this address."""
+        if not self.rules.phases:
+            return self._without_rules
+        return RuleEvaluator(self, RuleContext(self.rules.listener, client, secure))
+
+    def in_mode(self, mode: str) -> ListenerRules:
+        """Return the rules of the listener in another mode. Raises KeyError for an unknown mode."""
+        if mode not in self._modes:
+            self._modes[mode] = ListenerRules(self._scenario, mode, self.rules.listener)
+        return self._modes[mode]
+
+
+class DirectivesPolicy(NoSessionPolicy):
+    """The policy of all sessions of a listener without rules: only a message may ask for a mode."""
+
+    __slots__ = ("_policy",)
+
+    def __init__(self, policy: RulePolicy) -> None:
+        self._policy = policy
+
+    def decide(
+        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0, mode: str = ""
+    ) -> Decision | PendingDecision | None:
+        """Decide by the mode that a message asks for."""
+        if not mode:
+            return None
+        context = RuleContext(self._policy.rules.listener, "", session.secure)
+        return RuleEvaluator(self._policy, context).decide(session, phase, argument, size, mode)
 
 
 class RuleEvaluator:
-    """One session's.
+    """The policy of one session: finds the rules that match its commands, and tracks its client's retries.
 
-    After `answer` the session takes `delay` and `fault`, and the connection `certificate`. Where the
-    memory answers later, `learn` goes on.
+    >>> from random import Random
+    >>> from blackhole.rules.scenario import parse_rules
+    >>> from blackhole.smtp.engine import SMTPEngine
+    >>> from blackhole.smtp.state import ListenerConfig
+    >>> rules = parse_rules('''
+    ... [[rule]]
+    ... phase = "RCPT"
+    ... recipient = "nobody@*"
+    ... reply = "550 5.1.1 No such user"
+    ... ''', "example")
+    >>> policy = RulePolicy(rules, "accept", "127.0.0.1:25", Random())
+    >>> session = SMTPEngine(ListenerConfig(), Random(), policy=policy).session()
+    >>> session.receive(b"MAIL FROM:<ann@example.com>\\r\\nRCPT TO:<nobody@example.com>\\r\\n")
+    b'250 2.1.0 Sender OK\\r\\n550 5.1.1 No such user\\r\\n'
     """
 
-    __slots__ = (
-        "_open",
-        "_outside",
-        "_policy",
-        "_random_source",
-        "_tables",
-        "case",
-        "certificate",
-        "delay",
-        "fault",
-        "header",
-        "rejected_at_connect",
-        "retry_tracker",
-    )
+    __slots__ = ("_argument", "_before", "_policy", "_tables", "_tracker", "context")
 
-    def __init__(
-        self, policy: ListenerRules, outside: RuleEnvironment, random_source: RandomSource, case: RuleContext
-    ) -> None:
+    def __init__(self, policy: RulePolicy, context: RuleContext, tracker: RetryTracker | None = None) -> None:
         self._policy = policy
-        self._outside = outside
-        self._random_source = random_source
-        self.case = case
-        self._tables = policy.tables_for(case)
-        self.delay: float | None = None
-        """Seconds that the reply is to be held back."""
-        self.fault: Fault | None = None
-        """What is to be done to the reply."""
-        self.certificate = ""
-        """What is to be shown in the handshake in place of ours: a key of CERTIFICATES."""
-        self.header: HeaderCollector | None = None
-        """The header section of the message under way, if a rule wants to know it."""
-        self._open: tuple[PendingDecision, Callable[[Decision | PendingDecision | None], Reply | NextAction]]
-        """What has to be known before there is an answer, and what is done then."""
-        self.retry_tracker: RetryTracker | None = None
-        """Who sees whether mail comes again, if rules may refuse some."""
-        if policy.may_refuse and outside.past is not None:
-            self.retry_tracker = RetryTracker(outside.past, outside.steady, case.client)
-        self.rejected_at_connect = False
-        """Refused in place of the greeting: nothing but QUIT is served."""
+        self.context = context
+        """What rules look at."""
+        self._tables = policy.rules.tables_for(context)
+        self._argument = b""
+        """The argument of the command that was decided on last."""
+        self._before = b"", b""
+        """Sender and recipient before that command, which hold if it is refused."""
+        self._tracker = tracker
+        if tracker is None and policy.tracks_retries and policy.environment.past is not None:
+            environment = policy.environment
+            self._tracker = RetryTracker(
+                policy.environment.past, environment.steady, context.client, policy.event_numbers
+            )
 
-    def secured(self) -> RuleEvaluator:
-        """The judge under TLS: other rules, and nothing remembered of what was said."""
-        evaluator = RuleEvaluator(self._policy, self._outside, self._random_source, self.case.secured())
-        evaluator.retry_tracker = self.retry_tracker
-        return evaluator
+    # What a session asks, and what it tells: see `blackhole.smtp.policy.SessionPolicy`.
 
-    def leave(self) -> None:
-        """The connection is no more."""
-        for place in self.case.held_slots:
-            self._outside.memory.release(place)
-
-    def hand_over(self, successor: RuleEvaluator | None) -> None:
-        """Leave the session to a judge who knows other rules, or to none.
-
-        He hears what the client has said; and what it has used up, where he has the same memory.
-        """
-        if successor is not None:
-            successor.case.helo, successor.case.refused_phase = self.case.helo, self.case.refused_phase
-            successor.retry_tracker = successor.retry_tracker and self.retry_tracker
-            if successor._outside.memory == self._outside.memory:
-                successor.case.quota_used, successor.case.held_slots = (
-                    self.case.quota_used,
-                    self.case.held_slots,
-                )
-                return
-        self.leave()
-
-    def collect(self) -> None:
-        """A message begins."""
-        if self._policy.reads_header or self.retry_tracker is not None:
-            self.header = HeaderCollector()
-
-    def approach(self, state: SessionState) -> NextAction:
-        """TLS comes before the greeting: rules for STARTTLS say with which certificate, and what fault."""
-        return self._approach(state, self._ask("STARTTLS"))
-
-    def _approach(self, state: SessionState, decision: Decision | PendingDecision | None) -> NextAction:
-        if decision is None:
-            return NextAction.READ
-        if isinstance(decision, PendingDecision):
-            self._open = decision, partial(self._approach, state)
-            return NextAction.LOOKUP
-        state.record_rule_hit(decision.counter)
-        self.certificate = decision.effect.certificate
-        return NextAction.READ if decision.effect.fault is None else decision.effect.fault.next_action
-
-    @property
-    def later(self) -> PendingAnswer:
-        """The answer that is waited for."""
-        return self._open[0].answer
-
-    def learn(self, known: Any) -> Reply | NextAction:
-        """Go on where it was asked, by `answer` or `approach`, with the answer; None: there is none."""
-        pending, go_on = self._open
-        del self._open  # which knows the session, as that knows us
-        return go_on(pending.resume(known))
-
-    def passes(self, phase: str, said: bytes, anew: bool) -> bool:
-        """Whether no rule has a word in a command of this phase with this address or name and no parameters;
-        then it is kept in mind, else nothing has happened. `anew`: there is no transaction.
-
-        With a rule that none of it is for, a message takes 53,000 instructions so; by way of `answer` it
-        took 144,000.
-        """
-        case = self.case
-        if case.refused_phase or self.rejected_at_connect:
-            return False
-        if anew:
-            self._begin()
-        table = self._tables.get(phase)
-        if table is None:
-            case.update(phase, said)
-            return True
-        before = case.sender, case.recipient
-        case.update(phase, said)
-        if self._silent(table):
-            return True
-        case.sender, case.recipient = before
-        return False
-
-    def all_pass(self, state: SessionState, commands: Sequence[tuple[str, bytes]]) -> bool:
-        """The same for a whole transaction, which is done at once or not at all; it is witnessed too."""
-        for number, (phase, said) in enumerate(commands):
-            if not self.passes(phase, said, not number):
-                self._begin()
-                return False
-        if self.retry_tracker is not None:
-            for phase, said in commands:
-                self.retry_tracker.command_answered(state, phase, said, 250)
-        return True
-
-    def ends(self, state: SessionState, message: bytes, octets: int) -> bool:
-        """Whether no rule has a word in the end of this message of so many octets."""
-        table = self._tables.get(".")
-        if table is None:
-            return True
-        if state.stage <= GREETED:
-            self._begin()
-        case = self.case
-        case.update(".", size=octets)
-        if self._policy.reads_header:
-            case.header = fields(message[:MOST])
-        silent = self._silent(table)
-        case.header = ()
-        return silent
-
-    def _begin(self) -> None:
-        """Forget the envelope that was, where there is no transaction."""
-        case = self.case
-        case.sender = case.recipient = b""
-        case.size = 0
-
-    def _silent(self, table: RuleTable) -> bool:
-        """Whether no rule can have a word in the case as it is. To ask changes nothing."""
-        if table.reads_clock:
-            self.case.elapsed = self._outside.clock()
-        return table.cannot_match(self.case)
-
-    def answer(
-        self,
-        state: SessionState,
-        phase: str,
-        do: Callable[[SessionState, Any], Reply],
-        said: Any,
-        policy: ListenerRules | None = None,
-    ) -> Reply:
-        """Ask the rules of the phase; do what they say, or what the client asked for.
-
-        `policy` is asked in place of the listener's, this once.
-        """
-        case = self.case
-        if state.stage <= GREETED:
-            self._begin()
-        if case.refused_phase and not state.recipients:
-            # As with every server that refuses: no recipient without a sender, and no message without one.
-            if case.refused_phase == "MAIL" and phase in ("RCPT", "DATA"):
-                return self._told(state, phase, said, replies.BAD_SEQUENCE)
-            if phase == "DATA":
-                return replies.NO_RECIPIENT
-        before = case.sender, case.recipient
-        address, size = b"", state.octets
-        if phase in ("MAIL", "RCPT"):
-            address, size = said.address, int(said.parameters.get(b"SIZE", b"0"))
-        elif phase in ("HELO", "EHLO"):
-            address = said
-        case.update(phase, address, size)
-        if phase == "." and self.header is not None:
-            text, self.header = self.header.text, None
-            if self._policy.reads_header:
-                case.header = fields(text)
-            if self.retry_tracker is not None:
-                self.retry_tracker.message_received(text)
-        return self._conclude(state, phase, do, said, before, self._ask(phase, policy))
-
-    def _conclude(
-        self,
-        state: SessionState,
-        phase: str,
-        do: Callable[[SessionState, Any], Reply],
-        said: Any,
-        before: tuple[bytes, bytes],
-        decision: Decision | PendingDecision | None,
-    ) -> Reply:
-        """Do what the rules say, once they have come to an end. `before` was known before this command."""
-        if isinstance(decision, PendingDecision):
-            self._open = decision, partial(self._conclude, state, phase, do, said, before)
-            return replies.PENDING
-        case = self.case
-        case.header = ()
-        answer = do(state, said) if decision is None else self._obey(state, do, said, decision)
-        if answer.code >= 400:
-            if phase in ("MAIL", "RCPT"):
-                case.sender, case.recipient = before
-                case.refused_phase = phase
-            self.rejected_at_connect |= phase == "CONNECT"
-        return self._told(state, phase, said, answer)
-
-    def _told(self, state: SessionState, phase: str, said: Any, answer: Reply) -> Reply:
-        """Have it witnessed what was answered."""
-        if self.retry_tracker is not None:
-            address = said.address if phase in ("MAIL", "RCPT") else b""
-            self.retry_tracker.command_answered(state, phase, address, answer.code)
-        return answer
-
-    def _ask(self, phase: str, policy: ListenerRules | None = None) -> Decision | PendingDecision | None:
-        """What the rules of a phase say, once all is known that they look at."""
-        tables = self._tables if policy is None else policy.tables_for(self.case)
+    def decide(
+        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0, mode: str = ""
+    ) -> Decision | PendingDecision | None:
+        """Return the decision of the first rule that matches the command; None where none does."""
+        context = self.context
+        if session.stage <= GREETED:
+            context.sender = context.recipient = b""
+            context.size = 0
+        self._argument = argument
+        self._before = context.sender, context.recipient
+        if context.refused_phase and not session.recipients:
+            refusal = OUT_OF_SEQUENCE.get((context.refused_phase, phase))
+            if refusal is not None:
+                return refusal
+        context.update(phase, argument, size)
+        if phase == ".":
+            if self._tracker is not None:
+                self._tracker.message_received(argument)
+            if self._policy.rules.reads_header:
+                context.header = fields(argument[:MOST])
+        tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
         table = tables.get(phase)
         if table is None:
             return None
-        case = self.case
-        case.phase = phase
-        outside = self._outside
-        if table.reads_clock:
-            case.elapsed = outside.clock()
-        if table.needs_attempt_count(case):
-            count = outside.memory.update(case.attempt_key, case.elapsed, count_attempt)
-            if isinstance(count, PendingAnswer):
-                return PendingDecision(count, partial(self._count, table))
-            if count is None:
-                return self._count(table, None)
-            case.attempt = count
-        return table.find(case, self._random_source, outside.memory)
+        context.phase = phase
+        return self._decision(session, self._find(table))
 
-    def _count(self, table: RuleTable, count: int | None) -> Decision | PendingDecision | None:
-        """It is known now how many times this was tried, or that nobody knows: then it is the first."""
-        self.case.attempt = count or 1
+    def answered(self, session: SessionState, phase: str, code: int) -> None:
+        """Take note of the reply to the command that was decided on last."""
+        context = self.context
+        if code >= 400:
+            if phase in ENVELOPE:
+                context.sender, context.recipient = self._before
+                if context.refused_phase != "MAIL" or session.recipients:
+                    context.refused_phase = phase
+            elif phase == "DATA" and context.refused_phase == "RCPT" and not session.recipients:
+                return
+        if self._tracker is not None:
+            self._tracker.command_answered(session, phase, self._argument, code)
+
+    def message_reply_delayed(self, session: SessionState, early: bool) -> None:
+        """Take note that the reply to a message waits."""
+        if self._tracker is not None:
+            self._tracker.reply_deferred(session, early)
+
+    def message_answered(self, session: SessionState, code: int, fault: Fault | None) -> None:
+        """Take note that the reply to a message has left, or a part of it."""
+        if self._tracker is not None:
+            self._tracker.reply_sent(session, code, fault)
+
+    def client_sent_early(self) -> None:
+        """Take note that the client did not wait for a reply that was held back."""
+        if self._tracker is not None:
+            self._tracker.client_spoke()
+
+    def set_local_address(self, address: Callable[[], str]) -> None:
+        """Learn how to find out which local address the client connected to."""
+        if self._tracker is not None:
+            self._tracker.set_local_address(address)
+
+    def secured(self) -> RuleEvaluator:
+        """Return the evaluator under TLS: of other rules perhaps, and without what was said before."""
+        return RuleEvaluator(self._policy, self.context.secured(), self._tracker)
+
+    def replaced_by(self, successor: SessionPolicy) -> None:
+        """Hand over what the client has said, and what it has used up if it is kept in the same store."""
+        if isinstance(successor, RuleEvaluator):
+            mine, theirs = self.context, successor.context
+            theirs.helo, theirs.refused_phase = mine.helo, mine.refused_phase
+            successor._tracker = successor._tracker and self._tracker
+            if successor._policy.environment.memory == self._policy.environment.memory:
+                theirs.quota_used, theirs.held_slots = mine.quota_used, mine.held_slots
+                return
+        self._release()
+
+    def closed(self, session: SessionState) -> None:
+        """Take note of the end of the connection, and release its slots."""
+        if self._tracker is not None and not session.quit_received:
+            self._tracker.client_gone(session)
+        self._release()
+
+    def _release(self) -> None:
+        for slot in self.context.held_slots:
+            self._policy.environment.memory.release(slot)
+
+    # How a rule is found.
+
+    def _find(self, table: RuleTable) -> model.Decision | model.PendingDecision | None:
+        """Return what the table says about the context, after counting the attempt where a rule needs it."""
+        context = self.context
+        environment = self._policy.environment
+        if table.reads_clock:
+            context.elapsed = environment.clock()
+        if table.needs_attempt_count(context):
+            count = environment.memory.update(context.attempt_key, context.elapsed, count_attempt)
+            if isinstance(count, PendingAnswer):
+                return model.PendingDecision(count, partial(self._find_counted, table))
+            if count is None:
+                return self._find_counted(table, None)
+            context.attempt = count
+        return table.find(context, self._policy.random_source, environment.memory)
+
+    def _find_counted(
+        self, table: RuleTable, count: int | None
+    ) -> model.Decision | model.PendingDecision | None:
+        """Go on with the number of the attempt; None: the store does not know it."""
+        self.context.attempt = count or 1
         if count is None:
             table = table.without_attempts
-        return table.find(self.case, self._random_source, self._outside.memory)
+        return table.find(self.context, self._policy.random_source, self._policy.environment.memory)
 
-    def _obey(
-        self, state: SessionState, do: Callable[[SessionState, Any], Reply], said: Any, decision: Decision
-    ) -> Reply:
-        """Do what was asked, unless it is refused or a fault comes in its place."""
-        effect, draws, cell = decision
-        state.record_rule_hit(cell)
-        self.fault = effect.fault
-        self.certificate = effect.certificate
-        if effect.delay is not None:
-            self.delay = effect.delay.draw(draws[2], draws[3])
-        self.case.id = state.id
-        own = effect.choose_reply(draws[1], self.case)
-        if effect.replaces_command or (own is not None and own.code >= 400):
-            return own or replies.NO_REPLY
-        done = do(state, said)
-        if own is None:
-            return mask_ehlo(done, effect) if effect.hide or effect.add else done
-        if done.code >= 400 or done.next_action is NextAction.READ:
-            return done if done.code >= 300 else own
-        return Reply(own.code, own.enhanced, *own.lines, next_action=done.next_action)
+    def _decision(
+        self, session: SessionState, found: model.Decision | model.PendingDecision | None
+    ) -> Decision | PendingDecision | None:
+        """Return what a session has to do to obey what was found."""
+        if isinstance(found, model.PendingDecision):
+            return PendingDecision(found.answer, partial(self._resume, session, found))
+        context = self.context
+        if found is None:
+            context.header = ()
+            return None
+        effect, draws, counter = found
+        context.id = session.id
+        reply = effect.choose_reply(draws[1], context)
+        context.header = ()
+        return Decision(
+            reply,
+            effect.replaces_command or (reply is not None and reply.code >= 400),
+            None if effect.delay is None else effect.delay.draw(draws[2], draws[3]),
+            effect.fault,
+            effect.hide,
+            effect.add,
+            effect.certificate,
+            counter,
+        )
+
+    def _resume(
+        self, session: SessionState, pending: model.PendingDecision, answer: Any
+    ) -> Decision | PendingDecision | None:
+        """Go on with the answer that was waited for; None: the store has none."""
+        return self._decision(session, pending.resume(answer))

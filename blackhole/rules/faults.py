@@ -1,26 +1,13 @@
-"""Faults: how a reply leaves, or does not leave, and what becomes of the connection."""
+"""The faults that rules may have, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
+from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import NextAction
-
-
-class Fault(NamedTuple):
-    """How a reply leaves, or does not leave, and what becomes of the connection."""
-
-    name: str
-    share: float
-    """How much of the reply leaves: 0, 0.5, or 1 for all of it."""
-    next_action: NextAction = NextAction.READ
-    """HANG_UP, RESET or STALL behind it; LISTEN for a drip, which is the only one that goes on."""
-    rate: int = 0
-    """Octets a second of a drip."""
-
 
 FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
     {
@@ -40,8 +27,3 @@ the rule's own reply, where it has one, leaves before them. With the others the 
 
 
 REPLACES_COMMAND: Final = frozenset(("close", "reset", "stall"))
-
-
-def partial_reply(wire: bytes, share: float) -> bytes:
-    """As much of a reply as leaves."""
-    return wire[: ceil(len(wire) * share)]

@@ -18,12 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blackhole.rules.attempt_store import Answer, Record, Update
-from blackhole.rules.limiters import client_network
+from blackhole.rules.limiters import network
 from blackhole.smtp import header_section
 from blackhole.smtp.replies import NextAction
 
 if TYPE_CHECKING:
-    from blackhole.rules.faults import Fault
+    from blackhole.smtp.faults import Fault
     from blackhole.smtp.state import SessionState
 
 # What becomes of a message.
@@ -241,6 +241,7 @@ class RetryTracker:
         "_client",
         "_client_spoke_early",
         "_clock",
+        "_event_numbers",
         "_local_address",
         "_mail_refusal",
         "_message",
@@ -251,10 +252,14 @@ class RetryTracker:
         "_unconfirmed",
     )
 
-    def __init__(self, past: OutcomeStore, clock: Callable[[], float], client: str) -> None:
+    def __init__(
+        self, past: OutcomeStore, clock: Callable[[], float], client: str, event_numbers: Sequence[int]
+    ) -> None:
         self._store = past
         self._clock = clock
-        self._client = client_network(client)
+        self._client = network(client)
+        self._event_numbers = event_numbers
+        """The numbers that EVENTS are counted as, in the order of that table."""
         self._local_address = unknown_address
         """Tells the address of ours where the client is."""
         self._sender = b""
@@ -314,26 +319,6 @@ class RetryTracker:
             if code >= 400:
                 self._update_envelope(state, envelope, outcome_of(code, None))
 
-    def message_accepted(self, state: SessionState, message: bytes) -> None:
-        """`end` and `left` for a message that is taken by a reply that leaves, as nearly all are, at half the
-        cost where it is new."""
-        name, self._certain = message_identity(message)
-        past, client, now = self._store, self._client, self._clock()
-        rest: dict[int, int] = {}
-        for envelope, code in self._answers.items():
-            mark = past.key_hash((envelope, client, name))
-            if code >= 400 or not (name and past.add(mark, ACCEPTED, now)):
-                rest[envelope] = code
-                continue
-            self._unconfirmed.append(mark)
-            if past.contains(envelope):
-                self._update_envelope(state, envelope, ACCEPTED)
-        self._answers = rest
-        if rest:
-            self._message = name
-            self._update_message(state, ACCEPTED)
-            self._finish_recipients(state, ACCEPTED)
-
     def message_received(self, message: bytes) -> None:
         """A message that begins so has come to its end; what will be said of it is not said yet."""
         self._message, self._certain = message_identity(message)
@@ -354,6 +339,9 @@ class RetryTracker:
     def reply_sent(self, state: SessionState, code: int, fault: Fault | None) -> None:
         """The reply to a message has left, or as much of it as was to."""
         outcome = outcome_of(code, fault)
+        if outcome == ACCEPTED and not self._reply_deferred:
+            self._message_accepted(state)
+            return
         if self._reply_deferred:
             self._outcome = outcome
         else:
@@ -362,6 +350,26 @@ class RetryTracker:
             self._count_uncertain(state, outcome)
         self._awaiting_reply = False
         self._finish_recipients(state, outcome)
+
+    def _message_accepted(self, state: SessionState) -> None:
+        """Remember a message that was accepted, as nearly all are. A new one takes half the time."""
+        self._awaiting_reply = False
+        name, self._message = self._message, b""
+        store, now = self._store, self._clock()
+        rest: dict[int, int] = {}
+        for envelope, code in self._answers.items():
+            message = store.key_hash((envelope, self._client, name))
+            if code >= 400 or not (name and store.add(message, ACCEPTED, now)):
+                rest[envelope] = code
+                continue
+            self._unconfirmed.append(message)
+            if store.contains(envelope):
+                self._update_envelope(state, envelope, ACCEPTED)
+        self._answers = rest
+        if rest:
+            self._message = name
+            self._update_message(state, ACCEPTED)
+            self._finish_recipients(state, ACCEPTED)
 
     def client_gone(self, state: SessionState) -> None:
         """The client is gone, without QUIT."""
@@ -373,7 +381,7 @@ class RetryTracker:
 
     def _count_uncertain(self, state: SessionState, outcome: int) -> None:
         """The sender cannot be sure of the message."""
-        state.note(EVENT_NUMBERS[UNCERTAIN_OUTCOMES[outcome][0]])
+        state.record_event(self._event_numbers[EVENT_NUMBERS[UNCERTAIN_OUTCOMES[outcome][0]]])
         if self._reply_deferred:
             self._outcome = outcome
             self._resolve()
@@ -402,7 +410,7 @@ class RetryTracker:
             events.update(again)
             wrong.update(broken)
         for event in events:
-            state.note(event)
+            state.record_event(self._event_numbers[event])
         if self._certain:
             for rule in sorted(wrong):
                 state.record_violation(rule)
@@ -417,4 +425,4 @@ class RetryTracker:
 
     def _update_envelope(self, state: SessionState, envelope: int, outcome: int) -> None:
         for event in self._store.update_hash(envelope, self._clock(), partial(update_envelope, outcome)):
-            state.note(event)
+            state.record_event(self._event_numbers[event])

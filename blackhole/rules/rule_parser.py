@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from blackhole.rules.effects import Effect, Template
-from blackhole.rules.faults import REPLACES_COMMAND, Fault
+from blackhole.rules.faults import REPLACES_COMMAND
 from blackhole.rules.limiters import Limiter
 from blackhole.rules.model import Condition, Rule, Window
 from blackhole.rules.modes import GREYLISTED
@@ -20,6 +20,7 @@ from blackhole.rules.rule_keys import (
     ONE_PHASE_KEYS,
 )
 from blackhole.rules.value_readers import THROTTLED_AT
+from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
 from blackhole.values import did_you_mean

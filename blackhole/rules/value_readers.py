@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from blackhole.rules.delays import MAX_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
-from blackhole.rules.faults import FAULTS, Fault
+from blackhole.rules.faults import FAULTS
 from blackhole.rules.limiters import QUOTA_OWNERS, ConcurrencyLimit, Greylist, RateLimit
 from blackhole.rules.modes import DEFAULT_GREYLIST
 from blackhole.rules.patterns import Comparison, GlobSet, Networks, comparison
+from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
 from blackhole.values import did_you_mean, expected, shown

@@ -1,231 +1,51 @@
-"""The commands: a verb is a row, and CONNECT and "." are rows too.
+"""The dispatch table: a row for each verb, and for CONNECT (the greeting) and "." (the end of a message).
 
-A row says what must have gone before (looked at only where the order is kept,
-`--strict`), how the argument is read, what the command does, and how HELP
-explains it. Reading comes apart from doing so that a rule may stand between.
+A row says when the command may be used (enforced with --strict only), how its argument is read, what it does,
+and how HELP explains it. Reading is apart from doing so that a policy can decide in between.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import replies
-from blackhole.smtp.auth import (
-    BY_NAME,
-    FAIL,
-    PASS,
-    Credentials,
-    Exchange,
-    authenticate,
-    challenge,
-    decoded,
-    failure_challenge,
+from blackhole.smtp.arguments import (
+    ArgumentReader,
+    Mailbox,
+    any_argument,
+    credentials,
+    helo_name,
+    mailbox,
+    no_argument,
+    required_argument,
 )
+from blackhole.smtp.auth import FAIL, PASS, Credentials, authenticate, challenge, failure_challenge
+from blackhole.smtp.events import EventNumbers, violation_events
 from blackhole.smtp.extensions import keywords, parameters
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import GREETED, MAIL, RCPT, Checks, ListenerConfig, ListenerReplies, SessionState
-
-
-class Mailbox(NamedTuple):
-    """What MAIL and RCPT say: an address (empty: the null sender), and parameters by upper-case name."""
-
-    address: bytes
-    parameters: Mapping[bytes, bytes] = MappingProxyType({})
-
-
-PLAIN: Final = Mailbox(b"")
-"""Stands for any path without parameters: only rules look at the address."""
-
-
-# How an argument is read. A reader gives what it read, a reply that says what is wrong with it,
-# or None for "501 5.5.4 Syntax:" and the row's syntax.
-
-Reader = Callable[[SessionState, bytes], Any]
-
-
-def any_argument(state: SessionState, argument: bytes) -> bytes:
-    return argument
-
-
-def required_argument(state: SessionState, argument: bytes) -> bytes | None:
-    return argument.strip() or None
-
-
-def name(state: SessionState, argument: bytes) -> bytes | None:
-    argument = argument.strip()
-    if argument and state.sampled:
-        check_helo_name(state, argument)
-    return argument or None
-
-
-def no_argument(state: SessionState, argument: bytes) -> bytes | None:
-    return None if argument.strip() else b""
-
-
-QUOTED: Final = rb'"(?:[^"\\]|\\.)*"'
-
-PATH: Final = 256
-"""Octets of an address with its brackets (RFC 5321 4.5.3.1.3). Without --strict only the line has a limit."""
-
-PATHS: Final = {
-    # strict: as RFC 5321 4.1.2 writes it, but for the inside of the address.
-    True: re.compile(rb":<((?:[^\s<>\"]|" + QUOTED + rb")*)>(?: +(\S.*))?"),
-    # lenient: blanks anywhere, brackets or none, the colon too may be missing.
-    False: re.compile(rb"\s*:?\s*(?:<((?:[^>\"]|" + QUOTED + rb")*)>|([^\s<>]*))(?:\s+(\S.*))?"),
-}
-"""What stands behind FROM or TO, by `strict`. Neighbouring parts never match the same octet: linear time."""
-
-
-def path(word: bytes, bare: tuple[bytes, ...]) -> Reader:
-    """A reader of `word`:<address> and parameters. `bare` addresses need no "@" (RFC 5321 4.5.1)."""
-    start = word + b":<"
-    length = len(word)
-
-    def read(state: SessionState, argument: bytes) -> Mailbox | Reply | None:
-        strict = state.host.config.strict
-        # Nearly every MAIL and RCPT looks like this; the road below costs ten times as much.
-        if (
-            argument.startswith(start)
-            and argument.find(b">") == len(argument) - 1 > length + 2
-            and not strict
-            and argument.isascii()
-        ):
-            return Mailbox(argument[length + 2 : -1])
-        if argument[:length].upper() != word:
-            return None
-        match = PATHS[True].fullmatch(argument[length:].rstrip())
-        if match is None and not strict:
-            match = PATHS[False].fullmatch(argument[length:].rstrip())
-            if match is not None:
-                state.record_violation("syntax")
-        if match is None:
-            return None
-        address, *unbracketed, rest = match.groups()
-        if address is None:
-            address = unbracketed[0]
-        if address.lower() not in bare:
-            if not address:
-                return None
-            local, _, domain = address.rpartition(b"@")
-            if strict and not (local and domain):
-                return None
-            if strict and len(address) > PATH - len(b"<>"):
-                state.record_violation("syntax")
-                return replies.LONG_SENDER if word == b"FROM" else replies.LONG_RECIPIENT
-        found = checked(rest or b"", state.host.parameters[state.secure][word])
-        if found is replies.BAD_PARAMETER:
-            state.record_violation("bad-parameter")
-        elif found is replies.UNKNOWN_PARAMETER or (found and not state.esmtp):
-            state.record_violation("unknown-parameter")
-        if isinstance(found, Reply):
-            return found
-        # What MAIL asked for holds for its recipients, and not for the sender of the next message.
-        if not (address.isascii() or b"SMTPUTF8" in found or (state.smtputf8 and word == b"TO")):
-            state.record_violation("utf8-undeclared")
-            return replies.NEEDS_SMTPUTF8
-        return Mailbox(address, found)
-
-    return read
-
-
-def checked(text: bytes, known: Checks) -> dict[bytes, bytes] | Reply:
-    """The ESMTP parameters of MAIL or RCPT by upper-case name (RFC 5321 4.1.2), or what is wrong with one."""
-    found: dict[bytes, bytes] = {}
-    for word in text.split():
-        name, _, value = word.partition(b"=")
-        name = name.upper()
-        if name not in known:
-            return replies.UNKNOWN_PARAMETER
-        if name in found or not known[name](value):
-            return replies.BAD_PARAMETER
-        found[name] = value
-    return found
-
-
-def credentials(state: SessionState, argument: bytes) -> Credentials | Reply | bytes | None:
-    """AUTH, and each line behind it until it is clear who the client says it is."""
-    if state.exchange is not None:
-        exchange, state.exchange = state.exchange, None
-        return replies.CANCELLED if argument == b"*" else respond(state, exchange, argument)
-    config = state.host.config
-    if not config.auth:
-        return argument
-    name, *early = argument.split() or [b""]
-    if not name or len(early) > 1:
-        return None
-    if not (state.secure or config.auth_plaintext):
-        return replies.NEEDS_TLS
-    if state.authenticated:
-        return replies.ALREADY_AUTHENTICATED
-    if state.stage > GREETED:
-        return replies.BAD_SEQUENCE
-    mechanism = BY_NAME.get(name.upper())
-    if mechanism is None:
-        return replies.NO_MECHANISM
-    if early and not mechanism.early:
-        return replies.NO_EARLY_RESPONSE
-    exchange = mechanism.begin(b"<%d.%d@%s>" % (state.new_id(), state.new_id(), config.hostname.encode()))
-    question = next(exchange)
-    if early:
-        # RFC 4954 4: an empty response is "=", so that it can be told from none.
-        return respond(state, exchange, b"" if early[0] == b"=" else early[0])
-    state.exchange = exchange
-    return challenge(question)
-
-
-def respond(state: SessionState, exchange: Exchange, text: bytes) -> Credentials | Reply:
-    """Go on with an exchange: the next challenge, or what came of it."""
-    response = decoded(text.rstrip())
-    if response is None:
-        return replies.BAD_AUTH_RESPONSE
-    try:
-        question = exchange.send(response)
-    except StopIteration as end:
-        found: Credentials | Reply = end.value
-        return found
-    state.exchange = exchange
-    return challenge(question)
-
-
-LAST_DIGIT: Final = ord("9")
-
-ADDRESS: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
-"""An address as it stands between the brackets of a literal, IPv4 or IPv6."""
-
-# What a command does: change the state, and say so.
+from blackhole.smtp.state import GREETED, MAIL, RCPT, ListenerConfig, ListenerConstants, SessionState
 
 Action = Callable[[SessionState, Any], Reply]
+"""Carries a command out: changes the state and returns the reply."""
 
 
 def connect(state: SessionState, argument: bytes) -> Reply:
-    return state.host.greeting
+    return state.listener.greeting
 
 
 def helo(state: SessionState, argument: bytes) -> Reply:
     state.reset()
     state.stage |= GREETED
     state.esmtp = False
-    return state.host.helo
+    return state.listener.helo
 
 
 def ehlo(state: SessionState, argument: bytes) -> Reply:
     state.reset()
     state.stage |= GREETED
     state.esmtp = True
-    return state.host.ehlo_secure if state.secure else state.host.ehlo
-
-
-def check_helo_name(state: SessionState, name: bytes) -> None:
-    """Look at the name that a client gives itself."""
-    if b"." in name and name[-1] > LAST_DIGIT:
-        return
-    if ADDRESS.fullmatch(name):
-        state.record_violation("hello-literal")
-    elif not (name.startswith(b"[") or b"." in name):
-        state.record_violation("hello-name")
+    return state.listener.ehlo_secure if state.secure else state.listener.ehlo
 
 
 def mail(state: SessionState, sender: Mailbox) -> Reply:
@@ -233,13 +53,14 @@ def mail(state: SessionState, sender: Mailbox) -> Reply:
         state.reset()
     if sender.parameters:
         size = int(sender.parameters.get(b"SIZE", b"0"))
-        limit = state.host.config.message_size_limit
+        limit = state.listener.config.message_size_limit
         if limit and size > limit:
             return replies.TOO_LARGE
         state.size = size
         state.smtputf8 = b"SMTPUTF8" in sender.parameters
         state.eightbit = state.smtputf8 or sender.parameters.get(b"BODY", b"").upper() == b"8BITMIME"
     state.stage |= MAIL
+    state.envelope_refused = False
     return replies.SENDER_OK
 
 
@@ -254,7 +75,7 @@ def data(state: SessionState, argument: bytes) -> Reply:
 
 
 def end(state: SessionState, argument: bytes) -> Reply:
-    limit = state.host.config.message_size_limit
+    limit = state.listener.config.message_size_limit
     if 0 < limit < state.octets:
         # A quarter of it may be doubled dots, of lines that are just a dot; RFC 1870 5 leaves them out.
         if state.esmtp and 3 * state.octets > 4 * limit:
@@ -271,67 +92,75 @@ def rset(state: SessionState, argument: bytes) -> Reply:
 def starttls(state: SessionState, argument: bytes) -> Reply:
     if state.secure:
         return replies.ALREADY_SECURE
-    return replies.START_TLS if state.host.config.starttls else replies.NOT_OFFERED
+    return replies.START_TLS if state.listener.config.starttls else replies.NOT_OFFERED
 
 
 def auth(state: SessionState, claim: Credentials | bytes) -> Reply:
     if not isinstance(claim, Credentials):
         return replies.NOT_OFFERED
-    if authenticate(state.host.config.passwords, claim):
+    if authenticate(state.listener.config.passwords, claim):
         state.authenticated = True
         return replies.AUTHENTICATED
     if not claim.failure_challenge:
         return replies.AUTHENTICATION_FAILED
-    state.exchange = failure_challenge()
-    next(state.exchange)
+    state.auth_exchange = failure_challenge()
+    next(state.auth_exchange)
     return challenge(claim.failure_challenge)
 
 
 def help_(state: SessionState, argument: bytes) -> Reply:
-    return state.host.help.get(argument.strip().upper(), state.host.help[b""])
+    return state.listener.help.get(argument.strip().upper(), state.listener.help[b""])
 
 
 def quit_(state: SessionState, argument: bytes) -> Reply:
-    state.left = True
+    state.quit_received = True
     return replies.GOODBYE
 
 
-def say(answer: Reply) -> Action:
-    """An action that does nothing but answer."""
-    return lambda state, argument: answer
+def always(reply: Reply) -> Action:
+    """Return an action that does nothing but answer."""
+    return lambda state, argument: reply
 
 
-def ask(otherwise: Reply, passed: Reply, failed: Reply) -> Action:
-    """An action that answers as the client asks it to, with PASS or FAIL anywhere in what it says."""
+def by_request(otherwise: Reply, passed: Reply, failed: Reply) -> Action:
+    """Return an action whose reply the client chooses with "pass=" or "fail=" anywhere in the argument."""
 
     def answer(state: SessionState, argument: bytes) -> Reply:
-        asked = argument.lower()
-        if FAIL in asked:
+        text = argument.lower()
+        if FAIL in text:
             return failed
-        return passed if PASS in asked else otherwise
+        return passed if PASS in text else otherwise
 
     return answer
 
 
 class Command(NamedTuple):
-    """A row. `needs` and `bars` are stages that must, and must not, have been reached where order is kept."""
+    """A row of the dispatch table."""
 
     verb: str
-    read: Reader
+    read: ArgumentReader
     do: Action
     syntax: str = ""
     about: str = ""
-    """For HELP. A verb without it is not offered."""
+    """The explanation that HELP gives. HELP does not list a verb without one."""
     needs: int = 0
+    """What must have been accepted before, where order is enforced (RFC 5321 4.1.4): stages as bits."""
     bars: int = 0
+    """What must not have been accepted before."""
     last: bool = False
-    """Must be the last of a pipelined group (RFC 2920 3.1)."""
+    """Must be the last command of a pipelined group (RFC 2920 3.1)."""
+
+    def allowed(self, stage: int) -> bool:
+        """Return whether RFC 5321 4.1.4 allows the command at this stage."""
+        return stage & self.needs == self.needs and not stage & self.bars
 
 
 COMMANDS: Final = (
     Command("CONNECT", any_argument, connect),
-    Command("HELO", name, helo, "HELO hostname", "greet the server, the old way", last=True),
-    Command("EHLO", name, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True),
+    Command("HELO", helo_name, helo, "HELO hostname", "greet the server, the old way", last=True),
+    Command(
+        "EHLO", helo_name, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True
+    ),
     Command("STARTTLS", no_argument, starttls, "STARTTLS", "go on under TLS", last=True),
     Command(
         "AUTH",
@@ -345,7 +174,7 @@ COMMANDS: Final = (
     ),
     Command(
         "MAIL",
-        path(b"FROM", bare=(b"",)),
+        mailbox(b"FROM", local_names=(b"",)),
         mail,
         "MAIL FROM:<address> [SIZE=n] [BODY=7BIT|8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] [ENVID=id]",
         "begin a message; <> is the null sender",
@@ -354,7 +183,7 @@ COMMANDS: Final = (
     ),
     Command(
         "RCPT",
-        path(b"TO", bare=(b"postmaster",)),
+        mailbox(b"TO", local_names=(b"postmaster",)),
         rcpt,
         "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]",
         "name one recipient",
@@ -371,11 +200,11 @@ COMMANDS: Final = (
     ),
     Command(".", any_argument, end),
     Command("RSET", no_argument, rset, "RSET", "forget the message that was begun"),
-    Command("NOOP", any_argument, say(replies.OK), "NOOP [anything]", "do nothing", last=True),
+    Command("NOOP", any_argument, always(replies.OK), "NOOP [anything]", "do nothing", last=True),
     Command(
         "VRFY",
         required_argument,
-        ask(replies.CODES[252], replies.VERIFIED, replies.NOT_VERIFIED),
+        by_request(replies.CODES[252], replies.VERIFIED, replies.NOT_VERIFIED),
         "VRFY address",
         "ask whether an address exists",
         last=True,
@@ -383,7 +212,7 @@ COMMANDS: Final = (
     Command(
         "EXPN",
         required_argument,
-        ask(replies.CANNOT_EXPAND, replies.EXPANDED, replies.NOT_EXPANDED),
+        by_request(replies.CANNOT_EXPAND, replies.EXPANDED, replies.NOT_EXPANDED),
         "EXPN list",
         "ask who is on a list",
         last=True,
@@ -391,31 +220,32 @@ COMMANDS: Final = (
     Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or all of them", last=True),
     Command("QUIT", no_argument, quit_, "QUIT", "leave", last=True),
     # A verb of SMTP that Blackhole does not offer.
-    Command("BDAT", any_argument, say(replies.BDAT_NOT_OFFERED), last=True),
+    Command("BDAT", any_argument, always(replies.BDAT_NOT_OFFERED), last=True),
 )
 
 NOT_OFFERED: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
-"""Registered verbs that have no phase of their own: 502, as for all that SMTP knows and a server lacks."""
+"""Registered verbs without a phase of their own: 502, as RFC 5321 4.2.4 asks for known commands."""
 
 NOT_SMTP: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-"""Verbs of HTTP. A browser that was made to talk to a mail port must not get to run what stands in
-its request's body as commands (cross-protocol scripting; ALPACA, USENIX Security 2021)."""
+"""Verbs of HTTP. They close the connection, so that a browser that was made to send a request to a mail port
+cannot have commands run that stand in the body of the request (cross-protocol scripting; ALPACA, USENIX
+Security 2021)."""
 
 OTHER: Final = (
-    Command("other", any_argument, say(replies.UNKNOWN)),
-    *(Command(verb, any_argument, say(replies.NOT_OFFERED)) for verb in NOT_OFFERED),
-    *(Command(verb, any_argument, say(replies.NOT_SMTP)) for verb in NOT_SMTP),
+    Command("other", any_argument, always(replies.UNKNOWN)),
+    *(Command(verb, any_argument, always(replies.NOT_OFFERED)) for verb in NOT_OFFERED),
+    *(Command(verb, any_argument, always(replies.NOT_SMTP)) for verb in NOT_SMTP),
 )
-"""All that counts as phase "other"; its first row answers what nobody knows."""
+"""The rows of the phase "other". The first answers verbs that are in no table."""
 
 
-def syntax(row: Command) -> Reply:
-    """What a reader's None becomes."""
+def syntax_error(row: Command) -> Reply:
+    """Return the reply to an argument that its reader does not understand."""
     return Reply(501, "5.5.4", f"Syntax: {row.syntax}")
 
 
 def explanations() -> dict[bytes, Reply]:
-    """HELP's answers by verb; the empty verb has the list of them all."""
+    """Return the replies to HELP by verb; the list of verbs has the empty one."""
     offered = [row for row in COMMANDS if row.about]
     pages = {row.verb.encode(): Reply(214, "2.0.0", row.syntax, row.about) for row in offered}
     pages[b""] = Reply(
@@ -427,10 +257,10 @@ def explanations() -> dict[bytes, Reply]:
     return pages
 
 
-def listener_replies(config: ListenerConfig) -> ListenerReplies:
-    """All that a listener with this configuration says of itself."""
+def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> ListenerConstants:
+    """Make what a listener with this configuration repeats in every session."""
     name = config.hostname
-    return ListenerReplies(
+    return ListenerConstants(
         config=config,
         greeting=Reply(220, "", f"{name} ESMTP Blackhole"),
         helo=Reply(250, "", name),
@@ -438,4 +268,5 @@ def listener_replies(config: ListenerConfig) -> ListenerReplies:
         ehlo_secure=Reply(250, "", name, *keywords(config, True)),
         help=explanations(),
         parameters=(parameters(config, False), parameters(config, True)),
+        violation_events=violation_events(numbers),
     )

@@ -25,7 +25,7 @@ FIELD_MARK: Final = b"lackhole-"
 """What is in them, X-Blackhole or x-blackhole. All messages are searched for it, in half the time that
 more spellings would take, so X-BLACKHOLE is none of them."""
 
-BLANK: Final = b"\r\n\r\n"
+END_OF_HEADER: Final = b"\r\n\r\n"
 
 
 class Directives(NamedTuple):
@@ -63,5 +63,5 @@ def span(text: bytes) -> tuple[float, float] | None:
 
 def has_no_directives(data: bytes, start: int) -> bool:
     """Whether the header section of the message that begins here is all here, and asks for nothing."""
-    end = data.find(BLANK, start)
+    end = data.find(END_OF_HEADER, start)
     return end >= 0 and FIELD_MARK not in data[start:end]

@@ -43,22 +43,17 @@ class ErrorBudget:
         self.slow = False
         """Replies are to be held back."""
 
-    def allows(self, recipients: int, messages: int) -> bool:
-        """Whether a message to so many, behind so many, can begin without a look at each recipient."""
-        limits = self.limits
-        return (
-            not limits.metered
-            and recipients <= (limits.recipients or recipients)
-            and not 0 < limits.messages <= messages
-        )
-
-    def error(self, session: Any, answer: Reply) -> Reply:
-        """The client made a mistake; what to answer."""
+    def error(self, reply: Reply) -> Reply:
+        """Count an error to be answered with `reply`; return that, or a reply that closes the session."""
         limits = self.limits
         self.errors += 1
         self.slow = 0 < limits.soft_errors < self.errors
-        session.busy = session.busy or self.slow
-        return replies.TOO_MANY_ERRORS if 0 < limits.errors <= self.errors else answer
+        return replies.TOO_MANY_ERRORS if 0 < limits.errors <= self.errors else reply
+
+    def forgive(self) -> None:
+        """Forget errors and junk, after a message."""
+        self.errors = self.junk = 0
+        self.slow = False
 
 
 # What is put around a command's action, to look at the client's conduct first. An action without a
@@ -80,7 +75,7 @@ def rcpt(do: Action, limits: ClientLimits) -> Action:
             # Who goes on for as long again does not listen.
             answer = replies.TOO_MANY_RECIPIENTS
             excused = session.recipients <= 2 * most
-            return answer if excused else session.error_budget.error(session, answer)
+            return answer if excused else session.error_budget.error(answer)
         if metered and not session.error_budget.meter("RCPT"):
             return replies.TOO_MANY_CLIENT_RECIPIENTS
         return do(session, argument)
@@ -104,9 +99,7 @@ def data(do: Action, limits: ClientLimits) -> Action:
 
 def end(do: Action, limits: ClientLimits) -> Action:
     def guarded(session: Any, argument: Any) -> Reply:
-        error_budget = session.error_budget
-        error_budget.errors = error_budget.junk = 0
-        error_budget.slow = False
+        session.error_budget.forgive()
         return do(session, argument)
 
     return guarded
@@ -127,10 +120,7 @@ def junk(do: Action, limits: ClientLimits) -> Action:
     def guarded(session: Any, argument: Any) -> Reply:
         error_budget = session.error_budget
         error_budget.junk += 1
-        if (
-            error_budget.junk > error_budget.limits.junk
-            and error_budget.error(session, replies.OK) is not replies.OK
-        ):
+        if error_budget.junk > error_budget.limits.junk and error_budget.error(replies.OK) is not replies.OK:
             return replies.TOO_MANY_ERRORS
         return do(session, argument)
 

@@ -46,8 +46,8 @@ def skip(data: bytes, start: int, tail: bytes) -> tuple[int, bytes]:
     return -1, data[-4:]
 
 
-def bare(data: bytes, start: int, end: int, tail: bytes) -> bool:
-    """Whether a line feed in data[start:end] has no carriage return before it; `tail` is what came before."""
+def has_bare_newline(data: bytes, start: int, end: int, tail: bytes) -> bool:
+    """Return whether an LF in data[start:end] has no CR before it; `tail` has the octets before `start`."""
     split = tail.endswith(b"\r") and data.startswith(b"\n", start)
     return data.count(b"\n", start, end) != data.count(b"\r\n", start, end) + split
 

@@ -1,9 +1,7 @@
-"""All that a session remembers, and all that a listener says of itself.
+"""What one session remembers of its protocol state, and what its listener says.
 
-Everything that moves a session from one stage to another is here, and a
-transaction is forgotten in one place only, `State.reset`, so that no path can
-forget to (RFC 5321 3.3; a missing reset is the commonest fault found in SMTP
-servers, Postfix's HISTORY of 2026 has four).
+Everything that moves a session from one stage to another is here, and a transaction is forgotten in one
+place only, `SessionState.reset`, so that no command can forget to (RFC 5321 3.3).
 """
 
 from __future__ import annotations
@@ -12,183 +10,161 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from blackhole.rules.model import Rule
 from blackhole.smtp.auth import Exchange
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.violations import NUMBER, VIOLATIONS
 
 PHASES: Final = (
-    "CONNECT",
-    "HELO",
-    "EHLO",
-    "STARTTLS",
-    "AUTH",
-    "MAIL",
-    "RCPT",
-    "DATA",
-    "BDAT",
-    ".",
-    "RSET",
-    "NOOP",
-    "VRFY",
-    "EXPN",
-    "HELP",
-    "QUIT",
-    "other",
+    *("CONNECT", "HELO", "EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "BDAT", ".", "RSET", "NOOP"),
+    *("VRFY", "EXPN", "HELP", "QUIT", "other"),
 )
-"""The one vocabulary. CONNECT is the greeting, "." the end of a message, "other" what is none of ours."""
-
-CODE_SPAN: Final = 400
-"""Reply codes 200 to 599 in the table of counters, a row of which is a phase."""
-
-ACCUSED: Final = len(PHASES) * CODE_SPAN
-"""Where the violations are counted, in the order of their table: behind the replies."""
-
-NOTED: Final = ACCUSED + len(VIOLATIONS)
-"""Where it is counted what became of messages, in the order of `witness.EVENTS`: behind the violations."""
+"""The phases of a session. CONNECT is the greeting, "." the end of a message; "other" has all other verbs."""
 
 GREETED: Final = 1
 MAIL: Final = 2
 RCPT: Final = 4
-"""What has been accepted so far, as bits, so that a command can name what it needs. Plain integers,
-because `&` on an enum.Flag costs 0.6 microseconds."""
+"""What has been accepted so far, as bits, so that a command can name what it needs. They are plain integers
+because `&` of an enum.Flag takes 0.6 microseconds."""
 
 
 class ClientLimits(NamedTuple):
-    """How much is borne of one client. 0: any number."""
+    """Limits on one client, as Postfix's smtpd has them. 0: no limit."""
 
     soft_errors: int = 0
-    """Mistakes after which replies are held back."""
+    """Errors after which each reply is delayed."""
     errors: int = 0
-    """Mistakes after which the session is closed."""
+    """Errors after which the session is closed."""
     junk: int = 0
-    """Commands that are no mistakes and lead nowhere."""
+    """Commands without mail after which each further one counts as an error."""
     recipients: int = 0
-    """Of a message."""
+    """Recipients of a message."""
     messages: int = 0
-    """Of a session."""
+    """Messages of a session."""
     metered: bool = False
-    """Messages or recipients are counted over all connections of the client."""
+    """Messages and recipients are also counted over all connections of the client."""
 
 
 Checks = Mapping[bytes, Callable[[bytes], bool]]
-"""Parameters of MAIL or RCPT by their upper-case names, and what their values must be."""
+"""ESMTP parameters by upper-case name, each with the check of its value."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerConfig:
-    """What one listener is to be: the part of the settings that the conversation depends on."""
+    """The configuration of one listener, as far as the protocol depends on it."""
 
     hostname: str = "localhost"
     message_size_limit: int = 0
-    """Octets; 0 is no limit."""
+    """Octets; 0: no limit."""
     strict: bool = False
-    mode: str = "accept"
+    """Enforce the order of commands and the syntax of addresses of RFC 5321."""
     delay: tuple[float, float] | None = None
     """Seconds before the reply to each command, drawn evenly from (least, most)."""
     starttls: bool = False
-    """There is a certificate."""
-    listener: str = ""
-    """Its address and port, as rules may name them."""
-    rules: tuple[Rule, ...] = ()
-    """A scenario's, which come before those of the mode."""
+    """Offer STARTTLS: there is a certificate."""
     bare_newline: str = "normalize"
-    """What becomes of lines that end with LF alone, a key of settings.NEWLINES."""
+    """How to treat lines that end with LF alone: normalize, count or reject."""
     limits: ClientLimits | None = None
-    """What is borne of one client; None: everything."""
+    """Limits on each client; None: no limits at all."""
     dynamic_switch: bool = False
-    """A message may say itself how it wants to be treated."""
+    """Obey header fields by which a message asks for a mode or a delay."""
     auth: bool = False
-    """AUTH is offered."""
+    """Offer AUTH."""
     auth_plaintext: bool = False
-    """Without TLS too."""
+    """Offer AUTH without TLS too."""
     passwords: Mapping[bytes, bytes] | None = field(default=None, repr=False)
-    """By user; None: anybody may log in."""
+    """By user; None: every user is let in."""
+    fast_path: bool = True
+    """Answer usual commands without parsing them. It makes no difference except to the speed."""
 
 
 @dataclass(frozen=True, slots=True)
-class ListenerReplies:
-    """A listener's constant sentences, made once."""
+class ListenerConstants:
+    """What a listener repeats in every session, made once."""
 
     config: ListenerConfig
     greeting: Reply
     helo: Reply
     ehlo: Reply
     ehlo_secure: Reply
-    help: dict[bytes, Reply]
+    help: Mapping[bytes, Reply]
+    """Replies to HELP, by verb."""
     parameters: tuple[Mapping[bytes, Checks], Mapping[bytes, Checks]]
-    """What may stand behind an address, by the FROM or TO before it: without TLS, and under it."""
-
-
-def cell(phase: str, code: int) -> int:
-    """Where the replies with this code, said in this phase, are counted."""
-    return PHASES.index(phase) * CODE_SPAN + code - 200
+    """Parameters behind FROM and TO: without TLS, and under it."""
+    violation_events: Mapping[str, int]
+    """The number of the event for each violation, by its name."""
 
 
 class SessionState:
-    """What one session remembers. Commands change it; nothing else does.
+    """The protocol state of one session, which commands read and change.
 
-    No address is kept. `size` is what MAIL declared, `octets` what came so far:
-    all that came over the wire without the closing dot line, dots still stuffed.
+    No address is kept. `size` is what MAIL declared, `octets` what has come of the message so far: without
+    the line with the final dot, and with dots still doubled.
     """
 
     __slots__ = (
         "_id",
+        "auth_exchange",
         "authenticated",
         "counted_events",
         "eightbit",
+        "envelope_refused",
         "esmtp",
-        "exchange",
-        "faults",
-        "host",
-        "left",
+        "greeting_omitted",
+        "listener",
         "new_id",
         "octets",
+        "pipelines",
+        "quit_received",
         "recipients",
         "sampled",
         "secure",
         "size",
         "smtputf8",
         "stage",
+        "tls_started",
+        "violation_count",
     )
 
-    def __init__(self, host: ListenerReplies, new_id: Callable[[], int], secure: bool) -> None:
-        self.host = host
+    def __init__(self, listener: ListenerConstants, new_id: Callable[[], int], secure: bool) -> None:
+        self.listener = listener
         self.new_id = new_id
         self._id = 0
         self.secure = secure
-        self.left = False
-        """The client said QUIT."""
+        self.quit_received = False
         self.stage = 0
         self.authenticated = False
-        """The client has logged in."""
-        self.exchange: Exchange | None = None
-        """It is about to: what it says is a response to a challenge."""
+        self.auth_exchange: Exchange | None = None
+        """The AUTH exchange under way: the next line is a response, not a command."""
         self.recipients = 0
         self.octets = 0
         self.size = 0
         self.smtputf8 = False
         self.eightbit = False
-        """MAIL said that octets above 127 may come."""
+        """MAIL announced octets above 127."""
         self.sampled = True
-        """Looked at more closely than is needed to serve it: its name, and what stands in its messages."""
+        """Inspect the client's name and its messages more closely than is needed to serve it."""
         self.esmtp = False
-        """Greeted by EHLO, and so told what is offered."""
-        self.faults = 0
-        """How often it was accused of something."""
+        """The client said EHLO, and so knows the extensions."""
+        self.pipelines = False
+        """The client has sent a command before the reply to the one before."""
+        self.envelope_refused = False
+        """The last MAIL, or a RCPT since then, was refused."""
+        self.greeting_omitted = False
+        """The client has begun without EHLO or HELO, which has been recorded."""
+        self.tls_started = False
+        """STARTTLS has ended a session in the clear, and the client has to say EHLO again (RFC 3207 4.2)."""
+        self.violation_count = 0
         self.counted_events: list[int] = []
-        """The cells of what is yet to be counted: replies, what the client did wrong, what came again, and
-        rules that spoke."""
+        """Events that the caller has yet to count: replies, violations, outcomes, and rules that matched."""
 
     @property
     def id(self) -> int:
-        """The transaction's name, 40 bits; drawn when first asked for."""
+        """The transaction's id, 40 bits; drawn when it is first asked for."""
         if not self._id:
             self._id = self.new_id()
         return self._id
 
     def reset(self) -> None:
-        """Forget the transaction: what RSET, HELO, EHLO, STARTTLS and the end of a message have in common."""
+        """Forget the transaction (RFC 5321 4.1.1.5), after RSET, HELO, EHLO, STARTTLS or a message."""
         self._id = 0
         self.stage &= GREETED
         self.recipients = 0
@@ -197,16 +173,20 @@ class SessionState:
         self.smtputf8 = False
         self.eightbit = False
 
-    def record_violation(self, rule: str) -> None:
-        """The client broke a rule of `violations.VIOLATIONS`."""
-        self.counted_events.append(ACCUSED + NUMBER[rule])
-        self.faults += 1
+    def restart_under_tls(self, after_starttls: bool) -> None:
+        """Forget everything that was said before the TLS handshake (RFC 3207 4.2)."""
+        self.reset()
+        self.stage = 0
+        self.secure = True
+        self.authenticated = self.esmtp = self.greeting_omitted = False
+        self.tls_started = after_starttls
 
-    def note(self, event: int) -> None:
-        """Something of `witness.EVENTS` has happened."""
-        self.counted_events.append(NOTED + event)
+    def record_violation(self, name: str) -> None:
+        """Record a violation by its name in `VIOLATIONS`. Raises KeyError for another name."""
+        self.counted_events.append(self.listener.violation_events[name])
+        self.violation_count += 1
 
-    def record_rule_hit(self, cell: int) -> None:
-        """A rule that is counted there has spoken; 0: it is not counted."""
-        if cell:
-            self.counted_events.append(cell)
+    def record_event(self, number: int) -> None:
+        """Record an event of the policy; 0 is not counted."""
+        if number:
+            self.counted_events.append(number)

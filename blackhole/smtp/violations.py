@@ -6,7 +6,6 @@ such words, and still is a mistake, is style.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 LEVELS: Final = ("must", "should", "style")
@@ -203,69 +202,3 @@ VIOLATIONS: Final = (
 
 NUMBER: Final = {rule.name: number for number, rule in enumerate(VIOLATIONS)}
 """Name -> its place in the table."""
-
-
-# What stands in a message.
-
-INSPECTED_OCTETS: Final = 2048
-"""Octets of a message that are looked at. A sender that does not convert line ends, does not stuff dots or
-does not encode shows it in the first lines; to look at all of a large message
-takes as long as all else does."""
-
-ALWAYS_INSPECT: Final = 16
-INSPECT_EVERY: Final = 16
-"""So many sessions of a listener in a worker, and so many messages of a session, are looked at at first, and
-later one in so many: who is wrong, is wrong often."""
-
-TEXT: Final = (
-    bytes(octet for octet in range(1, 128) if octet not in b"\r\n"),
-    bytes(octet for octet in range(1, 256) if octet not in b"\r\n"),
-)
-"""Octets of which nothing is to be said; the second when those above 127 were announced."""
-
-WIDEST: Final = 998
-"""Octets of a line without its end (RFC 5322 2.1.1)."""
-
-
-def is_well_formed(body: bytes, eightbit: bool) -> bool:
-    """Whether nothing is wrong with the octets of a body, at a glance; else `find_violations` tells what.
-
-    What is left without the text has to be the pairs of CR LF, and no more.
-    """
-    return len(body.translate(None, TEXT[eightbit])) == 2 * body.count(b"\r\n")
-
-
-def find_violations(piece: bytes, before: bytes, run: int, eightbit: bool) -> Iterator[str]:
-    """What is wrong with the next piece of a body: names of rules.
-
-    `before` has the octets before it, CR LF at the beginning; the line that goes on has `run` of them. An
-    octet is judged when the one behind it is known, so that it does not matter how a body is cut.
-    """
-    if not is_well_formed(b"\r" + piece if before.endswith(b"\r") else piece, eightbit):
-        if b"\0" in piece:
-            yield "nul"
-        if not (eightbit or piece.isascii()):
-            yield "8bit-undeclared"
-        text = before[-1:] + piece
-        ends = text.count(b"\r\n")
-        if piece.count(b"\n") != ends:
-            yield "bare-lf"
-        if text.count(b"\r", 0, -1) != ends:
-            yield "bare-cr"
-    text = before[-3:] + piece
-    if b"." in text and text.count(b"\r\n.", 0, -1) > text.count(b"\r\n..") + text.count(b"\r\n.\r"):
-        yield "unstuffed-dot"
-    if run + len(piece) > WIDEST + 1 and has_long_line(piece, run):
-        yield "long-line"
-
-
-def has_long_line(piece: bytes, run: int) -> bool:
-    """Whether a line is too long; the first one has `run` octets before this."""
-    start = -run
-    while len(piece) - start > WIDEST + 1:
-        # The last end of a line within reach of this line's start.
-        end = piece.rfind(b"\n", max(start, 0), max(start + WIDEST + 2, 0))
-        if end < 0:
-            return True
-        start = end + 1
-    return False

@@ -16,12 +16,11 @@ from blackhole.metrics.counters import Counters, clipped
 from blackhole.metrics.layout import MAX_RULE_NAMES
 from blackhole.net import tls
 from blackhole.rules import scenario
+from blackhole.rules.evaluator import RulePolicy
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.rules.scenario_file import parse_rule, parse_rules
 from blackhole.settings import OperatorError, Settings
-from blackhole.smtp.session import SMTPEngine
-from blackhole.smtp.state import ListenerConfig
 from blackhole.store.control import MAX_ONE_SHOT_RULES, ControlChannel, OneShotRule, RuntimeOrder
 from blackhole.values import did_you_mean
 
@@ -32,7 +31,7 @@ LOADED: Final = "loaded"
 def check_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """Return the rules, after making an index of them as workers do. Raises what a worker would raise."""
     found = tuple(rules)
-    SMTPEngine(ListenerConfig(rules=found), Random()).evaluator("127.0.0.1", False)
+    RulePolicy(found, "accept", "", Random()).for_session("127.0.0.1", False)
     return found
 
 

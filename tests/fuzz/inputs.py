@@ -2,7 +2,7 @@
 
 - No exception is raised.
 - Replies are whole lines of printable ASCII, of at most 512 octets (RFC 5321 4.5.3.1.5).
-- A session keeps at most LINE octets of a command (of AUTH: AUTH_LINE) and four octets of a body.
+- A session keeps at most MAX_LINE octets of a command (of AUTH: MAX_AUTH_LINE) and four octets of a body.
 - Replies and the final state do not depend on how the input is split into pieces, or on whether the answers
   of the store of attempts arrive at once or later.
 
@@ -26,15 +26,17 @@ from pathlib import Path
 from random import Random
 from zlib import crc32
 
+from blackhole.metrics.layout import OUTCOMES_START, EventNumbers
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.rules.attempt_store import Answer, Record, Slot, Update
-from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.retries import EVENTS
+from blackhole.smtp.body_checks import ALWAYS_INSPECT
+from blackhole.smtp.command_line import MAX_AUTH_LINE, MAX_LINE
+from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import NextAction
-from blackhole.smtp.session import AUTH_LINE, LINE, Session, SMTPEngine
-from blackhole.smtp.state import NOTED
-from blackhole.smtp.violations import ALWAYS_INSPECT
+from blackhole.smtp.session import Session
 from tests.elsewhere import Told, fetched
 from tests.fuzz.listener_kinds import BODIES, EHLO, LISTENER_KINDS, ListenerKind, random_kind
 
@@ -49,7 +51,7 @@ REPLIES = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][ -~]{0,506})?\r\n)*")
 CUT_OFF_REPLIES = re.compile(REPLIES.pattern + rb"(?:[2-5][ -~]{0,509}\r?)?")
 """The same, where a fault may cut off the last line."""
 
-EVENT_COUNT = NOTED + len(EVENTS)
+EVENT_COUNT = OUTCOMES_START + len(EVENTS)
 """The number of counters of replies, violations and retries."""
 
 MAX_CPU_SECONDS = 0.1
@@ -204,17 +206,18 @@ class Harness:
         self.outcomes = ResettableOutcomeStore()
         self.now = self.minute = 0.0
         trace = (lambda session, way, line: None) if kind.traced else None
-        self.engine = SMTPEngine(
-            kind.config,
-            Random(7),
-            trace,
-            RuleEnvironment(lambda: self.now, self.attempts, self.outcomes, lambda: self.now),
+        environment = RuleEnvironment(lambda: self.now, self.attempts, self.outcomes, lambda: self.now)
+        self.random_source = Random(7)
+        numbers = EventNumbers()
+        policy = RulePolicy(
+            kind.rules, kind.mode, "127.0.0.1:25", self.random_source, environment, numbers.outcome
         )
+        self.engine = SMTPEngine(kind.config, self.random_source, trace, policy, numbers)
         self.admission: AdmissionControl | None = None
         if kind.admission_settings is not None:
             self.clients = ClientTableView(ClientTable(1), 0, tuple, lambda: self.minute)
             self.admission = AdmissionControl(kind.admission_settings, self.clients)
-        self.max_line = AUTH_LINE if kind.config.auth else LINE
+        self.max_line = MAX_AUTH_LINE if kind.config.auth else MAX_LINE
         self.reply_pattern = REPLIES if kind.sends_whole_replies else CUT_OFF_REPLIES
         self.session_count = 2 if kind.remembers_clients else 1
         """A client that returns shows what a rule remembers."""
@@ -225,7 +228,7 @@ class Harness:
         If `deferred`, the answers of the store of attempts arrive later.
         """
         engine = self.engine
-        engine.random_source.seed(seed)
+        self.random_source.seed(seed)
         engine._sessions = ALWAYS_INSPECT * (seed & 1)  # every other input has its body inspected
         self.attempts.clear()
         self.attempts.deferred = deferred
@@ -255,8 +258,7 @@ class Harness:
         out = self.exchange(session, pieces)
         if self.admission is not None and usage is not None:
             usage.leave()
-        if session.evaluator is not None:
-            session.evaluator.leave()
+        session.closed()
         if any(self.attempts.held.values()):
             raise InvariantViolation(f"slots are held after the session has ended: {self.attempts.held}")
         if not self.reply_pattern.fullmatch(out):
@@ -301,12 +303,12 @@ class Harness:
             raise InvariantViolation(f"not a reply: {out!r}")
         if (
             session.next_action is NextAction.READ
-            and len(session._rest) > LINE
-            and len(session._rest) > self.max_line
+            and len(session.unprocessed) > MAX_LINE
+            and len(session.unprocessed) > self.max_line
         ):
-            raise InvariantViolation(f"keeps {len(session._rest)} octets of a command")
-        if len(session._tail) > 4:
-            raise InvariantViolation(f"keeps {len(session._tail)} octets of a body")
+            raise InvariantViolation(f"keeps {len(session.unprocessed)} octets of a command")
+        if session.body is not None and len(session.body.tail) > 4:
+            raise InvariantViolation(f"keeps {len(session.body.tail)} octets of a body")
         if not session.in_body and not session.stage and session.recipients and session.engine.config.strict:
             raise InvariantViolation("recipients without a transaction")
         if session.counted_events:

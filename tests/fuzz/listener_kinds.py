@@ -253,6 +253,8 @@ class ListenerKind(NamedTuple):
 
     name: str
     config: ListenerConfig
+    rules: tuple[Rule, ...] = ()
+    mode: str = "accept"
     phrases: tuple[bytes, ...] = PHRASES
     """What it is sent."""
     admission_settings: Settings | None = None
@@ -270,17 +272,17 @@ class ListenerKind(NamedTuple):
     @property
     def remembers_clients(self) -> bool:
         """Whether a client that returns may get other replies."""
-        conditions = [condition.key for rule in self.config.rules for condition in rule.conditions]
-        limiters = [rule.limiter for rule in (*self.config.rules, *MODES[self.config.mode])]
+        conditions = [condition.key for rule in self.rules for condition in rule.conditions]
+        limiters = [rule.limiter for rule in (*self.rules, *MODES[self.mode])]
         return any(limiters) or "attempt" in conditions
 
     @property
     def sends_whole_replies(self) -> bool:
         """Whether no fault cuts off a reply."""
-        return not any(rule.effect.fault for rule in self.config.rules)
+        return not any(rule.effect.fault for rule in self.rules)
 
 
-BASE = ListenerConfig(hostname="mx.test", listener="127.0.0.1:25")
+BASE = ListenerConfig(hostname="mx.test")
 
 LOW_LIMITS = ClientLimits(soft_errors=3, errors=6, junk=5, recipients=2, messages=2)
 
@@ -307,13 +309,15 @@ def kind(
     admission_settings: Settings | None = None,
     traced: bool = False,
     secure: bool = False,
+    rules: tuple[Rule, ...] = (),
+    mode: str = "accept",
     **values: object,
 ) -> ListenerKind:
     """Return a kind of listener; `values` are fields of its ListenerConfig."""
     config = replace(BASE, **values)  # type: ignore[arg-type]
     if admission_settings is not None:
         config = replace(config, limits=client_limits(admission_settings))
-    return ListenerKind(name, config, PHRASES + phrases * 2, admission_settings, traced, secure)
+    return ListenerKind(name, config, rules, mode, PHRASES + phrases * 2, admission_settings, traced, secure)
 
 
 LISTENER_KINDS = (

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from random import Random
 
+from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import NextAction
-from blackhole.smtp.session import SMTPEngine
 from blackhole.smtp.state import ClientLimits, ListenerConfig
 
 BLOCK = 1000

@@ -1,0 +1,175 @@
+"""The delivery of replies: how a reply leaves a session, at once or in drops, and what follows from it."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Final, NamedTuple
+
+from blackhole.smtp import replies
+from blackhole.smtp.engine_tables import BoundCommand, EngineTables
+from blackhole.smtp.faults import Fault, partial_reply
+from blackhole.smtp.message_body import MessageBody
+from blackhole.smtp.policy import SessionPolicy
+from blackhole.smtp.replies import NextAction, Reply
+from blackhole.smtp.state import SessionState
+
+READ: Final = NextAction.READ
+READ_BODY: Final = NextAction.READ_BODY
+"""To look up a member of an enumeration takes 50 ns, to look up a name of the module 5."""
+
+DRIP_INTERVAL: Final = 0.1
+"""Seconds between two pieces of a reply that drips."""
+
+SIZE_TOLERANCE: Final = 512
+"""Octets by which the declared size of a message may be wrong in any case."""
+
+
+class DeferredReply(NamedTuple):
+    """A reply that is held back."""
+
+    command: BoundCommand
+    reply: Reply
+    fault: Fault | None
+    rest: bytes | None = None
+    """What is left of a reply that drips; None: nothing of it has left."""
+
+
+class ReplyDelivery(SessionState):
+    """A session as far as its replies are concerned.
+
+    Methods that emit take the list of what leaves now, and return True when nothing may follow for now.
+    """
+
+    __slots__ = (
+        "body",
+        "deferred",
+        "engine",
+        "in_body",
+        "messages",
+        "next_action",
+        "policy",
+        "single_event",
+        "unprocessed",
+        "wait",
+    )
+
+    def __init__(self, engine: EngineTables, policy: SessionPolicy, secure: bool) -> None:
+        SessionState.__init__(self, engine.constants, engine.new_id, secure)  # super() takes twice as long
+        self.engine = engine
+        self.policy = policy
+        self.next_action = READ
+        """What the caller has to do once the replies that it was given have left."""
+        self.wait = 0.0
+        """Seconds to sleep with NextAction.SLEEP; 0 lets other sessions have their turn."""
+        self.single_event = 0
+        """The event of the only reply, if there is no other event; else 0."""
+        self.messages = 0
+        """Messages that have come to their end."""
+        self.in_body = False
+        """A message is being received: what comes is its body."""
+        self.body: MessageBody | None = None
+        """What is known of the body under way; None before its first octet."""
+        self.deferred: DeferredReply | None = None
+        """The reply that is held back."""
+        self.unprocessed = b""
+        """Input that is not answered yet: an incomplete line, or what waits behind a reply or a look-up."""
+
+    def emit(self, out: list[bytes], command: BoundCommand, reply: Reply, fault: Fault | None) -> bool:
+        """Emit a reply, or as much of it as a fault lets through."""
+        wire = self.finish_message(reply) if command is self.engine.end_of_message else reply.wire
+        if fault is None:
+            return self._emit_all(out, command, reply, wire, None)
+        if fault.rate:
+            return self._drip(out, command, reply, fault, wire)
+        if fault.share < 1:
+            out.append(partial_reply(wire, fault.share))
+            self._note_message(command, reply, fault)
+        else:
+            self._emit_all(out, command, reply, wire, fault)
+        return self._stop(fault.next_action)
+
+    def emit_deferred(self, out: list[bytes]) -> bool:
+        """Emit the reply that was held back, or its next drop."""
+        assert self.deferred is not None
+        command, reply, fault, rest = self.deferred
+        self.deferred = None
+        if rest is None:
+            return self.emit(out, command, reply, fault)
+        assert fault is not None
+        return self._drip(out, command, reply, fault, rest)
+
+    def defer(self, deferred: DeferredReply, seconds: float, early: bool) -> None:
+        """Hold a reply back for so many seconds. `early`: the client has sent something behind it already."""
+        self.deferred = deferred
+        self.next_action = NextAction.SLEEP
+        self.wait = seconds
+        if deferred.command is self.engine.end_of_message:
+            self.policy.message_reply_delayed(self, early)
+
+    def _drip(self, out: list[bytes], command: BoundCommand, reply: Reply, fault: Fault, wire: bytes) -> bool:
+        """Emit the next drop of a reply; True while there is more of it."""
+        size = ceil(fault.rate * DRIP_INTERVAL)
+        if len(wire) <= size:
+            return self._emit_all(out, command, reply, wire, None)
+        out.append(wire[:size])
+        self.defer(
+            DeferredReply(command, reply, fault, wire[size:]), size / fault.rate, bool(self.unprocessed)
+        )
+        return True
+
+    def _emit_all(
+        self, out: list[bytes], command: BoundCommand, reply: Reply, wire: bytes, fault: Fault | None
+    ) -> bool:
+        """Emit a whole reply, or the last drop of one, and do what it means for the session."""
+        out.append(wire)
+        self._note_message(command, reply, fault)
+        self.counted_events.append(command.events[reply.code])
+        if self.engine.trace is not None:
+            for line in wire.splitlines():
+                self.engine.trace(self, "SEND", line)
+        if reply.next_action is READ:
+            return False
+        if reply.next_action is READ_BODY:
+            self.begin_body()
+            return False
+        return self._stop(reply.next_action)
+
+    def begin_body(self) -> None:
+        """Take what comes from now on as the body of a message."""
+        self.in_body = True
+        self.body = None
+        self.octets = 0
+
+    def finish_message(self, reply: Reply) -> bytes:
+        """End the message, accepted or not; return the reply to it as octets."""
+        self.messages += 1
+        self.engine.sizes.append(self.octets)
+        if self.size:
+            self._check_declared_size()
+        wire = reply.wire
+        if reply is replies.QUEUED:
+            wire = wire % (self._id or self.new_id())
+        elif reply.next_action is NextAction.CLOSE:
+            self.next_action = NextAction.CLOSE
+        self.reset()
+        return wire
+
+    def _check_declared_size(self) -> None:
+        """Record a size of MAIL that is far from the size of the message (RFC 1870 6).
+
+        Clients do not count the dots that they double (RFC 1870 5), which are a third of a line of one dot.
+        """
+        missing = self.octets - self.size
+        if missing > max(self.size // 3, SIZE_TOLERANCE) or -missing > max(self.size // 10, SIZE_TOLERANCE):
+            self.record_violation("size-wrong")
+
+    def _note_message(self, command: BoundCommand, reply: Reply, fault: Fault | None) -> None:
+        """Tell the policy what was answered to a message."""
+        if command is self.engine.end_of_message:
+            self.policy.message_answered(self, reply.code, fault)
+
+    def _stop(self, next_action: NextAction) -> bool:
+        """Say no more: what has come behind the last reply is not answered."""
+        self.next_action = next_action
+        self.unprocessed = b""
+        return True

@@ -1,0 +1,57 @@
+"""The engine of one listener: makes its sessions, and gives way to a successor with other rules."""
+
+from __future__ import annotations
+
+from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY
+from blackhole.smtp.engine_tables import NO_FAST_PATH, EngineTables, TraceFunction
+from blackhole.smtp.error_budget import Meter, unmetered
+from blackhole.smtp.events import UNCOUNTED, EventNumbers
+from blackhole.smtp.fast_path import fast_path
+from blackhole.smtp.policy import NO_POLICY, ListenerPolicy
+from blackhole.smtp.randomness import RandomSource
+from blackhole.smtp.session import Session
+from blackhole.smtp.state import ListenerConfig
+
+
+class SMTPEngine(EngineTables):
+    """Makes the sessions of one listener.
+
+    `random_source` draws ids, nonces and delays. `trace` is called with each line received ("RECV") or sent
+    ("SEND"). `policy` is asked about commands. `events` gives the numbers of what sessions have counted.
+
+    >>> from random import Random
+    >>> engine = SMTPEngine(ListenerConfig("mx.example"), Random())
+    >>> session = engine.session(client="192.0.2.1")
+    >>> session.greet()
+    b'220 mx.example ESMTP Blackhole\\r\\n'
+    """
+
+    def __init__(
+        self,
+        config: ListenerConfig,
+        random_source: RandomSource,
+        trace: TraceFunction | None = None,
+        policy: ListenerPolicy = NO_POLICY,
+        events: EventNumbers = UNCOUNTED,
+    ) -> None:
+        super().__init__(config, random_source, trace, policy, events)
+        self.fast_path = fast_path(self)
+        self._events = events
+        self._sessions = 0
+
+    def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
+        """Return a session with the client at this address. `secure`: the TLS handshake came before it."""
+        self._sessions += 1
+        sampled = self._sessions <= ALWAYS_INSPECT or not self._sessions % INSPECT_EVERY
+        return Session(self, secure, client, meter, sampled)
+
+    def replace_policy(self, policy: ListenerPolicy) -> SMTPEngine:
+        """Return the engine that replaces this one, with another policy.
+
+        A session goes over to it with its next command outside a transaction.
+        """
+        successor = SMTPEngine(self.config, self.random_source, self.trace, policy, self._events)
+        successor.sizes, successor._sessions = self.sizes, self._sessions
+        self.successor = successor
+        self.fast_path = NO_FAST_PATH  # It does not look for a successor.
+        return successor

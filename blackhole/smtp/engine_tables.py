@@ -1,0 +1,119 @@
+"""What the sessions of one listener share: its dispatch table, bound to its configuration and its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, Protocol
+
+from blackhole.smtp.arguments import Mailbox
+from blackhole.smtp.commands import COMMANDS, OTHER, Command, listener_constants, syntax_error
+from blackhole.smtp.error_budget import with_limits
+from blackhole.smtp.events import EventNumbers, ReplyEvents
+from blackhole.smtp.policy import ListenerPolicy
+from blackhole.smtp.randomness import RandomSource
+from blackhole.smtp.replies import Reply
+from blackhole.smtp.state import GREETED, MAIL, PHASES, RCPT, ListenerConfig, ListenerConstants, SessionState
+
+TraceFunction = Callable[[SessionState, str, bytes], None]
+"""Takes the session, "RECV" or "SEND", and a line without its end."""
+
+
+class FastPath(Protocol):
+    """Answers usual input without parsing it."""
+
+    def answer(self, session: Any, data: bytes, /) -> bytes | None:
+        """Return the replies to all of the input; None leaves it, untouched, to the session."""
+
+
+class NoFastPath:
+    """Leaves everything to the session."""
+
+    def answer(self, session: Any, data: bytes, /) -> bytes | None:
+        return None
+
+
+NO_FAST_PATH: Final = NoFastPath()
+
+
+class BoundCommand:
+    """A command of the dispatch table as one listener has it: with its limits, its policy and its events."""
+
+    __slots__ = (
+        "allowed",
+        "asks_policy",
+        "delay",
+        "do",
+        "events",
+        "is_envelope",
+        "is_helo",
+        "last",
+        "ordered",
+        "phase",
+        "read",
+        "syntax_error",
+    )
+
+    def __init__(
+        self, command: Command, config: ListenerConfig, policy: ListenerPolicy, events: EventNumbers
+    ) -> None:
+        self.phase: Final = command.verb if command.verb in PHASES else "other"
+        self.read: Final = command.read
+        self.do: Final = with_limits(self.phase, command.do, config.limits)
+        self.last: Final = command.last
+        self.syntax_error: Final[Reply] = syntax_error(command)
+        self.allowed: Final = tuple(map(command.allowed, range((GREETED | MAIL | RCPT) + 1)))
+        """By stage: whether the command is in order."""
+        self.ordered: Final = config.strict
+        """The order is enforced, not only recorded."""
+        self.asks_policy: Final = self.phase in policy.phases
+        self.delay: Final = None if self.phase == "CONNECT" else config.delay
+        """Seconds before the reply, at least and at most. The greeting is never delayed by configuration."""
+        self.events: Final = ReplyEvents(events, self.phase)
+        """The number of the event for a reply, by its code."""
+        self.is_envelope: Final = self.phase in ("MAIL", "RCPT")
+        self.is_helo: Final = self.phase in ("HELO", "EHLO")
+
+    def described(self, argument: Any) -> tuple[bytes, int]:
+        """Return the address or name of a parsed argument, and the size that it declares, for the policy."""
+        if self.is_envelope:
+            mailbox: Mailbox = argument
+            return mailbox.address, int(mailbox.parameters.get(b"SIZE", b"0"))
+        return (argument, 0) if self.is_helo else (b"", 0)
+
+
+class EngineTables:
+    """The part of an engine that its sessions use."""
+
+    def __init__(
+        self,
+        config: ListenerConfig,
+        random_source: RandomSource,
+        trace: TraceFunction | None,
+        policy: ListenerPolicy,
+        events: EventNumbers,
+    ) -> None:
+        self.config: Final = config
+        self.policy: Final = policy
+        self.random_source: Final = random_source
+        self.trace: Final = trace
+        self.constants: Final[ListenerConstants] = listener_constants(config, events)
+        self.new_id: Final = partial(random_source.getrandbits, 40)
+        self.sizes: list[int] = []
+        """Octets of each message that has ended since the caller last emptied the list."""
+        self.successor: EngineTables | None = None
+        """The engine that has replaced this one."""
+        self.fast_path: FastPath = NO_FAST_PATH
+
+        def bound(rows: tuple[Command, ...]) -> dict[str, BoundCommand]:
+            return {row.verb: BoundCommand(row, config, policy, events) for row in rows}
+
+        other, commands = bound(OTHER), bound(COMMANDS)
+        self.connect: Final = commands.pop("CONNECT")
+        self.end_of_message: Final = commands.pop(".")
+        self.unknown: Final = other.pop("other")
+        self.auth: Final = commands["AUTH"]
+        self.starttls: Final = commands["STARTTLS"]
+        self.commands: Final[Mapping[bytes, BoundCommand]] = {
+            verb.encode(): command for verb, command in (other | commands).items()
+        }

@@ -1,0 +1,229 @@
+"""The fast path: answers usual input without parsing it.
+
+Replaces `Session._process` for a chunk that is exactly one usual command, one usual pipelined group (MAIL,
+one or more RCPT, DATA) or one whole body, as nearly every chunk of nearly every sender is. All else is left
+to the session. A command takes 0.6 microseconds in place of 2.4, in a group 0.2.
+
+The rows of the dispatch table, the policy and the replies are the same on both paths. What the policy decides
+on here goes on in `Session.go_on`, so that nothing is decided twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from blackhole.smtp.arguments import NO_PARAMETERS, check_helo_name
+from blackhole.smtp.body_checks import MAX_LINE, is_well_formed
+from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
+from blackhole.smtp.engine_tables import NO_FAST_PATH, BoundCommand, EngineTables, FastPath
+from blackhole.smtp.framing import DOTTED, END, SHORT, find
+from blackhole.smtp.message_body import FINAL_DOT
+from blackhole.smtp.replies import NextAction
+from blackhole.smtp.session import Session
+from blackhole.smtp.state import GREETED
+
+READ: Final = NextAction.READ
+READ_BODY: Final = NextAction.READ_BODY
+
+BARE_COMMAND: Final = len(b"DATA\r\n")
+"""Octets of the usual commands without an argument."""
+
+DOT: Final = ord(".")
+
+UNLIMITED: Final = 1 << 62
+"""More octets than any message has."""
+
+# Printable ASCII without brackets, not long, no parameters. Where the order is enforced, an address has a "@"
+# and at most 254 octets; quotation marks are left to the parser.
+LENIENT_ADDRESS: Final = rb"<[!-;=?-~]{1,480}+>"
+STRICT_ADDRESS: Final = rb"<[!#-;=?A-~]{1,127}+@[!#-;=?A-~]{1,126}+>"
+
+
+ADDRESSES: Final = re.compile(rb"<([^>]*)>")
+"""The addresses of a group."""
+
+
+class UsualCommand:
+    """What is known of a usual command before it comes."""
+
+    __slots__ = ("allowed", "argument", "command", "do", "events", "is_helo", "unasked")
+
+    def __init__(self, command: BoundCommand, prefix: bytes, suffix: bytes) -> None:
+        self.command: Final = command
+        self.argument: Final = slice(len(prefix), -len(suffix))
+        """Where the address or the name is."""
+        self.do: Final = command.do
+        self.events: Final = command.events
+        self.is_helo: Final = command.is_helo
+        self.allowed: Final = command.allowed
+        self.unasked: Final = tuple(allowed and not command.asks_policy for allowed in command.allowed)
+        """By stage: whether the command can be carried out at once."""
+
+
+class UsualInput:
+    """Recognizes and answers the usual input of one listener's clients."""
+
+    def __init__(self, engine: EngineTables) -> None:
+        config = engine.config
+        address = STRICT_ADDRESS if config.strict else LENIENT_ADDRESS
+        self._match: Final = re.compile(
+            rb"(?:MAIL FROM|RCPT TO):" + address + rb"\r\n|(?:HELO|EHLO) [!-~]{1,480}+\r\n"
+        ).fullmatch
+        self._match_group: Final = re.compile(
+            rb"MAIL FROM:" + address + rb"\r\n(?:RCPT TO:" + address + rb"\r\n)++DATA\r\n"
+        ).fullmatch
+        self._bare: Final = {
+            verb + b"\r\n": UsualCommand(engine.commands[verb], verb, b"\r\n")
+            for verb in (b"DATA", b"QUIT", b"RSET")
+        }
+        usual = {
+            prefix: UsualCommand(engine.commands[prefix[:4]], prefix, suffix)
+            for prefix, suffix in (
+                (b"MAIL FROM:<", b">\r\n"),
+                (b"RCPT TO:<", b">\r\n"),
+                (b"HELO ", b"\r\n"),
+                (b"EHLO ", b"\r\n"),
+            )
+        }
+        self._by_first_octet: Final = {prefix[0]: command for prefix, command in usual.items()}
+        """To cut out the verb takes four times as long."""
+        self._mail: Final = engine.commands[b"MAIL"]
+        self._rcpt: Final = engine.commands[b"RCPT"]
+        self._data: Final = engine.commands[b"DATA"]
+        self._end: Final = engine.end_of_message
+        self._groups_ask: Final = any(row.asks_policy for row in (self._mail, self._rcpt, self._data))
+        self._limited: Final = config.limits is not None
+        self._directives: Final = config.dynamic_switch
+        self._max_octets: Final = config.message_size_limit or UNLIMITED
+
+    def answer(self, session: Session, data: bytes, /) -> bytes | None:
+        """Return the replies to all of the input; None leaves it, untouched, to the session."""
+        if session.busy:
+            return None
+        if session.in_body:
+            return self._answer_body(session, data)
+        usual = self._bare.get(data) if len(data) == BARE_COMMAND else None
+        if usual is None:
+            if self._match(data) is None:
+                return self._answer_group(session, data) if self._match_group(data) is not None else None
+            usual = self._by_first_octet[data[0]]
+        if usual.is_helo and session.sampled:
+            check_helo_name(session, data[usual.argument])
+        if usual.unasked[session.stage]:
+            reply = usual.do(session, NO_PARAMETERS)
+        elif usual.allowed[session.stage]:
+            command = usual.command
+            decision = session.policy.decide(session, command.phase, data[usual.argument])
+            if decision is not None:
+                return session.go_on(command, NO_PARAMETERS, decision)
+            reply = usual.do(session, NO_PARAMETERS)
+            session.policy.answered(session, command.phase, reply.code)
+        else:
+            return None
+        if self._limited and (reply.code >= 400 or session.error_budget.slow):  # type: ignore[union-attr]
+            return session.go_on_with_reply(usual.command, reply)
+        session.single_event = usual.events[reply.code]
+        if reply.next_action is not READ:
+            if reply.next_action is READ_BODY:
+                session.in_body, session.body = True, None
+            else:
+                session.next_action = reply.next_action
+        return reply.wire
+
+    def _answer_group(self, session: Session, data: bytes) -> bytes | None:
+        """Answer MAIL, RCPT, ..., DATA."""
+        if session.stage != GREETED or not session.esmtp:
+            return None
+        recipients = data.count(b"\n") - len(("MAIL", "DATA"))
+        if self._limited and not within_limits(session, recipients):
+            return None
+        session.single_event = 0
+        session.pipelines = True
+        if self._groups_ask:
+            return self._answer_each(session, data)
+        mail, rcpt, start = self._mail, self._rcpt, self._data
+        sender, recipient, begin = (row.do(session, NO_PARAMETERS) for row in (mail, rcpt, start))
+        accepted = [rcpt.events[recipient.code]] * recipients
+        session.counted_events += (mail.events[sender.code], *accepted, start.events[begin.code])
+        session.recipients = recipients
+        session.begin_body()
+        return sender.wire + recipient.wire * recipients + begin.wire
+
+    def _answer_each(self, session: Session, data: bytes) -> bytes:
+        """Answer the commands of a group one by one, until the policy decides on one."""
+        out: list[bytes] = []
+        position = 0
+        for command, argument, length in self._commands(data):
+            position += length
+            decision = session.policy.decide(session, command.phase, argument)
+            if decision is not None:
+                out.append(session.go_on(command, NO_PARAMETERS, decision, data[position:]))
+                return b"".join(out)
+            reply = command.do(session, NO_PARAMETERS)
+            session.policy.answered(session, command.phase, reply.code)
+            out.append(reply.wire)
+            session.counted_events.append(command.events[reply.code])
+        session.begin_body()
+        return b"".join(out)
+
+    def _commands(self, group: bytes) -> Iterator[tuple[BoundCommand, bytes, int]]:
+        """Yield the commands of a group, each with its address and the octets of its line."""
+        mail, *recipients = ADDRESSES.findall(group)
+        yield self._mail, mail, len(b"MAIL FROM:<>\r\n") + len(mail)
+        for recipient in recipients:
+            yield self._rcpt, recipient, len(b"RCPT TO:<>\r\n") + len(recipient)
+        yield self._data, b"", len(b"DATA\r\n")
+
+    def _answer_body(self, session: Session, data: bytes) -> bytes | None:
+        """Answer a whole body: it has just begun, and its end is the end of the chunk and not before."""
+        size = len(data) - FINAL_DOT
+        if session.body is not None or data[0] == DOT or not data.endswith(END) or size > self._max_octets:
+            return None
+        # In a short body any dot at the beginning of a line is left to the session, doubled or not.
+        if (data.find(DOTTED) if size < SHORT else find(data, 0)) != size - 2:
+            return None
+        if self._directives:
+            header = data if size < SHORT else data[: data.find(END_OF_HEADER)]
+            # `in` takes half as long again as `find`: it asks first whether it was given a number.
+            if header.find(FIELD_MARK) >= 0:
+                return None
+        if session.messages >= session.next_inspection:
+            if size > MAX_LINE or not is_well_formed(data, session.eightbit):
+                return None
+            session.schedule_inspection()
+        end = self._end
+        session.in_body = False
+        session.octets = size
+        if not end.asks_policy:
+            reply = end.do(session, NO_PARAMETERS)
+            session.single_event = end.events[reply.code]
+            return session.finish_message(reply)
+        decision = session.policy.decide(session, end.phase, data, size)
+        if decision is not None:
+            return session.go_on(end, NO_PARAMETERS, decision)
+        reply = end.do(session, NO_PARAMETERS)
+        session.single_event = end.events[reply.code]
+        wire = session.finish_message(reply)
+        session.policy.message_answered(session, reply.code, None)
+        return wire
+
+
+def within_limits(session: Session, recipients: int) -> bool:
+    """Return whether a message to so many recipients cannot exceed a limit of its client."""
+    assert session.error_budget is not None
+    limits = session.error_budget.limits
+    return (
+        not limits.metered
+        and recipients <= (limits.recipients or recipients)
+        and not 0 < limits.messages <= session.messages
+    )
+
+
+def fast_path(engine: EngineTables) -> FastPath:
+    """Return the fast path of a listener: none where each reply is delayed, each line traced, or each body
+    searched for bare LF."""
+    config = engine.config
+    usable = config.delay is None and engine.trace is None and config.bare_newline == "normalize"
+    return UsualInput(engine) if config.fast_path and usable else NO_FAST_PATH

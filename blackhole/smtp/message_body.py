@@ -1,0 +1,56 @@
+"""The body of one message as it arrives in pieces: where it ends, and what is to be known of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blackhole.smtp.body_checks import INSPECTED_OCTETS, BodyInspector
+from blackhole.smtp.framing import START, has_bare_newline, skip
+from blackhole.smtp.header_section import HeaderCollector
+
+FINAL_DOT: Final = len(b".\r\n")
+"""Octets of the line that ends a body, which are no part of it (RFC 5321 4.1.1.4)."""
+
+
+class MessageBody:
+    """What a session keeps of the body under way: at most four octets of it, besides its header section."""
+
+    __slots__ = (
+        "_inspector",
+        "_searches_bare_newlines",
+        "has_bare_newline",
+        "header",
+        "new_violations",
+        "octets",
+        "tail",
+    )
+
+    def __init__(
+        self, inspector: BodyInspector | None, searches_bare_newlines: bool, header: HeaderCollector | None
+    ) -> None:
+        self._inspector = inspector
+        self._searches_bare_newlines = searches_bare_newlines
+        self.tail = START
+        self.header = header
+        """Collects the header section, if somebody wants it."""
+        self.octets = 0
+        """Octets so far, the line with the final dot included."""
+        self.has_bare_newline = False
+        self.new_violations: list[str] = []
+        """What the last piece has shown to be wrong."""
+
+    def feed(self, data: bytes, start: int) -> int:
+        """Take the octets from `start`; return the position behind the end of the message, or -1 for none."""
+        tail = self.tail
+        position, self.tail = skip(data, start, tail)
+        end = position if position >= 0 else len(data)
+        if self.header is not None:
+            self.header.feed(data[start:end])
+        self.new_violations = []
+        if self._inspector is not None and self.octets < INSPECTED_OCTETS:
+            stop = min(end if position < 0 else end - FINAL_DOT, start + INSPECTED_OCTETS - self.octets)
+            self.new_violations = self._inspector.inspect(data[start : max(start, stop)], tail)
+        if self._searches_bare_newlines and has_bare_newline(data, start, end, tail):
+            self.has_bare_newline = True
+        self.octets += end - start
+        return position

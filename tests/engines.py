@@ -1,0 +1,53 @@
+"""Engines for tests: configured by keywords, with rules or a mode, and with the numbers of the counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from blackhole.metrics.layout import EventNumbers
+from blackhole.rules.evaluator import NO_ENVIRONMENT, RuleEnvironment, RuleEvaluator, RulePolicy
+from blackhole.rules.model import Rule
+from blackhole.rules.retries import RetryTracker
+from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.engine_tables import TraceFunction
+from blackhole.smtp.session import Session
+from blackhole.smtp.state import ListenerConfig
+
+EVENT_NUMBERS = EventNumbers()
+
+
+def make_policy(
+    rules: Sequence[Rule] = (),
+    mode: str = "accept",
+    listener: str = "",
+    environment: RuleEnvironment = NO_ENVIRONMENT,
+) -> RulePolicy:
+    """Return the policy of a listener with these rules, and behind them those of the mode."""
+    return RulePolicy(rules, mode, listener, Random(7), environment, EVENT_NUMBERS.outcome)
+
+
+def make_engine(
+    rules: Sequence[Rule] = (),
+    mode: str = "accept",
+    listener: str = "",
+    environment: RuleEnvironment = NO_ENVIRONMENT,
+    trace: TraceFunction | None = None,
+    config: ListenerConfig | None = None,
+    **values: Any,
+) -> SMTPEngine:
+    """Return an engine. Give it a configuration, or the values of one that differ from the default."""
+    policy = make_policy(rules, mode, listener, environment)
+    return SMTPEngine(config or ListenerConfig(**values), policy.random_source, trace, policy, EVENT_NUMBERS)
+
+
+def evaluator_of(session: Session) -> RuleEvaluator:
+    """Return the evaluator of a session that has rules."""
+    assert isinstance(session.policy, RuleEvaluator)
+    return session.policy
+
+
+def tracker_of(session: Session) -> RetryTracker | None:
+    """Return the retry tracker of a session that has rules, if it has one."""
+    return evaluator_of(session)._tracker
