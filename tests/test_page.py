@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: what it shows is what was counted, and it asks nobody else."""
+"""The dashboard's page in a real browser: it shows the counters, and contacts no other host."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WIDE, PHONE = (1280, 1250), (390, 844)
 
 
 class Browser:
-    """Chromium, and what it was heard to ask and complain of."""
+    """Chromium, with a record of its requests and its console."""
 
     def __init__(self, profile: str) -> None:
         from selenium.webdriver.chrome.service import Service
@@ -50,7 +50,7 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
 
     def open(self, sink: Sink, size: tuple[int, int] = WIDE, dark: bool = False) -> None:
-        """Show the page, until it is live."""
+        """Open the page and wait until it is live."""
         width, height = size
         self.command(
             "Emulation.setDeviceMetricsOverride",
@@ -74,7 +74,7 @@ class Browser:
         return str(self.run("return document.getElementById(arguments[0]).innerText", id))
 
     def number(self, id: str) -> float:
-        """The value of one of the large figures."""
+        """Return the value of one of the large figures."""
         return float(self.run("return document.getElementById(arguments[0]).value", id) or "nan")
 
     def table(self, id: str) -> list[list[str]]:
@@ -85,15 +85,15 @@ class Browser:
         return list(self.run(script, id))
 
     def press(self, *keys: str) -> None:
-        """On the keyboard, to whatever has the focus."""
+        """Press keys on the element that has the focus."""
         self.driver.switch_to.active_element.send_keys(*keys)
 
-    def complaints(self) -> list[str]:
-        """What stands in the console: errors of scripts, what the policy forbade, what was not found."""
+    def console_messages(self) -> list[str]:
+        """Return the messages in the console: script errors, policy violations, missing files."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
-    def asked(self) -> set[str]:
-        """Every host that any request went to."""
+    def requested_hosts(self) -> set[str]:
+        """Return every host that a request was sent to."""
         messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         urls = (
             message["params"]["request"]["url"]
@@ -115,14 +115,14 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
-    """The page is left without a complaint, and without a word to anybody else."""
-    chromium.complaints()
-    chromium.asked()
+    """Check afterwards that the console is empty and that no other host was contacted."""
+    chromium.console_messages()
+    chromium.requested_hosts()
     yield chromium
-    asked, complaints = chromium.asked(), chromium.complaints()
+    hosts, messages = chromium.requested_hosts(), chromium.console_messages()
     chromium.driver.get("about:blank")
-    assert all(host.startswith("localhost:") for host in asked)
-    assert complaints == []
+    assert all(host.startswith("localhost:") for host in hosts)
+    assert messages == []
 
 
 def smtp_source(port: int, messages: int) -> subprocess.Popen[bytes]:
@@ -133,7 +133,7 @@ def smtp_source(port: int, messages: int) -> subprocess.Popen[bytes]:
     )
 
 
-def test_what_it_shows_is_what_was_counted(browser: Browser) -> None:
+def test_the_page_shows_the_counters(browser: Browser) -> None:
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
@@ -151,7 +151,7 @@ def test_what_it_shows_is_what_was_counted(browser: Browser) -> None:
         assert now["messages"]["accepted"] == 2000
         assert browser.text("messages") == "2,000"
         assert browser.number("received") == now["received_bytes"]
-        assert f"peak {now['rates']['messages']['peak']:,}" in browser.text("rate-more").replace("\n", " ")
+        assert f"peak {now['rates']['messages']['peak']:,}" in browser.text("rate-details").replace("\n", " ")
         shown = {}
         for phase, code, _, count in browser.table("replies"):
             shown[phase.split(" ")[0], code] = int(count.replace(",", ""))
@@ -162,25 +162,25 @@ def test_what_it_shows_is_what_was_counted(browser: Browser) -> None:
         assert browser.driver.title.endswith("/s - Blackhole")
 
 
-def test_clients_are_shown_where_that_was_asked_for(browser: Browser) -> None:
+def test_the_page_shows_clients_only_with_show_clients(browser: Browser) -> None:
     hidden = "return document.getElementById('clients-section').hidden"
     with Sink("--show_clients") as sink:
         sink.dashboard()
         browser.open(sink)
-        assert browser.text("clients-none") == "None yet."
+        assert browser.text("clients-empty") == "No clients yet."
         send(sink.port, 3)
         wait_for(lambda: browser.table("clients")[:1], "a client is shown")
         ((address, _, messages, _),) = browser.table("clients")
         assert (address, messages) == ("127.0.0.1", "3")
         assert not browser.run(hidden)
-        browser.driver.get("about:blank")  # or it complains that the sink has gone
+        browser.driver.get("about:blank")  # or the console has an error when the server stops
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
         assert browser.run(hidden)
 
 
-def test_a_run_is_started_stopped_and_saved_by_keyboard(browser: Browser) -> None:
+def test_a_run_can_be_started_stopped_and_saved_by_keyboard(browser: Browser) -> None:
     from selenium.webdriver.common.keys import Keys
 
     with Sink() as sink, TemporaryDirectory() as folder:
@@ -197,8 +197,8 @@ def test_a_run_is_started_stopped_and_saved_by_keyboard(browser: Browser) -> Non
         browser.press(Keys.TAB)
         assert browser.run("return document.activeElement.ariaLabel") == "Stop the run nightly-7"
         browser.press(Keys.ENTER)
-        wait_for(lambda: ask(sink.http, "/runs/nightly-7").json["running"] is False, "it was stopped")
-        wait_for(lambda: "running" not in browser.table("runs")[0][0], "and is shown so")
+        wait_for(lambda: ask(sink.http, "/runs/nightly-7").json["running"] is False, "the run was stopped")
+        wait_for(lambda: "running" not in browser.table("runs")[0][0], "the page shows it as stopped")
         browser.run("document.querySelector('#runs a').focus()")
         browser.press(Keys.ENTER)
         file = Path(folder, "nightly-7.json")
@@ -206,25 +206,25 @@ def test_a_run_is_started_stopped_and_saved_by_keyboard(browser: Browser) -> Non
         assert json.loads(file.read_text())["messages"]["accepted"] == 12
         browser.run("document.getElementById('run-name').focus()")
         browser.press("nightly-7", Keys.ENTER)
-        wait_for(lambda: "already" in browser.text("run-said"), "why there is no second of that name")
-        browser.complaints()  # the browser has one: the answer was 409
+        wait_for(lambda: "already" in browser.text("run-message"), "the error for a second run of that name")
+        browser.console_messages()  # the browser logs the status 409
 
 
-def test_the_span_is_chosen_by_keyboard(browser: Browser) -> None:
+def test_the_time_span_can_be_chosen_by_keyboard(browser: Browser) -> None:
     from selenium.webdriver.common.keys import Keys
 
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
-        browser.run("document.querySelector('#span input').focus()")
+        browser.run("document.querySelector('#time-span input').focus()")
         browser.press(Keys.ARROW_RIGHT)
-        assert browser.run("return document.querySelector('#span input:checked').value") == "3600"
+        assert browser.run("return document.querySelector('#time-span input:checked').value") == "3600"
         browser.press(Keys.ARROW_RIGHT)
         width = browser.run("const {min, max} = charts.messages.scales.x; return max - min")
         assert width == pytest.approx(86400)
 
 
-def test_what_was_wrong_is_shown_with_its_source(browser: Browser) -> None:
+def test_the_page_shows_violations_with_their_section_of_the_rfc(browser: Browser) -> None:
     with Sink() as sink:
         sink.dashboard()
         with smtplib.SMTP("127.0.0.1", sink.port) as client:
@@ -239,7 +239,7 @@ def test_what_was_wrong_is_shown_with_its_source(browser: Browser) -> None:
         assert (source, what, count) == ("5321, 2.3.8", "MUST ended a line with LF alone", "1")
 
 
-def test_the_scenario_is_shown_and_switched_by_keyboard(browser: Browser, tmp_path: Path) -> None:
+def test_the_scenario_can_be_switched_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     path = tmp_path / "friday.toml"
@@ -247,7 +247,7 @@ def test_the_scenario_is_shown_and_switched_by_keyboard(browser: Browser, tmp_pa
     with Sink(f"--scenario={path}") as sink:
         sink.dashboard()
         browser.open(sink)
-        assert browser.text("scenario-now").startswith("friday.toml 1 rule for ")
+        assert browser.text("scenario-current").startswith("friday.toml 1 rule for ")
         assert browser.text("listeners").endswith(" accept\nscenario friday.toml")
         assert browser.run("return document.getElementById('scenario-name').value") == "loaded"
         browser.run("document.getElementById('scenario-name').focus()")
@@ -257,22 +257,27 @@ def test_the_scenario_is_shown_and_switched_by_keyboard(browser: Browser, tmp_pa
         browser.press(Keys.TAB)
         assert browser.run("return document.activeElement.innerText") == "Switch"
         browser.press(Keys.ENTER)
-        wait_for(lambda: browser.text("scenario-now").startswith("profile:greylist 2 rules for "), "switched")
-        assert browser.text("scenario-now").endswith("by order")
+        current = "scenario-current"
+        wait_for(lambda: browser.text(current).startswith("profile:greylist 2 rules for "), "switched")
+        assert browser.text(current).endswith("set over HTTP")
         assert browser.text("scenario-about") == about.removeprefix("profile:greylist: ")
         assert ask(sink.http, "/scenario").json["name"] == "profile:greylist"
         browser.press(Keys.TAB)
-        assert browser.run("return document.activeElement.id") == "hits-part", "which may have to be scrolled"
+        focused = browser.run("return document.activeElement.id")
+        assert focused == "matches-section", "which may have to be scrolled"
         browser.press(Keys.TAB)
-        assert browser.run("return document.activeElement.innerText") == "The rules"
+        assert browser.run("return document.activeElement.innerText") == "Rules"
         browser.press(Keys.ENTER)
         wait_for(lambda: 'name = "bounces"' in browser.text("scenario-text"), "its rules are shown")
         ask(sink.http, "/scenario", "DELETE")
-        wait_for(lambda: "<b>Friday</b>" in browser.text("scenario-text"), "the others are, as text")
+        wait_for(
+            lambda: "<b>Friday</b>" in browser.text("scenario-text"),
+            "the rules of the configuration are shown, as text",
+        )
         assert browser.run("return document.getElementById('scenario-name').value") == "loaded"
 
 
-def test_how_often_rules_spoke_is_shown(browser: Browser, tmp_path: Path) -> None:
+def test_the_page_shows_how_often_each_rule_matched(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "friday.toml"
     rules = [("constructor", "c"), ("__proto__", "p"), ("", "n")]
     path.write_text(
@@ -286,48 +291,50 @@ def test_how_often_rules_spoke_is_shown(browser: Browser, tmp_path: Path) -> Non
         sink.dashboard()
         browser.open(sink)
         shown = [["constructor", "", "0"], ["__proto__", "", "0"], ["rule 3", "", "0"]]
-        wait_for(lambda: browser.table("hits") == shown, "no rule has spoken")
+        wait_for(lambda: browser.table("matches") == shown, "no rule has matched")
         with smtplib.SMTP("127.0.0.1", sink.port) as client:
             refused = client.sendmail("a@example.com", [f"{who}@example.com" for who in "cnnb"], "x\r\n")
             assert len(refused) == 2
         shown = [["constructor", "", "1"], ["__proto__", "", "0"], ["rule 3", "", "2"]]
-        wait_for(lambda: browser.table("hits") == shown, "two have")
+        wait_for(lambda: browser.table("matches") == shown, "two rules have matched")
         post(sink.http, "/scenario", {"name": "profile:greylist"})
-        wait_for(lambda: browser.table("hits")[-2:] == [shown[2], shown[0]], "they are told of last")
-        assert len(browser.table("hits")) == 4
+        wait_for(lambda: browser.table("matches")[-2:] == [shown[2], shown[0]], "they come last")
+        assert len(browser.table("matches")) == 4
 
 
-def test_without_rules_there_is_nothing_to_tell(browser: Browser) -> None:
+def test_the_page_shows_no_rule_matches_without_rules(browser: Browser) -> None:
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
-        assert browser.run("return document.getElementById('hits-part').hidden")
+        assert browser.run("return document.getElementById('matches-section').hidden")
 
 
-def test_what_comes_next_is_shown_and_forgotten(browser: Browser) -> None:
+def test_the_page_shows_and_removes_one_shot_rules(browser: Browser) -> None:
     from selenium.webdriver.common.keys import Keys
 
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
-        assert browser.text("scenario-now").startswith("none every listener does what its mode says")
-        hidden = "return document.getElementById('next-part').hidden"
+        assert browser.text("scenario-current").startswith("none no rules: each listener follows its mode")
+        hidden = "return document.getElementById('one-shot-section').hidden"
         assert browser.run(hidden)
         post(sink.http, "/next", {"count": 2, "phase": "RCPT", "reply": "451 4.3.0 Next", "recipient": "c@*"})
         row = ["RCPT", "451 4.3.0 Next, recipient c@*", "2 of 2"]
-        wait_for(lambda: browser.table("next") == [row], "it is shown")
+        wait_for(lambda: browser.table("one-shot-rules") == [row], "it is shown")
         with smtplib.SMTP("127.0.0.1", sink.port) as client:
             client.sendmail("a@example.com", ["b@example.com", "c@example.com"], "Subject: x\r\n\r\nx\r\n")
-        wait_for(lambda: browser.table("next") == [[*row[:2], "1 of 2"]], "one was said")
-        browser.run("document.getElementById('next-forget').focus()")
+        wait_for(lambda: browser.table("one-shot-rules") == [[*row[:2], "1 of 2"]], "one was used")
+        browser.run("document.getElementById('one-shot-remove').focus()")
         browser.press(Keys.ENTER)
-        wait_for(lambda: browser.run(hidden), "it is forgotten")
+        wait_for(lambda: browser.run(hidden), "it is removed")
         assert ask(sink.http, "/next").json == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, (800, 900), PHONE, (320, 640)], ids=str)
-def test_it_fits(browser: Browser, sink: Sink, size: tuple[int, int], dark: bool) -> None:
+def test_the_page_fits_every_screen_width(
+    browser: Browser, sink: Sink, size: tuple[int, int], dark: bool
+) -> None:
     browser.open(sink, size, dark)
     browser.run("document.querySelector('#scenario-text').open = true")
     wait_for(lambda: "[[rule]]" in browser.text("scenario-text"), "the rules are shown")
@@ -339,7 +346,7 @@ def test_it_fits(browser: Browser, sink: Sink, size: tuple[int, int], dark: bool
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
-    """With all that the page can show, and long names."""
+    """Start a server for which the page shows every part, with long names."""
     paths = [tmp_path_factory.mktemp("long") / f"a-scenario-of-a-long-name-{n}.toml" for n in range(12)]
     for path in paths:
         path.write_text(f'[[rule]]\nname = "{"Long" * 16}"\nphase = "MAIL"\nreply = "accept"\n')
@@ -383,11 +390,13 @@ return [...document.querySelectorAll("main *, header *, footer *")].filter((one)
     return [(a + 0.05) / (b + 0.05), one.outerHTML];
 }).filter(([contrast]) => contrast < 4.5);
 """
-"""WCAG 2.1, 1.4.3: text that stands out less than 4.5 to 1."""
+"""Return all text with a contrast below 4.5 to 1 (WCAG 2.1, 1.4.3)."""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_everyone_can_read_it(browser: Browser, sink: Sink, dark: bool) -> None:
+def test_every_control_has_a_label_and_all_text_has_enough_contrast(
+    browser: Browser, sink: Sink, dark: bool
+) -> None:
     browser.open(sink, dark=dark)
     browser.run("document.querySelector('#scenario-text').open = true")
     wait_for(lambda: "[[rule]]" in browser.text("scenario-text"), "the rules are shown")
@@ -396,8 +405,8 @@ def test_everyone_can_read_it(browser: Browser, sink: Sink, dark: bool) -> None:
     assert browser.run("return document.documentElement.lang") == "en"
 
 
-def test_it_can_be_left_and_come_back_to_again_and_again(browser: Browser, sink: Sink) -> None:
-    """A browser keeps pages that were left, and has no more than six connections to one host."""
+def test_the_page_reconnects_after_it_was_left_many_times(browser: Browser, sink: Sink) -> None:
+    """A browser keeps pages that were left, and opens at most six connections to a host."""
     for _ in range(8):
         browser.open(sink)
         browser.driver.get("about:blank")
@@ -408,16 +417,18 @@ def test_it_can_be_left_and_come_back_to_again_and_again(browser: Browser, sink:
     wait_for(lambda: "554" in browser.text("replies"), "it is live again")
 
 
-def test_it_says_when_it_is_cut_off_and_comes_back(browser: Browser) -> None:
+def test_the_page_shows_an_interruption_and_reconnects(browser: Browser) -> None:
     with ExitStack() as stack:
         sink = stack.enter_context(Sink())
         sink.dashboard()
         browser.open(sink)
         stack.close()
-        wait_for(lambda: browser.text("state") == "not connected, trying again", "it says so")
+        wait_for(
+            lambda: browser.text("state") == "disconnected, reconnecting", "the page shows the interruption"
+        )
         with Sink(f"--dashboard=127.0.0.1:{sink.http}") as again:
             again.http = sink.http
             again.dashboard()
             send(again.port, 3)
-            wait_for(lambda: browser.number("messages") == 3, "it shows the next one", timeout=40)
-        browser.complaints()  # of the time between
+            wait_for(lambda: browser.number("messages") == 3, "the page shows the next server", timeout=40)
+        browser.console_messages()  # of the interruption

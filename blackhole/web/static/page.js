@@ -1,87 +1,103 @@
-// The dashboard. Figures come as server-sent events, once a second; nothing is asked of any other host.
+// The dashboard. Figures arrive as server-sent events, once a second. No other host is contacted.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
-const fine = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
 
-const count = (n) => whole.format(n);
-const speed = (n) => (n >= 0.05 && n < 9.95 ? fine.format(n) : whole.format(n));
-const percent = (n) => (n >= 0.0005 && n < 0.0995 ? fine.format(n * 100) : whole.format(n * 100)) + " %";
+// Numbers as text
 
-function size(n) {
+const integers = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+const decimals = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1, minimumFractionDigits: 1 });
+
+const formatCount = (n) => integers.format(n);
+const formatRate = (n) => (n >= 0.05 && n < 9.95 ? decimals.format(n) : integers.format(n));
+const formatPercent = (n) => (n >= 0.0005 && n < 0.0995 ? decimals.format(n * 100) : integers.format(n * 100)) + " %";
+const plural = (n, noun) => `${formatCount(n)} ${noun}${n === 1 ? "" : "s"}`;
+
+// Return a number of bytes as [number, unit].
+function formatSize(n) {
   const units = ["B", "kB", "MB", "GB", "TB", "PB"];
   let unit = 0;
   while (n >= 999.5 && unit < units.length - 1) { n /= 1000; unit++; }
-  return [unit && n < 99.95 ? fine.format(n) : whole.format(n), units[unit]];
+  return [unit && n < 99.95 ? decimals.format(n) : integers.format(n), units[unit]];
 }
 
-function duration(s) {
+// Return a time of seconds or less.
+function formatDuration(s) {
   if (!s) return "–";
-  if (s < 1e-3) return `${whole.format(s * 1e6)} µs`;
-  if (s < 1) return `${s < 0.01 ? fine.format(s * 1e3) : whole.format(s * 1e3)} ms`;
-  return `${s < 10 ? fine.format(s) : whole.format(s)} s`;
+  if (s < 1e-3) return `${integers.format(s * 1e6)} µs`;
+  if (s < 1) return `${s < 0.01 ? decimals.format(s * 1e3) : integers.format(s * 1e3)} ms`;
+  return `${s < 10 ? decimals.format(s) : integers.format(s)} s`;
 }
 
-function age(s) {
-  const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
-  const first = parts.findIndex(([unit]) => s >= unit);
+// Return a time of seconds or more, in its two largest units.
+function formatAge(s) {
+  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const first = units.findIndex(([seconds]) => s >= seconds);
   if (first < 0) return "0 s";
-  return parts.slice(first, first + 2).map(([unit, name], i, all) =>
-    `${Math.floor((i ? s % all[0][0] : s) / unit)} ${name}`).join(" ");
+  return units.slice(first, first + 2).map(([seconds, name], i, shown) =>
+    `${Math.floor((i ? s % shown[0][0] : s) / seconds)} ${name}`).join(" ");
 }
 
-// Elements are made once and then only changed, so that focus and selection survive.
+function formatClock(seconds, withSeconds) {
+  const time = new Date(seconds * 1000);
+  return time.toLocaleTimeString("en-GB", withSeconds ? {} : { hour: "2-digit", minute: "2-digit" });
+}
 
-function make(tag, attributes = {}, ...inside) {
+// Elements are created once and changed afterwards, so that focus and selection are kept.
+
+function create(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...inside);
+  element.append(...children);
   return element;
 }
 
-function put(element, text) {
+function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-function figure(id, value, text, unit) {
+// Set one of the large figures at the top.
+function setFigure(id, value, text, unit) {
   const element = $(id);
   if (element.value === String(value) && element.dataset.text === text + unit) return;
   element.value = value;
   element.dataset.text = text + unit;
-  element.replaceChildren(text, ...(unit ? [make("small", {}, unit)] : []));
+  element.replaceChildren(text, ...(unit ? [create("small", {}, unit)] : []));
 }
 
-function words(id, ...parts) {
+// Set the line below a large figure: each detail is [label, value, class].
+function setDetails(id, ...details) {
   const element = $(id);
-  const text = JSON.stringify(parts);
+  const text = JSON.stringify(details);
   if (element.dataset.text === text) return;
   element.dataset.text = text;
-  element.replaceChildren(...parts.filter(Boolean).flatMap(([label, value, kind]) =>
-    [make("span", kind ? { class: kind } : {}, label && `${label} `, make("b", kind ? { class: kind } : {}, value)), " "]));
+  element.replaceChildren(...details.filter(Boolean).flatMap(([label, value, kind]) => {
+    const attributes = kind ? { class: kind } : {};
+    return [create("span", attributes, label && `${label} `, create("b", attributes, value)), " "];
+  }));
 }
 
-// A table whose rows have keys: `row(key)` makes the cells, `fill(cells, item)` says what is in them.
-function rows(id, items, row, fill) {
+// Show one row for each item, by its key: `createRow(item)` makes a new row, `updateRow(row, item)` fills it.
+function updateRows(id, items, createRow, updateRow) {
   const body = $(id).tBodies[0];
-  const known = new Map([...body.rows].map((one) => [one.dataset.key, one]));
-  let at = body.firstElementChild;
+  const known = new Map([...body.rows].map((row) => [row.dataset.key, row]));
+  let next = body.firstElementChild;
   for (const item of items) {
-    let line = known.get(item.key);
-    if (!line) { line = row(item); line.dataset.key = item.key; }
+    let row = known.get(item.key);
+    if (!row) { row = createRow(item); row.dataset.key = item.key; }
     known.delete(item.key);
-    if (line === at) at = at.nextElementSibling;
-    else body.insertBefore(line, at);
-    fill(line, item);
+    if (row === next) next = next.nextElementSibling;
+    else body.insertBefore(row, next);
+    updateRow(row, item);
   }
-  for (const line of known.values()) line.remove();
+  for (const row of known.values()) row.remove();
 }
 
-function bar(kind) {
-  return make("td", { class: "wide" }, make("span", { class: "bar" }, make("i", { class: kind })));
+function createBar(kind) {
+  return create("td", { class: "bar-cell" }, create("span", { class: "bar" }, create("i", { class: kind })));
 }
 
-function fill(cell, share) {
+function setBar(cell, share) {
   const { style } = cell.firstElementChild.firstElementChild;
   style.width = `${Math.min(100, share * 100).toFixed(1)}%`;
   style.minWidth = share > 0.001 ? "2px" : "0";
@@ -89,386 +105,414 @@ function fill(cell, share) {
 
 // Charts
 
-const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const past = { seconds: null, minutes: null };
-let span = 300;
+const cssVariable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const samples = { seconds: null, minutes: null };  // columns of values, the oldest first
+let timeSpan = 300;  // seconds shown
 
-function chart(id, colour, height) {
+function createChart(id, colour, height) {
   const box = $(id);
   const axis = {
-    stroke: () => style("--soft"), font: '11px system-ui, "DejaVu Sans", sans-serif',
-    grid: { stroke: () => style("--line"), width: 1 }, ticks: { show: false },
+    stroke: () => cssVariable("--muted"), font: '11px system-ui, "DejaVu Sans", sans-serif',
+    grid: { stroke: () => cssVariable("--border"), width: 1 }, ticks: { show: false },
   };
   const plot = new uPlot({
     width: Math.max(200, box.clientWidth), height: height(),
     padding: [8, 4, 0, 0],
     cursor: { sync: { key: "time" }, y: false, points: { size: 7 }, drag: { x: false, y: false } },
     legend: { show: false },
-    scales: { x: { time: true }, y: { range: (_, least, most) => [0, Math.max(1, most || 0) * 1.08] } },
+    scales: { x: { time: true }, y: { range: (_, min, max) => [0, Math.max(1, max || 0) * 1.08] } },
     axes: [
-      { ...axis, size: 26, gap: 6, space: (_, at, least, most, width) => (width < 500 ? 50 : 80), grid: { show: false },
-        values: (_, ticks) => ticks.map((tick) => clock(tick, span <= 300 && tick % 60 !== 0)) },
+      { ...axis, size: 26, gap: 6, space: (_, index, min, max, width) => (width < 500 ? 50 : 80), grid: { show: false },
+        values: (_, ticks) => ticks.map((tick) => formatClock(tick, timeSpan <= 300 && tick % 60 !== 0)) },
       { ...axis, size: 52, gap: 8, space: 36, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1e3, 2e3, 2.5e3, 5e3,
-        1e4, 2e4, 2.5e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6], values: (_, ticks) => ticks.map((tick) => count(tick)) },
+        1e4, 2e4, 2.5e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6], values: (_, ticks) => ticks.map((tick) => formatCount(tick)) },
     ],
     series: [{}, {
-      stroke: () => style(colour), width: 1.5, points: { show: false }, spanGaps: false,
-      fill: () => `color-mix(in srgb, ${style(colour)} 14%, transparent)`,
+      stroke: () => cssVariable(colour), width: 1.5, points: { show: false }, spanGaps: false,
+      fill: () => `color-mix(in srgb, ${cssVariable(colour)} 14%, transparent)`,
     }],
-    hooks: { setCursor: [point] },
+    hooks: { setCursor: [showCursorValue] },
   }, [[], []], box);
-  const fit = () => plot.setSize({ width: Math.max(200, box.clientWidth), height: box.clientHeight });
-  new ResizeObserver(fit).observe(box);
+  const resize = () => plot.setSize({ width: Math.max(200, box.clientWidth), height: box.clientHeight });
+  new ResizeObserver(resize).observe(box);
   return plot;
 }
 
-function clock(seconds, precise) {
-  const time = new Date(seconds * 1000);
-  return time.toLocaleTimeString("en-GB", precise ? {} : { hour: "2-digit", minute: "2-digit" });
-}
-
-function point(plot) {
-  const at = plot.cursor.idx;
-  const value = at === null || at === undefined ? null : plot.data[1][at];
-  const output = $(plot.root.parentElement.id.replace("chart", "at"));
-  put(output, value === null || value === undefined ? "" :
-    `${clock(plot.data[0][at], span < 86400)}: ${speed(value)}`);
+function showCursorValue(plot) {
+  const index = plot.cursor.idx;
+  const value = index === null || index === undefined ? null : plot.data[1][index];
+  const output = $(plot.root.parentElement.id.replace("chart", "cursor"));
+  setText(output, value === null || value === undefined ? "" :
+    `${formatClock(plot.data[0][index], timeSpan < 86400)}: ${formatRate(value)}`);
 }
 
 const charts = {};
 
-function draw() {
-  if (document.hidden || !past.seconds) return;
-  const from = span === 86400 ? past.minutes : past.seconds;
-  const size = span / from.step;
+function drawCharts() {
+  if (document.hidden || !samples.seconds) return;
+  const columns = timeSpan === 86400 ? samples.minutes : samples.seconds;
+  const { step, until } = columns;
   for (const [name, plot] of Object.entries(charts)) {
-    const values = from[name].slice(-size);
-    const times = values.map((_, i) => from.until - (values.length - 1 - i) * from.step);
+    const values = columns[name].slice(-timeSpan / step);
+    const times = values.map((_, i) => until - (values.length - 1 - i) * step);
     plot.setData([times, values], false);
-    const until = from.until;
     plot.batch(() => {
-      plot.setScale("x", { min: until - span, max: until });
+      plot.setScale("x", { min: until - timeSpan, max: until });
       plot.setScale("y", { min: 0, max: Math.max(1, ...values) });
     });
   }
 }
 
-function remember(now) {
-  const value = { messages: now.rates.messages["1"], connections: now.rates.connections["1"],
+// Append the latest second, and once a minute the latest minute.
+function appendSample(now) {
+  const values = { messages: now.rates.messages["1"], connections: now.rates.connections["1"],
     received_bytes: now.rates.received_bytes["1"], open: now.connections.open };
-  const missed = Math.max(1, Math.min(3600, Math.round(now.time - past.seconds.until)));
-  const minute = Math.floor(past.seconds.until / 60) !== Math.floor(now.time / 60);
-  for (const name of Object.keys(value)) {
-    const column = past.seconds[name];
-    for (let i = 1; i < missed; i++) column.push(null);
-    column.push(value[name]);
+  const { seconds, minutes } = samples;
+  const elapsed = Math.max(1, Math.min(3600, Math.round(now.time - seconds.until)));
+  const isNewMinute = Math.floor(seconds.until / 60) !== Math.floor(now.time / 60);
+  for (const [name, value] of Object.entries(values)) {
+    const column = seconds[name];
+    for (let i = 1; i < elapsed; i++) column.push(null);
+    column.push(value);
     column.splice(0, Math.max(0, column.length - 3600));
-    if (minute) {
-      const last = column.slice(-60).filter((one) => one !== null);
-      past.minutes[name].push(name === "open" ? Math.max(...last) : last.reduce((a, b) => a + b, 0) / last.length);
-      past.minutes[name].splice(0, Math.max(0, past.minutes[name].length - 1440));
+    if (isNewMinute) {
+      const minute = column.slice(-60).filter((one) => one !== null);
+      minutes[name].push(name === "open" ? Math.max(...minute) : minute.reduce((a, b) => a + b, 0) / minute.length);
+      minutes[name].splice(0, Math.max(0, minutes[name].length - 1440));
     }
   }
-  past.seconds.until = now.time;
-  if (minute) past.minutes.until = now.time;
+  seconds.until = now.time;
+  if (isNewMinute) minutes.until = now.time;
 }
 
 // Figures
 
-let rules = {};
-let choices = [];
+let violationRules = {};
+let scenarioChoices = [];
 
-function show(now) {
-  document.title = `${speed(now.rates.messages["1"])}/s - Blackhole`;
-  put($("state"), `live, up ${age(now.time - now.started)}`);
-  put($("version"), `Blackhole ${now.version}`);
+function render(now) {
+  document.title = `${formatRate(now.rates.messages["1"])}/s - Blackhole`;
+  setText($("state"), `live, up ${formatAge(now.time - now.started)}`);
+  setText($("version"), `Blackhole ${now.version}`);
+  renderFigures(now);
+  renderListeners(now);
+  renderScenario(now);
+  renderRuleMatches(now);
+  renderOneShotRules(now);
+  renderBreakdown(now);
+  renderWorkers(now);
+  renderReplies(now);
+  renderViolations(now);
+  renderClients(now);
+  renderRuns(now);
+}
+
+function renderFigures(now) {
   const { messages, connections, rates } = now;
   const total = messages.accepted + messages.deferred + messages.rejected;
-
-  figure("rate", rates.messages["1"], speed(rates.messages["1"]), "/s");
-  words("rate-more", ["peak", count(rates.messages.peak)], ["10 s", speed(rates.messages["10"])],
-    ["60 s", speed(rates.messages["60"])]);
-  figure("messages", total, count(total), "");
-  words("messages-more", ["accepted", count(messages.accepted)],
-    messages.deferred && ["deferred", count(messages.deferred), "warn"],
-    messages.rejected && ["rejected", count(messages.rejected), "bad"],
-    ["recipients", count(now.recipients)]);
-  figure("open", connections.open, count(connections.open), "");
-  words("open-more", ["peak", count(rates.open.peak)], ["total", count(connections.total)],
-    connections.refused && ["refused", count(connections.refused)],
-    connections.timed_out && ["timed out", count(connections.timed_out)]);
-  figure("received", now.received_bytes, ...size(now.received_bytes));
-  words("received-more", ["", size(rates.received_bytes["10"]).join(" ") + "/s"],
-    total && ["mean message", size(now.histograms.message_bytes.mean).join(" ")],
-    now.tls.ok + now.tls.failed > 0 && ["TLS", count(now.tls.ok)],
-    now.tls.failed && ["TLS failed", count(now.tls.failed), "warn"]);
+  setFigure("rate", rates.messages["1"], formatRate(rates.messages["1"]), "/s");
+  setDetails("rate-details", ["peak", formatCount(rates.messages.peak)], ["10 s", formatRate(rates.messages["10"])],
+    ["60 s", formatRate(rates.messages["60"])]);
+  setFigure("messages", total, formatCount(total), "");
+  setDetails("messages-details", ["accepted", formatCount(messages.accepted)],
+    messages.deferred && ["deferred", formatCount(messages.deferred), "warn"],
+    messages.rejected && ["rejected", formatCount(messages.rejected), "bad"],
+    ["recipients", formatCount(now.recipients)]);
+  setFigure("open", connections.open, formatCount(connections.open), "");
+  setDetails("open-details", ["peak", formatCount(rates.open.peak)], ["total", formatCount(connections.total)],
+    connections.refused && ["refused", formatCount(connections.refused)],
+    connections.timed_out && ["timed out", formatCount(connections.timed_out)]);
+  setFigure("received", now.received_bytes, ...formatSize(now.received_bytes));
+  setDetails("received-details", ["", formatSize(rates.received_bytes["10"]).join(" ") + "/s"],
+    total && ["mean message", formatSize(now.histograms.message_bytes.mean).join(" ")],
+    now.tls.ok + now.tls.failed > 0 && ["TLS", formatCount(now.tls.ok)],
+    now.tls.failed && ["TLS failed", formatCount(now.tls.failed), "warn"]);
   $("messages-chart").setAttribute("aria-label",
-    `Messages a second over time: now ${speed(rates.messages["1"])}, peak ${count(rates.messages.peak)}`);
+    `Messages per second over time: now ${formatRate(rates.messages["1"])}, peak ${formatCount(rates.messages.peak)}`);
   $("open-chart").setAttribute("aria-label",
-    `Open connections over time: now ${count(connections.open)}, peak ${count(rates.open.peak)}`);
-
-  listeners(now);
-  scenario(now);
-  hits(now);
-  time(now);
-  workers(now);
-  replies(now);
-  violations(now);
-  clients(now);
-  runs(now);
+    `Open connections over time: now ${formatCount(connections.open)}, peak ${formatCount(rates.open.peak)}`);
 }
 
-function listeners(now) {
-  const { name, rules: inForce } = now.scenario;
+function renderListeners(now) {
+  const { name, rules } = now.scenario;
   const text = JSON.stringify([now.listeners, name]);
-  if ($("listeners").dataset.text === text) return;
-  $("listeners").dataset.text = text;
-  $("listeners").replaceChildren(...now.listeners.map((one) =>
-    make("li", {}, `${one.address} `, make("b", {}, one.mode + (one.delay ? `, delay ${[...new Set(one.delay)].join("–")} s` : "") + (one.tls ? ", TLS" : "")))),
-  ...(inForce ? [make("li", {}, "scenario ", make("b", {}, brief(known(name))))] : []));
+  const list = $("listeners");
+  if (list.dataset.text === text) return;
+  list.dataset.text = text;
+  const describe = ({ mode, delay, tls }) =>
+    mode + (delay ? `, delay ${[...new Set(delay)].join("–")} s` : "") + (tls ? ", TLS" : "");
+  list.replaceChildren(
+    ...now.listeners.map((one) => create("li", {}, `${one.address} `, create("b", {}, describe(one)))),
+    ...(rules ? [create("li", {}, "scenario ", create("b", {}, shortLabel(findChoice(name))))] : []));
 }
 
-const PARTS = { sink: "the sink", client: "waiting for the sender", delay: "delay that was asked for" };
+const BREAKDOWN = { sink: "processing by Blackhole", client: "waiting for the sender", delay: "configured delays" };
 
-function time(now) {
+function renderBreakdown(now) {
   const minute = now.minute;
-  const all = Object.keys(PARTS).reduce((sum, part) => sum + minute[part].sum, 0);
-  const share = (part) => (all ? minute[part].sum / all : 0);
-  const stack = $("time-bar");
-  if (!stack.children.length) stack.append(...Object.keys(PARTS).map((part) => make("i", { class: part })));
-  for (const [i, part] of Object.keys(PARTS).entries()) stack.children[i].style.width = `${share(part) * 100}%`;
-  stack.setAttribute("aria-label", all ? Object.entries(PARTS).map(([part, name]) => `${name} ${percent(share(part))}`).join(", ")
-    : "Nothing measured in the last minute");
-  rows("times", Object.keys(PARTS).map((key) => ({ key })), ({ key }) =>
-    make("tr", {}, make("th", { scope: "row" }, make("i", { class: `key ${key}` }), PARTS[key]), make("td"), make("td"), make("td")),
-  (line, { key }) => {
-    put(line.cells[1], all ? percent(share(key)) : "–");
-    put(line.cells[2], duration(minute[key].count && minute[key].p50));
-    put(line.cells[3], duration(minute[key].count && minute[key].p99));
+  const parts = Object.keys(BREAKDOWN);
+  const total = parts.reduce((sum, part) => sum + minute[part].sum, 0);
+  const share = (part) => (total ? minute[part].sum / total : 0);
+  const stack = $("breakdown-bar");
+  if (!stack.children.length) stack.append(...parts.map((part) => create("i", { class: part })));
+  parts.forEach((part, i) => { stack.children[i].style.width = `${share(part) * 100}%`; });
+  stack.setAttribute("aria-label", total ? parts.map((part) => `${BREAKDOWN[part]} ${formatPercent(share(part))}`).join(", ")
+    : "No measurement in the last minute");
+  updateRows("breakdown", parts.map((key) => ({ key })), ({ key }) =>
+    create("tr", {}, create("th", { scope: "row" }, create("i", { class: `key ${key}` }), BREAKDOWN[key]),
+      create("td"), create("td"), create("td")),
+  (row, { key }) => {
+    setText(row.cells[1], total ? formatPercent(share(key)) : "–");
+    setText(row.cells[2], formatDuration(minute[key].count && minute[key].p50));
+    setText(row.cells[3], formatDuration(minute[key].count && minute[key].p99));
   });
   const busy = now.workers.length ? now.workers.reduce((sum, one) => sum + one.load, 0) / now.workers.length : 0;
-  put($("verdict"), !all || !now.rates.messages["10"] ? "" : busy > 0.85 ? `The workers are ${percent(busy)} busy: the sink is the limit.`
-    : `The workers are ${percent(busy)} busy: the sender is the limit.`);
+  setText($("bottleneck"), !total || !now.rates.messages["10"] ? ""
+    : `Workers are ${formatPercent(busy)} busy: ${busy > 0.85 ? "Blackhole" : "the sender"} limits the rate.`);
 }
 
-function workers(now) {
-  rows("workers", now.workers.map((one) => ({ key: String(one.pid), one })), () =>
-    make("tr", {}, make("th", { scope: "row" }), make("td"), bar("cpu"), make("td")),
-  (line, { one }) => {
-    put(line.cells[0], one.title.replace("blackhole: worker ", "") + (one.silent > 3 ? ` silent for ${age(one.silent)}` : ""));
-    line.cells[0].title = `process ${one.pid}`;
-    put(line.cells[1], percent(one.load));
-    fill(line.cells[2], one.load);
-    put(line.cells[3], count(one.open));
+function renderWorkers(now) {
+  updateRows("workers", now.workers.map((one) => ({ key: String(one.pid), one })), () =>
+    create("tr", {}, create("th", { scope: "row" }), create("td"), createBar("cpu"), create("td")),
+  (row, { one }) => {
+    const silence = one.silent > 3 ? ` (not responding for ${formatAge(one.silent)})` : "";
+    setText(row.cells[0], one.title.replace("blackhole: worker ", "") + silence);
+    row.cells[0].title = `process ${one.pid}`;
+    setText(row.cells[1], formatPercent(one.load));
+    setBar(row.cells[2], one.load);
+    setText(row.cells[3], formatCount(one.open));
   });
 }
 
-function replies(now) {
+function renderReplies(now) {
   const items = [];
-  let most = 0;
+  let max = 0;
   for (const [phase, codes] of Object.entries(now.replies)) {
-    let first = true;
-    for (const [code, said] of Object.entries(codes)) {
-      items.push({ key: `${phase} ${code}`, phase, code, said, first });
-      most = Math.max(most, said);
-      first = false;
+    let isFirst = true;
+    for (const [code, count] of Object.entries(codes)) {
+      items.push({ key: `${phase} ${code}`, phase, code, count, isFirst });
+      max = Math.max(max, count);
+      isFirst = false;
     }
   }
-  $("replies-none").hidden = items.length > 0;
+  $("replies-empty").hidden = items.length > 0;
   $("replies").hidden = !items.length;
-  rows("replies", items, ({ code }) =>
-    make("tr", {}, make("th", { scope: "row", class: "mono" }), make("td", { class: `mono c${code[0]}` }), bar(`c${code[0]}`), make("td")),
-  (line, item) => {
-    put(line.cells[0], item.first ? (item.phase === "." ? ". (end of message)" : item.phase) : "");
-    line.className = item.first ? "" : "again";
-    put(line.cells[1], item.code);
-    fill(line.cells[2], item.said / most);
-    put(line.cells[3], count(item.said));
+  updateRows("replies", items, ({ code }) =>
+    create("tr", {}, create("th", { scope: "row", class: "mono" }), create("td", { class: `mono c${code[0]}` }),
+      createBar(`c${code[0]}`), create("td")),
+  (row, item) => {
+    setText(row.cells[0], item.isFirst ? (item.phase === "." ? ". (end of message)" : item.phase) : "");
+    row.className = item.isFirst ? "" : "same-phase";
+    setText(row.cells[1], item.code);
+    setBar(row.cells[2], item.count / max);
+    setText(row.cells[3], formatCount(item.count));
   });
 }
 
-// With --show-clients only; the others are in /stats.json.
-const CLIENTS = 20;
+const MAX_CLIENTS = 20;  // /stats.json has more
 
-function clients(now) {
-  const items = (now.clients || []).slice(0, CLIENTS).map((one) => ({ key: one.address, one }));
+// Clients are known with --show_clients only.
+function renderClients(now) {
+  const items = (now.clients || []).slice(0, MAX_CLIENTS).map((one) => ({ key: one.address, one }));
   $("clients-section").hidden = !now.clients;
-  $("clients-none").hidden = items.length > 0;
+  $("clients-empty").hidden = items.length > 0;
   $("clients").hidden = !items.length;
-  rows("clients", items, ({ key }) =>
-    make("tr", {}, make("th", { scope: "row", class: "mono" }, key), make("td"), make("td"), make("td")),
-  (line, { one }) => [one.connections, one.messages, one.violations].forEach((seen, i) => put(line.cells[i + 1], count(seen))));
+  updateRows("clients", items, ({ key }) =>
+    create("tr", {}, create("th", { scope: "row", class: "mono" }, key), create("td"), create("td"), create("td")),
+  (row, { one }) => [one.connections, one.messages, one.violations].forEach((n, i) => setText(row.cells[i + 1], formatCount(n))));
 }
 
-function violations(now) {
+function renderViolations(now) {
   const order = { must: 0, should: 1, style: 2 };
-  const items = Object.entries(now.violations).filter(([, seen]) => seen).map(([key, seen]) => ({ key, seen, rule: rules[key] }))
-    .filter(({ rule }) => rule).sort((a, b) => order[a.rule.level] - order[b.rule.level] || b.seen - a.seen);
-  $("violations-none").hidden = items.length > 0;
+  const items = Object.entries(now.violations)
+    .map(([key, count]) => ({ key, count, rule: violationRules[key] }))
+    .filter(({ count, rule }) => count && rule)
+    .sort((a, b) => order[a.rule.level] - order[b.rule.level] || b.count - a.count);
+  $("violations-empty").hidden = items.length > 0;
   $("violations").hidden = !items.length;
-  rows("violations", items, ({ rule }) =>
-    make("tr", {},
-      make("td", {}, make("a", { href: `https://www.rfc-editor.org/rfc/rfc${rule.rfc}#section-${rule.section}`, rel: "noreferrer" },
+  updateRows("violations", items, ({ rule }) =>
+    create("tr", {},
+      create("td", {}, create("a", { href: `https://www.rfc-editor.org/rfc/rfc${rule.rfc}#section-${rule.section}`, rel: "noreferrer" },
         `${rule.rfc}, ${rule.section}`)),
-      make("td", { class: "text", title: rule.hint },
-        make("span", { class: `level ${rule.level}` }, rule.level === "style" ? "style" : rule.level.toUpperCase()), " ", rule.meaning),
-      make("td")),
-  (line, { seen }) => put(line.cells[2], count(seen)));
+      create("td", { class: "text", title: rule.hint },
+        create("span", { class: `level ${rule.level}` }, rule.level === "style" ? "style" : rule.level.toUpperCase()), " ", rule.meaning),
+      create("td")),
+  (row, { count }) => setText(row.cells[2], formatCount(count)));
+}
+
+// Requests
+
+// Send a request, show its error in the element `messageId`, and return whether there was none.
+async function request(method, path, body, messageId) {
+  const response = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  const result = await response.json();
+  setText($(messageId), response.ok ? "" : result.error);
+  return response.ok;
 }
 
 // Runs
 
-async function ask(path, body, said = "run-said", method = "POST") {
-  const answer = await fetch(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-  const told = await answer.json();
-  put($(said), answer.ok ? "" : told.error);
-  return answer.ok;
-}
-
-function runs(now) {
+function renderRuns(now) {
   const items = now.runs.map((run) => ({ key: run.name, run })).reverse();
-  $("runs-none").hidden = items.length > 0;
+  $("runs-empty").hidden = items.length > 0;
   $("runs").hidden = !items.length;
-  rows("runs", items, ({ run }) => {
-    const stop = make("button", { type: "button", "aria-label": `Stop the run ${run.name}` }, "Stop");
-    stop.addEventListener("click", () => ask(`/runs/${run.name}/stop`, {}));
-    const save = make("a", { class: "button", href: `/runs/${run.name}`, download: `${run.name}.json`,
+  updateRows("runs", items, ({ run }) => {
+    const stop = create("button", { type: "button", "aria-label": `Stop the run ${run.name}` }, "Stop");
+    stop.addEventListener("click", () => request("POST", `/runs/${run.name}/stop`, {}, "run-message"));
+    const save = create("a", { class: "button", href: `/runs/${run.name}`, download: `${run.name}.json`,
       "aria-label": `Save the report of the run ${run.name}` }, "Save report");
-    return make("tr", {}, make("th", { scope: "row", class: "mono" }, run.name, make("span", { class: "running" }, "running")),
-      make("td"), make("td"), make("td"), make("td"), make("td"), make("td", {}, stop, save));
-  }, (line, { run }) => {
-    line.querySelector(".running").hidden = !run.running;
-    line.querySelector("button").hidden = !run.running;
-    put(line.cells[1], fine.format(run.seconds));
-    put(line.cells[2], count(run.total));
-    put(line.cells[3], speed(run.rate.mean));
-    put(line.cells[4], speed(run.rate.peak));
-    put(line.cells[5], percent(run.cpu_share));
+    return create("tr", {}, create("th", { scope: "row", class: "mono" }, run.name, create("span", { class: "running" }, "running")),
+      create("td"), create("td"), create("td"), create("td"), create("td"), create("td", {}, stop, save));
+  }, (row, { run }) => {
+    row.querySelector(".running").hidden = !run.running;
+    row.querySelector("button").hidden = !run.running;
+    setText(row.cells[1], decimals.format(run.seconds));
+    setText(row.cells[2], formatCount(run.total));
+    setText(row.cells[3], formatRate(run.rate.mean));
+    setText(row.cells[4], formatRate(run.rate.peak));
+    setText(row.cells[5], formatPercent(run.cpu_share));
   });
 }
 
-// The scenario
+// The scenario. A choice is one of the scenarios that the server can switch to; "loaded" is that of its configuration.
 
-const short = (name) => name.slice(name.lastIndexOf("/") + 1);
-const label = ({ name, about }) => (name === "loaded" ? about || "none" : name.startsWith("PUT ") ? name : short(name));
-// Where a list of files would be too long.
-const brief = (one) => (one.name === "loaded" && one.about.split(", ").length > 2 ? many(one.about.split(", ").length, "file") : label(one));
-const known = (name) => choices.find((one) => one.name === name) || { name, about: "" };
-const many = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
+const MAX_NAMES = 2;  // files that are named where there is little room
 
-function scenario(now) {
+const baseName = (path) => path.slice(path.lastIndexOf("/") + 1);
+const findChoice = (name) => scenarioChoices.find((one) => one.name === name) || { name, about: "" };
+
+function label({ name, about }) {
+  if (name === "loaded") return about || "none";
+  return name.startsWith("PUT ") ? name : baseName(name);
+}
+
+function shortLabel(choice) {
+  const files = choice.name === "loaded" ? choice.about.split(", ").length : 1;
+  return files > MAX_NAMES ? plural(files, "file") : label(choice);
+}
+
+function renderScenario(now) {
   const { name, ordered, rules, since } = now.scenario;
-  const one = known(name);
+  const choice = findChoice(name);
   const select = $("scenario-name");
-  const names = JSON.stringify(choices);
-  if (select.dataset.text !== names) {
-    select.dataset.text = names;
-    select.replaceChildren(...choices.map((choice) => make("option", { value: choice.name },
-      choice.name === "loaded" ? `as loaded (${brief(choice)})` : label(choice))));
+  const choices = JSON.stringify(scenarioChoices);
+  if (select.dataset.text !== choices) {
+    select.dataset.text = choices;
+    select.replaceChildren(...scenarioChoices.map((one) => create("option", { value: one.name },
+      one.name === "loaded" ? `configured (${shortLabel(one)})` : label(one))));
   }
-  const line = $("scenario-now");
+  const line = $("scenario-current");
   const text = JSON.stringify([name, ordered, rules]);
   if (line.dataset.text !== text) {
     line.dataset.text = text;
-    line.replaceChildren(make("b", { class: "mono", title: name }, label(one)), " ",
-      make("span", {}, rules ? many(rules, "rule") : "every listener does what its mode says"), " ",
-      make("span", {}), " ", ...(ordered ? [make("span", { class: "warn" }, "by order")] : []));
+    line.replaceChildren(create("b", { class: "mono", title: name }, label(choice)), " ",
+      create("span", {}, rules ? plural(rules, "rule") : "no rules: each listener follows its mode"), " ",
+      create("span", {}), " ", ...(ordered ? [create("span", { class: "warn" }, "set over HTTP")] : []));
   }
-  put(line.children[2], `for ${age(Math.max(0, now.time - since))}`);
+  setText(line.children[2], `for ${formatAge(Math.max(0, now.time - since))}`);
   const current = `${name} ${since}`;
-  const part = $("scenario-text");
-  part.hidden = !rules;
-  if (part.dataset.of !== current) {
-    part.dataset.of = current;
-    if (part.open) read();
-    if (document.activeElement !== select) select.value = choices.includes(one) ? name : "loaded";
-    explain();
+  const details = $("scenario-text");
+  details.hidden = !rules;
+  if (details.dataset.of !== current) {
+    details.dataset.of = current;
+    if (details.open) loadScenarioText();
+    if (document.activeElement !== select) select.value = scenarioChoices.includes(choice) ? name : "loaded";
+    renderDescription();
   }
-  $("next-part").hidden = !now.scenario.next.length;
-  rows("next", now.scenario.next.map((item, i) => ({ key: JSON.stringify({ ...item, left: i }), item })), ({ item }) => {
-    const { phase, count: times, left, ...rest } = item;
-    return make("tr", {}, make("th", { scope: "row", class: "mono" }, [phase].flat().join(" ")),
-      make("td", { class: "text mono" }, Object.entries(rest).map(([key, value]) =>
-        (key === "reply" ? String(value) : `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`)).join(", ")),
-      make("td"));
-  }, (row, { item }) => put(row.cells[2], `${count(item.left)} of ${count(item.count)}`));
 }
 
-// The rules in force in their order, then others that have spoken: of scenarios before, or ordered for what came next.
-function hits(now) {
-  const seen = now.rule_hits;
-  const here = now.scenario.names.filter((name) => Object.hasOwn(seen, name));
-  const gone = Object.keys(seen).filter((name) => seen[name] && !here.includes(name));
-  const most = Math.max(1, ...Object.values(seen));
-  $("hits-part").hidden = !here.length && !gone.length;
-  rows("hits", [...here, ...gone].map((key) => ({ key })), ({ key }) =>
-    make("tr", {}, make("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), bar(""), make("td")),
-  (line, { key }) => {
-    line.className = here.includes(key) ? "" : "note";
-    fill(line.cells[1], seen[key] / most);
-    put(line.cells[2], count(seen[key]));
+// Describe the selected scenario, with its name if it is not in force.
+function renderDescription() {
+  const choice = findChoice($("scenario-name").value);
+  const inForce = $("scenario-current").firstElementChild.title;
+  const text = inForce === choice.name ? choice.about : `${label(choice)}: ${choice.about}`;
+  setText($("scenario-about"), choice.name === "loaded" || !choice.about ? "" : text);
+}
+
+async function loadScenarioText() {
+  const response = await fetch("/scenario", { headers: { Accept: "application/toml" } });
+  setText(document.querySelector("#scenario-text pre"), await response.text());
+}
+
+function renderOneShotRules(now) {
+  const rules = now.scenario.next;
+  $("one-shot-section").hidden = !rules.length;
+  const describe = ([key, value]) =>
+    (key === "reply" ? String(value) : `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`);
+  updateRows("one-shot-rules", rules.map((rule, i) => ({ key: JSON.stringify({ ...rule, left: i }), rule })), ({ rule }) => {
+    const { phase, count, left, ...rest } = rule;
+    return create("tr", {}, create("th", { scope: "row", class: "mono" }, [phase].flat().join(" ")),
+      create("td", { class: "text mono" }, Object.entries(rest).map(describe).join(", ")), create("td"));
+  }, (row, { rule }) => setText(row.cells[2], `${formatCount(rule.left)} of ${formatCount(rule.count)}`));
+}
+
+// Rules in force in their order, then others that matched: of earlier scenarios, or one-shot rules.
+function renderRuleMatches(now) {
+  const counts = now.rule_hits;
+  const inForce = now.scenario.names.filter((name) => Object.hasOwn(counts, name));
+  const others = Object.keys(counts).filter((name) => counts[name] && !inForce.includes(name));
+  const max = Math.max(1, ...Object.values(counts));
+  $("matches-section").hidden = !inForce.length && !others.length;
+  updateRows("matches", [...inForce, ...others].map((key) => ({ key })), ({ key }) =>
+    create("tr", {}, create("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), createBar(""), create("td")),
+  (row, { key }) => {
+    row.className = inForce.includes(key) ? "" : "note";
+    setBar(row.cells[1], counts[key] / max);
+    setText(row.cells[2], formatCount(counts[key]));
   });
 }
 
-// What the one is that was chosen: said of the one in force, or of one to switch to.
-function explain() {
-  const one = known($("scenario-name").value);
-  const active = $("scenario-now").firstElementChild;
-  put($("scenario-about"), one.name === "loaded" || !one.about ? "" : active.title === one.name ? one.about : `${label(one)}: ${one.about}`);
-}
-
-async function read() {
-  const answer = await fetch("/scenario", { headers: { Accept: "application/toml" } });
-  put(document.querySelector("#scenario-text pre"), await answer.text());
-}
-
-// The stream of figures
+// The event stream
 
 let stream;
 
-function listen() {
+function connect() {
   stream = new EventSource("/events");
-  const state = (name) => { document.documentElement.className = name; };
+  const setState = (name) => { document.documentElement.className = name; };
   stream.addEventListener("past", (event) => {
-    const said = JSON.parse(event.data);
-    past.seconds = said.seconds;
-    past.minutes = said.minutes;
-    rules = Object.fromEntries(said.rules.map((rule) => [rule.name, rule]));
-    choices = said.choices;
-    draw();
+    const past = JSON.parse(event.data);
+    samples.seconds = past.seconds;
+    samples.minutes = past.minutes;
+    violationRules = Object.fromEntries(past.rules.map((rule) => [rule.name, rule]));
+    scenarioChoices = past.choices;
+    drawCharts();
   });
   stream.addEventListener("now", (event) => {
     const now = JSON.parse(event.data);
-    state("live");
-    remember(now);
+    setState("live");
+    appendSample(now);
     if (document.hidden) return;
-    show(now);
-    draw();
+    render(now);
+    drawCharts();
   });
   stream.addEventListener("error", () => {
-    state("lost");
-    put($("state"), "not connected, trying again");
-    document.title = "Blackhole (not connected)";
-    if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 5000);  // it was refused; a broken one tries by itself
+    setState("disconnected");
+    setText($("state"), "disconnected, reconnecting");
+    document.title = "Blackhole (disconnected)";
+    // The browser reconnects after an interruption, but not after an error response.
+    if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 5000);
   });
 }
 
-charts.messages = chart("messages-chart", "--messages", () => $("messages-chart").clientHeight);
-charts.open = chart("open-chart", "--open", () => $("open-chart").clientHeight);
-document.querySelectorAll('input[name="span"]').forEach((input) => input.addEventListener("change", () => { span = Number(input.value); draw(); }));
+charts.messages = createChart("messages-chart", "--messages", () => $("messages-chart").clientHeight);
+charts.open = createChart("open-chart", "--open", () => $("open-chart").clientHeight);
+document.querySelectorAll('input[name="time-span"]').forEach((input) => input.addEventListener("change", () => {
+  timeSpan = Number(input.value);
+  drawCharts();
+}));
 $("run-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (await ask("/runs", { name: $("run-name").value.trim() })) $("run-form").reset();
+  if (await request("POST", "/runs", { name: $("run-name").value.trim() }, "run-message")) $("run-form").reset();
 });
-$("scenario-name").addEventListener("change", explain);
+$("scenario-name").addEventListener("change", renderDescription);
 $("scenario-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  ask("/scenario", { name: $("scenario-name").value }, "scenario-said");
+  request("POST", "/scenario", { name: $("scenario-name").value }, "scenario-message");
 });
-$("next-forget").addEventListener("click", () => ask("/next", {}, "scenario-said", "DELETE"));
-$("scenario-text").addEventListener("toggle", (event) => { if (event.target.open) read(); });
-// A browser keeps a page that was left, for who comes back, and its stream with it; after six it asks for nothing more.
+$("one-shot-remove").addEventListener("click", () => request("DELETE", "/next", {}, "scenario-message"));
+$("scenario-text").addEventListener("toggle", (event) => { if (event.target.open) loadScenarioText(); });
+// A browser keeps a page that was left, and its stream; it allows six connections to a host, so the stream is closed.
 addEventListener("pagehide", () => stream.close());
-addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
+addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => Object.values(charts).forEach((plot) => plot.redraw(false)));
-listen();
+connect();
