@@ -27,7 +27,7 @@ class Load:
     send: Sender
     warm: int
     """Messages before the first turn; their cost determines the number of messages of a turn."""
-    add_goal: float | None = None
+    goal: float | None = None
     """Upper limit of Blackhole's CPU time as a ratio to smtp-sink's."""
     tls: str = ""
 
@@ -65,7 +65,7 @@ TLS_LOADS = (
 
 
 @dataclass(frozen=True)
-class Run:
+class Turn:
     """The result of one turn of a server."""
 
     messages: int
@@ -78,10 +78,10 @@ class Run:
         return self.cpu.total / self.messages
 
 
-def run_load(running: Running, send: Sender, messages: int) -> Run:
+def run_load(running: Running, send: Sender, messages: int) -> Turn:
     before = running.cpu()
     seconds, _ = sender.run(send(running.port, messages))
-    return Run(messages, seconds, running.cpu_since(before))
+    return Turn(messages, seconds, running.cpu_since(before))
 
 
 @dataclass
@@ -93,63 +93,62 @@ class Candidate:
     send: Sender
     warm: int
     tls: str = ""
-    compare_workers: int = 1
+    workers: int = 1
     cores: list[int] = field(default_factory=lambda: machine.SERVER_CORES)
-    turns: list[Run] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
 
 
-def compare(plan: Plan, contestants: Sequence[Candidate]) -> list[Row]:
+def compare(plan: Plan, candidates: Sequence[Candidate]) -> list[Row]:
     """Run all servers and give each a turn in every round. The ratios are to the first server."""
-    rows: list[Row] = [{"server": contestant.name} for contestant in contestants]
-    racing: list[tuple[Candidate, Row, Running, int]] = []
+    rows: list[Row] = [{"server": candidate.name} for candidate in candidates]
+    running_candidates: list[tuple[Candidate, Row, Running, int]] = []
     with ExitStack() as stack:
-        for contestant, row in zip(contestants, rows, strict=True):
+        for candidate, row in zip(candidates, rows, strict=True):
             with record_failure(row):
                 running = stack.enter_context(
                     running_server(
-                        contestant.server,
+                        candidate.server,
                         plan.directory,
-                        contestant.workers,
-                        contestant.tls,
-                        contestant.cores,
+                        candidate.workers,
+                        candidate.tls,
+                        candidate.cores,
                     )
                 )
                 if plan.warm:
-                    run_load(running, contestant.send, plan.warm)
-                warm = run_load(running, contestant.send, contestant.warm)
+                    run_load(running, candidate.send, plan.warm)
+                warm = run_load(running, candidate.send, candidate.warm)
                 # A server that mostly waits would take too long to use up its CPU time.
                 each = max(warm.cost, warm.seconds / warm.messages / 4)
-                messages = min(MAX_MESSAGES, max(contestant.warm, round(plan.seconds / each)))
-                racing.append((contestant, row, running, messages))
+                messages = min(MAX_MESSAGES, max(candidate.warm, round(plan.seconds / each)))
+                running_candidates.append((candidate, row, running, messages))
         for _ in range(plan.rounds):
-            for contestant, row, running, messages in racing:
+            for candidate, row, running, messages in running_candidates:
                 if "failure" not in row:
                     with record_failure(row):
-                        contestant.turns.append(run_load(running, contestant.send, messages))
-        first = contestants[0].turns if contestants else []
-        for contestant, row, running, messages in racing:
+                        candidate.turns.append(run_load(running, candidate.send, messages))
+        first = candidates[0].turns if candidates else []
+        for candidate, row, running, messages in running_candidates:
             if "failure" not in row:
                 with record_failure(row):
-                    row |= summary(contestant.turns, first) | {
+                    row |= summary(candidate.turns, first) | {
                         "messages": messages,
                         "peak": process.peak(running.pids()),
                     }
     return rows
 
 
-def summary(turns: Sequence[Run], first: Sequence[Run]) -> Row:
+def summary(turns: Sequence[Turn], first: Sequence[Turn]) -> Row:
     """Return medians over the rounds. Ratios are taken within a round, whose turns are close in time."""
     ratios = [mine.cost / other.cost for mine, other in zip(turns, first, strict=False)]
     return {
-        "rate": median(run_load.messages / run_load.seconds for run_load in turns),
-        "cpu": median(run_load.cost for run_load in turns) * 1e6,
+        "rate": median(turn.messages / turn.seconds for turn in turns),
+        "cpu": median(turn.cost for turn in turns) * 1e6,
         "kernel": median(
-            run_load.cpu.system / max(run_load.cpu.user + run_load.cpu.system, process.TICK)
-            for run_load in turns
+            turn.cpu.system / max(turn.cpu.user + turn.cpu.system, process.TICK) for turn in turns
         ),
         "ratio": median(ratios) if ratios else None,
         "range": f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else None,
-        "cpus": [round(run_load.cost * 1e6, 2) for run_load in turns],
+        "cpus": [round(turn.cost * 1e6, 2) for turn in turns],
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
 
@@ -222,7 +221,8 @@ def compare_workers(shape: Load) -> Callable[[Plan], Table]:
     return measure
 
 
-def add_goal(table: Table, what: str, most: float) -> None:
+def add_goal(table: Table, name: str, limit: float) -> None:
+    """Add a goal for the ratio of Blackhole, if that was measured."""
     for row in table.rows:
         if row["server"] == "blackhole" and row.get("ratio") is not None:
-            table.goals.append(Goal(what, most, row["ratio"]))
+            table.goals.append(Goal(name, limit, row["ratio"]))

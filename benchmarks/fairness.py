@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from benchmarks.failure import Failure
 from benchmarks.machine import CORES, ROOT, SENDER_CORES, taskset
-from benchmarks.paced_senderd_sender import percentiles
+from benchmarks.paced_sender import percentiles
 from benchmarks.pipelined_sender import connect
 from benchmarks.plan import Plan
 from benchmarks.sender import bundled_sender

@@ -13,7 +13,7 @@ from benchmarks.table import Row, Table
 
 COLUMNS = {
     "server": ("server", ""),
-    "most": ("maximum messages/s", ",.0f"),
+    "max_rate": ("maximum messages/s", ",.0f"),
     "rate": ("sent messages/s", ",.0f"),
     "p50": ("reply p50 µs", ",.0f"),
     "p99": ("reply p99 µs", ",.0f"),
@@ -25,13 +25,13 @@ FULL = sender.smtp_source("-s", "50", "-d")
 def measure(plan: Plan) -> Table:
     def one(server: Server) -> Row:
         found: list[dict[str, Any]] = []
-        most: list[float] = []
+        max_rates: list[float] = []
         with running_server(server, plan.directory) as running:
             warm = run_load(running, FULL, 500)
             for _ in range(plan.rounds):
                 full = run_load(running, FULL, max(500, round(plan.seconds / warm.cost)))
-                most.append(full.messages / full.seconds)
-                rate = most[-1] / 2
+                max_rates.append(full.messages / full.seconds)
+                rate = max_rates[-1] / 2
                 messages = max(100, round(rate * plan.seconds))
                 found.append(
                     sender.run_json(
@@ -39,7 +39,7 @@ def measure(plan: Plan) -> Table:
                     )
                 )
         return {
-            "most": median(most),
+            "max_rate": median(max_rates),
             "rate": median(run["rate"] for run in found),
             "p50": median(run["replies"]["p50"] for run in found) * 1e6,
             "p99": median(run["replies"]["p99"] for run in found) * 1e6,

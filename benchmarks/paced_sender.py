@@ -1,6 +1,6 @@
 """A paced sender: messages at an even rate over reused connections, with the time to each reply.
 
-    python -m benchmarks.paced_senderd_sender PORT MESSAGES RATE [SESSIONS]
+    python -m benchmarks.paced_sender PORT MESSAGES RATE [SESSIONS]
 
 It sends one command at a time, like smtp-source. A message is due at a fixed time, whether or not earlier
 ones are done (an open loop); it waits for a session only if all are busy. The sender never sleeps, because a

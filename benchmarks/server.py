@@ -88,7 +88,8 @@ def blackhole(variant: str = "blackhole") -> Server:
     def command(site: Site) -> list[str]:
         argv = ["env", *environment] if environment else []
         argv += [python, "-m", "blackhole", "--workers", str(site.workers), "--message_size_limit", "0"]
-        argv += ["--dashboard", "127.0.0.1:0"]  # a port of its own for each of several servers
+        # A port of its own for each server, by the name that earlier checkouts know too.
+        argv += ["--http", "127.0.0.1:0"]
         argv += ["--listen", site.address + (",tls" if site.tls == "implicit" else "")]
         return argv + (site.certificate("--ssl_cert", "--ssl_key") if site.tls else []) + words
 
@@ -277,8 +278,8 @@ class Running:
 
 def wait_for_greeting(running: Running) -> None:
     """Wait until the server greets a client; one with implicit TLS, until it accepts a connection."""
-    stop = time.monotonic() + START_TIMEOUT
-    while running.popen.poll() is None and time.monotonic() < stop:
+    deadline = time.monotonic() + START_TIMEOUT
+    while running.popen.poll() is None and time.monotonic() < deadline:
         with (
             suppress(OSError),
             socket.create_connection(("127.0.0.1", running.port), timeout=START_TIMEOUT) as client,

@@ -13,7 +13,7 @@ COLUMNS = {
     "server": ("server", ""),
     "workers": ("workers", "d"),
     "arrival": ("arrival", ""),
-    "most": ("connections per worker", ""),
+    "by_worker": ("connections per worker", ""),
     "uneven": ("largest deviation", ".0%"),
 }
 
@@ -34,7 +34,7 @@ def measure(plan: Plan) -> Table:
                         held = [process.sockets(pid) - count for pid, count in before.items()]
                     even = CONNECTIONS / workers
                     held = sorted(held, reverse=True)[:workers]  # the master holds none
-                    row["held"], row["most"] = held, " ".join(map(str, held))
+                    row["held"], row["by_worker"] = held, " ".join(map(str, held))
                     row["uneven"] = max(abs(count - even) for count in held) / even
                     if server.name == "blackhole":
                         table.goals.append(

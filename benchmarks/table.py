@@ -14,9 +14,9 @@ Row = dict[str, Any]
 class Goal:
     """An upper limit for a figure of Blackhole, and its value."""
 
-    what: str
-    most: float
-    had: float
+    name: str
+    limit: float
+    value: float
 
 
 @dataclass
@@ -64,7 +64,7 @@ def heading(machine: Mapping[str, str]) -> str:
 def summary(tables: Sequence[Table]) -> str:
     """Return the table of all goals; empty without goals."""
     rows = [
-        [goal.what, f"{goal.most:g}", f"{goal.had:.3g}", "yes" if goal.had <= goal.most else "**no**"]
+        [goal.name, f"{goal.limit:g}", f"{goal.value:.3g}", "yes" if goal.value <= goal.limit else "**no**"]
         for table in tables
         for goal in table.goals
     ]
