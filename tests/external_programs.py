@@ -20,10 +20,12 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", 
 
 DEBIAN_PACKAGES = {
     "chromedriver": "chromium-driver",
-    "postfix": "postfix",
+    "postqueue": "postfix",
     "promtool": "prometheus",
+    "sendmail": "postfix",
     "smtp-sink": "postfix",
     "smtp-source": "postfix",
+    "systemd-socket-activate": "systemd",
 }
 """The packages whose names differ from those of their programs."""
 

@@ -1,4 +1,4 @@
-"""A Postfix with a configuration and a queue of its own, which relays all its mail to one server.
+"""Postfix as a client: a whole one with its own queue, which relays to one server, and its smtp-source.
 
     with Program() as program, Postfix(folder, program.address) as postfix:
         postfix.send("Subject: test\n\nHello\n", "bob@example.com")
@@ -79,6 +79,16 @@ def requires_postfix(test: Test) -> Test:
     """Skip a test where Postfix is not installed, or where the tests do not run as root."""
     as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start Postfix")
     return as_root(requires("postfix", "sendmail", "postqueue")(test))
+
+
+def smtp_source(address: tuple[str, int], messages: int, *options: str, connections: int = 20) -> list[str]:
+    """Return the command with which Postfix's smtp-source sends messages as fast as it can.
+
+    It uses this many connections at a time, a new one for each message unless the options have `-d`. Its
+    exit status is 0 if all messages were accepted.
+    """
+    target = f"{address[0]}:{address[1]}"
+    return [path_of("smtp-source"), *options, "-s", str(connections), "-m", str(messages), target]
 
 
 class Postfix:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 import pytest
+from external_programs import find_program, missing
 from program import free_port, wait_for
 
 
@@ -19,9 +19,9 @@ class RedisServer:
     """A server without persistence. It can be frozen and thawed, or killed and started again on its port."""
 
     def __init__(self, *options: str) -> None:
-        path = shutil.which("redis-server")
+        path = find_program("redis-server")
         if path is None:
-            pytest.skip("redis-server is not installed")
+            pytest.skip(missing("redis-server"))
         self.port = free_port()
         self.address = ("127.0.0.1", self.port)
         self.folder = tempfile.TemporaryDirectory(prefix="blackhole-redis-")

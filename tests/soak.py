@@ -29,7 +29,7 @@ from pathlib import Path
 from random import Random
 
 from tests.certificates import issue
-from tests.faults.load_clients import smtp_source
+from tests.postfix import smtp_source
 from tests.program import Program, descriptors, free_port, title, wait_for
 from tests.resource_usage import cpu_seconds, master_and_workers, memory
 from tests.smtp_client import Address, SMTPClient, UnexpectedReply, reset_on_close

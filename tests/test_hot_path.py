@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import socket
 import subprocess
 from collections import Counter
@@ -13,6 +12,8 @@ from types import NoneType
 
 import pytest
 from engines import make_engine
+from external_programs import requires
+from postfix import smtp_source
 from program import Program, wait_for
 from tornado.iostream import IOStream
 
@@ -26,9 +27,6 @@ CALL = re.compile(r"^(?:\[pid +\d+\] |\d+ +)?(\w+)\(")
 
 def calls(tmp_path: Path, *how: str) -> Counter[str]:
     """The system calls of one worker while smtp-source sends MESSAGES in SESSIONS at once."""
-    source = shutil.which("smtp-source", path="/usr/sbin:/usr/bin")
-    if source is None or shutil.which("strace") is None:
-        pytest.skip("smtp-source (Debian package postfix) or strace is not installed")
     trace = tmp_path / "trace"
     with Program("--workers=1") as program:
         (worker,) = program.workers()
@@ -37,14 +35,13 @@ def calls(tmp_path: Path, *how: str) -> Counter[str]:
             attached = tracer.stderr.readline()
             assert b"attached" in attached, attached
             subprocess.run(
-                [source, *how, "-s", str(SESSIONS), "-m", str(MESSAGES), f"127.0.0.1:{program.port}"],
-                check=True,
-                timeout=60,
+                smtp_source(program.address, MESSAGES, *how, connections=SESSIONS), check=True, timeout=60
             )
             tracer.terminate()
     return Counter(match[1] for match in map(CALL.match, trace.read_text().splitlines()) if match)
 
 
+@requires("smtp-source", "strace")
 def test_a_message_on_an_open_connection_is_four_reads_and_four_writes(tmp_path: Path) -> None:
     """MAIL, RCPT, DATA and the body; the connections' own calls are few."""
     found = calls(tmp_path, "-d")
@@ -56,6 +53,7 @@ def test_a_message_on_an_open_connection_is_four_reads_and_four_writes(tmp_path:
     assert others <= 8 * SESSIONS + 40, found
 
 
+@requires("smtp-source", "strace")
 def test_a_connection_costs_five_calls_of_its_own(tmp_path: Path) -> None:
     """accept4, ioctl, epoll_ctl, close, and the greeting's write.
 

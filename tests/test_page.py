@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import smtplib
 import subprocess
 from collections.abc import Iterator
@@ -15,17 +13,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from external_programs import path_of, requires
+from postfix import smtp_source
 from program import wait_for
 from test_web import Sink, ask, figures, post, send
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-
-pytestmark = [
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed"),
-    pytest.mark.skipif(not os.path.exists(DRIVER), reason="its driver is not installed"),
-]
+pytestmark = requires("chromium", "chromedriver")
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -43,11 +38,11 @@ class Browser:
         from selenium.webdriver.chrome.service import Service
 
         options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
+        options.binary_location = path_of("chromium")
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        self.driver = webdriver.Chrome(options=options, service=Service(path_of("chromedriver")))
 
     def open(self, sink: Sink, size: tuple[int, int] = WIDE, dark: bool = False) -> None:
         """Open the page and wait until it is live."""
@@ -125,20 +120,18 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     assert messages == []
 
 
-def smtp_source(port: int, messages: int) -> subprocess.Popen[bytes]:
-    if not shutil.which("smtp-source"):
-        pytest.skip("smtp-source is not installed")
-    return subprocess.Popen(
-        ["smtp-source", "-s", "4", "-m", str(messages), "-l", "2000", f"127.0.0.1:{port}"]
-    )
+def sending(port: int, messages: int) -> subprocess.Popen[bytes]:
+    """Start smtp-source."""
+    return subprocess.Popen(smtp_source(("127.0.0.1", port), messages, "-l", "2000", connections=4))
 
 
+@requires("smtp-source")
 def test_the_page_shows_the_counters(browser: Browser) -> None:
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
         assert browser.number("messages") == 0
-        with smtp_source(sink.port, 2000) as sender:
+        with sending(sink.port, 2000) as sender:
             wait_for(lambda: browser.number("rate") > 0, "a rate is shown")
             seen: list[float] = []
             while sender.poll() is None:

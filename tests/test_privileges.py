@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from external_programs import requires
 from program import AS_NOBODY, NOBODY, as_root, environment, run_python
 
 from blackhole.process import privileges
@@ -144,7 +144,7 @@ def test_root_that_can_be_regained_is_an_error() -> None:
 
 
 @as_root
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@requires("strace")
 def test_groups_are_dropped_before_the_gid_and_the_gid_before_the_uid(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     code = "from blackhole.process import privileges; privileges.drop_privileges('nobody', '')"

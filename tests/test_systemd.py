@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from external_programs import requires
 from program import SCRIPT, Program, environment, free_port, run, title, wait_for
 
 from blackhole.process import systemd
@@ -127,7 +127,7 @@ def test_wildcard_socket_is_taken_by_a_listener_on_any_wildcard_address(
         listening.close()
 
 
-@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd is not installed")
+@requires("systemd-socket-activate")
 def test_program_started_by_systemd_socket_activate_serves_the_first_client() -> None:
     """The client that connects first waits while systemd starts the program."""
     port = free_port()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import socket
 import ssl
 import struct
@@ -16,12 +15,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Certificate
+from external_programs import requires
 from program import Program, free_port, wait_for
 from service import Serve
 
 from blackhole.metrics.layout import CELL_INDEX
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+pytestmark = requires("openssl")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import smtplib
 import socket
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
+from external_programs import requires
 from program import ROOT, Program, children, descriptors, free_port, run, status, title, wait_for
 
 from blackhole.web.app import MAX_BODY, MAX_CONNECTIONS, MAX_HEADER
@@ -338,8 +338,6 @@ def test_not_ready_where_no_worker_accepts() -> None:
 
 
 def promtool(text: bytes) -> None:
-    if not shutil.which("promtool"):
-        pytest.skip("promtool is not installed")
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -350,6 +348,7 @@ def metrics(text: bytes) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
+@requires("promtool")
 def test_metrics_are_the_figures() -> None:
     with Sink() as program:
         program.dashboard()
@@ -384,7 +383,7 @@ def test_openmetrics_to_who_asks_for_it(sink: Sink) -> None:
     assert answer.body.endswith(b"# EOF\n")
 
 
-@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+@requires("prometheus")
 def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
     with Sink() as program, ExitStack() as stack:
         program.dashboard()

@@ -18,8 +18,8 @@ from tests.faults.load_clients import (
     noop_times,
     open_connections,
     percentile,
-    smtp_source,
 )
+from tests.postfix import smtp_source
 from tests.program import SCRIPT, Program, descriptors, free_port, wait_for
 from tests.resource_usage import cpu_seconds, master_and_workers, proportional_memory
 from tests.smtp_client import (

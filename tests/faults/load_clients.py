@@ -13,17 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
-from tests.external_programs import path_of
 from tests.smtp_client import TIMEOUT, Address, SMTPClient, UnexpectedReply, deliver
-
-
-def smtp_source(address: Address, messages: int, *options: str) -> list[str]:
-    """Return the command with which Postfix's smtp-source sends messages as fast as it can.
-
-    It uses twenty connections at a time, a new one for each message unless the options have `-d`. Its exit
-    status is 0 if all messages were accepted.
-    """
-    return [path_of("smtp-source"), *options, "-s", "20", "-m", str(messages), "{}:{}".format(*address)]
 
 
 class LoadGenerator:
