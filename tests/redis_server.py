@@ -42,7 +42,7 @@ class RedisServer:
         return False
 
     def url(self, more: str = "", password: str = "") -> str:
-        """What --attempt_store wants. Exact where nobody is in a hurry: the machine may be."""
+        """Return the value of --attempt_store. The timeout is long, because the machine may be busy."""
         login = f":{password}@" if password else ""
         return f"redis://{login}127.0.0.1:{self.port}/0?timeout=5{more}"
 
