@@ -28,9 +28,9 @@ def test_launcher_waits_until_the_daemon_sends_an_exit_code(tmp_path: Path) -> N
     """)
     assert time.monotonic() - began >= 0.3
     assert (done.returncode, done.stderr) == (42, "a reason\nanother\n")
-    wait_for(path.exists, "the daemon goes on")
+    wait_for(path.exists, "the daemon continues")
     pid, session, directory, umask = path.read_text().split()
-    assert session != pid  # it cannot take a terminal again
+    assert session != pid  # not a session leader: it cannot acquire a terminal
     assert (directory, umask) == ("/", "0o27")
 
 
@@ -47,14 +47,16 @@ while os.path.exists({str(wait)!r}):
 launcher.send_exit_code(0)
 os.mkdir({str(done)!r})
 """
-    with subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE) as shell:
-        assert shell.stderr is not None
-        assert shell.stderr.readline() == b"detached\n"
-        shell.send_signal(signal.SIGINT)
-        assert shell.wait(10) == -signal.SIGINT
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE
+    ) as launcher:
+        assert launcher.stderr is not None
+        assert launcher.stderr.readline() == b"detached\n"
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.wait(10) == -signal.SIGINT
         wait.unlink()
-        wait_for(done.exists, "the daemon goes on")
-        assert shell.stderr.read() == b""
+        wait_for(done.exists, "the daemon continues")
+        assert launcher.stderr.read() == b""
 
 
 def test_launcher_fails_when_the_daemon_dies_before_it_is_ready() -> None:

@@ -91,7 +91,14 @@ def test_pidfile_of_a_killed_process_can_be_locked_again(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "content",
-    ["", "garbage", "-1\n", "99999999999999999999", pytest.param(f"{os.getpid()}\n", id="our own"), "1\n"],
+    [
+        "",
+        "garbage",
+        "-1\n",
+        "99999999999999999999",
+        pytest.param(f"{os.getpid()}\n", id="pid of this process"),
+        "1\n",
+    ],
 )
 def test_content_of_an_unlocked_pidfile_is_ignored(tmp_path: Path, content: str) -> None:
     path = tmp_path / "pid"
@@ -130,16 +137,18 @@ def test_symbolic_link_in_place_of_a_pidfile_is_not_followed(tmp_path: Path) -> 
 
 @as_root
 @pytest.mark.parametrize(
-    ("mode", "taken"), [(0o755, True), (0o775, True), (0o1777, True), (0o777, False), (0o757, False)], ids=oct
+    ("mode", "accepted"),
+    [(0o755, True), (0o775, True), (0o1777, True), (0o777, False), (0o757, False)],
+    ids=oct,
 )
 def test_root_refuses_a_world_writable_directory_that_is_not_sticky(
-    tmp_path: Path, mode: int, taken: bool
+    tmp_path: Path, mode: int, accepted: bool
 ) -> None:
-    """But where it is sticky, as /tmp, or where a group may write, as in some /var/log."""
+    """A sticky directory (/tmp) is accepted, and a group-writable one (/var/log on some systems)."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(mode)
-    if taken:
+    if accepted:
         Pidfile(str(shared / "pid")).remove()
         return
     with pytest.raises(OperatorError, match=f"its directory is world-writable; chmod o-w {shared}") as caught:
@@ -173,7 +182,7 @@ def test_status_query_that_holds_the_lock_for_a_moment_does_not_prevent_a_start(
 
 
 def test_lock_on_a_removed_pidfile_does_not_count(tmp_path: Path) -> None:
-    """One who starts while another ends may have opened the old file just before that was removed."""
+    """A process that starts while another ends may open the old file just before it is removed."""
     path = tmp_path / "pid"
     first = Pidfile(str(path))
     path.unlink()
@@ -187,13 +196,13 @@ def test_child_that_closed_the_pidfile_does_not_prolong_the_lock(tmp_path: Path)
     path = tmp_path / "pid"
     child = """
         file.write()
-        answer, told = os.pipe()
+        read_end, write_end = os.pipe()
         if not os.fork():
             file.close()
-            os.write(told, b".")
+            os.write(write_end, b".")
             time.sleep(5)
             os._exit(0)
-        os.read(answer, 1)
+        os.read(read_end, 1)
     """
     with locked_by_another(path, child) as other:
         other.kill()

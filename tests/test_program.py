@@ -560,22 +560,22 @@ def test_help_version_and_configuration_are_printed_on_standard_output(flag: str
 
 
 def test_help_into_a_closed_pipe_is_no_error() -> None:
-    answer, told = os.pipe()
-    os.close(answer)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
     done = subprocess.run(
-        [*SCRIPT, "--help"], env=environment(), stdout=told, stderr=subprocess.PIPE, check=False
+        [*SCRIPT, "--help"], env=environment(), stdout=write_end, stderr=subprocess.PIPE, check=False
     )
-    os.close(told)
+    os.close(write_end)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_server_runs_with_a_closed_standard_error(tmp_path: Path) -> None:
-    answer, told = os.pipe()
-    os.close(answer)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
     port = free_port()
     command = [*SCRIPT, "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    with subprocess.Popen(command, env=environment(), stderr=told) as process:
-        os.close(told)
+    with subprocess.Popen(command, env=environment(), stderr=write_end) as process:
+        os.close(write_end)
         wait_for(lambda: listens(port), "it serves")
         process.terminate()
     assert process.returncode == 0

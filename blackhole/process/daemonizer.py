@@ -55,7 +55,7 @@ def detach(keep: list[int]) -> LauncherPipe:
     pid = os.fork()
     if pid:
         os.close(sender)
-        _exit_as_told(pid, answer)
+        _wait_for_exit_code(pid, answer)
     os.close(answer)
     DaemonContext(
         detach_process=True, umask=0o027, signal_map={}, files_preserve=[*keep, sender], stderr=sys.stderr
@@ -63,7 +63,7 @@ def detach(keep: list[int]) -> LauncherPipe:
     return LauncherPipe(sender)
 
 
-def _exit_as_told(pid: int, answer: int) -> NoReturn:
+def _wait_for_exit_code(pid: int, answer: int) -> NoReturn:
     """Wait in the launcher for the daemon's exit code, and exit with it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.waitpid(pid, 0)

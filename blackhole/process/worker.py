@@ -151,8 +151,8 @@ class Worker:
     def _follow_orders(self) -> ActiveScenario:
         """Return the scenario in force, and from now on read every order. Raises OperatorError.
 
-        The sequence matters: who gives an order meanwhile either has it read below, or finds this
-        worker accepting and waits until it has applied the order.
+        The sequence matters: an order given meanwhile is either read below, or the process that gave
+        it finds this worker accepting, and waits until the worker has applied it.
         """
         self._cells[ACCEPTING] = 1
         self._cells[APPLIED_ORDER] = INITIAL_NUMBER
