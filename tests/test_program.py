@@ -310,6 +310,16 @@ def test_reload_with_a_busy_port_changes_nothing(conf: Path) -> None:
         assert len(descriptors(program.pid)) == opened
 
 
+def test_reload_to_more_workers_than_there_are_counters_for_changes_nothing(conf: Path) -> None:
+    with Program(f"--conf={conf}") as program:
+        workers = program.workers()
+        conf.write_text(conf.read_text().replace("workers = 1", "workers = 100"))
+        program.process.send_signal(signal.SIGHUP)
+        message = "ERROR reload failed, nothing has changed: 100 workers are too many for a reload"
+        wait_for(lambda: message in program.output(), "one error")
+        assert program.workers() == workers
+
+
 def test_new_certificate_is_used_after_a_reload(tmp_path: Path) -> None:
     cert, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", free_port()
 
