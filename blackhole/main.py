@@ -114,7 +114,7 @@ def _explain(settings: Settings, values: Mapping[str, str]) -> int:
     for one in settings.listeners:
         if str(one) == values.get("listener"):
             listener = one
-    context = explain.context(values, str(listener))
+    context = explain.read_context(values, str(listener))
     rules = scenario.load_rules(settings.scenario)
     for line in explain.explain(rules, listener.mode, context, Random()):
         print_stdout(f"{line}\n")

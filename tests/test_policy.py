@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
 from blackhole.rules.model import Condition, Decision, Rule, Window
-from blackhole.rules.patterns import COMPARISONS, SPANS, GlobSet, comparison
+from blackhole.rules.patterns import COMPARISONS, MAX_SPANS, GlobSet, comparison
 from blackhole.rules.table import RuleTable
 
 pytestmark = pytest.mark.pure
@@ -212,4 +212,4 @@ def test_sizes_do_not_make_a_table_grow() -> None:
             None if case.size % 10 else case.size // 10
         )
         assert table._index is not None and table._index._sizes is not None
-        assert len(table._index._sizes._spans) <= SPANS
+        assert len(table._index._sizes._spans) <= MAX_SPANS

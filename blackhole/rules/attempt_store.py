@@ -1,7 +1,7 @@
-"""The store of attempts, as rules see it: what it is asked, and how it answers.
+"""The interface of a store of attempts, and how the records in it change.
 
-How a record changes is said by functions of what was known; where records are kept, and who else changes
-them, is the store's affair. One that is on another machine answers later, or not at all.
+A record changes by a function of what it was, so that a store decides where records are kept and which
+process changes them. A store on another machine answers later, or not at all.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 Record = tuple[int, float, float]
-"""A count, and the first and the last time, in seconds of the rules' clock; of what is new 0, now, now."""
-
+"""A count, and the first and the last time in seconds. A new record is (0, now, now)."""
 
 Answer = TypeVar("Answer")
 
-
 Update = Callable[[Record, float], tuple[Record, Answer]]
-"""What was known, and what time it is -> what is known now, and what was asked. Those of gates are
-functions or methods of tuples: a memory that cannot call them can tell their names, and of what."""
+"""Takes a record and the time; returns the new record and an answer.
+
+Updates of limiters are functions, or methods of tuples: a store on another machine, which cannot call them,
+sends their name and the values of the tuple.
+"""
 
 
 class PendingAnswer:
-    """An answer that is still to come. Whoever can wait awaits it, and tells the session."""
+    """An answer of a store that is still to come. A connection awaits it, and hands the result on."""
 
     __slots__ = ()
 
@@ -32,29 +33,35 @@ class PendingAnswer:
 
 
 Slot = bytes | PendingAnswer
-"""Where somebody is who counts as being there."""
+"""A held concurrency slot: its key, or the pending answer for one."""
 
 
 class AttemptStore(Protocol):
-    """What gates remember by. Keys have addresses in them: whoever keeps them hashes them.
+    """What rules need of a store.
 
-    An answer may come later; None: there is none to be had.
+    Keys contain addresses, so a store keeps hashes of them. Each method may return a PendingAnswer, or
+    None where the store has no answer.
     """
 
     def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | PendingAnswer | None:
-        """Change what is known of a key; `alone` keeps others from changing it at the same time."""
+        """Change the record of a key and return the answer; with `alone` no other process changes it at the
+        same time."""
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
-        """Whether so many are there already; if not, one more is."""
+        """Return True if `limit` slots of a key are held; otherwise take one and return False."""
 
-    def release(self, place: Slot) -> None:
-        """One that was not barred is there no more. The place is the key, or the answer that came later."""
+    def release(self, slot: Slot) -> None:
+        """Release a slot taken by `refuse_or_acquire`."""
 
 
 class NullStore:
-    """A memory that keeps nothing: everything is new to it."""
+    """A store that keeps nothing: every key is new.
+
+    >>> [NullStore().update(b"key", now, count_attempt) for now in (1.0, 2.0)]
+    [1, 1]
+    """
 
     def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
         return change((0, now, now), now)[1]
@@ -62,7 +69,7 @@ class NullStore:
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool:
         return limit <= 0
 
-    def release(self, place: Slot) -> None:
+    def release(self, slot: Slot) -> None:
         pass
 
 
@@ -70,25 +77,25 @@ NULL_STORE: Final = NullStore()
 
 
 class ScopedStore(NamedTuple):
-    """A memory for what is in force for a while: it knows nothing of what was before, or comes after."""
+    """A part of a store: its keys are those of no other part."""
 
-    memory: AttemptStore
-    mark: bytes
+    store: AttemptStore
+    prefix: bytes
     """Stands before each key."""
 
     def update(
         self, key: bytes, now: float, change: Update[Answer], alone: bool = False
     ) -> Answer | PendingAnswer | None:
-        return self.memory.update(self.mark + key, now, change, alone)
+        return self.store.update(self.prefix + key, now, change, alone)
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
-        return self.memory.refuse_or_acquire(self.mark + key, limit)
+        return self.store.refuse_or_acquire(self.prefix + key, limit)
 
-    def release(self, place: Slot) -> None:
-        self.memory.release(self.mark + place if isinstance(place, bytes) else place)
+    def release(self, slot: Slot) -> None:
+        self.store.release(self.prefix + slot if isinstance(slot, bytes) else slot)
 
 
-def count_attempt(known: Record, now: float) -> tuple[Record, int]:
-    """How many times something was tried, this time included."""
-    count, first, _ = known
+def count_attempt(record: Record, now: float) -> tuple[Record, int]:
+    """Count an attempt; the answer is its number, from 1."""
+    count, first, _ = record
     return (count + 1, first, now), count + 1

@@ -1,4 +1,4 @@
-"""What rules look at: one client, what it has said, and what it says now."""
+"""The context of a rule: what rules look at when a command is decided."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from blackhole.rules.attempt_store import Slot
 
 
 class RuleContext:
-    """All that rules may look at: one client, what it said so far, and what it says now."""
+    """One client, what it has said so far, and the command that is decided.
+
+    >>> context = RuleContext(client="192.0.2.1")
+    >>> context.update("MAIL", b"ann@example.com")
+    >>> context.update("RCPT", b"bob@example.com")
+    >>> context.sender, context.recipient
+    (b'ann@example.com', b'bob@example.com')
+    """
 
     __slots__ = (
         "attempt",
@@ -30,57 +37,59 @@ class RuleContext:
 
     def __init__(self, listener: str = "", client: str = "", secure: bool = False) -> None:
         self.listener = listener
-        """Its address and port, as the operator wrote them."""
+        """Address and port, as the operator wrote them."""
         self.client: str = client
+        """IP address; empty for a Unix socket."""
         self.secure = secure
+        """The connection is under TLS."""
         self.phase = "CONNECT"
         self.helo = b""
         self.sender: bytes = b""
         self.recipient: bytes = b""
-        """The one being asked for at RCPT; behind it the last that was taken."""
+        """At RCPT the one in the command, after it the last one accepted."""
         self.size = 0
-        """Octets: as MAIL declared them, at "." as they came."""
+        """Octets: at MAIL as the client declared them, at the end of the message as received."""
         self.header: Sequence[bytes] = ()
-        """The fields of the message's header section, unfolded. At "." only, and only if a rule asks."""
+        """Unfolded fields of the header section, at the end of the message and if a rule reads them."""
         self.attempt = 1
-        """How many times this was tried, this time included."""
+        """Number of this attempt, from 1."""
         self.elapsed = 0.0
-        """Seconds since the server started."""
+        """Seconds since the rules came into force."""
         self.id = 0
-        """The transaction's."""
+        """Number of the transaction."""
         self.refused_phase = ""
-        """MAIL or RCPT, if the last of them was."""
+        """"MAIL" or "RCPT" if the last of them was refused; else empty."""
         self.quota_used: dict[tuple[str, str], int] = {}
-        """What this connection has used of its quotas, by what is counted and the rule."""
+        """What this connection took of its quotas, by what is counted and the name of the rule."""
         self.held_slots: list[Slot] = []
-        """Where this connection counts as being there, for the memory."""
+        """Concurrency slots that this connection holds in the store."""
 
     def secured(self) -> RuleContext:
-        """What is known under TLS: who it is, and what cannot be undone (RFC 3207 4.2)."""
+        """Return the context after STARTTLS: what the client said is forgotten (RFC 3207 section 4.2)."""
         context = RuleContext(self.listener, self.client, True)
         context.quota_used, context.held_slots = self.quota_used, self.held_slots
         return context
 
-    def update(self, phase: str, said: bytes = b"", size: int = 0) -> None:
-        """What the client says now: an address or a name, and octets, where the phase has them."""
+    def update(self, phase: str, argument: bytes = b"", size: int = 0) -> None:
+        """Take in a command: its address or name, and the octets of the message, where the phase has them."""
         if phase == "MAIL":
-            self.sender, self.recipient, self.refused_phase, self.size = said, b"", "", size
+            self.sender, self.recipient, self.refused_phase, self.size = argument, b"", "", size
         elif phase == "RCPT":
-            self.recipient = said
+            self.recipient = argument
         elif phase == ".":
             self.size = size
         elif phase in ("HELO", "EHLO", "RSET"):
             self.sender, self.recipient, self.refused_phase = b"", b"", ""
-            self.helo = said or self.helo
+            self.helo = argument or self.helo
 
     @property
     def attempt_key(self) -> bytes:
-        """What is tried: this phase for this sender and recipient; for this client where there is neither."""
+        """The key by which attempts are counted: phase, sender and recipient, or phase and client."""
         if self.sender or self.recipient:
             return b"\0".join((self.phase.encode(), self.sender.lower(), self.recipient.lower()))
         return b"\0".join((self.phase.encode(), self.client.encode()))
 
     @property
     def draw_key(self) -> bytes:
-        """The same, and how many times it was."""
+        """The key of what is drawn for this attempt."""
         return b"%b\0%d" % (self.attempt_key, self.attempt)

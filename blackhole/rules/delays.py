@@ -1,4 +1,4 @@
-"""A shape: how long delays are, and how they are spread. Drawing takes two even draws from [0, 1)."""
+"""Distributions of delays. A delay is made of two uniform draws from [0, 1)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import math
 from typing import Final, NamedTuple, Protocol
 
 MAX_DELAY: Final = 3600.0
-"""Seconds. A tail of a distribution is cut here."""
+"""Seconds. Distributions are cut off here."""
 
 
 class DelayDistribution(Protocol):
-    """A spread of delays."""
+    """What rules need of a distribution."""
 
     @property
     def is_random(self) -> bool:
-        """Whether chance has a part in it."""
+        """Whether delays differ."""
 
     def draw(self, first: float, second: float) -> float:
-        """Seconds."""
+        """Return the delay in seconds for two uniform draws."""
 
 
 class Uniform(NamedTuple):
-    """Any time from `least` to `most`, all alike; where they are the same, always that."""
+    """Delays from `least` to `most` seconds.
+
+    >>> Uniform(1, 3).draw(0.5, 0.0)
+    2.0
+    """
 
     least: float
     most: float
@@ -35,7 +39,7 @@ class Uniform(NamedTuple):
 
 
 class Lognormal(NamedTuple):
-    """Half of them below `median`, one in a hundred above `p99`: as the delays of busy servers are."""
+    """Half of the delays below `median` seconds and 1 % above `p99`, as with busy servers."""
 
     median: float
     p99: float
@@ -45,21 +49,21 @@ class Lognormal(NamedTuple):
         return True
 
     def draw(self, first: float, second: float) -> float:
-        # Box and Muller's way from two even draws to a normal one; 1 - first is never 0.
+        # The Box-Muller transform of two uniform draws into a normal one; 1 - first is never 0.
         normal = math.sqrt(-2.0 * math.log(1.0 - first)) * math.cos(2.0 * math.pi * second)
         sigma = math.log(self.p99 / self.median) / NORMAL_P99
         return min(self.median * math.exp(sigma * normal), MAX_DELAY)
 
 
 NORMAL_P99: Final = 2.3263478740408408
-"""How many standard deviations 99 % of a normal distribution lie below."""
+"""The 99th percentile of the standard normal distribution."""
 
 
 class Percentiles(NamedTuple):
-    """As many of them below each point as it says, and evenly spread between two; the last is the longest."""
+    """Delays by their percentiles, uniform between two of them; the last is the longest delay."""
 
     points: tuple[tuple[float, float], ...]
-    """(share from 0 to 1, seconds), both rising."""
+    """(share from 0 to 1, seconds), both ascending."""
 
     @property
     def is_random(self) -> bool:

@@ -18,14 +18,12 @@ CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
         "wrong-name": "for another host",
     }
 )
-"""Certificates that no client should trust, and what is wrong with them."""
-
+"""Certificates that no client should trust -> what is wrong with them."""
 
 PLACEHOLDER: Final = re.compile(r"\{(client|helo|sender|recipient|id)\}")
 
-
 MAX_REPLY_LINE: Final = 500
-"""Octets. RFC 5321 4.5.3.1.5 has 512 with the code before and the line end behind."""
+"""Octets of text in a line of a reply: a line has 512 with its code and CRLF (RFC 5321 section 4.5.3.1.5)."""
 
 
 class Template:
@@ -39,10 +37,10 @@ class Template:
         self.lines: Final = lines
 
     def fill(self, context: RuleContext) -> Reply:
-        """The reply. What a client said comes back as printable ASCII, whatever it was."""
+        """Return the reply. What the client sent is shown in printable ASCII, other octets as "?"."""
 
-        def value(blank: re.Match[str]) -> str:
-            found = getattr(context, blank[1])
+        def value(placeholder: re.Match[str]) -> str:
+            found = getattr(context, placeholder[1])
             text = f"{found:010X}" if isinstance(found, int) else found
             text = text.decode("latin-1") if isinstance(text, bytes) else text
             return re.sub("[^ -~]", "?", text)
@@ -52,34 +50,34 @@ class Template:
 
 
 def action_after(code: int) -> NextAction:
-    """What a reply with this code means for the connection (RFC 5321 3.8)."""
+    """Return what follows a reply with this code: 421 closes the connection (RFC 5321 section 3.8)."""
     return NextAction.CLOSE if code == 421 else NextAction.READ
 
 
 class Effect(NamedTuple):
-    """What a rule says to do. One that says nothing means: go on, and ask no further rule."""
+    """What a rule does. Without anything set the command is done, and no further rule is asked."""
 
     replies: tuple[Reply | Template, ...] = ()
-    """To pick one from. One of 2xx is said when the command was done, any other in its place."""
+    """Replies to draw from: 2xx after the command is done, others instead of it."""
     delay: DelayDistribution | None = None
     fault: Fault | None = None
     replaces_command: bool = False
-    """The fault comes in place of the command."""
+    """The fault replaces the command, which is not done."""
     hide: tuple[str, ...] = ()
-    """EHLO keywords that are not offered."""
+    """EHLO keywords to leave out."""
     add: tuple[str, ...] = ()
-    """EHLO lines that are offered besides."""
+    """EHLO lines to add."""
     certificate: str = ""
-    """A name of CERTIFICATES: what the handshake shows in place of ours."""
+    """Name in CERTIFICATES of the certificate to show in place of the listener's."""
 
     def choose_reply(self, draw: float, context: RuleContext) -> Reply | None:
-        """The reply, if there is one."""
+        """Return the reply for a draw from [0, 1); None if the rule has none."""
         if not self.replies:
             return None
-        picked = self.replies[int(draw * len(self.replies))]
-        return picked.fill(context) if isinstance(picked, Template) else picked
+        reply = self.replies[int(draw * len(self.replies))]
+        return reply.fill(context) if isinstance(reply, Template) else reply
 
     @property
     def is_random(self) -> bool:
-        """Whether chance has a part in it."""
+        """Whether a reply or a delay is drawn."""
         return len(self.replies) > 1 or (self.delay is not None and self.delay.is_random)

@@ -1,116 +1,141 @@
-"""An explanation: which rule of a scenario answers in a given case, and why those before it do not."""
+"""Explaining a decision: which rule of a scenario matches a described context, and why others do not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
 from blackhole.rules.model import NO_DRAWS, Draws, Rule
-from blackhole.rules.patterns import comparison
 from blackhole.rules.value_readers import read_seconds
 from blackhole.settings import MODES, OperatorError
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.state import PHASES
 
+USAGE_ERROR: Final = 64
+"""EX_USAGE of sysexits.h."""
 
-def context(given: Mapping[str, str], listener: str) -> RuleContext:
-    """The case that an operator has described. Raises OperatorError."""
-    address = given.get("rcpt", "")
-    found = RuleContext(given.get("listener", listener), given.get("client", "127.0.0.1"))
-    found.helo, found.sender, found.recipient = (
-        text.strip().removeprefix("<").removesuffix(">").encode()
-        for text in (given.get("helo", ""), given.get("sender", ""), address)
+LATEST_PHASE: Final = (
+    ("header", "."),
+    ("size", "."),
+    ("rcpt", "RCPT"),
+    ("sender", "MAIL"),
+    ("helo", "EHLO"),
+)
+"""Options that imply a phase, the latest phase first."""
+
+
+def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
+    """Return the context that the options of `explain` describe. Raises OperatorError."""
+    context = RuleContext(options.get("listener", listener), options.get("client", "127.0.0.1"))
+    context.phase = _read_phase(options)
+    tls = options.get("tls", "no")
+    if tls.lower() not in ("yes", "no"):
+        raise _wrong("tls", "yes or no", tls)
+    context.secure = tls.lower() == "yes"
+    context.helo, context.sender, context.recipient = (
+        options.get(name, "").strip().removeprefix("<").removesuffix(">").encode()
+        for name in ("helo", "sender", "rcpt")
     )
-    last = (("header", "."), ("size", "."), ("rcpt", "RCPT"), ("sender", "MAIL"), ("helo", "EHLO"))
-    found.phase = given.get("phase") or next((phase for key, phase in last if key in given), "CONNECT")
-    if found.phase.upper() in PHASES:
-        found.phase = found.phase.upper()
-    elif found.phase not in PHASES:
-        raise OperatorError(f"--phase: expected one of {', '.join(PHASES)}, not {found.phase!r}", 64)
-    if given.get("tls", "no").lower() not in ("yes", "no"):
-        raise OperatorError(f"--tls: expected yes or no, not {given['tls']!r}", 64)
-    found.secure = given.get("tls", "no").lower() == "yes"
-    found.header = [given["header"].encode()] if "header" in given else ()
-    for key, least in (("size", 0), ("attempt", 1)):
-        text = given.get(key, str(least))
-        if not (text.isascii() and text.isdigit() and comparison(">=", least)(int(text))):
-            raise OperatorError(f"--{key}: expected a whole number from {least}, not {text!r}", 64)
-        setattr(found, key, int(text))
-    at = given.get("at", "0")
+    context.header = [options["header"].encode()] if "header" in options else ()
+    context.size = _read_whole_number(options, "size", 0)
+    context.attempt = _read_whole_number(options, "attempt", 1)
+    at = options.get("at", "0")
     try:
-        found.elapsed = read_seconds(float(at) if at.replace(".", "", 1).isdigit() else at)
+        context.elapsed = read_seconds(float(at) if at.replace(".", "", 1).isdigit() else at)
     except ValueError as error:
-        raise OperatorError(f"--at: {error}", 64) from None
-    return found
+        raise OperatorError(f"--at: {error}", USAGE_ERROR) from None
+    return context
+
+
+def _wrong(option: str, expected: str, found: str) -> OperatorError:
+    return OperatorError(f"--{option}: expected {expected}, not {found!r}", USAGE_ERROR)
+
+
+def _read_phase(options: Mapping[str, str]) -> str:
+    implied = next((phase for option, phase in LATEST_PHASE if option in options), "CONNECT")
+    phase = options.get("phase") or implied
+    for known in (phase.upper(), phase):
+        if known in PHASES:
+            return known
+    raise _wrong("phase", f"one of {', '.join(PHASES)}", phase)
+
+
+def _read_whole_number(options: Mapping[str, str], option: str, least: int) -> int:
+    text = options.get(option, str(least))
+    if text.isascii() and text.isdigit() and int(text) >= least:
+        return int(text)
+    raise _wrong(option, f"a whole number from {least}", text)
 
 
 def explain(
-    rules: Sequence[Rule], mode: str, told: RuleContext, random_source: RandomSource
+    rules: Sequence[Rule], mode: str, context: RuleContext, random_source: RandomSource
 ) -> Iterator[str]:
-    """A line for each rule up to the one that answers, and one for the answer.
+    """Yield a line for each rule up to the one that matches, and one for what it does.
 
-    It asks rules one by one and in full, where `Table.find` takes short ways; tests compare the two.
+    Each rule is evaluated in full, where `RuleTable.find` uses an index; tests compare the two.
     """
-    yield f"{told.phase} {' '.join(described(told))}"
+    yield f"{context.phase} {' '.join(_described(context))}"
     for number, rule in enumerate(rules, 1):
         name = f"rule {number}" + (f" ({rule.name})" if rule.name != str(number) else "")
-        reason, draws = evaluate_rule(rule, told, random_source)
-        pending = unknown(rule, told, random_source)
-        if reason:
-            yield f"  {name}: no, {reason}{pending}"
-        else:
-            yield f"  {name}: yes{pending}"
-            yield f"The answer: {answer(rule.effect, draws, told)}"
+        reason, draws = evaluate_rule(rule, context, random_source)
+        if_unknown = _effect_if_unknown(rule, context, random_source)
+        if not reason:
+            yield f"  {name} matches{if_unknown}"
+            yield f"Result: {describe_effect(rule.effect, draws, context)}"
             return
-    yield f"The answer: no rule holds; the mode is {mode}: {MODES[mode]}"
+        yield f"  {name} does not match: {reason}{if_unknown}"
+    yield f"Result: no rule matches; mode {mode}: {MODES[mode]}"
 
 
-def described(told: RuleContext) -> Iterator[str]:
-    """What is known of the case, in words."""
-    yield f"from {told.client}{' under TLS' if told.secure else ''} at {told.listener},"
-    for word, text in (("HELO", told.helo), ("MAIL", told.sender), ("RCPT", told.recipient)):
+def _described(context: RuleContext) -> Iterator[str]:
+    """Yield what is known of a context, in words."""
+    yield f"from {context.client}{' under TLS' if context.secure else ''} at {context.listener},"
+    for word, text in (("HELO", context.helo), ("MAIL", context.sender), ("RCPT", context.recipient)):
         if text:
             yield f"{word} {text.decode()},"
-    yield f"attempt {told.attempt}, {told.elapsed:g} s after the start"
+    yield f"attempt {context.attempt}, {context.elapsed:g} s after the start"
 
 
-def evaluate_rule(rule: Rule, told: RuleContext, random_source: RandomSource) -> tuple[str, Draws]:
-    """Why a rule does not speak, empty if it does; and what was drawn."""
-    if told.phase not in rule.phases:
-        return f"it is for {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_DRAWS
+def evaluate_rule(rule: Rule, context: RuleContext, random_source: RandomSource) -> tuple[str, Draws]:
+    """Return why a rule does not match, empty if it does; and what was drawn."""
+    if context.phase not in rule.phases:
+        return f"only at {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_DRAWS
     for condition in rule.conditions:
-        if not condition.matches(told):
+        if not condition.matches(context):
             return f"{condition.key} is not {condition.text}", NO_DRAWS
-    probability = rule.probability(told.elapsed)
+    probability = rule.probability(context.elapsed)
     if rule.window is not None and not probability:
-        return f"window {rule.window.name} is not open", NO_DRAWS
-    draws = rule.draw(told.draw_key, random_source) if rule.is_random else NO_DRAWS
+        return f"window {rule.window.name} is closed", NO_DRAWS
+    draws = rule.draw(context.draw_key, random_source) if rule.is_random else NO_DRAWS
     if draws[0] >= probability:
-        return f"chance is {probability:g} and {draws[0]:.4f} was drawn", draws
-    if rule.limiter is not None and not rule.limiter.would_block(told):
+        return f"the chance is {probability:g} and {draws[0]:.4f} was drawn", draws
+    if rule.limiter is not None and not rule.limiter.would_block(context):
         return str(rule.limiter), draws
     return "", draws
 
 
-def unknown(rule: Rule, told: RuleContext, random_source: RandomSource) -> str:
-    """What a rule says where the memory has no answer, if it says anything."""
+def _effect_if_unknown(rule: Rule, context: RuleContext, random_source: RandomSource) -> str:
+    """Return what a rule does if the attempt store does not answer; empty if nothing."""
     if rule.when_unknown is None:
         return ""
-    tests = tuple(test for test in rule.conditions if test.key != "attempt")
-    reason, draws = evaluate_rule(replace(rule, conditions=tests, limiter=None), told, random_source)
-    return "" if reason else f"; where nobody knows: {answer(rule.when_unknown, draws, told)}"
+    others = tuple(condition for condition in rule.conditions if condition.key != "attempt")
+    reason, draws = evaluate_rule(replace(rule, conditions=others, limiter=None), context, random_source)
+    if reason:
+        return ""
+    return f"; if the attempt store does not answer: {describe_effect(rule.when_unknown, draws, context)}"
 
 
-def answer(effect: Effect, draws: Draws, told: RuleContext) -> str:
-    """What a rule says, with all that is drawn."""
-    said = effect.choose_reply(draws[1], told)
+def describe_effect(effect: Effect, draws: Draws, context: RuleContext) -> str:
+    """Return what an effect does, with what was drawn for it."""
+    reply = effect.choose_reply(draws[1], context)
     words = []
-    if said is not None:
-        words.append(said.wire.decode().strip().replace("\r\n", " | "))
+    if reply is not None:
+        words.append(reply.wire.decode().strip().replace("\r\n", " | "))
     elif not effect.replaces_command:
-        words.append("what the command itself says")
+        words.append("the command's own reply")
     if effect.hide:
         words.append(f"without {' '.join(effect.hide)}")
     if effect.add:

@@ -71,7 +71,9 @@ def _text_indexes(remaining: Remaining) -> list[tuple[Callable[[RuleContext], by
     """Return a getter of the text and an index for each text that enough rules name."""
     indexes: list[tuple[Callable[[RuleContext], bytes], GlobIndex]] = []
     for name in INDEXED_TEXTS:
-        parts = {number: found for number, rule in remaining.items() if (found := _globs(rule, name).anchors)}
+        parts = {
+            number: found for number, rule in remaining.items() if (found := _globs(rule, name).literal_parts)
+        }
         if taken := _take(remaining, parts):
             indexes.append((attrgetter(name), GlobIndex(taken)))
     return indexes

@@ -1,8 +1,7 @@
-"""A gate: a condition of a rule that remembers. Asking it changes what is remembered, so it is asked last.
+"""Limiters: conditions of a rule that are remembered from one attempt to the next.
 
-What a gate keeps of a key is a count and two times. How they change is said here, in functions
-of what was known; where they are kept, and who else changes them, is the memory's affair. One that
-is elsewhere answers later, or not at all.
+Asking a limiter changes its record in the store, so it is asked after all other conditions. A limiter
+blocks an attempt by having its rule match.
 """
 
 from __future__ import annotations
@@ -16,8 +15,12 @@ from blackhole.rules.attempt_store import AttemptStore, PendingAnswer, Record
 from blackhole.rules.context import RuleContext
 
 
-def network(client: str) -> bytes:
-    """The neighbourhood a client may come back from: its /24, or with IPv6 its /64."""
+def client_network(client: str) -> bytes:
+    """Return the network that a client may come back from: its /24, or with IPv6 its /64.
+
+    >>> client_network("::ffff:192.0.2.7")
+    b'192.0.2'
+    """
     address = client.rpartition(":")[2] if "." in client else client
     if ":" in address:
         try:
@@ -29,23 +32,30 @@ def network(client: str) -> bytes:
 
 
 class Greylist(NamedTuple):
-    """Shut for whoever has not tried before: a client's network, with this sender and this recipient.
+    """Blocks a client's network, sender and recipient until they have been retried.
 
-    It opens to a retry that comes no sooner than `least` and no later than `most` seconds after the
-    first attempt, and stays open. A triplet that comes later than that is new again.
+    A retry is accepted from `least` to `most` seconds after the first attempt, and all attempts after it.
+    After a first retry that comes later, the triplet is new again.
+
+    >>> greylist = Greylist(300, 86400)
+    >>> record, blocked = greylist.blocks_attempt((0, 0.0, 0.0), 0.0)
+    >>> blocked, greylist.blocks_attempt(record, 300.0)[1]
+    (True, False)
     """
 
     least: float
     most: float
 
-    def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
-        triplet = network(context.client), context.sender.lower(), context.recipient.lower()
+    def blocks(self, name: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule of this name matches; see AttemptStore for other answers."""
+        triplet = client_network(context.client), context.sender.lower(), context.recipient.lower()
         key = b"\0".join((b"greylist", name.encode(), *triplet))
-        return memory.update(key, context.elapsed, self.blocks_attempt)
+        return store.update(key, context.elapsed, self.blocks_attempt)
 
-    def blocks_attempt(self, known: Record, now: float) -> tuple[Record, bool]:
-        """Nothing marks a triplet that has passed: only one that has can have been seen so late."""
-        count, first, last = known
+    def blocks_attempt(self, record: Record, now: float) -> tuple[Record, bool]:
+        """Return the new record, and whether the attempt is blocked."""
+        count, first, last = record
+        # Only a triplet that was accepted has a last attempt so long after the first.
         if count and last - first >= self.least:
             return (count + 1, first, now), False
         since = now - first
@@ -54,39 +64,40 @@ class Greylist(NamedTuple):
         return (count + 1, first, now), since < self.least
 
     def would_block(self, context: RuleContext) -> bool:
-        """Without a memory: the second attempt is one that has waited."""
+        """Return whether the attempt is blocked if every retry waited long enough."""
         return context.attempt == 1
 
     def __str__(self) -> str:
-        return f"greylist lets in who comes again after {self.least:g} s"
+        return f"greylist accepts retries after {self.least:g} s"
 
 
-def domain(address: bytes) -> bytes:
-    """Of an address; of the null sender nothing."""
+def _domain(address: bytes) -> bytes:
+    """Return the domain of an address; empty for the null sender."""
     return address[address.rfind(b"@") + 1 :].lower()
 
 
 QUOTA_OWNERS: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxyType(
     {
         "client": lambda context: context.client.encode(),
-        "sender-domain": lambda context: domain(context.sender),
-        "recipient-domain": lambda context: domain(context.recipient),
+        "sender-domain": lambda context: _domain(context.sender),
+        "recipient-domain": lambda context: _domain(context.recipient),
         "all": lambda context: b"",
     }
 )
-"""Whose quota it is."""
+"""Value of `by` -> what a quota is counted for."""
 
 
 class WindowCount(NamedTuple):
-    """So much is spent of a quota, unless that is more than there is left of it."""
+    """An amount to take from a quota of `limit` in `period` seconds."""
 
     amount: int
     limit: int
     period: float
 
-    def spend(self, known: Record, now: float) -> tuple[Record, bool]:
+    def spend(self, record: Record, now: float) -> tuple[Record, bool]:
+        """Return the new record, and whether more than the limit would be taken; then nothing is."""
         amount, limit, period = self
-        count, first, _ = known
+        count, first, _ = record
         if not count or now - first >= period:
             count, first = 0, now
         if count + amount > limit:
@@ -95,66 +106,72 @@ class WindowCount(NamedTuple):
 
 
 class RateLimit(NamedTuple):
-    """Shut for what goes beyond so many in a period. What is stopped is not counted.
+    """Blocks what goes beyond a limit in a period. What is blocked is not counted.
 
-    A period begins with the first that is counted and ends by itself, so that no more than `limit`
-    pass in it, as with Postfix's anvil(8). (A bucket that fills all the time would let another
-    `limit` pass in the first period.)
+    The window is fixed: a period begins with the first command that is counted and ends after its time, so
+    that no more than `limit` pass in it, as with Postfix's anvil(8). A token bucket, which fills all the
+    time, would let another `limit` pass in the first period.
+
+    >>> from blackhole.rules.attempt_store import NULL_STORE
+    >>> limit, context = RateLimit("messages", 2, 0, "client"), RuleContext()
+    >>> [limit.blocks("example", context, NULL_STORE) for _ in range(3)]
+    [False, False, True]
     """
 
     what: str
-    """Is counted: bytes, or commands by any other name."""
+    """What is counted: "bytes", or commands by any other name."""
     limit: int
     period: float
-    """Seconds; 0: the period is a connection."""
+    """Seconds; 0 for the time of a connection."""
     by: str
     """A key of QUOTA_OWNERS."""
 
-    def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
+    def blocks(self, name: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule of this name matches; see AttemptStore for other answers."""
         amount = context.size if self.what == "bytes" else 1
         if not self.period:
-            key = self.what, name
-            spent = context.quota_used.get(key, 0) + amount
-            if spent <= self.limit:
-                context.quota_used[key] = spent
-            return spent > self.limit
+            quota_of_connection = self.what, name
+            used = context.quota_used.get(quota_of_connection, 0) + amount
+            if used <= self.limit:
+                context.quota_used[quota_of_connection] = used
+            return used > self.limit
         # Two rules of one name have quotas of their own, where these are not the same.
         quota = f"{self.what} {self.period} {self.by} {name}"
-        whose = b"\0".join((quota.encode(), QUOTA_OWNERS[self.by](context)))
-        return memory.update(
-            whose, context.elapsed, WindowCount(amount, self.limit, self.period).spend, alone=True
-        )
+        key = b"\0".join((quota.encode(), QUOTA_OWNERS[self.by](context)))
+        spend = WindowCount(amount, self.limit, self.period).spend
+        return store.update(key, context.elapsed, spend, alone=True)
 
     def would_block(self, context: RuleContext) -> bool:
-        """Without a memory: as if each attempt had spent as much."""
+        """Return whether the attempt is blocked if each one before took as much."""
         return context.attempt * (context.size if self.what == "bytes" else 1) > self.limit
 
     def __str__(self) -> str:
-        return f"throttle lets in {self.limit} {self.what}"
+        return f"throttle allows {self.limit} {self.what}"
 
 
 class ConcurrencyLimit(NamedTuple):
-    """Shut while so many connections are open."""
+    """Blocks connections while `limit` others are open."""
 
     limit: int
     by: str
     """A key of QUOTA_OWNERS."""
 
-    def blocks(self, name: str, context: RuleContext, memory: AttemptStore) -> bool | PendingAnswer | None:
+    def blocks(self, name: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule of this name matches; see AttemptStore for other answers."""
         key = b"\0".join((self.by.encode(), name.encode(), QUOTA_OWNERS[self.by](context)))
-        full = memory.refuse_or_acquire(key, self.limit)
-        if full is False:
+        refused = store.refuse_or_acquire(key, self.limit)
+        if refused is False:
             context.held_slots.append(key)
-        elif isinstance(full, PendingAnswer):
-            context.held_slots.append(full)
-        return full
+        elif isinstance(refused, PendingAnswer):
+            context.held_slots.append(refused)
+        return refused
 
     def would_block(self, context: RuleContext) -> bool:
-        """Without a memory: as if each attempt were still there."""
+        """Return whether the attempt is blocked if the connection of each one before is open."""
         return context.attempt > self.limit
 
     def __str__(self) -> str:
-        return f"throttle lets in {self.limit} at once"
+        return f"throttle allows {self.limit} connections at once"
 
 
 Limiter = Greylist | RateLimit | ConcurrencyLimit

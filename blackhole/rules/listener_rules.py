@@ -1,4 +1,4 @@
-"""The rules of one listener, and of those the ones that a client can ever match."""
+"""The rules of one listener, and the tables of those that a client can match."""
 
 from __future__ import annotations
 
@@ -11,55 +11,63 @@ from blackhole.rules.modes import MODES
 from blackhole.rules.table import RuleTable
 
 Tables = Mapping[str, RuleTable]
-"""Phase -> table."""
-
+"""Phase -> the table of its rules."""
 
 MAX_CLIENT_KINDS: Final = 256
-"""Kinds of clients whose tables are kept: more kinds than this are made by an attacker, or by mistake."""
+"""Sets of tables that are kept, one for each set of rules that a client can match."""
 
 
 class ListenerRules:
-    """All rules of one listener: a scenario's, and behind them the mode's."""
+    """All rules of one listener: those of the scenario, then those of the mode.
+
+    >>> ListenerRules((), "greylist").phases
+    frozenset({'RCPT'})
+    """
 
     def __init__(self, rules: Sequence[Rule], mode: str, listener: str = "") -> None:
-        here = RuleContext(listener)
+        context = RuleContext(listener)
         self.rules: Final = tuple(
             rule
             for rule in (*rules, *MODES[mode])
-            if all(test.matches(here) for test in rule.conditions if test.key == "listener")
+            if all(condition.matches(context) for condition in rule.conditions if condition.key == "listener")
         )
         self.listener: Final = listener
         self.phases: Final = frozenset(phase for rule in self.rules for phase in rule.phases)
-        """Where a rule may speak."""
-        keyed = {test.key for rule in self.rules for test in rule.conditions}
+        """Phases that have a rule."""
+        keys = {condition.key for rule in self.rules for condition in rule.conditions}
         self.keeps_context: Final = len(self.rules) > len(MODES[mode]) or any(
             rule.limiter for rule in self.rules
         )
-        """Whether names and addresses have to be kept from one command to the next."""
+        """Whether rules look at what earlier commands said."""
         self.may_refuse: Final = any(rule.may_refuse for rule in self.rules)
-        """Whether it has to be seen what comes again."""
-        self.reads_header: Final = "header" in keyed
-        self.certificates: Final = frozenset(rule.effect.certificate for rule in self.rules) - {""}
-        """What has to be made for the rules."""
-        self._per_client: Final = not keyed.isdisjoint(("client", "tls"))
+        """Whether a rule can refuse, defer, delay or cut off a message."""
+        self.reads_header: Final = "header" in keys
+        self._per_client: Final = not keys.isdisjoint(("client", "tls"))
         self._tables: Final[dict[tuple[bool, ...], Tables]] = {}
 
     def tables_for(self, context: RuleContext) -> Tables:
-        """The rules that this client can ever meet, by phase."""
-        kind: tuple[bool, ...] = ()
-        if self._per_client:
-            kind = tuple(
-                all(test.matches(context) for test in rule.conditions if test.key in CLIENT_CONDITIONS)
-                for rule in self.rules
-            )
-        found = self._tables.get(kind)
-        if found is None:
+        """Return the tables of the rules that a client can match, by phase."""
+        matching = tuple(_can_match(rule, context) for rule in self.rules) if self._per_client else ()
+        tables = self._tables.get(matching)
+        if tables is None:
             if len(self._tables) >= MAX_CLIENT_KINDS:
                 self._tables.clear()
-            rules = [rule for rule, met in zip(self.rules, kind, strict=True) if met] if kind else self.rules
-            found = {
-                phase: RuleTable(rule for rule in rules if phase in rule.phases)
-                for phase in {phase for rule in rules for phase in rule.phases}
-            }
-            self._tables[kind] = found
-        return found
+            rules = self.rules
+            if matching:
+                rules = tuple(rule for rule, matches in zip(rules, matching, strict=True) if matches)
+            tables = _by_phase(rules)
+            self._tables[matching] = tables
+        return tables
+
+
+def _can_match(rule: Rule, context: RuleContext) -> bool:
+    """Return whether the conditions on the client match."""
+    return all(
+        condition.matches(context) for condition in rule.conditions if condition.key in CLIENT_CONDITIONS
+    )
+
+
+def _by_phase(rules: Sequence[Rule]) -> Tables:
+    """Return a table for each phase that has rules."""
+    phases = {phase for rule in rules for phase in rule.phases}
+    return {phase: RuleTable(rule for rule in rules if phase in rule.phases) for phase in phases}

@@ -19,48 +19,51 @@ from blackhole.smtp.randomness import RandomSource
 Draws = tuple[float, float, float, float]
 """Four uniform draws in [0, 1): apply?, which reply, and two for the delay."""
 
-
 NO_DRAWS: Final[Draws] = (0.0, 0.0, 0.0, 0.0)
 
-
-DRAWS: Final = Struct(">4Q")
+DIGEST: Final = Struct(">4Q")
+"""The digest of a keyed hash, as four numbers of 64 bits."""
 
 
 class Condition(NamedTuple):
     """One condition of a rule."""
 
     key: str
-    """As the scenario file names it: the attribute of a Case that it looks at."""
+    """Key in the scenario file."""
     text: str
-    """As the operator wrote it."""
+    """Value as the operator wrote it."""
     matches: Callable[[RuleContext], bool]
     index_key: GlobSet | Comparison | None = None
-    """How it compares, if it can be found by that."""
+    """What rules with this condition can be indexed by."""
     consumes: bool = False
-    """To ask it changes something."""
+    """Matching takes a use from a budget."""
 
 
 CLIENT_CONDITIONS: Final = frozenset(("listener", "client", "tls"))
-"""Conditions that can be decided once for a connection, and once more under TLS."""
-
+"""Conditions that are decided once for a connection, and again after STARTTLS."""
 
 ENVELOPE_CONDITIONS: Final = CLIENT_CONDITIONS | {"sender", "recipient", "attempt"}
-"""Conditions that hang on nothing but who the client is, and on what its attempts are counted by."""
+"""Conditions that depend only on the client and on what attempts are counted by."""
 
 
 class Window(NamedTuple):
-    """When a rule is in force. All in seconds; the clock starts with the server."""
+    """When a rule is in force, in seconds since the server started.
+
+    >>> outage = Window("outage", begin=60, length=30)
+    >>> [outage.share(elapsed) for elapsed in (59, 60, 90)]
+    [0.0, 1.0, 0.0]
+    """
 
     name: str
     begin: float
     length: float
     every: float = 0.0
-    """From one beginning to the next; 0: it comes once."""
+    """Time from one beginning to the next; 0 for a window that opens once."""
     ramp: float = 0.0
-    """How long it takes from the beginning until the rule's chance has risen from 0 to what it is."""
+    """Time in which the chance of the rule rises from 0, from the beginning on."""
 
     def share(self, elapsed: float) -> float:
-        """0 outside, 1 inside, and between them on the ramp."""
+        """Return the share of the chance that is in force: 0 outside the window, 1 after the ramp."""
         since = elapsed - self.begin
         if since < 0:
             return 0.0
@@ -73,17 +76,17 @@ class Window(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def keyed_hash(seed: int, name: str) -> blake2b:
-    """What a rule of that name draws from, begun: with it a draw takes 1.5 microseconds, without 2.3."""
+    """Return the hash that draws of a rule begin with; with a copy of it a draw takes 1.5 us, else 2.3."""
     return blake2b(name.encode() + b"\0", digest_size=32, key=b"%d" % seed)
 
 
 MESSAGE_PHASES: Final = frozenset(("MAIL", "RCPT", "DATA", "."))
-"""Phases in which a message is taken or not."""
+"""Phases in which a message can be refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """In its phases, and where all its tests hold, its verdict; or, with probability 1 - chance, none."""
+    """An effect, and when it applies: phases, conditions, window, chance and limiter."""
 
     phases: frozenset[str]
     effect: Effect
@@ -91,51 +94,50 @@ class Rule:
     chance: float = 1.0
     window: Window | None = None
     name: str = ""
-    """Its own, or its number: what its draws hang on, besides the context."""
+    """Its name, or its number: part of the key of its draws."""
     seed: int | None = None
-    """None: draws are thrown with the session's dice."""
+    """Seed of its draws; None for draws from the random source of the session."""
     limiter: Limiter | None = None
-    """A condition that remembers: the rule speaks where it is shut."""
+    """The rule applies to attempts that this blocks."""
     when_unknown: Effect | None = None
-    """What it says where the memory has no answer; None: nothing."""
+    """Effect where the store has no answer; None if the rule does not apply then."""
     counter: int = 0
-    """Where it is counted that it spoke; 0: nowhere."""
+    """Number of the counter of its matches; 0 for none."""
 
     @property
     def is_random(self) -> bool:
-        """Whether chance has a part in it."""
+        """Whether anything is drawn for it."""
         return (
             self.chance < 1.0 or self.effect.is_random or (self.window is not None and self.window.ramp > 0)
         )
 
     @property
     def needs_attempt_count(self) -> bool:
-        """Whether it has to be known how many times this was tried."""
-        return any(test.key == "attempt" for test in self.conditions) or (
+        """Whether it depends on the number of the attempt: by a condition, or by its seeded draws."""
+        return any(condition.key == "attempt" for condition in self.conditions) or (
             self.seed is not None and self.is_random
         )
 
     @property
     def depends_only_on_envelope(self) -> bool:
-        """Whether it is for the same addresses from the same client always, whatever else is said."""
-        return all(test.key in ENVELOPE_CONDITIONS for test in self.conditions)
+        """Whether its conditions depend on nothing but client, sender, recipient and attempt."""
+        return all(condition.key in ENVELOPE_CONDITIONS for condition in self.conditions)
 
     @property
     def needs_store(self) -> bool:
-        """Whether it needs a memory."""
+        """Whether it needs an attempt store."""
         return self.needs_attempt_count or self.limiter is not None
 
     @property
     def may_refuse(self) -> bool:
-        """Whether mail may not be taken because of it, or not at once, or not for sure."""
+        """Whether the rule can refuse, defer, delay or cut off a message."""
         effect = self.effect
         return not self.phases.isdisjoint(MESSAGE_PHASES) and bool(
-            effect.fault or effect.delay or any(said.code >= 400 for said in effect.replies)
+            effect.fault or effect.delay or any(reply.code >= 400 for reply in effect.replies)
         )
 
-    def draw(self, tried: bytes, random_source: RandomSource) -> Draws:
-        """The draws. With a seed they are the same in every process and every run: a keyed hash of what is
-        tried."""
+    def draw(self, key: bytes, random_source: RandomSource) -> Draws:
+        """Return the draws for a key; with a seed they are the same in every process and run."""
         if self.seed is None:
             return (
                 random_source.random(),
@@ -144,42 +146,42 @@ class Rule:
                 random_source.random(),
             )
         drawing = keyed_hash(self.seed, self.name).copy()
-        drawing.update(tried)
-        first, second, third, fourth = DRAWS.unpack(drawing.digest())
-        # 53 of the 64 bits: as many as a float has.
+        drawing.update(key)
+        first, second, third, fourth = DIGEST.unpack(drawing.digest())
+        # The upper 53 of 64 bits: a float has no more.
         return (first >> 11) / 2**53, (second >> 11) / 2**53, (third >> 11) / 2**53, (fourth >> 11) / 2**53
 
-    def decide(self, shut: bool | None, draws: Draws) -> Decision | None:
-        """What it says, once it is known whether its gate is shut, or that nobody knows."""
-        effect = self.when_unknown if shut is None else self.effect if shut else None
+    def decide(self, blocked: bool | None, draws: Draws) -> Decision | None:
+        """Return what the limiter's answer makes the rule do; `blocked` is None where there is no answer."""
+        effect = self.when_unknown if blocked is None else self.effect if blocked else None
         return None if effect is None else Decision(effect, draws, self.counter)
 
     def without_attempts(self) -> Rule | None:
-        """What is left of it where nobody knows how often anything was tried."""
-        tests = tuple(test for test in self.conditions if test.key != "attempt")
-        if len(tests) == len(self.conditions):
+        """Return the rule for an attempt of unknown number; None if it does not apply then."""
+        others = tuple(condition for condition in self.conditions if condition.key != "attempt")
+        if len(others) == len(self.conditions):
             return self
         if self.when_unknown is None:
             return None
-        return replace(self, conditions=tests, effect=self.when_unknown, limiter=None)
+        return replace(self, conditions=others, effect=self.when_unknown, limiter=None)
 
     def probability(self, elapsed: float) -> float:
-        """How likely it is to speak now, if its tests hold."""
+        """Return the probability that it applies now, if its conditions match."""
         return self.chance if self.window is None else self.chance * self.window.share(elapsed)
 
 
 class Decision(NamedTuple):
-    """A verdict, and what was drawn for it."""
+    """The effect of the rule that applies, and what was drawn for it."""
 
     effect: Effect
     draws: Draws
     counter: int = 0
-    """Where it is counted."""
+    """Number of the counter of the rule."""
 
 
 class PendingDecision(NamedTuple):
-    """What is said hangs on an answer that is still to come."""
+    """A decision that waits for an answer of the store."""
 
     answer: PendingAnswer
     resume: Callable[[Any], Decision | PendingDecision | None]
-    """Told the answer, or None where there is none: what is said then."""
+    """Takes the answer, or None where there is none; returns what is decided then, None for no rule."""

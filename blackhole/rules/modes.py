@@ -15,7 +15,7 @@ GREYLISTED: Final = Reply(450, "4.7.1", "Greylisted, try again later")
 
 
 DEFAULT_GREYLIST: Final = Greylist(300, 2 * 86400)
-"""The five minutes and two days of postgrey."""
+"""Five minutes to two days, as postgrey has it."""
 
 
 MODES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(

@@ -1,7 +1,7 @@
-"""A pattern: what the words, addresses and networks of a conversation are compared with.
+"""Patterns that conditions compare with: globs, networks and sizes, and indexes over many of them.
 
-There are no regular expressions for operators to write, so there is none that backtracks: a
-glob becomes an expression of atomic groups, each of which is tried at one place only.
+Operators write globs, not regular expressions, so that no pattern can backtrack: a glob becomes an
+expression of atomic groups, each of which is tried at one place only.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Final
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LITERAL: Final = re.compile(r"\*@[^*?@]*|[^*?]*")
-"""A glob that needs no expression: a whole text, or any address of one domain."""
+"""Matches a glob that needs no expression: a literal text, or all addresses of one domain."""
 
 
 def expression(glob: str) -> re.Pattern[bytes]:
-    """`*` is any octets, `?` one octet; all else stands for itself, brackets too (bob@[192.0.2.1])."""
+    """Return the expression of a glob: `*` is any octets, `?` one; brackets are literal (bob@[192.0.2.1])."""
     first, *rest = (re.escape(part.encode()).replace(rb"\?", b".") for part in glob.split("*"))
     if not rest:
         return re.compile(first + rb"\Z", re.DOTALL)
     *inner, last = rest
-    # The first place where an inner part fits is as good as any later one. The last part stands at the end.
+    # The first place where an inner part matches is as good as any later one; the last part is anchored.
     middle = b"".join(b"(?>.*?" + part + b")" for part in inner if part)
     return re.compile(first + middle + b".*" + last + rb"\Z", re.DOTALL)
 
@@ -36,49 +36,61 @@ def expression(glob: str) -> re.Pattern[bytes]:
 WHOLE: Final = 0
 HEAD: Final = 1
 TAIL: Final = 2
-PART: Final = 3
+INNER: Final = 3
 
 LiteralPart = tuple[int, bytes]
-"""WHOLE, HEAD, TAIL or PART, and octets: all of a text, or of its domain with the "@" before it; its
-beginning, its end, or anywhere in it."""
+"""WHOLE, HEAD, TAIL or INNER, and octets.
 
-GRAM: Final = 4
-"""Octets of a part: most parts of some hundred globs differ in some four octets."""
+The octets are the whole text, or its domain with the "@"; its beginning; its end; or any part of it.
+"""
+
+NGRAM_LENGTH: Final = 4
+"""Octets. Of some hundred globs most differ in four adjacent octets."""
 
 
 def literal_part(glob: str) -> LiteralPart | None:
-    """The longer of a glob's fixed ends; where both are short its longest part between them, if that is not;
-    None where there is neither."""
+    """Return a part that each text matching the glob has; None if there is none.
+
+    It is the longer of the two ends; if that is shorter than an n-gram, the longest inner part that is not.
+
+    >>> literal_part("*@example.com"), literal_part("news-*@lists.example.com")
+    ((0, b'@example.com'), (2, b'@lists.example.com'))
+    """
     if LITERAL.fullmatch(glob):
         return WHOLE, glob.removeprefix("*").encode()
     head, *inner, tail = (part.encode() for part in re.split("[*?]", glob))
     end = (HEAD, head) if len(head) > len(tail) else (TAIL, tail)
     part = max(inner, key=len, default=b"")
-    if len(end[1]) < GRAM <= len(part):
-        return PART, part
+    if len(end[1]) < NGRAM_LENGTH <= len(part):
+        return INNER, part
     return end if end[1] else None
 
 
 class GlobSet:
-    """Any of some globs. Letters match in either case."""
+    """A set of globs, of which any may match. Case does not matter.
 
-    __slots__ = ("anchors", "domains", "exact", "globs", "others")
+    >>> globs = GlobSet(["*@example.com", "postmaster@*"])
+    >>> globs.match(b"Bob@Example.com"), globs.match(b"bob@example.org")
+    (True, False)
+    """
+
+    __slots__ = ("domains", "exact", "globs", "literal_parts", "others")
 
     def __init__(self, globs: Iterable[str]) -> None:
         globs = self.globs = tuple(glob.lower() for glob in globs)
         literal = [glob for glob in globs if LITERAL.fullmatch(glob)]
         self.exact: Final = frozenset(glob.encode() for glob in literal if not glob.startswith("*"))
         self.domains: Final = frozenset(glob[1:].encode() for glob in literal if glob.startswith("*"))
-        """With the "@" before them."""
+        """Domains with the "@" before them."""
         self.others: Final = tuple(expression(glob).match for glob in globs if glob not in literal)
-        anchors = {literal_part(glob) for glob in globs}
-        self.anchors: Final = frozenset(
-            found for found in anchors if None not in anchors and found is not None
+        parts = {literal_part(glob) for glob in globs}
+        self.literal_parts: Final = frozenset(
+            part for part in parts if None not in parts and part is not None
         )
-        """What a text must have for any of them to fit; empty: nothing that can be named."""
+        """Parts of which a matching text has one; empty if a glob has no literal part."""
 
     def match(self, text: bytes) -> bool:
-        """Whether one of them fits all of the text."""
+        """Return whether a glob matches the whole text."""
         text = text.lower()
         if text in self.exact:
             return True
@@ -88,15 +100,15 @@ class GlobSet:
 
 
 class GlobIndex:
-    """Finds which of many sets of globs may fit a text, by their anchors and without trying each."""
+    """Finds which of many sets of globs may match a text, by their literal parts."""
 
     def __init__(self, sets: Mapping[int, frozenset[LiteralPart]]) -> None:
         self._whole: Final[dict[bytes, tuple[int, ...]]] = {}
         self._found: Final[dict[LiteralPart, tuple[int, ...]]] = {}
         parts = []
-        for number, anchors in sets.items():
-            for end, octets in anchors:
-                if end == PART:
+        for number, literal_parts in sets.items():
+            for end, octets in literal_parts:
+                if end == INNER:
                     parts.append((number, octets))
                 elif end == WHOLE:
                     self._whole[octets] = (*self._whole.get(octets, ()), number)
@@ -104,15 +116,15 @@ class GlobIndex:
                     self._found[end, octets] = (*self._found.get((end, octets), ()), number)
         self._heads: Final = tuple({len(octets) for end, octets in self._found if end == HEAD})
         self._tails: Final = tuple({len(octets) for end, octets in self._found if end == TAIL})
-        self._grams: Final[dict[bytes, tuple[int, ...]]] = {}
-        common = Counter(gram for _, octets in parts for gram in {*ngrams(octets)})
+        self._ngrams: Final[dict[bytes, tuple[int, ...]]] = {}
+        common = Counter(ngram for _, octets in parts for ngram in {*ngrams(octets)})
         for number, octets in parts:
-            # A part is found by those of its octets that fewest others have.
-            rarest = min(ngrams(octets), key=lambda gram: common[gram])
-            self._grams[rarest] = (*self._grams.get(rarest, ()), number)
+            # A part is found by its rarest n-gram.
+            rarest = min(ngrams(octets), key=lambda ngram: common[ngram])
+            self._ngrams[rarest] = (*self._ngrams.get(rarest, ()), number)
 
     def find(self, text: bytes) -> tuple[int, ...]:
-        """The numbers of those that may fit, in any order, some of them more than once."""
+        """Return the numbers of the sets that may match, unsorted, and some more than once."""
         whole, look = self._whole, self._found.get
         found = whole.get(text, ())
         domain = text[text.rfind(b"@") :]
@@ -122,15 +134,15 @@ class GlobIndex:
             found += look((HEAD, text[:size]), ())
         for size in self._tails:
             found += look((TAIL, text[-size:]), ())
-        if self._grams:
-            for gram in self._grams.keys() & ngrams(text):
-                found += self._grams[gram]
+        if self._ngrams:
+            for ngram in self._ngrams.keys() & ngrams(text):
+                found += self._ngrams[ngram]
         return found
 
 
 def ngrams(text: bytes) -> list[bytes]:
-    """All parts of GRAM octets."""
-    return [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
+    """Return all parts of NGRAM_LENGTH octets."""
+    return [text[start : start + NGRAM_LENGTH] for start in range(len(text) - NGRAM_LENGTH + 1)]
 
 
 class Networks:
@@ -168,39 +180,47 @@ COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = MappingProxyType(
         "=": operator.eq,
     }
 )
-"""How a limit compares with the numbers that are, say, "<=" the limit."""
-
+"""Sign -> the operator that compares a limit with a number, in this order."""
 
 Comparison = partial[bool]
-"""Whether a number is, say, "<=" a limit, which is its argument."""
+"""Takes a number, and returns whether it is, say, "<=" a limit, which is in `args`."""
 
 
 def comparison(sign: str, limit: int) -> Comparison:
-    """Whether a number is, say, "<=" the limit."""
+    """Return the comparison with a limit.
+
+    >>> comparison("<=", 5)(4)
+    True
+    """
     return partial(COMPARISONS[sign], limit)
 
 
-SPANS: Final = 256
-"""Of a scale, those of which it is kept what holds there. Who asks for more is an attacker, or a mistake."""
+MAX_SPANS: Final = 256
+"""Spans of which a ThresholdIndex keeps the result."""
 
 
 class ThresholdIndex:
-    """Finds which of many comparisons hold for a number, without trying each."""
+    """Finds which of many comparisons are true of a number.
+
+    >>> index = ThresholdIndex({1: comparison(">", 100), 2: comparison("<", 50)})
+    >>> index.find(200), index.find(60)
+    ((1,), ())
+    """
 
     def __init__(self, compared: Mapping[int, Comparison]) -> None:
         self._compared: Final = compared
         limits = {compare.args[0] for compare in compared.values()}
         self._edges: Final = sorted(limits | {limit + 1 for limit in limits})
-        """Numbers from which on others hold."""
+        """Numbers at which the result changes."""
         self._spans: Final[dict[int, tuple[int, ...]]] = {}
-        """Those that hold between two edges, once it was asked."""
+        """Results between two edges, kept when they were first asked for."""
 
     def find(self, value: int) -> tuple[int, ...]:
-        """The numbers of those that hold."""
+        """Return the keys of the comparisons that are true of a value."""
         span = bisect_right(self._edges, value)
         found = self._spans.get(span)
         if found is None:
-            if len(self._spans) >= SPANS:
+            if len(self._spans) >= MAX_SPANS:
                 self._spans.clear()
             found = tuple(number for number, holds in self._compared.items() if holds(value))
             self._spans[span] = found

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from blackhole.rules.attempt_store import Answer, Record, Update
-from blackhole.rules.limiters import network
+from blackhole.rules.limiters import client_network
 from blackhole.smtp import header_section
 from blackhole.smtp.replies import NextAction
 
@@ -257,7 +257,7 @@ class RetryTracker:
     ) -> None:
         self._store = past
         self._clock = clock
-        self._client = network(client)
+        self._client = client_network(client)
         self._event_numbers = event_numbers
         """The numbers that EVENTS are counted as, in the order of that table."""
         self._local_address = unknown_address

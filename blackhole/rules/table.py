@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer
 from blackhole.rules.context import RuleContext
@@ -12,21 +12,16 @@ from blackhole.rules.index import RuleIndex
 from blackhole.rules.model import CLIENT_CONDITIONS, NO_DRAWS, Decision, Draws, PendingDecision, Rule
 from blackhole.smtp.randomness import RandomSource
 
+Row = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, bool]
+"""The conditions to ask, the rule, and a fact about it, worked out beforehand.
 
-class _Row(NamedTuple):
-    """A rule, with what is asked for each command worked out beforehand."""
-
-    matches: tuple[Callable[[RuleContext], bool], ...]
-    """The conditions that are left to ask."""
-    rule: Rule
-    is_random: bool
-    needs_attempt_count: bool
+It is a plain tuple, as unpacking a named one takes twice as long.
+"""
 
 
-def _row(rule: Rule, decided: Set[str]) -> _Row:
-    """Return a row without the conditions of the keys that are decided already."""
-    matches = tuple(test.matches for test in rule.conditions if test.key not in decided)
-    return _Row(matches, rule, rule.is_random, rule.needs_attempt_count)
+def _conditions(rule: Rule, decided: Set[str]) -> tuple[Callable[[RuleContext], bool], ...]:
+    """Return the conditions of a rule but for those that are decided already."""
+    return tuple(condition.matches for condition in rule.conditions if condition.key not in decided)
 
 
 class RuleTable:
@@ -34,11 +29,16 @@ class RuleTable:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         rules = tuple(rules)
-        self._rows: Final = tuple(_row(rule, CLIENT_CONDITIONS) for rule in rules)
-        self._rows_without_attempts: Final = tuple(
-            _row(rule, CLIENT_CONDITIONS | {"attempt"}) for rule in rules
+        self._rules: Final = rules
+        self._rows: Final[Sequence[Row]] = tuple(
+            (_conditions(rule, CLIENT_CONDITIONS), rule, rule.is_random) for rule in rules
         )
-        """The same, without the conditions on attempts."""
+        """With all conditions; the third column tells whether anything is drawn."""
+        self._rows_without_attempts: Final[Sequence[Row]] = tuple(
+            (_conditions(rule, CLIENT_CONDITIONS | {"attempt"}), rule, rule.needs_attempt_count)
+            for rule in rules
+        )
+        """Without those on the number of the attempt; the third column tells whether the rule needs it."""
         self._without_attempts: RuleTable | None = None
         self._counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
         self._attempt_dependent: Final = any(
@@ -46,11 +46,11 @@ class RuleTable:
         )
         self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
-        self._consumes: Final = any(test.consumes for rule in rules for test in rule.conditions)
+        self._consumes: Final = any(condition.consumes for rule in rules for condition in rule.conditions)
         index = RuleIndex(rules)
         self._index: Final = index if index.is_useful else None
 
-    def _candidates(self, context: RuleContext, rows: Sequence[_Row]) -> Sequence[_Row]:
+    def _candidates(self, context: RuleContext, rows: Sequence[Row]) -> Sequence[Row]:
         """Return those of all rows whose rules may match, in their order."""
         if self._index is None:
             return rows
@@ -61,9 +61,9 @@ class RuleTable:
         attempt. Asking changes nothing."""
         if self._attempt_dependent or self._consumes:
             return False
-        for matches, rule, _, needs_count in self._candidates(context, self._rows_without_attempts):
-            for match in matches:
-                if not match(context):
+        for conditions, rule, needs_count in self._candidates(context, self._rows_without_attempts):
+            for matches in conditions:
+                if not matches(context):
                     break
             else:
                 if needs_count or rule.probability(context.elapsed):
@@ -79,8 +79,8 @@ class RuleTable:
         return self._attempt_dependent or (
             self._counts_attempts
             and any(
-                row.needs_attempt_count and all(match(context) for match in row.matches)
-                for row in self._candidates(context, self._rows_without_attempts)
+                needs_count and all(matches(context) for matches in conditions)
+                for conditions, _, needs_count in self._candidates(context, self._rows_without_attempts)
             )
         )
 
@@ -89,7 +89,7 @@ class RuleTable:
         """The same rules for an attempt whose number nobody knows."""
         if self._without_attempts is None:
             self._without_attempts = RuleTable(
-                left for row in self._rows if (left := row.rule.without_attempts())
+                left for rule in self._rules if (left := rule.without_attempts())
             )
         return self._without_attempts
 
@@ -98,7 +98,7 @@ class RuleTable:
         context: RuleContext,
         random_source: RandomSource,
         memory: AttemptStore = NULL_STORE,
-        rows: Iterator[_Row] | None = None,
+        rows: Iterator[Row] | None = None,
     ) -> Decision | PendingDecision | None:
         """Return the decision of the first rule that matches; None where none does.
 
@@ -107,9 +107,9 @@ class RuleTable:
         if rows is None:
             rows = iter(self._candidates(context, self._rows))
         draw_key = b""
-        for matches, rule, is_random, _ in rows:
-            for match in matches:
-                if not match(context):
+        for conditions, rule, is_random in rows:
+            for matches in conditions:
+                if not matches(context):
                     break
             else:
                 probability = rule.probability(context.elapsed)
@@ -138,7 +138,7 @@ class RuleTable:
         context: RuleContext,
         random_source: RandomSource,
         memory: AttemptStore,
-        rows: Iterator[_Row],
+        rows: Iterator[Row],
         blocked: bool | None,
     ) -> Decision | PendingDecision | None:
         """Go on with the answer of a rule's limiter; None: the store has none."""
