@@ -1,4 +1,4 @@
-"""The server told over HTTP how to behave, while real clients talk to its real, forked workers."""
+"""Orders over HTTP, while real clients are connected to forked workers."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def refuse(code: int, more: str = "") -> str:
     return REFUSE.format(code=code) + more
 
 
-def crowd(program: Sink, stack: ExitStack, size: int = 12) -> list[smtplib.SMTP]:
-    """Clients that are connected, and greeted."""
+def connect_clients(program: Sink, stack: ExitStack, size: int = 12) -> list[smtplib.SMTP]:
+    """Return clients that have sent HELO."""
     clients = [stack.enter_context(smtplib.SMTP("127.0.0.1", program.port, timeout=20)) for _ in range(size)]
     for client in clients:
         client.helo("client.test")
     return clients
 
 
-def answers(clients: list[smtplib.SMTP]) -> set[int]:
-    """What they hear at RCPT, in a transaction that is undone."""
+def reply_codes(clients: list[smtplib.SMTP]) -> set[int]:
+    """Return the reply codes to RCPT, in a transaction that is reset."""
     codes = set()
     for client in clients:
         client.mail("ann@example.com")
@@ -64,22 +64,22 @@ def answers(clients: list[smtplib.SMTP]) -> set[int]:
 # PUT and DELETE
 
 
-def test_once_it_is_answered_every_worker_obeys_and_every_open_session_too(sink: Sink) -> None:
+def test_all_workers_and_open_sessions_apply_a_scenario_before_the_response(sink: Sink) -> None:
     with ExitStack() as stack:
-        clients = crowd(sink, stack)
+        clients = connect_clients(sink, stack)
         opened = [worker["open"] for worker in figures(sink.http)["workers"]]
-        assert all(opened), "each worker has some of them"
+        assert all(opened), "each worker has some of the clients"
         for code in (451, 452):
             answer = put(sink, refuse(code))
             assert (answer.status, answer.json["name"], answer.json["rules"]) == (200, "PUT /scenario", 1)
             assert time.time() - 20 < answer.json["since"] <= time.time()
-            assert answers([*clients, *crowd(sink, stack, 3)]) == {code}
+            assert reply_codes([*clients, *connect_clients(sink, stack, 3)]) == {code}
         answer = ask(sink.http, "/scenario", "DELETE")
         assert (answer.status, answer.json["name"], answer.json["ordered"]) == (200, "loaded", False)
-        assert answers([*clients, *crowd(sink, stack, 3)]) == {250}
+        assert reply_codes([*clients, *connect_clients(sink, stack, 3)]) == {250}
 
 
-def test_a_transaction_under_way_ends_under_the_rules_it_began_with(sink: Sink) -> None:
+def test_an_open_transaction_ends_under_the_rules_that_it_began_with(sink: Sink) -> None:
     with smtplib.SMTP("127.0.0.1", sink.port, timeout=20) as client:
         client.helo("client.test")
         client.mail("ann@example.com")
@@ -90,16 +90,16 @@ def test_a_transaction_under_way_ends_under_the_rules_it_began_with(sink: Sink) 
         assert outcome(sink.port, "ann@example.com", "bob@example.com")[:3] == "451"
         client.send(b" a message\r\n.\r\n")
         assert client.getreply()[0] == 250
-        assert answers([client]) == {451}
+        assert reply_codes([client]) == {451}
 
 
-def test_what_waits_for_its_reply_gets_it(sink: Sink) -> None:
+def test_a_delayed_reply_is_sent_after_the_scenario_changed(sink: Sink) -> None:
     put(sink, '[[rule]]\nphase = "NOOP"\ndelay = "700ms"\n')
     with smtplib.SMTP("127.0.0.1", sink.port, timeout=20) as client:
         client.putcmd("NOOP")
         assert put(sink, refuse(451)).status == 200
         assert client.getreply()[0] == 250
-        assert answers([client]) == {451}
+        assert reply_codes([client]) == {451}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,9 @@ def test_what_waits_for_its_reply_gets_it(sink: Sink) -> None:
         (f"seed = {'[' * 5000}\n", "nested too deeply"),
     ],
 )
-def test_a_mistake_is_the_line_of_the_test(module: Sink, text: str, said: str, tmp_path: Path) -> None:
+def test_a_mistake_gives_the_error_message_of_the_configuration_test(
+    module: Sink, text: str, said: str, tmp_path: Path
+) -> None:
     text = text or refuse(777)
     path = tmp_path / "scenario.toml"
     path.write_text(text)
@@ -128,29 +130,29 @@ def test_a_mistake_is_the_line_of_the_test(module: Sink, text: str, said: str, t
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[Sink]:
-    """One for all tests that leave no order behind."""
+    """Start one server for all tests that leave no order in force."""
     with Sink("--workers=2") as program:
         program.dashboard()
         yield program
 
 
-def test_what_is_no_text_is_a_mistake(module: Sink) -> None:
+def test_a_scenario_that_is_not_utf8_is_refused(module: Sink) -> None:
     answer = put(module, "# \xff")
     assert (answer.status, answer.json) == (400, {"error": "PUT /scenario: not UTF-8 text"})
 
 
 @pytest.mark.parametrize("size", [MAX_SCENARIO + 1, 2 * MAX_SCENARIO])
-def test_one_that_is_too_large_is_refused(module: Sink, size: int) -> None:
+def test_a_scenario_that_is_too_large_is_refused(module: Sink, size: int) -> None:
     answer = put(module, refuse(451) + "#" * (size - len(refuse(451))))
     assert (answer.status, answer.json) == (413, {"error": "A scenario can have at most 65536 octets."})
 
 
-def test_one_that_is_far_too_large_is_not_waited_for(module: Sink) -> None:
+def test_an_upload_that_is_far_too_large_is_refused_before_it_is_read(module: Sink) -> None:
     head = f"PUT /scenario HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_UPLOAD + 1}\r\n\r\n"
     assert raw(module.http, head.encode()).startswith(b"HTTP/1.1 413 ")
 
 
-def test_one_of_the_largest_size_is_obeyed(module: Sink) -> None:
+def test_a_scenario_of_the_largest_size_is_applied(module: Sink) -> None:
     text = refuse(451) + "#" + '"' * (MAX_SCENARIO - len(refuse(451)) - 1)
     assert put(module, text).status == 200
     assert ask(module.http, "/scenario").json["text"] == text
@@ -168,7 +170,7 @@ def test_one_of_the_largest_size_is_obeyed(module: Sink) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("PUT", "/scenario"), ("POST", "/scenario"), ("DELETE", "/next"), ("POST", "/next")]
 )
-def test_another_page_cannot_order_anything(
+def test_a_page_of_another_site_cannot_publish_an_order(
     module: Sink, method: str, path: str, headers: dict[str, str], code: int
 ) -> None:
     assert ask(module.http, path, method, "{}", **headers).status == code
@@ -176,25 +178,27 @@ def test_another_page_cannot_order_anything(
 
 
 @pytest.mark.parametrize("body", ["", "[]", "7", '{"name": 7}', "[" * 3000, '{"name": "friday"}'])
-def test_a_switch_needs_a_name_that_there_is(module: Sink, body: str) -> None:
+def test_switching_needs_the_name_of_a_known_scenario(module: Sink, body: str) -> None:
     answer = ask(module.http, "/scenario", "POST", body)
     assert answer.status == 400
     assert "profile:greylist" in answer.json["error"] or "in the body" in answer.json["error"]
 
 
-# What outlives what
+# What survives what
 
 
-def test_a_worker_that_comes_later_obeys_too(sink: Sink) -> None:
+def test_a_worker_that_starts_later_applies_the_order(sink: Sink) -> None:
     put(sink, refuse(451))
-    expect(sink, 2, reply="452 4.3.1 Full")
+    add_one_shot_rule(sink, 2, reply="452 4.3.1 Full")
     for worker in sink.workers():
         os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: figures(sink.http)["connections"]["open"] == 0 and len(sink.workers()) == 3, "new ones")
+    wait_for(
+        lambda: figures(sink.http)["connections"]["open"] == 0 and len(sink.workers()) == 3, "new workers run"
+    )
     assert [refusal(sink) for _ in range(3)] == ["452", "452", "451"]
 
 
-def test_a_reload_reads_the_files_again_and_leaves_orders_in_force(tmp_path: Path) -> None:
+def test_a_reload_reads_the_files_again_and_keeps_the_order(tmp_path: Path) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(refuse(450))
     with Sink(f"--scenario={path}") as program:
@@ -205,16 +209,16 @@ def test_a_reload_reads_the_files_again_and_leaves_orders_in_force(tmp_path: Pat
         before = {*program.workers(), *program.dashboards()}
         os.kill(program.pid, signal.SIGHUP)
         wait_for(lambda: "reloaded" in program.output(), "it has reloaded")
-        wait_for(lambda: not before & {*program.workers(), *program.dashboards()}, "the old ones are gone")
+        wait_for(lambda: not before & {*program.workers(), *program.dashboards()}, "the old ones have ended")
         program.dashboard()
         assert refusal(program) == "451"
         assert ask(program.http, "/scenario", "DELETE").json["rules"] == 1
         assert refusal(program) == "452"
 
 
-def test_it_outlives_a_dashboard(sink: Sink) -> None:
+def test_an_order_survives_the_dashboard(sink: Sink) -> None:
     put(sink, refuse(451))
-    expect(sink, 1, reply="452 4.3.1 Full")
+    add_one_shot_rule(sink, 1, reply="452 4.3.1 Full")
     pid = sink.dashboard()
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: sink.dashboard() != pid, "there is another")
@@ -223,9 +227,9 @@ def test_it_outlives_a_dashboard(sink: Sink) -> None:
     assert [refusal(sink) for _ in range(2)] == ["452", "451"]
 
 
-def test_a_worker_that_is_stopped_is_told_of_and_obeys_when_it_goes_on(sink: Sink) -> None:
+def test_a_stopped_worker_gives_504_and_applies_the_order_later(sink: Sink) -> None:
     with ExitStack() as stack:
-        clients = crowd(sink, stack)
+        clients = connect_clients(sink, stack)
         (frozen, *_) = sink.workers()
         os.kill(frozen, signal.SIGSTOP)
         try:
@@ -234,37 +238,37 @@ def test_a_worker_that_is_stopped_is_told_of_and_obeys_when_it_goes_on(sink: Sin
             assert answer.json["error"].startswith("The order is in force, but ")
         finally:
             os.kill(frozen, signal.SIGCONT)
-        wait_for(lambda: put(sink, refuse(451)).status == 200, "it obeys")
-        assert answers(clients) == {451}
+        wait_for(lambda: put(sink, refuse(451)).status == 200, "the worker applies the order")
+        assert reply_codes(clients) == {451}
 
 
-# Time and memory begin with an order
+# Clock and attempts of an order
 
 
 WINDOW = 'window = "w"\n[[window]]\nname = "w"\nfor = "2s"\n'
 
 
-def test_the_clock_begins_with_the_order(sink: Sink) -> None:
-    wait_for(lambda: time.time() - figures(sink.http)["started"] > 2.1, "the window would be over")
+def test_windows_of_a_scenario_start_with_the_order(sink: Sink) -> None:
+    wait_for(lambda: time.time() - figures(sink.http)["started"] > 2.1, "windows since the start are over")
     put(sink, refuse(451, WINDOW))
     assert refusal(sink) == "451"
-    expect(sink, 1, phase="NOOP", reply="450 4.3.0 No")
+    add_one_shot_rule(sink, 1, phase="NOOP", reply="450 4.3.0 No")
     wait_for(lambda: refusal(sink) == "250", "the window is closed")
     put(sink, refuse(451, WINDOW))
     assert refusal(sink) == "451"
 
 
-def test_the_memory_begins_with_the_order(sink: Sink) -> None:
+def test_attempts_are_counted_from_the_order_on(sink: Sink) -> None:
     twice = refuse(451, 'attempt = "<= 2"\n')
     for _ in range(2):
         put(sink, twice)
         assert [refusal(sink) for _ in range(2)] == ["451", "451"]
-        # One more order for the future does not make it forget.
-        expect(sink, 1, phase="VRFY", reply="550 5.1.1 No")
+        # A one-shot rule does not reset the attempts.
+        add_one_shot_rule(sink, 1, phase="VRFY", reply="550 5.1.1 No")
         assert [refusal(sink) for _ in range(2)] == ["250", "250"]
 
 
-def test_what_was_loaded_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_the_configured_scenario_keeps_its_attempts_during_an_order(tmp_path: Path) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(refuse(450, "attempt = 1\n"))
     with Sink(f"--scenario={path}") as program:
@@ -281,15 +285,15 @@ def test_what_was_loaded_goes_on_where_it_was(tmp_path: Path) -> None:
 SHOW = '[[rule]]\nphase = "STARTTLS"\ncertificate = "wrong-name"\n'
 
 
-def test_a_certificate_is_made_for_an_order(certificate: Certificate) -> None:
-    """All workers show the same one, and they could not read a file of root's for it."""
+def test_all_workers_show_the_certificate_made_for_an_order(certificate: Certificate) -> None:
+    """All show the same one, although they cannot read the key, which only root can."""
     tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--hostname=mx.test")
     with Sink("--workers=3", *tls) as program:
         program.dashboard()
         for _ in range(3):
             connected(program.port, False, certificate.client).close()
         assert put(program, SHOW).status == 200
-        expect(program, 1, phase="NOOP", reply="450 4.3.0 No")
+        add_one_shot_rule(program, 1, phase="NOOP", reply="450 4.3.0 No")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -304,7 +308,7 @@ def test_a_certificate_is_made_for_an_order(certificate: Certificate) -> None:
         connected(program.port, False, certificate.client).close()
 
 
-def test_a_certificate_is_there_when_a_reload_loads_none(certificate: Certificate, tmp_path: Path) -> None:
+def test_the_certificate_of_an_order_survives_a_reload(certificate: Certificate, tmp_path: Path) -> None:
     tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--hostname=mx.test")
     path = tmp_path / "scenario.toml"
     path.write_text(SHOW)
@@ -314,21 +318,21 @@ def test_a_certificate_is_there_when_a_reload_loads_none(certificate: Certificat
         path.write_text(refuse(451))
         before = program.workers()
         os.kill(program.pid, signal.SIGHUP)
-        wait_for(lambda: not set(before) & set(program.workers()), "the old workers are gone")
+        wait_for(lambda: not set(before) & set(program.workers()), "the old workers have ended")
         with pytest.raises(ssl.SSLCertVerificationError):
             connected(program.port, False, certificate.client)
 
 
-def test_a_certificate_needs_tls(module: Sink) -> None:
+def test_a_rule_with_a_certificate_needs_tls(module: Sink) -> None:
     answer = put(module, SHOW)
     wanted = 'scenario: certificate = "wrong-name" needs TLS; give ssl_cert too'
     assert (answer.status, answer.json["error"]) == (400, wanted)
 
 
-# What there is to switch to
+# Switching
 
 
-def test_loaded_ones_are_switched(tmp_path: Path) -> None:
+def test_configured_files_and_profiles_can_be_switched_to(tmp_path: Path) -> None:
     friday, monday = tmp_path / "friday.toml", tmp_path / "monday.toml"
     friday.write_text(f'about = "The worst."\n{refuse(450)}recipient = "*@friday.example"\n')
     monday.write_text(refuse(451))
@@ -341,7 +345,7 @@ def test_loaded_ones_are_switched(tmp_path: Path) -> None:
         assert choices["loaded"] == {"name": "loaded", "about": "friday.toml, monday.toml", "rules": 2}
         assert choices[str(friday)] == {"name": str(friday), "about": "The worst.", "rules": 1}
         assert choices["profile:greylist"]["rules"] == 2
-        friday.write_text("nobody reads it again")
+        friday.write_text("not read again")
 
         def switch(name: str) -> str:
             answer = post(program.http, "/scenario", {"name": name})
@@ -359,7 +363,7 @@ def test_loaded_ones_are_switched(tmp_path: Path) -> None:
         assert outcome(program.port, "ann@example.com", "bob@friday.example")[:3] == "450"
 
 
-def test_it_can_be_had_as_toml_and_put_back(sink: Sink) -> None:
+def test_a_scenario_can_be_read_as_toml_and_put_back(sink: Sink) -> None:
     post(sink.http, "/scenario", {"name": "profile:full"})
     answer = ask(sink.http, "/scenario", Accept="application/toml")
     assert answer.headers["content-type"] == "application/toml"
@@ -369,9 +373,9 @@ def test_it_can_be_had_as_toml_and_put_back(sink: Sink) -> None:
     assert both.headers["content-type"] == "application/json"
 
 
-def test_the_figures_tell_of_it(sink: Sink) -> None:
+def test_stats_contain_the_scenario_in_force(sink: Sink) -> None:
     put(sink, refuse(451))
-    expect(sink, 3, reply="452 4.3.1 Full")
+    add_one_shot_rule(sink, 3, reply="452 4.3.1 Full")
     found = figures(sink.http)["scenario"]
     assert (found["name"], found["next"][0]["left"]) == ("PUT /scenario", 3)
 
@@ -379,32 +383,32 @@ def test_the_figures_tell_of_it(sink: Sink) -> None:
 # /next
 
 
-def expect(program: Sink, count: int, phase: str = "RCPT", **rule: object) -> Answer:
-    """Order that a rule speaks the next so many times."""
+def add_one_shot_rule(program: Sink, count: int, phase: str = "RCPT", **rule: object) -> Answer:
+    """Add a one-shot rule, and check that it was accepted."""
     answer = post(program.http, "/next", {"count": count, "phase": phase, **rule})
     assert answer.status == 200, answer.json
     return answer
 
 
-def test_it_is_said_exactly_so_many_times_over_all_workers(sink: Sink) -> None:
-    answer = expect(sink, 17, reply="451 4.3.0 Next")
+def test_a_one_shot_rule_matches_exactly_as_often_as_ordered_over_all_workers(sink: Sink) -> None:
+    answer = add_one_shot_rule(sink, 17, reply="451 4.3.0 Next")
     assert answer.json["next"] == [{"count": 17, "left": 17, "phase": "RCPT", "reply": "451 4.3.0 Next"}]
     assert answer.json["name"] == "loaded"
 
     def talk(client: smtplib.SMTP) -> Counter[int]:
-        return Counter(code for _ in range(10) for code in answers([client]))
+        return Counter(code for _ in range(10) for code in reply_codes([client]))
 
     with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
-        heard = sum(pool.map(talk, crowd(sink, stack, 8)), Counter())
+        heard = sum(pool.map(talk, connect_clients(sink, stack, 8)), Counter())
     assert heard == {451: 17, 250: 63}
     assert ask(sink.http, "/next").json == []
 
 
-def test_they_speak_in_their_order_and_ahead_of_every_rule(sink: Sink) -> None:
+def test_one_shot_rules_match_in_order_and_before_all_others(sink: Sink) -> None:
     put(sink, refuse(450))
-    expect(sink, 2, reply="451 4.3.0 One")
-    expect(sink, 1, reply="452 4.3.0 Two", recipient="bob@*")
-    left = expect(sink, 1, phase=".", reply="554 5.6.0 Three").json["next"]
+    add_one_shot_rule(sink, 2, reply="451 4.3.0 One")
+    add_one_shot_rule(sink, 1, reply="452 4.3.0 Two", recipient="bob@*")
+    left = add_one_shot_rule(sink, 1, phase=".", reply="554 5.6.0 Three").json["next"]
     assert [one["left"] for one in left] == [2, 1, 1]
     assert outcome(sink.port, "ann@example.com", "eve@example.com")[:3] == "451"
     assert [one["left"] for one in ask(sink.http, "/next").json] == [1, 1, 1]
@@ -416,17 +420,17 @@ def test_they_speak_in_their_order_and_ahead_of_every_rule(sink: Sink) -> None:
     assert (answer.status, answer.json["next"], answer.json["name"]) == (200, [], "PUT /scenario")
 
 
-def test_faults_and_delays_can_come_next(sink: Sink) -> None:
-    expect(sink, 1, then="close")
+def test_a_one_shot_rule_can_have_a_fault_or_a_delay(sink: Sink) -> None:
+    add_one_shot_rule(sink, 1, then="close")
     assert outcome(sink.port, "ann@example.com", "bob@example.com") == "gone"
-    expect(sink, 1, delay=0.4)
+    add_one_shot_rule(sink, 1, delay=0.4)
     began = time.monotonic()
     assert refusal(sink) == "250"
     assert time.monotonic() - began >= 0.4
 
 
-def test_a_message_can_be_deferred_once(sink: Sink) -> None:
-    expect(sink, 1, phase=".", reply="451 4.3.0 Once")
+def test_a_one_shot_rule_can_defer_one_message(sink: Sink) -> None:
+    add_one_shot_rule(sink, 1, phase=".", reply="451 4.3.0 Once")
     codes = []
     with smtplib.SMTP("127.0.0.1", sink.port, timeout=20) as client:
         client.helo("client.test")
@@ -437,16 +441,16 @@ def test_a_message_can_be_deferred_once(sink: Sink) -> None:
     assert codes == [451, 250]
 
 
-def test_what_has_been_said_leaves_no_rule_behind(sink: Sink) -> None:
-    """So that places are free again, and sessions as fast as before."""
+def test_a_used_one_shot_rule_frees_its_place(sink: Sink) -> None:
+    """Places are free again, and sessions as fast as before."""
     for number in range(MAX_ONE_SHOT_RULES + 3):
-        expect(sink, 1, reply=f"451 4.3.0 {number}")
+        add_one_shot_rule(sink, 1, reply=f"451 4.3.0 {number}")
         assert outcome(sink.port, "ann@example.com", "bob@example.com") == f"451 4.3.0 {number}"
 
 
-def test_there_may_be_only_so_many(sink: Sink) -> None:
+def test_the_number_of_one_shot_rules_is_limited(sink: Sink) -> None:
     for _ in range(MAX_ONE_SHOT_RULES):
-        expect(sink, 1, reply="451 4.3.0 Next")
+        add_one_shot_rule(sink, 1, reply="451 4.3.0 Next")
     answer = post(sink.http, "/next", {"phase": "RCPT", "reply": "451 4.3.0 Next"})
     assert (answer.status, answer.json["error"]) == (
         400, "POST /next: 16 rules are waiting already; DELETE /next removes them",
@@ -484,7 +488,7 @@ def test_there_may_be_only_so_many(sink: Sink) -> None:
         ('{"phase": "STARTTLS", "certificate": "expired"}', 'scenario: certificate = "expired" needs TLS'),
     ],
 )
-def test_a_mistake_in_what_comes_next(module: Sink, body: str, error: str) -> None:
+def test_a_mistake_in_a_one_shot_rule_is_refused(module: Sink, body: str, error: str) -> None:
     answer = ask(module.http, "/next", "POST", body)
     assert answer.status == 400
     assert answer.json["error"].startswith(error)
@@ -492,19 +496,19 @@ def test_a_mistake_in_what_comes_next(module: Sink, body: str, error: str) -> No
     assert "Traceback" not in module.output()
 
 
-# What it must not do
+# Load, logs, documents
 
 
-def test_mail_goes_on_while_orders_come(sink: Sink) -> None:
-    """A hundred orders under load: no connection breaks, and each reply is of one order or another."""
+def test_orders_under_load_break_no_connection(sink: Sink) -> None:
+    """Each reply belongs to one of the orders."""
     with ExitStack() as stack, ThreadPoolExecutor(6) as pool:
-        clients = crowd(sink, stack, 5)
+        clients = connect_clients(sink, stack, 5)
         stop = time.monotonic() + 3
 
         def talk(client: smtplib.SMTP) -> set[int]:
             codes = set()
             while time.monotonic() < stop:
-                codes |= answers([client])
+                codes |= reply_codes([client])
             return codes
 
         talking = [pool.submit(talk, client) for client in clients]
@@ -515,7 +519,7 @@ def test_mail_goes_on_while_orders_come(sink: Sink) -> None:
     assert "fault" not in sink.output()
 
 
-def test_without_a_dashboard_there_is_nobody_to_order_anything() -> None:
+def test_without_a_dashboard_no_order_can_be_published() -> None:
     with Sink("--dashboard=off") as program:
         assert refusal(program) == "250"
         with pytest.raises(ConnectionRefusedError):
@@ -524,7 +528,7 @@ def test_without_a_dashboard_there_is_nobody_to_order_anything() -> None:
 
 def test_orders_are_logged(sink: Sink) -> None:
     put(sink, refuse(451))
-    expect(sink, 2, reply="452 4.3.1 Full")
+    add_one_shot_rule(sink, 2, reply="452 4.3.1 Full")
     log = sink.output()
     assert "order 2 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 0\n" in log
     assert "order 3 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 1\n" in log
@@ -544,7 +548,7 @@ sys.exit(1)
 """
 
 
-def test_the_script_of_the_page_does_what_it_says(sink: Sink, tmp_path: Path) -> None:
+def test_the_script_in_the_documents_works(sink: Sink, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "dashboard.md").read_text()
     shown = re.search(
         r"\n((?: {4}.*\n|\n)*? {4}\./send-a-message(?: {4}.*\n| .*\n|\n)*)\n\[Control API\]", page
@@ -569,12 +573,12 @@ def test_the_script_of_the_page_does_what_it_says(sink: Sink, tmp_path: Path) ->
     assert replies == {"250": 1, "451": 5}
 
 
-def test_who_is_judged_obeys_too() -> None:
-    """Clients that are not trusted have an engine of their own."""
+def test_clients_with_limits_get_the_rules_of_an_order_too() -> None:
+    """Clients that are not trusted have another engine."""
     with Sink("--public", "--trusted=192.0.2.0/24") as program, ExitStack() as stack:
         program.dashboard()
-        clients = crowd(program, stack, 4)
+        clients = connect_clients(program, stack, 4)
         put(program, refuse(451))
-        assert answers([*clients, *crowd(program, stack, 1)]) == {451}
+        assert reply_codes([*clients, *connect_clients(program, stack, 1)]) == {451}
         ask(program.http, "/scenario", "DELETE")
-        assert answers([*clients, *crowd(program, stack, 1)]) == {250}
+        assert reply_codes([*clients, *connect_clients(program, stack, 1)]) == {250}

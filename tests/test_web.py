@@ -1,4 +1,4 @@
-"""The dashboard, asked over real HTTP while real senders send."""
+"""The dashboard process over real HTTP, while real senders send mail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 
 
 def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
-    """One request; underscores in names of headers are hyphens."""
+    """Send one request; underscores in names of header fields become hyphens."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request(
@@ -68,14 +68,14 @@ def total(port: int) -> int:
 
 
 def send(port: int, messages: int = 1) -> None:
-    """In one session."""
+    """Send messages in one session."""
     with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
         for _ in range(messages):
             client.sendmail("a@example.com", ["b@example.com", "c@example.com"], "Subject: x\r\n\r\nx\r\n")
 
 
 def sent(port: int) -> bool:
-    """Whether a message was taken. While workers change it may have to be sent again."""
+    """Send a message and return whether it was accepted. It may fail while workers are replaced."""
     try:
         send(port)
     except (OSError, smtplib.SMTPException):
@@ -84,7 +84,7 @@ def sent(port: int) -> bool:
 
 
 def raw(port: int, octets: bytes) -> bytes:
-    """What is said to these octets until the connection is closed."""
+    """Send octets and return everything received until the connection is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(octets)
         said = b""
@@ -108,11 +108,11 @@ class Sink(Program):
         return self
 
     def dashboards(self) -> list[int]:
-        """The pids; in a reload there may be two."""
+        """Return the process ids; during a reload there may be two."""
         return [pid for pid in children(self.pid) if title(pid) == TITLE]
 
     def dashboard(self) -> int:
-        """The pid, once it answers."""
+        """Wait until the dashboard answers, and return its process id."""
 
         def look() -> int:
             found = self.dashboards()
@@ -130,7 +130,7 @@ def reached(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def sink() -> Iterator[Sink]:
-    """One for all tests that leave no mark on it."""
+    """Start one server for all tests that do not change it."""
     with Sink() as program:
         program.dashboard()
         yield program
@@ -139,13 +139,13 @@ def sink() -> Iterator[Sink]:
 # The process
 
 
-def test_it_is_announced() -> None:
+def test_the_address_of_the_dashboard_is_logged_at_the_start() -> None:
     with Sink() as program:
         lines = program.output().splitlines()
         assert lines[1].endswith(f": dashboard on http://127.0.0.1:{program.http}/")
 
 
-def test_it_shares_nothing_with_workers_but_figures(sink: Sink) -> None:
+def test_the_dashboard_shares_no_socket_with_a_worker(sink: Sink) -> None:
     def sockets(pid: int) -> set[str]:
         return {name for name in descriptors(pid) if name.startswith("socket:")}
 
@@ -156,22 +156,22 @@ def test_it_shares_nothing_with_workers_but_figures(sink: Sink) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_it_is_not_root(sink: Sink) -> None:
+def test_the_dashboard_has_the_privileges_of_a_worker(sink: Sink) -> None:
     mine, workers = status(sink.dashboard()), status(sink.workers()[0])
     for name in ("Uid", "Gid", "Groups", "CapEff", "NoNewPrivs"):
         assert mine[name] == workers[name]
     assert mine["Uid"].split()[0] != "0"
 
 
-def test_off_is_off() -> None:
+def test_dashboard_off_starts_no_dashboard() -> None:
     with Program("--dashboard=off") as program:
         assert [title(pid) for pid in children(program.pid)] == [f"blackhole: worker {n}" for n in (1, 2)]
         assert "dashboard" not in program.output()
 
 
-def test_a_default_address_that_is_taken_is_done_without() -> None:
+def test_a_default_address_in_use_is_a_warning() -> None:
     with ExitStack() as stack:
-        with suppress(OSError):  # somebody else's is as good
+        with suppress(OSError):  # another process may use it already
             stack.enter_context(socket.create_server(("127.0.0.1", 8025)))
         program = stack.enter_context(Program(env={"BLACKHOLE_DASHBOARD": ""}))
         send(program.port)
@@ -182,7 +182,7 @@ def test_a_default_address_that_is_taken_is_done_without() -> None:
         )
 
 
-def test_an_address_that_was_asked_for_and_is_taken_is_an_error() -> None:
+def test_a_configured_address_in_use_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run(f"--port={free_port()}", "--host=127.0.0.1", f"--dashboard=127.0.0.1:{port}")
@@ -192,30 +192,30 @@ def test_an_address_that_was_asked_for_and_is_taken_is_an_error() -> None:
     )
 
 
-def test_mail_goes_on_while_it_hangs_and_when_it_dies() -> None:
+def test_mail_is_accepted_while_the_dashboard_hangs_or_dies() -> None:
     with Sink() as program:
         pid = program.dashboard()
         os.kill(pid, signal.SIGSTOP)
         send(program.port, 3)
         os.kill(pid, signal.SIGKILL)
         send(program.port, 3)
-        wait_for(lambda: program.dashboard() != pid, "there is another")
+        wait_for(lambda: program.dashboard() != pid, "there is another dashboard")
         assert total(program.http) == 6
 
 
-def test_where_it_cannot_start_mail_goes_on(tmp_path: Path) -> None:
+def test_mail_is_accepted_while_the_dashboard_cannot_start(tmp_path: Path) -> None:
     broken = tmp_path / "prometheus_client"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise ImportError('by intent')")
     with Sink(env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as program:
-        wait_for(lambda: program.output().count("by intent") >= 2, "it was tried twice")
+        wait_for(lambda: program.output().count("by intent") >= 2, "the start was tried twice")
         send(program.port, 3)
         os.kill(program.pid, signal.SIGHUP)
-        wait_for(lambda: "reloaded: listening" in program.output(), "a reload does not wait for it")
-        wait_for(lambda: sent(program.port), "mail goes on")
+        wait_for(lambda: "reloaded: listening" in program.output(), "the reload is complete")
+        wait_for(lambda: sent(program.port), "mail is accepted")
 
 
-def test_a_reload_moves_it_and_forgets_nothing(tmp_path: Path) -> None:
+def test_a_reload_moves_the_dashboard_and_keeps_its_runs(tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     conf = tmp_path / "blackhole.conf"
     conf.write_text(f"dashboard = 127.0.0.1:{ports[0]}\n")
@@ -230,22 +230,22 @@ def test_a_reload_moves_it_and_forgets_nothing(tmp_path: Path) -> None:
         send(port, 5)
         conf.write_text(f"dashboard = 127.0.0.1:{ports[1]}\n")
         os.kill(program.pid, signal.SIGHUP)
-        wait_for(lambda: not reached(ports[0]) and reached(ports[1]), "it has moved")
+        wait_for(lambda: not reached(ports[0]) and reached(ports[1]), "the dashboard has moved")
         send(port, 5)
         report = post(ports[1], "/runs/over-a-reload/stop").json
         assert report["messages"]["accepted"] == 10
         assert f"dashboard on http://127.0.0.1:{ports[1]}/" in program.output()
 
 
-def test_killed_it_forgets_nothing() -> None:
+def test_a_killed_dashboard_is_replaced_by_one_with_the_same_history() -> None:
     with Sink() as program:
         pid = program.dashboard()
         post(program.http, "/runs", {"name": "long"})
         send(program.port, 50)
-        wait_for(lambda: figures(program.http)["rates"]["messages"]["peak"] > 0, "it was sampled")
+        wait_for(lambda: figures(program.http)["rates"]["messages"]["peak"] > 0, "a sample was taken")
         before = figures(program.http)
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: program.dashboard() != pid, "there is another")
+        wait_for(lambda: program.dashboard() != pid, "there is another dashboard")
         after = figures(program.http)
         assert after["rates"]["messages"]["peak"] >= before["rates"]["messages"]["peak"]
         assert 0 < sum(filter(None, after["history"]["seconds"]["messages"])) <= 60
@@ -253,20 +253,20 @@ def test_killed_it_forgets_nothing() -> None:
         assert after["runs"][0]["total"] == 50
 
 
-def test_it_ends_with_the_master() -> None:
+def test_the_dashboard_ends_with_the_master() -> None:
     with Sink() as program:
         pid = program.dashboard()
         with socket.create_connection(("127.0.0.1", program.http)) as viewer:
             viewer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert viewer.recv(99).startswith(b"HTTP/1.1 200 OK\r\n")
             os.kill(program.pid, signal.SIGKILL)
-            wait_for(lambda: title(pid) == "", "the dashboard leaves too")
+            wait_for(lambda: title(pid) == "", "the dashboard ends too")
 
 
 # Figures
 
 
-def test_figures_are_exact() -> None:
+def test_stats_are_exact_over_several_senders() -> None:
     with Sink() as program:
         program.dashboard()
         with ThreadPoolExecutor(4) as senders:
@@ -295,7 +295,7 @@ def test_figures_are_exact() -> None:
         assert 0 < last["rates"]["messages"]["60"] <= last["rates"]["messages"]["peak"] + 0.5 <= 111
 
 
-def test_a_refusal_is_no_acceptance() -> None:
+def test_a_rejected_message_is_not_counted_as_accepted() -> None:
     port = free_port()
     with Sink(f"--listen=127.0.0.1:{port},mode=bounce") as program:
         program.dashboard()
@@ -305,28 +305,28 @@ def test_a_refusal_is_no_acceptance() -> None:
         assert now["deferred"] + now["rejected"] == 20
 
 
-def test_open_connections_are_seen(sink: Sink) -> None:
+def test_open_connections_appear_in_stats_and_history(sink: Sink) -> None:
     with smtplib.SMTP("127.0.0.1", sink.port), smtplib.SMTP("127.0.0.1", sink.port):
         wait_for(lambda: figures(sink.http)["history"]["seconds"]["open"][-1] == 2, "two are open")
         assert figures(sink.http)["connections"]["open"] == 2
-    wait_for(lambda: figures(sink.http)["connections"]["open"] == 0, "all have gone")
+    wait_for(lambda: figures(sink.http)["connections"]["open"] == 0, "all connections are closed")
 
 
-def test_alive_and_ready(sink: Sink) -> None:
+def test_healthz_and_readyz_answer_200_while_workers_accept(sink: Sink) -> None:
     assert ask(sink.http, "/healthz").status == 200
     assert ask(sink.http, "/readyz").json == {"workers": 2}
 
 
-def test_not_ready_where_no_worker_accepts() -> None:
+def test_readyz_answers_503_while_no_worker_accepts() -> None:
     with Sink("--workers=1", "--drain_timeout=20") as program:
         program.dashboard()
         (worker,) = program.workers()
         with smtplib.SMTP("127.0.0.1", program.port) as client:
-            client.docmd("DATA")  # so that it cannot leave
+            client.docmd("DATA")  # so that it cannot end
             os.kill(worker, signal.SIGTERM)
             answer = wait_for(
                 lambda: (answer := ask(program.http, "/readyz")).status == 503 and answer,
-                "it does not accept",
+                "the worker does not accept",
             )
             assert answer.json == {"workers": 0}
             assert ask(program.http, "/healthz").status == 200
@@ -343,13 +343,13 @@ def promtool(text: bytes) -> None:
 
 
 def metrics(text: bytes) -> dict[str, float]:
-    """What a line says: by name and labels as they stand there."""
+    """Return the values of an exposition by name and labels."""
     lines = (line.rpartition(" ") for line in text.decode().splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
 
 
 @requires("promtool")
-def test_metrics_are_the_figures() -> None:
+def test_metrics_have_the_values_of_the_counters() -> None:
     with Sink() as program:
         program.dashboard()
         send(program.port, 7)
@@ -373,18 +373,18 @@ def test_metrics_are_the_figures() -> None:
                 {"blackhole_received_bytes_total", 'blackhole_worker_cpu_seconds_total{worker="1"}'}
                 <= {name for name, value in metrics(ask(program.http, "/metrics").body).items() if value}
             ),
-            "what is counted once a second",
+            "counters that are written once a second",
         )
 
 
-def test_openmetrics_to_who_asks_for_it(sink: Sink) -> None:
+def test_metrics_are_openmetrics_for_a_client_that_accepts_it(sink: Sink) -> None:
     answer = ask(sink.http, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert answer.body.endswith(b"# EOF\n")
 
 
 @requires("prometheus")
-def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
+def test_prometheus_scrapes_the_metrics(tmp_path: Path) -> None:
     with Sink() as program, ExitStack() as stack:
         program.dashboard()
         send(program.port, 9)
@@ -426,7 +426,7 @@ def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
 # Runs, and /wait
 
 
-def test_a_run_measures_what_came_between() -> None:
+def test_a_run_counts_what_happens_between_its_start_and_end() -> None:
     with Sink() as program:
         program.dashboard()
         send(program.port, 5)
@@ -454,7 +454,7 @@ def test_a_run_measures_what_came_between() -> None:
         assert [one["name"] for one in ask(program.http, "/runs").json] == ["first"]
 
 
-def test_the_oldest_run_that_ended_is_forgotten() -> None:
+def test_a_new_run_takes_the_place_of_the_oldest_finished_one() -> None:
     with Sink() as program:
         program.dashboard()
         for number in range(32):
@@ -475,14 +475,14 @@ def test_the_oldest_run_that_ended_is_forgotten() -> None:
         "[" * 3000, "\xff",
     ],
 )  # fmt: skip
-def test_a_run_needs_a_name(sink: Sink, body: str) -> None:
+def test_a_run_without_a_valid_name_is_refused(sink: Sink, body: str) -> None:
     answer = ask(sink.http, "/runs", "POST", body)
     assert answer.status == 400
     assert "name" in answer.json["error"]
     assert ask(sink.http, "/runs").json == []
 
 
-def test_two_runs_of_one_name_cannot_be() -> None:
+def test_a_second_run_of_the_same_name_is_refused() -> None:
     with Sink() as program:
         program.dashboard()
         name = "x" * 64
@@ -494,12 +494,12 @@ def test_two_runs_of_one_name_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/runs/none"), ("POST", "/runs/none/stop"), ("GET", "/wait?run=none")]
 )
-def test_a_run_that_there_is_not(sink: Sink, method: str, path: str) -> None:
+def test_an_unknown_run_is_not_found(sink: Sink, method: str, path: str) -> None:
     answer = ask(sink.http, path, method, "" if method == "POST" else None)
     assert (answer.status, answer.json) == (404, {"error": "There is no run none."})
 
 
-def test_wait_answers_when_they_have_come() -> None:
+def test_wait_responds_when_so_many_messages_have_arrived() -> None:
     with Sink() as program, ThreadPoolExecutor(1) as pool:
         program.dashboard()
         send(program.port, 5)
@@ -515,7 +515,7 @@ def test_wait_answers_when_they_have_come() -> None:
 
 
 def test_wait_counts_from_the_start_of_a_run() -> None:
-    """So that a script needs no second process: what came before the question counts."""
+    """A script needs no second process, because messages before the request count."""
     with Sink() as program:
         program.dashboard()
         send(program.port, 5)
@@ -526,21 +526,21 @@ def test_wait_counts_from_the_start_of_a_run() -> None:
         assert ask(program.http, "/wait?messages=3&run=it").status == 409
 
 
-def test_wait_gives_up(sink: Sink) -> None:
+def test_wait_responds_with_504_after_its_timeout(sink: Sink) -> None:
     answer = ask(sink.http, "/wait?messages=1000000&timeout=0.1")
     assert answer.status == 504
     assert answer.json["messages"] < 1000000
 
 
 @pytest.mark.parametrize("query", ["messages=0", "messages=x", "messages=nan", "timeout=-1", "timeout=1e9"])
-def test_wait_wants_sensible_numbers(sink: Sink, query: str) -> None:
+def test_wait_refuses_numbers_outside_its_limits(sink: Sink, query: str) -> None:
     answer = ask(sink.http, f"/wait?{query}")
     assert answer.status == 400
     assert re.match("(messages|timeout): expected a number from", answer.json["error"])
 
 
-def broken(port: int) -> None:
-    """A message with a bare line feed in it."""
+def send_bare_lf(port: int) -> None:
+    """Send a message that contains a bare LF."""
     with smtplib.SMTP("127.0.0.1", port) as client:
         client.ehlo("a.example.com")
         for command in ("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA"):
@@ -549,13 +549,13 @@ def broken(port: int) -> None:
         assert client.getreply()[0] == 250
 
 
-def test_a_report_is_of_all_or_of_a_run() -> None:
+def test_a_report_covers_the_time_since_the_start_or_a_run() -> None:
     with Sink() as program:
         program.dashboard()
-        broken(program.port)
+        send_bare_lf(program.port)
         post(program.http, "/runs", {"name": "it"})
         assert ask(program.http, "/runs/it/report?format=json").json["findings"] == []
-        broken(program.port)
+        send_bare_lf(program.port)
         for path, times in (("/report", 2), ("/runs/it/report", 1)):
             (found,) = ask(program.http, f"{path}?format=json").json["findings"]
             assert (found["rule"], found["count"], found["source"]) == ("bare-lf", times, "RFC 5321 2.3.8")
@@ -572,7 +572,7 @@ def test_a_report_is_of_all_or_of_a_run() -> None:
 
 
 def events(port: int, count: int) -> list[tuple[str, Any]]:
-    """The first events of a stream."""
+    """Return the first events of a stream."""
     found: list[tuple[str, Any]] = []
     with socket.create_connection(("127.0.0.1", port), timeout=20) as viewer, viewer.makefile("rb") as said:
         viewer.sendall(b"GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -586,7 +586,7 @@ def events(port: int, count: int) -> list[tuple[str, Any]]:
     return found
 
 
-def test_pages_that_are_open_or_just_closed_do_not_hold_up_the_end() -> None:
+def test_open_and_just_closed_pages_do_not_delay_the_stop() -> None:
     with Sink("--workers=1") as program, ExitStack() as stack:
         program.dashboard()
         pages = [
@@ -614,7 +614,7 @@ def test_events_come_once_a_second(sink: Sink) -> None:
     assert times == sorted(times)
 
 
-def test_only_so_many_may_look_and_one_who_does_not_read_holds_up_nobody() -> None:
+def test_viewers_are_limited_and_one_that_does_not_read_is_disconnected() -> None:
     with Sink() as program, ExitStack() as stack:
         program.dashboard()
         lazy = [stack.enter_context(socket.socket()) for _ in range(MAX_VIEWERS - 1)]
@@ -634,7 +634,7 @@ def test_only_so_many_may_look_and_one_who_does_not_read_holds_up_nobody() -> No
         wait_for(
             lambda: len(children(program.pid)) == 3 and ask(program.http, "/healthz").status == 200, "alive"
         )
-        wait_for(lambda: viewing(program.http), "who took nothing for ten seconds was sent away", timeout=40)
+        wait_for(lambda: viewing(program.http), "viewers that do not read are disconnected", timeout=40)
 
 
 def viewing(port: int) -> bool:
@@ -643,11 +643,11 @@ def viewing(port: int) -> bool:
         return viewer.recv(12) == b"HTTP/1.1 200"
 
 
-# Strangers
+# Requests from other sites, and requests that are not valid
 
 
 NAMES = ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "192.0.2.1", "sink.example.com", "{host}"]
-STRANGERS = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "example.com"]
+OTHER_NAMES = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "example.com"]
 
 
 @pytest.fixture(scope="module")
@@ -660,18 +660,18 @@ def named() -> Iterator[Sink]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_asked_by_its_name_it_answers(named: Sink, name: str) -> None:
+def test_a_request_with_an_allowed_host_is_answered(named: Sink, name: str) -> None:
     host = name.format(host=socket.gethostname())
     assert ask(named.http, "/stats.json", Host=host).status == 200
     assert ask(named.http, "/stats.json", Host=f"{host}:{named.http}").status == 200
 
 
-@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("name", OTHER_NAMES)
 @pytest.mark.parametrize(
     "path", ["/", "/stats.json", "/metrics", "/runs", "/events", "/static/page.js", "/none"]
 )
-def test_asked_by_another_name_it_does_not(named: Sink, name: str, path: str) -> None:
-    """A stranger's page may have its own name resolve to 127.0.0.1 (DNS rebinding)."""
+def test_a_request_with_another_host_is_refused(named: Sink, name: str, path: str) -> None:
+    """A page of another site could let its own name resolve to 127.0.0.1 (DNS rebinding)."""
     answer = ask(named.http, path, Host=f"{name}:{named.http}")
     assert answer.status in (400, 421)
     assert ask(named.http, "/runs", "POST", '{"name": "evil"}', Host=f"{name}:{named.http}").status in (
@@ -692,7 +692,7 @@ def test_asked_by_another_name_it_does_not(named: Sink, name: str, path: str) ->
         {"Sec_Fetch_Site": "cross-site", "Origin": "https://evil.example", "Content_Type": "text/plain"},
     ],
 )
-def test_what_another_page_posts_is_refused(sink: Sink, headers: dict[str, str]) -> None:
+def test_a_post_from_a_page_of_another_site_is_refused(sink: Sink, headers: dict[str, str]) -> None:
     assert ask(sink.http, "/runs", "POST", '{"name": "evil"}', **headers).status == 403
     assert ask(sink.http, "/runs").json == []
     assert "access-control-allow-origin" not in ask(sink.http, "/stats.json", **headers).headers
@@ -708,7 +708,9 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("method", "path", "code"), REQUESTS)
-def test_every_answer_is_safe(sink: Sink, method: str, path: str, code: int) -> None:
+def test_every_response_has_security_headers_and_no_details_of_the_server(
+    sink: Sink, method: str, path: str, code: int
+) -> None:
     answer = ask(sink.http, path, method, "" if method in ("POST", "PUT") else None)
     assert answer.status == code
     assert "server" not in answer.headers
@@ -720,7 +722,7 @@ def test_every_answer_is_safe(sink: Sink, method: str, path: str, code: int) -> 
         assert list(answer.json) == ["error"]
 
 
-def test_the_page_is_of_files_that_are_shipped(sink: Sink) -> None:
+def test_every_file_of_the_page_is_served_with_its_type_and_etag(sink: Sink) -> None:
     assert {path.name for path in STATIC.iterdir()} == {*CONTENT_TYPES, "uPlot.LICENSE"}
     for name, kind in CONTENT_TYPES.items():
         path = "/" if name == "index.html" else f"/static/{name}"
@@ -731,8 +733,8 @@ def test_the_page_is_of_files_that_are_shipped(sink: Sink) -> None:
         assert (again.status, again.body) == (304, b"")
 
 
-def test_the_page_asks_nobody_else() -> None:
-    """All its parts come from here, and nothing of it stands inline."""
+def test_the_page_has_no_inline_code_and_no_links_to_other_hosts() -> None:
+    """All parts are separate files of this server."""
     page = (STATIC / "index.html").read_text()
     assert re.findall(r"""(?:src|href)="([^"]*)\"""", page)
     assert all(link.startswith("/") for link in re.findall(r"""(?:src|href)="([^"]*)\"""", page))
@@ -754,7 +756,7 @@ def test_the_page_asks_nobody_else() -> None:
     ],
     ids=["headers", "body", "chunks", "two hosts", "no host", "SMTP", "TLS"],
 )  # fmt: skip
-def test_what_is_too_large_or_no_http_is_refused(sink: Sink, octets: bytes) -> None:
+def test_a_request_that_is_too_large_or_not_http_is_refused(sink: Sink, octets: bytes) -> None:
     said = raw(sink.http, octets)
     assert said == b"" or re.match(rb"HTTP/1\.1 4[0-9]{2} ", said)
     assert b"Server:" not in said
@@ -762,7 +764,7 @@ def test_what_is_too_large_or_no_http_is_refused(sink: Sink, octets: bytes) -> N
     assert "Traceback" not in sink.output()
 
 
-def test_who_is_slow_or_many_keeps_nobody_out_for_long() -> None:
+def test_many_slow_clients_are_disconnected_and_do_not_block_others() -> None:
     with Sink() as program, ExitStack() as stack:
         program.dashboard()
         crowd = [
@@ -772,7 +774,10 @@ def test_who_is_slow_or_many_keeps_nobody_out_for_long() -> None:
         for client in crowd:
             with suppress(ConnectionError):
                 client.sendall(b"GET / HTTP/1.1\r\nX: ")
-        wait_for(lambda: len(descriptors(*program.dashboards())) <= MAX_CONNECTIONS + 30, "no more are held")
+        wait_for(
+            lambda: len(descriptors(*program.dashboards())) <= MAX_CONNECTIONS + 30,
+            "further connections are closed",
+        )
         send(program.port, 3)
-        wait_for(lambda: reached(program.http), "the slow were sent away", timeout=40)
+        wait_for(lambda: reached(program.http), "the slow clients are disconnected", timeout=40)
         assert total(program.http) == 3
