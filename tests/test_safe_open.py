@@ -12,6 +12,8 @@ import pytest
 from blackhole.process.safe_open import open_regular
 from blackhole.settings import OperatorError
 
+pytestmark = pytest.mark.pure
+
 OBSTACLES: dict[str, Callable[[Path, Path], object]] = {
     "a symbolic link": lambda path, other: path.symlink_to(other),
     "a hard link": lambda path, other: path.hardlink_to(other),

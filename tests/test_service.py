@@ -10,6 +10,8 @@ import pytest
 from blackhole.service import CommandLine
 from blackhole.settings import OperatorError
 
+pytestmark = pytest.mark.pure
+
 
 def test_reload_reads_the_conf_file_in_the_directory_of_the_start(tmp_path: Path) -> None:
     (tmp_path / "my.conf").write_text("workers = 3\n")
