@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from blackhole.metrics.layout import EventNumbers
+from blackhole.metrics.layout import EventCells
 from blackhole.rules.evaluator import NO_ENVIRONMENT, RuleEnvironment, RuleEvaluator, RulePolicy
 from blackhole.rules.model import Rule
 from blackhole.rules.retries import RetryTracker
@@ -15,7 +15,7 @@ from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import ListenerConfig
 
-EVENT_NUMBERS = EventNumbers()
+EVENT_NUMBERS = EventCells()
 
 
 def make_policy(

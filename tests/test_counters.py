@@ -9,13 +9,13 @@ import pytest
 from program import Program, wait_for
 
 from blackhole.metrics.counters import Counters
-from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, MAX_LISTENERS, EventNumbers
+from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, MAX_LISTENERS, EventCells
 from blackhole.rules.retries import EVENTS
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
 
-NUMBERS = EventNumbers()
+NUMBERS = EventCells()
 
 
 def test_every_event_of_a_session_has_a_cell_of_its_own() -> None:

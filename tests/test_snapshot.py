@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from blackhole.metrics.counters import Counters
-from blackhole.metrics.layout import CELL_INDEX, HISTOGRAM_INDEX, EventNumbers
+from blackhole.metrics.layout import CELL_INDEX, HISTOGRAM_INDEX, EventCells
 
-NUMBERS = EventNumbers()
+NUMBERS = EventCells()
 
 
 def test_a_snapshot_adds_the_rows_of_all_processes() -> None:

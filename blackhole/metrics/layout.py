@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from blackhole.rules.retries import EVENTS
+from blackhole.rules.retries import EVENT_NUMBERS, EVENTS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
 
@@ -139,12 +139,17 @@ LAYOUT_CRC: Final = zlib.crc32(
 """Checksum of the layout, by which a reader of another version notices that cells have another meaning."""
 
 
-class EventNumbers:
+VIOLATION_NUMBERS: Final = {violation.name: number for number, violation in enumerate(VIOLATIONS)}
+
+
+class EventCells:
     """The mapping from the events of a session to the cells that count them.
 
-    A listener's engine resolves its events through it once, and emits the numbers it was given.
+    It is an `smtp.events.EventNumbers`: a listener's engine resolves its events through it once, and emits
+    the numbers it was given. No event has the number 0, which means "not counted": no greeting has the code
+    200.
 
-    >>> numbers = EventNumbers()
+    >>> numbers = EventCells()
     >>> numbers.reply("RCPT", 550) - numbers.reply("RCPT", 250)
     300
     """
@@ -160,15 +165,11 @@ class EventNumbers:
 
     def violation(self, name: str) -> int:
         """Return the number of a violation. Raises KeyError for an unknown name."""
-        return VIOLATIONS_START + VIOLATION_NUMBER[name]
+        return VIOLATIONS_START + VIOLATION_NUMBERS[name]
 
     def outcome(self, name: str) -> int:
         """Return the number of an outcome in the retry tracker's table.
 
         Raises KeyError for an unknown name.
         """
-        return OUTCOMES_START + OUTCOME_NUMBER[name]
-
-
-VIOLATION_NUMBER: Final = {violation.name: number for number, violation in enumerate(VIOLATIONS)}
-OUTCOME_NUMBER: Final = {event.name: number for number, event in enumerate(EVENTS)}
+        return OUTCOMES_START + EVENT_NUMBERS[name]

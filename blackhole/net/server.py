@@ -24,7 +24,7 @@ from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.metrics.counters import record_all
-from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, EventNumbers
+from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, EventCells
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
@@ -55,7 +55,7 @@ ACCEPT_EVENTS: Final = select.EPOLLIN | EXCLUSIVE
 
 OPEN: Final = CELL_INDEX["open"]
 
-EVENT_NUMBERS: Final = EventNumbers()
+EVENT_CELLS: Final = EventCells()
 
 YIELD_ACCEPT: Final = 0.001
 """Seconds for which a worker that has more connections than the others leaves the next one to them."""
@@ -153,7 +153,7 @@ def outside(scenario: ActiveScenario) -> RuleEnvironment:
 def rule_policy(listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> RulePolicy:
     """Return the policy of a listener: the rules of the scenario, and behind them those of its mode."""
     return RulePolicy(
-        scenario.rules, listener.mode, str(listener), Random(), outside(scenario), EVENT_NUMBERS.outcome
+        scenario.rules, listener.mode, str(listener), Random(), outside(scenario), EVENT_CELLS.outcome
     )
 
 
@@ -191,10 +191,10 @@ class SMTPServer(TCPServer):
         judging = config(settings, listener)
         self.policy = rule_policy(listener, scenario)
         self.settings: Final = settings
-        self.engine = SMTPEngine(replace(judging, limits=None), Random(), trace, self.policy, EVENT_NUMBERS)
+        self.engine = SMTPEngine(replace(judging, limits=None), Random(), trace, self.policy, EVENT_CELLS)
         """Talks to those who are trusted, or to all where nobody is judged."""
         self.judging = (
-            SMTPEngine(judging, Random(), trace, self.policy, EVENT_NUMBERS)
+            SMTPEngine(judging, Random(), trace, self.policy, EVENT_CELLS)
             if settings.limits_clients
             else self.engine
         )
@@ -260,7 +260,7 @@ class SMTPServer(TCPServer):
 
     def count(self, refusal: Reply) -> None:
         """A client heard this in place of a greeting."""
-        self.counters[EVENT_NUMBERS.reply("CONNECT", refusal.code)] += 1
+        self.counters[EVENT_CELLS.reply("CONNECT", refusal.code)] += 1
 
     def warn_limited(self, text: str, *values: object) -> None:
         """Log what may happen a thousand times a second, but not as often."""

@@ -20,7 +20,7 @@ from typing import Final
 import tornado.platform.asyncio  # noqa: F401
 
 from blackhole.metrics.counters import Counters, record
-from blackhole.metrics.layout import CELL_INDEX, EventNumbers
+from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.direct import Selector
@@ -57,7 +57,7 @@ SETS_PER_SECOND: Final = 64
 CPU: Final = CELL_INDEX["cpu_microseconds"]
 APPLIED_ORDER: Final = CELL_INDEX["applied_order"]
 ACCEPTING: Final = CELL_INDEX["accepting"]
-NEVER_RETRIED: Final = EventNumbers().violation("never-retried")
+NEVER_RETRIED: Final = EventCells().violation("never-retried")
 
 
 @dataclass(frozen=True, slots=True)

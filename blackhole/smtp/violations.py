@@ -199,6 +199,3 @@ VIOLATIONS: Final = (
     ),
 )  # fmt: skip
 """The one table."""
-
-NUMBER: Final = {rule.name: number for number, rule in enumerate(VIOLATIONS)}
-"""Name -> its place in the table."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from zlib import crc32
 
-from blackhole.metrics.layout import OUTCOMES_START, EventNumbers
+from blackhole.metrics.layout import OUTCOMES_START, EventCells
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.rules.attempt_store import Answer, Record, Slot, Update
@@ -208,7 +208,7 @@ class Harness:
         trace = (lambda session, way, line: None) if kind.traced else None
         environment = RuleEnvironment(lambda: self.now, self.attempts, self.outcomes, lambda: self.now)
         self.random_source = Random(7)
-        numbers = EventNumbers()
+        numbers = EventCells()
         policy = RulePolicy(
             kind.rules, kind.mode, "127.0.0.1:25", self.random_source, environment, numbers.outcome
         )
