@@ -10,8 +10,8 @@ import socket
 import time
 from pathlib import Path
 
+from http_api import Sink, ask
 from program import Program, descriptors, free_port, run, wait_for
-from test_web import Sink, ask
 
 from blackhole.metrics.counters import Counters
 from blackhole.store.client_log import MAX_SHOWN, SLOTS, Client, ClientLog

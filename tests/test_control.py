@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Certificate
+from http_api import Answer, Sink, ask, figures, post, raw
 from program import ROOT, run, wait_for
 from test_simulator import REFUSE, connected, outcome, refusal
-from test_web import Answer, Sink, ask, figures, post, raw
 
 from blackhole.store.control import MAX_ONE_SHOT_RULES
 from blackhole.web.control_handlers import MAX_SCENARIO, MAX_UPLOAD

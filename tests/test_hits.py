@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from engines import make_engine
+from http_api import Sink, ask, figures, post
 from program import Program, run, wait_for
 from test_report import succeeded
 from test_simulator import outcome
-from test_web import Sink, ask, figures, post
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import MAX_RULE_NAMES, RULE_HITS_START

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from external_programs import path_of, requires
+from http_api import Sink, ask, figures, post, send
 from postfix import smtp_source
 from program import wait_for
-from test_web import Sink, ask, figures, post, send
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -11,121 +10,22 @@ import smtplib
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from external_programs import requires
+from http_api import Sink, ask, figures, post, raw, reached, send, sent, total
 from program import ROOT, Program, children, descriptors, free_port, run, status, title, wait_for
 
 from blackhole.web.app import MAX_BODY, MAX_CONNECTIONS, MAX_HEADER
 from blackhole.web.base_handler import SECURITY_HEADERS
 from blackhole.web.events import MAX_VIEWERS
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
-
-TITLE = "blackhole: dashboard"
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
-    """Send one request; underscores in names of header fields become hyphens."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(
-            method, path, body, {name.replace("_", "-"): text for name, text in headers.items()}
-        )
-        answer = connection.getresponse()
-        return Answer(
-            answer.status, {name.lower(): text for name, text in answer.getheaders()}, answer.read()
-        )
-    finally:
-        connection.close()
-
-
-def figures(port: int) -> Any:
-    return ask(port, "/stats.json").json
-
-
-def post(port: int, path: str, what: object = None) -> Answer:
-    return ask(port, path, "POST", json.dumps(what))
-
-
-def total(port: int) -> int:
-    return sum(figures(port)["messages"].values())
-
-
-def send(port: int, messages: int = 1) -> None:
-    """Send messages in one session."""
-    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
-        for _ in range(messages):
-            client.sendmail("a@example.com", ["b@example.com", "c@example.com"], "Subject: x\r\n\r\nx\r\n")
-
-
-def sent(port: int) -> bool:
-    """Send a message and return whether it was accepted. It may fail while workers are replaced."""
-    try:
-        send(port)
-    except (OSError, smtplib.SMTPException):
-        return False
-    return True
-
-
-def raw(port: int, octets: bytes) -> bytes:
-    """Send octets and return everything received until the connection is closed."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-        client.sendall(octets)
-        said = b""
-        with suppress(ConnectionError):
-            while more := client.recv(65536):
-                said += more
-        return said
-
-
-class Sink(Program):
-    """The program with a dashboard."""
-
-    def __init__(self, *options: str, **more: Any) -> None:
-        self.http = free_port()
-        if not any(option.startswith("--dashboard") for option in options):
-            options = (*options, f"--dashboard=127.0.0.1:{self.http}")
-        super().__init__(*options, **more)
-
-    def __enter__(self) -> Sink:
-        super().__enter__()
-        return self
-
-    def dashboards(self) -> list[int]:
-        """Return the process ids; during a reload there may be two."""
-        return [pid for pid in children(self.pid) if title(pid) == TITLE]
-
-    def dashboard(self) -> int:
-        """Wait until the dashboard answers, and return its process id."""
-
-        def look() -> int:
-            found = self.dashboards()
-            return found[0] if len(found) == 1 and reached(self.http) else 0
-
-        return wait_for(look, "the dashboard answers")
-
-
-def reached(port: int) -> bool:
-    try:
-        return ask(port, "/healthz").status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from engines import make_engine, tracker_of
 from external_programs import path_of, requires
+from http_api import Sink, ask, post
 from postfix import QUICK_RETRIES, SENDER, Postfix, requires_postfix
 from program import Program, run, scenario_option, wait_for
-from test_web import Sink, ask, post
 
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters

@@ -1,0 +1,119 @@
+"""The program with a dashboard, and requests to its HTTP API."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import smtplib
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from program import Program, children, free_port, title, wait_for
+
+TITLE = "blackhole: dashboard"
+
+
+class Answer(NamedTuple):
+    """A response; names of header fields are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
+    """Send one request; underscores in names of header fields become hyphens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(
+            method, path, body, {name.replace("_", "-"): text for name, text in headers.items()}
+        )
+        answer = connection.getresponse()
+        return Answer(
+            answer.status, {name.lower(): text for name, text in answer.getheaders()}, answer.read()
+        )
+    finally:
+        connection.close()
+
+
+def figures(port: int) -> Any:
+    """Return /stats.json."""
+    return ask(port, "/stats.json").json
+
+
+def post(port: int, path: str, what: object = None) -> Answer:
+    """Post JSON."""
+    return ask(port, path, "POST", json.dumps(what))
+
+
+def total(port: int) -> int:
+    """Return the number of messages so far."""
+    return sum(figures(port)["messages"].values())
+
+
+def send(port: int, messages: int = 1) -> None:
+    """Send messages in one session."""
+    with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+        for _ in range(messages):
+            client.sendmail("a@example.com", ["b@example.com", "c@example.com"], "Subject: x\r\n\r\nx\r\n")
+
+
+def sent(port: int) -> bool:
+    """Send a message and return whether it was accepted. It may fail while workers are replaced."""
+    try:
+        send(port)
+    except (OSError, smtplib.SMTPException):
+        return False
+    return True
+
+
+def raw(port: int, octets: bytes) -> bytes:
+    """Send octets and return everything received until the connection is closed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(octets)
+        said = b""
+        with suppress(ConnectionError):
+            while more := client.recv(65536):
+                said += more
+        return said
+
+
+class Sink(Program):
+    """The program with a dashboard."""
+
+    def __init__(self, *options: str, **more: Any) -> None:
+        self.http = free_port()
+        if not any(option.startswith("--dashboard") for option in options):
+            options = (*options, f"--dashboard=127.0.0.1:{self.http}")
+        super().__init__(*options, **more)
+
+    def __enter__(self) -> Sink:
+        super().__enter__()
+        return self
+
+    def dashboards(self) -> list[int]:
+        """Return the process ids; during a reload there may be two."""
+        return [pid for pid in children(self.pid) if title(pid) == TITLE]
+
+    def dashboard(self) -> int:
+        """Wait until the dashboard answers, and return its process id."""
+
+        def look() -> int:
+            found = self.dashboards()
+            return found[0] if len(found) == 1 and reached(self.http) else 0
+
+        return wait_for(look, "the dashboard answers")
+
+
+def reached(port: int) -> bool:
+    """Return whether a dashboard answers at the port."""
+    try:
+        return ask(port, "/healthz").status == 200
+    except OSError:
+        return False
