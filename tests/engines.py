@@ -9,7 +9,7 @@ from typing import Any
 from blackhole.metrics.layout import EventCells
 from blackhole.rules.evaluator import NO_ENVIRONMENT, RuleEnvironment, RuleEvaluator, RulePolicy
 from blackhole.rules.model import Rule
-from blackhole.rules.retries import RetryTracker
+from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.session import Session

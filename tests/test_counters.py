@@ -10,7 +10,7 @@ from program import Program, wait_for
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, MAX_LISTENERS, EventCells
-from blackhole.rules.retries import EVENTS
+from blackhole.rules.outcomes import EVENTS
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
-from blackhole.rules.model import Condition, Decision, Rule, Window
+from blackhole.rules.model import Condition, Rule, RuleMatch, Window
 from blackhole.rules.patterns import COMPARISONS, MAX_SPANS, GlobSet, comparison
 from blackhole.rules.table import RuleTable
 
@@ -114,7 +114,7 @@ def test_what_is_found_is_what_holds(
     ]
     table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert found is None or isinstance(found, Decision)
+    assert found is None or isinstance(found, RuleMatch)
     assert (found.counter if found else 0) == (wanted or [0])[0]
     assert table.cannot_match(case) == (not wanted)
 
@@ -131,7 +131,7 @@ def test_a_rule_among_many_is_found_by_any_part_of_an_address(glob: str) -> None
     case = RuleContext()
     case.recipient = b"Bob@BULK.example.com"
     found = RuleTable(rules).find(case, Random(7))
-    assert isinstance(found, Decision) and globs[found.counter] == glob
+    assert isinstance(found, RuleMatch) and globs[found.counter] == glob
 
 
 @pytest.mark.parametrize(("at", "spoke"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])
@@ -151,7 +151,7 @@ def test_a_rule_among_many_is_found_by_the_hour(at: float, spoke: int | None) ->
     case.elapsed = at
     table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert (found.counter if isinstance(found, Decision) else found) == spoke
+    assert (found.counter if isinstance(found, RuleMatch) else found) == spoke
     assert table.cannot_match(case) == (spoke is None)
 
 
@@ -180,7 +180,7 @@ def test_a_rule_among_many_is_found_by_a_field(field: str, spoke: int | None) ->
     case.header = [field.encode()]
     table = RuleTable(rules)
     found = table.find(case, Random(7))
-    assert (found.counter if isinstance(found, Decision) else found) == spoke
+    assert (found.counter if isinstance(found, RuleMatch) else found) == spoke
     assert table.cannot_match(case) == (spoke is None)
 
 
@@ -196,7 +196,7 @@ def test_a_rule_among_many_is_found_by_a_size() -> None:
         case.size = size
         holds = [number for number, (sign, limit) in enumerate(wanted) if comparison(sign, limit)(size)]
         found = table.find(case, Random(7))
-        assert [found.counter if isinstance(found, Decision) else found] == (holds or [None])[:1]
+        assert [found.counter if isinstance(found, RuleMatch) else found] == (holds or [None])[:1]
         assert table.cannot_match(case) == (not holds)
 
 
@@ -208,7 +208,7 @@ def test_sizes_do_not_make_a_table_grow() -> None:
     case = RuleContext()
     for case.size in range(10000):
         found = table.find(case, Random(7))
-        assert (found.counter if isinstance(found, Decision) else None) == (
+        assert (found.counter if isinstance(found, RuleMatch) else None) == (
             None if case.size % 10 else case.size // 10
         )
         assert table._index is not None and table._index._sizes is not None

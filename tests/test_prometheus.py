@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.metrics.snapshot import Snapshot
-from blackhole.rules.retries import EVENTS
+from blackhole.rules.outcomes import EVENTS
 from blackhole.web import prometheus
 
 NUMBERS = EventCells()

@@ -26,17 +26,17 @@ from blackhole.net.direct import Selector
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import SETS_PER_SECOND, Worker, WorkerContext
 from blackhole.rules.evaluator import RuleEnvironment, RuleEvaluator
-from blackhole.rules.retries import (
+from blackhole.rules.message_identity import message_identity
+from blackhole.rules.outcomes import (
     DEFERRED,
     EVENTS,
-    MAX_TRACKED_RECIPIENTS,
     NEVER_RETRIED_AFTER,
     RETRY_INTERVALS,
     UNKNOWN,
     mark_if_never_retried,
-    message_identity,
     update_envelope,
 )
+from blackhole.rules.retry_tracker import MAX_TRACKED_RECIPIENTS
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import Settings
 from blackhole.smtp.session import Session

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from blackhole.rules.retries import EVENT_NUMBERS, EVENTS
+from blackhole.rules.outcomes import EVENT_NUMBERS, EVENTS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
 

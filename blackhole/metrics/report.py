@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree
 
 from blackhole.metrics.snapshot import UNCERTAIN_KEYS, Snapshot
-from blackhole.rules.retries import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.smtp.violations import LEVELS, VIOLATIONS, Violation
 
 

@@ -20,7 +20,7 @@ from blackhole.metrics.layout import (
     VIOLATIONS_START,
     Histogram,
 )
-from blackhole.rules.retries import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+from blackhole.rules.outcomes import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.client_log import Client
@@ -198,7 +198,7 @@ class Snapshot:
 
     @cached_property
     def outcomes(self) -> Mapping[str, int]:
-        """Outcomes of messages and retries, by the names of `retries.EVENTS`."""
+        """Outcomes of messages and retries, by the names of `outcomes.EVENTS`."""
         names = (event.name for event in EVENTS)
         return dict(zip(names, self.cells[OUTCOMES_START:LISTENERS_START], strict=True))
 

@@ -28,7 +28,7 @@ from blackhole.net.server import SMTPServer, address
 from blackhole.process import logs
 from blackhole.process.logs import printable
 from blackhole.process.plan import ChildContext
-from blackhole.rules.retries import OutcomeStore, mark_if_never_retried
+from blackhole.rules.outcomes import OutcomeStore, mark_if_never_retried
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.state import SessionState

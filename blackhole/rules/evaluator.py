@@ -12,7 +12,8 @@ from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswe
 from blackhole.rules.context import RuleContext
 from blackhole.rules.listener_rules import ListenerRules
 from blackhole.rules.model import Rule
-from blackhole.rules.retries import EVENTS, OutcomeStore, RetryTracker
+from blackhole.rules.outcomes import EVENTS, OutcomeStore
+from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.rules.table import RuleTable
 from blackhole.smtp import replies
 from blackhole.smtp.faults import Fault
@@ -249,7 +250,7 @@ class RuleEvaluator:
 
     # How a rule is found.
 
-    def _find(self, table: RuleTable) -> model.Decision | model.PendingDecision | None:
+    def _find(self, table: RuleTable) -> model.RuleMatch | model.PendingMatch | None:
         """Return what the table says about the context, after counting the attempt where a rule needs it."""
         context = self.context
         environment = self._policy.environment
@@ -258,7 +259,7 @@ class RuleEvaluator:
         if table.needs_attempt_count(context):
             count = environment.memory.update(context.attempt_key, context.elapsed, count_attempt)
             if isinstance(count, PendingAnswer):
-                return model.PendingDecision(count, partial(self._find_counted, table))
+                return model.PendingMatch(count, partial(self._find_counted, table))
             if count is None:
                 return self._find_counted(table, None)
             context.attempt = count
@@ -266,7 +267,7 @@ class RuleEvaluator:
 
     def _find_counted(
         self, table: RuleTable, count: int | None
-    ) -> model.Decision | model.PendingDecision | None:
+    ) -> model.RuleMatch | model.PendingMatch | None:
         """Go on with the number of the attempt; None: the store does not know it."""
         self.context.attempt = count or 1
         if count is None:
@@ -274,10 +275,10 @@ class RuleEvaluator:
         return table.find(self.context, self._policy.random_source, self._policy.environment.memory)
 
     def _decision(
-        self, session: SessionState, found: model.Decision | model.PendingDecision | None
+        self, session: SessionState, found: model.RuleMatch | model.PendingMatch | None
     ) -> Decision | PendingDecision | None:
         """Return what a session has to do to obey what was found."""
-        if isinstance(found, model.PendingDecision):
+        if isinstance(found, model.PendingMatch):
             return PendingDecision(found.answer, partial(self._resume, session, found))
         context = self.context
         if found is None:
@@ -299,7 +300,7 @@ class RuleEvaluator:
         )
 
     def _resume(
-        self, session: SessionState, pending: model.PendingDecision, answer: Any
+        self, session: SessionState, pending: model.PendingMatch, answer: Any
     ) -> Decision | PendingDecision | None:
         """Go on with the answer that was waited for; None: the store has none."""
         return self._decision(session, pending.resume(answer))

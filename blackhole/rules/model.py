@@ -151,10 +151,10 @@ class Rule:
         # The upper 53 of 64 bits: a float has no more.
         return (first >> 11) / 2**53, (second >> 11) / 2**53, (third >> 11) / 2**53, (fourth >> 11) / 2**53
 
-    def decide(self, blocked: bool | None, draws: Draws) -> Decision | None:
+    def match(self, blocked: bool | None, draws: Draws) -> RuleMatch | None:
         """Return what the limiter's answer makes the rule do; `blocked` is None where there is no answer."""
         effect = self.when_unknown if blocked is None else self.effect if blocked else None
-        return None if effect is None else Decision(effect, draws, self.counter)
+        return None if effect is None else RuleMatch(effect, draws, self.counter)
 
     def without_attempts(self) -> Rule | None:
         """Return the rule for an attempt of unknown number; None if it does not apply then."""
@@ -170,7 +170,7 @@ class Rule:
         return self.chance if self.window is None else self.chance * self.window.share(elapsed)
 
 
-class Decision(NamedTuple):
+class RuleMatch(NamedTuple):
     """The effect of the rule that applies, and what was drawn for it."""
 
     effect: Effect
@@ -179,9 +179,9 @@ class Decision(NamedTuple):
     """Number of the counter of the rule."""
 
 
-class PendingDecision(NamedTuple):
+class PendingMatch(NamedTuple):
     """A decision that waits for an answer of the store."""
 
     answer: PendingAnswer
-    resume: Callable[[Any], Decision | PendingDecision | None]
+    resume: Callable[[Any], RuleMatch | PendingMatch | None]
     """Takes the answer, or None where there is none; returns what is decided then, None for no rule."""

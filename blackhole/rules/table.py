@@ -9,7 +9,7 @@ from typing import Final
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer
 from blackhole.rules.context import RuleContext
 from blackhole.rules.index import RuleIndex
-from blackhole.rules.model import CLIENT_CONDITIONS, NO_DRAWS, Decision, Draws, PendingDecision, Rule
+from blackhole.rules.model import CLIENT_CONDITIONS, NO_DRAWS, Draws, PendingMatch, Rule, RuleMatch
 from blackhole.smtp.randomness import RandomSource
 
 Row = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, bool]
@@ -99,7 +99,7 @@ class RuleTable:
         random_source: RandomSource,
         memory: AttemptStore = NULL_STORE,
         rows: Iterator[Row] | None = None,
-    ) -> Decision | PendingDecision | None:
+    ) -> RuleMatch | PendingMatch | None:
         """Return the decision of the first rule that matches; None where none does.
 
         `rows` are those left to ask, where an answer of the store was waited for.
@@ -122,13 +122,13 @@ class RuleTable:
                 if draws[0] >= probability:
                     continue
                 if rule.limiter is None:
-                    return Decision(rule.effect, draws, rule.counter)
+                    return RuleMatch(rule.effect, draws, rule.counter)
                 blocked = rule.limiter.blocks(rule.name, context, memory)
                 if isinstance(blocked, PendingAnswer):
                     resume = partial(self._resume, rule, draws, context, random_source, memory, rows)
-                    return PendingDecision(blocked, resume)
-                if decision := rule.decide(blocked, draws):
-                    return decision
+                    return PendingMatch(blocked, resume)
+                if match := rule.match(blocked, draws):
+                    return match
         return None
 
     def _resume(
@@ -140,6 +140,6 @@ class RuleTable:
         memory: AttemptStore,
         rows: Iterator[Row],
         blocked: bool | None,
-    ) -> Decision | PendingDecision | None:
+    ) -> RuleMatch | PendingMatch | None:
         """Go on with the answer of a rule's limiter; None: the store has none."""
-        return rule.decide(blocked, draws) or self.find(context, random_source, memory, rows)
+        return rule.match(blocked, draws) or self.find(context, random_source, memory, rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore
 from blackhole.rules.model import Rule
-from blackhole.rules.retries import OutcomeStore
+from blackhole.rules.outcomes import OutcomeStore
 from blackhole.rules.scenario import Scenario
 
 if TYPE_CHECKING:

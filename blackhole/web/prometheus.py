@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from blackhole import __version__
 from blackhole.metrics.layout import CELL_INDEX, HISTOGRAMS
 from blackhole.metrics.snapshot import Snapshot
-from blackhole.rules.retries import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 
 PREFIX: Final = "blackhole_"
 

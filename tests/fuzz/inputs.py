@@ -31,7 +31,7 @@ from blackhole.net.admission import AdmissionControl
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.rules.attempt_store import Answer, Record, Slot, Update
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
-from blackhole.rules.retries import EVENTS
+from blackhole.rules.outcomes import EVENTS
 from blackhole.smtp.body_checks import ALWAYS_INSPECT
 from blackhole.smtp.command_line import MAX_AUTH_LINE, MAX_LINE
 from blackhole.smtp.engine import SMTPEngine

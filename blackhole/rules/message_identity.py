@@ -1,0 +1,40 @@
+"""The identity of a message: what tells it from others when it is sent again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Final
+
+from blackhole.smtp import header_section
+
+FIELD_VALUE: Final = rb"[ \t]*:[ \t]*(?:\r?\n[ \t]+)*(\S[^\r\n]*(?:(?:\r?\n(?=[ \t])|\r(?!\n))[^\r\n]*)*)"
+"""Matches the rest of a field after its name, folded or not, and captures a value that is not blank."""
+
+MESSAGE_ID_FIELD: Final = re.compile(
+    rb"\n(?:[Mm](?i:essage-id)" + FIELD_VALUE + rb"|[Rr](?i:esent-message-id)" + FIELD_VALUE + rb")"
+)
+"""Matches Message-ID and Resent-Message-ID.
+
+The line feed before them and the class for the first letter leave few places to try.
+"""
+
+
+def message_identity(message: bytes) -> tuple[Hashable, bool]:
+    """Return what identifies a message, and whether it does for certain, by a Message-ID.
+
+    Without one the whole header section identifies it; the result is empty if there is none. A text without
+    a blank line is all header section.
+
+    >>> message_identity(b"Message-ID: <1@a.example>\\r\\n\\r\\nHello")
+    (((b'<1@a.example>', b''),), True)
+    """
+    text = b"\n" + message[: header_section.MOST]
+    end = text.find(b"\n\r\n")
+    # Four times as fast as an expression, of two hundred octets.
+    bare = text.find(b"\n\n", 0, end if end >= 0 else len(text))
+    end = (end if bare < 0 else bare) + 1 or len(text)
+    found = MESSAGE_ID_FIELD.findall(text, 0, end)
+    if not found:
+        return text[1:end], False
+    return tuple(found), True

@@ -1,0 +1,239 @@
+"""The retry tracker: sees what becomes of the messages of a session, and which of them were sent before.
+
+A session has one where rules can refuse, defer, delay or cut off mail. Whether two messages are the same is
+certain by their Message-ID alone, so that without one no violation is counted: a client that sends the same
+text a thousand times sends a thousand messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from blackhole.rules.limiters import client_network
+from blackhole.rules.message_identity import message_identity
+from blackhole.rules.outcomes import (
+    ACCEPTED,
+    EVENT_NUMBERS,
+    FAILED,
+    REPLY_TOO_LATE,
+    UNCERTAIN_OUTCOMES,
+    UNKNOWN,
+    OutcomeStore,
+    forget_unconfirmed,
+    outcome_of,
+    resolve_late_reply,
+    update_envelope,
+    update_message,
+)
+
+if TYPE_CHECKING:
+    from blackhole.smtp.faults import Fault
+    from blackhole.smtp.state import SessionState
+
+MAX_TRACKED_RECIPIENTS: Final = 1000
+"""Recipients of a message; further ones are not tracked."""
+
+
+def unknown_address() -> str:
+    """Return no address."""
+    return ""
+
+
+class RetryTracker:
+    """Tracks the messages of one session."""
+
+    __slots__ = (
+        "_answers",
+        "_awaiting_reply",
+        "_certain",
+        "_client",
+        "_client_spoke_early",
+        "_clock",
+        "_event_numbers",
+        "_local_address",
+        "_mail_refusal",
+        "_message",
+        "_outcome",
+        "_reply_deferred",
+        "_sender",
+        "_store",
+        "_unconfirmed",
+    )
+
+    def __init__(
+        self, store: OutcomeStore, clock: Callable[[], float], client: str, event_numbers: Sequence[int]
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._client = client_network(client)
+        self._event_numbers = event_numbers
+        """Numbers of the counters of EVENTS, in their order."""
+        self._local_address = unknown_address
+        """Returns the local address that the client connected to."""
+        self._sender = b""
+        self._mail_refusal = 0
+        """Code that MAIL was refused with; 0 if it was accepted."""
+        self._answers: dict[int, int] = {}
+        """Hash of an envelope -> code of the reply to its RCPT, for the recipients of this message."""
+        self._message: Hashable = b""
+        self._certain = False
+        self._awaiting_reply = False
+        """The message was received, and its final reply has not left."""
+        self._reply_deferred = False
+        """The final reply had to wait, and it is not known yet whether it reached the client."""
+        self._client_spoke_early = False
+        """The client sent something more before that reply."""
+        self._outcome = 0
+        """Outcome of the message whose reply had to wait."""
+        self._unconfirmed: list[int] = []
+        """Hashes of the message last replied to, one for each recipient, until the client sends a command."""
+
+    def set_local_address(self, address: Callable[[], str]) -> None:
+        """Set the function that returns the local address the client connected to."""
+        self._local_address = address
+
+    def _local_address_hash(self) -> int:
+        """Return 16 bits that stand for the local address; 0 if it is unknown."""
+        address = self._local_address()
+        return (self._store.key_hash(address) & 0xFFFF or 1) if address else 0
+
+    def command_answered(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
+        """Take in the reply to a command, and the address in the command where it has one."""
+        if phase == ".":
+            return
+        if self._reply_deferred:
+            if self._client_spoke_early:
+                self._count_uncertain(state, REPLY_TOO_LATE)
+            else:
+                self._resolve()
+        self._unconfirmed.clear()
+        if phase == "RCPT":
+            self._recipient(state, address, code)
+        elif phase != "DATA":
+            if self._answers:
+                self._finish_recipients(state, ACCEPTED)
+            if phase == "MAIL":
+                self._sender, self._mail_refusal = address.lower(), code if code >= 400 else 0
+        elif code >= 400:
+            self._finish_recipients(state, outcome_of(code, None))
+
+    def _recipient(self, state: SessionState, address: bytes, code: int) -> None:
+        if len(self._answers) == MAX_TRACKED_RECIPIENTS:
+            return
+        envelope = self._store.key_hash((self._sender, address.lower()))
+        if envelope not in self._answers:  # else the list has it twice
+            # After a refused MAIL the replies to RCPT only follow from it.
+            code = self._answers[envelope] = self._mail_refusal or code
+            if code >= 400:
+                self._update_envelope(state, envelope, outcome_of(code, None))
+
+    def message_received(self, message: bytes) -> None:
+        """Take in a received message, by its beginning. Its final reply is not decided yet."""
+        self._message, self._certain = message_identity(message)
+        self._awaiting_reply = True
+
+    def reply_deferred(self, state: SessionState, early: bool) -> None:
+        """Take in that the final reply waits; `early`: the client has sent something already.
+
+        The message counts as replied to too late until the client sends a command after the reply, as it
+        may be retried before the client is known to have gone.
+        """
+        if self._awaiting_reply:
+            self._reply_deferred, self._client_spoke_early, self._outcome = True, early, REPLY_TOO_LATE
+            self._update_message(state, REPLY_TOO_LATE)
+
+    def client_spoke(self) -> None:
+        """Take in that the client sent something, or closed the connection, while the final reply waited."""
+        self._client_spoke_early = True
+
+    def reply_sent(self, state: SessionState, code: int, fault: Fault | None) -> None:
+        """Take in that the final reply has left, or as much of it as the fault let through."""
+        outcome = outcome_of(code, fault)
+        if outcome == ACCEPTED and not self._reply_deferred:
+            self._message_accepted(state)
+            return
+        if self._reply_deferred:
+            self._outcome = outcome
+        else:
+            self._update_message(state, outcome)
+        if outcome in UNCERTAIN_OUTCOMES:
+            self._count_uncertain(state, outcome)
+        self._awaiting_reply = False
+        self._finish_recipients(state, outcome)
+
+    def _message_accepted(self, state: SessionState) -> None:
+        """Record a message that was accepted, as nearly all are. A new one takes half the time."""
+        self._awaiting_reply = False
+        name, self._message = self._message, b""
+        store, now = self._store, self._clock()
+        rest: dict[int, int] = {}
+        for envelope, code in self._answers.items():
+            message = store.key_hash((envelope, self._client, name))
+            if code >= 400 or not (name and store.add(message, ACCEPTED, now)):
+                rest[envelope] = code
+                continue
+            self._unconfirmed.append(message)
+            if store.contains(envelope):
+                self._update_envelope(state, envelope, ACCEPTED)
+        self._answers = rest
+        if rest:
+            self._message = name
+            self._update_message(state, ACCEPTED)
+            self._finish_recipients(state, ACCEPTED)
+
+    def client_gone(self, state: SessionState) -> None:
+        """Take in that the connection was closed without QUIT."""
+        if self._reply_deferred:
+            self._count_uncertain(state, REPLY_TOO_LATE)
+        for message in self._unconfirmed:
+            self._store.update_hash(message, self._clock(), forget_unconfirmed)
+        self._finish_recipients(state, UNKNOWN)
+
+    def _count_uncertain(self, state: SessionState, outcome: int) -> None:
+        """Count an outcome after which the sender cannot know whether its message was accepted."""
+        state.record_event(self._event_numbers[EVENT_NUMBERS[UNCERTAIN_OUTCOMES[outcome][0]]])
+        if self._reply_deferred:
+            self._outcome = outcome
+            self._resolve()
+
+    def _resolve(self) -> None:
+        """Record the outcome of the message whose reply had to wait."""
+        self._reply_deferred = False
+        for message in self._unconfirmed:
+            self._store.update_hash(message, self._clock(), partial(resolve_late_reply, self._outcome))
+
+    def _update_message(self, state: SessionState, outcome: int) -> None:
+        """Record the outcome of the message, and count what its earlier records show."""
+        name, self._message = self._message, b""
+        if not name:
+            return
+        now, store = self._clock(), self._store
+        events: set[int] = set()
+        violations: set[str] = set()
+        for envelope, code in self._answers.items():
+            message = store.key_hash((envelope, self._client, name))
+            self._unconfirmed.append(message)
+            own_outcome = outcome if code < 400 else outcome_of(code, None)
+            change = partial(update_message, own_outcome, self._local_address_hash)
+            its_events, its_violations = store.update_hash(message, now, change)
+            events.update(its_events)
+            violations.update(its_violations)
+        for event in events:
+            state.record_event(self._event_numbers[event])
+        if self._certain:
+            for violation in sorted(violations):
+                state.record_violation(violation)
+
+    def _finish_recipients(self, state: SessionState, outcome: int) -> None:
+        """Record the outcome of the envelopes whose RCPT was accepted."""
+        failed = outcome in FAILED
+        for envelope, code in self._answers.items():
+            if code < 400 and (failed or self._store.contains(envelope)):
+                self._update_envelope(state, envelope, outcome)
+        self._answers.clear()
+
+    def _update_envelope(self, state: SessionState, envelope: int, outcome: int) -> None:
+        for event in self._store.update_hash(envelope, self._clock(), partial(update_envelope, outcome)):
+            state.record_event(self._event_numbers[event])
