@@ -16,7 +16,7 @@ import pytest
 from engines import make_engine
 from http_api import Sink, ask, figures, post
 from program import Program, run, wait_for
-from test_report import succeeded
+from test_exact_counts import replaced
 from test_simulator import outcome
 
 from blackhole.metrics.counters import Counters
@@ -185,7 +185,7 @@ def test_hits_are_exact_over_workers_that_die_and_reloads(file: Path, tmp_path: 
         settled(hits, {"nobody here": 10, "2": 10, "never": 0})
         for victim in program.workers():
             os.kill(victim, signal.SIGKILL)
-            wait_for(partial(succeeded, program, victim), "a successor")
+            wait_for(partial(replaced, program, victim), "a successor")
         outcome(program.port, "ann@example.com", "nobody@example.com")
         file.write_text(RULES.replace("never", "ever"))
         old = set(program.workers())
