@@ -111,20 +111,14 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     if request in ("help", "version"):
         return Invocation(request=request)
     action = _action(rest, argv[end + 1 :], arguments.daemon)
-    of_explain = {
-        name: getattr(arguments, name) for name in EXPLAIN_OPTIONS if getattr(arguments, name) is not None
-    }
-    if of_explain and action != "explain":
-        raise OperatorError(f"--{next(iter(of_explain))}: only for the action explain", os.EX_USAGE)
+    of_explain = _explain_options(arguments, action)
     warnings: list[str] = []
     given = _from_environment(environ, warnings) | _from_command_line(arguments)
     if conf := given.get("conf"):
         given = _from_conf_file(conf) | given
-    warnings += (
-        f"{found.where}: {BY_NAME[name].warning}"
-        for name, found in given.items()
-        if BY_NAME[name].warning and found.value
-    )
+    for name, found in given.items():
+        if BY_NAME[name].warning and found.value:
+            warnings.append(f"{found.where}: {BY_NAME[name].warning}")
     settings = _settings(given, action, environ, warnings)
     return Invocation(action, settings, request, tuple(warnings), of_explain)
 
@@ -198,6 +192,16 @@ def _action(rest: Sequence[str], last: Sequence[str], daemon: bool) -> str:
     if len(words) > 1:
         raise OperatorError(f"expected one action, not {' and '.join(words)}", os.EX_USAGE)
     return next(iter(words), "run")
+
+
+def _explain_options(arguments: argparse.Namespace, action: str) -> dict[str, str]:
+    """Return the options of explain that were given. Raises OperatorError with any other action."""
+    found = {
+        name: getattr(arguments, name) for name in EXPLAIN_OPTIONS if getattr(arguments, name) is not None
+    }
+    if found and action != "explain":
+        raise OperatorError(f"--{next(iter(found))}: only for the action explain", os.EX_USAGE)
+    return found
 
 
 def _from_command_line(arguments: argparse.Namespace) -> GivenValues:
@@ -278,10 +282,9 @@ def _default_file(environ: Mapping[str, str], of_root: str, directory: str, othe
 
 
 def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warnings: list[str]) -> Settings:
-    public = "public" in given and given["public"].value
-    by_public = {option.name: public and option.public_default for option in OPTIONS}
-    found = {option.name: option.read(by_public[option.name] or option.default) for option in OPTIONS}
-    found |= {name: one.value for name, one in given.items()}
+    """Return the settings: what was given, and defaults for everything else."""
+    defaults, public = _defaults(given)
+    found = defaults | {name: one.value for name, one in given.items()}
     found["hostname"] = found["hostname"] or own_hostname()
     if action != "run":
         found["pid"] = found["pid"] or _default_file(environ, *_PIDFILE)
@@ -290,11 +293,21 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     texts = {name: values.as_text(value) for name, value in found.items()}
     _check_tls(found, given, warnings)
     listeners, unused = _listeners(found, given)
-    origins = {name: "public" if by_public[name] else "default" for name in found}
+    origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")
     origins |= {name: one.origin for name, one in given.items()}
     origins |= {name: origins[name] + UNUSED for name in unused}
     of_settings = {field.name: found[field.name] for field in fields(Settings) if field.name in found}
     return Settings(listeners=listeners, origins=origins, texts=texts, **of_settings)
+
+
+def _defaults(given: GivenValues) -> tuple[dict[str, Any], list[str]]:
+    """Return the default of every option, and the names of those whose default --public changes."""
+    is_public = "public" in given and given["public"].value
+    public = [option.name for option in OPTIONS if is_public and option.public_default]
+    return {
+        option.name: option.read(option.public_default if option.name in public else option.default)
+        for option in OPTIONS
+    }, public
 
 
 def _check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -> None:
@@ -327,17 +340,24 @@ def _listeners(found: Mapping[str, Any], given: GivenValues) -> tuple[tuple[List
         unused.add("ssl_port")
     for item in found["listen"]:
         listeners.append(values.listener(item, mode, delay))
-        if listeners[-1].tls and not tls:
-            missing = "ssl_cert" if found["ssl"] else "ssl = yes"
-            raise given["listen"].error(f"{item}: tls needs {missing}")
-        if listeners[-1].proxy and not found["proxy_from"]:
-            raise given["listen"].error(
-                f"{item}: proxy needs proxy_from, the networks whose PROXY headers are trusted"
-            )
-    taken = set()
-    for listener in listeners:
-        if listener.port and str(listener) in taken:
-            last = next(given[name] for name in ("listen", "ssl_port", "port") if name in given)
-            raise last.error(f"{listener} is used by two listeners; change one of them")
-        taken.add(str(listener))
+        _check_listener(item, listeners[-1], found, given["listen"])
+    _check_distinct(listeners, given)
     return tuple(listeners), unused
+
+
+def _check_listener(item: str, listener: Listener, found: Mapping[str, Any], listen: GivenValue) -> None:
+    """Raise OperatorError if a listener needs another option."""
+    if listener.tls and not found["ssl_cert"]:
+        missing = "ssl_cert" if found["ssl"] else "ssl = yes"
+        raise listen.error(f"{item}: tls needs {missing}")
+    if listener.proxy and not found["proxy_from"]:
+        raise listen.error(f"{item}: proxy needs proxy_from, the networks whose PROXY headers are trusted")
+
+
+def _check_distinct(listeners: Sequence[Listener], given: GivenValues) -> None:
+    """Raise OperatorError if two listeners have the same address and port."""
+    addresses = [str(listener) for listener in listeners if listener.port]
+    for address in addresses:
+        if addresses.count(address) > 1:
+            last = next(given[name] for name in ("listen", "ssl_port", "port") if name in given)
+            raise last.error(f"{address} is used by two listeners; change one of them")

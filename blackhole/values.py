@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from blackhole.settings import MODES, DashboardAddress, Delay, Listener, RedisSettings
 
@@ -296,18 +296,30 @@ def attempt_store(text: str) -> RedisSettings:
 
     if text.lower() in ("", "local"):
         return RedisSettings()
-    wrong = ValueError("expected local, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]")
+    default = RedisSettings()
     try:
         url = urlsplit(text)
-        url_port = url.port
         query = dict(parse_qsl(url.query, strict_parsing=True) if url.query else ())
-        url_host = host(unquote(url.hostname or ""))
-    except ValueError:
-        raise wrong from None
-    database = url.path.removeprefix("/") or "0"
-    if url.scheme not in ("redis", "rediss") or url.fragment or not re.fullmatch("[0-9]{1,5}", database):
-        raise wrong
-    tls = url.scheme == "rediss"
+        server_host, server_port = host(unquote(url.hostname or "")), url.port or default.port
+        database = whole_number(0, 99999)(url.path.removeprefix("/") or "0")
+        tls = {"redis": False, "rediss": True}[url.scheme]
+        if url.fragment:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise ValueError("expected local, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]") from None
+    return RedisSettings(
+        server_host,
+        server_port,
+        database,
+        unquote(url.username or ""),
+        unquote(url.password or ""),
+        tls,
+        **_redis_query(query, tls),
+    )
+
+
+def _redis_query(query: Mapping[str, str], tls: bool) -> dict[str, Any]:
+    """Return the settings in the query of the URL of a Redis server, with their defaults."""
     if not query.keys() <= {"prefix", "timeout", *(["ca"] if tls else [])}:
         raise ValueError(
             "expected only prefix=NAME, timeout=SECONDS and, with rediss, ca=FILE after the question mark"
@@ -316,14 +328,5 @@ def attempt_store(text: str) -> RedisSettings:
     prefix = query.get("prefix", default.prefix)
     if not _KEY_PREFIX.fullmatch(prefix):
         raise expected("a prefix of 1 to 64 printable ASCII characters", prefix)
-    return RedisSettings(
-        url_host,
-        url_port or default.port,
-        int(database),
-        unquote(url.username or ""),
-        unquote(url.password or ""),
-        tls,
-        path(query.get("ca", "")),
-        prefix,
-        seconds(0.001, 10)(query.get("timeout", f"{default.timeout}")),
-    )
+    timeout = seconds(0.001, 10)(query.get("timeout", f"{default.timeout}"))
+    return {"ca": path(query.get("ca", "")), "prefix": prefix, "timeout": timeout}
