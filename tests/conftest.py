@@ -19,21 +19,23 @@ from blackhole.net.client_table import ClientTable, ClientTableView
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--bless", action="store_true", help="write what is heard into the transcripts")
+    parser.addoption(
+        "--bless", action="store_true", help="rewrite the transcripts with the replies of the server"
+    )
 
 
 def pytest_report_header() -> str | None:
-    return "BLACKHOLE_TEST_ALL=1: a skip is a failure" if everything() else None
+    return "BLACKHOLE_TEST_ALL=1: a skipped test is a failure" if skips_are_failures() else None
 
 
-def everything() -> bool:
-    """Whether a test that cannot be run here has failed: true where all that tests need was installed."""
+def skips_are_failures() -> bool:
+    """Whether this machine has everything that the tests need, so that every skip is a failure."""
     return os.environ.get("BLACKHOLE_TEST_ALL") == "1"
 
 
-def strict(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Make a skip a failure, where all tests are to be run. An expected failure is no skip."""
-    if everything() and report.skipped and not hasattr(report, "wasxfail"):
+def fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a skip a failure, unless it is an expected failure, if skips are failures here."""
+    if skips_are_failures() and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"{report.nodeid}: {reason}, with BLACKHOLE_TEST_ALL=1"
@@ -42,14 +44,14 @@ def strict(report: pytest.TestReport | pytest.CollectReport) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    strict(report)
+    fail_if_skipped(report)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    strict(report)
+    fail_if_skipped(report)
     return report
 
 
@@ -60,7 +62,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterator[Serve]:
-    """Start a service with these options; at the end it must have kept no connection and logged no fault."""
+    """Start servers with options; at the end they must have no connection and no warning in the log."""
     services = []
 
     def start(*argv: str, secure: bool = False) -> Service:

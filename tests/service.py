@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from transcript import PATIENCE
+from transcript import REPLY_TIMEOUT
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX
@@ -47,7 +47,7 @@ class Service:
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
-        assert self.ready.wait(PATIENCE)
+        assert self.ready.wait(REPLY_TIMEOUT)
 
     def run(self) -> None:
         with asyncio.Runner(loop_factory=self.selector.loop) as runner:
@@ -80,7 +80,7 @@ class Service:
         """Let the loop do it, and wait until it has."""
         done = threading.Event()
         self.loop.call_soon_threadsafe(lambda: (action(), done.set()))
-        assert done.wait(PATIENCE)
+        assert done.wait(REPLY_TIMEOUT)
 
     def open(self) -> int:
         """Connections that are open now, as the counters have it."""
@@ -88,7 +88,7 @@ class Service:
 
     def settle(self) -> None:
         """Wait until the last client is gone."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + REPLY_TIMEOUT
         while self.open() and time.monotonic() < until:
             time.sleep(0.005)
 
@@ -97,7 +97,7 @@ class Service:
         self.settle()
         left = self.open()
         self.loop.call_soon_threadsafe(self.over.set)
-        self.thread.join(PATIENCE)
+        self.thread.join(REPLY_TIMEOUT)
         assert not self.thread.is_alive()
         assert (left, len(self.server.connections)) == (0, 0)
 

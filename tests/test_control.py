@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Certificate
+from external_programs import requires
 from http_api import Answer, Sink, ask, figures, post, raw
 from program import ROOT, run, wait_for
 from test_simulator import REFUSE, connected, outcome, refusal
@@ -548,6 +549,7 @@ sys.exit(1)
 """
 
 
+@requires("curl")
 def test_the_script_in_the_documents_works(sink: Sink, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "dashboard.md").read_text()
     shown = re.search(

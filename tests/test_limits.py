@@ -18,7 +18,7 @@ from conftest import Certificate
 from engines import EVENT_NUMBERS
 from program import Program, descriptors, free_port, status, wait_for
 from service import Serve, Service
-from transcript import PATIENCE
+from transcript import REPLY_TIMEOUT
 
 from blackhole.net import connection, direct, server
 from blackhole.net.admission import AdmissionControl
@@ -32,7 +32,7 @@ SILENT = b"421 4.4.2 Timeout waiting for the client\r\n"
 
 
 def dial(address: tuple[str, int]) -> socket.socket:
-    return socket.create_connection(address, PATIENCE)
+    return socket.create_connection(address, REPLY_TIMEOUT)
 
 
 def first(client: socket.socket) -> bytes:
@@ -200,7 +200,7 @@ def test_a_client_that_reads_at_last_is_not(serve: Serve, clients: ExitStack) ->
             sent += client.send(b"HELP\r\n" * 1000)
     time.sleep(1)
     assert service.open() == 1
-    client.settimeout(PATIENCE)
+    client.settimeout(REPLY_TIMEOUT)
     threading.Timer(0.1, client.sendall, (b"\r\nQUIT\r\n",)).start()
     assert rest(client).endswith(b"221 2.0.0 Goodbye\r\n")
 
@@ -255,7 +255,7 @@ def test_a_body_that_trickles_is_given_up(serve: Serve, clients: ExitStack) -> N
     assert first(client).startswith(b"354 ")
     client.settimeout(0.1)
     heard = b""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + REPLY_TIMEOUT
     while not heard and time.monotonic() < until:
         with suppress(TimeoutError):
             client.sendall(b"x")
@@ -279,7 +279,7 @@ def test_a_session_ends_however_busy_it_is(serve: Serve, clients: ExitStack) -> 
     service = serve("--trusted=none", "--session_timeout=10")
     client = greeted(clients, service)
     heard = b""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + REPLY_TIMEOUT
     while b"421" not in heard and time.monotonic() < until:
         with suppress(ConnectionError):
             client.sendall(b"NOOP\r\n")
@@ -314,7 +314,7 @@ def test_under_stress_bodies_have_to_hurry_too(
     assert first(client).startswith(b"354 ")
     client.settimeout(0.1)
     heard = b""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + REPLY_TIMEOUT
     while not heard and time.monotonic() < until:
         with suppress(TimeoutError):
             client.sendall(b"x")

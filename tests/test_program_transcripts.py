@@ -1,4 +1,4 @@
-"""Every transcript against the real program: parsed options, a master, forked workers, real sockets."""
+"""Every transcript, played with the real program: parsed options, a master, forked workers, real sockets."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ from collections.abc import Iterator
 import pytest
 from conftest import Certificate
 from program import Program, free_port
-from transcript import Transcript, Wire, every, play
+from transcript import SocketPeer, Transcript, all_transcripts, play
 
 
-class Served(Program):
-    """The program with a transcript's options, and a port where TLS comes first if it has a certificate."""
+class ProgramOfTranscript(Program):
+    """The program with the options of a transcript, and a port with implicit TLS if it has a certificate."""
 
     def __init__(self, transcript: Transcript, certificate: Certificate) -> None:
-        self.secure = ("127.0.0.1", free_port())
-        implicit = [f"--ssl_port={self.secure[1]}"] if transcript.certified else []
-        super().__init__(*transcript.argv(certificate.cert, certificate.key), *implicit)
+        self.tls_address = ("127.0.0.1", free_port())
+        tls = [f"--ssl_port={self.tls_address[1]}"] if transcript.has_certificate else []
+        super().__init__(*transcript.argv(certificate.cert, certificate.key), *tls)
 
 
 @pytest.fixture(scope="module")
-def program(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[Served]:
-    """One program for all transcripts with the same options; it must end well."""
-    with Served(request.param, certificate) as program:
+def program(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[ProgramOfTranscript]:
+    """Start one program for all transcripts with the same options. It must stop without an error."""
+    with ProgramOfTranscript(request.param, certificate) as program:
         yield program
         assert program.stop() == 0, program.output()
         assert "Traceback" not in program.output()
 
 
-def served() -> list[object]:
-    """The transcripts, each with the first that has the same options, so that pytest groups them by that."""
+def transcripts_by_options() -> list[object]:
+    """Return each transcript with the first one of the same options, by which pytest groups the tests."""
     first: dict[tuple[str, ...], Transcript] = {}
     return [
-        pytest.param(first.setdefault((*one.options, one.scenario), one), one, id=str(one)) for one in every()
+        pytest.param(first.setdefault((*one.options, one.scenario), one), one, id=str(one))
+        for one in all_transcripts()
     ]
 
 
-@pytest.mark.parametrize(("program", "transcript"), served(), indirect=["program"], scope="module")
-def test_on_the_program(program: Served, transcript: Transcript, certificate: Certificate) -> None:
-    address = program.secure if transcript.implicit else program.address
-    with Wire(address, certificate.client) as wire:
-        play(transcript, wire)
+@pytest.mark.parametrize(
+    ("program", "transcript"), transcripts_by_options(), indirect=["program"], scope="module"
+)
+def test_program_replies_as_the_transcript_expects(
+    program: ProgramOfTranscript, transcript: Transcript, certificate: Certificate
+) -> None:
+    address = program.tls_address if transcript.implicit_tls else program.address
+    with SocketPeer(address, certificate.client) as peer:
+        play(transcript, peer)
 
 
-# What a transcript cannot say.
+# What a transcript cannot express.
 
 
 def test_listeners_have_their_own_mode_and_delay() -> None:
@@ -71,8 +76,8 @@ def test_listeners_have_their_own_mode_and_delay() -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
-def test_tls_resumes_with_any_worker(version: ssl.TLSVersion, certificate: Certificate) -> None:
-    """The key of the session tickets was made before the fork."""
+def test_tls_session_is_resumed_by_any_worker(version: ssl.TLSVersion, certificate: Certificate) -> None:
+    """The key of the session tickets is made before the fork."""
     context = ssl.create_default_context(cafile=certificate.ca)
     context.maximum_version = context.minimum_version = version
     port = free_port()
@@ -83,7 +88,7 @@ def test_tls_resumes_with_any_worker(version: ssl.TLSVersion, certificate: Certi
         for _ in range(20):
             plain = socket.create_connection(("127.0.0.1", port), 20)
             with context.wrap_socket(plain, server_hostname="mx.test", session=session) as client:
-                # TLS 1.3 sends its tickets behind the handshake, with the greeting at the latest.
+                # TLS 1.3 sends its tickets after the handshake, at the latest with the greeting.
                 assert client.recv(4096).startswith(b"220 ")
                 reused.append(client.session_reused)
                 session = client.session
@@ -91,7 +96,7 @@ def test_tls_resumes_with_any_worker(version: ssl.TLSVersion, certificate: Certi
         assert program.stop() == 0
 
 
-def test_debug_logs_every_line_and_no_line_is_forged() -> None:
+def test_debug_logs_every_line_and_no_client_can_forge_one() -> None:
     with Program("--debug", "--hostname=mx.test", "--workers=1") as program:
         with socket.create_connection(program.address, 20) as client:
             client.sendall(b"NOOP \x1b[31m\xc3\xa9 \\x00 \x7f\r\nDATA\r\nbody\r\x00\n\xff\r\n.\r\nQUIT\r\n")
@@ -99,7 +104,7 @@ def test_debug_logs_every_line_and_no_line_is_forged() -> None:
                 pass
         assert program.stop() == 0
         lines = re.findall(r"\[([0-9A-F]{10})\] (RECV|SEND): (.*)", program.output())
-    assert [(way, said) for _, way, said in lines if "queued as" not in said] == [
+    assert [(way, text) for _, way, text in lines if "queued as" not in text] == [
         ("SEND", "220 mx.test ESMTP Blackhole"),
         ("RECV", r"NOOP \x1b[31m\xc3\xa9 \\x00 \x7f"),
         ("SEND", "250 2.0.0 OK"),
@@ -112,7 +117,7 @@ def test_debug_logs_every_line_and_no_line_is_forged() -> None:
         ("RECV", "QUIT"),
         ("SEND", "221 2.0.0 Goodbye"),
     ]
-    # The transaction that was taken has another id than what follows it.
+    # The accepted transaction and what follows it have different ids.
     assert len({number for number, _, _ in lines}) == 2
-    (taken,) = (said for _, _, said in lines if "queued as" in said)
-    assert taken == f"250 2.0.0 OK: queued as {lines[0][0]}"
+    (accepted,) = (text for _, _, text in lines if "queued as" in text)
+    assert accepted == f"250 2.0.0 OK: queued as {lines[0][0]}"

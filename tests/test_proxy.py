@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import Program, free_port, run, status
 from service import Serve, Service
-from transcript import PATIENCE
+from transcript import REPLY_TIMEOUT
 
 from blackhole.net import proxy
 from blackhole.settings import OperatorError
@@ -162,7 +162,7 @@ def front(serve: Serve, *argv: str, secure: bool = False) -> Service:
 
 def heard(service: Service, said: bytes, pause: float = 0) -> bytes:
     """All that a client hears who says this."""
-    with socket.create_connection(service.address, PATIENCE) as client:
+    with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         client.sendall(said)
         time.sleep(pause)
         return until_closed(client)
@@ -188,7 +188,7 @@ def test_nothing_is_said_before_the_header(serve: Serve) -> None:
     with socket.create_connection(service.address, 0.2) as client:
         with pytest.raises(TimeoutError):
             client.recv(1)
-        client.settimeout(PATIENCE)
+        client.settimeout(REPLY_TIMEOUT)
         client.sendall(GOOD["v1"][0][:20])
         time.sleep(0.1)
         client.sendall(GOOD["v1"][0][20:])
@@ -210,7 +210,7 @@ def test_a_header_that_never_comes_is_not_waited_for(serve: Serve) -> None:
 
 def test_half_a_header_costs_no_processor_time(serve: Serve) -> None:
     service = front(serve, "--proxy_timeout=20")
-    with socket.create_connection(service.address, PATIENCE) as client:
+    with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         client.sendall(b"PRO")
         time.sleep(0.2)
         before = time.process_time()
@@ -226,7 +226,7 @@ def test_a_stranger_is_no_proxy(serve: Serve) -> None:
 def test_who_the_proxy_speaks_for_is_who_is_counted(serve: Serve) -> None:
     """The proxy is trusted, its clients are not for that."""
     service = front(serve, "--client_connections=1")
-    with socket.create_connection(service.address, PATIENCE) as first:
+    with socket.create_connection(service.address, REPLY_TIMEOUT) as first:
         first.sendall(GOOD["v1"][0])
         assert first.recv(4096).startswith(b"220 ")
         assert heard(service, GOOD["v2"][0]).startswith(b"421 4.7.0 ")
@@ -237,7 +237,7 @@ def test_who_the_proxy_speaks_for_is_who_is_counted(serve: Serve) -> None:
 def test_the_header_comes_before_tls(serve: Serve, certificate: Certificate) -> None:
     """In one segment with the ClientHello, which has to reach OpenSSL whole."""
     service = front(serve, secure=True)
-    with socket.create_connection(service.address, PATIENCE) as client:
+    with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         secure = certificate.client.wrap_bio(incoming, outgoing, server_hostname="mx.test")
         with pytest.raises(ssl.SSLWantReadError):

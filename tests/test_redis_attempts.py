@@ -24,7 +24,7 @@ from service import Serve
 from test_gates import Client
 from test_gates import attempt as attempted
 from test_server import connect, until_closed
-from transcript import PATIENCE, Transcript, Wire, every, play
+from transcript import REPLY_TIMEOUT, SocketPeer, Transcript, all_transcripts, play
 
 from blackhole import options, values
 from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Update, count_attempt
@@ -547,7 +547,7 @@ def test_errors_in_a_url_do_not_show_the_password(text: str) -> None:
 
 # Sessions that wait for Redis
 
-ASKING = [one for one in every() if one.scenario or "--mode=greylist" in one.options]
+ASKING = [one for one in all_transcripts() if one.scenario or "--mode=greylist" in one.options]
 
 
 @pytest.mark.parametrize("transcript", ASKING, ids=str)
@@ -555,9 +555,9 @@ def test_transcripts_with_rules_pass_with_redis(
     transcript: Transcript, serve: Serve, certificate: Certificate, redis: RedisServer
 ) -> None:
     argv = transcript.argv(certificate.cert, certificate.key)[1:]
-    service = serve(*argv, f"--attempt_store={redis.url()}", secure=transcript.implicit)
-    with Wire(service.address, certificate.client) as wire:
-        play(transcript, wire)
+    service = serve(*argv, f"--attempt_store={redis.url()}", secure=transcript.implicit_tls)
+    with SocketPeer(service.address, certificate.client) as peer:
+        play(transcript, peer)
 
 
 def asking(tmp_path: Path, phase: str, more: str = "") -> str:
@@ -596,7 +596,7 @@ def test_an_implicit_tls_handshake_waits_for_redis(
 ) -> None:
     service = serve(asking(tmp_path, "STARTTLS"), f"--attempt_store={redis.url()}", secure=True)
     with (
-        socket.create_connection(service.address, PATIENCE) as client,
+        socket.create_connection(service.address, REPLY_TIMEOUT) as client,
         certificate.client.wrap_socket(client, server_hostname="mx.test") as secure,
     ):
         assert secure.recv(4096).startswith(b"220 ")
@@ -607,7 +607,7 @@ def test_early_talk_is_noticed_while_the_greeting_waits_for_redis(
 ) -> None:
     service = serve(asking(tmp_path, "CONNECT"), f"--attempt_store={redis.url()}")
     with frozen(redis):
-        client = socket.create_connection(service.address, PATIENCE)
+        client = socket.create_connection(service.address, REPLY_TIMEOUT)
         time.sleep(0.2)
         client.sendall(b"QUIT\r\n")
         time.sleep(0.2)
@@ -624,7 +624,7 @@ def test_a_client_that_leaves_while_its_slot_is_queried_releases_the_slot(
     more = "[[rule]]\nthrottle = { concurrent = 1 }\nreply = '421 4.7.0 Full'\n"
     service = serve(asking(tmp_path, "EHLO", more=more), f"--attempt_store={own.url()}")
     with frozen(own):
-        client = socket.create_connection(service.address, PATIENCE)
+        client = socket.create_connection(service.address, REPLY_TIMEOUT)
         time.sleep(0.2)
         assert service.open() == 1
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -632,7 +632,7 @@ def test_a_client_that_leaves_while_its_slot_is_queried_releases_the_slot(
         service.settle()
 
     def room() -> bool:
-        with socket.create_connection(service.address, PATIENCE) as other:
+        with socket.create_connection(service.address, REPLY_TIMEOUT) as other:
             return other.recv(4096).startswith(b"220 ")
 
     wait_for(room, "the slot is free again")
@@ -854,7 +854,7 @@ def test_a_worker_stops_while_the_name_of_redis_is_resolved(tmp_path: Path) -> N
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
         address = f"127.53.{os.getpid() % 250}.{os.getpid() // 250 % 250}"
         resolver.bind((address, 53))
-        resolver.settimeout(PATIENCE)
+        resolver.settimeout(REPLY_TIMEOUT)
         conf = tmp_path / "resolv.conf"
         conf.write_text(f"nameserver {address}\noptions timeout:30\n")
         inside = f'mount --bind {conf} /etc/resolv.conf && exec "$@"'

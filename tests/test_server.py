@@ -19,38 +19,40 @@ from conftest import Certificate
 from engines import EVENT_NUMBERS
 from program import Program
 from service import Serve, Service
-from transcript import PATIENCE, PIPELINED, Transcript, Wire, every, play
+from transcript import PIPELINING_VIOLATIONS, REPLY_TIMEOUT, SocketPeer, Transcript, all_transcripts, play
 
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.smtp.state import PHASES
 
-TRANSCRIPTS = every()
+TRANSCRIPTS = all_transcripts()
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)
 def test_on_a_socket(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
-    service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=transcript.implicit)
-    with Wire(service.address, certificate.client) as wire:
-        play(transcript, wire)
+    service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=transcript.implicit_tls)
+    with SocketPeer(service.address, certificate.client) as peer:
+        play(transcript, peer)
     if transcript.violations is not None:
         service.settle()
-        wanted = Counter(rule for rule in transcript.violations if rule not in PIPELINED)
+        wanted = Counter(rule for rule in transcript.violations if rule not in PIPELINING_VIOLATIONS)
         counted = service.stats.snapshot().violations
-        assert {rule: count for rule, count in counted.items() if count and rule not in PIPELINED} == wanted
+        assert {
+            rule: count for rule, count in counted.items() if count and rule not in PIPELINING_VIOLATIONS
+        } == wanted
 
 
 @pytest.mark.parametrize("transcript", [one for one in TRANSCRIPTS if one.path.parent.name != "tls"], ids=str)
 def test_under_tls(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
     """TLS changes nothing of what is said. Those of the folder tls say themselves when it begins."""
     service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=True)
-    with Wire(service.address, certificate.client) as wire:
-        wire.secure()
-        play(transcript, wire)
+    with SocketPeer(service.address, certificate.client) as peer:
+        peer.start_tls()
+        play(transcript, peer)
 
 
 def connect(service: Service | Program) -> socket.socket:
     """A client of a plain service, greeted."""
-    client = socket.create_connection(service.address, PATIENCE)
+    client = socket.create_connection(service.address, REPLY_TIMEOUT)
     assert client.recv(4096).startswith(b"220 ")
     return client
 
@@ -146,7 +148,7 @@ def test_a_client_that_never_stops_holds_up_nobody_else(serve: Serve, flood: byt
         over.set()
         busy.shutdown(socket.SHUT_RDWR)
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(REPLY_TIMEOUT)
         busy.close()
 
 
@@ -159,7 +161,7 @@ def test_a_client_that_does_not_read_is_not_read_either(
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    client.settimeout(PATIENCE)
+    client.settimeout(REPLY_TIMEOUT)
     client.connect(service.address)
     if secure:
         client = certificate.client.wrap_socket(client, server_hostname="mx.test")
@@ -172,7 +174,7 @@ def test_a_client_that_does_not_read_is_not_read_either(
     left, heard = block[sent % 6 :] + b"QUIT\r\n", b""
     commands = sent // 6 + left.count(b"\n")
     client.settimeout(0)
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + REPLY_TIMEOUT
     while not heard.endswith(b"221 2.0.0 Goodbye\r\n") and time.monotonic() < until:
         poll = select.poll()  # select() knows no descriptor above 1023, and a test before may have left many
         poll.register(client, select.POLLIN | (select.POLLOUT if left else 0))
@@ -197,7 +199,7 @@ def test_a_client_that_gets_nothing_done_is_sent_away(serve: Serve) -> None:
     with connect(service) as client:
         client.settimeout(0.1)
         heard = b""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + REPLY_TIMEOUT
         while not heard and time.monotonic() < until:
             with suppress(TimeoutError):
                 client.sendall(b"x")
@@ -225,7 +227,7 @@ def test_a_client_that_works_is_not_sent_away(serve: Serve) -> None:
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01", b"EHLO x\r\n"], ids=["nothing", "half", "plain"])
 def test_a_handshake_that_never_ends_is_ended(serve: Serve, said: bytes) -> None:
     service = serve("--timeout=5", secure=True)
-    with socket.create_connection(service.address, PATIENCE) as client:
+    with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         client.sendall(said)
         assert b"220" not in until_closed(client)
 
@@ -267,13 +269,13 @@ def test_rude_clients_leave_nothing_behind(serve: Serve, certificate: Certificat
     before = len(os.listdir("/proc/self/fd"))
     for said in RUDE * 4:
         for linger in (struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)):
-            client: socket.socket = socket.create_connection(service.address, PATIENCE)
+            client: socket.socket = socket.create_connection(service.address, REPLY_TIMEOUT)
             if secure and said:
                 client = certificate.client.wrap_socket(client, server_hostname="mx.test")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             client.sendall(said)
             client.close()
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + REPLY_TIMEOUT
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < until:
         gc.collect()
         time.sleep(0.01)
@@ -285,7 +287,7 @@ def test_running_out_of_descriptors_is_no_catastrophe(serve: Serve, caplog: pyte
     service = serve()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with connect(service) as old, socket.socket() as new:
-        new.settimeout(PATIENCE)
+        new.settimeout(REPLY_TIMEOUT)
         used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
         spare = [os.dup(0) for _ in range(used - len(os.listdir("/proc/self/fd")))]
         try:
@@ -375,8 +377,8 @@ def test_what_was_said_is_counted(serve: Serve) -> None:
 def test_nothing_holds_up_a_reply_under_tls(serve: Serve, certificate: Certificate) -> None:
     """A greeting behind a handshake would wait 40 ms for the client's acknowledgement without it."""
     service = serve(secure=True)
-    with Wire(service.address, certificate.client) as wire:
-        wire.secure()
-        assert wire.hear() is not None
+    with SocketPeer(service.address, certificate.client) as peer:
+        peer.start_tls()
+        assert peer.read_line() is not None
         (client,) = service.server.connections
         assert client.stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

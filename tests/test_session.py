@@ -14,7 +14,16 @@ from elsewhere import Elsewhere, fetched
 from engines import EVENT_NUMBERS, make_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transcript import CONNECTED, PIPELINED, Mismatch, Transcript, bless, every, play, spelt
+from transcript import (
+    CONNECTION_VIOLATIONS,
+    PIPELINING_VIOLATIONS,
+    Mismatch,
+    Transcript,
+    all_transcripts,
+    bless,
+    play,
+    printable,
+)
 
 from blackhole import options
 from blackhole.net import server
@@ -36,25 +45,25 @@ from blackhole.store.attempts import AttemptTable
 pytestmark = pytest.mark.pure
 
 
-class Bare:
-    """A peer without a socket. Its time is simulated: a wait is noted, and over at once."""
+class SessionPeer:
+    """A session without a socket. Delays are simulated: they are counted and take no time."""
 
-    timed = True
+    simulates_time = True
 
     def __init__(self, engine: SMTPEngine, secure: bool, size: int) -> None:
         self.session = engine.session(secure)
         self.size = size
-        """Octets of a piece; 0 leaves the client's bytes whole."""
+        """The size of the pieces that the session receives; 0 leaves the data whole."""
         self.waited = 0.0
-        self.heard: list[tuple[str, float]] = []
+        self.lines: list[tuple[str, float]] = []
         self.part_of_line = b""
         if not secure:
-            self.take(fetched(self.session, self.session.greet()))
+            self.receive(fetched(self.session, self.session.greet()))
 
-    def take(self, out: bytes) -> None:
+    def receive(self, out: bytes) -> None:
         while True:
             *lines, self.part_of_line = (self.part_of_line + out).split(b"\n")
-            self.heard += [(spelt(line + b"\n"), self.waited) for line in lines]
+            self.lines += [(printable(line + b"\n"), self.waited) for line in lines]
             if self.session.next_action is not NextAction.SLEEP:
                 return
             self.waited += self.session.wait
@@ -62,75 +71,77 @@ class Bare:
 
     def send(self, data: list[bytes]) -> None:
         self.waited = 0.0
-        whole = b"".join(data)
-        size = self.size or len(whole)
-        for start in range(0, len(whole), size):
+        joined = b"".join(data)
+        size = self.size or len(joined)
+        for start in range(0, len(joined), size):
             if self.session.next_action is not NextAction.READ:
                 return
-            self.take(fetched(self.session, self.session.receive(whole[start : start + size])))
+            self.receive(fetched(self.session, self.session.receive(joined[start : start + size])))
 
-    def hear(self) -> tuple[str, float] | None:
-        return self.heard.pop(0) if self.heard else None
+    def read_line(self) -> tuple[str, float] | None:
+        return self.lines.pop(0) if self.lines else None
 
-    def part(self, size: int) -> str:
-        part, self.part_of_line = self.part_of_line[:size], self.part_of_line[size:]
-        return spelt(part)
+    def read_octets(self, size: int) -> str:
+        octets, self.part_of_line = self.part_of_line[:size], self.part_of_line[size:]
+        return printable(octets)
 
-    def closed(self) -> bool:
-        return not self.heard and not self.part_of_line and self.session.next_action is NextAction.CLOSE
+    def is_closed(self) -> bool:
+        return not self.lines and not self.part_of_line and self.session.next_action is NextAction.CLOSE
 
-    def reset(self) -> bool:
-        return not self.heard and not self.part_of_line and self.session.next_action is NextAction.RESET
+    def is_reset(self) -> bool:
+        return not self.lines and not self.part_of_line and self.session.next_action is NextAction.RESET
 
-    def silent(self) -> bool:
-        return not self.heard and not self.part_of_line and self.session.next_action is NextAction.HANG
+    def is_silent(self) -> bool:
+        return not self.lines and not self.part_of_line and self.session.next_action is NextAction.HANG
 
-    def secure(self) -> None:
+    def start_tls(self) -> None:
         if self.session.secure:
-            self.take(self.session.greet())
+            self.receive(self.session.greet())
         elif self.session.next_action is NextAction.START_TLS:
             self.session.secured()
         else:
-            raise Mismatch("the server does not want to shake hands")
+            raise Mismatch("the server does not start a TLS handshake")
 
 
-def bare(
+def session_peer(
     transcript: Transcript,
     certificate: Certificate,
     size: int,
     memory: AttemptStore | None = None,
     fast_path: bool = True,
-) -> Bare:
+) -> SessionPeer:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
-    listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit)
+    listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit_tls)
     active = ActiveScenario(Scenario(scenario.load_rules(settings.scenario)))
     outside = RuleEnvironment(memory=memory or AttemptTable(sets=64), past=AttemptTable(sets=64))
     config = replace(server.config(settings, listener), fast_path=fast_path)
     engine = make_engine(active.rules, listener.mode, str(listener), outside, config=config)
-    return Bare(engine, transcript.implicit, size)
+    return SessionPeer(engine, transcript.implicit_tls, size)
 
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "general path"])
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
-@pytest.mark.parametrize("transcript", every(), ids=str)
+@pytest.mark.parametrize("transcript", all_transcripts(), ids=str)
 def test_replies_do_not_depend_on_the_cuts(
     transcript: Transcript, size: int, fast_path: bool, certificate: Certificate, pytestconfig: pytest.Config
 ) -> None:
-    if transcript.whole:
+    if transcript.whole_segments:
         size = 0
     if pytestconfig.getoption("bless") and not size:
-        bless(transcript, bare(transcript, certificate, size))
+        bless(transcript, session_peer(transcript, certificate, size))
     else:
-        play(transcript, bare(transcript, certificate, size, fast_path=fast_path))
+        play(transcript, session_peer(transcript, certificate, size, fast_path=fast_path))
 
 
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
-@pytest.mark.parametrize("transcript", [one for one in every() if one.scenario or one.options], ids=str)
+@pytest.mark.parametrize(
+    "transcript", [one for one in all_transcripts() if one.scenario or one.options], ids=str
+)
 def test_replies_do_not_depend_on_where_the_memory_is(
     transcript: Transcript, size: int, certificate: Certificate
 ) -> None:
-    size = 0 if transcript.whole else size
-    here, there = (bare(transcript, certificate, size, memory) for memory in (None, Elsewhere()))
+    size = 0 if transcript.whole_segments else size
+    here, there = (session_peer(transcript, certificate, size, memory) for memory in (None, Elsewhere()))
     for peer in (here, there):
         play(transcript, peer)
     assert accusations(there.session) == accusations(here.session)
@@ -146,16 +157,18 @@ def accusations(session: Session) -> list[str]:
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "general path"])
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
-@pytest.mark.parametrize("transcript", [one for one in every() if one.violations is not None], ids=str)
+@pytest.mark.parametrize(
+    "transcript", [one for one in all_transcripts() if one.violations is not None], ids=str
+)
 def test_what_is_wrong_does_not_depend_on_the_cuts(
     transcript: Transcript, size: int, fast_path: bool, certificate: Certificate
 ) -> None:
-    if transcript.whole:
+    if transcript.whole_segments:
         size = 0
-    peer = bare(transcript, certificate, size, fast_path=fast_path)
+    peer = session_peer(transcript, certificate, size, fast_path=fast_path)
     play(transcript, peer)
     assert transcript.violations is not None
-    unseen = CONNECTED | PIPELINED if size else CONNECTED
+    unseen = CONNECTION_VIOLATIONS | PIPELINING_VIOLATIONS if size else CONNECTION_VIOLATIONS
     wanted = sorted(rule for rule in transcript.violations if rule not in unseen)
     assert [rule for rule in accusations(peer.session) if rule not in unseen] == wanted
 

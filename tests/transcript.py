@@ -1,8 +1,7 @@
-"""A transcript: one SMTP conversation as a text file, read, played and blessed.
+"""A transcript: one SMTP conversation as a text file, which is read, played and blessed.
 
-The marks are explained in README.md beside this file. `play` speaks to a `Peer`, so
-that the same file is played against a session without a socket, against a server on
-a real socket, and against the real program.
+README.md in this folder explains the marks. `play` plays a transcript with a `Peer`: a session without a
+socket, a server on a real socket, or the real program.
 """
 
 from __future__ import annotations
@@ -18,100 +17,100 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
-FOLDER = Path(__file__).parent / "transcripts"
+TRANSCRIPTS_FOLDER = Path(__file__).parent / "transcripts"
 
-PROPER = ("violations", "greeting", "message")
-"""Folders whose transcripts have all that a client does wrong written down."""
+FOLDERS_WITH_VIOLATIONS = ("violations", "greeting", "message")
+"""The folders whose transcripts list all violations of the client."""
 
-CONNECTED = {"early-talk", "no-quit", "hung-up-in-body", "talk-after-421"}
-"""Rules about the connection, of which a session knows nothing."""
+CONNECTION_VIOLATIONS = {"early-talk", "no-quit", "hung-up-in-body", "talk-after-421"}
+"""Violations that the connection finds; a session without a socket does not see them."""
 
-PIPELINED = {"unoffered-pipelining", "pipelined-behind-last"}
-"""Rules that are seen to be broken only where what is sent together arrives together."""
+PIPELINING_VIOLATIONS = {"unoffered-pipelining", "pipelined-behind-last"}
+"""Violations that are found only if what the client sends together arrives together."""
 
-PATIENCE = 20.0
-"""Seconds until a server that says nothing has failed; far more than a busy machine needs."""
+REPLY_TIMEOUT = 20.0
+"""Seconds that a server may take to reply, far more than a busy machine needs."""
 
-SPECIAL = re.compile(r"<(closed|reset|silence|tls|after)(?: ([0-9.]+))?>")
+SPECIAL_MARK = re.compile(r"<(closed|reset|silence|tls|after)(?: ([0-9.]+))?>")
 
 
 class Mismatch(AssertionError):
-    """The conversation went another way: file, line, what was heard and what was wanted."""
+    """The server did not reply as the transcript says. The message names the file and the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a transcript that says or hears something."""
+    """One line of a transcript that sends or expects something."""
 
     line: int
     mark: str
-    """`C` client sends, `S` server answers, `P` it answers part of a line, or the word of a special mark."""
+    """`C`: the client sends, `S`: a reply line, `P`: part of a reply line, or the word of a special mark."""
     data: bytes = b""
     """What the client sends."""
-    wanted: str = ""
-    """The reply line or part of it, or the seconds of `after`."""
+    expected: str = ""
+    """The reply line, or the part of it, or the seconds of `after`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A conversation, and the options of the server it is held with."""
+    """A conversation, and the options of the server that takes part in it."""
 
     path: Path
     options: tuple[str, ...]
     steps: tuple[Step, ...]
-    whole: bool
-    """The cut matters: each `C` mark must arrive in one piece."""
+    whole_segments: bool
+    """Whether the data of each `C` mark must arrive in one piece."""
     scenario: str = ""
-    """The text of a scenario file."""
+    """The text of the scenario file of the server."""
     violations: tuple[str, ...] | None = None
-    """What the client does wrong; None where nothing is said of it."""
+    """The violations of the client; None if the transcript does not list them."""
 
     def __str__(self) -> str:
-        return str(self.path.relative_to(FOLDER).with_suffix(""))
+        return str(self.path.relative_to(TRANSCRIPTS_FOLDER).with_suffix(""))
 
     @property
-    def implicit(self) -> bool:
-        """TLS comes before the greeting."""
+    def implicit_tls(self) -> bool:
+        """Whether the server uses implicit TLS."""
         return self.steps[0].mark == "tls"
 
     @property
-    def certified(self) -> bool:
-        """The server has a certificate, so what EHLO offers depends on TLS."""
+    def has_certificate(self) -> bool:
+        """Whether the server has a certificate, and so offers STARTTLS."""
         return any("<cert>" in option for option in self.options)
 
     def argv(self, cert: str, key: str) -> list[str]:
-        """The options as the command line has them; every server here is called mx.test."""
-        filled = [option.replace("<cert>", cert).replace("<key>", key) for option in self.options]
+        """Return the options for the command line. The name of every server is mx.test."""
+        options_given = [option.replace("<cert>", cert).replace("<key>", key) for option in self.options]
         if self.scenario:
             file = Path(cert).with_name(f"{self.path.stem}.toml")
             file.write_text(self.scenario, "utf-8")
-            filled.append(f"--scenario={file}")
-        return ["--hostname=mx.test", *filled]
+            options_given.append(f"--scenario={file}")
+        return ["--hostname=mx.test", *options_given]
 
 
-def sent(mark: str, text: str) -> bytes:
-    """The bytes of a client's line: `C:` a line, `C|` raw with escapes, `C*` repeated."""
+def octets_of(mark: str, text: str) -> bytes:
+    """Return what a client line sends: `C:` a line, `C|` octets with escapes, `C*` these repeated."""
     if mark == "C:":
         return text.encode() + b"\r\n"
     if mark == "C*":
         times, _, text = text.partition(" ")
-        return int(times) * sent("C|", text)
+        return int(times) * octets_of("C|", text)
     return text.encode("ascii").decode("unicode_escape").encode("latin-1")
 
 
-def step(number: int, mark: str, text: str) -> Step:
-    """One marked line as a `Step`."""
+def step_of(number: int, mark: str, text: str) -> Step:
+    """Return the step of a line with a mark."""
     if mark == "S|":
-        return Step(number, "P", wanted=text)
+        return Step(number, "P", expected=text)
     if mark != "S:":
-        return Step(number, "C", data=sent(mark, text))
-    if special := SPECIAL.fullmatch(text):
-        return Step(number, special[1], wanted=special[2] or "")
-    return Step(number, "S", wanted=text)
+        return Step(number, "C", data=octets_of(mark, text))
+    if special := SPECIAL_MARK.fullmatch(text):
+        return Step(number, special[1], expected=special[2] or "")
+    return Step(number, "S", expected=text)
 
 
 def read(path: Path) -> Transcript:
-    """The transcript of a file; ValueError for a line without a mark."""
+    """Read a transcript from a file. Raises ValueError for a line without a known mark."""
     options: list[str] = []
     scenario: list[str] = []
     violations: list[str] | None = None
@@ -125,80 +124,86 @@ def read(path: Path) -> Transcript:
         elif mark == "V:":
             violations = [*(violations or ()), *(rule for rule in text.split() if rule != "none")]
         elif mark in ("C:", "C|", "C*", "S:", "S|"):
-            steps.append(step(number, mark, text))
+            steps.append(step_of(number, mark, text))
         elif line and not line.startswith("#"):
-            raise ValueError(f"{path}:{number}: no mark known in {line!r}")
-    whole = "<whole>" in options
-    kept = tuple(option for option in options if option != "<whole>")
-    wrong = tuple(violations) if violations is not None else () if path.parent.name in PROPER else None
-    return Transcript(path, kept, tuple(steps), whole, "".join(scenario), wrong)
+            raise ValueError(f"{path}:{number}: unknown mark: {line!r}")
+    whole_segments = "<whole>" in options
+    server_options = tuple(option for option in options if option != "<whole>")
+    listed = violations is not None or path.parent.name in FOLDERS_WITH_VIOLATIONS
+    expected_violations = tuple(violations or ()) if listed else None
+    return Transcript(
+        path, server_options, tuple(steps), whole_segments, "".join(scenario), expected_violations
+    )
 
 
-def every() -> list[Transcript]:
-    """All transcripts, in the order of their names."""
-    return [read(path) for path in sorted(FOLDER.glob("*/*.txt"))]
+def all_transcripts() -> list[Transcript]:
+    """Return all transcripts in the order of their names."""
+    return [read(path) for path in sorted(TRANSCRIPTS_FOLDER.glob("*/*.txt"))]
 
 
-def matches(heard: str, wanted: str) -> bool:
-    """Whether a reply is what an `S:` line says: to the letter, or read as a pattern."""
-    return heard == wanted or fnmatchcase(heard, wanted.replace("...", "*"))
+def matches(received: str, expected: str) -> bool:
+    """Whether a reply is that of an `S:` line, literally or as a pattern."""
+    return received == expected or fnmatchcase(received, expected.replace("...", "*"))
 
 
 class Peer(Protocol):
-    """The other end of a conversation."""
+    """The server in a conversation."""
 
-    timed: bool
-    """Waits are noted, not spent, so a wait nobody asked for is seen."""
+    simulates_time: bool
+    """Whether delays are simulated. Then a delay or a reply that the transcript lacks is an error."""
 
     def send(self, data: list[bytes]) -> None:
-        """Send what the client says up to the next reply it waits for."""
+        """Send the data of the client up to the next reply that it waits for."""
 
-    def hear(self) -> tuple[str, float] | None:
-        """The next reply line and the seconds since the client last spoke; None when nothing comes."""
+    def read_line(self) -> tuple[str, float] | None:
+        """Return the next reply line and the seconds since the client last sent something.
 
-    def part(self, size: int) -> str:
-        """So many octets of a line, or as many as come; the rest of what comes is left."""
+        Return None if no line arrives.
+        """
 
-    def closed(self) -> bool:
-        """Nothing more is heard, because the server hung up."""
+    def read_octets(self, size: int) -> str:
+        """Return this many octets of a line, or fewer if the server closes the connection."""
 
-    def reset(self) -> bool:
-        """Nothing more is heard, because the server broke the connection off."""
+    def is_closed(self) -> bool:
+        """Whether the server closes the connection and sends nothing more."""
 
-    def silent(self) -> bool:
-        """Nothing is heard, and the connection is still there."""
+    def is_reset(self) -> bool:
+        """Whether the server resets the connection and sends nothing more."""
 
-    def secure(self) -> None:
-        """Shake hands."""
+    def is_silent(self) -> bool:
+        """Whether the server sends nothing and keeps the connection open."""
+
+    def start_tls(self) -> None:
+        """Perform a TLS handshake."""
 
 
-class Wire:
-    """A peer at the other end of a real socket, spoken to line by line."""
+class SocketPeer:
+    """A server on a real socket."""
 
-    timed = False
+    simulates_time = False
 
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext) -> None:
-        # Taken before the server can begin to wait: what is measured is never too short.
-        self.spoke = time.monotonic()
-        self.socket: socket.socket = socket.create_connection(address, PATIENCE)
+        # The server cannot begin to wait earlier, so a measured time is never too short.
+        self.last_sent = time.monotonic()
+        self.socket: socket.socket = socket.create_connection(address, REPLY_TIMEOUT)
         self.context = context
         self.buffer = b""
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> SocketPeer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
     def send(self, data: list[bytes]) -> None:
-        self.spoke = time.monotonic()
+        self.last_sent = time.monotonic()
         for piece in data:
             try:
                 self.socket.sendall(piece)
             except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-                return  # hung up in the middle of the group; the reply says why
+                return  # closed while the client was sending; the reply explains it
 
-    def hear(self) -> tuple[str, float] | None:
+    def read_line(self) -> tuple[str, float] | None:
         while b"\n" not in self.buffer:
             try:
                 data = self.socket.recv(65536)
@@ -208,15 +213,15 @@ class Wire:
                 return None
             self.buffer += data
         line, _, self.buffer = self.buffer.partition(b"\n")
-        return spelt(line + b"\n"), time.monotonic() - self.spoke
+        return printable(line + b"\n"), time.monotonic() - self.last_sent
 
-    def part(self, size: int) -> str:
+    def read_octets(self, size: int) -> str:
         while len(self.buffer) < size and (data := self.socket.recv(65536)):
             self.buffer += data
-        part, self.buffer = self.buffer[:size], self.buffer[size:]
-        return spelt(part)
+        octets, self.buffer = self.buffer[:size], self.buffer[size:]
+        return printable(octets)
 
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         try:
             return not self.buffer and not self.socket.recv(1)
         except ConnectionResetError:
@@ -224,10 +229,10 @@ class Wire:
         except TimeoutError:
             return False
 
-    def reset(self) -> bool:
-        # Under TLS the library may take a reset for an end, so this asks the socket below it.
+    def is_reset(self) -> bool:
+        # Under TLS the library may report a reset as an end, so this reads from the socket below it.
         with socket.socket(fileno=os.dup(self.socket.fileno())) as below:
-            below.settimeout(PATIENCE)
+            below.settimeout(REPLY_TIMEOUT)
             try:
                 while below.recv(65536):
                     pass
@@ -235,112 +240,114 @@ class Wire:
                 return not self.buffer
         return False
 
-    def silent(self) -> bool:
+    def is_silent(self) -> bool:
         self.socket.settimeout(0.2)
         try:
             self.socket.recv(1)
         except TimeoutError:
             return not self.buffer
         finally:
-            self.socket.settimeout(PATIENCE)
+            self.socket.settimeout(REPLY_TIMEOUT)
         return False
 
-    def secure(self) -> None:
-        self.spoke = time.monotonic()
+    def start_tls(self) -> None:
+        self.last_sent = time.monotonic()
         self.socket = self.context.wrap_socket(self.socket, server_hostname="mx.test")
 
 
-def spelt(line: bytes) -> str:
-    """A reply line without its CRLF; anything else at its end stays visible."""
+def printable(line: bytes) -> str:
+    """Return a reply line as text without its CRLF. Any other line ending stays visible."""
     return line.removesuffix(b"\r\n").decode("utf-8", "backslashreplace")
 
 
-def runs(steps: tuple[Step, ...]) -> Iterator[list[Step]]:
-    """The steps, with what the client says in one breath put together."""
-    run: list[Step] = []
-    for item in steps:
-        if run and (item.mark != "C" or run[-1].mark != "C"):
-            yield run
-            run = []
-        run.append(item)
-    yield run
+def groups(steps: tuple[Step, ...]) -> Iterator[list[Step]]:
+    """Yield steps in groups: what the client sends without waiting for a reply together, the others alone."""
+    group: list[Step] = []
+    for step in steps:
+        if group and (step.mark != "C" or group[-1].mark != "C"):
+            yield group
+            group = []
+        group.append(step)
+    yield group
 
 
 def play(transcript: Transcript, peer: Peer) -> None:
-    """Hold the conversation; raises `Mismatch` where it goes another way."""
+    """Play a transcript with a peer. Raises `Mismatch`."""
     __tracebackhide__ = True
-    late = 0.0
-    for run in runs(transcript.steps):
-        item = run[0]
-        if item.mark == "C":
-            if peer.timed and (more := peer.hear()) is not None:
-                raise mismatch(transcript, item, more, "nothing more")
-            peer.send([said.data for said in run])
-        elif item.mark == "tls":
-            peer.secure()
-        elif item.mark == "after":
-            late = float(item.wanted)
-        elif item.mark in ENDS:
-            wanted, ended = ENDS[item.mark]
-            if not ended(peer):
-                raise mismatch(transcript, item, peer.hear(), wanted)
-        elif item.mark == "P":
-            if (part := peer.part(len(item.wanted))) != item.wanted:
-                raise mismatch(transcript, item, (part, 0.0), repr(item.wanted))
+    minimum_wait = 0.0
+    for group in groups(transcript.steps):
+        first = group[0]
+        if first.mark == "C":
+            if peer.simulates_time and (extra := peer.read_line()) is not None:
+                raise mismatch(transcript, first, extra, "nothing more")
+            peer.send([step.data for step in group])
+        elif first.mark == "tls":
+            peer.start_tls()
+        elif first.mark == "after":
+            minimum_wait = float(first.expected)
+        elif first.mark in END_MARKS:
+            expected, has_ended = END_MARKS[first.mark]
+            if not has_ended(peer):
+                raise mismatch(transcript, first, peer.read_line(), expected)
+        elif first.mark == "P":
+            if (octets := peer.read_octets(len(first.expected))) != first.expected:
+                raise mismatch(transcript, first, (octets, 0.0), repr(first.expected))
         else:
-            heard = peer.hear()
-            if heard is None or not matches(heard[0], item.wanted):
-                raise mismatch(transcript, item, heard, repr(item.wanted))
-            if heard[1] < late or (peer.timed and heard[1] and not late):
-                raise mismatch(transcript, item, heard, f"it after {late:g} seconds")
-            late = 0.0
-    if peer.timed:
-        if (more := peer.hear()) is not None:
-            raise mismatch(transcript, item, more, "nothing more")
-        if item.mark not in ENDS and peer.closed():
-            raise mismatch(transcript, item, None, "the connection still open")
+            received = peer.read_line()
+            if received is None or not matches(received[0], first.expected):
+                raise mismatch(transcript, first, received, repr(first.expected))
+            if received[1] < minimum_wait or (peer.simulates_time and received[1] and not minimum_wait):
+                raise mismatch(transcript, first, received, f"it after {minimum_wait:g} seconds")
+            minimum_wait = 0.0
+    if peer.simulates_time:
+        if (extra := peer.read_line()) is not None:
+            raise mismatch(transcript, first, extra, "nothing more")
+        if first.mark not in END_MARKS and peer.is_closed():
+            raise mismatch(transcript, first, None, "the connection to stay open")
 
 
-ENDS: dict[str, tuple[str, Callable[[Peer], bool]]] = {
-    "closed": ("the connection closed", lambda peer: peer.closed()),
-    "reset": ("the connection broken off", lambda peer: peer.reset()),
-    "silence": ("nothing more, and no end", lambda peer: peer.silent()),
+END_MARKS: dict[str, tuple[str, Callable[[Peer], bool]]] = {
+    "closed": ("the connection to be closed", lambda peer: peer.is_closed()),
+    "reset": ("the connection to be reset", lambda peer: peer.is_reset()),
+    "silence": ("silence on an open connection", lambda peer: peer.is_silent()),
 }
-"""Marks of how it ends: what is wanted, and whether it is so."""
+"""The marks for the end of a conversation: what they expect, and a check of it."""
 
 
-def mismatch(transcript: Transcript, item: Step, heard: tuple[str, float] | None, wanted: str) -> Mismatch:
-    """What went wrong, in the words of whoever has to mend it."""
-    said = "nothing" if heard is None else f"{heard[0]!r} after {heard[1]:.2f} seconds"
-    return Mismatch(f"{transcript.path}:{item.line}:\n  heard  {said}\n  wanted {wanted}")
+def mismatch(
+    transcript: Transcript, first: Step, received: tuple[str, float] | None, expected: str
+) -> Mismatch:
+    """Return the exception for a step that got something else."""
+    got = "nothing" if received is None else f"{received[0]!r} after {received[1]:.2f} seconds"
+    return Mismatch(f"{transcript.path}:{first.line}:\n  got      {got}\n  expected {expected}")
 
 
 def bless(transcript: Transcript, peer: Peer) -> None:
-    """Rewrite the `S:` lines that do not match with what the peer says; the rest stays as it is."""
+    """Rewrite the `S:` lines that do not match what the peer sends. All other lines stay as they are."""
     source = transcript.path.read_text("utf-8").splitlines()
     result: list[str] = []
     done = 0
-    for run in runs(transcript.steps):
-        item = run[0]
-        if item.mark not in ("S", "after"):
-            result += rest(peer)
-        last = run[-1].line
+    for group in groups(transcript.steps):
+        first = group[0]
+        if first.mark not in ("S", "after"):
+            result += unexpected_lines(peer)
+        last = group[-1].line
         result += source[done : last - 1]
         done = last
-        if item.mark != "S":
+        if first.mark != "S":
             result.append(source[last - 1])
-        elif (heard := peer.hear()) is not None:
-            result.append(source[last - 1] if matches(heard[0], item.wanted) else f"S: {heard[0]}")
-        if item.mark == "C":
-            peer.send([said.data for said in run])
-        elif item.mark == "tls":
-            peer.secure()
-    result += rest(peer)
-    if item.mark not in ENDS and peer.closed():
+        elif (received := peer.read_line()) is not None:
+            result.append(source[last - 1] if matches(received[0], first.expected) else f"S: {received[0]}")
+        if first.mark == "C":
+            peer.send([step.data for step in group])
+        elif first.mark == "tls":
+            peer.start_tls()
+    result += unexpected_lines(peer)
+    if first.mark not in END_MARKS and peer.is_closed():
         result.append("S: <closed>")
     transcript.path.write_text("\n".join(result + source[done:]) + "\n", "utf-8")
 
 
-def rest(peer: Peer) -> list[str]:
-    """What the peer says and nobody asked for, as lines of a transcript."""
-    return [f"S: {line}" for line, _ in iter(peer.hear, None)]
+def unexpected_lines(peer: Peer) -> list[str]:
+    """Return reply lines that the transcript lacks, as its lines."""
+    return [f"S: {line}" for line, _ in iter(peer.read_line, None)]
