@@ -127,7 +127,7 @@ def config(settings: Settings, listener: Listener) -> ListenerConfig:
         starttls=bool(settings.ssl_cert) and not listener.tls,
         bare_newline=settings.bare_newline,
         limits=client_limits(settings) if settings.limits_clients else None,
-        dynamic_switch=settings.message_directives,
+        message_directives=settings.message_directives,
         auth=settings.auth != "off",
         auth_plaintext=settings.auth_plaintext,
         passwords=settings.passwords,

@@ -95,7 +95,7 @@ class UsualInput:
         self._end: Final = engine.end_of_message
         self._groups_ask: Final = any(row.asks_policy for row in (self._mail, self._rcpt, self._data))
         self._limited: Final = config.limits is not None
-        self._directives: Final = config.dynamic_switch
+        self._directives: Final = config.message_directives
         self._max_octets: Final = config.message_size_limit or UNLIMITED
 
     def answer(self, session: Session, data: bytes, /) -> bytes | None:

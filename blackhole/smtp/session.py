@@ -333,7 +333,7 @@ class Session(ReplyDelivery):
         """Return what is to be known of the body that begins at `start`."""
         config = self.engine.config
         reads_header = self.engine.policy.reads_header or (
-            config.dynamic_switch and not has_no_directives(data, start)
+            config.message_directives and not has_no_directives(data, start)
         )
         return MessageBody(
             inspector=BodyInspector(self.eightbit) if self.messages >= self.next_inspection else None,
@@ -356,7 +356,7 @@ class Session(ReplyDelivery):
         end, text, mode = self.engine.end_of_message, b"", ""
         if header is not None:
             text = header.text
-            if self.engine.config.dynamic_switch:
+            if self.engine.config.message_directives:
                 mode, self._directive_delay = parse_directives(fields(text))
         if not (mode or end.asks_policy):
             return end.do(self, NO_PARAMETERS)

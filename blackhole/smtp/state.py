@@ -64,7 +64,7 @@ class ListenerConfig:
     """How to treat lines that end with LF alone: normalize, count or reject."""
     limits: ClientLimits | None = None
     """Limits on each client; None: no limits at all."""
-    dynamic_switch: bool = False
+    message_directives: bool = False
     """Obey header fields by which a message asks for a mode or a delay."""
     auth: bool = False
     """Offer AUTH."""

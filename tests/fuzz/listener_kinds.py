@@ -338,9 +338,13 @@ LISTENER_KINDS = (
     kind("auth tls", auth=True, starttls=True, passwords=PASSWORDS, phrases=AUTH_PHRASES),
     kind("auth strict", auth=True, auth_plaintext=True, strict=True, limits=LOW_LIMITS, phrases=AUTH_PHRASES),
     kind("auth traced", auth=True, auth_plaintext=True, traced=True, phrases=AUTH_PHRASES),
-    kind("switch", dynamic_switch=True, phrases=DIRECTIVE_PHRASES),
+    kind("switch", message_directives=True, phrases=DIRECTIVE_PHRASES),
     kind(
-        "switch late", dynamic_switch=True, delay=(0.1, 0.2), bare_newline="count", phrases=DIRECTIVE_PHRASES
+        "switch late",
+        message_directives=True,
+        delay=(0.1, 0.2),
+        bare_newline="count",
+        phrases=DIRECTIVE_PHRASES,
     ),
     kind("public", admission_settings=ADMISSION_SETTINGS, phrases=MANY_COMMANDS),
     kind(
@@ -359,7 +363,7 @@ LISTENER_KINDS = (
     kind(
         "rules and switch",
         rules=rules_of("headers"),
-        dynamic_switch=True,
+        message_directives=True,
         mode="random",
         phrases=RULE_PHRASES,
     ),
@@ -384,7 +388,7 @@ def random_kind(source: Random) -> ListenerKind:
         starttls=source.random() < 0.2,
         delay=source.choice((None, None, (0.0, 0.0), (0.5, 1.5))),
         bare_newline=source.choice(("normalize", "normalize", "count", "reject")),
-        dynamic_switch=source.random() < 0.5,
+        message_directives=source.random() < 0.5,
         auth=source.random() < 0.5,
         auth_plaintext=source.random() < 0.7,
         passwords=source.choice((None, PASSWORDS)),
