@@ -44,7 +44,7 @@ def test_a_freed_row_keeps_its_counters_and_loses_its_gauges() -> None:
     counters.free_row(row)
     assert counters.allocate_row() == row
     seen = counters.snapshot()
-    assert (seen.messages["accepted"], seen.open, seen.workers) == (7, 0, ())
+    assert (seen.messages["accepted"], seen.open, seen.processes) == (7, 0, ())
     assert counters.last_heartbeat(row) == 0
     with pytest.raises(RuntimeError):
         counters.allocate_row()
@@ -69,9 +69,14 @@ def test_listeners_beyond_the_table_share_the_last_cell() -> None:
 def test_another_process_can_read_the_counters_of_a_running_server() -> None:
     with Program() as program:
         seen = wait_for(lambda: Counters.of(program.pid).snapshot(), "figures")
-        assert [worker.title for worker in seen.workers][:2] == ["blackhole: worker 1", "blackhole: worker 2"]
+        assert [worker.title for worker in seen.processes][:2] == [
+            "blackhole: worker 1",
+            "blackhole: worker 2",
+        ]
         assert list(seen.connections) == [f"127.0.0.1:{program.port}"]
-        assert sorted(worker.pid for worker in seen.workers if "worker" in worker.title) == program.workers()
+        assert (
+            sorted(worker.pid for worker in seen.processes if "worker" in worker.title) == program.workers()
+        )
         json.dumps(seen.as_dict())
 
 

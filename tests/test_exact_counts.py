@@ -74,7 +74,7 @@ def test_no_counted_message_is_lost_with_a_killed_worker(tmp_path: Path) -> None
                 sent += 1
             victim = next(
                 worker.pid
-                for worker in Counters.of(program.pid).snapshot().workers
+                for worker in Counters.of(program.pid).snapshot().processes
                 if worker.open and "worker" in worker.title
             )
             os.kill(victim, signal.SIGKILL)

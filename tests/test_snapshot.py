@@ -29,8 +29,8 @@ def test_a_snapshot_adds_the_rows_of_all_processes() -> None:
     assert seen.replies["RCPT", 550] == 10
     assert seen.commands["RCPT"] == 50
     assert "." not in seen.commands
-    assert [worker.title for worker in seen.workers] == ["blackhole: worker 0", "blackhole: worker 1"]
-    assert {worker.pid for worker in seen.workers} == {os.getpid()}
+    assert [worker.title for worker in seen.processes] == ["blackhole: worker 0", "blackhole: worker 1"]
+    assert {worker.pid for worker in seen.processes} == {os.getpid()}
 
 
 def test_the_difference_of_two_snapshots_is_what_happened_between_them() -> None:

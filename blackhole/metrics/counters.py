@@ -236,7 +236,7 @@ class Counters:
             seconds=now,
             started=self._cells[HEADER_STARTED] / 1e6,
             listeners=tuple(name for name in names if name),
-            workers=tuple(sorted(processes)),
+            processes=tuple(sorted(processes)),
             rule_counters=self._known_rules(),
             cells=tuple(totals),
             clients=None if self.client_log is None else tuple(self.client_log.clients()),

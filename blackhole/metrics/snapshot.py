@@ -112,8 +112,8 @@ class Distribution:
 class Snapshot:
     """All counters at one moment, or the difference of two snapshots: what happened between them.
 
-    In a difference, `seconds` is the time between the two; gauges (`workers`, `open`) are those of the later
-    one.
+    In a difference, `seconds` is the time between the two; gauges (`processes`, `open`) are those of the
+    later one.
     """
 
     seconds: float
@@ -121,7 +121,7 @@ class Snapshot:
     started: float
     """When the server began, in seconds since 1970."""
     listeners: tuple[str, ...]
-    workers: tuple[ProcessStatus, ...]
+    processes: tuple[ProcessStatus, ...]
     """Every live process that has a row, sorted by title."""
     rule_counters: Mapping[str, int]
     """Name of a rule -> index of the cell that counts its matches."""
@@ -135,7 +135,7 @@ class Snapshot:
             self.seconds - earlier.seconds,
             self.started,
             self.listeners,
-            self.workers,
+            self.processes,
             self.rule_counters,
             tuple(map(sub, self.cells, earlier.cells)),
         )
@@ -147,7 +147,7 @@ class Snapshot:
     @property
     def open(self) -> int:
         """Open connections."""
-        return sum(worker.open for worker in self.workers)
+        return sum(process.open for process in self.processes)
 
     @property
     def cpu(self) -> float:
@@ -274,7 +274,7 @@ class Snapshot:
             "rule_hits": self.rule_hits,
             "cpu_seconds": self.cpu,
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
-            "workers": [worker._asdict() for worker in self.workers],
+            "workers": [process._asdict() for process in self.processes],
         } | self.clients_as_dict()
 
     def clients_as_dict(self) -> dict[str, Any]:

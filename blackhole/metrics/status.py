@@ -8,7 +8,7 @@ from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 
 def workers(snapshot: Snapshot) -> list[ProcessStatus]:
     """Return the worker processes of a snapshot."""
-    return [process for process in snapshot.workers if "worker" in process.title]
+    return [process for process in snapshot.processes if "worker" in process.title]
 
 
 def as_text(snapshot: Snapshot, uptime: float) -> str:
@@ -24,7 +24,7 @@ def as_text(snapshot: Snapshot, uptime: float) -> str:
     lines += [
         f"{process.title.removeprefix('blackhole: ')}: pid {process.pid}, {process.open} open,"
         f" {process.cpu:.1f} s of CPU time"
-        for process in snapshot.workers
+        for process in snapshot.processes
     ]
     lines += client_lines(snapshot)
     return "\n".join(lines) + "\n"

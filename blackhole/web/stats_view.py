@@ -100,7 +100,7 @@ class StatsView:
 
         def snapshot(at: int, cells: Any) -> Snapshot:
             seconds = (at - run.began) / SECOND
-            return Snapshot(seconds, now.started, now.listeners, now.workers, now.rule_counters, cells)
+            return Snapshot(seconds, now.started, now.listeners, now.processes, now.rule_counters, cells)
 
         if run.ended:
             last = snapshot(run.ended, run.last)
@@ -191,11 +191,11 @@ class StatsView:
         """Return, by process, the share of one processor that it used in the last LOAD_SECONDS."""
         last = self._minute[-1]
         first = self._minute[max(0, len(self._minute) - 1 - LOAD_SECONDS)]
-        before = {worker.pid: worker.cpu for worker in first.workers}
+        before = {process.pid: process.cpu for process in first.processes}
         elapsed = last.seconds - first.seconds
         return {
             worker.pid: (worker.cpu - before[worker.pid]) / elapsed if elapsed else 0.0
-            for worker in last.workers
+            for worker in last.processes
             if worker.pid in before
         }
 

@@ -74,7 +74,7 @@ def killed_worker(trial: Trial) -> None:
                 os.kill(victim, signal.SIGSTOP)  # it must not accept between this count and its death
                 time.sleep(0.05)
                 snapshot = program.snapshot()
-                at_victims += sum(worker.open for worker in snapshot.workers if worker.pid == victim)
+                at_victims += sum(worker.open for worker in snapshot.processes if worker.pid == victim)
                 began = time.monotonic()
                 os.kill(victim, signal.SIGKILL)
                 program.wait_until_accepting(4, without=victim)
