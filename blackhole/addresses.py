@@ -34,14 +34,16 @@ class NetworkSet:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._rows: Final = [
-            (network.max_prefixlen // 8, int(network.network_address), int(network.netmask))
-            for network in map(ip_network, texts)
-        ]
+        prefixes: dict[tuple[int, int], set[int]] = {}
+        for network in map(ip_network, texts):
+            kind = network.max_prefixlen // 8, int(network.netmask)
+            prefixes.setdefault(kind, set()).add(int(network.network_address))
+        self._rows: Final = [(length, mask, numbers) for (length, mask), numbers in prefixes.items()]
+        """The length of addresses in octets, a mask, and the networks that have it."""
 
     def __contains__(self, octets: bytes) -> bool:
         number, size = int.from_bytes(octets), len(octets)
-        for length, first, mask in self._rows:  # noqa: SIM110 - any() takes twice as long
-            if number & mask == first and size == length:
+        for length, mask, numbers in self._rows:  # noqa: SIM110 - any() takes twice as long
+            if number & mask in numbers and size == length:
                 return True
         return False

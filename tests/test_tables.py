@@ -11,7 +11,7 @@ from transcript import END_MARKS, TRANSCRIPTS_FOLDER, Transcript, all_transcript
 
 from blackhole import settings
 from blackhole.option_table import OPTIONS, Option
-from blackhole.rules.modes import MODES
+from blackhole.rules.modes import MODE_RULES
 from blackhole.smtp import commands, extensions, replies
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES, ListenerConfig
@@ -162,7 +162,7 @@ def test_every_parameter_of_rcpt_is_accepted_and_rejected_in_transcripts(paramet
 
 
 def test_modes_of_the_option_are_those_of_the_engine() -> None:
-    assert set(settings.MODES) == set(MODES)
+    assert set(settings.MODES) == set(MODE_RULES)
 
 
 @pytest.mark.parametrize("mode", settings.MODES)

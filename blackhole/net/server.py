@@ -31,7 +31,7 @@ from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import RECEIVED, Connection
 from blackhole.net.direct import DirectStream, Selector
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
-from blackhole.rules.modes import MODES
+from blackhole.rules.modes import MODE_RULES
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
@@ -136,7 +136,7 @@ def config(settings: Settings, listener: Listener) -> ListenerConfig:
 
 def remembers(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Whether a rule of one of them needs a memory of attempts."""
-    rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
+    rules = chain(scenario.rules, *(MODE_RULES[listener.mode] for listener in listeners))
     return any(rule.needs_store for rule in rules)
 
 
@@ -159,7 +159,7 @@ def rule_policy(listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> R
 
 def watches(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Whether it has to be known of one of them what became of messages."""
-    rules = chain(scenario.rules, *(MODES[listener.mode] for listener in listeners))
+    rules = chain(scenario.rules, *(MODE_RULES[listener.mode] for listener in listeners))
     return any(rule.may_refuse for rule in rules)
 
 

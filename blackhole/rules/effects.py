@@ -27,7 +27,11 @@ MAX_REPLY_LINE: Final = 500
 
 
 class Template:
-    """A reply with blanks for what is known of a context: {client}, {helo}, {sender}, {recipient}, {id}."""
+    """A reply with placeholders: {client}, {helo}, {sender}, {recipient}, {id}.
+
+    >>> Template(421, "4.7.0", "Too many from {client}").fill(RuleContext(client="192.0.2.1")).lines
+    ('Too many from 192.0.2.1',)
+    """
 
     __slots__ = ("code", "enhanced", "lines")
 

@@ -22,8 +22,7 @@ FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
         )
     }
 )
-"""What may stand behind `next_action`. The first three come in place of the command: it is not done, and
-the rule's own reply, where it has one, leaves before them. With the others the command is done."""
-
+"""Value of `then` -> fault."""
 
 REPLACES_COMMAND: Final = frozenset(("close", "reset", "stall"))
+"""Faults that replace the command: it is not done, and a reply of the rule leaves before them."""

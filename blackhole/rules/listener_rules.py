@@ -7,7 +7,7 @@ from typing import Final
 
 from blackhole.rules.context import RuleContext
 from blackhole.rules.model import CLIENT_CONDITIONS, Rule
-from blackhole.rules.modes import MODES
+from blackhole.rules.modes import MODE_RULES
 from blackhole.rules.table import RuleTable
 
 Tables = Mapping[str, RuleTable]
@@ -28,14 +28,14 @@ class ListenerRules:
         context = RuleContext(listener)
         self.rules: Final = tuple(
             rule
-            for rule in (*rules, *MODES[mode])
+            for rule in (*rules, *MODE_RULES[mode])
             if all(condition.matches(context) for condition in rule.conditions if condition.key == "listener")
         )
         self.listener: Final = listener
         self.phases: Final = frozenset(phase for rule in self.rules for phase in rule.phases)
         """Phases that have a rule."""
         keys = {condition.key for rule in self.rules for condition in rule.conditions}
-        self.keeps_context: Final = len(self.rules) > len(MODES[mode]) or any(
+        self.keeps_context: Final = len(self.rules) > len(MODE_RULES[mode]) or any(
             rule.limiter for rule in self.rules
         )
         """Whether rules look at what earlier commands said."""

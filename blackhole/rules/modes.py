@@ -13,12 +13,10 @@ from blackhole.smtp.replies import BOUNCES, CODES, Reply
 
 GREYLISTED: Final = Reply(450, "4.7.1", "Greylisted, try again later")
 
-
 DEFAULT_GREYLIST: Final = Greylist(300, 2 * 86400)
 """Five minutes to two days, as postgrey has it."""
 
-
-MODES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
+MODE_RULES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
     {
         "accept": (),
         "bounce": (Rule(frozenset("."), Effect(BOUNCES)),),
@@ -30,3 +28,4 @@ MODES: Final[Mapping[str, tuple[Rule, ...]]] = MappingProxyType(
         "offline": (Rule(frozenset(("CONNECT",)), Effect((CODES[521],))),),
     }
 )
+"""Mode -> its rules."""

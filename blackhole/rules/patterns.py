@@ -1,4 +1,4 @@
-"""Patterns that conditions compare with: globs, networks and sizes, and indexes over many of them.
+"""Patterns that conditions compare with: globs and sizes, and indexes over many of them.
 
 Operators write globs, not regular expressions, so that no pattern can backtrack: a glob becomes an
 expression of atomic groups, each of which is tried at one place only.
@@ -6,7 +6,6 @@ expression of atomic groups, each of which is tried at one place only.
 
 from __future__ import annotations
 
-import ipaddress
 import operator
 import re
 from bisect import bisect_right
@@ -15,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Final
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LITERAL: Final = re.compile(r"\*@[^*?@]*|[^*?]*")
 """Matches a glob that needs no expression: a literal text, or all addresses of one domain."""
@@ -143,32 +140,6 @@ class GlobIndex:
 def ngrams(text: bytes) -> list[bytes]:
     """Return all parts of NGRAM_LENGTH octets."""
     return [text[start : start + NGRAM_LENGTH] for start in range(len(text) - NGRAM_LENGTH + 1)]
-
-
-class Networks:
-    """Any of some networks. An IPv4 address in IPv6 clothes (::ffff:192.0.2.1) is an IPv4 address."""
-
-    __slots__ = ("_by_size",)
-
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self._by_size: Final[dict[tuple[int, int], set[int]]] = {}
-        for network in networks:
-            shift = network.max_prefixlen - network.prefixlen
-            found = self._by_size.setdefault((network.version, shift), set())
-            found.add(int(network.network_address) >> shift)
-
-    def match(self, client: str) -> bool:
-        """Whether the address lies in one of them. What is no address, as of a UNIX socket, lies in none."""
-        try:
-            address = ipaddress.ip_address(client.partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        version, number = address.version, int(address)
-        return any(
-            version == of and number >> shift in numbers for (of, shift), numbers in self._by_size.items()
-        )
 
 
 COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = MappingProxyType(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.rules.context import RuleContext
-from blackhole.rules.patterns import Comparison, GlobSet, Networks
+from blackhole.rules.patterns import Comparison, GlobSet
 from blackhole.rules.value_readers import (
     read_certificate,
     read_chance,
@@ -41,8 +42,8 @@ def _listener_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.listener.encode()), None
 
 
-def _client_matcher(networks: Networks) -> Matcher:
-    return lambda context: networks.match(context.client), None
+def _client_matcher(networks: NetworkSet) -> Matcher:
+    return lambda context: to_bytes(context.client) in networks, None
 
 
 def _tls_matcher(wanted: bool) -> Matcher:

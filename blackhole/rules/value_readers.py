@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Any, Final
 
+from blackhole.addresses import NetworkSet
 from blackhole.rules.delays import MAX_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
 from blackhole.rules.faults import FAULTS
 from blackhole.rules.limiters import QUOTA_OWNERS, ConcurrencyLimit, Greylist, RateLimit
 from blackhole.rules.modes import DEFAULT_GREYLIST
-from blackhole.rules.patterns import Comparison, GlobSet, Networks, comparison
+from blackhole.rules.patterns import Comparison, GlobSet, comparison
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
@@ -140,14 +141,15 @@ def read_header(value: Any) -> GlobSet:
     return read_globs(globs)
 
 
-def read_networks(value: Any) -> Networks:
+def read_networks(value: Any) -> NetworkSet:
+    """Read addresses and networks; bits after the prefix are ignored."""
     networks = []
     for text in read_texts(value):
         try:
-            networks.append(ip_network(text, strict=False))
+            networks.append(str(ip_network(text, strict=False)))
         except ValueError:
             raise expected("an address or a network, as 192.0.2.0/24", text) from None
-    return Networks(networks)
+    return NetworkSet(networks)
 
 
 def read_zone(value: Any) -> str:

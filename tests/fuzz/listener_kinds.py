@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from blackhole.net.admission import client_limits
 from blackhole.rules.model import Rule
-from blackhole.rules.modes import MODES
+from blackhole.rules.modes import MODE_RULES
 from blackhole.rules.scenario import load_rules, profiles
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import Settings
@@ -273,7 +273,7 @@ class ListenerKind(NamedTuple):
     def remembers_clients(self) -> bool:
         """Whether a client that returns may get other replies."""
         conditions = [condition.key for rule in self.rules for condition in rule.conditions]
-        limiters = [rule.limiter for rule in (*self.rules, *MODES[self.mode])]
+        limiters = [rule.limiter for rule in (*self.rules, *MODE_RULES[self.mode])]
         return any(limiters) or "attempt" in conditions
 
     @property
@@ -382,7 +382,7 @@ def random_kind(source: Random) -> ListenerKind:
         "mixed",
         phrases=AUTH_PHRASES[::3] + RULE_PHRASES[::2],
         admission_settings=admission_settings,
-        mode=source.choice([*MODES]),
+        mode=source.choice([*MODE_RULES]),
         message_size_limit=source.choice((0, 0, 40, 1000)),
         strict=source.random() < 0.2,
         starttls=source.random() < 0.2,
