@@ -188,7 +188,11 @@ class RuleEvaluator:
         if table is None:
             return None
         context.phase = phase
-        return self._decision(session, self._find(table))
+        found = self._find(table)
+        if found is None:
+            context.header = ()
+            return None
+        return self._decision(session, found)
 
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         """Take note of the reply to the command that was decided on last."""
@@ -256,7 +260,7 @@ class RuleEvaluator:
         environment = self._policy.environment
         if table.reads_clock:
             context.elapsed = environment.clock()
-        if table.needs_attempt_count(context):
+        if table.counts_attempts and table.needs_attempt_count(context):
             count = environment.memory.update(context.attempt_key, context.elapsed, count_attempt)
             if isinstance(count, PendingAnswer):
                 return model.PendingMatch(count, partial(self._find_counted, table))
@@ -275,15 +279,12 @@ class RuleEvaluator:
         return table.find(self.context, self._policy.random_source, self._policy.environment.memory)
 
     def _decision(
-        self, session: SessionState, found: model.RuleMatch | model.PendingMatch | None
-    ) -> Decision | PendingDecision | None:
+        self, session: SessionState, found: model.RuleMatch | model.PendingMatch
+    ) -> Decision | PendingDecision:
         """Return what a session has to do to obey what was found."""
         if isinstance(found, model.PendingMatch):
             return PendingDecision(found.answer, partial(self._resume, session, found))
         context = self.context
-        if found is None:
-            context.header = ()
-            return None
         effect, draws, counter = found
         context.id = session.id
         reply = effect.choose_reply(draws[1], context)
@@ -303,4 +304,8 @@ class RuleEvaluator:
         self, session: SessionState, pending: model.PendingMatch, answer: Any
     ) -> Decision | PendingDecision | None:
         """Go on with the answer that was waited for; None: the store has none."""
-        return self._decision(session, pending.resume(answer))
+        found = pending.resume(answer)
+        if found is None:
+            self.context.header = ()
+            return None
+        return self._decision(session, found)

@@ -150,10 +150,10 @@ class RetryTracker:
 
     def reply_sent(self, state: SessionState, code: int, fault: Fault | None) -> None:
         """Take in that the final reply has left, or as much of it as the fault let through."""
-        outcome = outcome_of(code, fault)
-        if outcome == ACCEPTED and not self._reply_deferred:
+        if code < 400 and fault is None and not self._reply_deferred:
             self._message_accepted(state)
             return
+        outcome = outcome_of(code, fault)
         if self._reply_deferred:
             self._outcome = outcome
         else:

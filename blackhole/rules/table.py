@@ -40,7 +40,7 @@ class RuleTable:
         )
         """Without those on the number of the attempt; the third column tells whether the rule needs it."""
         self._without_attempts: RuleTable | None = None
-        self._counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
+        self.counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
         self._attempt_dependent: Final = any(
             rule.needs_attempt_count and not rule.depends_only_on_envelope for rule in rules
         )
@@ -77,7 +77,7 @@ class RuleTable:
         envelope, which those rules never see.
         """
         return self._attempt_dependent or (
-            self._counts_attempts
+            self.counts_attempts
             and any(
                 needs_count and all(matches(context) for matches in conditions)
                 for conditions, _, needs_count in self._candidates(context, self._rows_without_attempts)

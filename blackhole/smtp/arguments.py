@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.auth import BY_NAME, Credentials, Exchange, challenge, decoded
@@ -19,13 +19,19 @@ from blackhole.smtp.state import GREETED, Checks, SessionState
 ArgumentReader = Callable[[SessionState, bytes], Any]
 
 
-class Mailbox(NamedTuple):
+NONE: Final[Mapping[bytes, bytes]] = MappingProxyType({})
+
+
+class Mailbox:
     """The argument of MAIL or RCPT: an address and ESMTP parameters (RFC 5321 4.1.1.2, 4.1.1.3)."""
 
-    address: bytes
-    """Without its brackets; empty for the null reverse-path."""
-    parameters: Mapping[bytes, bytes] = MappingProxyType({})
-    """Values by upper-case name; the value of a parameter without one is empty."""
+    __slots__ = ("address", "parameters")
+
+    def __init__(self, address: bytes, parameters: Mapping[bytes, bytes] = NONE) -> None:
+        self.address: Final = address
+        """Without its brackets; empty for the null reverse-path."""
+        self.parameters: Final = parameters
+        """Values by upper-case name; a parameter without a value has an empty one."""
 
 
 NO_PARAMETERS: Final = Mailbox(b"")

@@ -46,15 +46,13 @@ def exceeds_standard(line: bytes) -> bool:
     return len(line) > STANDARD_LINE + (PARAMETER_ROOM if b"> " in line else 0)
 
 
-def reject_other_protocol(line: bytes) -> Reply | None:
-    """Return the reply to a line with an unknown verb whose sender does not speak SMTP; None if it may."""
-    if not OTHER_PROTOCOL.match(line):
-        return None
-    return replies.TLS_ON_PLAIN_PORT if line.startswith(TLS_HANDSHAKE) else replies.NOT_SMTP
+def reject_line(line: bytes, is_unknown: bool) -> tuple[str, Reply] | None:
+    """Return the violation, if any, and the reply to a line that cannot be a command; None if it can.
 
-
-def reject_invalid_octets(line: bytes) -> tuple[str, Reply] | None:
-    """Return the violation and the reply for a line that is not text, whatever its verb; None if it is."""
+    `is_unknown`: its verb is unknown, so that the client may speak another protocol.
+    """
+    if is_unknown and OTHER_PROTOCOL.match(line):
+        return "", replies.TLS_ON_PLAIN_PORT if line.startswith(TLS_HANDSHAKE) else replies.NOT_SMTP
     if b"\0" in line:
         return "nul", replies.CONTROL_CHARACTER
     if b"\r" in line:

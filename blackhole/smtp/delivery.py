@@ -83,7 +83,8 @@ class ReplyDelivery(SessionState):
             return self._drip(out, command, reply, fault, wire)
         if fault.share < 1:
             out.append(partial_reply(wire, fault.share))
-            self._note_message(command, reply, fault)
+            if command is self.engine.end_of_message:
+                self.policy.message_answered(self, reply.code, fault)
         else:
             self._emit_all(out, command, reply, wire, fault)
         return self._stop(fault.next_action)
@@ -122,7 +123,8 @@ class ReplyDelivery(SessionState):
     ) -> bool:
         """Emit a whole reply, or the last drop of one, and do what it means for the session."""
         out.append(wire)
-        self._note_message(command, reply, fault)
+        if command is self.engine.end_of_message:
+            self.policy.message_answered(self, reply.code, fault)
         self.counted_events.append(command.events[reply.code])
         if self.engine.trace is not None:
             for line in wire.splitlines():
@@ -148,7 +150,8 @@ class ReplyDelivery(SessionState):
             self._check_declared_size()
         wire = reply.wire
         if reply is replies.QUEUED:
-            wire = wire % (self._id or self.new_id())
+            new_id = self.new_id
+            wire = wire % (self._id or new_id())
         elif reply.next_action is NextAction.CLOSE:
             self.next_action = NextAction.CLOSE
         self.reset()
@@ -162,11 +165,6 @@ class ReplyDelivery(SessionState):
         missing = self.octets - self.size
         if missing > max(self.size // 3, SIZE_TOLERANCE) or -missing > max(self.size // 10, SIZE_TOLERANCE):
             self.record_violation("size-wrong")
-
-    def _note_message(self, command: BoundCommand, reply: Reply, fault: Fault | None) -> None:
-        """Tell the policy what was answered to a message."""
-        if command is self.engine.end_of_message:
-            self.policy.message_answered(self, reply.code, fault)
 
     def _stop(self, next_action: NextAction) -> bool:
         """Say no more: what has come behind the last reply is not answered."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY
-from blackhole.smtp.engine_tables import NO_FAST_PATH, EngineTables, TraceFunction
+from blackhole.smtp.engine_tables import EngineTables, TraceFunction, no_fast_path
 from blackhole.smtp.error_budget import Meter, unmetered
 from blackhole.smtp.events import UNCOUNTED, EventNumbers
 from blackhole.smtp.fast_path import fast_path
@@ -53,5 +53,5 @@ class SMTPEngine(EngineTables):
         successor = SMTPEngine(self.config, self.random_source, self.trace, policy, self._events)
         successor.sizes, successor._sessions = self.sizes, self._sessions
         self.successor = successor
-        self.fast_path = NO_FAST_PATH  # It does not look for a successor.
+        self.fast_path = no_fast_path  # It does not look for a successor.
         return successor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from blackhole.smtp.arguments import Mailbox
 from blackhole.smtp.commands import COMMANDS, OTHER, Command, listener_constants, syntax_error
@@ -19,21 +19,12 @@ TraceFunction = Callable[[SessionState, str, bytes], None]
 """Takes the session, "RECV" or "SEND", and a line without its end."""
 
 
-class FastPath(Protocol):
-    """Answers usual input without parsing it."""
-
-    def answer(self, session: Any, data: bytes, /) -> bytes | None:
-        """Return the replies to all of the input; None leaves it, untouched, to the session."""
+FastPath = Callable[[Any, bytes], bytes | None]
+"""Takes a session and its input; returns the replies to all of it, or None to leave it to the session."""
 
 
-class NoFastPath:
-    """Leaves everything to the session."""
-
-    def answer(self, session: Any, data: bytes, /) -> bytes | None:
-        return None
-
-
-NO_FAST_PATH: Final = NoFastPath()
+def no_fast_path(session: Any, data: bytes) -> None:
+    """Leave all input to the session."""
 
 
 class BoundCommand:
@@ -47,6 +38,7 @@ class BoundCommand:
         "events",
         "is_envelope",
         "is_helo",
+        "is_limited",
         "last",
         "ordered",
         "phase",
@@ -60,6 +52,8 @@ class BoundCommand:
         self.phase: Final = command.verb if command.verb in PHASES else "other"
         self.read: Final = command.read
         self.do: Final = with_limits(self.phase, command.do, config.limits)
+        self.is_limited: Final = self.do is not command.do
+        """A limit on clients may change the reply."""
         self.last: Final = command.last
         self.syntax_error: Final[Reply] = syntax_error(command)
         self.allowed: Final = tuple(map(command.allowed, range((GREETED | MAIL | RCPT) + 1)))
@@ -103,7 +97,7 @@ class EngineTables:
         """Octets of each message that has ended since the caller last emptied the list."""
         self.successor: EngineTables | None = None
         """The engine that has replaced this one."""
-        self.fast_path: FastPath = NO_FAST_PATH
+        self.fast_path: FastPath = no_fast_path
 
         def bound(rows: tuple[Command, ...]) -> dict[str, BoundCommand]:
             return {row.verb: BoundCommand(row, config, policy, events) for row in rows}

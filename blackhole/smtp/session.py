@@ -8,7 +8,7 @@ reads it, and of a command at most `MAX_LINE` octets.
 
 Input takes this way through the module, from top to bottom:
 
-    receive -> fast_path.answer                     usual input, answered there
+    receive -> fast_path                            usual input, answered there
             -> _process                             all other input, command by command
                -> _read_body, _read_command         take the next message or command from the input
                   -> _execute -> policy.decide      check the order, read the argument, ask the policy
@@ -30,10 +30,10 @@ from blackhole.smtp.command_line import (
     MAX_DISCARDED,
     MAX_LINE,
     PRIVATE_VERB,
+    STANDARD_LINE,
     exceeds_standard,
     is_binary,
-    reject_invalid_octets,
-    reject_other_protocol,
+    reject_line,
 )
 from blackhole.smtp.delivery import READ, DeferredReply, ReplyDelivery
 from blackhole.smtp.directives import has_no_directives, parse_directives
@@ -206,7 +206,8 @@ class Session(ReplyDelivery):
 
     def receive(self, data: bytes) -> bytes:
         """Take input of the client; return the replies that may leave now."""
-        reply = self.engine.fast_path.answer(self, data)
+        fast_path = self.engine.fast_path
+        reply = fast_path(self, data)
         if reply is not None:
             return reply
         return self._process(self.unprocessed + data)
@@ -384,14 +385,16 @@ class Session(ReplyDelivery):
             command = engine.commands.get(verb) or engine.commands.get(verb.upper()) or engine.unknown
         if engine.trace is not None:
             engine.trace(self, "RECV", self._redacted(command, line))
-        if exceeds_standard(line) and command is not engine.auth:
+        if len(line) > STANDARD_LINE and exceeds_standard(line) and command is not engine.auth:
             self.record_violation("long-command")
         offered = self.esmtp
-        reply = self._reject_line(command, line) or self._execute(command, argument)
+        rejected = reject_line(line, command is engine.unknown)
+        reply = self._execute(command, argument) if rejected is None else self._reject(*rejected)
         if reply in NOT_AVAILABLE and not (command.asks_policy or line.startswith(PRIVATE_VERB)):
             self.record_violation("unknown-command")
-        if reply is not replies.PENDING:
-            reply = self._check_pipelining(command, reply, offered, 0 <= end < len(data) - 1)
+        followed = 0 <= end < len(data) - 1
+        if (followed or reply.code >= 400) and reply is not replies.PENDING:
+            reply = self._check_pipelining(command, reply, offered, followed)
         return end + 1 or len(data), command, reply
 
     def _is_too_long(self, line: bytes) -> bool:
@@ -421,16 +424,11 @@ class Session(ReplyDelivery):
         self.record_violation("bare-lf")
         return replies.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
 
-    def _reject_line(self, command: BoundCommand, line: bytes) -> Reply | None:
-        """Return the reply to a line that cannot be a command, whatever its verb; None if it can."""
-        if command is self.engine.unknown and (refusal := reject_other_protocol(line)) is not None:
-            return refusal
-        found = reject_invalid_octets(line)
-        if found is None:
-            return None
-        self.auth_exchange = None
-        violation, refusal = found
-        self.record_violation(violation)
+    def _reject(self, violation: str, refusal: Reply) -> Reply:
+        """Record a line that cannot be a command, and return the reply to it."""
+        if violation:
+            self.auth_exchange = None
+            self.record_violation(violation)
         return refusal
 
     def _redacted(self, command: BoundCommand, line: bytes) -> bytes:
