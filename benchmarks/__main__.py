@@ -48,6 +48,7 @@ def names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Blackhole beside other mail sinks."
     )
@@ -98,6 +99,7 @@ def available(servers: Sequence[Server]) -> dict[Server, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the measurements, print the tables, and return the exit status."""
     chosen = options(argv)
     begun = time.monotonic()
     machine.open_files(machine.MAX_OPEN_FILES)

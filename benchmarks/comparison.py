@@ -79,6 +79,7 @@ class Turn:
 
 
 def run_load(running: Running, send: Sender, messages: int) -> Turn:
+    """Send messages to a running server, and return the result of the turn."""
     before = running.cpu()
     seconds, _ = sender.run(send(running.port, messages))
     return Turn(messages, seconds, running.cpu_since(before))

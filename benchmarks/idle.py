@@ -18,6 +18,7 @@ COLUMNS = {
 
 
 def measure(plan: Plan) -> Table:
+    """Measure the memory of each server without and with idle connections."""
     size = min(1_000 if plan.quick else 10_000, machine.open_files(machine.MAX_OPEN_FILES) - 500)
 
     def one(server: Server) -> Row:

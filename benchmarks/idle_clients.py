@@ -16,6 +16,7 @@ TIMEOUT = 20.0
 
 
 def connect_from(port: int, number: int) -> socket.socket:
+    """Return a new connection, from an address that depends on its number."""
     client = socket.create_connection(
         ("127.0.0.1", port), timeout=TIMEOUT, source_address=(f"127.0.0.{2 + number % SOURCE_ADDRESSES}", 0)
     )

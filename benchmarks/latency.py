@@ -23,6 +23,8 @@ FULL = sender.smtp_source("-s", "50", "-d")
 
 
 def measure(plan: Plan) -> Table:
+    """Measure the reply times of each server at half of its maximum rate."""
+
     def one(server: Server) -> Row:
         found: list[dict[str, Any]] = []
         max_rates: list[float] = []

@@ -14,6 +14,8 @@ from benchmarks.table import Row
 
 @dataclass(frozen=True)
 class Plan:
+    """What a run measures, and for how long."""
+
     servers: tuple[Server, ...]
     rounds: int
     seconds: float

@@ -44,6 +44,7 @@ class Cpu:
 
     @classmethod
     def of(cls, pid: int) -> Cpu:
+        """Return the CPU time of a process so far."""
         # The CPU clock of the process, numbered as in clock_getcpuclockid(3). It is the sum that
         # /proc/PID/stat shows in ticks, and is up to date while the process runs on another core.
         total = time.clock_gettime(~pid << 3 | 2)

@@ -20,6 +20,8 @@ Sender = Callable[[int, int], list[str]]
 
 
 def smtp_source(*options: str) -> Sender:
+    """Return a sender that is Postfix's smtp-source with these options."""
+
     def command(port: int, messages: int) -> list[str]:
         return [SOURCE, *options, "-m", str(messages), f"127.0.0.1:{port}"]
 

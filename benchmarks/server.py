@@ -40,6 +40,7 @@ class Site:
 
     @property
     def address(self) -> str:
+        """The address and port, as most servers take them."""
         return f"127.0.0.1:{self.port}"
 
     def certificate(self, cert: str, key: str) -> list[str]:
@@ -112,11 +113,13 @@ SMTP_SINK = "/usr/sbin/smtp-sink"
 
 
 def sink_command(site: Site) -> list[str]:
+    """Return the command of Postfix's smtp-sink."""
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     return [SMTP_SINK, *user, "-m", str(MAX_CONNECTIONS), site.address, str(BACKLOG)]
 
 
 def sink_prepare() -> None:
+    """Raise Failure if smtp-sink is not installed."""
     if not os.access(SMTP_SINK, os.X_OK):
         raise Failure(f"{SMTP_SINK} is missing (Debian: apt-get install postfix)")
 
@@ -125,6 +128,7 @@ def sink_prepare() -> None:
 
 
 def venv(requirement: str) -> Path:
+    """Return the directory of the virtual environment of a package."""
     return VENVS / requirement.partition("==")[0]
 
 
@@ -153,12 +157,14 @@ BLACKHOLE2 = "blackhole==2.1.19"
 
 
 def aiosmtpd_command(site: Site) -> list[str]:
+    """Return the command of aiosmtpd."""
     argv = [str(venv(AIOSMTPD) / "bin/python"), "-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Sink"]
     options = {"": ("", ""), "starttls": ("--tlscert", "--tlskey"), "implicit": ("--smtpscert", "--smtpskey")}
     return [*argv, "-l", site.address, *(site.certificate(*options[site.tls]) if site.tls else [])]
 
 
 def blackhole2_command(site: Site) -> list[str]:
+    """Write the conf file of Blackhole 2, and return its command."""
     conf = site.directory / f"blackhole2-{site.port}.conf"
     lines = [f"pidfile = {site.directory}/blackhole2-{site.port}.pid", "max_message_size = 2147483647"]
     # It does not start more workers than there are cores.
@@ -179,6 +185,7 @@ FLOOR = VENVS / "floor"
 
 
 def floor_prepare() -> None:
+    """Compile floor.c, unless that is done. Raises Failure."""
     source = HERE / "floor.c"
     if FLOOR.exists() and FLOOR.stat().st_mtime > source.stat().st_mtime:
         return
@@ -192,6 +199,7 @@ def floor_prepare() -> None:
 
 
 def openssl_command(site: Site) -> list[str]:
+    """Return the command of openssl s_server."""
     return ["openssl", "s_server", "-quiet", "-accept", site.address, *site.certificate("-cert", "-key")]
 
 
@@ -234,6 +242,7 @@ SERVERS = (
 
 
 def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -253,9 +262,11 @@ class Running:
 
     @property
     def port(self) -> int:
+        """The port that the server listens on."""
         return self.site.port
 
     def pids(self) -> list[int]:
+        """Return the pids of its processes. Raises Failure if it has ended."""
         found = process.tree(self.popen.pid)
         if not found:
             raise Failure(f"{self.server.name} has ended")
@@ -263,6 +274,7 @@ class Running:
         return found
 
     def cpu(self) -> dict[int, process.Cpu]:
+        """Return the CPU time of each of its processes so far."""
         return {pid: process.Cpu.of(pid) for pid in self.pids()}
 
     def cpu_since(self, then: dict[int, process.Cpu]) -> process.Cpu:

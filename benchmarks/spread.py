@@ -19,6 +19,7 @@ COLUMNS = {
 
 
 def measure(plan: Plan) -> Table:
+    """Measure how many connections each worker holds."""
     table = Table("spread", f"{CONNECTIONS} connections over the workers", COLUMNS)
     for server in (server for server in plan.servers if server.is_blackhole):
         for workers in (2, 4):

@@ -18,6 +18,8 @@ COLUMNS = {
 
 
 def measure(plan: Plan) -> Table:
+    """Measure the time of each server from its start to its first greeting."""
+
     def one(server: Server) -> Row:
         milliseconds = []
         for _ in range(max(plan.rounds, 3)):

@@ -32,10 +32,12 @@ class Table:
     note: str = ""
 
     def failed(self) -> bool:
+        """Return whether a row has failed."""
         return any("failure" in row for row in self.rows)
 
 
 def cell(value: object, form: str) -> str:
+    """Return a value as text; a dash for None."""
     return "-" if value is None else format(value, form)
 
 
@@ -46,6 +48,7 @@ def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
 
 
 def markdown(table: Table) -> str:
+    """Return the table in Markdown, with its title and note."""
     rows = []
     for row in table.rows:
         if "failure" in row:
@@ -58,6 +61,7 @@ def markdown(table: Table) -> str:
 
 
 def heading(machine: Mapping[str, str]) -> str:
+    """Return the header of a report."""
     return "## Benchmarks\n\n" + "\n".join(f"- {key}: {value}" for key, value in machine.items())
 
 
@@ -72,6 +76,7 @@ def summary(tables: Sequence[Table]) -> str:
 
 
 def as_json(machine: Mapping[str, str], tables: Sequence[Table]) -> str:
+    """Return all tables as JSON text."""
     return json.dumps(
         {
             "machine": machine,

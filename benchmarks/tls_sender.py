@@ -43,12 +43,14 @@ def send_one(port: int, kind: str, context: ssl.SSLContext) -> None:
 
 
 def send_many(port: int, messages: int, kind: str) -> None:
+    """Send messages one after the other."""
     context = unverified_context()
     for _ in range(messages):
         send_one(port, kind, context)
 
 
 def main(port: int, messages: int, kind: str, sessions: int) -> int:
+    """Run the sending processes, and return the exit status."""
     shares = [messages // sessions + (number < messages % sessions) for number in range(sessions)]
     senders = [multiprocessing.Process(target=send_many, args=(port, share, kind)) for share in shares]
     for sender in senders:
