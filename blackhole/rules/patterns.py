@@ -10,7 +10,7 @@ import operator
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -75,15 +75,12 @@ class GlobSet:
 
     def __init__(self, globs: Iterable[str]) -> None:
         globs = self.globs = tuple(glob.lower() for glob in globs)
-        literal = [glob for glob in globs if LITERAL.fullmatch(glob)]
+        literal = {glob for glob in globs if LITERAL.fullmatch(glob)}
         self.exact: Final = frozenset(glob.encode() for glob in literal if not glob.startswith("*"))
         self.domains: Final = frozenset(glob[1:].encode() for glob in literal if glob.startswith("*"))
         """Domains with the "@" before them."""
         self.others: Final = tuple(expression(glob).match for glob in globs if glob not in literal)
-        parts = {literal_part(glob) for glob in globs}
-        self.literal_parts: Final = frozenset(
-            part for part in parts if None not in parts and part is not None
-        )
+        self.literal_parts: Final = _literal_parts(globs)
         """Parts of which a matching text has one; empty if a glob has no literal part."""
 
     def match(self, text: bytes) -> bool:
@@ -96,33 +93,47 @@ class GlobSet:
         return any(match(text) for match in self.others)
 
 
+def _literal_parts(globs: Iterable[str]) -> frozenset[LiteralPart]:
+    parts = set()
+    for glob in globs:
+        part = literal_part(glob)
+        if part is None:
+            return frozenset()
+        parts.add(part)
+    return frozenset(parts)
+
+
+Numbers = tuple[int, ...]
+"""Numbers of sets."""
+
+
 class GlobIndex:
-    """Finds which of many sets of globs may match a text, by their literal parts."""
+    """Finds which of many sets of globs may match a text, by their literal parts.
+
+    >>> index = GlobIndex({1: GlobSet(["bob@*"]).literal_parts, 2: GlobSet(["*@example.com"]).literal_parts})
+    >>> sorted(index.find(b"bob@example.com")), index.find(b"ann@example.org")
+    ([1, 2], ())
+    """
 
     def __init__(self, sets: Mapping[int, frozenset[LiteralPart]]) -> None:
-        self._whole: Final[dict[bytes, tuple[int, ...]]] = {}
-        self._found: Final[dict[LiteralPart, tuple[int, ...]]] = {}
-        parts = []
-        for number, literal_parts in sets.items():
-            for end, octets in literal_parts:
-                if end == INNER:
-                    parts.append((number, octets))
-                elif end == WHOLE:
+        self._whole: Final[dict[bytes, Numbers]] = {}
+        self._ends: Final[dict[LiteralPart, Numbers]] = {}
+        inner = []
+        for number, parts in sets.items():
+            for kind, octets in parts:
+                if kind == INNER:
+                    inner.append((number, octets))
+                elif kind == WHOLE:
                     self._whole[octets] = (*self._whole.get(octets, ()), number)
                 else:
-                    self._found[end, octets] = (*self._found.get((end, octets), ()), number)
-        self._heads: Final = tuple({len(octets) for end, octets in self._found if end == HEAD})
-        self._tails: Final = tuple({len(octets) for end, octets in self._found if end == TAIL})
-        self._ngrams: Final[dict[bytes, tuple[int, ...]]] = {}
-        common = Counter(ngram for _, octets in parts for ngram in {*ngrams(octets)})
-        for number, octets in parts:
-            # A part is found by its rarest n-gram.
-            rarest = min(ngrams(octets), key=lambda ngram: common[ngram])
-            self._ngrams[rarest] = (*self._ngrams.get(rarest, ()), number)
+                    self._ends[kind, octets] = (*self._ends.get((kind, octets), ()), number)
+        self._heads: Final = _lengths(self._ends, HEAD)
+        self._tails: Final = _lengths(self._ends, TAIL)
+        self._ngrams: Final = _by_rarest_ngram(inner)
 
     def find(self, text: bytes) -> tuple[int, ...]:
         """Return the numbers of the sets that may match, unsorted, and some more than once."""
-        whole, look = self._whole, self._found.get
+        whole, look = self._whole, self._ends.get
         found = whole.get(text, ())
         domain = text[text.rfind(b"@") :]
         if domain in whole:
@@ -135,6 +146,21 @@ class GlobIndex:
             for ngram in self._ngrams.keys() & ngrams(text):
                 found += self._ngrams[ngram]
         return found
+
+
+def _lengths(parts: Iterable[LiteralPart], kind: int) -> Numbers:
+    """Return the different lengths of the parts of one kind."""
+    return tuple({len(octets) for its_kind, octets in parts if its_kind == kind})
+
+
+def _by_rarest_ngram(parts: Sequence[tuple[int, bytes]]) -> dict[bytes, Numbers]:
+    """Return numbers by that n-gram of their part which the fewest other parts have."""
+    frequency = Counter(ngram for _, octets in parts for ngram in {*ngrams(octets)})
+    index: dict[bytes, Numbers] = {}
+    for number, octets in parts:
+        rarest = min(ngrams(octets), key=lambda ngram: frequency[ngram])
+        index[rarest] = (*index.get(rarest, ()), number)
+    return index
 
 
 def ngrams(text: bytes) -> list[bytes]:

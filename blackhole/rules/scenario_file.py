@@ -91,19 +91,25 @@ class _File:
 
     def _line(self, kind: str, number: int, key: str) -> str:
         """Return ":12" for the line of a key; empty where it cannot be told, as tomllib keeps no lines."""
-        headings = [place for place, line in enumerate(self._lines) if re.match(r"\s*\[", line)]
-        same = [place for place in headings if re.match(rf"\s*\[\[\s*{kind}\s*\]\]", self._lines[place])]
-        if not kind:
-            first, last = -1, headings[0] if headings else len(self._lines)
-        elif len(same) == len(self._data[kind]):
-            first = same[number - 1]
-            last = next((place for place in headings if place > first), len(self._lines))
-        else:
+        first, end = self._lines_of(kind, number)
+        if first is None:
             return ""
-        for place in range(first + 1, last):
-            if key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]", self._lines[place]):
+        assignment = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]")
+        for place in range(first + 1, end):
+            if key and assignment.match(self._lines[place]):
                 return f":{place + 1}"
         return f":{first + 1}" if kind else ""
+
+    def _lines_of(self, kind: str, number: int) -> tuple[int | None, int]:
+        """Return the line of a block's heading, and that behind the block; None if it cannot be told."""
+        headings = [place for place, line in enumerate(self._lines) if re.match(r"\s*\[", line)]
+        if not kind:
+            return -1, min(headings, default=len(self._lines))
+        same = [place for place in headings if re.match(rf"\s*\[\[\s*{kind}\s*\]\]", self._lines[place])]
+        if len(same) != len(self._data[kind]):
+            return None, 0
+        first = same[number - 1]
+        return first, min((place for place in headings if place > first), default=len(self._lines))
 
 
 class _Block:

@@ -46,7 +46,6 @@ class RuleTable:
         )
         self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
-        self._consumes: Final = any(condition.consumes for rule in rules for condition in rule.conditions)
         index = RuleIndex(rules)
         self._index: Final = index if index.is_useful else None
 
@@ -55,20 +54,6 @@ class RuleTable:
         if self._index is None:
             return rows
         return [rows[number] for number in self._index.candidates(context)]
-
-    def cannot_match(self, context: RuleContext) -> bool:
-        """Return whether no rule can match now, whatever is drawn or remembered, and none counts this
-        attempt. Asking changes nothing."""
-        if self._attempt_dependent or self._consumes:
-            return False
-        for conditions, rule, needs_count in self._candidates(context, self._rows_without_attempts):
-            for matches in conditions:
-                if not matches(context):
-                    break
-            else:
-                if needs_count or rule.probability(context.elapsed):
-                    return False
-        return True
 
     def needs_attempt_count(self, context: RuleContext) -> bool:
         """Return whether attempts of this context have to be counted.

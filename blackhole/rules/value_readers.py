@@ -181,13 +181,17 @@ def read_reply(value: Any) -> Reply | Template:
         raise ValueError(f"{enhanced} does not go with {code}")
     lines = match[4].split("\n")
     for line in lines:
-        if not re.fullmatch("[ -~]*", line) or len(line) > MAX_REPLY_LINE:
-            raise expected(f"lines of at most {MAX_REPLY_LINE} characters of ASCII", line)
-        if not PLACEHOLDER.search(line) and (braces := re.search(r"\{[^{}]*\}", line)):
-            raise ValueError(f"{braces[0]} is none of {{client}} {{helo}} {{sender}} {{recipient}} {{id}}")
-    if any(PLACEHOLDER.search(line) for line in lines):
+        _check_reply_line(line)
+    if PLACEHOLDER.search(match[4]):
         return Template(code, enhanced, *lines)
     return Reply(code, enhanced, *lines, next_action=action_after(code))
+
+
+def _check_reply_line(line: str) -> None:
+    if not re.fullmatch("[ -~]*", line) or len(line) > MAX_REPLY_LINE:
+        raise expected(f"lines of at most {MAX_REPLY_LINE} characters of ASCII", line)
+    if not PLACEHOLDER.search(line) and (braces := re.search(r"\{[^{}]*\}", line)):
+        raise ValueError(f"{braces[0]} is none of {{client}} {{helo}} {{sender}} {{recipient}} {{id}}")
 
 
 def read_replies(value: Any) -> tuple[Reply | Template, ...]:
