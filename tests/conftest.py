@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from certificates import Certificate, issue
-from service import Serve, Service
 
 from blackhole import options
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
+from tests.certificates import Certificate, issue
+from tests.service import Serve, Service
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

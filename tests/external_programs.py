@@ -40,10 +40,15 @@ def missing(name: str) -> str:
     return f"{name} (Debian package {DEBIAN_PACKAGES.get(name, name)}) is not installed"
 
 
-def requires(*names: str) -> pytest.MarkDecorator:
-    """Return a mark that skips a test, before its fixtures are made, if one of the programs is missing."""
-    absent = [name for name in names if find_program(name) is None]
-    return pytest.mark.skipif(bool(absent), reason="; ".join(map(missing, absent)))
+def requires(*names: str, root: bool = False) -> pytest.MarkDecorator:
+    """Return a mark that skips a test, before its fixtures are made, if one of the programs is missing.
+
+    With `root` it also skips the test if the tests do not run as root.
+    """
+    reasons = [missing(name) for name in names if find_program(name) is None]
+    if root and os.geteuid() != 0:
+        reasons.append("only root can do this")
+    return pytest.mark.skipif(bool(reasons), reason="; ".join(reasons))
 
 
 def path_of(name: str) -> str:

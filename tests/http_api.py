@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from program import Program, children, free_port, title, wait_for
+from tests.program import Program, children, free_port, title, wait_for
 
 TITLE = "blackhole: dashboard"
 

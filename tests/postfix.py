@@ -12,13 +12,10 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
-import pytest
-from external_programs import output_of, path_of, requires
+from tests.external_programs import output_of, path_of, requires
 
 SENDER = "ann@client.test"
 RECIPIENT = "bob@example.com"
@@ -72,13 +69,8 @@ smtp_connection_cache_on_demand = no
 """
 """Lines for main.cf: retry after seconds instead of minutes."""
 
-Test = TypeVar("Test", bound=Callable[..., None])
-
-
-def requires_postfix(test: Test) -> Test:
-    """Skip a test where Postfix is not installed, or where the tests do not run as root."""
-    as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start Postfix")
-    return as_root(requires("postfix", "sendmail", "postqueue")(test))
+requires_postfix = requires("postfix", "sendmail", "postqueue", root=True)
+"""Skips a test where it cannot start Postfix."""
 
 
 def smtp_source(address: tuple[str, int], messages: int, *options: str, connections: int = 20) -> list[str]:

@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import Any, Self
 
 import pytest
-from external_programs import find_program, missing
-from program import free_port, wait_for
+
+from tests.external_programs import find_program, missing
+from tests.program import free_port, wait_for
 
 
 class RedisServer:

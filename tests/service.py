@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from transcript import REPLY_TIMEOUT
-
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.net import server
@@ -23,6 +21,7 @@ from blackhole.settings import Listener, Settings
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.redis_attempts import RedisAttemptStore
+from tests.transcript import REPLY_TIMEOUT
 
 
 class Service:

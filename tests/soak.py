@@ -34,7 +34,7 @@ from tests.program import Program, descriptors, free_port, title, wait_for
 from tests.resource_usage import cpu_seconds, master_and_workers, memory
 from tests.smtp_client import Address, SMTPClient, UnexpectedReply, reset_on_close
 
-MAX_GROWTH = 1024
+MAX_GROWTH_AN_HOUR = 1024
 """KiB by which all processes together may grow in an hour; a short run cannot tell."""
 
 WARM_UP = 600.0
@@ -263,9 +263,9 @@ def main() -> int:
     print(f"{usage}, {descriptors_left} after all connections were closed")
     print(f"CPU of all processes: {cpu:.0f} % of one core; no worker was replaced: {same_workers}")
     print(f"{tracebacks} tracebacks; exit status {status}")
-    grows = seconds >= 2 * WARM_UP and slope(usage.anonymous["all"]) >= MAX_GROWTH
+    grows = seconds >= 2 * WARM_UP and slope(usage.anonymous["all"]) >= MAX_GROWTH_AN_HOUR
     if grows:
-        print(f"memory grows by at least {MAX_GROWTH} KiB an hour")
+        print(f"memory grows by at least {MAX_GROWTH_AN_HOUR} KiB an hour")
     return int(bool(miscounted or good.failures or tracebacks or status or not same_workers or grows))
 
 

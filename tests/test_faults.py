@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,17 @@ def test_tests_that_faults_run_exist() -> None:
     for name in names:
         file, _, function = name.partition("::")
         assert f"def {function}" in (TESTS / file).read_text(), name
+
+
+@pytest.mark.parametrize("module", ["tests.faults", "tests.fuzz", "tests.soak"])
+def test_command_line_of_a_long_test_starts_without_pytest(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m {module}")

@@ -140,20 +140,20 @@ class Conversation(RuleBasedStateMachine):
     @initialize(setting=st.sampled_from(model.SETTINGS))
     def greet(self, setting: dict[str, int]) -> None:
         self.model = model.Model(**setting)
-        self.session = model.make_engine(**setting).session()
+        self.session = model.engine_of(**setting).session()
         self.session.greet()
 
     @precondition(lambda self: not self.model.body)
-    @rule(name=st.sampled_from(list(model.COMMANDS)))
+    @rule(name=st.sampled_from(list(model.COMMANDS_BY_NAME)))
     def command(self, name: str) -> None:
-        self.exchange(model.COMMANDS[name], self.model.reply_to(name))
+        self.exchange(model.COMMANDS_BY_NAME[name], self.model.reply_to(name))
         if self.session.next_action is NextAction.START_TLS:
             self.session.secured()
 
     @precondition(lambda self: self.model.body)
-    @rule(name=st.sampled_from(list(model.BODIES)), cut=st.integers(0, 110))
+    @rule(name=st.sampled_from(list(model.BODIES_BY_NAME)), cut=st.integers(0, 110))
     def body(self, name: str, cut: int) -> None:
-        text = model.BODIES[name]
+        text = model.BODIES_BY_NAME[name]
         assert not text[:cut] or cut >= len(text) or self.session.receive(text[:cut]) == b""
         self.exchange(text[cut:] if cut < len(text) else text, self.model.reply_to_end(name))
 

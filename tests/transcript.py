@@ -109,7 +109,7 @@ def step_of(number: int, mark: str, text: str) -> Step:
     return Step(number, "S", expected=text)
 
 
-def read(path: Path) -> Transcript:
+def read_transcript(path: Path) -> Transcript:
     """Read a transcript from a file. Raises ValueError for a line without a known mark."""
     options: list[str] = []
     scenario: list[str] = []
@@ -138,7 +138,7 @@ def read(path: Path) -> Transcript:
 
 def all_transcripts() -> list[Transcript]:
     """Return all transcripts in the order of their names."""
-    return [read(path) for path in sorted(TRANSCRIPTS_FOLDER.glob("*/*.txt"))]
+    return [read_transcript(path) for path in sorted(TRANSCRIPTS_FOLDER.glob("*/*.txt"))]
 
 
 def matches(received: str, expected: str) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Certificate
-from program import Program, run, wait_for
-
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
+from tests.certificates import Certificate
+from tests.program import Program, run, wait_for
 
 
 def violations_of(program: Program) -> list[str]:

@@ -286,7 +286,7 @@ def slow_senders(trial: Trial) -> None:
         for connection in sockets:
             with suppress(OSError):
                 connection.send(b"N")
-        wait_for(lambda: "hurry" in program.output(), "stress")
+        wait_for(lambda: " WARNING " in program.output(), "a warning that connections run out")
         trial.time("time until stress", time.monotonic() - began, 1.2, 10)
         with LoadGenerator(program.address, 20, tries=3) as load:
             rounds = 0

@@ -132,7 +132,9 @@ def repeated_errors(trial: Trial) -> None:
         SMTPClient(program.address) as other,
         SMTPClient(program.address) as client,
     ):
-        seconds, other_seconds, last = [], [], ""
+        seconds: list[float] = []
+        other_seconds: list[float] = []
+        last = ""
         while len(seconds) < 30 and not last.startswith("421"):
             began = time.monotonic()
             client.send(b"XYZZY\r\n")
@@ -172,9 +174,11 @@ def cores() -> int:
 @fault("S6", "10^6 random conversations against a model of the transaction", "no difference", quick=False)
 def model(trial: Trial) -> None:
     """Run `python -m tests.fuzz --model`, whose model of the transaction is independent of the engine."""
-    total = fuzz_model.Result()
+    total = fuzz_model.ModelResult()
     count = 1_000_000 if trial.whole else 20_000 if trial.full else 500
-    for block in run_blocks(fuzz_model.run_block, int(time.time()), count, fuzz_model.BLOCK, cores()):
+    for block in run_blocks(
+        fuzz_model.run_block, int(time.time()), count, fuzz_model.BLOCK_CONVERSATIONS, cores()
+    ):
         total.add(block)
     trial.count("differences", total.differences)
     trial.note(f"{total.conversations} conversations, {total.commands} commands")
@@ -183,15 +187,15 @@ def model(trial: Trial) -> None:
 @fault("S7", "10^7 random inputs", "no exception; none takes more than 0.1 s; memory is bounded", quick=False)
 def random_inputs(trial: Trial) -> None:
     """Run `python -m tests.fuzz --inputs`, and then `--live`, which sends random octets over sockets."""
-    total = inputs.Result()
+    total = inputs.InputResult()
     count = 10_000_000 if trial.whole else 100_000 if trial.full else 2000
-    for block in run_blocks(inputs.run_block, int(time.time()), count, inputs.BLOCK, cores()):
+    for block in run_blocks(inputs.run_block, int(time.time()), count, inputs.BLOCK_INPUTS, cores()):
         total.add(block)
     trial.count("findings", len(total.findings))
     seconds = 3600 if trial.whole else 21 if trial.full else 3
-    connections = live.Result()
+    connections = live.LiveResult()
     for options in live.OPTIONS:
-        connections.add(live.run(options, seconds / len(live.OPTIONS), int(time.time()))[0])
+        connections.add(live.fuzz_program(options, seconds / len(live.OPTIONS), int(time.time()))[0])
     trial.count("findings over sockets", len(connections.findings))
     trial.note(f"{total.inputs} inputs; {connections.connections} connections in {seconds} s")
 
@@ -452,12 +456,12 @@ def static(trial: Trial) -> None:
     if audit is None:
         trial.note("pip-audit is not installed")
         return
-    done = subprocess.run(
+    audited = subprocess.run(
         [audit, "--path", sysconfig.get_path("purelib")],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
-    unknown = done.stdout.count("could not be audited")
-    trial.note(f"pip-audit: exit status {done.returncode}, {unknown} packages that it could not look up")
+    unknown = audited.stdout.count("could not be audited")
+    trial.note(f"pip-audit: exit status {audited.returncode}, {unknown} packages that it could not look up")

@@ -61,8 +61,8 @@ class Progress:
 
 def fuzz_inputs(count: int, seed: int, workers: int) -> int:
     """Run random inputs, and return the number of findings."""
-    progress, result = Progress("inputs", count), inputs.Result()
-    for block in run_blocks(inputs.run_block, seed, count, inputs.BLOCK, workers):
+    progress, result = Progress("inputs", count), inputs.InputResult()
+    for block in run_blocks(inputs.run_block, seed, count, inputs.BLOCK_INPUTS, workers):
         for finding in block.findings[: max(0, 10 - len(result.findings))]:
             print(f"{finding.kind}, block {finding.block}: {finding.data!r}: {finding.what}", flush=True)
         result.add(block)
@@ -79,8 +79,8 @@ def fuzz_inputs(count: int, seed: int, workers: int) -> int:
 
 def compare_with_model(count: int, seed: int, workers: int) -> int:
     """Run random conversations, and return the number of those in which engine and model differ."""
-    progress, result = Progress("conversations", count), model.Result()
-    for block in run_blocks(model.run_block, seed, count, model.BLOCK, workers):
+    progress, result = Progress("conversations", count), model.ModelResult()
+    for block in run_blocks(model.run_block, seed, count, model.BLOCK_CONVERSATIONS, workers):
         result.add(block)
         progress.report(result.conversations, result.differences)
     for example in result.examples:
@@ -95,13 +95,13 @@ def compare_with_model(count: int, seed: int, workers: int) -> int:
 
 def fuzz_live(seconds: float, seed: int) -> int:
     """Fuzz the real program with each of its options in turn, and return the number of findings."""
-    total = live.Result()
+    total = live.LiveResult()
     began = time.monotonic()
     for options in live.OPTIONS:
         start = reported = time.monotonic()
         how = " ".join(options) or "no options"
 
-        def report(result: live.Result, start: float = start, how: str = how) -> None:
+        def report(result: live.LiveResult, start: float = start, how: str = how) -> None:
             nonlocal reported
             now = time.monotonic()
             if now - reported >= REPORT_INTERVAL:
@@ -113,7 +113,9 @@ def fuzz_live(seconds: float, seed: int) -> int:
                     flush=True,
                 )
 
-        result, new_descriptors, growth = live.run(options, seconds / len(live.OPTIONS), seed, report)
+        result, new_descriptors, growth = live.fuzz_program(
+            options, seconds / len(live.OPTIONS), seed, report
+        )
         took = time.monotonic() - start
         print(
             f"{how}: {result.connections} connections, {result.octets} octets in {took:.0f} s, "

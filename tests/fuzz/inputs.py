@@ -42,7 +42,7 @@ from tests.fuzz.listener_kinds import BODIES, EHLO, LISTENER_KINDS, ListenerKind
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 
-BLOCK = 1000
+BLOCK_INPUTS = 1000
 """Inputs in a block."""
 
 REPLIES = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][ -~]{0,506})?\r\n)*")
@@ -348,7 +348,7 @@ class Finding:
 
 
 @dataclass
-class Result:
+class InputResult:
     """The result of a run, or of a block of it."""
 
     inputs: int = 0
@@ -359,7 +359,7 @@ class Result:
     peak: dict[int, tuple[int, int]] = field(default_factory=dict)
     """The peak memory of each process in KiB: after its first block, and after its last one."""
 
-    def add(self, block: Result) -> None:
+    def add(self, block: InputResult) -> None:
         """Add the result of a block."""
         self.inputs += block.inputs
         self.slowest = max(self.slowest, block.slowest)
@@ -374,13 +374,13 @@ class Result:
         return max((last - first for first, last in self.peak.values()), default=0)
 
 
-def run_block(seed: int, number: int, count: int = BLOCK) -> Result:
+def run_block(seed: int, number: int, count: int = BLOCK_INPUTS) -> InputResult:
     """Run a block of inputs for all kinds of listeners in turn, and for a new random kind."""
-    source, result = Random(f"{seed} {number}"), Result()
+    source, result = Random(f"{seed} {number}"), InputResult()
     new_harness = Harness(random_kind(source))
     clock = time.process_time
     began = last = clock()
-    for turn in range(number * BLOCK, number * BLOCK + count):
+    for turn in range(number * BLOCK_INPUTS, number * BLOCK_INPUTS + count):
         index = turn % (len(LISTENER_KINDS) + 1)
         listener = new_harness if index == len(LISTENER_KINDS) else harness(index)
         phrases = generate(source, listener.kind.phrases)
@@ -424,7 +424,7 @@ def select_corpus(count: int, max_files: int, seed: int) -> dict[str, bytes]:
         data = b"".join(generate(source, LISTENER_KINDS[kind].phrases))
         output = run_input(harness(kind), data, [data], number)
         codes = [line[:9].decode().rstrip() for line in output.splitlines() if line[3:4] == b" "]
-        reply_pairs = {(str(kind), *pair) for pair in pairwise(codes)}
+        reply_pairs: set[tuple[str, ...]] = {(str(kind), *pair) for pair in pairwise(codes)}
         if reply_pairs - known and len(data) < 600:
             known |= reply_pairs
             found.append((data, reply_pairs))

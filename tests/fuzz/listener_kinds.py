@@ -393,5 +393,5 @@ def random_kind(source: Random) -> ListenerKind:
         auth_plaintext=source.random() < 0.7,
         passwords=source.choice((None, PASSWORDS)),
         rules=tuple(source.sample(pool, source.randrange(5))),
-        **({} if admission_settings else {"limits": source.choice((None, None, LOW_LIMITS))}),
+        limits=None if admission_settings else source.choice((None, None, LOW_LIMITS)),
     )

@@ -39,21 +39,21 @@ MAX_GROWTH = 5 * 1024
 
 
 @dataclass
-class Result:
+class LiveResult:
     """What clients have sent, and what went wrong."""
 
     connections: int = 0
     octets: int = 0
     findings: list[str] = field(default_factory=list)
 
-    def add(self, other: Result) -> None:
+    def add(self, other: LiveResult) -> None:
         """Add the result of another client."""
         self.connections += other.connections
         self.octets += other.octets
         self.findings += other.findings
 
 
-def connect_and_send(address: Address, source: Random, result: Result) -> None:
+def connect_and_send(address: Address, source: Random, result: LiveResult) -> None:
     """Send one input, and read the replies or reset the connection."""
     phrases = generate(source, ALL_PHRASES)
     received = b""
@@ -82,14 +82,14 @@ def connect_and_send(address: Address, source: Random, result: Result) -> None:
 class LiveFuzzer:
     """Threads that connect to a program, which is watched at the same time."""
 
-    def __init__(self, program: Program, seed: int, report: Callable[[Result], None]) -> None:
+    def __init__(self, program: Program, seed: int, report: Callable[[LiveResult], None]) -> None:
         self.program, self.seed, self.report = program, seed, report
         self.workers = program.workers()
-        self.result = Result()
+        self.result = LiveResult()
 
     def run_for(self, seconds: float) -> None:
         """Fuzz the program for this time."""
-        results = [Result() for _ in range(THREADS)]
+        results = [LiveResult() for _ in range(THREADS)]
         until = time.monotonic() + seconds
         self.seed += 1
 
@@ -102,7 +102,7 @@ class LiveFuzzer:
             futures = [pool.submit(work, number) for number in range(THREADS)]
             connections, last_progress = 0, time.monotonic()
             while not all(future.done() for future in futures):
-                now, so_far = time.monotonic(), Result()
+                now, so_far = time.monotonic(), LiveResult()
                 for one in results:
                     so_far.add(one)
                 if so_far.connections > connections:
@@ -136,12 +136,12 @@ class LiveFuzzer:
         return sum(len(descriptors(one)) for one in pids), sum(memory(one)["Anonymous"] for one in pids)
 
 
-def run(
+def fuzz_program(
     options: tuple[str, ...],
     seconds: float,
     seed: int,
-    report: Callable[[Result], None] = lambda result: None,
-) -> tuple[Result, int, int]:
+    report: Callable[[LiveResult], None] = lambda result: None,
+) -> tuple[LiveResult, int, int]:
     """Fuzz a new program for this time.
 
     Return the result, and the descriptors and KiB by which the program has grown since a tenth of the time.

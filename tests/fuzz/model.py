@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.state import ClientLimits, ListenerConfig
 
-BLOCK = 1000
+BLOCK_CONVERSATIONS = 1000
 """Conversations in a block."""
 
 MAX_RECIPIENTS = 3
@@ -24,7 +25,7 @@ MAX_RECIPIENTS = 3
 MAX_SIZE = 100
 """The maximum size of a message in octets."""
 
-COMMANDS = {
+COMMANDS_BY_NAME = {
     "ehlo": b"EHLO c.test\r\n",
     "helo": b"helo c.test\r\n",
     "ehlo nobody": b"EHLO\r\n",
@@ -52,7 +53,7 @@ COMMANDS = {
     "starttls": b"STARTTLS\r\n",
     "starttls wrong": b"STARTTLS x\r\n",
 }
-BODIES = {
+BODIES_BY_NAME = {
     "empty": b".\r\n",
     "short": b"Subject: x\r\n\r\n..\n.\nRSET\r\n.\r\n",
     "too large": b"y" * MAX_SIZE + b"\r\n.\r\n",
@@ -146,10 +147,10 @@ class Model:
         return 220
 
 
-SETTINGS = ({"strict": True}, {}, {"max_recipients": MAX_RECIPIENTS})
+SETTINGS: tuple[dict[str, Any], ...] = ({"strict": True}, {}, {"max_recipients": MAX_RECIPIENTS})
 
 
-def make_engine(strict: bool = False, max_recipients: int = 0) -> SMTPEngine:
+def engine_of(strict: bool = False, max_recipients: int = 0) -> SMTPEngine:
     """Return an engine with one of SETTINGS."""
     limits = ClientLimits(recipients=max_recipients) if max_recipients else None
     config = ListenerConfig(
@@ -164,7 +165,7 @@ def codes(out: bytes) -> list[str]:
 
 
 @dataclass
-class Result:
+class ModelResult:
     """The result of a run, or of a block of it."""
 
     conversations: int = 0
@@ -174,7 +175,7 @@ class Result:
     seconds: float = 0.0
     """The processor time."""
 
-    def add(self, block: Result) -> None:
+    def add(self, block: ModelResult) -> None:
         """Add the result of a block."""
         self.conversations += block.conversations
         self.commands += block.commands
@@ -187,18 +188,18 @@ def compare_conversation(engine: SMTPEngine, model: Model, source: Random, lengt
     """Hold one conversation; return the number of commands, and how the replies differ from the model's."""
     session = engine.session()
     session.greet()
-    names, bodies = tuple(COMMANDS), tuple(BODIES)
+    names, bodies = tuple(COMMANDS_BY_NAME), tuple(BODIES_BY_NAME)
     sent: list[str] = []
     group, expected = b"", []
     for _ in range(length):
         if model.body:
             name = bodies[int(source.random() * len(bodies))]
-            group += BODIES[name]
+            group += BODIES_BY_NAME[name]
             expected.append(model.reply_to_end(name))
             last = False
         else:
             name = names[int(source.random() * len(names))]
-            group += COMMANDS[name]
+            group += COMMANDS_BY_NAME[name]
             expected.append(model.reply_to(name))
             # In the same chunk nothing may follow STARTTLS, and in strict order nothing DATA.
             last = expected[-1] == "220" or (model.strict and model.body)
@@ -221,10 +222,10 @@ def compare_conversation(engine: SMTPEngine, model: Model, source: Random, lengt
     return len(sent), ""
 
 
-def run_block(seed: int, number: int, count: int = BLOCK) -> Result:
+def run_block(seed: int, number: int, count: int = BLOCK_CONVERSATIONS) -> ModelResult:
     """Run a block of conversations, which is the same for the same seed and number."""
-    engines = [make_engine(**setting) for setting in SETTINGS]
-    source, result = Random(f"{seed} {number}"), Result()
+    engines = [engine_of(**setting) for setting in SETTINGS]
+    source, result = Random(f"{seed} {number}"), ModelResult()
     began = time.process_time()
     for turn in range(count):
         index = turn % len(SETTINGS)
