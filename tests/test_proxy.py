@@ -291,7 +291,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_proxy_nobody_is_believed_to_be_is_a_mistake() -> None:
     done = run("--listen=127.0.0.1:0,proxy", "-t")
     assert (done.returncode, done.stdout) == (os.EX_USAGE, "")
-    assert "Give proxy_from" in done.stderr
+    assert "proxy needs proxy_from" in done.stderr
 
 
 def test_a_good_one_is_checked_and_told() -> None:
