@@ -15,6 +15,7 @@ from blackhole import options
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from tests.certificates import Certificate, issue
+from tests.redis_server import RedisServer
 from tests.service import Serve, Service
 
 
@@ -85,3 +86,24 @@ def postfix_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="blackhole-postfix-") as name:
         os.chmod(name, 0o755)
         yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def shared_redis() -> Iterator[RedisServer]:
+    """A Redis server for all tests of a module."""
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(shared_redis: RedisServer) -> RedisServer:
+    """The Redis server of the module, empty."""
+    shared_redis.ask("FLUSHALL")
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis server for one test, which may freeze or kill it."""
+    with RedisServer() as running:
+        yield running

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -79,3 +80,10 @@ class RedisServer:
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.folder.cleanup()
+
+
+def querying_scenario(tmp_path: Path, phase: str, more: str = "") -> str:
+    """Return the option for a scenario that queries the store in this phase."""
+    file = tmp_path / "rules.toml"
+    file.write_text(f"[[rule]]\nphase = '{phase}'\nattempt = '> 99'\nreply = '450 4.2.1 Later'\n{more}")
+    return f"--scenario={file}"

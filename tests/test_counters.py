@@ -68,7 +68,7 @@ def test_listeners_beyond_the_table_share_the_last_cell() -> None:
 
 def test_another_process_can_read_the_counters_of_a_running_server() -> None:
     with Program() as program:
-        seen = wait_for(lambda: Counters.of(program.pid).snapshot(), "figures")
+        seen = wait_for(lambda: Counters.of(program.pid).snapshot(), "the counters")
         assert [worker.title for worker in seen.processes][:2] == [
             "blackhole: worker 1",
             "blackhole: worker 2",

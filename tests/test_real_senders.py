@@ -193,7 +193,7 @@ def test_postfix_commits_no_violation(
 def test_postfix_closes_cached_connections_without_quit(
     certificate: Certificate, postfix_folder: Path
 ) -> None:
-    """scache(8), which holds a connection until its time limit, speaks no SMTP."""
+    """scache(8), which holds a connection until its time limit, sends no QUIT."""
     keeps = "smtp_connection_cache_destinations = static:all\nsmtp_connection_cache_time_limit = 1s\n"
     with (
         checking_program(certificate) as program,

@@ -112,13 +112,13 @@ def test_a_client_that_talks_before_the_greeting_is_reported(tmp_path: Path, del
     with Program("--workers=1", *slow) as program:
         with (
             (early_client if delayed else unaccepted_early_client)(program) as client,
-            client.makefile("rb") as heard,
+            client.makefile("rb") as replies,
         ):
-            assert heard.readline().startswith(b"220 ")
-            while heard.readline().startswith(b"250-"):
+            assert replies.readline().startswith(b"220 ")
+            while replies.readline().startswith(b"250-"):
                 pass
             client.sendall(b"QUIT\r\n")
-            assert heard.read().endswith(b"Goodbye\r\n")
+            assert replies.read().endswith(b"Goodbye\r\n")
         assert violations_of(program) == ["early-talk"]
 
 
@@ -131,9 +131,9 @@ def test_a_client_that_talks_before_the_greeting_is_rejected_with_strict(
         for _ in range(20):  # every session is checked, not only the sampled ones
             with (
                 (early_client if delayed else unaccepted_early_client)(program) as client,
-                client.makefile("rb") as heard,
+                client.makefile("rb") as replies,
             ):
-                assert heard.read() == b"554 5.5.0 Talked before its turn, closing\r\n"
+                assert replies.read() == b"554 5.5.0 Talked before its turn, closing\r\n"
             if delayed:
                 break
         assert set(violations_of(program)) == {"early-talk"}
