@@ -35,8 +35,6 @@ class Condition(NamedTuple):
     matches: Callable[[RuleContext], bool]
     index_key: GlobSet | Comparison | None = None
     """What rules with this condition can be indexed by."""
-    consumes: bool = False
-    """Matching takes a use from a budget."""
 
 
 CLIENT_CONDITIONS: Final = frozenset(("listener", "client", "tls"))

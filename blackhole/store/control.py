@@ -212,5 +212,5 @@ def effective_scenario(
 def one_shot_rule(one: OneShotRule, channel: ControlChannel) -> Rule:
     """Return the rule of a one-shot rule: its last condition consumes a use of the budget."""
     rule = parse_rule(one.rule, f"next {one.number}")
-    last = Condition("count", str(one.times), lambda case: channel.consume(one), consumes=True)
+    last = Condition("count", str(one.times), lambda case: channel.consume(one))
     return replace(rule, conditions=(*rule.conditions, last), name=ONE_SHOT_NAME)
