@@ -89,15 +89,19 @@ class ReplyDelivery(SessionState):
             self._emit_all(out, command, reply, wire, fault)
         return self._stop(fault.next_action)
 
-    def emit_deferred(self, out: list[bytes]) -> bool:
-        """Emit the reply that was held back, or its next drop."""
+    def emit_deferred(self, out: list[bytes], data: bytes) -> bool:
+        """Emit the reply that was held back, or its next drop; `data` is the input behind it."""
         assert self.deferred is not None
         command, reply, fault, rest = self.deferred
         self.deferred = None
         if rest is None:
-            return self.emit(out, command, reply, fault)
-        assert fault is not None
-        return self._drip(out, command, reply, fault, rest)
+            stopped = self.emit(out, command, reply, fault)
+        else:
+            assert fault is not None
+            stopped = self._drip(out, command, reply, fault, rest)
+        if self.deferred is not None:
+            self.unprocessed = data
+        return stopped
 
     def defer(self, deferred: DeferredReply, seconds: float, early: bool) -> None:
         """Hold a reply back for so many seconds. `early`: the client has sent something behind it already."""

@@ -1,0 +1,192 @@
+"""The input of a session: message bodies and command lines, taken from chunks of octets."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blackhole.smtp import replies
+from blackhole.smtp.arguments import NO_PARAMETERS
+from blackhole.smtp.auth import redacted
+from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY, BodyInspector
+from blackhole.smtp.command_line import (
+    MAX_AUTH_LINE,
+    MAX_DISCARDED,
+    MAX_LINE,
+    PRIVATE_VERB,
+    STANDARD_LINE,
+    exceeds_standard,
+    is_binary,
+    reject_line,
+)
+from blackhole.smtp.directives import has_no_directives, parse_directives
+from blackhole.smtp.engine_tables import BoundCommand, EngineTables
+from blackhole.smtp.error_budget import Meter
+from blackhole.smtp.execution import Answered, CommandExecution
+from blackhole.smtp.header_section import HeaderCollector, fields
+from blackhole.smtp.message_body import FINAL_DOT, MessageBody
+from blackhole.smtp.replies import Reply
+
+NEVER: Final = 1 << 62
+"""More messages than any session has."""
+
+NOT_AVAILABLE: Final = frozenset((replies.UNKNOWN, replies.NOT_OFFERED, replies.BDAT_NOT_OFFERED))
+"""Replies to commands that EHLO did not offer."""
+
+
+class InputReader(CommandExecution):
+    """A session as far as it reads input.
+
+    `read_body` and `read_command` answer what begins at a position of the input. They return None for an
+    incomplete body or command, after they have kept what they need of it.
+    """
+
+    __slots__ = ("_expects_secret", "discarded", "next_inspection")
+
+    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter, sampled: bool) -> None:
+        CommandExecution.__init__(self, engine, secure, client, meter)
+        self.discarded = 0
+        """Octets discarded of a line that is too long."""
+        self._expects_secret = False
+        """The last command was AUTH: the next line may be a response, and is not to be traced."""
+        self.sampled = sampled
+        self.next_inspection = 0 if sampled else NEVER
+        """The number of the next message whose body is inspected."""
+
+    def read_body(self, data: bytes, start: int) -> Answered | None:
+        """Pass over the body from `start`; return the reply to the message, or None if it goes on."""
+        engine, body = self.engine, self.body
+        if body is None:
+            body = self.body = self._new_body(data, start)
+        position = body.feed(data, start)
+        end = position if position >= 0 else len(data)
+        if engine.trace is not None:
+            for line in data[start:end].splitlines():
+                engine.trace(self, "RECV", line)
+        for violation in body.new_violations:
+            self._record_in_body(violation)
+        self.octets = body.octets
+        if 0 < 2 * engine.config.message_size_limit < body.octets - FINAL_DOT:
+            # It might go on for ever, and its reply can be sent now.
+            if self.esmtp:
+                self.record_violation("size-over-limit")
+            self.in_body = False
+            return end, engine.end_of_message, replies.FAR_TOO_LARGE
+        if position < 0:
+            return None
+        self.in_body = False
+        self.octets = body.octets - FINAL_DOT
+        self.schedule_inspection()
+        if position < len(data) and not self.esmtp:
+            self.record_violation("unoffered-pipelining")
+        if body.has_bare_newline and (refusal := self._check_bare_newline()) is not None:
+            return position, engine.end_of_message, refusal
+        return position, engine.end_of_message, self._end_message(body.header)
+
+    def _new_body(self, data: bytes, start: int) -> MessageBody:
+        """Return what is to be known of the body that begins at `start`."""
+        config = self.engine.config
+        reads_header = self.engine.policy.reads_header or (
+            config.message_directives and not has_no_directives(data, start)
+        )
+        return MessageBody(
+            inspector=BodyInspector(self.eightbit) if self.messages >= self.next_inspection else None,
+            searches_bare_newlines=config.bare_newline != "normalize",
+            header=HeaderCollector() if reads_header else None,
+        )
+
+    def _record_in_body(self, violation: str) -> None:
+        """Record a violation in a body. Bare LF is recorded at its end where all of it is searched."""
+        if violation != "bare-lf" or self.engine.config.bare_newline == "normalize":
+            self.record_violation(violation)
+
+    def schedule_inspection(self) -> None:
+        """Choose the next message whose body is inspected, at the end of one."""
+        if self.messages >= self.next_inspection and self.messages >= ALWAYS_INSPECT - 1:
+            self.next_inspection = self.messages + INSPECT_EVERY
+
+    def _end_message(self, header: HeaderCollector | None) -> Reply:
+        """Answer the end of a message, as its own directives ask for where they are obeyed."""
+        end, text, mode = self.engine.end_of_message, b"", ""
+        if header is not None:
+            text = header.text
+            if self.engine.config.message_directives:
+                mode, self.directive_delay = parse_directives(fields(text))
+        if not (mode or end.asks_policy):
+            return end.do(self, NO_PARAMETERS)
+        decision = self.policy.decide(self, end.phase, text, self.octets, mode)
+        return self.obey(end, NO_PARAMETERS, decision)
+
+    def read_command(self, data: bytes, start: int) -> Answered | None:
+        """Answer the command line at `start`; return None if it is incomplete."""
+        engine = self.engine
+        end = data.find(b"\n", start)
+        line = data[start : end if end >= 0 else len(data)]
+        if self.discarded or (len(line) > MAX_LINE and self._is_too_long(line)):
+            return self._discard(len(line), end, len(data))
+        if end < 0 and not is_binary(line):
+            self.unprocessed = line
+            return None
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        elif end >= 0 and not is_binary(line) and (refusal := self._check_bare_newline()) is not None:
+            return end + 1, engine.unknown, refusal
+        if self.auth_exchange is not None and not is_binary(line):
+            command, argument = engine.auth, line
+        else:
+            verb, _, argument = line.partition(b" ")
+            command = engine.commands.get(verb) or engine.commands.get(verb.upper()) or engine.unknown
+        if engine.trace is not None:
+            engine.trace(self, "RECV", self._redacted(command, line))
+        if len(line) > STANDARD_LINE and exceeds_standard(line) and command is not engine.auth:
+            self.record_violation("long-command")
+        offered = self.esmtp
+        rejected = reject_line(line, command is engine.unknown)
+        reply = self.execute(command, argument) if rejected is None else self._reject(*rejected)
+        if reply in NOT_AVAILABLE and not (command.asks_policy or line.startswith(PRIVATE_VERB)):
+            self.record_violation("unknown-command")
+        followed = 0 <= end < len(data) - 1
+        if (followed or reply.code >= 400) and reply is not replies.PENDING:
+            reply = self.check_pipelining(command, reply, offered, followed)
+        return end + 1 or len(data), command, reply
+
+    def _is_too_long(self, line: bytes) -> bool:
+        """Return whether a line of more than MAX_LINE octets is longer than its command may be."""
+        is_auth = self.auth_exchange is not None or line[:5].upper() == b"AUTH "
+        limit = MAX_AUTH_LINE if is_auth and self.engine.config.auth else MAX_LINE
+        return len(line) > limit and not is_binary(line)
+
+    def _discard(self, length: int, end: int, available: int) -> Answered | None:
+        """Discard a piece of an over-long line; return the reply to it once its end has come, if ever."""
+        engine = self.engine
+        self.discarded += length
+        if self.discarded > MAX_DISCARDED:
+            self.record_violation("long-command")
+            return available, engine.unknown, replies.FAR_TOO_LONG
+        if end < 0:
+            return None
+        self.discarded = 0
+        self.record_violation("long-command")
+        if self.auth_exchange is not None:
+            self.auth_exchange = None
+            return (end + 1, engine.auth, replies.RESPONSE_TOO_LONG)
+        return (end + 1, engine.unknown, replies.TOO_LONG)
+
+    def _check_bare_newline(self) -> Reply | None:
+        """Record a line that ends with LF alone (RFC 5321 2.3.8); return the reply where that is refused."""
+        self.record_violation("bare-lf")
+        return replies.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
+
+    def _reject(self, violation: str, refusal: Reply) -> Reply:
+        """Record a line that cannot be a command, and return the reply to it."""
+        if violation:
+            self.auth_exchange = None
+            self.record_violation(violation)
+        return refusal
+
+    def _redacted(self, command: BoundCommand, line: bytes) -> bytes:
+        """Return a line as it may be traced. A response that was sent before the client could know that AUTH
+        was refused looks like an unknown command, and is a secret all the same."""
+        if self.auth_exchange is not None or (self._expects_secret and command is self.engine.unknown):
+            return b"..."
+        self._expects_secret = command is self.engine.auth
+        return redacted(line) if self._expects_secret else line
