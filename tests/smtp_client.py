@@ -25,18 +25,16 @@ class UnexpectedReply(Exception):
 
 
 class SMTPClient:
-    """A connection to a server, from which the greeting was read.
-
-    Raises UnexpectedReply if the greeting is not a 220 reply. With `read_greeting=False` nothing is read.
-    """
+    """A connection to a server, from which the greeting was read unless `read_greeting` is false."""
 
     def __init__(self, address: Address, *, read_greeting: bool = True, timeout: float = TIMEOUT) -> None:
         self.socket: socket.socket = socket.create_connection(address, timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unread = b""
+        self.greeting = ""
         if read_greeting:
             try:
-                self._expect("220")
+                self.greeting = self.read_reply()
             except BaseException:
                 self.socket.close()
                 raise
@@ -73,6 +71,10 @@ class SMTPClient:
         """Send a command line and return the last line of its reply."""
         self.send(f"{line}\r\n".encode())
         return self.read_reply()
+
+    def command_code(self, line: str) -> str:
+        """Send a command line and return the code of its reply."""
+        return self.command(line)[:3]
 
     def start_data(self) -> None:
         """Send DATA and read the 354 reply. Raises UnexpectedReply."""
@@ -148,7 +150,7 @@ def client_hello() -> bytes:
 def deliver(address: Address, timeout: float = TIMEOUT) -> None:
     """Deliver a message over a connection of its own. Raises OSError or UnexpectedReply."""
     with SMTPClient(address, timeout=timeout) as client:
-        line = client.send_message()
-        if not line.startswith("250"):
-            raise UnexpectedReply(line)
+        for reply, code in ((client.greeting, "220"), (client.send_message(), "250")):
+            if not reply.startswith(code):
+                raise UnexpectedReply(f"expected {code}, got {reply!r}")
         client.command("QUIT")

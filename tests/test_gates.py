@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -25,6 +24,7 @@ from blackhole.rules.limiters import Greylist, RateLimit, client_network
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
+from tests.smtp_client import SMTPClient
 
 
 class World:
@@ -288,34 +288,11 @@ ATTEMPTS = "[[rule]]\nphase = 'RCPT'\nattempt = '<= 6'\nreply = '450 4.2.1 Later
 MEMORY = "/memfd:blackhole attempts (deleted)"
 
 
-class Client:
-    """One connection, spoken to line by line."""
-
-    def __init__(self, program: Program) -> None:
-        self.socket = socket.create_connection(program.address, 20)
-        self.file = self.socket.makefile("rb")
-        self.greeting = self.hear()
-
-    def hear(self) -> str:
-        return self.file.readline().decode()[:3]
-
-    def say(self, line: str) -> str:
-        self.socket.sendall(line.encode() + b"\r\n")
-        return self.hear()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.socket.close()
-
-
 @contextmanager
-def crowd(program: Program, count: int) -> Iterator[list[Client]]:
+def crowd(program: Program, count: int) -> Iterator[list[SMTPClient]]:
     """So many connections at once, over all workers."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Client(program)) for _ in range(count)]
+        yield [stack.enter_context(SMTPClient(program.address)) for _ in range(count)]
 
 
 def crew(tmp_path: Path, text: str, *more: str) -> Program:
@@ -325,9 +302,9 @@ def crew(tmp_path: Path, text: str, *more: str) -> Program:
 
 
 def attempt(program: Program) -> str:
-    with Client(program) as client:
-        client.say("MAIL FROM:<ann@a>")
-        return client.say("RCPT TO:<bob@b>")
+    with SMTPClient(program.address) as client:
+        client.command_code("MAIL FROM:<ann@a>")
+        return client.command_code("RCPT TO:<bob@b>")
 
 
 def reload(program: Program) -> None:
@@ -341,8 +318,8 @@ def test_all_workers_count_attempts_together(tmp_path: Path) -> None:
     with crew(tmp_path, ATTEMPTS) as program:
         with crowd(program, 12) as clients:
             for client in clients:
-                client.say("MAIL FROM:<ann@a>")
-            heard = [client.say("RCPT TO:<bob@b>") for client in clients]
+                client.command_code("MAIL FROM:<ann@a>")
+            heard = [client.command_code("RCPT TO:<bob@b>") for client in clients]
         assert heard == ["450"] * 6 + ["250"] * 6
         assert program.stop() == 0
 
@@ -371,10 +348,10 @@ def test_a_quota_is_that_of_all_workers(tmp_path: Path) -> None:
     with crew(tmp_path, text) as program:
         with crowd(program, 16) as clients:
             for client in clients:
-                client.say("MAIL FROM:<ann@a>")
+                client.command_code("MAIL FROM:<ann@a>")
             for client in clients:
                 client.socket.sendall(b"".join(b"RCPT TO:<%d@b>\r\n" % number for number in range(60)))
-            heard = Counter(client.hear() for client in clients for _ in range(60))
+            heard = Counter(client.read_reply()[:3] for client in clients for _ in range(60))
         assert heard == {"250": 500, "452": 460}
         assert program.stop() == 0
 
@@ -385,12 +362,12 @@ def test_a_rate_is_that_of_all_workers(tmp_path: Path) -> None:
     with crew(tmp_path, text) as program:
         with crowd(program, 8) as clients:
             for client in clients:
-                client.say("MAIL FROM:<ann@a>")
+                client.command_code("MAIL FROM:<ann@a>")
             accepted, began = 0, time.monotonic()
             while time.monotonic() < began + 2.2:
                 for client in clients:
                     client.socket.sendall(b"RCPT TO:<bob@b>\r\n" * 20)
-                accepted += sum(client.hear() == "250" for client in clients for _ in range(20))
+                accepted += sum(client.read_reply()[:3] == "250" for client in clients for _ in range(20))
             periods = (time.monotonic() - began) / 0.5
         # The last period may have begun just now; a busy machine may have slept over another.
         assert 100 * (periods - 2) <= accepted <= 100 * (periods + 1)
@@ -402,17 +379,17 @@ def test_rooms_are_those_of_all_workers_and_a_killed_one_leaves(tmp_path: Path) 
     with crew(tmp_path, text) as program:
 
         def next_one() -> bool:
-            with Client(program) as client:
-                return client.greeting == "220"
+            with SMTPClient(program.address) as client:
+                return client.greeting[:3] == "220"
 
         def room() -> bool:
             with crowd(program, 9) as clients:
-                return Counter(client.greeting for client in clients) == {"220": 8, "421": 1}
+                return Counter(client.greeting[:3] for client in clients) == {"220": 8, "421": 1}
 
         with crowd(program, 10) as clients:
-            assert Counter(client.greeting for client in clients) == {"220": 8, "421": 2}
+            assert Counter(client.greeting[:3] for client in clients) == {"220": 8, "421": 2}
             assert not next_one()
-            clients[0].say("QUIT")
+            clients[0].command_code("QUIT")
             wait_for(next_one, "there is room again")
             killed = program.workers()[0]
             os.kill(killed, signal.SIGKILL)

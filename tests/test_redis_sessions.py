@@ -15,7 +15,8 @@ from tests.conftest import Certificate
 from tests.program import Program, wait_for
 from tests.redis_server import RedisServer, querying_scenario
 from tests.service import Serve
-from tests.test_server import connect, until_closed
+from tests.smtp_client import read_until_closed
+from tests.test_server import connect
 from tests.transcript import REPLY_TIMEOUT, SocketPeer, Transcript, all_transcripts, play
 
 QUERYING = [one for one in all_transcripts() if one.scenario or "--mode=greylist" in one.options]
@@ -52,7 +53,7 @@ def test_a_command_sent_while_starttls_waits_for_redis_is_never_run_under_tls(
             time.sleep(0.2)
             client.sendall(b"HELO eve.test\r\n")
             time.sleep(0.2)
-        assert until_closed(client).startswith(b"554 5.5.0 ")
+        assert read_until_closed(client).startswith(b"554 5.5.0 ")
 
 
 def test_an_implicit_tls_handshake_waits_for_redis(
@@ -76,7 +77,7 @@ def test_early_talk_is_noticed_while_the_greeting_waits_for_redis(
         client.sendall(b"QUIT\r\n")
         time.sleep(0.2)
     with client:
-        assert [line[:3] for line in until_closed(client).splitlines()] == [b"220", b"221"]
+        assert [line[:3] for line in read_until_closed(client).splitlines()] == [b"220", b"221"]
     service.settle()
     assert service.stats.snapshot().violations["early-talk"] == 1
 
@@ -109,7 +110,7 @@ def test_replies_keep_their_order_when_only_some_commands_wait_for_redis(
     group = b"".join(b"RCPT TO:<r%d@b>\r\nNOOP\r\nVRFY pass=bob\r\n" % number for number in range(50))
     with connect(service) as client:
         client.sendall(b"EHLO a.test\r\nMAIL FROM:<ann@a>\r\n" + group + b"DATA\r\nHi\r\n.\r\nQUIT\r\n")
-        replies = [line[4:9] for line in until_closed(client).splitlines() if line[3:4] == b" "]
+        replies = [line[4:9] for line in read_until_closed(client).splitlines() if line[3:4] == b" "]
     assert replies[2:-3] == [b"2.1.5", b"2.0.0", b"2.0.0"] * 50
 
 
@@ -122,5 +123,5 @@ def test_a_server_stops_while_redis_does_not_answer(own_redis: RedisServer, tmp_
             client.sendall(b"RCPT TO:<bob@b>\r\n")
             time.sleep(0.3)
             program.process.send_signal(signal.SIGTERM)
-            assert until_closed(client).startswith(b"421 4.3.2 ")
+            assert read_until_closed(client).startswith(b"421 4.3.2 ")
         assert program.process.wait(20) == 0

@@ -259,8 +259,8 @@ def first_octets(connection: socket.socket) -> bytes:
 
 def greets(address: Address) -> bool:
     """Whether the server accepts a connection and greets it."""
-    with suppress(OSError, UnexpectedReply), SMTPClient(address, timeout=2):
-        return True
+    with suppress(OSError), SMTPClient(address, timeout=2) as client:
+        return client.greeting.startswith("220 ")
     return False
 
 
