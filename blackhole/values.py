@@ -239,13 +239,13 @@ def network(text: str) -> str:
         raise expected("networks such as 192.0.2.0/24, with no bit set after the prefix", text) from None
 
 
-def listener(text: str, mode_of_others: str = "accept", delay_of_others: Delay | None = None) -> Listener:
-    """Read one listener; `mode_of_others` and `delay_of_others` hold where it names none."""
+def listener(text: str, default_mode: str = "accept", default_delay: Delay | None = None) -> Listener:
+    """Read one listener; `default_mode` and `default_delay` hold where it names none."""
     address, *words = re.split(",(?=[a-z])", text)  # the comma of delay=1,5 comes before a digit
     match = _ADDRESS_AND_PORT.fullmatch(address)
     if not match:
         raise expected(f"{LISTEN}, an IPv6 address in brackets", text)
-    found_mode, found_delay = mode_of_others, delay_of_others
+    found_mode, found_delay = default_mode, default_delay
     tls = proxy = False
     for word in words:
         key, _, value = word.partition("=")

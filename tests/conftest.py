@@ -15,6 +15,7 @@ from blackhole import options
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from tests.certificates import Certificate, issue
+from tests.option_samples import WriteConf
 from tests.redis_server import RedisServer
 from tests.service import Serve, Service
 
@@ -78,6 +79,28 @@ def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterato
     for service in services:
         service.close()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.fixture
+def write_conf(tmp_path: Path) -> WriteConf:
+    """Return a function that writes a conf file and returns its path."""
+
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "blackhole.conf"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Run the test as a user without root."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(me)
 
 
 @pytest.fixture

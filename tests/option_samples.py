@@ -1,0 +1,143 @@
+"""A sample value of every option, random words for the parser, and short forms of `parse`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from blackhole.option_table import OPTIONS
+from blackhole.options import ACTIONS, EXPLAIN_OPTIONS, REQUESTS, parse
+from blackhole.settings import MODES, OperatorError, Settings
+
+CERT = {"BLACKHOLE_SSL_CERT": "/etc/ssl/mx.pem"}
+
+
+SAMPLES = {
+    "host": "127.0.0.1",
+    "port": "2525",
+    "listen": "127.0.0.1:2526,mode=bounce,delay=1,5 [::1]:2527",
+    "backlog": "16",
+    "proxy_from": "192.0.2.0/24 2001:db8::/32",
+    "proxy_timeout": "1.5",
+    "mode": "random",
+    "delay": "0.25,3",
+    "strict": "yes",
+    "hostname": "mx.example.com",
+    "message_size_limit": "0",
+    "scenario": "/etc/outage.toml profile:flaky",
+    "attempt_store": "rediss://192.0.2.9:6380/1?prefix=sink&timeout=0.25&ca=/etc/ssl/ca.pem",
+    "bare_newline": "reject",
+    "message_directives": "no",
+    "auth": "/etc/users",
+    "auth_plaintext": "yes",
+    "timeout": "2.5",
+    "ssl": "no",
+    "ssl_port": "4650",
+    "ssl_cert": "/etc/ssl/mx.pem",
+    "ssl_key": "/etc/ssl/mx.key",
+    "ssl_ca_certs_dir": "/etc/ssl/certs",
+    "max_connections": "100",
+    "write_timeout": "7",
+    "tls_timeout": "8",
+    "stress_timeout": "0",
+    "public": "yes",
+    "trusted": "192.0.2.1/32",
+    "client_connections": "5",
+    "client_connection_rate": "6",
+    "client_message_rate": "7",
+    "client_recipient_rate": "8",
+    "client_tls_rate": "9",
+    "client_byte_rate": "1000000",
+    "soft_errors": "1",
+    "max_errors": "2",
+    "max_junk": "3",
+    "max_recipients": "4",
+    "max_messages": "5",
+    "min_data_rate": "6",
+    "session_timeout": "7.5",
+    "workers": "7",
+    "user": "mail",
+    "group": "mail",
+    "pid": "/run/sink.pid",
+    "drain_timeout": "0",
+    "conf": "/dev/null",
+    "log": "/var/log/sink.log",
+    "debug": "yes",
+    "dashboard": "[::1]:8026,name=sink.example.com",
+    "show_clients": "yes",
+    "progress": "yes",
+    "format": "junit",
+    "json": "yes",
+    "fail_on": "should",
+}
+"""A value of every option that is not its default, as --print-config would write it."""
+
+
+WriteConf = Callable[[str | bytes], Path]
+
+
+def read(*argv: str, **environ: str) -> Settings:
+    """Return the settings of a command line and an environment."""
+    return parse(argv, environ).settings
+
+
+def load(path: Path, *argv: str, **environ: str) -> Settings:
+    """Return the settings of a conf file, a command line and an environment."""
+    return read("--conf", str(path), *argv, **environ)
+
+
+def refusal(*argv: str, **environ: str) -> tuple[int, str]:
+    """Return the exit code and the message of the error for a command line and an environment."""
+    with pytest.raises(OperatorError) as caught:
+        parse(argv, environ)
+    return caught.value.code, str(caught.value)
+
+
+WORDS = st.sampled_from(
+    [f"--{option.name}" for option in OPTIONS]
+    + [f"--{name}={text}" for name, text in SAMPLES.items()]
+    + [f"--{option.name.replace('_', '-')}=" for option in OPTIONS]
+    + [flag for flags, _ in REQUESTS.values() for flag in flags]
+    + [f"--{name}=x" for name in EXPLAIN_OPTIONS]
+    + [
+        *ACTIONS,
+        *MODES,
+        "--daemon",
+        "--",
+        "-",
+        "",
+        "yes",
+        "0",
+        "1,2",
+        "-1",
+        ":25",
+        "[::1]:25,tls",
+        "=",
+        "--=",
+    ]
+)
+
+
+TEXT = st.one_of(WORDS, st.text(st.characters(exclude_categories=[]), max_size=20))
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=20),
+        TEXT.map(lambda text: text.encode(errors="surrogateescape" if text.isascii() else "replace")),
+        st.tuples(st.sampled_from([option.name for option in OPTIONS]), TEXT).map(
+            lambda pair: f"{pair[0]} = {pair[1]}".encode(errors="replace")
+        ),
+    ),
+    max_size=4,
+)
+
+
+def check_error(error: OperatorError) -> None:
+    """Assert that an error is one line that any terminal can show, with an exit code of sysexits.h."""
+    assert str(error).isprintable()
+    assert error.code in (os.EX_USAGE, os.EX_CONFIG)
