@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Certificate
-from engines import make_engine
-from external_programs import path_of, requires
-from program import Program, run
 
 from blackhole.process import auth_file
 from blackhole.settings import OperatorError
 from blackhole.smtp.auth import MECHANISMS
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import ListenerConfig
+from tests.certificates import Certificate
+from tests.engines import make_engine
+from tests.external_programs import path_of, requires
+from tests.program import Program, run
 
 PASSWORD = "xyzzy-plugh"
 

@@ -10,11 +10,10 @@ import socket
 import time
 from pathlib import Path
 
-from http_api import Sink, ask
-from program import Program, descriptors, free_port, run, wait_for
-
 from blackhole.metrics.counters import Counters
 from blackhole.store.client_log import MAX_SHOWN, SLOTS, Client, ClientLog
+from tests.http_api import Sink, ask
+from tests.program import Program, descriptors, free_port, run, wait_for
 
 MAP = "/memfd:blackhole.store.client_log (deleted)"
 

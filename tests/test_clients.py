@@ -10,10 +10,11 @@ from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
-from conftest import Certificate
-from external_programs import output_of, path_of, requires
-from postfix import QUICK_RETRIES, RECIPIENT, SENDER, Postfix, requires_postfix
-from program import Program, free_port, scenario_option, wait_for
+
+from tests.certificates import Certificate
+from tests.external_programs import output_of, path_of, requires
+from tests.postfix import QUICK_RETRIES, RECIPIENT, SENDER, Postfix, requires_postfix
+from tests.program import Program, free_port, scenario_option, wait_for
 
 QUEUED = re.compile(r"250 2\.0\.0 OK: queued as [0-9A-F]{10}")
 

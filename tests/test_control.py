@@ -19,14 +19,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import Certificate
-from external_programs import requires
-from http_api import Answer, Sink, ask, figures, post, raw
-from program import ROOT, run, wait_for
-from test_simulator import REFUSE, connected, outcome, refusal
 
 from blackhole.store.control import MAX_ONE_SHOT_RULES
 from blackhole.web.control_handlers import MAX_SCENARIO, MAX_UPLOAD
+from tests.certificates import Certificate
+from tests.external_programs import requires
+from tests.http_api import Answer, Sink, ask, figures, post, raw
+from tests.program import ROOT, run, wait_for
+from tests.test_simulator import REFUSE, connected, outcome, refusal
 
 
 @pytest.fixture

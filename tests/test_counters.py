@@ -6,7 +6,6 @@ import json
 import os
 
 import pytest
-from program import Program, wait_for
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, MAX_LISTENERS, EventCells
@@ -14,6 +13,7 @@ from blackhole.rules.outcomes import EVENTS
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
+from tests.program import Program, wait_for
 
 NUMBERS = EventCells()
 

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from program import environment, run_python, wait_for
+from tests.program import environment, run_python, wait_for
 
 
 def test_launcher_waits_until_the_daemon_sends_an_exit_code(tmp_path: Path) -> None:

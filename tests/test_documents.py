@@ -12,11 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from external_programs import output_of, path_of, requires
-from program import ROOT
 
 from blackhole.option_table import NAMES
 from blackhole.options import EXPLAIN_OPTIONS
+from tests.external_programs import output_of, path_of, requires
+from tests.program import ROOT
 
 pytestmark = pytest.mark.pure
 

@@ -9,13 +9,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from conftest import Certificate
-from external_programs import output_of, path_of, requires
-from postfix import RECIPIENT, SENDER
-from program import Program, wait_for
-from violation_checks import checking_program
-
 from blackhole.metrics.counters import Counters
+from tests.certificates import Certificate
+from tests.external_programs import output_of, path_of, requires
+from tests.postfix import RECIPIENT, SENDER
+from tests.program import Program, wait_for
+from tests.violation_checks import checking_program
 
 
 @requires("smtp-source")

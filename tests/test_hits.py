@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from engines import make_engine
-from http_api import Sink, ask, figures, post
-from program import Program, run, wait_for
-from test_exact_counts import replaced
-from test_simulator import outcome
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import MAX_RULE_NAMES, RULE_HITS_START
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.session import Session
+from tests.engines import make_engine
+from tests.http_api import Sink, ask, figures, post
+from tests.program import Program, run, wait_for
+from tests.test_exact_counts import replaced
+from tests.test_simulator import outcome
 
 # In the engine
 

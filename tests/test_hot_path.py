@@ -11,13 +11,13 @@ from pathlib import Path
 from types import NoneType
 
 import pytest
-from engines import make_engine
-from external_programs import requires
-from postfix import smtp_source
-from program import Program, wait_for
 from tornado.iostream import IOStream
 
 from blackhole.net.direct import DirectStream
+from tests.engines import make_engine
+from tests.external_programs import requires
+from tests.postfix import smtp_source
+from tests.program import Program, wait_for
 
 MESSAGES = 400
 SESSIONS = 5

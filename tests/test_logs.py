@@ -11,9 +11,9 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from program import as_root, run_python
 
 from blackhole.process import logs
+from tests.program import as_root, run_python
 
 HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} blackhole: test "
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
-from conftest import Certificate
-from program import Program, children, free_port, status
+
+from tests.certificates import Certificate
+from tests.program import Program, children, free_port, status
 
 MIB = 1 << 20
 

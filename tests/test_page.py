@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from external_programs import path_of, requires
-from http_api import Sink, ask, figures, post, send
-from postfix import smtp_source
-from program import wait_for
+
+from tests.external_programs import path_of, requires
+from tests.http_api import Sink, ask, figures, post, send
+from tests.postfix import smtp_source
+from tests.program import wait_for
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 

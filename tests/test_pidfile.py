@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 from textwrap import dedent
 
 import pytest
-from program import AS_NOBODY, as_root, environment, run_python
 
 from blackhole.process import pidfile
 from blackhole.process.pidfile import Pidfile, pidfile_owner
 from blackhole.settings import OperatorError
+from tests.program import AS_NOBODY, as_root, environment, run_python
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from external_programs import requires
-from program import AS_NOBODY, NOBODY, as_root, environment, run_python
 
 from blackhole.process import privileges
 from blackhole.settings import OperatorError
+from tests.external_programs import requires
+from tests.program import AS_NOBODY, NOBODY, as_root, environment, run_python
 
 
 def refusal(user: str, group: str = "") -> tuple[str, int]:

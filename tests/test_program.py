@@ -20,8 +20,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import trustme
-from conftest import Certificate
-from program import (
+
+from blackhole import __version__, main, options
+from blackhole.process import privileges
+from tests.certificates import Certificate
+from tests.program import (
     MODULE,
     NOBODY,
     PYTHON,
@@ -40,9 +43,6 @@ from program import (
     title,
     wait_for,
 )
-
-from blackhole import __version__, main, options
-from blackhole.process import privileges
 
 
 def greeting(port: int, timeout: float = 10.0) -> str:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import Certificate
-from program import Program, free_port
-from transcript import SocketPeer, Transcript, all_transcripts, play
+
+from tests.certificates import Certificate
+from tests.program import Program, free_port
+from tests.transcript import SocketPeer, Transcript, all_transcripts, play
 
 
 class ProgramOfTranscript(Program):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from external_programs import requires
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -14,6 +13,7 @@ from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.rules.outcomes import EVENTS
 from blackhole.web import prometheus
+from tests.external_programs import requires
 
 NUMBERS = EventCells()
 

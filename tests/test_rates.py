@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from program import MODULE, Program, alive, children, environment, title, wait_for
+from tests.program import MODULE, Program, alive, children, environment, title, wait_for
 
 
 def start_top(pid: Path) -> subprocess.Popen[str]:

@@ -6,14 +6,14 @@ import smtplib
 from pathlib import Path
 
 import pytest
-from conftest import Certificate
-from external_programs import output_of, path_of, requires
-from postfix import RECIPIENT, SENDER, Postfix, requires_postfix
-from program import Program, scenario_option, wait_for
-from test_clients import message
-from violation_checks import checking_program, reported_violations, violations_of
 
 from blackhole.metrics.counters import Counters
+from tests.certificates import Certificate
+from tests.external_programs import output_of, path_of, requires
+from tests.postfix import RECIPIENT, SENDER, Postfix, requires_postfix
+from tests.program import Program, scenario_option, wait_for
+from tests.test_clients import message
+from tests.violation_checks import checking_program, reported_violations, violations_of
 
 
 @requires("smtp-source")

@@ -11,15 +11,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from engines import EVENT_NUMBERS
-from postfix import RECIPIENT, SENDER
-from program import Program, run, scenario_option, state, wait_for
-from violation_checks import reported_violations, violations_of
 
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.smtp.violations import LEVELS, VIOLATIONS
+from tests.engines import EVENT_NUMBERS
+from tests.postfix import RECIPIENT, SENDER
+from tests.program import Program, run, scenario_option, state, wait_for
+from tests.violation_checks import reported_violations, violations_of
 
 
 def snapshot_with(**violations: int) -> Snapshot:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from engines import make_engine, make_policy
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore, count_attempt
 from blackhole.rules.evaluator import RuleEnvironment, RuleEvaluator
@@ -11,6 +10,7 @@ from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
+from tests.engines import make_engine, make_policy
 
 
 def codes(session: Session, *lines: str) -> list[str]:

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from program import ROOT
+
+from tests.program import ROOT
 
 pytest.importorskip("sphinx")
 pytest.importorskip("myst_parser")

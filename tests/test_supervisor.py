@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import Self
 
 import pytest
-import scripted_master
-from program import alive, children, descriptors, end, environment, state, status, title, wait_for
-from scripted_master import WORKER
 
 from blackhole.process import supervisor
 from blackhole.process.children import IGNORED_IN_CHILDREN
+from tests import scripted_master
+from tests.program import alive, children, descriptors, end, environment, state, status, title, wait_for
+from tests.scripted_master import WORKER
 
 
 class Master:

@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from external_programs import requires
-from program import SCRIPT, Program, environment, free_port, run, title, wait_for
 
 from blackhole.process import systemd
 from blackhole.settings import DashboardAddress, Listener, OperatorError
+from tests.external_programs import requires
+from tests.program import SCRIPT, Program, environment, free_port, run, title, wait_for
 
 PASS_SOCKETS = """
 import os, socket, sys

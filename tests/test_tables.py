@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from engines import make_engine
-from transcript import END_MARKS, TRANSCRIPTS_FOLDER, Transcript, all_transcripts
 
 from blackhole import settings
 from blackhole.option_table import OPTIONS, Option
@@ -15,6 +13,8 @@ from blackhole.rules.modes import MODE_RULES
 from blackhole.smtp import commands, extensions, replies
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES, ListenerConfig
+from tests.engines import make_engine
+from tests.transcript import END_MARKS, TRANSCRIPTS_FOLDER, Transcript, all_transcripts
 
 pytestmark = pytest.mark.pure
 

@@ -18,14 +18,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from external_programs import requires
-from http_api import Sink, ask, figures, post, raw, reached, send, sent, total
-from program import ROOT, Program, children, descriptors, free_port, run, status, title, wait_for
 
 from blackhole.web.app import MAX_BODY, MAX_CONNECTIONS, MAX_HEADER
 from blackhole.web.base_handler import SECURITY_HEADERS
 from blackhole.web.events import MAX_VIEWERS
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
+from tests.external_programs import requires
+from tests.http_api import Sink, ask, figures, post, raw, reached, send, sent, total
+from tests.program import ROOT, Program, children, descriptors, free_port, run, status, title, wait_for
 
 
 @pytest.fixture(scope="module")
