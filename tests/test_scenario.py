@@ -416,7 +416,7 @@ def test_many_kinds_of_clients_take_no_memory() -> None:
     [
         ("certificate = 'expired'", NextAction.READ, "expired"),
         ("then = 'stall'", NextAction.HANG, ""),
-        ("then = 'reset'", NextAction.RESET, ""),
+        ("then = 'reset'", NextAction.ABORT, ""),
         ("then = 'close'\ntls = true", NextAction.READ, ""),
     ],
 )

@@ -89,7 +89,7 @@ class SessionPeer:
         return not self.lines and not self.part_of_line and self.session.next_action is NextAction.CLOSE
 
     def is_reset(self) -> bool:
-        return not self.lines and not self.part_of_line and self.session.next_action is NextAction.RESET
+        return not self.lines and not self.part_of_line and self.session.next_action is NextAction.ABORT
 
     def is_silent(self) -> bool:
         return not self.lines and not self.part_of_line and self.session.next_action is NextAction.HANG

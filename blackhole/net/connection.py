@@ -363,7 +363,7 @@ class Connection:
         """Come to the end that the session has come to, having said something last."""
         self.closed_by_server = True
         self._note()  # a client that stalls may be here for an hour
-        if next_action is NextAction.RESET:
+        if next_action is NextAction.ABORT:
             self.stream.reset()
         elif next_action is NextAction.HANG:
             self.patience, self.idle = HANG, 0

@@ -17,7 +17,7 @@ from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.rules.table import RuleTable
 from blackhole.smtp import replies
 from blackhole.smtp.faults import Fault
-from blackhole.smtp.header_section import MOST, fields
+from blackhole.smtp.header_section import MAX_HEADER, fields
 from blackhole.smtp.policy import Decision, NoSessionPolicy, PendingDecision, SessionPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.state import GREETED, PHASES, SessionState
@@ -182,7 +182,7 @@ class RuleEvaluator:
             if self._tracker is not None:
                 self._tracker.message_received(argument)
             if self._policy.rules.reads_header:
-                context.header = fields(argument[:MOST])
+                context.header = fields(argument[:MAX_HEADER])
         tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
         table = tables.get(phase)
         if table is None:

@@ -14,7 +14,7 @@ FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
         fault.name: fault
         for fault in (
             Fault("close", 0, NextAction.CLOSE),
-            Fault("reset", 0, NextAction.RESET),
+            Fault("reset", 0, NextAction.ABORT),
             Fault("stall", 0, NextAction.HANG),
             Fault("half-reply", 0.5, NextAction.CLOSE),
             Fault("close-before-reply", 0, NextAction.CLOSE),

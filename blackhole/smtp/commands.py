@@ -31,10 +31,12 @@ Action = Callable[[SessionState, Any], Reply]
 
 
 def connect(state: SessionState, argument: bytes) -> Reply:
+    """Greet the client (RFC 5321 3.1)."""
     return state.listener.greeting
 
 
 def helo(state: SessionState, argument: bytes) -> Reply:
+    """Begin a session without extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
     state.esmtp = False
@@ -42,6 +44,7 @@ def helo(state: SessionState, argument: bytes) -> Reply:
 
 
 def ehlo(state: SessionState, argument: bytes) -> Reply:
+    """Begin a session, and offer the extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
     state.esmtp = True
@@ -49,6 +52,7 @@ def ehlo(state: SessionState, argument: bytes) -> Reply:
 
 
 def mail(state: SessionState, sender: Mailbox) -> Reply:
+    """Begin a transaction, in place of one that is open (RFC 5321 4.1.1.2)."""
     if state.stage > GREETED:
         state.reset()
     if sender.parameters:
@@ -65,19 +69,22 @@ def mail(state: SessionState, sender: Mailbox) -> Reply:
 
 
 def rcpt(state: SessionState, recipient: Mailbox) -> Reply:
+    """Add a recipient (RFC 5321 4.1.1.3)."""
     state.stage |= RCPT
     state.recipients += 1
     return replies.RECIPIENT_OK
 
 
 def data(state: SessionState, argument: bytes) -> Reply:
+    """Ask for the message (RFC 5321 4.1.1.4)."""
     return replies.START_INPUT
 
 
 def end(state: SessionState, argument: bytes) -> Reply:
+    """Accept a message, unless it is larger than the limit (RFC 1870 6.3)."""
     limit = state.listener.config.message_size_limit
     if 0 < limit < state.octets:
-        # A quarter of it may be doubled dots, of lines that are just a dot; RFC 1870 5 leaves them out.
+        # Up to a quarter of it may be doubled dots, which the size of a message leaves out (RFC 1870 5).
         if state.esmtp and 3 * state.octets > 4 * limit:
             state.record_violation("size-over-limit")
         return replies.TOO_LARGE if state.octets <= 2 * limit else replies.FAR_TOO_LARGE
@@ -85,34 +92,39 @@ def end(state: SessionState, argument: bytes) -> Reply:
 
 
 def rset(state: SessionState, argument: bytes) -> Reply:
+    """Forget the transaction (RFC 5321 4.1.1.5)."""
     state.reset()
     return replies.RESET
 
 
 def starttls(state: SessionState, argument: bytes) -> Reply:
+    """Agree to a TLS handshake (RFC 3207 4)."""
     if state.secure:
         return replies.ALREADY_SECURE
     return replies.START_TLS if state.listener.config.starttls else replies.NOT_OFFERED
 
 
-def auth(state: SessionState, claim: Credentials | bytes) -> Reply:
-    if not isinstance(claim, Credentials):
+def auth(state: SessionState, found: Credentials | bytes) -> Reply:
+    """Verify the credentials of an AUTH exchange that has ended (RFC 4954 4)."""
+    if not isinstance(found, Credentials):
         return replies.NOT_OFFERED
-    if authenticate(state.listener.config.passwords, claim):
+    if authenticate(state.listener.config.passwords, found):
         state.authenticated = True
         return replies.AUTHENTICATED
-    if not claim.failure_challenge:
+    if not found.failure_challenge:
         return replies.AUTHENTICATION_FAILED
     state.auth_exchange = failure_challenge()
     next(state.auth_exchange)
-    return challenge(claim.failure_challenge)
+    return challenge(found.failure_challenge)
 
 
 def help_(state: SessionState, argument: bytes) -> Reply:
+    """Explain a verb, or list all of them (RFC 5321 4.1.1.8)."""
     return state.listener.help.get(argument.strip().upper(), state.listener.help[b""])
 
 
 def quit_(state: SessionState, argument: bytes) -> Reply:
+    """Say goodbye (RFC 5321 4.1.1.10)."""
     state.quit_received = True
     return replies.GOODBYE
 

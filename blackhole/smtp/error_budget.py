@@ -1,8 +1,7 @@
-"""Conduct: what a client has done that counts against it, and what follows from that.
+"""The error budget: limits on the errors, the junk and the mail of one client, as Postfix's smtpd has them.
 
-There is none where nothing is limited. Mistakes and junk are forgiven with each
-message, as in Postfix, whose limits these are: who sends mail in between may
-make a mistake now and then.
+A session without limits has none. A message clears the errors and the junk, so that a client that sends mail
+in between may make a mistake now and then.
 """
 
 from __future__ import annotations
@@ -15,33 +14,33 @@ from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import ClientLimits
 
 TARPIT: Final = 1.0
-"""Seconds that each reply to a client with too many mistakes is held back."""
+"""Seconds by which each reply is delayed to a client that has made too many errors."""
 
-NO_LIMIT: Final = 1 << 62
+UNLIMITED: Final = 1 << 62
+"""More recipients or messages than any session has."""
 
 Meter = Callable[[str], bool]
-"""Counts one more command of a phase against whoever is at the other end, on all connections
-together. False: it is one too many."""
+"""Counts a command of this phase against the client, over all its connections. False: it is one too many."""
 
 
 def unmetered(phase: str) -> bool:
-    """The meter of those who are not counted."""
+    """Count nothing, for clients that are not limited over their connections."""
     return True
 
 
 class ErrorBudget:
-    """What one client has done so far in this session."""
+    """Counts what one session has done against the limits on its client."""
 
     __slots__ = ("errors", "junk", "limits", "meter", "slow")
 
     def __init__(self, limits: ClientLimits, meter: Meter) -> None:
         self.limits = limits
-        """Those on mistakes and junk may change meanwhile, but not from nothing or to it."""
+        """Those on errors and junk may change during the session, but not from or to 0."""
         self.meter = meter
         self.errors = 0
         self.junk = 0
         self.slow = False
-        """Replies are to be held back."""
+        """Replies are delayed by TARPIT."""
 
     def error(self, reply: Reply) -> Reply:
         """Count an error to be answered with `reply`; return that, or a reply that closes the session."""
@@ -56,88 +55,96 @@ class ErrorBudget:
         self.slow = False
 
 
-# What is put around a command's action, to look at the client's conduct first. An action without a
-# limit stays as it is, for each of these is a call more.
+# Each function below returns an action that applies limits before it carries the command out. Without a limit
+# that concerns it, it returns the action itself, as each of these is one call more.
 
 Action = Callable[[Any, Any], Reply]
 
 LimitedAction = Callable[[Action, ClientLimits], Action]
 
 
-def rcpt(do: Action, limits: ClientLimits) -> Action:
-    most = limits.recipients or NO_LIMIT
+def limit_rcpt(do: Action, limits: ClientLimits) -> Action:
+    """Refuse recipients beyond the limit of a message, or of the client."""
+    most = limits.recipients or UNLIMITED
     metered = limits.metered
 
-    def guarded(session: Any, argument: Any) -> Reply:
+    def limited(session: Any, argument: Any) -> Reply:
         if session.recipients >= most:
             session.recipients += 1
-            # A mailing list sends the rest in another message, and hears of it recipient by recipient.
-            # Who goes on for as long again does not listen.
-            answer = replies.TOO_MANY_RECIPIENTS
+            # A mailing list learns so, recipient by recipient, to send the rest in another message (RFC 5321
+            # 4.5.3.1.10). A client that goes on for as long again makes errors.
             excused = session.recipients <= 2 * most
-            return answer if excused else session.error_budget.error(answer)
+            reply = replies.TOO_MANY_RECIPIENTS
+            return reply if excused else session.error_budget.error(reply)
         if metered and not session.error_budget.meter("RCPT"):
             return replies.TOO_MANY_CLIENT_RECIPIENTS
         return do(session, argument)
 
-    return guarded if metered or limits.recipients else do
+    return limited if metered or limits.recipients else do
 
 
-def data(do: Action, limits: ClientLimits) -> Action:
-    most = limits.messages or NO_LIMIT
+def limit_data(do: Action, limits: ClientLimits) -> Action:
+    """Refuse a message beyond the limit of the session, or of the client."""
+    most = limits.messages or UNLIMITED
     metered = limits.metered
 
-    def guarded(session: Any, argument: Any) -> Reply:
+    def limited(session: Any, argument: Any) -> Reply:
         if session.messages >= most:
             return replies.TOO_MANY_MESSAGES
         if metered and not session.error_budget.meter("DATA"):
             return replies.TOO_MANY_CLIENT_MESSAGES
         return do(session, argument)
 
-    return guarded if metered or limits.messages else do
+    return limited if metered or limits.messages else do
 
 
-def end(do: Action, limits: ClientLimits) -> Action:
-    def guarded(session: Any, argument: Any) -> Reply:
+def limit_end(do: Action, limits: ClientLimits) -> Action:
+    """Clear errors and junk at the end of a message."""
+
+    def limited(session: Any, argument: Any) -> Reply:
         session.error_budget.forgive()
         return do(session, argument)
 
-    return guarded
+    return limited
 
 
-def starttls(do: Action, limits: ClientLimits) -> Action:
-    def guarded(session: Any, argument: Any) -> Reply:
+def limit_starttls(do: Action, limits: ClientLimits) -> Action:
+    """Refuse a TLS handshake beyond the limit of the client."""
+
+    def limited(session: Any, argument: Any) -> Reply:
         return (
             do(session, argument)
             if session.error_budget.meter("STARTTLS")
             else replies.TOO_MANY_TLS_HANDSHAKES
         )
 
-    return guarded
+    return limited
 
 
-def junk(do: Action, limits: ClientLimits) -> Action:
-    def guarded(session: Any, argument: Any) -> Reply:
+def limit_junk(do: Action, limits: ClientLimits) -> Action:
+    """Count a command that a client could repeat for ever without sending mail."""
+
+    def limited(session: Any, argument: Any) -> Reply:
         error_budget = session.error_budget
         error_budget.junk += 1
         if error_budget.junk > error_budget.limits.junk and error_budget.error(replies.OK) is not replies.OK:
             return replies.TOO_MANY_ERRORS
         return do(session, argument)
 
-    return guarded if limits.junk else do
+    return limited if limits.junk else do
 
 
 LIMITED_ACTIONS: Final[Mapping[str, LimitedAction]] = {
-    "RCPT": rcpt,
-    "DATA": data,
-    ".": end,
-    "STARTTLS": starttls,
-    **dict.fromkeys(("HELO", "EHLO", "RSET", "NOOP", "VRFY", "EXPN", "HELP"), junk),
+    "RCPT": limit_rcpt,
+    "DATA": limit_data,
+    ".": limit_end,
+    "STARTTLS": limit_starttls,
+    **dict.fromkeys(("HELO", "EHLO", "RSET", "NOOP", "VRFY", "EXPN", "HELP"), limit_junk),
 }
-"""Phase -> what is put around it. Junk is what a client may say for ever without sending mail."""
+"""By phase, what applies the limits to its command."""
 
 
 def with_limits(phase: str, do: Action, limits: ClientLimits | None) -> Action:
-    """What is done in this phase for clients with these limits."""
-    around = LIMITED_ACTIONS.get(phase)
-    return do if limits is None or around is None else around(do, limits)
+    """Return the action of a phase for clients with these limits; None: there are none."""
+    limit = LIMITED_ACTIONS.get(phase)
+    return do if limits is None or limit is None else limit(do, limits)

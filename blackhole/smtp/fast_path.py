@@ -21,7 +21,7 @@ from blackhole.smtp.arguments import NO_PARAMETERS, check_helo_name
 from blackhole.smtp.body_checks import MAX_LINE, is_well_formed
 from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
-from blackhole.smtp.framing import DOTTED, END, SHORT, find
+from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find
 from blackhole.smtp.message_body import FINAL_DOT
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
@@ -198,10 +198,10 @@ class UsualInput:
         if session.body is not None or data[0] == DOT or not data.endswith(END) or size > self._max_octets:
             return None
         # In a short body any dot at the beginning of a line is left to the session, doubled or not.
-        if (data.find(DOTTED) if size < SHORT else find(data, 0)) != size - 2:
+        if (data.find(DOTTED) if size < SHORT_BODY else find(data, 0)) != size - 2:
             return None
         if self._directives:
-            header = data if size < SHORT else data[: data.find(END_OF_HEADER)]
+            header = data if size < SHORT_BODY else data[: data.find(END_OF_HEADER)]
             # `in` takes half as long again as `find`: it asks first whether it was given a number.
             if header.find(FIELD_MARK) >= 0:
                 return None

@@ -1,8 +1,7 @@
-"""Cut a body out of the byte stream: find its end, count its octets, keep at most four of them.
+"""The framing of message bodies: where a body ends in a stream of octets.
 
-Only CR LF . CR LF ends a message (RFC 5321 4.1.1.4 and 2.3.8): LF.LF, CR.CR,
-LF.CRLF and their kin are content, or a sender could hide a second message in
-the first ("SMTP smuggling", CERT VU#302671).
+Only CR LF . CR LF ends a message (RFC 5321 4.1.1.4 and 2.3.8). LF.LF, CR.CR, LF.CRLF and the like are part of
+the text; otherwise a sender could hide a second message in the first ("SMTP smuggling", CERT VU#302671).
 """
 
 from __future__ import annotations
@@ -12,29 +11,32 @@ from typing import Final
 END: Final = b"\r\n.\r\n"
 
 DOTTED: Final = END[:3]
-"""How a line begins that ends a message, or that has its first dot doubled."""
+"""The beginning of a line that ends a message, or whose first dot is doubled (RFC 5321 4.5.2)."""
 
 START: Final = b"\r\n"
-"""The tail of a body that has not begun. The CRLF that ended DATA counts as the line end before a
-dot on the very first line, so an empty message ends at once."""
+"""The tail of a body that has not begun. The CRLF of the DATA command counts as the line end before a dot on
+the first line (RFC 5321 4.1.1.4), so an empty message ends at once."""
 
 
-SHORT: Final = 2048
-"""Octets that are searched for all five at once: shorter than this, counting dots takes longer."""
+SHORT_BODY: Final = 2048
+"""Octets. A shorter body is searched for the whole END, which takes less time than to look at its dots."""
 
-DOTS: Final = 8
-"""How many dots are looked at one by one. Searching for one octet is memchr, 0.02 ns an octet; for five it
-is 0.5. An encoded attachment has no dots at all; of text with many the rest is searched for five."""
+MAX_DOTS: Final = 8
+"""Dots that are looked at one by one. To search for one octet is memchr, 0.02 ns an octet; for five octets it
+takes 0.5 ns. An encoded attachment has no dots; text with many of them is searched for the whole END."""
 
 
 def skip(data: bytes, start: int, tail: bytes) -> tuple[int, bytes]:
-    """Go over the body that begins or goes on at `start`; `tail` is what the last call gave back.
+    """Return the position behind the end of the message and an empty tail, or -1 and the last four octets.
 
-    Returns the position behind the end of the message, and an empty tail; or -1
-    when it is all body, and the last four octets.
+    The body begins or goes on at `start`; `tail` is the one that the last call returned.
+
+    >>> skip(b"Hello\\r\\n.\\r\\nQUIT", 0, START)
+    (10, b'')
+    >>> skip(b"Hello\\r\\n.", 0, START)
+    (-1, b'o\\r\\n.')
     """
-    # The end may lie across the border between the last chunk and this one: then it starts
-    # in the tail, and at most four octets of it are ours.
+    # The end may have begun in the last chunk; then at most four octets of it are in this one.
     border = (tail + data[start : start + 4]).find(END)
     if border >= 0:
         return start + border + len(END) - len(tail), b""
@@ -53,11 +55,11 @@ def has_bare_newline(data: bytes, start: int, end: int, tail: bytes) -> bool:
 
 
 def find(data: bytes, start: int) -> int:
-    """`data.find(END, start)`, but faster where that is slow."""
-    if len(data) - start < SHORT:
+    """Return what `data.find(END, start)` does, but faster where that is slow."""
+    if len(data) - start < SHORT_BODY:
         return data.find(END, start)
     position = start + 2
-    for _ in range(DOTS):
+    for _ in range(MAX_DOTS):
         dot = data.find(b".", position)
         if dot < 0:
             return -1

@@ -1,25 +1,28 @@
-"""The header section of a message that is passing by, for those who ask for it."""
+"""The header section of a message (RFC 5322 2.2): collected from pieces, and taken apart into fields."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-MOST: Final = 65536
-"""Octets that are looked at."""
+MAX_HEADER: Final = 65536
+"""Octets of a header section that are read."""
 
-LINES: Final = 1000
-"""Lines that are looked at."""
+MAX_HEADER_LINES: Final = 1000
+"""Lines of a header section that are read."""
 
 BLANK: Final = re.compile(rb"(?:\A|\n)\r?\n")
-"""The blank line behind the header section. Senders that end lines with LF alone have one too."""
+"""The blank line behind the header section, of senders that end lines with LF alone too."""
 
 
 def fields(text: bytes) -> list[bytes]:
-    """Each field of the header section that a text begins with as "Name: value", unfolded, without blanks
-    around name and value."""
+    """Return the fields of the header section that a text begins with, unfolded, each as "Name: value".
+
+    >>> fields(b"Subject : a\\r\\n long one\\r\\n\\r\\nHello")
+    [b'Subject: a long one']
+    """
     found: list[bytes] = []
-    for line in text.split(b"\n", LINES)[:LINES]:
+    for line in text.split(b"\n", MAX_HEADER_LINES)[:MAX_HEADER_LINES]:
         line = line.removesuffix(b"\r")
         if line in (b"", b"."):
             break
@@ -29,13 +32,13 @@ def fields(text: bytes) -> list[bytes]:
             continue
         name, colon, value = line.partition(b":")
         if not colon:
-            break  # the body, of a message without a blank line
+            break  # A message without a blank line: this is its body.
         found.append(name.rstrip() + b": " + value.strip())
     return found
 
 
 class HeaderCollector:
-    """What has come of it so far. It is forgotten with the message."""
+    """Collects the header section of a message that arrives in pieces."""
 
     __slots__ = ("_ended", "_text")
 
@@ -44,14 +47,14 @@ class HeaderCollector:
         self._ended = False
 
     def feed(self, data: bytes) -> None:
-        """The next octets of the message, as they came over the wire."""
+        """Take the next octets of the message, with dots still doubled."""
         if self._ended:
             return
         seen = max(0, len(self._text) - 2)
-        self._text += data[: MOST - len(self._text)]
-        self._ended = len(self._text) == MOST or BLANK.search(self._text, seen) is not None
+        self._text += data[: MAX_HEADER - len(self._text)]
+        self._ended = len(self._text) == MAX_HEADER or BLANK.search(self._text, seen) is not None
 
     @property
     def text(self) -> bytes:
-        """As it came, and some of what came behind it."""
+        """The header section, and perhaps some octets of the body."""
         return bytes(self._text)

@@ -1,4 +1,4 @@
-"""Dice: what is left to chance is thrown with them. The engine is handed some, and makes none."""
+"""The source of randomness that an engine is given; it makes none."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class RandomSource(Protocol):
-    """What the engine throws; `random.Random` has all of it. With the same seed a run repeats itself."""
+    """What an engine draws from; `random.Random` has all of it. With the same seed, a run repeats itself."""
 
     def random(self) -> float:
-        """Of [0, 1), evenly."""
+        """Return a number that is evenly distributed in [0, 1)."""
 
     def uniform(self, least: float, most: float, /) -> float:
-        """Of [least, most], evenly."""
+        """Return a number that is evenly distributed from `least` to `most`."""
 
     def getrandbits(self, count: int, /) -> int:
-        """So many bits."""
+        """Return an integer of so many random bits."""

@@ -1,8 +1,7 @@
-"""What the server says: a code, an enhanced status code, a text, and what follows from having said it.
+"""The replies of the server: a code, an enhanced status code, a text, and what the connection does next.
 
-One table, `TABLE`, holds every sentence. A name stands for an occasion; the rows
-of `CODES` are the plain ones, one for each code that Blackhole can pick when it
-refuses on purpose (RFC 5321 4.2, RFC 3463, RFC 5248, RFC 7504).
+`CODES` has one reply for each code that rules and modes may use (RFC 5321 4.2, RFC 3463, RFC 5248, RFC 7504);
+the names below it stand for occasions.
 """
 
 from __future__ import annotations
@@ -12,20 +11,24 @@ from typing import Final, NamedTuple
 
 
 class NextAction(Enum):
-    """What the connection does once the replies it was given have left."""
+    """What the connection does once the replies that it was given have left."""
 
     READ = "read on"
     READ_BODY = "read a message body"
-    SLEEP = "wait, then ask again"
-    LOOKUP = "wait for the memory's answer, then tell it"
-    START_TLS = "shake hands for TLS"
+    SLEEP = "wait, then resume"
+    LOOKUP = "wait for an answer, then resume with it"
+    START_TLS = "do the TLS handshake"
     CLOSE = "close"
-    RESET = "break the connection off"
-    HANG = "say nothing more, and stay"
+    ABORT = "reset the connection"
+    HANG = "send nothing more, and stay open"
 
 
 class Reply:
-    """One reply, ready to be sent: it is made once and never changes."""
+    """A reply, ready to be sent. It never changes.
+
+    >>> Reply(250, "2.1.0", "Sender OK").wire
+    b'250 2.1.0 Sender OK\\r\\n'
+    """
 
     __slots__ = ("code", "enhanced", "lines", "next_action", "wire")
 
@@ -48,6 +51,8 @@ class Reply:
 
 
 class Row(NamedTuple):
+    """A row of the table of codes."""
+
     code: int
     enhanced: str
     text: str
@@ -88,12 +93,12 @@ CODES: Final = {
         Row(571, "5.7.1", "Blocked"),
     )
 }
-"""Every code of Blackhole 1.x, with the 431 that it could pick and had no words for."""
+"""Every code of Blackhole 1.x, with the 431 that it could choose and had no text for."""
 
 BOUNCES: Final = tuple(
     CODES[code] for code in (421, 431, 450, 451, 452, 454, 458, 459, 521, 534, 550, 551, 552, 553, 554, 571)
 )
-"""What `--mode bounce` picks from at the end of a message."""
+"""The replies that `--mode bounce` draws from at the end of a message."""
 
 OK: Final = CODES[250]
 SENDER_OK: Final = Reply(250, "2.1.0", "Sender OK")
@@ -102,16 +107,16 @@ START_INPUT: Final = CODES[354]
 RESET: Final = Reply(250, "2.0.0", "Reset")
 VERIFIED: Final = Reply(250, "2.0.0", "<pass@example.com> OK")
 NOT_VERIFIED: Final = Reply(550, "5.1.1", "No such user")
-"""What was asked for is not said back: a reply has nothing in it that a client made up."""
+"""The address is not repeated: no reply contains what a client sent."""
 EXPANDED: Final = Reply(250, "2.0.0", "<ann@example.com>", "<bob@example.com>", "<eve@example.com>")
 NOT_EXPANDED: Final = Reply(550, "5.1.1", "No such list")
 CANNOT_EXPAND: Final = Reply(252, "2.0.0", "Cannot expand, but will take mail for it")
 START_TLS: Final = Reply(220, "2.0.0", "Ready to start TLS", next_action=NextAction.START_TLS)
 GOODBYE: Final = CODES[221]
 NO_REPLY: Final = CODES[421]
-"""Stands for a reply that never leaves, nor is counted: a fault comes in its place."""
+"""Stands for a reply that is neither sent nor counted, as a fault takes its place."""
 PENDING: Final = Reply(421, "", "", next_action=NextAction.LOOKUP)
-"""Stands for a reply that hangs on an answer that is still to come."""
+"""Stands for a reply that depends on an answer that is still to come."""
 NOT_SMTP: Final = Reply(221, "2.7.0", "This is an SMTP server. Goodbye", next_action=NextAction.CLOSE)
 TLS_ON_PLAIN_PORT: Final = Reply(
     501, "5.5.1", "TLS does not start here without STARTTLS", next_action=NextAction.CLOSE
@@ -182,8 +187,8 @@ BAD_AUTH_RESPONSE: Final = Reply(501, "5.5.2", "Not base64, or not what the mech
 CANCELLED: Final = Reply(501, "5.7.0", "Authentication cancelled")
 RESPONSE_TOO_LONG: Final = Reply(500, "5.5.6", "Authentication exchange line is too long")
 QUEUED: Final = Reply(250, "2.0.0", "OK: queued as %010X")
-"""The end of a message that was taken; the session puts its id in."""
+"""The reply to an accepted message. The session inserts its id."""
 BDAT_NOT_OFFERED: Final = Reply(
     502, "5.5.1", "CHUNKING is not offered, closing", next_action=NextAction.CLOSE
 )
-"""What follows a BDAT is a body that would be read as commands."""
+"""The connection closes because BDAT is followed by a body, which would be read as commands."""

@@ -1,7 +1,7 @@
-"""What a sender can do wrong: one row for each rule, with the words of the RFC that forbids it.
+"""The violations that senders commit: one row for each, with the section of the RFC that forbids it.
 
-MUST and SHOULD are the RFC's own words to a client (RFC 2119). What no RFC asks for in
-such words, and still is a mistake, is style.
+"must" and "should" are the RFC's own words to a client (RFC 2119). A mistake that no RFC forbids in such
+words is a matter of style.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 LEVELS: Final = ("must", "should", "style")
-"""How grave it is, the gravest first."""
+"""The levels of violations, the gravest first."""
 
 
 class Violation(NamedTuple):
-    """A row. `name` is what counters, reports and transcripts call it."""
+    """A row of the table. Counters, reports and transcripts use its name."""
 
     name: str
     level: str
@@ -26,7 +26,7 @@ class Violation(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Where to read it up."""
+        """The RFC and section that forbids it."""
         return f"RFC {self.rfc} {self.section}"
 
 
@@ -198,4 +198,4 @@ VIOLATIONS: Final = (
         "what was answered 250 is no longer the sender's: see that no two deliver one message",
     ),
 )  # fmt: skip
-"""The one table."""
+"""The table of violations."""
