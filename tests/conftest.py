@@ -15,6 +15,7 @@ from blackhole import options
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
 from tests.certificates import Certificate, issue
+from tests.http_api import Sink
 from tests.option_samples import WriteConf
 from tests.redis_server import RedisServer
 from tests.service import Serve, Service
@@ -79,6 +80,14 @@ def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterato
     for service in services:
         service.close()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[Sink]:
+    """Start one server for all tests that do not change it."""
+    with Sink() as program:
+        program.dashboard()
+        yield program
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 import pytest
 from engines import make_engine, tracker_of
 from external_programs import path_of, requires
-from http_api import Sink, ask, post
 from postfix import QUICK_RETRIES, SENDER, Postfix, requires_postfix
 from program import Program, run, scenario_option, wait_for
 
@@ -44,6 +43,7 @@ from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import SETS, SLOTS_PER_SET, AttemptTable
 from blackhole.store.control import ControlChannel
+from tests.http_api import Sink, ask, post
 
 """A fixture; pytest takes it from here."""
 

@@ -361,7 +361,7 @@ def proxies(trial: Trial) -> None:
     "refused, escaped; the p99 of SMTP is unchanged",
 )
 def dashboard(trial: Trial) -> None:
-    """Send NOOP while 500 clients do not end their HTTP headers; tests/test_web.py tests the rest."""
+    """Send NOOP while 500 clients do not end their HTTP headers. More is in tests/test_web_requests.py."""
     http = free_port()
     with (
         Program("--workers=1", f"--dashboard=127.0.0.1:{http}") as program,

@@ -1,0 +1,152 @@
+"""Which HTTP requests are answered: host names, pages of other sites, limits, and headers."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from blackhole.web.app import MAX_BODY, MAX_CONNECTIONS, MAX_HEADER
+from blackhole.web.base_handler import SECURITY_HEADERS
+from blackhole.web.static_files import CONTENT_TYPES, STATIC
+from tests.http_api import Sink, ask, figures, raw, reached, send, total
+from tests.program import descriptors, free_port, wait_for
+
+NAMES = ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "192.0.2.1", "sink.example.com", "{host}"]
+OTHER_NAMES = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "example.com"]
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[Sink]:
+    port = free_port()
+    with Sink(f"--dashboard=127.0.0.1:{port},name=Sink.example.com,name=other.example") as program:
+        program.http = port
+        program.dashboard()
+        yield program
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_request_with_an_allowed_host_is_answered(named: Sink, name: str) -> None:
+    host = name.format(host=socket.gethostname())
+    assert ask(named.http, "/stats.json", Host=host).status == 200
+    assert ask(named.http, "/stats.json", Host=f"{host}:{named.http}").status == 200
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+@pytest.mark.parametrize(
+    "path", ["/", "/stats.json", "/metrics", "/runs", "/events", "/static/page.js", "/none"]
+)
+def test_a_request_with_another_host_is_refused(named: Sink, name: str, path: str) -> None:
+    """A page of another site could let its own name resolve to 127.0.0.1 (DNS rebinding)."""
+    answer = ask(named.http, path, Host=f"{name}:{named.http}")
+    assert answer.status in (400, 421)
+    assert ask(named.http, "/runs", "POST", '{"name": "evil"}', Host=f"{name}:{named.http}").status in (
+        400,
+        421,
+    )
+    assert figures(named.http)["runs"] == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": "cross-site", "Origin": "https://evil.example", "Content_Type": "text/plain"},
+    ],
+)
+def test_a_post_from_a_page_of_another_site_is_refused(sink: Sink, headers: dict[str, str]) -> None:
+    assert ask(sink.http, "/runs", "POST", '{"name": "evil"}', **headers).status == 403
+    assert ask(sink.http, "/runs").json == []
+    assert "access-control-allow-origin" not in ask(sink.http, "/stats.json", **headers).headers
+
+
+REQUESTS = [
+    ("GET", "/", 200), ("HEAD", "/", 200), ("GET", "/stats.json", 200), ("GET", "/none", 404),
+    ("GET", "/static/../dashboard.py", 404), ("GET", "/static/..%2fdashboard.py", 404),
+    ("GET", "/static/uPlot.LICENSE", 404), ("GET", "/runs/<script>", 404),
+    ("DELETE", "/runs", 405), ("PUT", "/", 405), ("OPTIONS", "/runs", 405), ("POST", "/stats.json", 405),
+    ("POST", "/runs", 400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "code"), REQUESTS)
+def test_every_response_has_security_headers_and_no_details_of_the_server(
+    sink: Sink, method: str, path: str, code: int
+) -> None:
+    answer = ask(sink.http, path, method, "" if method in ("POST", "PUT") else None)
+    assert answer.status == code
+    assert "server" not in answer.headers
+    for name, value in SECURITY_HEADERS.items():
+        assert answer.headers[name.lower()] == value
+    assert b"Traceback" not in answer.body
+    assert b"tornado" not in answer.body.lower()
+    if code >= 400:
+        assert list(answer.json) == ["error"]
+
+
+def test_every_file_of_the_page_is_served_with_its_type_and_etag(sink: Sink) -> None:
+    assert {path.name for path in STATIC.iterdir()} == {*CONTENT_TYPES, "uPlot.LICENSE"}
+    for name, kind in CONTENT_TYPES.items():
+        path = "/" if name == "index.html" else f"/static/{name}"
+        answer = ask(sink.http, path)
+        assert (answer.status, answer.headers["content-type"]) == (200, kind)
+        assert answer.body == (STATIC / name).read_bytes()
+        again = ask(sink.http, path, If_None_Match=answer.headers["etag"])
+        assert (again.status, again.body) == (304, b"")
+
+
+def test_the_page_has_no_inline_code_and_no_links_to_other_hosts() -> None:
+    """All parts are separate files of this server."""
+    page = (STATIC / "index.html").read_text()
+    assert re.findall(r"""(?:src|href)="([^"]*)\"""", page)
+    assert all(link.startswith("/") for link in re.findall(r"""(?:src|href)="([^"]*)\"""", page))
+    assert not re.search(r"<style|<script(?![^>]* src=)| style=| on[a-z]+=", page)
+    assert "url(" not in (STATIC / "page.css").read_text()
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * MAX_HEADER + b"\r\n\r\n",
+        b"POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4097\r\n\r\n" + b"x" * (MAX_BODY + 1),
+        b"POST /runs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1000\r\n" + b"x" * 4096 + b"\r\n1000\r\n" + b"x" * 4096 + b"\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"EHLO me\r\n\r\n",
+        b"\x16\x03\x01" + bytes(300) + b"\r\n\r\n",
+    ],
+    ids=["headers", "body", "chunks", "two hosts", "no host", "SMTP", "TLS"],
+)  # fmt: skip
+def test_a_request_that_is_too_large_or_not_http_is_refused(sink: Sink, octets: bytes) -> None:
+    said = raw(sink.http, octets)
+    assert said == b"" or re.match(rb"HTTP/1\.1 4[0-9]{2} ", said)
+    assert b"Server:" not in said
+    assert reached(sink.http)
+    assert "Traceback" not in sink.output()
+
+
+def test_many_slow_clients_are_disconnected_and_do_not_block_others() -> None:
+    with Sink() as program, ExitStack() as stack:
+        program.dashboard()
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", program.http)))
+            for _ in range(MAX_CONNECTIONS + 200)
+        ]
+        for client in crowd:
+            with suppress(ConnectionError):
+                client.sendall(b"GET / HTTP/1.1\r\nX: ")
+        wait_for(
+            lambda: len(descriptors(*program.dashboards())) <= MAX_CONNECTIONS + 30,
+            "further connections are closed",
+        )
+        send(program.port, 3)
+        wait_for(lambda: reached(program.http), "the slow clients are disconnected", timeout=40)
+        assert total(program.http) == 3
