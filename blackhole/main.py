@@ -180,7 +180,7 @@ def _figures(settings: Settings, pid: int) -> str:
     uptime = time.time() - snapshot.started
     if settings.json:
         return json.dumps({"pid": pid, "uptime": uptime, **snapshot.as_dict()}, indent=2) + "\n"
-    return f"Blackhole is running, pid {pid}.\n{status.as_text(snapshot, uptime)}"
+    return f"Blackhole is running, pid {pid}.\n{status.status_text(snapshot, uptime)}"
 
 
 def _running_pid(settings: Settings) -> int:

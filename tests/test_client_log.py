@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from blackhole.metrics.counters import Counters
-from blackhole.store.client_log import MAX_SHOWN, SLOTS, Client, ClientLog
+from blackhole.store.client_log import MAX_CLIENTS, MAX_SHOWN_CLIENTS, Client, ClientLog
 from tests.http_api import Sink, ask
 from tests.program import Program, descriptors, free_port, run, wait_for
 
@@ -57,16 +57,16 @@ def test_a_section_outlives_its_process() -> None:
 def test_a_new_client_replaces_the_one_seen_longest_ago_in_a_full_section() -> None:
     client_log = ClientLog(1)
     writer = client_log.writer(0)
-    for number in range(SLOTS):
+    for number in range(MAX_CLIENTS):
         writer.update(number, f"10.0.{number // 256}.{number % 256}", 1, 0)
     writer.update(0, "10.0.0.0", 2, 0)
     writer.update("new", "192.0.2.1", 9, 0)
     assert client_log.clients()[0][:3] == ("192.0.2.1", 1, 9)
-    assert len(client_log.clients()) == MAX_SHOWN
+    assert len(client_log.clients()) == MAX_SHOWN_CLIENTS
     addresses = set(writer._slots)
     assert (0, 0xFFFF_0A00_0000) in addresses
     assert (0, 0xFFFF_0A00_0001) not in addresses
-    assert len(addresses) == SLOTS
+    assert len(addresses) == MAX_CLIENTS
 
 
 def send(program: Program, messages: int) -> None:

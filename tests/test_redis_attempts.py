@@ -19,7 +19,7 @@ from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store import redis_attempts
 from blackhole.store.redis_attempts import BATCH_SIZE, RedisAttemptStore
 from blackhole.store.redis_client import ANSWER_TIMEOUT
-from blackhole.store.redis_requests import Lease, Query
+from blackhole.store.redis_requests import RedisQuery, SlotLease
 from tests.conftest import Certificate
 from tests.redis_server import RedisServer
 
@@ -50,10 +50,10 @@ async def answer(
     return await question if isinstance(question, PendingAnswer) else None
 
 
-async def acquire(store: RedisAttemptStore | ScopedStore, limit: int) -> Lease | None:
+async def acquire(store: RedisAttemptStore | ScopedStore, limit: int) -> SlotLease | None:
     """Return a slot, or None if all are taken."""
     asked = store.refuse_or_acquire(b"slot", limit)
-    assert isinstance(asked, Lease)
+    assert isinstance(asked, SlotLease)
     return None if await asked else asked
 
 
@@ -203,7 +203,7 @@ def test_a_frozen_redis_delays_one_query_and_is_used_again_when_it_answers(
         assert 0.04 < time.monotonic() - began < 2
         await until(lambda: not_answering(store), "queries are refused")
         assert store.refuse_or_acquire(b"slot", 1) is None
-        assert isinstance(asked[1], Lease)
+        assert isinstance(asked[1], SlotLease)
         store.release(asked[1])
         await asyncio.sleep(1.2)
         own_redis.thaw()
@@ -296,7 +296,7 @@ def test_a_query_whose_time_is_over_is_not_sent(redis: RedisServer) -> None:
 
     async def work(store: RedisAttemptStore) -> None:
         question = store.update(b"ann", 0.0, count_attempt)
-        assert isinstance(question, Query)
+        assert isinstance(question, RedisQuery)
         question.settle(None)
         assert await question is None
         assert await answer(store, b"ann") == 1

@@ -45,14 +45,14 @@ def test_fail_on_a_level_includes_the_graver_levels(rule: str, fails: str) -> No
 
 
 def test_the_text_names_the_violation_its_source_and_a_hint() -> None:
-    said = report.as_text(snapshot_with(bare_lf=2))
+    said = report.report_text(snapshot_with(bare_lf=2))
     assert "MUST   bare-lf: ended a line with LF alone, 2 times\n" in said
     assert "RFC 5321 2.3.8. Lines end with CR LF" in said
-    assert "No violations were found." in report.as_text(snapshot_with())
+    assert "No violations were found." in report.report_text(snapshot_with())
 
 
 def test_junit_has_a_case_for_each_violation_and_fails_those_found() -> None:
-    suite = ElementTree.fromstring(report.as_junit(snapshot_with(bare_lf=2, nul=1)))
+    suite = ElementTree.fromstring(report.report_junit(snapshot_with(bare_lf=2, nul=1)))
     assert (suite.get("tests"), suite.get("failures")) == (str(len(VIOLATIONS)), "2")
     assert {case.get("name") for case in suite if len(case)} == {"bare-lf", "nul"}
 

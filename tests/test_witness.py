@@ -594,14 +594,14 @@ def test_the_report_says_how_the_sender_retried() -> None:
         "connection closed instead of the final reply: 2 messages; 2 sent again",
         "client did not wait for a delayed final reply: 1 message; 0 sent again",
     ]
-    assert "\nRetries:\ndeferred with 4xx: 12" in report.as_text(seen)
-    assert "Retries" not in report.as_text(figures())
-    told = json.loads(report.as_json(seen))["retries"]
+    assert "\nRetries:\ndeferred with 4xx: 12" in report.report_text(seen)
+    assert "Retries" not in report.report_text(figures())
+    told = json.loads(report.report_json(seen))["retries"]
     assert (told["deferred"]["missing"], told["deferred"]["waits"]["900"]) == (1, 6)
     assert told["uncertain"]["before"] == {"messages": 2, "returned": 2}
-    suite = ElementTree.fromstring(report.as_junit(seen))
+    suite = ElementTree.fromstring(report.report_junit(seen))
     assert "deferred with 4xx: 12 recipients" in str(suite.findtext("system-out"))
-    assert ElementTree.fromstring(report.as_junit(figures())).find("system-out") is None
+    assert ElementTree.fromstring(report.report_junit(figures())).find("system-out") is None
 
 
 def retries(program: Program, pid: Path) -> dict[str, dict[str, int]]:

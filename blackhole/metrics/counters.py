@@ -22,7 +22,6 @@ from typing import Final, Self
 
 from blackhole.metrics.layout import (
     CELL_INDEX,
-    CELL_OCTETS,
     CELLS,
     HEADER_CELLS,
     HEADER_CRC,
@@ -47,23 +46,23 @@ from blackhole.metrics.layout import (
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 from blackhole.settings import OperatorError
 from blackhole.store.client_log import ClientLog
-from blackhole.store.shared_memory import attach, create
+from blackhole.store.shared_memory import CELL_OCTETS, attach, create
 
-MAP_NAME: Final = "blackhole.metrics.counters"
+COUNTERS_MAP: Final = "blackhole.metrics.counters"
 """Name of the anonymous file."""
 
 HEARTBEAT: Final = CELL_INDEX["heartbeat"]
-OPEN: Final = CELL_INDEX["open"]
+OPEN_CONNECTIONS: Final = CELL_INDEX["open"]
 
 
-def record(cells: memoryview, histogram: str, value: int) -> None:
+def record_value(cells: memoryview, histogram: str, value: int) -> None:
     """Add a value, in the unit of the histogram, to a histogram of a row."""
     start, last = HISTOGRAM_INDEX[histogram], LAST_BUCKET[histogram]
     cells[start + min(value.bit_length(), last)] += 1
     cells[start + last + 1] += value
 
 
-def record_all(cells: memoryview, histogram: str, values: Sequence[int]) -> None:
+def record_values(cells: memoryview, histogram: str, values: Sequence[int]) -> None:
     """Add many values to a histogram of a row, in 0.1 microseconds each."""
     start, last = HISTOGRAM_INDEX[histogram], LAST_BUCKET[histogram]
     for bits, count in Counter(map(int.bit_length, values)).items():
@@ -82,7 +81,7 @@ class Counters:
     """
 
     def __init__(self, rows: int) -> None:
-        self._cells = create(MAP_NAME, HEADER_CELLS + rows * ROW_CELLS)
+        self._cells = create(COUNTERS_MAP, HEADER_CELLS + rows * ROW_CELLS)
         self._cells[HEADER_ROWS] = rows
         self._cells[HEADER_STARTED] = time.time_ns() // 1000
         self._cells[HEADER_CRC] = LAYOUT_CRC
@@ -96,7 +95,7 @@ class Counters:
     def of(cls, pid: int) -> Self:
         """Return the counters of a running master, to be read. Raises OperatorError."""
         counters = cls.__new__(cls)
-        cells = attach(pid, MAP_NAME)
+        cells = attach(pid, COUNTERS_MAP)
         if cells is None:
             raise OperatorError(
                 f"pid {pid} has no counters of Blackhole; is it the master process?", os.EX_UNAVAILABLE
@@ -158,8 +157,8 @@ class Counters:
         """Return whether the owner of a row has clearly more open connections than another accepting
         process."""
         accepting = self._column(CELL_INDEX["accepting"]).tolist()
-        least = min(compress(self._column(OPEN).tolist(), accepting), default=0)
-        return bool(self._cells[HEADER_CELLS + row * ROW_CELLS + OPEN] > least + 2 + least // 16)
+        least = min(compress(self._column(OPEN_CONNECTIONS).tolist(), accepting), default=0)
+        return bool(self._cells[HEADER_CELLS + row * ROW_CELLS + OPEN_CONNECTIONS] > least + 2 + least // 16)
 
     def applied_order(self) -> int | None:
         """Return the number of the last runtime order that every worker applied; None without workers."""
@@ -249,7 +248,7 @@ class Counters:
             title=_read_text(self.cells(row), TITLE_START, TITLE_CELLS),
             pid=values[CELL_INDEX["pid"]],
             silent=max(0.0, now - heartbeat) if heartbeat else 0.0,
-            open=values[OPEN],
+            open=values[OPEN_CONNECTIONS],
             cpu=values[CELL_INDEX["cpu_microseconds"]] / 1e6,
         )
 

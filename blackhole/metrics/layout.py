@@ -19,8 +19,6 @@ from blackhole.rules.outcomes import EVENT_NUMBERS, EVENTS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
 
-CELL_OCTETS: Final = 8
-
 CACHE_LINE: Final = 8
 """Cells in a cache line."""
 

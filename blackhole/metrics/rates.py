@@ -15,7 +15,7 @@ from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import OperatorError
 
-INTERVAL: Final = 1
+LINE_INTERVAL: Final = 1
 """Seconds between two lines."""
 
 WAKEUP_SIGNALS: Final = frozenset((signal.SIGINT, signal.SIGALRM))
@@ -33,7 +33,7 @@ def watch(pid: int) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKEUP_SIGNALS)
 
     def pause() -> bool:
-        signal.setitimer(signal.ITIMER_REAL, INTERVAL)
+        signal.setitimer(signal.ITIMER_REAL, LINE_INTERVAL)
         if signal.sigwait(WAKEUP_SIGNALS) == signal.SIGINT:
             raise KeyboardInterrupt
         return os.path.exists(f"/proc/{pid}")
@@ -60,7 +60,7 @@ def progress(counters: Counters, row: int, master_alive_fd: int) -> None:
 
     def pause() -> bool:
         counters.heartbeat(row)
-        return not select.select([master_alive_fd], [], [], INTERVAL)[0]
+        return not select.select([master_alive_fd], [], [], LINE_INTERVAL)[0]
 
     _write_rates(counters.snapshot, pause, sys.stderr)
 

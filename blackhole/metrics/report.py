@@ -40,7 +40,7 @@ def fails(snapshot: Snapshot, level: str) -> bool:
 # Text.
 
 
-def as_text(snapshot: Snapshot) -> str:
+def report_text(snapshot: Snapshot) -> str:
     """Return the report for people."""
     lines = [*summary_lines(snapshot), ""]
     for rule, count in findings(snapshot):
@@ -166,12 +166,12 @@ def as_dict(snapshot: Snapshot) -> dict[str, Any]:
     } | snapshot.clients_as_dict()
 
 
-def as_json(snapshot: Snapshot) -> str:
+def report_json(snapshot: Snapshot) -> str:
     """Return the report as JSON text."""
     return json.dumps(as_dict(snapshot), indent=2) + "\n"
 
 
-def as_junit(snapshot: Snapshot) -> str:
+def report_junit(snapshot: Snapshot) -> str:
     """Return the report as JUnit XML, for CI servers: a case for each rule, failed where it was broken."""
     failures = str(len(findings(snapshot)))
     suite = ElementTree.Element("testsuite", name="blackhole", tests=str(len(VIOLATIONS)), failures=failures)
@@ -191,8 +191,8 @@ def as_junit(snapshot: Snapshot) -> str:
 
 
 FORMATS: Final[dict[str, Callable[[Snapshot], str]]] = {
-    "text": as_text,
-    "json": as_json,
-    "junit": as_junit,
+    "text": report_text,
+    "json": report_json,
+    "junit": report_junit,
 }
 """Name of a format -> the function that renders a report in it."""

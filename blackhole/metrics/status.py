@@ -6,15 +6,15 @@ from blackhole.metrics.report import client_lines, plural, summary_lines
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 
 
-def workers(snapshot: Snapshot) -> list[ProcessStatus]:
+def worker_processes(snapshot: Snapshot) -> list[ProcessStatus]:
     """Return the worker processes of a snapshot."""
     return [process for process in snapshot.processes if "worker" in process.title]
 
 
-def as_text(snapshot: Snapshot, uptime: float) -> str:
+def status_text(snapshot: Snapshot, uptime: float) -> str:
     """Return the status for people. `uptime` is in seconds."""
     lines = [
-        f"up {duration(uptime)}, {plural(len(workers(snapshot)), 'worker')},"
+        f"up {duration(uptime)}, {plural(len(worker_processes(snapshot)), 'worker')},"
         f" {plural(snapshot.open, 'connection')} open",
         *summary_lines(snapshot),
         f"{plural(snapshot.total('received_bytes'), 'octet')} received",
@@ -41,7 +41,7 @@ def rate_line(between: Snapshot) -> str:
     """Return the rates between two snapshots, given their difference, in one line."""
     seconds = between.seconds or 1.0
     messages = between.messages
-    cpu = 100 * between.cpu / seconds / (len(workers(between)) or 1)
+    cpu = 100 * between.cpu / seconds / (len(worker_processes(between)) or 1)
     return (
         f"{sum(messages.values()) / seconds:9.0f} messages/s"
         f" {messages['deferred'] / seconds:7.0f} deferred {messages['rejected'] / seconds:7.0f} rejected"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from tornado.iostream import StreamClosedError
 
 from blackhole.addresses import to_bytes
-from blackhole.metrics.counters import record
+from blackhole.metrics.counters import record_value
 from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS
@@ -258,7 +258,7 @@ class Connection:
             self.idle = -session.wait
             await asyncio.sleep(session.wait)
             if session.wait:
-                record(self.counters, "delay_seconds", int(session.wait * 1e6))
+                record_value(self.counters, "delay_seconds", int(session.wait * 1e6))
             out = session.resume()
         if stream.ahead:
             if not self.heard and session.next_action not in PAUSES:

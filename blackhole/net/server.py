@@ -23,7 +23,7 @@ from tornado.netutil import bind_sockets
 from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import NetworkSet, to_bytes
-from blackhole.metrics.counters import record_all
+from blackhole.metrics.counters import record_values
 from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, EventCells
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS, AdmissionControl, client_limits, stressed_limits
@@ -319,7 +319,7 @@ class SMTPServer(TCPServer):
             ("message_bytes", self.judging.sizes),
             ("connection_messages", self.sent),
         ):
-            record_all(self.counters, histogram, values)
+            record_values(self.counters, histogram, values)
             values.clear()
 
     def sweep(self) -> None:

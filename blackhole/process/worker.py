@@ -19,7 +19,7 @@ from typing import Final
 # and need not be able to read the installation.
 import tornado.platform.asyncio  # noqa: F401
 
-from blackhole.metrics.counters import Counters, record
+from blackhole.metrics.counters import Counters, record_value
 from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
@@ -89,8 +89,8 @@ def run(context: WorkerContext) -> None:
 
 def record_turn(cells: memoryview, waited: int, served: int) -> None:
     """Record how long a client was waited for, and how long it then was served, in nanoseconds."""
-    record(cells, "client_think_seconds", waited // 1000)
-    record(cells, "service_seconds", served // 1000)
+    record_value(cells, "client_think_seconds", waited // 1000)
+    record_value(cells, "service_seconds", served // 1000)
 
 
 def trace(session: SessionState, direction: str, line: bytes) -> None:

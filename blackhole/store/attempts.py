@@ -26,6 +26,7 @@ from struct import Struct
 from typing import Final
 
 from blackhole.rules.attempt_store import Answer, Slot, Update
+from blackhole.store.shared_memory import CELL_OCTETS
 
 SETS: Final = 1 << 15
 """With eight slots each: a quarter of a million keys, in 8 MiB, of which only the pages in use are
@@ -41,8 +42,6 @@ LAST: Final = SLOTS_PER_SET
 FIRST: Final = 2 * SLOTS_PER_SET
 COUNT: Final = 3 * SLOTS_PER_SET
 """Distance in cells from the hash of a slot to its other cells."""
-
-CELL_OCTETS: Final = 8
 
 read_hashes: Final = Struct(f"{SLOTS_PER_SET}Q").unpack_from
 read_hashes_and_times: Final = Struct(f"{2 * SLOTS_PER_SET}Q").unpack_from

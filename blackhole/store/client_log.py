@@ -16,19 +16,19 @@ from typing import Final, NamedTuple, Self
 from blackhole.addresses import MAPPED, to_bytes
 from blackhole.store.shared_memory import attach, create
 
-MAP_NAME: Final = "blackhole.store.client_log"
+CLIENT_LOG_MAP: Final = "blackhole.store.client_log"
 
-SLOTS: Final = 1024
+MAX_CLIENTS: Final = 1024
 """Clients in the section of a process."""
 
-HIGH, LOW, CONNECTIONS, MESSAGES, VIOLATIONS, SEEN = range(6)
+ADDRESS_HIGH, ADDRESS_LOW, CONNECTION_COUNT, MESSAGE_COUNT, VIOLATION_COUNT, LAST_SEEN = range(6)
 """Cells of a slot: both halves of an IPv6 address (IPv4 as IPv4-mapped, RFC 4291 2.5.5.2), three counts,
 and the time of the last update in microseconds since 1970. A slot without connections is free."""
 
 SLOT_CELLS: Final = 6
-SECTION_CELLS: Final = SLOTS * SLOT_CELLS
+SECTION_CELLS: Final = MAX_CLIENTS * SLOT_CELLS
 
-MAX_SHOWN: Final = 100
+MAX_SHOWN_CLIENTS: Final = 100
 """Clients that are shown: those with the most messages."""
 
 
@@ -54,12 +54,12 @@ class ClientLog:
     """
 
     def __init__(self, rows: int) -> None:
-        self._cells: Final = create(MAP_NAME, rows * SECTION_CELLS)
+        self._cells: Final = create(CLIENT_LOG_MAP, rows * SECTION_CELLS)
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
         """Return the log of a running master, to be read; None if it has none. Raises OperatorError."""
-        cells = attach(pid, MAP_NAME)
+        cells = attach(pid, CLIENT_LOG_MAP)
         if cells is None:
             return None
         client_log = cls.__new__(cls)
@@ -74,7 +74,7 @@ class ClientLog:
         """Return the clients with the most messages, at most MAX_SHOWN, those with the most first."""
         totals: dict[tuple[int, int], list[int]] = {}
         for start in range(0, len(self._cells), SECTION_CELLS):
-            if not self._cells[start + CONNECTIONS]:
+            if not self._cells[start + CONNECTION_COUNT]:
                 continue  # slots are taken in order: an unused section is not read, so it stays unallocated
             values = self._cells[start : start + SECTION_CELLS].tolist()
             for slot in range(0, SECTION_CELLS, SLOT_CELLS):
@@ -88,7 +88,7 @@ class ClientLog:
             for (high, low), (connections, messages, violations, seen) in totals.items()
         ]
         clients.sort(key=lambda client: (-client.messages, -client.connections, client.address))
-        return clients[:MAX_SHOWN]
+        return clients[:MAX_SHOWN_CLIENTS]
 
 
 def format_address(high: int, low: int) -> str:
@@ -104,8 +104,8 @@ class ClientLogWriter:
         self._cells: Final = cells
         self._slots: Final[dict[tuple[int, int], int]] = {}
         for slot in range(0, SECTION_CELLS, SLOT_CELLS):
-            if cells[slot + CONNECTIONS]:  # left by a process that had this section before
-                self._slots[cells[slot + HIGH], cells[slot + LOW]] = slot
+            if cells[slot + CONNECTION_COUNT]:  # left by a process that had this section before
+                self._slots[cells[slot + ADDRESS_HIGH], cells[slot + ADDRESS_LOW]] = slot
         self._counted: Final[dict[Hashable, tuple[int, int]]] = {}
         """Messages and violations that are counted so far, by open connection."""
 
@@ -122,11 +122,11 @@ class ClientLogWriter:
         cells = self._cells
         before = self._counted.get(connection)
         if before is None:
-            cells[slot + CONNECTIONS] += 1
+            cells[slot + CONNECTION_COUNT] += 1
             before = 0, 0
-        cells[slot + MESSAGES] += messages - before[0]
-        cells[slot + VIOLATIONS] += violations - before[1]
-        cells[slot + SEEN] = time.time_ns() // 1000
+        cells[slot + MESSAGE_COUNT] += messages - before[0]
+        cells[slot + VIOLATION_COUNT] += violations - before[1]
+        cells[slot + LAST_SEEN] = time.time_ns() // 1000
         self._counted[connection] = messages, violations
 
     def forget(self, connection: Hashable) -> None:
@@ -136,13 +136,13 @@ class ClientLogWriter:
     def _allocate(self, key: tuple[int, int]) -> int:
         """Return an empty slot for a new client: a free one, or that of the client seen longest ago."""
         cells = self._cells
-        if len(self._slots) < SLOTS:
+        if len(self._slots) < MAX_CLIENTS:
             slot = len(self._slots) * SLOT_CELLS
         else:
-            oldest = min(self._slots, key=lambda known: cells[self._slots[known] + SEEN])
+            oldest = min(self._slots, key=lambda known: cells[self._slots[known] + LAST_SEEN])
             slot = self._slots.pop(oldest)
         for cell in range(slot, slot + SLOT_CELLS):
             cells[cell] = 0
-        cells[slot + HIGH], cells[slot + LOW] = key
+        cells[slot + ADDRESS_HIGH], cells[slot + ADDRESS_LOW] = key
         self._slots[key] = slot
         return slot

@@ -26,12 +26,12 @@ from blackhole.rules.limiters import WindowCount
 from blackhole.settings import RedisSettings
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.redis_client import NonWaitingResolver, RedisClient
-from blackhole.store.redis_requests import Command, Lease, Query
-from blackhole.store.redis_script import ATTEMPT, RENEW_INTERVAL, request_words
+from blackhole.store.redis_requests import RedisCommand, RedisQuery, SlotLease
+from blackhole.store.redis_script import ATTEMPT_KEY, RENEW_INTERVAL, request_words
 
 log = logging.getLogger(__name__)
 
-QueryType = TypeVar("QueryType", bound=Query)
+QueryType = TypeVar("QueryType", bound=RedisQuery)
 Item = TypeVar("Item")
 
 RECONNECT_INTERVAL: Final = 1.0
@@ -40,7 +40,7 @@ RECONNECT_INTERVAL: Final = 1.0
 RELEASE_TIMEOUT: Final = 0.2
 """Seconds that a stopping worker takes to release its slots."""
 
-LOG_INTERVAL: Final = 60.0
+WARNING_INTERVAL: Final = 60.0
 """Seconds between two warnings that Redis does not answer, over all workers."""
 
 BATCH_SIZE: Final = 256
@@ -59,9 +59,9 @@ class RedisAttemptStore:
         """This worker has logged that Redis does not answer."""
         self._answering = False
         """Redis answered the last batch in time, so queries are accepted."""
-        self._queries: Final[deque[Query]] = deque()
-        self._commands: Final[deque[Command]] = deque()
-        self._leases: Final[set[Lease]] = set()
+        self._queries: Final[deque[RedisQuery]] = deque()
+        self._commands: Final[deque[RedisCommand]] = deque()
+        self._leases: Final[set[SlotLease]] = set()
         """Slots of this worker. One whose answer never came counts from the next renewal on."""
         self._token_numbers: Final = count()
         self._worker_id = ""
@@ -71,27 +71,29 @@ class RedisAttemptStore:
 
     # AttemptStore.
 
-    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Query | None:
+    def update(
+        self, key: bytes, now: float, change: Update[Answer], alone: bool = False
+    ) -> RedisQuery | None:
         """Query a change of a record; return None while Redis does not answer.
 
         `now` and `alone` mean nothing here: Redis has its own clock, and changes every record exclusively.
         """
         if not self._answering:
             return None
-        return self._ask(Query((ATTEMPT, key), request_words(change), self._settings.timeout))
+        return self._ask(RedisQuery((ATTEMPT_KEY, key), request_words(change), self._settings.timeout))
 
-    def refuse_or_acquire(self, key: bytes, limit: int) -> Lease | None:
+    def refuse_or_acquire(self, key: bytes, limit: int) -> SlotLease | None:
         """Query for a slot; return None while Redis does not answer."""
         if not self._answering:
             return None
         token = f"{self._worker_id}.{next(self._token_numbers)}"
-        lease = Lease(key, limit, token, self._settings.timeout)
+        lease = SlotLease(key, limit, token, self._settings.timeout)
         self._leases.add(lease)
         return self._ask(lease)
 
     def release(self, place: Slot) -> None:
         """Release a slot that was queried for by `refuse_or_acquire`."""
-        assert isinstance(place, Lease)
+        assert isinstance(place, SlotLease)
         self._leases.discard(place)
         if place.may_be_held:
             self._commands.append(place.command("release"))
@@ -209,7 +211,7 @@ class RedisAttemptStore:
 
     def _warn(self, error: Exception) -> None:
         """Log that Redis does not answer, unless a worker has logged it within LOG_INTERVAL."""
-        change = WindowCount(1, 1, LOG_INTERVAL).spend
+        change = WindowCount(1, 1, WARNING_INTERVAL).spend
         if not self._warnings.update(b"", time.monotonic(), change, alone=True):
             self._warned = True
             reason = str(error) or "no answer in time"

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from blackhole.settings import OperatorError, RedisSettings
-from blackhole.store.redis_requests import Command, Key, Query
+from blackhole.store.redis_requests import Key, RedisCommand, RedisQuery
 from blackhole.store.redis_script import SCRIPT
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class RedisClient:
             raise
         self._connection = connection
 
-    async def run(self, batch: Sequence[Query | Command]) -> list[int]:
+    async def run(self, batch: Sequence[RedisQuery | RedisCommand]) -> list[int]:
         """Run a batch, and return the answers, one for each request. Raises what `errors` has."""
         assert self._connection is not None
         async with asyncio.timeout(max(ANSWER_TIMEOUT, self._settings.timeout)):
@@ -95,7 +95,7 @@ class RedisClient:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def _run(self, connection: Connection, batch: Sequence[Query | Command]) -> list[int]:
+    async def _run(self, connection: Connection, batch: Sequence[RedisQuery | RedisCommand]) -> list[int]:
         words = [request.words for request in batch]
         while True:
             keys = [f"{self._settings.prefix}:secret", *(self._key(request.key) for request in batch)]

@@ -7,20 +7,20 @@ from collections.abc import Generator
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules.attempt_store import PendingAnswer
-from blackhole.store.redis_script import SLOTS
+from blackhole.store.redis_script import SLOTS_KEY
 
 Key = tuple[str, bytes]
 """ATTEMPT or SLOTS, and the key that the rules use."""
 
 
-class Command(NamedTuple):
+class RedisCommand(NamedTuple):
     """A request without an answer."""
 
     key: Key
     words: str
 
 
-class Query(PendingAnswer):
+class RedisQuery(PendingAnswer):
     """A request with an answer; the answer is None if it does not come within `timeout` seconds."""
 
     __slots__ = ("_answer", "_timer", "key", "words")
@@ -47,13 +47,13 @@ class Query(PendingAnswer):
             self._answer.set_result(answer)
 
 
-class Lease(Query):
+class SlotLease(RedisQuery):
     """A query for a concurrency slot, and the slot itself if it was acquired."""
 
     __slots__ = ("token",)
 
     def __init__(self, key: bytes, limit: int, token: str, timeout: float) -> None:
-        super().__init__((SLOTS, key), f"acquire {limit} {token}", timeout)
+        super().__init__((SLOTS_KEY, key), f"acquire {limit} {token}", timeout)
         self.token: Final = token
 
     @property
@@ -61,6 +61,6 @@ class Lease(Query):
         """Whether the slot was acquired, or may have been because no answer came."""
         return not (self._answer.done() and self._answer.result())
 
-    def command(self, verb: str) -> Command:
+    def command(self, verb: str) -> RedisCommand:
         """Return the command that renews or releases the slot."""
-        return Command(self.key, f"{verb} {self.token}")
+        return RedisCommand(self.key, f"{verb} {self.token}")

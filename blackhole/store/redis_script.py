@@ -16,8 +16,8 @@ RENEW_INTERVAL: Final = 20.0
 LEASE_SECONDS: Final = 3 * RENEW_INTERVAL
 """Seconds after which a slot that is not renewed is free again."""
 
-ATTEMPT: Final = "attempt"
-SLOTS: Final = "slots"
+ATTEMPT_KEY: Final = "attempt"
+SLOTS_KEY: Final = "slots"
 """What follows the prefix in a key: of a record of attempts, and of the held slots of a concurrency limit."""
 
 READ_CLOCK: Final = """

@@ -40,7 +40,7 @@ class Buckets(NamedTuple):
     total: float | None
 
 
-Value = float | Mapping[str, float] | Mapping[tuple[str, ...], float] | Buckets
+MetricValue = float | Mapping[str, float] | Mapping[tuple[str, ...], float] | Buckets
 """A number; a number by one label or by several; or a histogram."""
 
 
@@ -54,7 +54,7 @@ class MetricRow(NamedTuple):
     help: str
     query: str
     """An example in PromQL."""
-    value: Callable[[Reading], Value]
+    value: Callable[[Reading], MetricValue]
     labels: tuple[str, ...] = ()
 
     @property
@@ -241,10 +241,10 @@ METRICS: Final = (
 def text(snapshot: Snapshot, worker_cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:
     """Return the media type, one that the header field Accept asks for, and the exposition in it."""
     encode, media_type = choose_encoder(accept)
-    return media_type, encode(_Counters(Reading(snapshot, worker_cpu)))
+    return media_type, encode(ReadingCollector(Reading(snapshot, worker_cpu)))
 
 
-class _Counters(Collector):
+class ReadingCollector(Collector):
     """A collector of one reading."""
 
     def __init__(self, reading: Reading) -> None:
@@ -256,7 +256,7 @@ class _Counters(Collector):
             yield _family(row, row.value(self._reading))
 
 
-def _family(row: MetricRow, value: Value) -> Metric:
+def _family(row: MetricRow, value: MetricValue) -> Metric:
     """Return a metric with its samples."""
     name = PREFIX + row.name
     if isinstance(value, Buckets):
