@@ -146,6 +146,21 @@ def test_every_page_is_in_the_table_of_contents(page: Path) -> None:
     assert page.stem in re.findall(r"^[a-z/]+$", (DOCS / "index.md").read_text("utf-8"), re.MULTILINE)
 
 
+FLOW_STEPS = re.findall(
+    r"^(?: \d  )?((?:smtp|rules)/\w+\.py) +([\w.]+)", (DOCS / "flow.md").read_text("utf-8"), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("module", "name"), FLOW_STEPS, ids=lambda part: part)
+def test_functions_in_the_data_flow_are_in_the_modules_beside_them(module: str, name: str) -> None:
+    source = (ROOT / "blackhole" / module).read_text("utf-8")
+    for part in name.split("."):
+        known = part in ("policy", "command") or re.search(
+            rf"(def|class) {part}\b|^    {part}: ", source, re.MULTILINE
+        )
+        assert known, f"{module} has no {part}"
+
+
 def test_glossary_has_at_most_60_terms_each_with_a_sentence() -> None:
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", (DOCS / "glossary.md").read_text("utf-8"), re.MULTILINE)[1:]
     assert 0 < len(rows) <= 60
