@@ -250,6 +250,10 @@ class Program:
             30,
         )
 
+    def wait_until_idle(self, timeout: float = 20.0) -> None:
+        """Wait until no connection is open."""
+        wait_for(lambda: self.snapshot().open == 0, "all connections are closed", timeout)
+
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
         """Signal the master, wait for its end and return the exit status."""
         self.process.send_signal(number)

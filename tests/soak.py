@@ -30,7 +30,7 @@ from random import Random
 
 from tests.certificates import issue
 from tests.postfix import smtp_source
-from tests.program import Program, descriptors, free_port, title, wait_for
+from tests.program import Program, descriptors, free_port, title
 from tests.resource_usage import cpu_seconds, master_and_workers, memory
 from tests.smtp_client import Address, SMTPClient, UnexpectedReply, reset_on_close
 
@@ -244,7 +244,7 @@ def main() -> int:
             bad.join()
             elapsed = time.monotonic() - began
             cpu = 100 * (cpu_seconds(*master_and_workers(program.pid)) - cpu_before) / elapsed
-            wait_for(lambda: program.snapshot().open == 0, "all connections are closed", 90)
+            program.wait_until_idle(90)
             descriptors_left = sum(len(descriptors(pid)) for pid in master_and_workers(program.pid))
             counted = program.snapshot().messages["accepted"]
             tracebacks = program.output().count("Traceback")

@@ -10,7 +10,6 @@ import socket
 import time
 from pathlib import Path
 
-from blackhole.metrics.counters import Counters
 from blackhole.store.client_log import MAX_CLIENTS, MAX_SHOWN_CLIENTS, Client, ClientLog
 from tests.http_api import Sink, ask
 from tests.program import Program, descriptors, free_port, run, wait_for
@@ -76,7 +75,7 @@ def send(program: Program, messages: int) -> None:
 
 
 def seen(program: Program) -> list[tuple[str, int, int, int]] | None:
-    clients: tuple[Client, ...] | None = Counters.of(program.pid).snapshot().clients
+    clients: tuple[Client, ...] | None = program.snapshot().clients
     return None if clients is None else [client[:4] for client in clients]
 
 
@@ -107,7 +106,7 @@ def test_the_address_from_the_proxy_header_is_shown_instead_of_the_proxy() -> No
     port = free_port()
     options = ("--show_clients", f"--listen=127.0.0.1:{port},proxy", "--proxy_from=127.0.0.1", "--workers=1")
     with Program(*options) as program, socket.create_connection(("127.0.0.1", port), 20) as client:
-        wait_for(lambda: Counters.of(program.pid).snapshot().open, "the connection is open")
+        wait_for(lambda: program.snapshot().open, "the connection is open")
         time.sleep(1.2)  # longer than the interval of the sweep
         client.sendall(b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 25\r\n")
         wait_for(lambda: seen(program) == [("192.0.2.9", 1, 0, 0)], "the client is shown")

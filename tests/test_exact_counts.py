@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from blackhole.metrics.counters import Counters
 from tests.certificates import Certificate
 from tests.external_programs import output_of, path_of, requires
 from tests.postfix import RECIPIENT, SENDER
@@ -31,7 +30,7 @@ def test_no_message_is_lost_by_reloads_under_load() -> None:
                 sent += 100
             old = set(program.workers())
         output_of(source, "-s", "10", "-m", "100", "-l", "500", target)
-        snapshot = Counters.of(program.pid).snapshot()
+        snapshot = program.snapshot()
         assert dict(snapshot.messages) == {"accepted": sent + 100, "deferred": 0, "rejected": 0}
 
 
@@ -51,8 +50,8 @@ def test_messages_over_tls_are_counted_exactly_over_a_reload(certificate: Certif
                         wait_for(lambda: "reloaded: " in program.output(), "the reload")
                 client.quit()
             client.close()
-        wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all connections are closed")
-        snapshot = Counters.of(program.pid).snapshot()
+        program.wait_until_idle()
+        snapshot = program.snapshot()
         assert snapshot.messages["accepted"] == sent >= 20 * (sessions - 1) + 11
         assert snapshot.total("tls_ok") == sessions
 
@@ -73,10 +72,10 @@ def test_no_counted_message_is_lost_with_a_killed_worker(tmp_path: Path) -> None
                 sent += 1
             victim = next(
                 worker.pid
-                for worker in Counters.of(program.pid).snapshot().processes
+                for worker in program.snapshot().processes
                 if worker.open and "worker" in worker.title
             )
             os.kill(victim, signal.SIGKILL)
             client.close()
             wait_for(partial(replaced, program, victim), "a replacement")
-        assert Counters.of(program.pid).snapshot().messages["accepted"] == sent == 120
+        assert program.snapshot().messages["accepted"] == sent == 120

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from blackhole.metrics.counters import Counters
 from tests.certificates import Certificate
 from tests.external_programs import output_of, path_of, requires
 from tests.postfix import RECIPIENT, SENDER, Postfix, requires_postfix
@@ -25,17 +24,15 @@ def test_every_message_of_smtp_source_is_counted(tmp_path: Path, options: tuple[
         target = f"inet:{program.address[0]}:{program.address[1]}"
         output_of(path_of("smtp-source"), "-s", "10", "-m", "500", "-l", "3000", "-r", "3", *options, target)
         assert set(reported_violations(program, pid)) <= {"hello-name"}
-        snapshot = Counters.of(program.pid).snapshot()
+        snapshot = program.snapshot()
         assert dict(snapshot.messages) == {"accepted": 500, "deferred": 0, "rejected": 0}
         assert snapshot.recipients == 1500
         assert snapshot.commands["QUIT"] == sum(snapshot.connections.values())
         assert snapshot.commands["DATA"] == snapshot.commands["MAIL"] == 500
-        wait_for(
-            lambda: Counters.of(program.pid).snapshot().histograms["message_bytes"].count == 500, "the sizes"
-        )
-        sizes = Counters.of(program.pid).snapshot().histograms["message_bytes"]
+        wait_for(lambda: program.snapshot().histograms["message_bytes"].count == 500, "the sizes")
+        sizes = program.snapshot().histograms["message_bytes"]
         assert 500 * 2900 < sizes.sum < 500 * 3400
-        times = Counters.of(program.pid).snapshot().histograms
+        times = program.snapshot().histograms
         # Sampled: some of the 3,500 turns, and never so many that it would cost something.
         assert 0 < times["service_seconds"].count < 1500
         assert 0 < times["client_think_seconds"].count < 1500
@@ -48,7 +45,7 @@ def test_smtplib_commits_no_violation(tmp_path: Path) -> None:
             for body in ("Hello\n.\n..\nGoodbye\n", "", 100 * "x" * 70 + "\n"):
                 assert client.send_message(message(body)) == {}
         assert reported_violations(program, pid) == []
-        assert Counters.of(program.pid).snapshot().messages["accepted"] == 3
+        assert program.snapshot().messages["accepted"] == 3
 
 
 def test_smtplib_sends_8bit_text_without_declaring_it(tmp_path: Path) -> None:
@@ -105,7 +102,7 @@ def test_msmtp_commits_no_violation_unless_its_name_has_no_dot(certificate: Cert
     with checking_program(certificate) as program:
         output_of(*command, f"--port={program.port}", RECIPIENT, "carol@example.com", text=TEXT)
         assert violations_of(program) == []
-        snapshot = Counters.of(program.pid).snapshot()
+        snapshot = program.snapshot()
         assert (snapshot.messages["accepted"], snapshot.recipients) == (1, 2)
         output_of(*command, f"--port={program.port}", "--domain=localhost", RECIPIENT, text=TEXT)
         assert violations_of(program) == ["hello-name"]
@@ -185,7 +182,7 @@ def test_postfix_commits_no_violation(
         # The bounce of the refused recipient is delivered to this server too.
         wait_for(lambda: len(postfix.delivery_results()) >= 8, "Postfix has tried every delivery")
         assert violations_of(program) == []
-        snapshot = Counters.of(program.pid).snapshot()
+        snapshot = program.snapshot()
         assert (snapshot.messages["accepted"], snapshot.replies["RCPT", 550]) == (6, 1)
 
 

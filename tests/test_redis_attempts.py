@@ -20,7 +20,7 @@ from blackhole.store import redis_attempts
 from blackhole.store.redis_attempts import BATCH_SIZE, RedisAttemptStore
 from blackhole.store.redis_client import ANSWER_TIMEOUT
 from blackhole.store.redis_requests import RedisQuery, SlotLease
-from tests.conftest import Certificate
+from tests.certificates import Certificate
 from tests.redis_server import RedisServer
 
 Work = Callable[..., Awaitable[None]]

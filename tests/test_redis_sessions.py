@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Certificate
+from tests.certificates import Certificate
 from tests.program import Program, wait_for
 from tests.redis_server import RedisServer, querying_scenario
 from tests.service import Serve

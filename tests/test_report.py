@@ -149,4 +149,4 @@ def test_a_client_that_disconnects_during_data_is_reported() -> None:
         client.send(b"Subject: a test\r\n\r\nHel")
         client.close()
         assert violations_of(program) == ["hung-up-in-body"]
-        assert sum(Counters.of(program.pid).snapshot().messages.values()) == 0
+        assert sum(program.snapshot().messages.values()) == 0

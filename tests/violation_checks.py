@@ -6,20 +6,19 @@ import json
 from pathlib import Path
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Counters
 from tests.certificates import Certificate
-from tests.program import Program, run, wait_for
+from tests.program import Program, run
 
 
 def violations_of(program: Program) -> list[str]:
     """Return the violations so far, once every connection is closed."""
-    wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all connections are closed")
-    return [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())]
+    program.wait_until_idle()
+    return [one.rule.name for one in report.findings(program.snapshot())]
 
 
 def reported_violations(program: Program, pid: Path) -> list[str]:
     """Return the violations that `blackhole report` finds, once every connection is closed."""
-    wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all connections are closed")
+    program.wait_until_idle()
     done = run("report", f"--pid={pid}", "--format=json")
     assert done.returncode == 0, done.stderr
     return [one["rule"] for one in json.loads(done.stdout)["findings"]]

@@ -187,7 +187,7 @@ def never_reads(trial: Trial) -> None:
                 time.sleep(0.01)
         trial.size("growth", growth(before, worker), 256, 1024)
         trial.size("read before it stopped", sent / MEGABYTE, 64, 64, "MiB")
-        wait_for(lambda: program.snapshot().open == 0, "the connection is closed", write_timeout + 30)
+        program.wait_until_idle(write_timeout + 30)
         trial.time("time until it is closed", time.monotonic() - last, write_timeout + 2, write_timeout + 30)
         trial.note(f"{time.monotonic() - began:.0f} s in total")
 
@@ -368,7 +368,7 @@ def unfinished_handshakes(trial: Trial) -> None:
             seconds.append(time.monotonic() - start)
         trial.time("slowest message of another client", max(seconds), 1.0, 10.0)
         workers = program.workers()
-        wait_for(lambda: program.snapshot().open == 0, "all are closed", tls_timeout + 30)
+        program.wait_until_idle(tls_timeout + 30)
         trial.time(
             "time until they are closed", time.monotonic() - began, tls_timeout + 2.5, tls_timeout + 30
         )
@@ -412,7 +412,7 @@ def clients_that_break_off(trial: Trial) -> None:
         program.wait_until_accepting(2)
 
         def descriptors_and_memory() -> tuple[int, float]:
-            wait_for(lambda: program.snapshot().open == 0, "all connections are closed")
+            program.wait_until_idle()
             pids = master_and_workers(program.pid)
             return sum(len(descriptors(pid)) for pid in pids), proportional_memory(*pids)
 

@@ -15,7 +15,7 @@ from random import Random
 
 from tests.fuzz.inputs import REPLIES, generate, split
 from tests.fuzz.listener_kinds import AUTH_PHRASES, MANY_COMMANDS, PHRASES, RULE_PHRASES
-from tests.program import Program, descriptors, wait_for
+from tests.program import Program, descriptors
 from tests.resource_usage import master_and_workers, memory
 from tests.smtp_client import Address, reset_on_close
 
@@ -131,7 +131,7 @@ class LiveFuzzer:
 
     def usage_when_idle(self) -> tuple[int, int]:
         """Wait until no connection is open, and return the number of descriptors and the KiB of memory."""
-        wait_for(lambda: self.program.snapshot().open == 0, "all connections are closed", 90)
+        self.program.wait_until_idle(90)
         pids = master_and_workers(self.program.pid)
         return sum(len(descriptors(one)) for one in pids), sum(memory(one)["Anonymous"] for one in pids)
 
