@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from program import ROOT, run
 
 from blackhole import options
 from blackhole.rules import explain, scenario
@@ -19,6 +18,7 @@ from blackhole.rules.rule_keys import FILE_KEYS, RULE_KEYS, WINDOW_KEYS
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
+from tests.program import ROOT, run
 
 pytestmark = pytest.mark.pure
 
@@ -34,11 +34,11 @@ SEEDED = next(text for text in EXAMPLES if text.startswith("seed = "))
 
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: text.split("\n")[0])
-def test_every_example_of_the_page_is_a_scenario(text: str) -> None:
+def test_every_example_of_the_page_is_a_valid_scenario(text: str) -> None:
     assert parse_rules(text, "page")
 
 
-def test_every_key_is_explained() -> None:
+def test_every_key_is_documented() -> None:
     for key in (*RULE_KEYS, *WINDOW_KEYS, *FILE_KEYS):
         assert f"`{key}`" in PAGE or key in ("about", "rule"), key
     for word in (*FAULTS, *CERTIFICATES):
@@ -49,7 +49,7 @@ def test_every_key_is_explained() -> None:
         assert f"`--{flag}`" in PAGE, flag
 
 
-def test_the_page_shows_what_explain_says(tmp_path: Path) -> None:
+def test_documents_show_the_output_of_explain(tmp_path: Path) -> None:
     (tmp_path / "slow.toml").write_text(SEEDED)
     shown = re.search(r"\$ blackhole --scenario slow.toml (.*)\n((?: {4}.*\n)+)", PAGE)
     assert shown is not None
@@ -141,11 +141,11 @@ NOBODY = "Result: no rule matches; mode bounce: reject every message at its end,
         (["phase=DATA", "at=1.5m"], ["  rule 8 matches", "Result: 451 4.3.0 Now"]),
     ],
 )  # fmt: skip
-def test_which_rule_answers(flags: list[str], last: list[str]) -> None:
+def test_explain_shows_the_rule_that_matches(flags: list[str], last: list[str]) -> None:
     assert said(ALL, *flags)[-len(last) :] == last
 
 
-def test_why_the_others_do_not() -> None:
+def test_explain_says_why_rules_do_not_match() -> None:
     assert said(ALL, "rcpt=b@x", "helo=b", "attempt=3", "at=5") == [
         "RCPT from 127.0.0.1 at 127.0.0.1:25, HELO b, RCPT b@x, attempt 3, 5 s after the start",
         "  rule 1 (connect) does not match: only at CONNECT",
@@ -176,7 +176,7 @@ def test_why_the_others_do_not() -> None:
         ("at=soon", "--at: expected a time, as 90, "),
     ],
 )
-def test_what_is_told_must_make_sense(flag: str, wrong: str) -> None:
+def test_mistake_in_an_option_of_explain_is_a_usage_error(flag: str, wrong: str) -> None:
     with pytest.raises(OperatorError) as found:
         said(ALL, flag)
     assert str(found.value).startswith(wrong)
@@ -211,18 +211,18 @@ reply = "421 4.7.0 Too many"
         (["attempt=3"], ["  rule 4 matches", "Result: 421 4.7.0 Too many"]),
     ],
 )  # fmt: skip
-def test_what_is_remembered_is_supposed(flags: list[str], last: list[str]) -> None:
+def test_explain_assumes_the_earlier_attempts(flags: list[str], last: list[str]) -> None:
     """As if all attempts were those of one client, and each as long after the other as a greylist wants."""
     assert set(last) <= set(said(GATES, *flags))
 
 
-def test_the_mode_is_that_of_the_listener() -> None:
+def test_explain_uses_the_mode_of_the_listener() -> None:
     listeners = ("--listen=127.0.0.1:2525", "--listen=127.0.0.1:2526,mode=offline")
     assert "mode accept" in run(*listeners, "explain").stdout
     assert "mode offline" in run(*listeners, "explain", "--listener=127.0.0.1:2526").stdout
 
 
-def test_a_case_goes_with_explain_alone() -> None:
+def test_options_of_explain_need_the_action_explain() -> None:
     done = run("--rcpt=bob@example.com", "-t")
     assert (done.returncode, done.stderr) == (64, "blackhole: --rcpt: only for the action explain\n")
 
@@ -244,7 +244,7 @@ MANY = "".join(
 )
 
 
-def test_it_says_what_the_server_does() -> None:
+def test_explain_agrees_with_the_rule_table() -> None:
     """`explain` asks rule by rule, the server takes short ways; they agree in every case."""
     rules = parse_rules(MANY, "test.toml")
     policy = ListenerRules(rules, "accept", "127.0.0.1:25")
@@ -273,7 +273,7 @@ def test_it_says_what_the_server_does() -> None:
 
 
 @pytest.mark.parametrize("name", scenario.profiles())
-def test_a_profile_says_what_it_is(name: str) -> None:
+def test_profile_has_a_description(name: str) -> None:
     assert scenario.load_rules([f"profile:{name}"])
     assert re.fullmatch(r"[A-Z][ -~]+\.", scenario.about(scenario.read_source(f"profile:{name}")))
     assert all(rule.name for rule in scenario.load_rules([f"profile:{name}"]))

@@ -16,7 +16,7 @@ from tests.program import ROOT, Program, children, run, wait_for
 from tests.program import SCRIPT as PROGRAM
 from tests.redis_server import RedisServer, querying_scenario
 from tests.smtp_client import SMTPClient
-from tests.test_gates import attempt as attempted
+from tests.test_shared_limits import attempt as attempted
 from tests.transcript import REPLY_TIMEOUT
 
 

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from elsewhere import Elsewhere, fetched
-from engines import make_engine
 
 from blackhole.rules import scenario
 from blackhole.rules.attempt_store import NULL_STORE
@@ -19,13 +17,15 @@ from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.listener_rules import MAX_CLIENT_KINDS
 from blackhole.rules.model import Condition, Rule, Window
 from blackhole.rules.patterns import GlobSet
-from blackhole.rules.scenario_file import parse_rules
+from blackhole.rules.scenario_file import parse_rule, parse_rules
 from blackhole.settings import OperatorError
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.header_section import fields
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
+from tests.engines import make_engine
+from tests.remote_store import RemoteStore, with_lookups
 
 pytestmark = pytest.mark.pure
 
@@ -167,7 +167,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("text", MISTAKES, ids=lambda text: repr(text[-40:]))
-def test_a_mistake_is_one_line(text: str) -> None:
+def test_mistake_in_a_file_is_reported_in_one_line(text: str) -> None:
     with pytest.raises(OperatorError) as found:
         rules(text)
     assert MISTAKES[text] in str(found.value)
@@ -175,13 +175,29 @@ def test_a_mistake_is_one_line(text: str) -> None:
     assert found.value.code == 78
 
 
-def test_lines_are_left_out_where_they_cannot_be_told() -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("window", "w", "api: window: not in a single rule, which has no windows"),
+        ("chance", 0.5, "api: chance: not in a single rule, which matches for certain"),
+        ("greylist", True, "api: greylist: not in a single rule; put it into a scenario"),
+    ],
+)
+def test_single_rule_has_neither_window_nor_chance_nor_limiter(key: str, value: object, error: str) -> None:
+    block = {"phase": "RCPT", "reply": "450 4.2.1 Later"}
+    assert parse_rule(block, "api").phases == {"RCPT"}
+    with pytest.raises(OperatorError) as found:
+        parse_rule({**block, key: value}, "api")
+    assert str(found.value) == error
+
+
+def test_error_without_a_known_line_names_the_rule() -> None:
     with pytest.raises(OperatorError) as found:
         rules("about = '''\n[[rule]]\n'''\n" + REFUSE + "chance = 2")
     assert str(found.value).startswith("test.toml: rule 1: chance: ")
 
 
-def test_files_follow_each_other(tmp_path: Path) -> None:
+def test_rules_of_several_files_are_numbered_through(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(REFUSE.replace("Later", f"Says {name}"))
     found = scenario.load_rules([str(tmp_path / "a"), str(tmp_path / "b")])
@@ -196,13 +212,13 @@ def test_files_follow_each_other(tmp_path: Path) -> None:
         ("profile:../settings", "scenario profile:../settings: no such profile"),
     ],
 )
-def test_a_file_that_is_not_there(source: str, said: str) -> None:
+def test_missing_file_or_profile_is_an_error(source: str, said: str) -> None:
     with pytest.raises(OperatorError) as found:
         scenario.load_rules([source])
     assert re.match(said, str(found.value))
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff")
     with pytest.raises(OperatorError, match="not UTF-8 text"):
         scenario.load_rules([str(tmp_path / "x")])
@@ -226,13 +242,13 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         ("b\u00f6b@*", ["b\u00f6b@x"], ["bob@x"]),
     ],
 )  # fmt: skip
-def test_globs(glob: str, yes: list[str], no: list[str]) -> None:
+def test_glob_matches(glob: str, yes: list[str], no: list[str]) -> None:
     globs = GlobSet([glob if glob != "<>" else ""])
     assert [text for text in yes if not globs.match(text.encode())] == []
     assert [text for text in no if globs.match(text.encode())] == []
 
 
-def test_no_glob_takes_long() -> None:
+def test_no_glob_backtracks() -> None:
     """What makes a backtracking matcher run for years; a hundred times of it are done in no time."""
     globs = GlobSet(["*a" * 100 + "b"])
     began = time.process_time()
@@ -241,7 +257,7 @@ def test_no_glob_takes_long() -> None:
     assert time.process_time() - began < 5
 
 
-def test_networks() -> None:
+def test_client_condition_matches_networks() -> None:
     found = rules(REFUSE + "client = ['192.0.2.0/24', '2001:db8::/32', '198.51.100.7']")
     (test,) = found[0].conditions
     for client in ("192.0.2.200", "::ffff:192.0.2.1", "2001:db8::1%eth0", "198.51.100.7"):
@@ -261,11 +277,11 @@ def test_networks() -> None:
         (Window("ramp", 10, 100, 0, 50), {9: 0, 10: 0, 35: 0.5, 60: 1, 109: 1, 110: 0}),
     ],
 )
-def test_a_window_opens_and_closes(window: Window, shares: dict[float, float]) -> None:
+def test_window_opens_and_closes(window: Window, shares: dict[float, float]) -> None:
     assert {at: window.share(at) for at in shares} == shares
 
 
-def test_a_rule_is_in_force_in_its_window() -> None:
+def test_rule_applies_in_its_window_only() -> None:
     now = 0.0
     text = REFUSE + "window = 'outage'\n[[window]]\nname = 'outage'\nat = '1m'\nfor = '90s'\n"
     session = greeted(engine(text, outside=RuleEnvironment(clock=lambda: now)))
@@ -275,7 +291,7 @@ def test_a_rule_is_in_force_in_its_window() -> None:
     assert heard == {0.0: "250", 59.0: "250", 60.0: "450", 149.0: "450", 150.0: "250"}
 
 
-def test_a_ramp_raises_the_chance() -> None:
+def test_ramp_raises_the_chance() -> None:
     now = 0.0
     text = REFUSE + "window = 'w'\n[[window]]\nname = 'w'\nfor = 1000\nramp = 1000\n"
     session = greeted(engine(text, outside=RuleEnvironment(clock=lambda: now)))
@@ -303,29 +319,29 @@ def outcomes(text: str, count: int = 300) -> list[str]:
     return [rcpt(greeted(of), f"r{number}@example.com") for number in range(count)]
 
 
-def test_the_same_seed_decides_the_same() -> None:
+def test_same_seed_has_the_same_outcomes() -> None:
     assert outcomes(CHANCE) == outcomes(CHANCE)
     assert outcomes(CHANCE) != outcomes(CHANCE.replace("seed = 7", "seed = 8"))
 
 
-def test_a_named_rule_decides_the_same_wherever_it_stands() -> None:
+def test_draws_of_a_named_rule_do_not_depend_on_its_position() -> None:
     other = REFUSE + "recipient = 'nobody@example.net'\n"
     assert outcomes(CHANCE) == outcomes(CHANCE + other)
 
 
-def test_chances_are_what_they_say() -> None:
+def test_chance_is_the_share_of_outcomes() -> None:
     drawn = Counter(reply[:3] for reply in outcomes(CHANCE, 3000))
     assert 1900 < drawn["250"] < 2120
     assert min(drawn[code] for code in ("450", "451", "452")) > 260
 
 
-def test_an_attempt_that_failed_may_succeed_when_it_is_tried_again() -> None:
+def test_retry_draws_again() -> None:
     session = greeted(engine(REFUSE + "chance = 0.5"))
     tries = [rcpt(session, "bob@example.com")[:3] for _ in range(64)]
     assert set(tries) == {"250", "450"}
 
 
-def test_attempts_are_counted_for_each_sender_and_recipient() -> None:
+def test_attempts_are_counted_for_each_envelope() -> None:
     of = engine(REFUSE + "attempt = '<= 2'")
     heard = []
     for sender in ("ann", "ann", "eve", "ann"):
@@ -335,7 +351,7 @@ def test_attempts_are_counted_for_each_sender_and_recipient() -> None:
     assert heard == ["450", "450", "450", "250"]
 
 
-def test_where_there_is_no_address_attempts_are_the_clients() -> None:
+def test_attempts_without_an_envelope_are_counted_for_the_client() -> None:
     of = engine("[[rule]]\nphase = 'CONNECT'\nattempt = 1\nreply = '421 4.3.2 Not yet'")
     heard = [of.session(client=client).greet()[:3] for client in ("192.0.2.1", "192.0.2.2", "192.0.2.1")]
     assert heard == [b"421", b"421", b"220"]
@@ -355,19 +371,19 @@ def waits(delay: str) -> list[float]:
     return sorted(found)
 
 
-def test_a_uniform_delay() -> None:
+def test_uniform_delay() -> None:
     found = waits("[1, 3]")
     assert 1 <= found[0] < 1.1 < 2.9 < found[-1] <= 3
     assert 1.9 < found[1000] < 2.1
 
 
-def test_a_lognormal_delay() -> None:
+def test_lognormal_delay() -> None:
     found = waits("{ lognormal = { median = 0.2, p99 = 5 } }")
     assert 0.16 < found[1000] < 0.25
     assert 3 < found[1980] < 9
 
 
-def test_a_delay_by_percentiles() -> None:
+def test_delay_by_percentiles() -> None:
     found = waits("{ p50 = 1, p90 = 2, p99 = 10 }")
     assert 0.9 < found[1000] < 1.1
     assert 1.6 < found[1760] < 2.1
@@ -377,13 +393,13 @@ def test_a_delay_by_percentiles() -> None:
 # Listeners and clients
 
 
-def test_rules_are_for_their_listeners() -> None:
+def test_listener_condition() -> None:
     text = REFUSE + "listener = 2526"
     assert rcpt(greeted(engine(text, listener="127.0.0.1:2526")), "bob@example.com")[:3] == "450"
     assert rcpt(greeted(engine(text, listener="127.0.0.1:2525")), "bob@example.com")[:3] == "250"
 
 
-def test_rules_are_for_their_clients() -> None:
+def test_client_condition() -> None:
     of = engine(
         REFUSE + "client = '192.0.2.0/24'\n" + REFUSE.replace("450", "451") + "client = '2001:db8::/32'"
     )
@@ -391,14 +407,14 @@ def test_rules_are_for_their_clients() -> None:
     assert heard == {"192.0.2.9": "450", "2001:db8::1": "451", "::1": "250"}
 
 
-def test_rules_for_tls_hold_from_the_handshake_on() -> None:
+def test_tls_condition_matches_from_the_handshake_on() -> None:
     session = greeted(engine(REFUSE + "tls = true"))
     assert rcpt(session, "bob@example.com")[:3] == "250"
     session.secured()
     assert rcpt(session, "bob@example.com")[:3] == "450"
 
 
-def test_many_kinds_of_clients_take_no_memory() -> None:
+def test_number_of_kept_tables_is_limited() -> None:
     """Three hundred clients, each with a rule of its own; the tables of some hundred are kept."""
     addresses = [f"192.0.{n // 256}.{n % 256}" for n in range(300)]
     of = engine("".join(REFUSE + f"client = '{address}'\n" for address in addresses))
@@ -420,18 +436,16 @@ def test_many_kinds_of_clients_take_no_memory() -> None:
         ("then = 'close'\ntls = true", NextAction.READ, ""),
     ],
 )
-def test_rules_for_starttls_are_asked_before_a_handshake_too(
-    rule: str, next_action: NextAction, shown: str
-) -> None:
+def test_rules_at_starttls_apply_to_implicit_tls(rule: str, next_action: NextAction, shown: str) -> None:
     text = f"[[rule]]\nphase = 'STARTTLS'\n{rule}\n"
-    for more, memory in (("", NULL_STORE), ("attempt = 1", Elsewhere())):
+    for more, memory in (("", NULL_STORE), ("attempt = 1", RemoteStore())):
         session = engine(text + more, outside=RuleEnvironment(memory=memory)).session()
         session.check_implicit_tls()
-        assert fetched(session, b"") == b""
+        assert with_lookups(session, b"") == b""
         assert (session.next_action, session.certificate) == (next_action, shown)
 
 
-def test_without_rules_nobody_is_asked() -> None:
+def test_sessions_without_rules_ask_no_policy() -> None:
     session = make_engine().session()
     session.check_implicit_tls()
     assert session.next_action is NextAction.READ
@@ -440,7 +454,7 @@ def test_without_rules_nobody_is_asked() -> None:
 # What it costs
 
 
-def test_a_hundred_rules_are_found_by_what_they_name() -> None:
+def test_index_spares_asking_a_hundred_rules() -> None:
     """Counted here is what takes time: conditions looked at."""
     asked: Counter[str] = Counter()
 
@@ -478,7 +492,7 @@ def test_a_hundred_rules_are_found_by_what_they_name() -> None:
 # The header section
 
 
-def test_only_the_first_part_of_a_header_section_is_looked_at() -> None:
+def test_header_conditions_see_the_beginning_of_a_header_section() -> None:
     """And it is forgotten with its message."""
     of = engine("[[rule]]\nphase = '.'\nheader = 'X-Last: *'\nreply = '550 5.7.1 No'")
     for filler, code in (
@@ -497,7 +511,7 @@ def test_only_the_first_part_of_a_header_section_is_looked_at() -> None:
         assert session.receive(text)[:3] == code, "all at once"
 
 
-def test_a_message_that_passes_keeps_no_more_than_its_header_section() -> None:
+def test_session_keeps_no_more_of_a_message_than_its_header_section() -> None:
     session = greeted(engine("[[rule]]\nphase = '.'\nheader = 'X-Last: *'\nreply = '550 5.7.1 No'"))
     session.receive(b"DATA\r\nSubject: x\r\n\r\n")
     assert session.body is not None

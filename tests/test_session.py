@@ -9,21 +9,8 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
-from conftest import Certificate
-from elsewhere import Elsewhere, fetched
-from engines import EVENT_NUMBERS, make_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transcript import (
-    CONNECTION_VIOLATIONS,
-    PIPELINING_VIOLATIONS,
-    Mismatch,
-    Transcript,
-    all_transcripts,
-    bless,
-    play,
-    printable,
-)
 
 from blackhole import options
 from blackhole.net import server
@@ -41,6 +28,19 @@ from blackhole.smtp.state import ClientLimits, ListenerConfig
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
+from tests.conftest import Certificate
+from tests.engines import EVENT_NUMBERS, make_engine
+from tests.remote_store import RemoteStore, with_lookups
+from tests.transcript import (
+    CONNECTION_VIOLATIONS,
+    PIPELINING_VIOLATIONS,
+    Mismatch,
+    Transcript,
+    all_transcripts,
+    bless,
+    play,
+    printable,
+)
 
 pytestmark = pytest.mark.pure
 
@@ -58,7 +58,7 @@ class SessionPeer:
         self.lines: list[tuple[str, float]] = []
         self.part_of_line = b""
         if not secure:
-            self.receive(fetched(self.session, self.session.greet()))
+            self.receive(with_lookups(self.session, self.session.greet()))
 
     def receive(self, out: bytes) -> None:
         while True:
@@ -67,7 +67,7 @@ class SessionPeer:
             if self.session.next_action is not NextAction.SLEEP:
                 return
             self.waited += self.session.wait
-            out = fetched(self.session, self.session.resume())
+            out = with_lookups(self.session, self.session.resume())
 
     def send(self, data: list[bytes]) -> None:
         self.waited = 0.0
@@ -76,7 +76,7 @@ class SessionPeer:
         for start in range(0, len(joined), size):
             if self.session.next_action is not NextAction.READ:
                 return
-            self.receive(fetched(self.session, self.session.receive(joined[start : start + size])))
+            self.receive(with_lookups(self.session, self.session.receive(joined[start : start + size])))
 
     def read_line(self) -> tuple[str, float] | None:
         return self.lines.pop(0) if self.lines else None
@@ -141,7 +141,7 @@ def test_replies_do_not_depend_on_where_the_memory_is(
     transcript: Transcript, size: int, certificate: Certificate
 ) -> None:
     size = 0 if transcript.whole_segments else size
-    here, there = (session_peer(transcript, certificate, size, memory) for memory in (None, Elsewhere()))
+    here, there = (session_peer(transcript, certificate, size, memory) for memory in (None, RemoteStore()))
     for peer in (here, there):
         play(transcript, peer)
     assert accusations(there.session) == accusations(here.session)
@@ -440,13 +440,13 @@ def heard(engine: SMTPEngine, pieces: list[bytes]) -> tuple[bytes, NextAction, i
 
 def held(session: Session, pieces: list[bytes]) -> tuple[bytes, NextAction, int]:
     """The same of one that is at hand."""
-    out = fetched(session, session.greet())
+    out = with_lookups(session, session.greet())
     while session.next_action is NextAction.SLEEP:
-        out += fetched(session, session.resume())
+        out += with_lookups(session, session.resume())
     for piece in pieces:
-        out += fetched(session, session.receive(piece))
+        out += with_lookups(session, session.receive(piece))
         while session.next_action is NextAction.SLEEP:
-            out += fetched(session, session.resume())
+            out += with_lookups(session, session.resume())
         if session.single_event:
             session.counted_events.append(session.single_event)
             session.single_event = 0
@@ -461,7 +461,7 @@ def held(session: Session, pieces: list[bytes]) -> tuple[bytes, NextAction, int]
     cuts=st.lists(st.integers(1, 200), max_size=30),
     delay=st.sampled_from([None, (0.5, 1.5)]),
     rules=st.sampled_from(["", MISCHIEF, MEMORABLE]).map(lambda text: parse_rules(text, "") if text else ()),
-    memory=st.sampled_from([AttemptTable, Elsewhere]),
+    memory=st.sampled_from([AttemptTable, RemoteStore]),
 )
 def test_no_conversation_depends_on_its_cuts(
     said: bytes,
@@ -496,7 +496,7 @@ def test_no_conversation_depends_on_where_the_memory_is(
     rules = parse_rules(MEMORABLE, "")
     here, there = (
         make_engine(rules, environment=RuleEnvironment(memory=memory), config=config).session()
-        for memory in (AttemptTable(sets=64), Elsewhere())
+        for memory in (AttemptTable(sets=64), RemoteStore())
     )
     assert held(here, pieces) == held(there, pieces)
     assert here.counted_events == there.counted_events

@@ -15,8 +15,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Certificate
-from program import Program, run, wait_for
+
+from tests.conftest import Certificate
+from tests.program import Program, run, wait_for
 
 REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "{code} 4.2.1 Later"\n'
 
@@ -57,7 +58,7 @@ then = "close"
 """
 
 
-def test_the_same_seed_has_the_same_outcomes_with_one_worker_and_with_four(tmp_path: Path) -> None:
+def test_same_seed_has_the_same_outcomes_with_one_worker_and_four(tmp_path: Path) -> None:
     path = tmp_path / "fate.toml"
     path.write_text(FATE)
     lists = []
@@ -78,7 +79,7 @@ def refusal(program: Program) -> str:
     return outcome(program.port, "ann@example.com", "bob@example.com")[:3]
 
 
-def test_a_reload_reads_the_scenario_again(write: Path) -> None:
+def test_reload_reads_the_scenario_again(write: Path) -> None:
     with Program(f"--scenario={write}") as program:
         assert refusal(program) == "450"
         write.write_text(REFUSE.format(code=451))
@@ -86,7 +87,7 @@ def test_a_reload_reads_the_scenario_again(write: Path) -> None:
         wait_for(lambda: refusal(program) == "451", "the new rules are in force")
 
 
-def test_a_reload_of_a_broken_file_keeps_the_old_rules_and_says_so(write: Path) -> None:
+def test_reload_of_a_broken_file_keeps_the_old_rules(write: Path) -> None:
     with Program(f"--scenario={write}") as program:
         workers = program.workers()
         write.write_text(REFUSE.format(code=451) + "chance = 2\n")
@@ -97,7 +98,7 @@ def test_a_reload_of_a_broken_file_keeps_the_old_rules_and_says_so(write: Path) 
         assert program.workers() == workers
 
 
-def test_a_reload_does_not_set_the_clock_back(write: Path) -> None:
+def test_reload_does_not_restart_the_clock_of_windows(write: Path) -> None:
     """The window was open in the first second; whoever starts the clock anew sees it open once more."""
     text = REFUSE.format(code=450) + 'window = "w"\n[[window]]\nname = "w"\nfor = "1500ms"\n'
     write.write_text(text)
@@ -111,7 +112,7 @@ def test_a_reload_does_not_set_the_clock_back(write: Path) -> None:
         assert refusal(program) == "250"
 
 
-def test_a_scenario_is_checked_before_anything_is_opened(write: Path) -> None:
+def test_scenario_is_checked_before_anything_is_opened(write: Path) -> None:
     assert run("-t", f"--scenario={write}").returncode == os.EX_OK
     write.write_text(REFUSE.format(code="four"))
     for action in ("-t", "run"):
@@ -121,7 +122,7 @@ def test_a_scenario_is_checked_before_anything_is_opened(write: Path) -> None:
         assert done.stderr.startswith(f"blackhole: {write}:3: rule 1: reply: expected a reply with its code")
 
 
-def test_how_many_rules_there_are_is_said(write: Path) -> None:
+def test_start_message_gives_the_number_of_rules(write: Path) -> None:
     with Program(f"--scenario={write}", "--scenario=profile:flaky") as program:
         assert ", 4 rules, " in program.output()
 
@@ -133,7 +134,7 @@ def test_how_many_rules_there_are_is_said(write: Path) -> None:
     ("fault", "error"), [("expired", "certificate has expired"), ("wrong-name", "Hostname mismatch")]
 )
 @pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
-def test_a_faulty_certificate_is_shown(
+def test_faulty_certificate_fails_verification(
     fault: str, error: str, implicit: bool, certificate: Certificate, write: Path
 ) -> None:
     """A client that trusts who signed it still has this one thing against it."""
@@ -164,14 +165,14 @@ def connected(port: int, implicit: bool, context: ssl.SSLContext) -> ssl.SSLSock
     return context.wrap_socket(client, server_hostname="mx.test")
 
 
-def test_a_certificate_needs_tls(write: Path) -> None:
+def test_certificate_rule_without_tls_is_an_error(write: Path) -> None:
     write.write_text('[[rule]]\nphase = "STARTTLS"\ncertificate = "expired"\n')
     done = run("-t", f"--scenario={write}")
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == 'blackhole: scenario: certificate = "expired" needs TLS; give ssl_cert too\n'
 
 
-def test_a_handshake_from_the_first_octet_can_stall(certificate: Certificate, write: Path) -> None:
+def test_implicit_tls_handshake_can_stall(certificate: Certificate, write: Path) -> None:
     write.write_text('[[rule]]\nphase = "STARTTLS"\nthen = "stall"\n')
     tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--ssl_port=0")
     with Program(f"--scenario={write}", *tls) as program:
@@ -188,7 +189,7 @@ def test_a_handshake_from_the_first_octet_can_stall(certificate: Certificate, wr
 CROWD = 10000
 
 
-def test_ten_thousand_that_wait_hold_up_nobody(write: Path) -> None:
+def test_ten_thousand_delayed_replies_slow_nobody_down(write: Path) -> None:
     """Counted: while all of them wait for a reply that is ten minutes away, others are served at once."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit[1] < CROWD + 1000:

@@ -37,8 +37,8 @@ from blackhole.smtp.command_line import MAX_AUTH_LINE, MAX_LINE
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
-from tests.elsewhere import Told, fetched
 from tests.fuzz.listener_kinds import BODIES, EHLO, LISTENER_KINDS, ListenerKind, random_kind
+from tests.remote_store import PendingLookup, with_lookups
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 
@@ -152,7 +152,7 @@ class ResettableOutcomeStore:
             yield self.update_hash(key_hash, now, change)
 
 
-class LaterAnswer(Told):
+class LaterAnswer(PendingLookup):
     """An answer that arrives later, and the key that it is about."""
 
     def __init__(self, known: object, key: bytes) -> None:
@@ -182,14 +182,14 @@ class ResettableAttemptStore:
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | LaterAnswer | None:
         refused = self.held[key] >= limit
         answer = self._answer(refused, key)
-        if answer is False or (isinstance(answer, LaterAnswer) and answer.known is False):
+        if answer is False or (isinstance(answer, LaterAnswer) and answer.answer is False):
             self.held[key] += 1
         return answer
 
     def release(self, place: Slot) -> None:
         if isinstance(place, bytes):
             self.held[place] -= 1
-        elif isinstance(place, LaterAnswer) and place.known is False:
+        elif isinstance(place, LaterAnswer) and place.answer is False:
             self.held[place.key] -= 1
 
     def _answer(self, answer: Answer, key: bytes) -> Answer | LaterAnswer | None:
@@ -271,17 +271,17 @@ class Harness:
         left = MAX_RESUMES
         if self.kind.secure:
             session.check_implicit_tls()
-            fetched(session, b"")
+            with_lookups(session, b"")
             if session.next_action is not NextAction.READ:
                 return b""
             session.secured()
-        out = fetched(session, session.greet())
+        out = with_lookups(session, session.greet())
         check_invariants(session, out)
         outputs.append(out)
         for piece in [*pieces, b""]:
             while session.next_action is NextAction.SLEEP:
                 self.now += session.wait
-                out = fetched(session, session.resume())
+                out = with_lookups(session, session.resume())
                 check_invariants(session, out)
                 outputs.append(out)
                 left -= 1
@@ -292,7 +292,7 @@ class Harness:
             elif session.next_action is not NextAction.READ:
                 break
             if piece:
-                out = fetched(session, session.receive(piece))
+                out = with_lookups(session, session.receive(piece))
                 check_invariants(session, out)
                 outputs.append(out)
         return b"".join(outputs)

@@ -61,7 +61,7 @@ then = "close"
 
 
 @pytest.mark.parametrize(("who", "rule"), [("nobody", 1), ("slow", 2), ("welcome", 3)])
-def test_a_rule_is_counted_whatever_it_says(who: str, rule: int) -> None:
+def test_match_is_counted_whatever_the_effect(who: str, rule: int) -> None:
     session = engine(FOUR).session()
     session.greet()
     session.receive(b"HELO client.test\r\nMAIL FROM:<a@example.com>\r\n")
@@ -72,7 +72,7 @@ def test_a_rule_is_counted_whatever_it_says(who: str, rule: int) -> None:
     assert spoke(session) == []
 
 
-def test_a_fault_that_says_nothing_is_counted() -> None:
+def test_match_is_counted_for_a_fault_without_a_reply() -> None:
     session = engine(FOUR).session()
     session.greet()
     session.receive(b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n")
@@ -81,7 +81,7 @@ def test_a_fault_that_says_nothing_is_counted() -> None:
     assert spoke(session) == [4]
 
 
-def test_a_rule_is_counted_before_the_handshake_too() -> None:
+def test_match_is_counted_before_an_implicit_handshake() -> None:
     session = engine('[[rule]]\nphase = "STARTTLS"\ncertificate = "expired"\n').session(secure=True)
     session.check_implicit_tls()
     session.secured()
@@ -89,7 +89,7 @@ def test_a_rule_is_counted_before_the_handshake_too() -> None:
     assert spoke(session) == [1]
 
 
-def test_without_a_cell_nothing_is_counted() -> None:
+def test_rule_without_a_counter_is_not_counted() -> None:
     """As for the rules of a mode."""
     session = make_engine(mode="unavailable").session()
     session.greet()
@@ -97,7 +97,7 @@ def test_without_a_cell_nothing_is_counted() -> None:
 
 
 @pytest.mark.parametrize("then", ["half-reply", "close", "close-after-reply"])
-def test_a_fault_in_the_greeting_comes_first_to_who_talks_before_it(then: str) -> None:
+def test_fault_in_the_greeting_meets_a_client_that_talks_first(then: str) -> None:
     session = engine(f'[[rule]]\nphase = "CONNECT"\nthen = "{then}"\n', strict=True).session()
     out = session.greet()
     assert session.client_spoke_first(out) == out
@@ -107,7 +107,7 @@ def test_a_fault_in_the_greeting_comes_first_to_who_talks_before_it(then: str) -
 # In the map
 
 
-def test_a_name_keeps_its_cell() -> None:
+def test_rule_name_keeps_its_counter() -> None:
     stats = Counters(1)
     assert stats.rule_counters(["b", "a", "b"]) == [RULE_HITS_START, RULE_HITS_START + 1, RULE_HITS_START]
     assert stats.rule_counters(["a", "c"]) == [RULE_HITS_START + 1, RULE_HITS_START + 2]
@@ -118,7 +118,7 @@ def test_a_name_keeps_its_cell() -> None:
     assert (stats.snapshot() - before).rule_hits == {"b": 9, "a": 0, "c": 0}
 
 
-def test_names_beyond_the_table_are_others() -> None:
+def test_names_beyond_the_table_share_a_counter() -> None:
     stats = Counters(1)
     assert stats.rule_counters(["others"]) == [RULE_HITS_START + MAX_RULE_NAMES - 1], (
         "whoever is called so is one of them"
@@ -133,7 +133,7 @@ def test_names_beyond_the_table_are_others() -> None:
     assert ([*seen][-2:], seen["others"], len(seen)) == (["126", "others"], 5, MAX_RULE_NAMES)
 
 
-def test_a_long_name_is_clipped_between_characters() -> None:
+def test_long_rule_name_is_clipped_between_characters() -> None:
     stats = Counters(1)
     assert stats.rule_counters(["x" + "é" * 40, "x" + "é" * 50]) == [RULE_HITS_START, RULE_HITS_START]
     assert stats.snapshot().rule_hits == {"x" + "é" * 31: 0}
@@ -172,7 +172,7 @@ def settled(look: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
     wait_for(lambda: look() == wanted, f"{wanted}")
 
 
-def test_hits_are_exact_over_workers_that_die_and_reloads(file: Path, tmp_path: Path) -> None:
+def test_rule_hits_are_exact_over_killed_workers_and_reloads(file: Path, tmp_path: Path) -> None:
     def hits() -> dict[str, int]:
         return Counters.of(program.pid).snapshot().rule_hits
 
@@ -203,7 +203,7 @@ def test_hits_are_exact_over_workers_that_die_and_reloads(file: Path, tmp_path: 
         assert "nobody here: 12\n" in run("report", f"--pid={pid}", "--format=junit").stdout
 
 
-def test_who_is_never_answered_is_counted_while_he_waits(tmp_path: Path) -> None:
+def test_match_is_counted_while_the_client_waits_for_a_stalled_reply(tmp_path: Path) -> None:
     path = tmp_path / "stall.toml"
     path.write_text('[[rule]]\nname = "mute"\nphase = "NOOP"\nthen = "stall"\n')
     with Program(f"--scenario={path}") as program, socket.create_connection(program.address, 20) as client:
@@ -213,7 +213,7 @@ def test_who_is_never_answered_is_counted_while_he_waits(tmp_path: Path) -> None
         assert Counters.of(program.pid).snapshot().open == 1
 
 
-def test_what_is_ordered_is_counted_too_and_a_run_has_its_own_time(file: Path) -> None:
+def test_one_shot_rules_are_counted_and_a_run_counts_from_its_start(file: Path) -> None:
     with Sink("--workers=2", f"--scenario={file}") as program:
         program.dashboard()
 

@@ -85,7 +85,7 @@ RULES = st.sampled_from(KINDS).flatmap(
     st.sampled_from([0, 12, 17, 22]),
     st.integers(0, 5),
 )
-def test_what_is_found_is_what_holds(
+def test_table_finds_the_first_rule_whose_conditions_match(
     made: list[tuple[Tests, Window | None]],
     sender: str,
     recipient: str,
@@ -121,7 +121,7 @@ def test_what_is_found_is_what_holds(
 @pytest.mark.parametrize(
     "glob", ["bob@bulk.example.com", "*@bulk.example.com", "bob*", "*.example.com", "*bulk*", "b?b@*", "*"]
 )
-def test_a_rule_among_many_is_found_by_any_part_of_an_address(glob: str) -> None:
+def test_indexed_rule_is_found_by_any_part_of_an_address(glob: str) -> None:
     globs = ["ann@other.test", "*@other.test", "ann*", "*.test", "*other*", glob]
     rules = [
         Rule(frozenset(("RCPT",)), Effect(), (addressed("recipient", [one]),), counter=number)
@@ -134,7 +134,7 @@ def test_a_rule_among_many_is_found_by_any_part_of_an_address(glob: str) -> None
 
 
 @pytest.mark.parametrize(("at", "spoke"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])
-def test_a_rule_among_many_is_found_by_the_hour(at: float, spoke: int | None) -> None:
+def test_indexed_rule_is_found_by_its_window(at: float, spoke: int | None) -> None:
     hours = [
         Window("night", 0, 5),
         Window("night", 0, 5),
@@ -163,7 +163,7 @@ def test_a_rule_among_many_is_found_by_the_hour(at: float, spoke: int | None) ->
         ("From: ann@example.com", None),
     ],
 )
-def test_a_rule_among_many_is_found_by_a_field(field: str, spoke: int | None) -> None:
+def test_indexed_rule_is_found_by_a_header_field(field: str, spoke: int | None) -> None:
     kinds = [
         ["To: *@example.com"],
         ["Subject: *news*", "To: *@other.test"],
@@ -181,7 +181,7 @@ def test_a_rule_among_many_is_found_by_a_field(field: str, spoke: int | None) ->
     assert (found.counter if isinstance(found, RuleMatch) else found) == spoke
 
 
-def test_a_rule_among_many_is_found_by_a_size() -> None:
+def test_indexed_rule_is_found_by_the_size() -> None:
     wanted = [(">", 1000), ("=", 40), ("<", 10), (">=", 500), ("<=", 20), (">", 100)]
     rules = [
         Rule(frozenset((".",)), Effect(), (sized(*bound),), counter=number)
@@ -196,7 +196,7 @@ def test_a_rule_among_many_is_found_by_a_size() -> None:
         assert [found.counter if isinstance(found, RuleMatch) else found] == (holds or [None])[:1]
 
 
-def test_sizes_do_not_make_a_table_grow() -> None:
+def test_memory_of_the_size_index_is_bounded() -> None:
     table = RuleTable(
         Rule(frozenset(("MAIL",)), Effect(), (sized("=", 10 * limit),), counter=limit)
         for limit in range(1000)

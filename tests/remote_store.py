@@ -1,0 +1,54 @@
+"""Stores of attempts that behave as if they were on another machine."""
+
+from __future__ import annotations
+
+from blackhole.rules.attempt_store import Answer, PendingAnswer, Slot, Update
+from blackhole.smtp.replies import NextAction
+from blackhole.smtp.session import Session
+from blackhole.store.attempts import AttemptTable
+
+
+class PendingLookup(PendingAnswer):
+    """An answer that a test hands on when it likes."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+
+class RemoteStore:
+    """A store whose answers arrive later; without `answers` each of them is that there is none."""
+
+    def __init__(self, answers: bool = True) -> None:
+        self.table = AttemptTable(sets=64)
+        self.answers = answers
+        self.released: list[Slot] = []
+
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> PendingAnswer:
+        return PendingLookup(self.table.update(key, now, change, alone) if self.answers else None)
+
+    def refuse_or_acquire(self, key: bytes, limit: int) -> PendingAnswer:
+        return PendingLookup(self.table.refuse_or_acquire(key, limit) if self.answers else None)
+
+    def release(self, slot: Slot) -> None:
+        self.released.append(slot)
+
+
+class UnavailableStore:
+    """A store that is known to have no answers, so that nothing waits for them."""
+
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> None:
+        pass
+
+    def refuse_or_acquire(self, key: bytes, limit: int) -> None:
+        pass
+
+    def release(self, slot: Slot) -> None:
+        raise AssertionError("no slot was acquired")
+
+
+def with_lookups(session: Session, out: bytes) -> bytes:
+    """Return the output of a session after it was given all answers that it waits for."""
+    while session.next_action is NextAction.LOOKUP:
+        assert isinstance(session.pending_lookup, PendingLookup)
+        out += session.resume_with_answer(session.pending_lookup.answer)
+    return out

@@ -1,0 +1,310 @@
+"""Limiters: greylists and throttles, with a clock that is set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from random import Random
+
+import pytest
+
+from blackhole.rules import explain
+from blackhole.rules.attempt_store import (
+    NULL_STORE,
+    Answer,
+    AttemptStore,
+    ScopedStore,
+    Update,
+    count_attempt,
+)
+from blackhole.rules.context import RuleContext
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.limiters import Greylist, RateLimit, client_network
+from blackhole.rules.scenario_file import parse_rules
+from blackhole.smtp.session import Session
+from blackhole.store.attempts import AttemptTable
+from tests.engines import make_engine
+from tests.remote_store import RemoteStore, UnavailableStore, with_lookups
+
+pytestmark = pytest.mark.pure
+
+
+class SimulatedListener:
+    """A clock that is set by hand, a memory, and a listener with these rules."""
+
+    def __init__(self, text: str, mode: str = "accept", memory: AttemptStore | None = None) -> None:
+        self.now = 0.0
+        self.memory = memory or AttemptTable(sets=64)
+        rules = parse_rules(text, "test.toml") if text else ()
+        outside = RuleEnvironment(lambda: self.now, self.memory)
+        self.engine = make_engine(hostname="mx.test", mode=mode, rules=rules, environment=outside)
+
+    def arrive(self, client: str = "192.0.2.1") -> tuple[Session, str]:
+        session = self.engine.session(client=client)
+        return session, with_lookups(session, session.greet()).decode()[:3]
+
+    def rcpt(
+        self, at: float, client: str = "192.0.2.1", sender: str = "ann@a", recipient: str = "bob@b"
+    ) -> str:
+        self.now = at
+        session, _ = self.arrive(client)
+        say(session, f"MAIL FROM:<{sender}>")
+        return say(session, f"RCPT TO:<{recipient}>")
+
+
+def say(session: Session, line: str) -> str:
+    return with_lookups(session, session.receive(line.encode() + b"\r\n")).decode()[:3]
+
+
+# Greylists
+
+
+@pytest.mark.parametrize(
+    ("times", "heard"),
+    [
+        ({0: "450", 299: "450", 300: "250", 301: "250", 1e6: "250"}, "the first retry that is late enough"),
+        ({0: "450", 300: "250", 301: "250", 1e6: "250"}, "a retry just in time"),
+        ({0: "450", 172800: "250", 1e6: "250"}, "the last moment"),
+        ({0: "450", 172801: "450", 173100: "450", 173102: "250"}, "too late is anew"),
+        ({0: "450", 100: "450", 200: "450", 310: "250"}, "it is the first attempt that counts"),
+    ],
+)  # fmt: skip
+def test_greylist_accepts_a_retry_in_time_and_all_attempts_after_it(
+    times: dict[float, str], heard: str
+) -> None:
+    listener = SimulatedListener("", "greylist")
+    assert {at: listener.rcpt(at) for at in times} == times, heard
+
+
+def test_greylist_key_is_client_network_sender_and_recipient() -> None:
+    listener = SimulatedListener("", "greylist")
+    assert listener.rcpt(0) == "450"
+    assert listener.rcpt(400, client="192.0.3.1") == "450"
+    assert listener.rcpt(400, sender="eve@a") == "450"
+    assert listener.rcpt(400, recipient="carol@b") == "450"
+    assert listener.rcpt(400, client="192.0.2.77", sender="ANN@a", recipient="Bob@B") == "250"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.200", True),
+        ("192.0.2.1", "192.0.3.1", False),
+        ("::ffff:192.0.2.1", "192.0.2.9", True),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("no:address", "no:address", True),
+        ("", "", True),
+    ],
+)
+def test_client_network_is_a_24_of_ipv4_and_a_64_of_ipv6(one: str, other: str, same: bool) -> None:
+    assert (client_network(one) == client_network(other)) is same
+
+
+def test_greylist_outside_its_window_records_nothing() -> None:
+    text = "[[rule]]\ngreylist = true\nwindow = 'w'\n[[window]]\nname = 'w'\nat = 100\nfor = 1000"
+    listener = SimulatedListener(text)
+    assert [listener.rcpt(at) for at in (0, 100, 350, 401)] == ["250", "450", "450", "250"]
+
+
+# Throttles
+
+
+def throttled(what: str, more: str = "") -> SimulatedListener:
+    return SimulatedListener(f"[[rule]]\nthrottle = {{ {what} }}\nreply = '450 4.7.1 Slow down'\n{more}")
+
+
+def test_period_of_a_throttle_begins_with_the_first_command() -> None:
+    listener = throttled("recipients = 2, per = 'minute'")
+    heard = {at: listener.rcpt(at) for at in (50, 70, 80, 109, 110, 111, 112, 170)}
+    assert "".join(code[0] for code in heard.values()) == "22442242"
+
+
+@pytest.mark.parametrize(
+    ("by", "heard"),
+    [("client", "2422"), ("sender-domain", "2442"), ("recipient-domain", "2244"), ("all", "2444")],
+)
+def test_throttle_counts_for_the_client_the_domain_or_all(by: str, heard: str) -> None:
+    listener = throttled(f"recipients = 1, per = 60, by = '{by}'")
+    said = [
+        listener.rcpt(1),
+        listener.rcpt(2, sender="eve@A", recipient="b@c" if by == "recipient-domain" else "b@b"),
+        listener.rcpt(3, client="192.0.2.2", recipient="x@B", sender="a@a"),
+        listener.rcpt(4, client="192.0.2.3", sender="a@c", recipient="y@c"),
+    ]
+    assert "".join(code[0] for code in said) == heard
+
+
+def test_rules_with_the_same_name_have_their_own_quotas() -> None:
+    more = "name = 'limit'\n[[rule]]\nname = 'limit'\nthrottle = { recipients = 4, per = 'hour' }\n"
+    listener = throttled("recipients = 2, per = 'minute'", more + "reply = '452 4.5.3 Too many'")
+    heard = [listener.rcpt(at) for at in (0, 1, 2, 60, 61, 62, 120)]
+    assert heard == ["250", "250", "450", "250", "250", "450", "452"]
+
+
+def test_throttle_at_mail_counts_the_declared_size() -> None:
+    listener = throttled("bytes = '1k', per = 'hour'", "phase = 'MAIL'")
+    session, _ = listener.arrive()
+    heard = [say(session, f"MAIL FROM:<ann@a> SIZE={size}") for size in (1000, 24, 1, 0, 2000)]
+    assert heard == ["250", "250", "450", "250", "450"]
+
+
+def test_connection_holds_a_slot_until_it_closes() -> None:
+    listener = throttled("concurrent = 2")
+    _, one = listener.arrive()
+    second, two = listener.arrive()
+    assert (one, two, listener.arrive()[1]) == ("220", "220", "450")
+    assert listener.arrive("192.0.2.2")[1] == "220"
+    second.secured()
+    second.closed()
+    assert [listener.arrive()[1] for _ in range(2)] == ["220", "450"]
+
+
+def test_quota_of_a_connection_continues_after_starttls() -> None:
+    listener = throttled("messages = 1, per = 'connection'")
+    session, _ = listener.arrive()
+    assert say(session, "MAIL FROM:<ann@a>") == "250"
+    session.secured()
+    assert say(session, "MAIL FROM:<ann@a>") == "450"
+
+
+class Tally(AttemptTable):
+    """Keeps in mind what it was asked to count."""
+
+    def __init__(self) -> None:
+        super().__init__(sets=4)
+        self.keys: list[bytes] = []
+
+    def update(self, key: Hashable, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+        assert isinstance(key, bytes)
+        self.keys.append(key)
+        return super().update(key, now, change, alone)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "tried"),
+    [
+        ("recipient = 'carl@*'\nattempt = 2", ["carl@b", "carl@c"]),
+        ("recipient = 'carl@*'\nsender = 'ann@*'\nchance = 0.5", ["carl@b", "carl@c"]),
+        ("recipient = 'carl@*'\nsender = 'eve@*'\nattempt = 2", []),
+        ("recipient = 'carl@*'\nclient = '10.0.0.0/8'\nattempt = 2", []),
+        ("recipient = 'carl@*'\nhelo = 'other'\nattempt = 2", ["bob@b", "carl@b", "carl@c"]),
+        ("attempt = 2", ["bob@b", "carl@b", "carl@c"]),
+        ("recipient = 'carl@*'", []),
+    ],
+)
+def test_attempts_are_counted_only_for_envelopes_that_a_rule_can_match(
+    conditions: str, tried: list[str]
+) -> None:
+    memory = Tally()
+    listener = SimulatedListener(
+        f"[[rule]]\nphase = 'RCPT'\n{conditions}\nreply = '450 4.2.1 Later'\n", memory=memory
+    )
+    session, _ = listener.arrive()
+    for line in ("EHLO me", "MAIL FROM:<ann@a>", "RCPT TO:<bob@b>", "RCPT TO:<carl@b>", "RCPT TO:<carl@c>"):
+        say(session, line)
+    assert [key.rpartition(b"\0")[2].decode() for key in memory.keys] == tried
+
+
+def test_scopes_of_a_store_do_not_share_slots() -> None:
+    store = AttemptTable(sets=64)
+    first, second = ScopedStore(store, b"1"), ScopedStore(store, b"2")
+    assert [first.refuse_or_acquire(b"key", 1) for _ in range(2)] == [False, True]
+    assert second.refuse_or_acquire(b"key", 1) is False
+    first.release(b"key")
+    assert second.refuse_or_acquire(b"key", 1) is True
+    assert first.refuse_or_acquire(b"key", 1) is False
+
+
+def test_null_store_has_no_records() -> None:
+    assert [NULL_STORE.update(b"x", 5.0, count_attempt) for _ in range(2)] == [1, 1]
+    assert NULL_STORE.refuse_or_acquire(b"x", 0) and not NULL_STORE.refuse_or_acquire(b"x", 1)
+    NULL_STORE.release(b"x")
+    case = RuleContext()
+    assert Greylist(0, 1).blocks("x", case, NULL_STORE)
+    assert not RateLimit("messages", 1, 60, "all").blocks("x", case, NULL_STORE)
+
+
+# Where nobody knows
+
+UNSURE = {
+    "greylist = true": "RCPT",
+    "throttle = { recipients = 5, per = 'hour' }\nreply = '450 4.7.1 Slow down'": "RCPT",
+    "throttle = { concurrent = 5 }\nreply = '421 4.7.0 Full'": "CONNECT",
+    "phase = 'RCPT'\nattempt = 1\nreply = '450 4.2.1 Later'": "RCPT",
+    "phase = 'RCPT'\nattempt = '> 1'\ngreylist = true": "RCPT",
+}
+"""Rules that ask the memory, and where."""
+
+BEHIND = "\n[[rule]]\nphase = '{}'\nreply = '552 5.2.2 Behind'\n"
+
+
+def first(listener: SimulatedListener) -> str:
+    """The code of the first refusal."""
+    session, greeting = listener.arrive()
+    if greeting != "220":
+        return greeting
+    say(session, "MAIL FROM:<ann@a>")
+    return say(session, "RCPT TO:<bob@b>")
+
+
+@pytest.mark.parametrize(
+    "memory", [lambda: RemoteStore(False), UnavailableStore], ids=["no answer", "known to be gone"]
+)
+@pytest.mark.parametrize("rule", UNSURE)
+def test_rule_has_its_own_reply_when_the_store_does_not_answer(
+    rule: str, memory: Callable[[], AttemptStore]
+) -> None:
+    text, behind = f"[[rule]]\n{rule}\n", BEHIND.format(UNSURE[rule])
+    assert first(SimulatedListener(text, memory=memory())) == "250"
+    assert first(SimulatedListener(text + "when_unknown = 'accept'\n" + behind, memory=memory())) == "552"
+    assert (
+        first(SimulatedListener(text + "when_unknown = '451 4.3.0 Who knows'\n" + behind, memory=memory()))
+        == "451"
+    )
+
+
+def test_draws_are_those_of_the_first_attempt_when_the_store_does_not_answer() -> None:
+    text = "seed = 3\n[[rule]]\nphase = 'RCPT'\nchance = 0.5\nreply = '450 4.2.1 Later'\n"
+    names = [f"r{number}@b" for number in range(40)]
+    known, unknown, asked = (
+        [listener.rcpt(0, recipient=name) for name in names]
+        for listener in (
+            SimulatedListener(text),
+            SimulatedListener(text, memory=UnavailableStore()),
+            SimulatedListener(text, memory=RemoteStore(False)),
+        )
+    )
+    assert known == unknown == asked
+    assert set(known) == {"250", "450"}
+
+
+def test_explain_says_what_a_rule_does_when_the_store_does_not_answer() -> None:
+    rules = parse_rules(
+        "[[rule]]\nphase = 'RCPT'\nattempt = 2\nsender = 'ann@*'\ngreylist = true\n"
+        "when_unknown = '451 4.3.0 Who knows'\n[[rule]]\ngreylist = true\nwhen_unknown = 'accept'\n",
+        "test.toml",
+    )
+    for told, ends in (
+        (
+            {"sender": "ann@a", "rcpt": "b@b"},
+            ["is not 2; if the attempt store does not answer: 451 4.3.0 Who knows", "matches"],
+        ),
+        ({"sender": "eve@a", "rcpt": "b@b"}, ["sender is not ann@*", "matches"]),
+        ({"sender": "ann@a"}, ["only at RCPT", "only at RCPT"]),
+    ):
+        lines = list(explain.explain(rules, "accept", explain.read_context(told, "127.0.0.1:25"), Random(7)))
+        assert [line.endswith(end) for line, end in zip(lines[1:3], ends, strict=True)] == [True, True], lines
+
+
+def test_pending_slot_is_released_when_the_client_leaves() -> None:
+    """A remote store may have acquired the slot without an answer having arrived."""
+    memory = RemoteStore()
+    listener = SimulatedListener(
+        "[[rule]]\nthrottle = { concurrent = 1 }\nreply = '421 4.7.0 Full'\n", memory=memory
+    )
+    session = listener.engine.session(client="192.0.2.1")
+    assert session.greet() == b""
+    later = session.pending_lookup
+    session.closed()
+    assert memory.released == [later]
