@@ -223,7 +223,7 @@ OPTIONS: Final = (
 # fmt: on
 """All options, in the order of --help."""
 
-BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
+OPTION_BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
 """Name or alias -> option."""
 
 NAMES: Final = tuple(option.name for option in OPTIONS)

@@ -14,11 +14,11 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from blackhole import conf_file, values
 from blackhole.hostname import own_hostname
-from blackhole.option_table import BY_NAME, NAMES, OPTIONS, Option, variable
+from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, Option, variable
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.values import did_you_mean, shown
 
-ACTIONS: Final = {
+ACTION_HELP: Final = {
     "run": "run in the foreground until Ctrl-C; the default",
     "start": "detach from the terminal and run in the background (also: --daemon)",
     "stop": "stop the detached server and wait until it has exited",
@@ -46,7 +46,7 @@ EXPLAIN_OPTIONS: Final = {
 }
 """Options of the action explain alone: name -> (metavar, meaning)."""
 
-REQUESTS: Final = {
+REQUEST_FLAGS: Final = {
     "help": (("-h", "--help"), "show this text"),
     "version": (("-v", "-V", "--version"), "show versions: Blackhole, Tornado, Python, OpenSSL"),
     "print-config": (("--print-config",), "show the value of every option and where it was set"),
@@ -66,10 +66,10 @@ class Invocation:
     """What one command line, with its environment and conf file, asks for."""
 
     action: str = "run"
-    """A key of ACTIONS."""
+    """A key of ACTION_HELP."""
     settings: Settings = field(default_factory=Settings)
     request: str = ""
-    """Empty, or a key of REQUESTS: what to do instead of the action."""
+    """Empty, or a key of REQUEST_FLAGS: what to do instead of the action."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error."""
     explain_options: Mapping[str, str] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     """
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, rest = _parser().parse_known_args(_normalized(argv[:end]))
-    request = next((request for request in REQUESTS if request in (arguments.requests or ())), "")
+    request = next((request for request in REQUEST_FLAGS if request in (arguments.requests or ())), "")
     if request in ("help", "version"):
         return Invocation(request=request)
     action = _action(rest, argv[end + 1 :], arguments.daemon)
@@ -117,8 +117,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     if conf := given.get("conf"):
         given = _from_conf_file(conf) | given
     for name, found in given.items():
-        if BY_NAME[name].warning and found.value:
-            warnings.append(f"{found.where}: {BY_NAME[name].warning}")
+        if OPTION_BY_NAME[name].warning and found.value:
+            warnings.append(f"{found.where}: {OPTION_BY_NAME[name].warning}")
     settings = _settings(given, action, environ, warnings)
     return Invocation(action, settings, request, tuple(warnings), of_explain)
 
@@ -141,7 +141,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     """Return a parser that splits the command line and leaves every value as text."""
     parser = _Parser(add_help=False, allow_abbrev=False)
-    for request, (flags, _) in REQUESTS.items():
+    for request, (flags, _) in REQUEST_FLAGS.items():
         parser.add_argument(*flags, dest="requests", action="append_const", const=request)
     parser.add_argument("--daemon", action="store_true")
     for name in EXPLAIN_OPTIONS:
@@ -153,10 +153,10 @@ def _parser() -> argparse.ArgumentParser:
 
 _FLAGS: Final = {
     flag[2:].replace("-", "_"): flag
-    for flag in ("--daemon", *(flag for flags, _ in REQUESTS.values() for flag in flags))
+    for flag in ("--daemon", *(flag for flags, _ in REQUEST_FLAGS.values() for flag in flags))
     if flag.startswith("--")
 }
-_SPELLINGS: Final = _FLAGS | {name: f"--{option.name}" for name, option in BY_NAME.items()}
+_SPELLINGS: Final = _FLAGS | {name: f"--{option.name}" for name, option in OPTION_BY_NAME.items()}
 """Name with underscores, or alias -> the flag that the parser knows."""
 
 
@@ -167,7 +167,7 @@ def _normalized(argv: Sequence[str]) -> list[str]:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             key = name[2:].replace("-", "_")
-            if not equals and key in BY_NAME and BY_NAME[key].read is values.switch:
+            if not equals and key in OPTION_BY_NAME and OPTION_BY_NAME[key].read is values.switch:
                 following = words[place + 1].lower() if place + 1 < len(words) else ""
                 equals, value = ("", "") if following in values.SWITCH else ("=", "yes")
             if value == "--":  # argparse would take it away
@@ -186,9 +186,9 @@ def _action(rest: Sequence[str], last: Sequence[str], daemon: bool) -> str:
             raise OperatorError(f"{shown(name)}: unknown option{close}", os.EX_USAGE)
     words = dict.fromkeys((*rest, *last, *(["start"] if daemon else [])))
     for word in words:
-        if word not in ACTIONS:
-            message = f"{word[:60]!r}: unknown action; the actions are {', '.join(ACTIONS)}"
-            raise OperatorError(message + did_you_mean(word, ACTIONS), os.EX_USAGE)
+        if word not in ACTION_HELP:
+            message = f"{word[:60]!r}: unknown action; the actions are {', '.join(ACTION_HELP)}"
+            raise OperatorError(message + did_you_mean(word, ACTION_HELP), os.EX_USAGE)
     if len(words) > 1:
         raise OperatorError(f"expected one action, not {' and '.join(words)}", os.EX_USAGE)
     return next(iter(words), "run")
@@ -219,7 +219,7 @@ def _from_command_line(arguments: argparse.Namespace) -> GivenValues:
 
 def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> GivenValues:
     """Return the values of all variables that are set and not empty; a name overrides its aliases."""
-    options = {variable(name): option for name, option in BY_NAME.items()}
+    options = {variable(name): option for name, option in OPTION_BY_NAME.items()}
     found: GivenValues = {}
     for name, text in environ.items():
         where = f"environment {shown(name)}"
@@ -245,7 +245,7 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> GivenV
 def _from_conf_file(conf: GivenValue) -> GivenValues:
     found: GivenValues = {}
     for line in conf_file.read(conf.value, conf.where):
-        option = BY_NAME.get(line.name)
+        option = OPTION_BY_NAME.get(line.name)
         if not option:
             raise line.error(f"{shown(line.name)}: unknown option{did_you_mean(line.name, NAMES)}")
         if option.name == "conf":
@@ -290,7 +290,7 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
         found["pid"] = found["pid"] or _default_file(environ, *_PIDFILE)
     if action in ("start", "restart"):
         found["log"] = found["log"] or _default_file(environ, *_LOG_FILE)
-    texts = {name: values.as_text(value) for name, value in found.items()}
+    texts = {name: values.value_text(value) for name, value in found.items()}
     _check_tls(found, given, warnings)
     listeners, unused = _listeners(found, given)
     origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")

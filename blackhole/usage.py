@@ -8,9 +8,9 @@ from typing import Final
 from blackhole import __version__
 from blackhole.conf_file import quoted
 from blackhole.option_table import OPTIONS, Option
-from blackhole.options import ACTIONS, EXPLAIN_OPTIONS, REQUESTS, UNUSED
+from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, UNUSED
 from blackhole.settings import MODES, Settings
-from blackhole.values import as_text
+from blackhole.values import value_text
 
 SIGNALS: Final = {
     "TERM": "let open sessions finish their messages, then stop",
@@ -35,14 +35,14 @@ WIDTH: Final = 79
 
 def help_text() -> str:
     """Return the text of --help."""
-    requests = [(", ".join(flags), about) for flags, about in REQUESTS.values()]
+    requests = [(", ".join(flags), about) for flags, about in REQUEST_FLAGS.values()]
     explain = [(f"--{name} {value}", about) for name, (value, about) in EXPLAIN_OPTIONS.items()]
     lines = [
         "Usage: blackhole [OPTIONS] [ACTION]",
         "",
         "An SMTP server that accepts any mail from anyone and discards it.",
         "Defaults are in [brackets].",
-        *_section("Actions", 15, ACTIONS.items()),
+        *_section("Actions", 15, ACTION_HELP.items()),
     ]
     for title, rows in _groups():
         lines += _section(title, 28, ((row.usage, row.summary) for row in rows))
@@ -90,7 +90,7 @@ def print_config(settings: Settings) -> str:
     lines = [f"# Blackhole {__version__} would listen on"]
     for listener in settings.listeners:
         tls = ", implicit TLS" if listener.tls else ""
-        delay = f", delay {as_text(listener.delay)}" if listener.delay else ""
+        delay = f", delay {value_text(listener.delay)}" if listener.delay else ""
         proxy = ", behind a proxy" if listener.proxy else ""
         lines.append(f"#   {listener}, mode {listener.mode}{delay}{tls}{proxy}")
     for title, rows in _groups():

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from blackhole.settings import MODES, DashboardAddress, Delay, Listener, RedisSettings
 
-MAX_SHOWN: Final = 60
+MAX_REPEATED: Final = 60
 """Characters of a wrong value that an error message repeats."""
 
 # Parts of error messages
@@ -26,12 +26,12 @@ def expected(what: str, found: object) -> ValueError:
     >>> expected("a port", "x")
     ValueError("expected a port, not 'x'")
     """
-    return ValueError(f"expected {what}, not {str(found)[:MAX_SHOWN]!r}")
+    return ValueError(f"expected {what}, not {str(found)[:MAX_REPEATED]!r}")
 
 
 def shown(word: str) -> str:
     """Return a name from outside as an error message of one line shows it."""
-    return word if word.isprintable() and len(word) <= MAX_SHOWN else repr(word[:MAX_SHOWN])
+    return word if word.isprintable() and len(word) <= MAX_REPEATED else repr(word[:MAX_REPEATED])
 
 
 def did_you_mean(word: object, known: Iterable[str], likeness: float = 0.6) -> str:
@@ -42,14 +42,14 @@ def did_you_mean(word: object, known: Iterable[str], likeness: float = 0.6) -> s
     """
     import difflib
 
-    close = difflib.get_close_matches(str(word)[:MAX_SHOWN], list(known), 1, likeness)
+    close = difflib.get_close_matches(str(word)[:MAX_REPEATED], list(known), 1, likeness)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 # Values as text
 
 
-def as_text(value: object) -> str:
+def value_text(value: object) -> str:
     """Return a value as an operator would write it."""
     match value:
         case None:
@@ -59,7 +59,7 @@ def as_text(value: object) -> str:
         case float():
             return f"{value:.6f}".rstrip("0").rstrip(".")
         case (float(least), float(most)):
-            return as_text(least) if least == most else f"{as_text(least)},{as_text(most)}"
+            return value_text(least) if least == most else f"{value_text(least)},{value_text(most)}"
         case tuple():
             return " ".join(value)
     return str(value)

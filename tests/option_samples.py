@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from blackhole.option_table import OPTIONS
-from blackhole.options import ACTIONS, EXPLAIN_OPTIONS, REQUESTS, parse
+from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
 from blackhole.settings import MODES, OperatorError, Settings
 
 CERT = {"BLACKHOLE_SSL_CERT": "/etc/ssl/mx.pem"}
@@ -101,10 +101,10 @@ WORDS = st.sampled_from(
     [f"--{option.name}" for option in OPTIONS]
     + [f"--{name}={text}" for name, text in SAMPLES.items()]
     + [f"--{option.name.replace('_', '-')}=" for option in OPTIONS]
-    + [flag for flags, _ in REQUESTS.values() for flag in flags]
+    + [flag for flags, _ in REQUEST_FLAGS.values() for flag in flags]
     + [f"--{name}=x" for name in EXPLAIN_OPTIONS]
     + [
-        *ACTIONS,
+        *ACTION_HELP,
         *MODES,
         "--daemon",
         "--",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from blackhole import hostname, usage, values
 from blackhole.option_table import OPTIONS, Option
-from blackhole.options import ACTIONS, REQUESTS, Invocation, parse
+from blackhole.options import ACTION_HELP, REQUEST_FLAGS, Invocation, parse
 from blackhole.settings import CLIENT_LIMITS, Listener, OperatorError, Settings
 from tests.option_samples import (
     CERT,
@@ -185,8 +185,8 @@ def test_the_last_of_several_equal_options_wins() -> None:
         ("--daemon", "start"),
         ("start --daemon", "start"),
         ("-- start", "start"),
-        *((f"--port 26 {action}", action) for action in ACTIONS),
-        *((f"{action} --port 26", action) for action in ACTIONS),
+        *((f"--port 26 {action}", action) for action in ACTION_HELP),
+        *((f"{action} --port 26", action) for action in ACTION_HELP),
     ],
 )
 def test_an_action_may_come_before_or_after_the_options(argv: str, action: str) -> None:
@@ -226,7 +226,7 @@ def test_a_switch_accepts_every_word_for_yes_and_no(word: str, write_conf: Write
 
 
 @pytest.mark.parametrize(
-    ("flag", "wanted"), [(flag, wanted) for wanted, (flags, _) in REQUESTS.items() for flag in flags]
+    ("flag", "wanted"), [(flag, wanted) for wanted, (flags, _) in REQUEST_FLAGS.items() for flag in flags]
 )
 def test_a_request_has_several_flags_and_spellings(flag: str, wanted: str) -> None:
     assert parse([flag], {}).request == wanted
@@ -351,7 +351,7 @@ def test_a_relative_path_in_a_deleted_directory_is_an_error(
     )
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ACTION_HELP)
 def test_default_pidfile_and_log_of_a_user_without_root(
     action: str, unprivileged: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -610,8 +610,8 @@ def test_internal_error_exits_with_70(debug: bool) -> None:
 
 
 def test_every_action_and_request_of_the_options_is_implemented() -> None:
-    assert main.ACTIONS.keys() | {"explain"} == options.ACTIONS.keys()
-    assert main.REQUESTS.keys() == options.REQUESTS.keys()
+    assert main.ACTIONS.keys() | {"explain"} == options.ACTION_HELP.keys()
+    assert main.REQUESTS.keys() == options.REQUEST_FLAGS.keys()
 
 
 # As root, and as PID 1

@@ -11,7 +11,7 @@ import pytest
 
 from blackhole import __version__, usage, values
 from blackhole.option_table import OPTIONS
-from blackhole.options import ACTIONS, EXPLAIN_OPTIONS, REQUESTS, parse
+from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
 from blackhole.settings import MODES, Settings
 from blackhole.usage import EXAMPLES, SIGNALS
 from tests.option_samples import (
@@ -33,13 +33,13 @@ def test_help_fits_80_columns_and_lists_everything() -> None:
         if option.default:
             assert f"[{option.default_note or option.default}" in " ".join(text.split())
         assert f"\n{option.group}:\n" in text
-    for word, about in (ACTIONS | MODES | SIGNALS).items():
+    for word, about in (ACTION_HELP | MODES | SIGNALS).items():
         assert f"\n  {word} " in text
         assert about in " ".join(text.split())
     for name, (value, about) in EXPLAIN_OPTIONS.items():
         assert f"\n  --{name} {value}" in text
         assert about in " ".join(text.split())
-    for flags, about in REQUESTS.values():
+    for flags, about in REQUEST_FLAGS.values():
         assert f"\n  {', '.join(flags)}" in text
         assert about in text
     assert len(EXAMPLES) == 4

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from blackhole.web.app import MAX_BODY, MAX_CONNECTIONS, MAX_HEADER
+from blackhole.web.app import MAX_CONNECTIONS, MAX_REQUEST_BODY, MAX_REQUEST_HEADER
 from blackhole.web.base_handler import SECURITY_HEADERS
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
 from tests.http_api import Sink, ask, figures, raw, reached, send, total
@@ -114,8 +114,9 @@ def test_the_page_has_no_inline_code_and_no_links_to_other_hosts() -> None:
 @pytest.mark.parametrize(
     "octets",
     [
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * MAX_HEADER + b"\r\n\r\n",
-        b"POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4097\r\n\r\n" + b"x" * (MAX_BODY + 1),
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * MAX_REQUEST_HEADER + b"\r\n\r\n",
+        b"POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4097\r\n\r\n"
+        + b"x" * (MAX_REQUEST_BODY + 1),
         b"POST /runs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         + b"1000\r\n" + b"x" * 4096 + b"\r\n1000\r\n" + b"x" * 4096 + b"\r\n0\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",

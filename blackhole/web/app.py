@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 # Limits. A Prometheus server and a few open pages stay far below them.
 
 MAX_CONNECTIONS: Final = 256
-MAX_HEADER: Final = 8192
+MAX_REQUEST_HEADER: Final = 8192
 """Octets of a request line and header fields."""
 
-MAX_BODY: Final = 4096
+MAX_REQUEST_BODY: Final = 4096
 """Octets of the body of a request, /scenario aside."""
 
 REQUEST_TIMEOUT: Final = 10
@@ -115,7 +115,7 @@ def make_server(services: Mapping[str, object]) -> DashboardServer:
         make_application(services),
         idle_connection_timeout=REQUEST_TIMEOUT,
         body_timeout=REQUEST_TIMEOUT,
-        max_header_size=MAX_HEADER,
-        max_body_size=MAX_BODY,
-        max_buffer_size=MAX_HEADER + MAX_BODY,
+        max_header_size=MAX_REQUEST_HEADER,
+        max_body_size=MAX_REQUEST_BODY,
+        max_buffer_size=MAX_REQUEST_HEADER + MAX_REQUEST_BODY,
     )

@@ -15,7 +15,7 @@ from blackhole.settings import Settings
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.web.history import SECOND, History, RingBuffer, Run, Sample, rate
 
-WORKER_TITLE: Final = "blackhole: worker"
+WORKER_TITLE_START: Final = "blackhole: worker"
 """How the titles of worker processes begin."""
 
 BREAKDOWN_SECONDS: Final = 60
@@ -152,7 +152,7 @@ class StatsView:
             "workers": [
                 worker | {"load": loads.get(worker["pid"], 0.0)}
                 for worker in figures["workers"]
-                if worker["title"].startswith(WORKER_TITLE)
+                if worker["title"].startswith(WORKER_TITLE_START)
             ],
             "minute": self._breakdown(),
             "runs": [self.run_summary(run, snapshot) for run in self.history.runs()],
