@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import ROOT, Program, children, run, wait_for
+from tests.program import ROOT, Program, children, run, scenario_option, wait_for
 from tests.program import SCRIPT as PROGRAM
 from tests.redis_server import RedisServer, querying_scenario
 from tests.smtp_client import SMTPClient
@@ -21,9 +21,8 @@ from tests.transcript import REPLY_TIMEOUT
 
 
 def two_programs(redis: RedisServer, tmp_path: Path, text: str, more: str = "") -> tuple[Program, Program]:
-    file = tmp_path / "rules.toml"
-    file.write_text(text)
-    one, other = (Program(f"--scenario={file}", f"--attempt_store={redis.url(more)}") for _ in range(2))
+    scenario = scenario_option(tmp_path, text)
+    one, other = (Program(scenario, f"--attempt_store={redis.url(more)}") for _ in range(2))
     return one, other
 
 

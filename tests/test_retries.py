@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 from blackhole.metrics import report
-from blackhole.metrics.counters import Counters
 from tests.external_programs import path_of, requires
 from tests.http_api import Sink, ask, post
 from tests.postfix import QUICK_RETRIES, SENDER, Postfix, requires_postfix
@@ -17,7 +16,7 @@ from tests.program import Program, run, scenario_option, wait_for
 
 def retries(program: Program, pid: Path) -> dict[str, dict[str, int]]:
     """What the program tells of them, once every client is gone."""
-    wait_for(lambda: Counters.of(program.pid).snapshot().open == 0, "all have left")
+    program.wait_until_idle()
     done = run("report", f"--pid={pid}", "--format=json")
     assert done.returncode == 0, done.stderr
     told: dict[str, dict[str, int]] = json.loads(done.stdout)["retries"]
@@ -94,7 +93,7 @@ def test_new_message_of_smtp_source_or_swaks_is_no_retry(tmp_path: Path) -> None
         told = retries(program, pid)
         assert (told["deferred"]["recipients"], told["deferred"]["returned"]) == (2, 2)
         assert told["refused"] == {"recipients": 2, "returned": 2}
-        assert {one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())} <= {"no-quit"}
+        assert {one.rule.name for one in report.findings(program.snapshot())} <= {"no-quit"}
 
 
 @requires_postfix
@@ -114,7 +113,7 @@ def test_postfix_retries_deferred_mail_after_a_pause(tmp_path: Path, postfix_fol
         put_off = [one for one in postfix.delivery_results() if "deferred" in one]
         assert told["again"] == len(put_off) - 3
         assert sum(told["waits"].values()) == len(put_off)
-        assert [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())] == []
+        assert [one.rule.name for one in report.findings(program.snapshot())] == []
         said = run("report", f"--pid={pid}").stdout
         assert "deferred with 4xx: 3 recipients; 3 retried, 0 not yet, 3 accepted in the end" in said
 
@@ -151,4 +150,4 @@ def test_postfix_sends_messages_with_an_uncertain_outcome_again(tmp_path: Path, 
         }
         assert told["refused"] == {"recipients": 1, "returned": 0}
         assert (told["deferred"]["recipients"], told["deferred"]["taken"]) == (1, 1)
-        assert [one.rule.name for one in report.findings(Counters.of(program.pid).snapshot())] == []
+        assert [one.rule.name for one in report.findings(program.snapshot())] == []

@@ -174,7 +174,7 @@ def settled(look: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
 
 def test_rule_hits_are_exact_over_killed_workers_and_reloads(file: Path, tmp_path: Path) -> None:
     def hits() -> dict[str, int]:
-        return Counters.of(program.pid).snapshot().rule_hits
+        return program.snapshot().rule_hits
 
     pid = tmp_path / "pid"
     with Program("--workers=2", f"--scenario={file}", f"--pid={pid}") as program:
@@ -209,8 +209,8 @@ def test_match_is_counted_while_the_client_waits_for_a_stalled_reply(tmp_path: P
     with Program(f"--scenario={path}") as program, socket.create_connection(program.address, 20) as client:
         client.recv(4096)
         client.sendall(b"NOOP\r\n")
-        settled(lambda: Counters.of(program.pid).snapshot().rule_hits, {"mute": 1})
-        assert Counters.of(program.pid).snapshot().open == 1
+        settled(lambda: program.snapshot().rule_hits, {"mute": 1})
+        assert program.snapshot().open == 1
 
 
 def test_one_shot_rules_are_counted_and_a_run_counts_from_its_start(file: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.program import Program, descriptors, wait_for
+from tests.program import Program, descriptors, scenario_option, wait_for
 from tests.smtp_client import SMTPClient
 
 ATTEMPTS = "[[rule]]\nphase = 'RCPT'\nattempt = '<= 6'\nreply = '450 4.2.1 Later'\n"
@@ -20,25 +20,26 @@ MEMORY = "/memfd:blackhole attempts (deleted)"
 
 
 @contextmanager
-def crowd(program: Program, count: int) -> Iterator[list[SMTPClient]]:
-    """So many connections at once, over all workers."""
+def open_clients(program: Program, count: int) -> Iterator[list[SMTPClient]]:
+    """Open connections at the same time, which are spread over all workers."""
     with ExitStack() as stack:
         yield [stack.enter_context(SMTPClient(program.address)) for _ in range(count)]
 
 
-def crew(tmp_path: Path, text: str, *more: str) -> Program:
-    file = tmp_path / "rules.toml"
-    file.write_text(text)
-    return Program("--workers=4", f"--scenario={file}", *more)
+def four_workers(tmp_path: Path, text: str, *options: str) -> Program:
+    """Return the program with four workers and these rules."""
+    return Program("--workers=4", scenario_option(tmp_path, text), *options)
 
 
 def attempt(program: Program) -> str:
+    """Return the code of the reply to a recipient."""
     with SMTPClient(program.address) as client:
         client.command_code("MAIL FROM:<ann@a>")
         return client.command_code("RCPT TO:<bob@b>")
 
 
 def reload(program: Program) -> None:
+    """Send SIGHUP, and wait until the new workers have replaced the old ones."""
     before = program.output().count("reloaded:")
     program.process.send_signal(signal.SIGHUP)
     wait_for(lambda: program.output().count("reloaded:") > before, "the reload")
@@ -46,8 +47,8 @@ def reload(program: Program) -> None:
 
 
 def test_attempts_are_counted_over_all_workers(tmp_path: Path) -> None:
-    with crew(tmp_path, ATTEMPTS) as program:
-        with crowd(program, 12) as clients:
+    with four_workers(tmp_path, ATTEMPTS) as program:
+        with open_clients(program, 12) as clients:
             for client in clients:
                 client.command_code("MAIL FROM:<ann@a>")
             heard = [client.command_code("RCPT TO:<bob@b>") for client in clients]
@@ -76,8 +77,8 @@ def test_attempts_survive_a_reload_even_if_it_brings_the_first_rules(tmp_path: P
 def test_quota_is_shared_by_all_workers(tmp_path: Path) -> None:
     """Sixteen clients that ask as fast as they can: not one too many gets through."""
     text = "[[rule]]\nthrottle = { recipients = 500, per = 'hour' }\nreply = '452 4.5.3 Slow down'\n"
-    with crew(tmp_path, text) as program:
-        with crowd(program, 16) as clients:
+    with four_workers(tmp_path, text) as program:
+        with open_clients(program, 16) as clients:
             for client in clients:
                 client.command_code("MAIL FROM:<ann@a>")
             for client in clients:
@@ -90,8 +91,8 @@ def test_quota_is_shared_by_all_workers(tmp_path: Path) -> None:
 def test_rate_limit_is_shared_by_all_workers(tmp_path: Path) -> None:
     """Clients that never rest, over several periods: each lets through as many as it may."""
     text = "[[rule]]\nthrottle = { recipients = 100, per = '500ms' }\nreply = '452 4.5.3 Slow down'\n"
-    with crew(tmp_path, text) as program:
-        with crowd(program, 8) as clients:
+    with four_workers(tmp_path, text) as program:
+        with open_clients(program, 8) as clients:
             for client in clients:
                 client.command_code("MAIL FROM:<ann@a>")
             accepted, began = 0, time.monotonic()
@@ -107,17 +108,17 @@ def test_rate_limit_is_shared_by_all_workers(tmp_path: Path) -> None:
 
 def test_concurrency_slots_are_shared_by_all_workers_and_freed_when_one_is_killed(tmp_path: Path) -> None:
     text = "[[rule]]\nthrottle = { concurrent = 8 }\nreply = '421 4.7.0 Too many'\n"
-    with crew(tmp_path, text) as program:
+    with four_workers(tmp_path, text) as program:
 
         def next_one() -> bool:
             with SMTPClient(program.address) as client:
                 return client.greeting[:3] == "220"
 
         def room() -> bool:
-            with crowd(program, 9) as clients:
+            with open_clients(program, 9) as clients:
                 return Counter(client.greeting[:3] for client in clients) == {"220": 8, "421": 1}
 
-        with crowd(program, 10) as clients:
+        with open_clients(program, 10) as clients:
             assert Counter(client.greeting[:3] for client in clients) == {"220": 8, "421": 2}
             assert not next_one()
             clients[0].command_code("QUIT")
