@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blackhole.rules.attempt_store import Answer, PendingAnswer, Slot, Update
+from blackhole.rules.attempt_store import Answer, HeldSlot, PendingAnswer, Update
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
@@ -21,7 +21,7 @@ class RemoteStore:
     def __init__(self, answers: bool = True) -> None:
         self.table = AttemptTable(sets=64)
         self.answers = answers
-        self.released: list[Slot] = []
+        self.released: list[HeldSlot] = []
 
     def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> PendingAnswer:
         return PendingLookup(self.table.update(key, now, change, alone) if self.answers else None)
@@ -29,7 +29,7 @@ class RemoteStore:
     def refuse_or_acquire(self, key: bytes, limit: int) -> PendingAnswer:
         return PendingLookup(self.table.refuse_or_acquire(key, limit) if self.answers else None)
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: HeldSlot) -> None:
         self.released.append(slot)
 
 
@@ -42,7 +42,7 @@ class UnavailableStore:
     def refuse_or_acquire(self, key: bytes, limit: int) -> None:
         pass
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: HeldSlot) -> None:
         raise AssertionError("no slot was acquired")
 
 

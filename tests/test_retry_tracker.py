@@ -24,7 +24,7 @@ from blackhole.rules.outcomes import (
     EVENTS,
     NEVER_RETRIED_AFTER,
     RETRY_INTERVALS,
-    UNKNOWN,
+    UNKNOWN_OUTCOME,
     mark_if_never_retried,
     update_envelope,
 )
@@ -567,7 +567,7 @@ def test_accepted_envelopes_are_not_stored() -> None:
     past = AttemptTable(sets=1)
     past.update(b"bob", 0.0, partial(update_envelope, DEFERRED))
     for number in range(SLOTS_PER_SET * 2):
-        past.update(b"%d" % number, 1.0, partial(update_envelope, UNKNOWN))
+        past.update(b"%d" % number, 1.0, partial(update_envelope, UNKNOWN_OUTCOME))
     assert len(list(past.sweep(0, 2.0, mark_if_never_retried))) == 1
 
 

@@ -23,7 +23,7 @@ def replace_rules(old: SMTPEngine, *rules: str, memory: AttemptStore = NULL_STOR
     text = "".join(f"[[rule]]\n{rule}\n" for rule in rules)
     return old.replace_policy(
         make_policy(
-            parse_rules(text, "successor") if rules else (), environment=RuleEnvironment(memory=memory)
+            parse_rules(text, "successor") if rules else (), environment=RuleEnvironment(attempt_store=memory)
         )
     )
 

@@ -37,7 +37,7 @@ def rules(text: str) -> tuple[Rule, ...]:
 def engine(
     text: str, mode: str = "accept", listener: str = "127.0.0.1:25", outside: RuleEnvironment | None = None
 ) -> SMTPEngine:
-    environment = outside or RuleEnvironment(memory=AttemptTable(sets=64))
+    environment = outside or RuleEnvironment(attempt_store=AttemptTable(sets=64))
     return make_engine(rules(text), mode, listener, environment, hostname="mx.test")
 
 
@@ -439,7 +439,7 @@ def test_number_of_kept_tables_is_limited() -> None:
 def test_rules_at_starttls_apply_to_implicit_tls(rule: str, next_action: NextAction, shown: str) -> None:
     text = f"[[rule]]\nphase = 'STARTTLS'\n{rule}\n"
     for more, memory in (("", NULL_STORE), ("attempt = 1", RemoteStore())):
-        session = engine(text + more, outside=RuleEnvironment(memory=memory)).session()
+        session = engine(text + more, outside=RuleEnvironment(attempt_store=memory)).session()
         session.check_implicit_tls()
         assert with_lookups(session, b"") == b""
         assert (session.next_action, session.certificate) == (next_action, shown)

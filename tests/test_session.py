@@ -113,7 +113,9 @@ def session_peer(
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit_tls)
     active = ActiveScenario(Scenario(scenario.load_rules(settings.scenario)))
-    outside = RuleEnvironment(memory=memory or AttemptTable(sets=64), past=AttemptTable(sets=64))
+    outside = RuleEnvironment(
+        attempt_store=memory or AttemptTable(sets=64), outcome_store=AttemptTable(sets=64)
+    )
     config = replace(server.config(settings, listener), fast_path=fast_path)
     engine = make_engine(active.rules, listener.mode, str(listener), outside, config=config)
     return SessionPeer(engine, transcript.implicit_tls, size)
@@ -477,7 +479,7 @@ def test_no_conversation_depends_on_its_cuts(
         start += cut
     pieces = [piece for piece in (*pieces, said[start:]) if piece]
     cut, whole = (
-        heard(make_engine(rules, environment=RuleEnvironment(memory=one), config=config), parts)
+        heard(make_engine(rules, environment=RuleEnvironment(attempt_store=one), config=config), parts)
         for one, parts in ((memory(), pieces), (AttemptTable(sets=64), [said] if said else []))
     )
     assert cut == whole
@@ -495,7 +497,7 @@ def test_no_conversation_depends_on_where_the_memory_is(
     config = ListenerConfig(hostname="mx.test", delay=delay, starttls=True)
     rules = parse_rules(MEMORABLE, "")
     here, there = (
-        make_engine(rules, environment=RuleEnvironment(memory=memory), config=config).session()
+        make_engine(rules, environment=RuleEnvironment(attempt_store=memory), config=config).session()
         for memory in (AttemptTable(sets=64), RemoteStore())
     )
     assert held(here, pieces) == held(there, pieces)
@@ -649,7 +651,9 @@ def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
     short, long = (
         make_engine(
             rules,
-            environment=RuleEnvironment(memory=AttemptTable(sets=64), past=AttemptTable(sets=64)),
+            environment=RuleEnvironment(
+                attempt_store=AttemptTable(sets=64), outcome_store=AttemptTable(sets=64)
+            ),
             hostname="mx.test",
             message_size_limit=limit,
             fast_path=fast_path,

@@ -32,7 +32,7 @@ class PendingAnswer:
         def __await__(self) -> Generator[Any, None, Any]: ...
 
 
-Slot = bytes | PendingAnswer
+HeldSlot = bytes | PendingAnswer
 """A held concurrency slot: its key, or the pending answer for one."""
 
 
@@ -52,7 +52,7 @@ class AttemptStore(Protocol):
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
         """Return True if `limit` slots of a key are held; otherwise take one and return False."""
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: HeldSlot) -> None:
         """Release a slot taken by `refuse_or_acquire`."""
 
 
@@ -69,7 +69,7 @@ class NullStore:
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool:
         return limit <= 0
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: HeldSlot) -> None:
         pass
 
 
@@ -91,7 +91,7 @@ class ScopedStore(NamedTuple):
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
         return self.store.refuse_or_acquire(self.prefix + key, limit)
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: HeldSlot) -> None:
         self.store.release(self.prefix + slot if isinstance(slot, bytes) else slot)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blackhole.rules.attempt_store import Slot
+from blackhole.rules.attempt_store import HeldSlot
 
 
 class RuleContext:
@@ -61,7 +61,7 @@ class RuleContext:
         """"MAIL" or "RCPT" if the last of them was refused; else empty."""
         self.quota_used: dict[tuple[str, str], int] = {}
         """What this connection took of its quotas, by what is counted and the name of the rule."""
-        self.held_slots: list[Slot] = []
+        self.held_slots: list[HeldSlot] = []
         """Concurrency slots that this connection holds in the store."""
 
     def secured(self) -> RuleContext:

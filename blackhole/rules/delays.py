@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple, Protocol
 
-MAX_DELAY: Final = 3600.0
+LONGEST_DELAY: Final = 3600.0
 """Seconds. Distributions are cut off here."""
 
 
@@ -52,7 +52,7 @@ class Lognormal(NamedTuple):
         # The Box-Muller transform of two uniform draws into a normal one; 1 - first is never 0.
         normal = math.sqrt(-2.0 * math.log(1.0 - first)) * math.cos(2.0 * math.pi * second)
         sigma = math.log(self.p99 / self.median) / NORMAL_P99
-        return min(self.median * math.exp(sigma * normal), MAX_DELAY)
+        return min(self.median * math.exp(sigma * normal), LONGEST_DELAY)
 
 
 NORMAL_P99: Final = 2.3263478740408408

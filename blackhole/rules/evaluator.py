@@ -43,11 +43,11 @@ class RuleEnvironment(NamedTuple):
 
     clock: Callable[[], float] = lambda: 0.0
     """Returns the seconds since the rules came into force."""
-    memory: AttemptStore = NULL_STORE
+    attempt_store: AttemptStore = NULL_STORE
     """Counts attempts and open connections."""
-    past: OutcomeStore | None = None
+    outcome_store: OutcomeStore | None = None
     """Knows what became of messages; None: retries are not tracked."""
-    steady: Callable[[], float] = lambda: 0.0
+    monotonic: Callable[[], float] = lambda: 0.0
     """Returns the seconds of a clock that is never set back, by which retries are told apart."""
 
 
@@ -85,7 +85,7 @@ class RulePolicy:
         self.environment: Final = environment
         self.phases: Final = frozenset(phase for phase in PHASES if _asks(self.rules, phase))
         """The phases whose commands a session asks about."""
-        self.tracks_retries: Final = self.rules.may_refuse and environment.past is not None
+        self.tracks_retries: Final = self.rules.may_refuse and environment.outcome_store is not None
         self.reads_header: Final = self.rules.reads_header or self.tracks_retries
         """Sessions have to collect the header section of each message."""
         self.event_numbers: Final = tuple(outcome_number(event.name) for event in EVENTS)
@@ -155,10 +155,10 @@ class RuleEvaluator:
         self._before = b"", b""
         """Sender and recipient before that command, which hold if it is refused."""
         self._tracker = tracker
-        if tracker is None and policy.tracks_retries and policy.environment.past is not None:
+        if tracker is None and policy.tracks_retries and policy.environment.outcome_store is not None:
             environment = policy.environment
             self._tracker = RetryTracker(
-                policy.environment.past, environment.steady, context.client, policy.event_numbers
+                policy.environment.outcome_store, environment.monotonic, context.client, policy.event_numbers
             )
 
     # What a session asks, and what it tells: see `blackhole.smtp.policy.SessionPolicy`.
@@ -237,7 +237,7 @@ class RuleEvaluator:
             mine, theirs = self.context, successor.context
             theirs.helo, theirs.refused_phase = mine.helo, mine.refused_phase
             successor._tracker = successor._tracker and self._tracker
-            if successor._policy.environment.memory == self._policy.environment.memory:
+            if successor._policy.environment.attempt_store == self._policy.environment.attempt_store:
                 theirs.quota_used, theirs.held_slots = mine.quota_used, mine.held_slots
                 return
         self._release()
@@ -250,7 +250,7 @@ class RuleEvaluator:
 
     def _release(self) -> None:
         for slot in self.context.held_slots:
-            self._policy.environment.memory.release(slot)
+            self._policy.environment.attempt_store.release(slot)
 
     # How a rule is found.
 
@@ -261,13 +261,13 @@ class RuleEvaluator:
         if table.reads_clock:
             context.elapsed = environment.clock()
         if table.counts_attempts and table.needs_attempt_count(context):
-            count = environment.memory.update(context.attempt_key, context.elapsed, count_attempt)
+            count = environment.attempt_store.update(context.attempt_key, context.elapsed, count_attempt)
             if isinstance(count, PendingAnswer):
                 return model.PendingMatch(count, partial(self._find_counted, table))
             if count is None:
                 return self._find_counted(table, None)
             context.attempt = count
-        return table.find(context, self._policy.random_source, environment.memory)
+        return table.find(context, self._policy.random_source, environment.attempt_store)
 
     def _find_counted(
         self, table: RuleTable, count: int | None
@@ -276,7 +276,7 @@ class RuleEvaluator:
         self.context.attempt = count or 1
         if count is None:
             table = table.without_attempts
-        return table.find(self.context, self._policy.random_source, self._policy.environment.memory)
+        return table.find(self.context, self._policy.random_source, self._policy.environment.attempt_store)
 
     def _decision(
         self, session: SessionState, found: model.RuleMatch | model.PendingMatch

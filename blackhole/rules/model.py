@@ -21,7 +21,7 @@ Draws = tuple[float, float, float, float]
 
 NO_DRAWS: Final[Draws] = (0.0, 0.0, 0.0, 0.0)
 
-DIGEST: Final = Struct(">4Q")
+DRAWS_DIGEST: Final = Struct(">4Q")
 """The digest of a keyed hash, as four numbers of 64 bits."""
 
 
@@ -145,7 +145,7 @@ class Rule:
             )
         drawing = keyed_hash(self.seed, self.name).copy()
         drawing.update(key)
-        first, second, third, fourth = DIGEST.unpack(drawing.digest())
+        first, second, third, fourth = DRAWS_DIGEST.unpack(drawing.digest())
         # The upper 53 of 64 bits: a float has no more.
         return (first >> 11) / 2**53, (second >> 11) / 2**53, (third >> 11) / 2**53, (fourth >> 11) / 2**53
 

@@ -20,7 +20,7 @@ from blackhole.smtp.replies import NextAction
 if TYPE_CHECKING:
     from blackhole.smtp.faults import Fault
 
-UNKNOWN: Final = 0
+UNKNOWN_OUTCOME: Final = 0
 DEFERRED: Final = 1
 REFUSED: Final = 2
 ACCEPTED: Final = 3
@@ -132,7 +132,7 @@ def update_envelope(outcome: int, record: Record, now: float) -> tuple[Record, l
         if outcome == REFUSED:
             return (REFUSED | (tries + 1) << 8, first, now), events
     if outcome not in FAILED:
-        return (UNKNOWN, now, now), events
+        return (UNKNOWN_OUTCOME, now, now), events
     events.append(EVENT_NUMBERS["deferred" if outcome == DEFERRED else "refused"])
     return (outcome | 1 << 8, now, now), events
 
@@ -173,7 +173,7 @@ def resolve_late_reply(outcome: int, record: Record, now: float) -> tuple[Record
 def forget_unconfirmed(record: Record, now: float) -> tuple[Record, None]:
     """Return the record of a message whose final reply may not have reached the client."""
     count, first, last = record
-    return (UNKNOWN if count & 255 in (ACCEPTED, REFUSED) else count, first, last), None
+    return (UNKNOWN_OUTCOME if count & 255 in (ACCEPTED, REFUSED) else count, first, last), None
 
 
 def mark_if_never_retried(record: Record, now: float) -> tuple[Record, bool]:

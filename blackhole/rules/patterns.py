@@ -31,12 +31,12 @@ def expression(glob: str) -> re.Pattern[bytes]:
 
 
 WHOLE: Final = 0
-HEAD: Final = 1
-TAIL: Final = 2
+PREFIX: Final = 1
+SUFFIX: Final = 2
 INNER: Final = 3
 
 LiteralPart = tuple[int, bytes]
-"""WHOLE, HEAD, TAIL or INNER, and octets.
+"""WHOLE, PREFIX, SUFFIX or INNER, and octets.
 
 The octets are the whole text, or its domain with the "@"; its beginning; its end; or any part of it.
 """
@@ -56,7 +56,7 @@ def literal_part(glob: str) -> LiteralPart | None:
     if LITERAL.fullmatch(glob):
         return WHOLE, glob.removeprefix("*").encode()
     head, *inner, tail = (part.encode() for part in re.split("[*?]", glob))
-    end = (HEAD, head) if len(head) > len(tail) else (TAIL, tail)
+    end = (PREFIX, head) if len(head) > len(tail) else (SUFFIX, tail)
     part = max(inner, key=len, default=b"")
     if len(end[1]) < NGRAM_LENGTH <= len(part):
         return INNER, part
@@ -127,8 +127,8 @@ class GlobIndex:
                     self._whole[octets] = (*self._whole.get(octets, ()), number)
                 else:
                     self._ends[kind, octets] = (*self._ends.get((kind, octets), ()), number)
-        self._heads: Final = _lengths(self._ends, HEAD)
-        self._tails: Final = _lengths(self._ends, TAIL)
+        self._prefix_lengths: Final = _lengths(self._ends, PREFIX)
+        self._suffix_lengths: Final = _lengths(self._ends, SUFFIX)
         self._ngrams: Final = _by_rarest_ngram(inner)
 
     def find(self, text: bytes) -> tuple[int, ...]:
@@ -138,10 +138,10 @@ class GlobIndex:
         domain = text[text.rfind(b"@") :]
         if domain in whole:
             found += whole[domain]
-        for size in self._heads:
-            found += look((HEAD, text[:size]), ())
-        for size in self._tails:
-            found += look((TAIL, text[-size:]), ())
+        for size in self._prefix_lengths:
+            found += look((PREFIX, text[:size]), ())
+        for size in self._suffix_lengths:
+            found += look((SUFFIX, text[-size:]), ())
         if self._ngrams:
             for ngram in self._ngrams.keys() & ngrams(text):
                 found += self._ngrams[ngram]

@@ -19,7 +19,7 @@ from blackhole.rules.outcomes import (
     FAILED,
     REPLY_TOO_LATE,
     UNCERTAIN_OUTCOMES,
-    UNKNOWN,
+    UNKNOWN_OUTCOME,
     OutcomeStore,
     forget_unconfirmed,
     outcome_of,
@@ -101,8 +101,6 @@ class RetryTracker:
 
     def command_answered(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
         """Take in the reply to a command, and the address in the command where it has one."""
-        if phase == ".":
-            return
         if self._reply_deferred:
             if self._client_spoke_early:
                 self._count_uncertain(state, REPLY_TOO_LATE)
@@ -189,7 +187,7 @@ class RetryTracker:
             self._count_uncertain(state, REPLY_TOO_LATE)
         for message in self._unconfirmed:
             self._store.update_hash(message, self._clock(), forget_unconfirmed)
-        self._finish_recipients(state, UNKNOWN)
+        self._finish_recipients(state, UNKNOWN_OUTCOME)
 
     def _count_uncertain(self, state: SessionState, outcome: int) -> None:
         """Count an outcome after which the sender cannot know whether its message was accepted."""

@@ -25,7 +25,7 @@ from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
 from blackhole.values import did_you_mean
 
-RCPT: Final = frozenset(("RCPT",))
+AT_RCPT: Final = frozenset(("RCPT",))
 
 STORE_KEYS: Final = ("attempt", *LIMITER_KEYS)
 """Conditions that ask the attempt store."""
@@ -84,7 +84,7 @@ def _as_written(value: Any) -> str:
 def _fill_in_blocklist(values: dict[str, Any]) -> None:
     """Give a rule with `blocklist` its reply, and its phase where it has none."""
     # Postfix too waits for RCPT, unless it is told not to (smtpd_delay_reject).
-    values.setdefault("phase", RCPT)
+    values.setdefault("phase", AT_RCPT)
     if "reply" in values:
         raise InvalidKey("blocklist", "not with reply; a blocklist rule has a reply of its own")
     listed = next((words for key, words in LISTED_BY.items() if key in values), None)
@@ -99,7 +99,7 @@ def _limiter(values: dict[str, Any]) -> Limiter | None:
     if "greylist" in values:
         if "throttle" in values:
             raise InvalidKey("throttle", "not with greylist; make two rules of it")
-        values.setdefault("phase", RCPT)
+        values.setdefault("phase", AT_RCPT)
         if values.keys().isdisjoint(EFFECT_KEYS):
             values["reply"] = (GREYLISTED,)
         greylist: Limiter = values["greylist"]

@@ -68,12 +68,12 @@ def read_source(name: str) -> ScenarioSource:
         path = os.path.join(PROFILES_FOLDER, f"{profile}.toml")
     try:
         with open(path, "rb") as file:
-            return ScenarioSource(name, decoded(file.read(), f"scenario {name}"))
+            return ScenarioSource(name, decode_source(file.read(), f"scenario {name}"))
     except OSError as error:
         raise OperatorError(f"scenario {name}: {error.strerror}") from None
 
 
-def decoded(octets: bytes, source: str) -> str:
+def decode_source(octets: bytes, source: str) -> str:
     """Return the text of a file. Raises OperatorError, which names `source`."""
     try:
         return octets.decode()

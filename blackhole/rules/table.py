@@ -12,7 +12,7 @@ from blackhole.rules.index import RuleIndex
 from blackhole.rules.model import CLIENT_CONDITIONS, NO_DRAWS, Draws, PendingMatch, Rule, RuleMatch
 from blackhole.smtp.randomness import RandomSource
 
-Row = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, bool]
+RuleRow = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, bool]
 """The conditions to ask, the rule, and a fact about it, worked out beforehand.
 
 It is a plain tuple, as unpacking a named one takes twice as long.
@@ -30,11 +30,11 @@ class RuleTable:
     def __init__(self, rules: Iterable[Rule]) -> None:
         rules = tuple(rules)
         self._rules: Final = rules
-        self._rows: Final[Sequence[Row]] = tuple(
+        self._rows: Final[Sequence[RuleRow]] = tuple(
             (_conditions(rule, CLIENT_CONDITIONS), rule, rule.is_random) for rule in rules
         )
         """With all conditions; the third column tells whether anything is drawn."""
-        self._rows_without_attempts: Final[Sequence[Row]] = tuple(
+        self._rows_without_attempts: Final[Sequence[RuleRow]] = tuple(
             (_conditions(rule, CLIENT_CONDITIONS | {"attempt"}), rule, rule.needs_attempt_count)
             for rule in rules
         )
@@ -49,7 +49,7 @@ class RuleTable:
         index = RuleIndex(rules)
         self._index: Final = index if index.is_useful else None
 
-    def _candidates(self, context: RuleContext, rows: Sequence[Row]) -> Sequence[Row]:
+    def _candidates(self, context: RuleContext, rows: Sequence[RuleRow]) -> Sequence[RuleRow]:
         """Return those of all rows whose rules may match, in their order."""
         if self._index is None:
             return rows
@@ -83,7 +83,7 @@ class RuleTable:
         context: RuleContext,
         random_source: RandomSource,
         memory: AttemptStore = NULL_STORE,
-        rows: Iterator[Row] | None = None,
+        rows: Iterator[RuleRow] | None = None,
     ) -> RuleMatch | PendingMatch | None:
         """Return the decision of the first rule that matches; None where none does.
 
@@ -123,7 +123,7 @@ class RuleTable:
         context: RuleContext,
         random_source: RandomSource,
         memory: AttemptStore,
-        rows: Iterator[Row],
+        rows: Iterator[RuleRow],
         blocked: bool | None,
     ) -> RuleMatch | PendingMatch | None:
         """Go on with the answer of a rule's limiter; None: the store has none."""

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from typing import Any, Final
 
 from blackhole.addresses import NetworkSet
-from blackhole.rules.delays import MAX_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
+from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
 from blackhole.rules.faults import FAULTS
 from blackhole.rules.limiters import QUOTA_OWNERS, ConcurrencyLimit, Greylist, RateLimit
@@ -220,8 +220,8 @@ def read_when_unknown(value: Any) -> Reply | Template | None:
 def _read_wait(value: Any) -> float:
     """Read the seconds of a delay."""
     wait = read_seconds(value)
-    if wait > MAX_DELAY:
-        raise expected(f"at most {MAX_DELAY:g} seconds", value)
+    if wait > LONGEST_DELAY:
+        raise expected(f"at most {LONGEST_DELAY:g} seconds", value)
     return wait
 
 

@@ -25,7 +25,7 @@ from collections.abc import Hashable, Iterator
 from struct import Struct
 from typing import Final
 
-from blackhole.rules.attempt_store import Answer, Slot, Update
+from blackhole.rules.attempt_store import Answer, HeldSlot, Update
 from blackhole.store.shared_memory import CELL_OCTETS
 
 SETS: Final = 1 << 15
@@ -134,7 +134,7 @@ class AttemptTable:
         finally:
             fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, counter)
 
-    def release(self, place: Slot) -> None:
+    def release(self, place: HeldSlot) -> None:
         """Release a slot that this process took by `refuse_or_acquire`; the slot is named by its key."""
         assert isinstance(place, bytes)
         self._held[self._row_start + self.key_hash(place) % COUNTERS_PER_ROW] -= 1

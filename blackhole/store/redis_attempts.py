@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from itertools import count
 from typing import Any, Final, TypeVar
 
-from blackhole.rules.attempt_store import Answer, Slot, Update
+from blackhole.rules.attempt_store import Answer, HeldSlot, Update
 from blackhole.rules.limiters import WindowCount
 from blackhole.settings import RedisSettings
 from blackhole.store.attempts import AttemptTable
@@ -91,7 +91,7 @@ class RedisAttemptStore:
         self._leases.add(lease)
         return self._ask(lease)
 
-    def release(self, place: Slot) -> None:
+    def release(self, place: HeldSlot) -> None:
         """Release a slot that was queried for by `refuse_or_acquire`."""
         assert isinstance(place, SlotLease)
         self._leases.discard(place)

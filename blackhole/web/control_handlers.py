@@ -100,7 +100,9 @@ class ScenarioHandler(OrderHandler):
         control = self.control
         if self.body.strip():
             name = "PUT /scenario"
-            await self.publish(lambda: control.load(ScenarioSource(name, scenario.decoded(self.body, name))))
+            await self.publish(
+                lambda: control.load(ScenarioSource(name, scenario.decode_source(self.body, name)))
+            )
         else:
             await self.publish(control.restore)
 

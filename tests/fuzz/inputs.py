@@ -29,7 +29,7 @@ from zlib import crc32
 from blackhole.metrics.layout import OUTCOMES_START, EventCells
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.client_table import ClientTable, ClientTableView
-from blackhole.rules.attempt_store import Answer, Record, Slot, Update
+from blackhole.rules.attempt_store import Answer, HeldSlot, Record, Update
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.outcomes import EVENTS
 from blackhole.smtp.body_checks import ALWAYS_INSPECT
@@ -186,7 +186,7 @@ class ResettableAttemptStore:
             self.held[key] += 1
         return answer
 
-    def release(self, place: Slot) -> None:
+    def release(self, place: HeldSlot) -> None:
         if isinstance(place, bytes):
             self.held[place] -= 1
         elif isinstance(place, LaterAnswer) and place.answer is False:
