@@ -80,7 +80,7 @@ def sample_conf() -> str:
             if row.name != "conf":
                 default = row.default_note and f"Default: {row.default_note}."
                 public = row.public_default and f"With public: {row.public_default}."
-                words = " ".join(filter(None, (_sentence(row.help), row.notes, default, public)))
+                words = " ".join(filter(None, (_sentence(row.help), default, public, row.notes)))
                 lines += ["", *_wrapped(words, "# "), f"#{row.name} = {row.default}".rstrip()]
     return "\n".join(lines) + "\n"
 
