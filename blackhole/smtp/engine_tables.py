@@ -38,7 +38,6 @@ class BoundCommand:
         "events",
         "is_envelope",
         "is_helo",
-        "is_limited",
         "last",
         "ordered",
         "phase",
@@ -52,8 +51,6 @@ class BoundCommand:
         self.phase: Final = command.verb if command.verb in PHASES else "other"
         self.read: Final = command.read
         self.do: Final = with_limits(self.phase, command.do, config.limits)
-        self.is_limited: Final = self.do is not command.do
-        """A limit on clients may change the reply."""
         self.last: Final = command.last
         self.syntax_error: Final[Reply] = syntax_error(command)
         self.allowed: Final = tuple(map(command.allowed, range((GREETED | MAIL | RCPT) + 1)))

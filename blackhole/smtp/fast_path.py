@@ -25,7 +25,7 @@ from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find
 from blackhole.smtp.message_body import FINAL_DOT
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
-from blackhole.smtp.state import GREETED
+from blackhole.smtp.state import GREETED, ClientLimits
 
 READ: Final = NextAction.READ
 READ_BODY: Final = NextAction.READ_BODY
@@ -54,7 +54,7 @@ ADDRESSES: Final = re.compile(rb"<([^>]*)>")
 class UsualCommand:
     """What is known of a usual command before it comes."""
 
-    __slots__ = ("allowed", "argument", "command", "do", "events", "is_helo", "is_limited", "unasked")
+    __slots__ = ("allowed", "argument", "command", "do", "events", "is_helo", "unasked")
 
     def __init__(self, command: BoundCommand, prefix: bytes, suffix: bytes) -> None:
         self.command: Final = command
@@ -63,7 +63,6 @@ class UsualCommand:
         self.do: Final = command.do
         self.events: Final = {code: command.events[code] for code in USUAL_CODES}
         self.is_helo: Final = command.is_helo
-        self.is_limited: Final = command.is_limited
         self.allowed: Final = command.allowed
         self.unasked: Final = tuple(allowed and not command.asks_policy for allowed in command.allowed)
         """By stage: whether the command can be carried out at once."""
@@ -104,7 +103,6 @@ class UsualInput:
         self._end_do: Final = engine.end_of_message.do
         self._end_events: Final = {code: engine.end_of_message.events[code] for code in USUAL_CODES}
         self._groups_ask: Final = any(row.asks_policy for row in (self._mail, self._rcpt, self._data))
-        self._limited: Final = config.limits is not None
         self._directives: Final = config.message_directives
         self._max_octets: Final = config.message_size_limit or UNLIMITED
 
@@ -136,7 +134,8 @@ class UsualInput:
             session.policy.answered(session, command.phase, reply.code)
         else:
             return None
-        if usual.is_limited and (reply.code >= 400 or session.error_budget.slow):  # type: ignore[union-attr]
+        budget = session.error_budget
+        if budget is not None and (reply.code >= 400 or budget.slow):
             return session.go_on_with_reply(usual.command, reply)
         session.single_event = usual.events[reply.code]
         if reply.next_action is not READ:
@@ -151,7 +150,8 @@ class UsualInput:
         if session.stage != GREETED or not session.esmtp:
             return None
         recipients = data.count(b"\n") - len(("MAIL", "DATA"))
-        if self._limited and not within_limits(session, recipients):
+        budget = session.error_budget
+        if budget is not None and not within_limits(budget.limits, recipients, session.messages):
             return None
         session.single_event = 0
         session.pipelines = True
@@ -170,15 +170,17 @@ class UsualInput:
     def _answer_each(self, session: Session, data: bytes) -> bytes:
         """Answer the commands of a group one by one, until the policy decides on one."""
         out: list[bytes] = []
-        position = 0
+        position, policy = 0, session.policy
         for command, argument, length in self._commands(data):
             position += length
-            decision = session.policy.decide(session, command.phase, argument)
+            asks = command.asks_policy
+            decision = policy.decide(session, command.phase, argument) if asks else None
             if decision is not None:
                 out.append(session.go_on(command, NO_PARAMETERS, decision, data[position:]))
                 return b"".join(out)
             reply = command.do(session, NO_PARAMETERS)
-            session.policy.answered(session, command.phase, reply.code)
+            if asks:
+                policy.answered(session, command.phase, reply.code)
             out.append(reply.wire)
             session.counted_events.append(command.events[reply.code])
         session.begin_body()
@@ -224,14 +226,12 @@ class UsualInput:
         return wire
 
 
-def within_limits(session: Session, recipients: int) -> bool:
-    """Return whether a message to so many recipients cannot exceed a limit of its client."""
-    assert session.error_budget is not None
-    limits = session.error_budget.limits
+def within_limits(limits: ClientLimits, recipients: int, messages: int) -> bool:
+    """Return whether a message to so many recipients, after so many messages, can exceed no limit."""
     return (
         not limits.metered
         and recipients <= (limits.recipients or recipients)
-        and not 0 < limits.messages <= session.messages
+        and not 0 < limits.messages <= messages
     )
 
 
