@@ -100,7 +100,8 @@ class Session(InputReader):
         connect = self.engine.connect
         if connect.asks_policy or self.engine.trace is not None:
             return self.go_on(connect, b"", self.policy.decide(self, connect.phase))
-        greeting = connect.do(self, b"")
+        do = connect.do
+        greeting = do(self, b"")
         self.single_event = connect.events[greeting.code]
         return greeting.wire
 
