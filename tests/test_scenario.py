@@ -445,6 +445,15 @@ def test_rules_at_starttls_apply_to_implicit_tls(rule: str, next_action: NextAct
         assert (session.next_action, session.certificate) == (next_action, shown)
 
 
+def test_client_that_sends_during_a_delayed_reply_is_answered_after_it() -> None:
+    session = greeted(engine("[[rule]]\nphase = 'NOOP'\ndelay = 5\n"))
+    assert session.receive(b"NOOP\r\n") == b""
+    assert session.next_action is NextAction.SLEEP
+    assert session.client_sent_early(b"") == b""
+    assert session.resume().startswith(b"250 ")
+    assert rcpt(session, "bob@b").startswith("250 ")
+
+
 def test_sessions_without_rules_ask_no_policy() -> None:
     session = make_engine().session()
     session.check_implicit_tls()

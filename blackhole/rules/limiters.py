@@ -150,7 +150,12 @@ class RateLimit(NamedTuple):
 
 
 class ConcurrencyLimit(NamedTuple):
-    """Blocks connections while `limit` others are open."""
+    """Blocks connections while `limit` others are open.
+
+    >>> from blackhole.rules.attempt_store import NULL_STORE
+    >>> ConcurrencyLimit(0, "client").blocks("example", RuleContext(), NULL_STORE)
+    True
+    """
 
     limit: int
     by: str

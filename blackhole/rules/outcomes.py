@@ -113,7 +113,13 @@ def retry_interval_event(seconds: float) -> int:
 
 
 def update_envelope(outcome: int, record: Record, now: float) -> tuple[Record, list[int]]:
-    """Return the record of an envelope after an attempt with this outcome, and the numbers of its events."""
+    """Return the record of an envelope after an attempt with this outcome, and the numbers of its events.
+
+    >>> record, events = update_envelope(DEFERRED, (0, 0.0, 0.0), 0.0)
+    >>> _, events_of_retry = update_envelope(ACCEPTED, record, 400.0)
+    >>> [EVENTS[number].name for number in (*events, *events_of_retry)]
+    ['deferred', 'retry_within_900', 'retried_after_4xx', 'accepted_on_retry']
+    """
     count, first, last = record
     before, tries = count & 255, count >> 8
     events = []

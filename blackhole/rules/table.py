@@ -25,7 +25,16 @@ def _conditions(rule: Rule, decided: Set[str]) -> tuple[Callable[[RuleContext], 
 
 
 class RuleTable:
-    """Finds the first rule that matches a context."""
+    """Finds the first rule that matches a context.
+
+    >>> from random import Random
+    >>> from blackhole.rules.scenario_file import parse_rules
+    >>> text = '[[rule]]\\nphase = "RCPT"\\nrecipient = "bob@*"\\nreply = "450 4.2.1 Later"'
+    >>> table, context = RuleTable(parse_rules(text, "example")), RuleContext()
+    >>> context.update("RCPT", b"bob@example.com")
+    >>> table.find(context, Random()).effect.replies[0].code
+    450
+    """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         rules = tuple(rules)
