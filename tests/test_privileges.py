@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -89,6 +90,56 @@ def test_dropped_root_cannot_be_regained() -> None:
     assert seen["CoreLimit"] == "0 0"
     assert seen["Mask"] == "0o27"
     assert done.stdout.count("Refused:") == 5
+
+
+CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+def capabilities_after(code: str, user: str) -> dict[str, int]:
+    """Return the sets of a process after `code` and `drop_privileges`."""
+    done = run_python(f"""
+        import ctypes
+        libc = ctypes.CDLL(None)
+        {code}
+        privileges.drop_privileges({user!r}, "")
+        print(open("/proc/self/status").read())
+    """)
+    lines = dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
+    assert lines["NoNewPrivs"] == "1", done.stderr
+    return {name: int(lines[name], 16) for name in CAPABILITY_SETS}
+
+
+@as_root
+@pytest.mark.parametrize("user", ["nobody", "root"])
+def test_no_capability_is_left_in_any_set_when_root_drops_its_privileges(user: str) -> None:
+    assert capabilities_after("", user) == dict.fromkeys(CAPABILITY_SETS, 0)
+
+
+@as_root
+def test_capability_that_a_service_manager_granted_is_given_up() -> None:
+    """As by AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit."""
+    granted = f"""
+        libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+        os.setgroups([]); os.setgid({NOBODY.pw_gid}); os.setuid({NOBODY.pw_uid})
+        words = (ctypes.c_uint32 * 6)(1 << 10, 1 << 10, 1 << 10)
+        assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), words) == 0
+        assert libc.prctl(47, 2, 10, 0, 0) == 0  # PR_CAP_AMBIENT_RAISE
+    """
+    left = capabilities_after(dedent(granted).replace("\n", "\n" + 8 * " "), "")
+    assert {name for name, value in left.items() if value} == {"CapBnd"}, "which needs CAP_SETPCAP"
+
+
+@as_root
+def test_capabilities_that_were_not_given_up_are_an_error() -> None:
+    done = run_python("""
+        from blackhole.process import capabilities
+        capabilities.drop_all = lambda: None
+        try:
+            privileges.drop_privileges("root", "")
+        except settings.OperatorError as error:
+            print(error, error.code)
+    """)
+    assert done.stdout == f"did not give up all capabilities {os.EX_SOFTWARE}\n", done.stderr
 
 
 @as_root

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import grp
 import os
 import pwd
 import resource
-from typing import Final
 
+from blackhole.process import capabilities
+from blackhole.process.prctl import PR_GET_NO_NEW_PRIVS, PR_SET_NO_NEW_PRIVS, prctl
 from blackhole.settings import OperatorError
-
-PR_SET_NO_NEW_PRIVS: Final = 38
-"""From linux/prctl.h: no later execve(2) may gain privileges."""
 
 
 def resolve(user: str, group: str) -> tuple[int, int]:
@@ -65,11 +62,12 @@ def _group_id(group: str) -> int:
 
 
 def drop_privileges(user: str, group: str) -> None:
-    """Become the user for good, if this process is root; in any case never gain privileges again.
+    """Become the user for good, if this process is root; in any case give up every capability.
 
-    The order is groups, gid, uid: each step needs a right that the next one gives up. Each result
-    is verified; a call that fails without notice would leave a worker with root's rights (Exim,
-    CVE-2011-0017).
+    Capabilities are given up by root too, and by a user whose service manager granted one. No later
+    execve(2) may gain privileges. The order is groups, gid, uid: each step needs a right that the
+    next one gives up. Each result is verified; a call that fails without notice would leave a worker
+    with root's rights (Exim, CVE-2011-0017).
 
     Raises OperatorError: EX_NOPERM if the kernel refuses, EX_SOFTWARE if the result is not as
     asked for.
@@ -77,20 +75,24 @@ def drop_privileges(user: str, group: str) -> None:
     uid, gid = resolve(user, group)
     os.umask(0o027)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if os.geteuid() != 0:
-        return
+    was_root = os.geteuid() == 0
     try:
-        os.setgroups([gid])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        capabilities.drop_bounding()
+        if was_root:
+            os.setgroups([gid])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        capabilities.drop_all()
     except OSError as error:
         raise OperatorError(
             f"cannot become user {uid}, group {gid}: {error.strerror}", os.EX_NOPERM
         ) from None
     dropped = (os.getresuid(), os.getresgid(), os.getgroups()) == ((uid,) * 3, (gid,) * 3, [gid])
-    if not dropped or _can_regain_root(uid):
+    if was_root and (not dropped or _can_regain_root(uid)):
         raise OperatorError(f"did not become user {uid}, group {gid}", os.EX_SOFTWARE)
+    if capabilities.remaining() or prctl(PR_GET_NO_NEW_PRIVS) != 1:
+        raise OperatorError("did not give up all capabilities", os.EX_SOFTWARE)
 
 
 def _can_regain_root(uid: int) -> bool:
