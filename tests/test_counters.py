@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import dedent
 
 import pytest
 
 from blackhole.metrics.counters import Counters
-from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, MAX_LISTENERS, EventCells
+from blackhole.metrics.layout import (
+    CELL_INDEX,
+    HEADER_USED_ROWS,
+    LISTENERS_START,
+    MAX_LISTENERS,
+    EventCells,
+)
 from blackhole.rules.outcomes import EVENTS
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
-from tests.program import Program, wait_for
+from blackhole.store.shared_memory import SEALS
+from tests.program import Program, environment, wait_for
 
 NUMBERS = EventCells()
 
@@ -92,3 +105,61 @@ def test_counters_of_another_layout_are_not_read(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("blackhole.metrics.counters.LAYOUT_CRC", counters._cells[0] + 1)
     with pytest.raises(OperatorError, match="another version"):
         Counters.of(os.getpid())
+
+
+def test_what_a_worker_writes_into_the_header_does_not_change_the_rows_of_the_master() -> None:
+    counters = Counters(2)
+    counters.allocate_row()
+    for cell in range(4):
+        counters._cells[cell] = 0
+    assert counters.rows == 2
+    assert counters.allocate_row() == 1
+    counters._cells[HEADER_USED_ROWS] = 2**64 - 1
+    counters.snapshot()
+
+
+def test_heartbeat_in_the_future_counts_as_one_now() -> None:
+    counters = Counters(1)
+    counters.cells(counters.allocate_row())[CELL_INDEX["heartbeat"]] = 2**64 - 1
+    assert counters.last_heartbeat(0) <= time.monotonic()
+
+
+@contextmanager
+def process_with_map(code: str) -> Iterator[int]:
+    """Run a process that executes `code`, and return its pid."""
+    code = f"from blackhole.metrics.counters import *\n{dedent(code)}\nprint(flush=True)\ninput()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("octets", [0, 3, 8, 4096, 65536])
+@pytest.mark.parametrize("seals", [0, SEALS])
+def test_map_that_another_program_made_is_no_map_of_counters(octets: int, seals: int) -> None:
+    code = f"""
+        import fcntl
+        file = os.memfd_create(COUNTERS_MAP, os.MFD_ALLOW_SEALING)
+        os.write(file, b"\\xff" * {octets})
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, {seals})
+    """
+    with (
+        process_with_map(code) as pid,
+        pytest.raises(OperatorError, match=r"has no counters|another version"),
+    ):
+        Counters.of(pid)
+
+
+def test_map_with_a_wrong_number_of_rows_can_be_read() -> None:
+    code = """
+        counters = Counters(2)
+        counters._cells[HEADER_ROWS] = counters._cells[HEADER_USED_ROWS] = 2**40
+    """
+    with process_with_map(code) as pid:
+        assert Counters.of(pid).snapshot().processes == ()

@@ -82,6 +82,9 @@ class Counters:
 
     def __init__(self, rows: int) -> None:
         self._cells = create(COUNTERS_MAP, HEADER_CELLS + rows * ROW_CELLS)
+        self.rows = rows
+        """The number of rows, in memory of this process: any worker could change that in the map."""
+        self._used_rows = 0
         self._cells[HEADER_ROWS] = rows
         self._cells[HEADER_STARTED] = time.time_ns() // 1000
         self._cells[HEADER_CRC] = LAYOUT_CRC
@@ -101,17 +104,13 @@ class Counters:
                 f"pid {pid} has no counters of Blackhole; is it the master process?", os.EX_UNAVAILABLE
             )
         counters._cells = cells
-        if counters._cells[HEADER_CRC] != LAYOUT_CRC:
+        counters.rows = (len(cells) - HEADER_CELLS) // ROW_CELLS
+        if counters.rows < 1 or counters._cells[HEADER_CRC] != LAYOUT_CRC:
             raise OperatorError(f"pid {pid} runs another version of Blackhole; restart it", os.EX_UNAVAILABLE)
         counters.client_log = ClientLog.of(pid)
         return counters
 
     # Rows and their owners.
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return self._cells[HEADER_ROWS]
 
     def allocate_row(self) -> int:
         """Return a row that no live process owns.
@@ -122,7 +121,8 @@ class Counters:
             if row not in self._allocated:
                 self._allocated.add(row)
                 self._zero_gauges(row)
-                self._cells[HEADER_USED_ROWS] = max(self._cells[HEADER_USED_ROWS], row + 1)
+                self._used_rows = max(self._used_rows, row + 1)
+                self._cells[HEADER_USED_ROWS] = self._used_rows
                 return row
         raise RuntimeError("more processes than rows")
 
@@ -146,8 +146,11 @@ class Counters:
         self._cells[HEADER_CELLS + row * ROW_CELLS + HEARTBEAT] = time.monotonic_ns() // 1000
 
     def last_heartbeat(self, row: int) -> float:
-        """Return the monotonic time of a row's last heartbeat in seconds; 0.0 before the first."""
-        return self._cells[HEADER_CELLS + row * ROW_CELLS + HEARTBEAT] / 1e6
+        """Return the monotonic time of a row's last heartbeat in seconds; 0.0 before the first.
+
+        It is never in the future, whatever a worker wrote.
+        """
+        return min(self._cells[HEADER_CELLS + row * ROW_CELLS + HEARTBEAT] / 1e6, time.monotonic())
 
     def live_rows(self) -> list[int]:
         """Return the rows whose owners have sent a heartbeat."""
@@ -166,7 +169,7 @@ class Counters:
 
     def _column(self, cell: int) -> memoryview:
         """Return one cell of every row that was ever allocated."""
-        end = HEADER_CELLS + self._cells[HEADER_USED_ROWS] * ROW_CELLS
+        end = HEADER_CELLS + min(self.rows, self._cells[HEADER_USED_ROWS]) * ROW_CELLS
         return self._cells[HEADER_CELLS + cell : end : ROW_CELLS]
 
     # Names of listeners and rules.
@@ -222,7 +225,7 @@ class Counters:
         now = time.monotonic()
         totals = [0] * ROW_CELLS
         processes = []
-        for row in range(self._cells[HEADER_USED_ROWS]):
+        for row in range(min(self.rows, self._cells[HEADER_USED_ROWS])):
             values = self.cells(row).tolist()
             totals = list(map(add, totals, values))
             if values[CELL_INDEX["pid"]]:

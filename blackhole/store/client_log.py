@@ -63,7 +63,7 @@ class ClientLog:
         if cells is None:
             return None
         client_log = cls.__new__(cls)
-        client_log._cells = cells  # type: ignore[misc]
+        client_log._cells = cells[: len(cells) // SECTION_CELLS * SECTION_CELLS]  # type: ignore[misc]
         return client_log
 
     def writer(self, row: int) -> ClientLogWriter:

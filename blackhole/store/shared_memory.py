@@ -5,6 +5,7 @@ It ends with the processes that have it open. Whoever may read /proc/PID/fd of o
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from contextlib import suppress
@@ -14,12 +15,16 @@ from blackhole.settings import OperatorError
 
 CELL_OCTETS: Final = 8
 
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+"""A map keeps its size: a process that shrank it would kill all that read it (SIGBUS)."""
+
 
 def create(name: str, cells: int) -> memoryview:
     """Return a new map of `cells` zeroed cells, which children share and others can attach to by its name."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, cells * CELL_OCTETS)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
         # mmap duplicates the descriptor, so that /proc/PID/fd shows the file after this one is closed.
         return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
     finally:
@@ -37,7 +42,7 @@ def attach(pid: int, name: str) -> memoryview | None:
             with suppress(FileNotFoundError):  # closed since the listing
                 if os.readlink(f"{folder}/{entry}").startswith(f"/memfd:{name} "):
                     with open(f"{folder}/{entry}", "rb") as file:
-                        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")
+                        return _map_to_read(file.fileno())
     except (FileNotFoundError, ProcessLookupError):
         raise OperatorError(f"pid {pid} has just ended", os.EX_UNAVAILABLE) from None
     except PermissionError:
@@ -45,3 +50,11 @@ def attach(pid: int, name: str) -> memoryview | None:
             f"the counters of pid {pid} can be read by its own user and by root only", os.EX_NOPERM
         ) from None
     return None
+
+
+def _map_to_read(descriptor: int) -> memoryview | None:
+    """Return the map in a file; None if another program made it, whose size may change at any time."""
+    if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS or not os.fstat(descriptor).st_size:
+        return None
+    octets = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    return octets[: len(octets) // CELL_OCTETS * CELL_OCTETS].cast("Q")
