@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from blackhole import input_file
 from blackhole.settings import OperatorError
 from blackhole.values import expected
 
@@ -70,9 +71,7 @@ def _lines(path: str, where: str) -> Iterator[tuple[int, str]]:
     """Yield the number and text of every line that is neither empty nor a comment."""
     number = 0
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OperatorError(f"{where}: {path}: not a regular file")
+        octets, status = input_file.read(path)
         if os.geteuid() == 0 and (
             status.st_uid or status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0))
         ):
@@ -80,11 +79,10 @@ def _lines(path: str, where: str) -> Iterator[tuple[int, str]]:
             raise OperatorError(
                 f"{where}: {path}: another user than root can write to it; chown it to root and chmod it go-w"
             )
-        with open(path, "rb") as file:
-            for number, octets in enumerate(file, 1):
-                line = octets.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if line and not line.startswith("#"):
-                    yield number, line
+        for number, octets_of_line in enumerate(octets.split(b"\n"), 1):
+            line = octets_of_line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if line and not line.startswith("#"):
+                yield number, line
     except OSError as error:
         raise OperatorError(f"{where}: {path}: {error.strerror}") from None
     except UnicodeDecodeError:

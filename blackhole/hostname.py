@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+from blackhole import input_file
 from blackhole.values import HOSTNAME
 
 
@@ -31,9 +32,9 @@ def own_hostname(mailname: str = "/etc/mailname", hosts: str = "/etc/hosts") -> 
 def _words(path: str) -> Iterator[list[str]]:
     """Yield the words of every line that has any, without comments; nothing of an unreadable file."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if words := line.partition("#")[0].split():
-                    yield words
+        text = input_file.read(path).octets.decode(errors="replace")
     except OSError:
         return
+    for line in text.splitlines():
+        if words := line.partition("#")[0].split():
+            yield words

@@ -5,28 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from socket import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from setproctitle import setproctitle
 
 from blackhole import __version__, options
 from blackhole.metrics import rates
 from blackhole.process import configuration, daemonizer, logs, systemd, worker
-from blackhole.process.configuration import Configuration
+from blackhole.process.configuration import Configuration, Inputs
 from blackhole.process.console import print_stderr, print_warning
 from blackhole.process.pidfile import MASTER_TITLE, Pidfile
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
 from blackhole.process.privileges import drop_privileges
+from blackhole.process.program_files import ProgramFiles
 from blackhole.process.shared_state import SharedState
 from blackhole.process.supervisor import Supervisor
+from blackhole.process.terminal import Terminal
 from blackhole.process.worker import RETIRE_SIGNAL, WorkerContext
+from blackhole.rules import scenario
 from blackhole.settings import OperatorError, Settings
 from blackhole.web.history import History
+
+if TYPE_CHECKING:
+    from blackhole.web.static_files import StaticFile
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +43,22 @@ PROGRESS_TITLE: Final = "blackhole: progress"
 FIXED_SETTINGS: Final = ("user", "group", "pid", "log")
 """Settings that a reload cannot change: files were opened and given to a user by them."""
 
+MAX_LOAD_SECONDS: Final = 5.0
+"""Processor time that a reload may take in the master, which answers no signal meanwhile."""
+
+MAX_OTHER_JOBS: Final = 2
+"""The dashboard and the progress line."""
+
 SPARE_ROWS: Final = 64
 ROWS_PER_WORKER: Final = 16
 """Rows of the shared counters, so many that the workers of several reloads can drain at once."""
+
+
+class ReloadInputs(NamedTuple):
+    """What a child process read for a reload."""
+
+    inputs: Inputs
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +128,10 @@ class Service:
         )
         self._next: Configuration | None = None
         """What a reload opened, until its workers are ready or have failed."""
+        self._profiles: Final = scenario.read_profiles()
+        self._prepare_dashboard()
+        self._program: Final = ProgramFiles()
+        self._terminal: Final = Terminal()
         owner = int(self._current.settings.user), int(self._current.settings.group)
         if owner[0] == 0:
             print_warning("workers run as root, as you asked for")
@@ -117,6 +140,17 @@ class Service:
                 os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
         self._log_fd: Final = logs.set_up(settings.log, settings.debug, owner)
         self._history: Final = History()
+
+    def _prepare_dashboard(self) -> None:
+        """Import and read what the dashboard needs: an upgrade replaces the files of the program.
+
+        Mail does not depend on it, so an error is reported by the process of the dashboard.
+        """
+        self._page: Mapping[str, StaticFile] = {}
+        with suppress(Exception):
+            from blackhole.web import control, dashboard, static_files  # noqa: F401
+
+            self._page = static_files.load_files()
 
     def detach(self) -> None:
         """Become a daemon. The process that was started ends in here once the daemon is ready."""
@@ -161,13 +195,13 @@ class Service:
         shared.counters.set_owner(child.row, title)
         self._close_unneeded(wanted, wanted.smtp_sockets)
         drop_privileges(settings.user, settings.group)
-        scenario = replace(shared.attach(wanted, child.row), clock_origin=self._began)
+        active = replace(shared.attach(wanted, child.row), clock_origin=self._began)
         worker.run(
             WorkerContext(
                 settings,
                 wanted.bound,
                 wanted.tls,
-                scenario,
+                active,
                 shared.counters,
                 shared.control,
                 child,
@@ -180,13 +214,13 @@ class Service:
         settings, shared = wanted.settings, self._shared
         shared.counters.set_owner(child.row, DASHBOARD_TITLE)
         self._close_unneeded(wanted, set(wanted.dashboard_sockets))
-        # Imported here: workers need no tornado.web. Before root is dropped: the installation may be
-        # readable by root alone.
         from blackhole.web.control import ScenarioControl
         from blackhole.web.dashboard import Dashboard
 
-        control = ScenarioControl(settings, wanted.scenario.scenario, shared.control, shared.counters)
-        dashboard = Dashboard(settings, shared.counters, self._history, child, control)
+        control = ScenarioControl(
+            settings, wanted.scenario.scenario, self._profiles, shared.control, shared.counters
+        )
+        dashboard = Dashboard(settings, shared.counters, self._history, self._page, child, control)
         drop_privileges(settings.user, settings.group)
         dashboard.run(wanted.dashboard_sockets)
 
@@ -210,34 +244,54 @@ class Service:
 
     # What the supervisor calls, in the master.
 
-    def reload(self) -> ProcessPlan:
-        """Return the plan of the configuration as it is now; open ports stay open. Raises OperatorError."""
+    def reload_began(self) -> None:
+        """Tell systemd."""
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        warn = partial(log.warning, "%s")
-        try:
-            loaded = configuration.load(self._read_settings(), warn)
-            self._next = configuration.open_sockets(loaded, self._current, [], warn)
-        except OperatorError:
-            systemd.notify("READY=1")
-            raise
-        return self._plan(self._next)
 
-    def _read_settings(self) -> Settings:
+    def read(self) -> ReloadInputs:
+        """Read the configuration as it is now. Raises OperatorError.
+
+        It runs in a child process, because a file system or a resolver may keep it waiting.
+        """
+        warnings: list[str] = []
+        self._close_unneeded(self._current, set())
+        inputs = configuration.read(self._read_settings(warnings.append), warnings.append)
+        began = time.process_time()
+        configuration.make(inputs)
+        seconds = time.process_time() - began
+        if seconds > MAX_LOAD_SECONDS:
+            raise OperatorError(f"the scenarios take {seconds:.0f} s to load; restart instead")
+        configuration.resolve_listeners(inputs.settings)
+        return ReloadInputs(inputs, tuple(warnings))
+
+    def _read_settings(self, warn: Callable[[str], None]) -> Settings:
         """Return the settings of a reload; those of FIXED_SETTINGS stay. Raises OperatorError."""
         invocation = self._command_line.read()
         for warning in invocation.warnings:
-            log.warning("%s", warning)
+            warn(warning)
         fresh, current = invocation.settings, self._current.settings
-        if fresh.workers + current.workers > self._shared.counters.rows:
-            raise OperatorError(f"{fresh.workers} workers are too many for a reload; restart instead")
         for name in FIXED_SETTINGS:
             if getattr(fresh, name) != getattr(self._settings, name):
-                log.warning("%s stays as it is until the next start", name)
+                warn(f"{name} stays as it is until the next start")
+        if self._program.changed():
+            warn("the files of the program have changed since its start: restart it to run them")
         return replace(fresh, **{name: getattr(current, name) for name in FIXED_SETTINGS})
 
-    def ready(self) -> None:
+    def reload(self, what: object) -> ProcessPlan:
+        """Return the plan of the configuration that was read; open ports stay open. Raises OperatorError."""
+        assert isinstance(what, ReloadInputs)
+        for warning in what.warnings:
+            log.warning("%s", warning)
+        workers = what.inputs.settings.workers
+        if workers + MAX_OTHER_JOBS > self._shared.counters.rows // 2:
+            raise OperatorError(f"{workers} workers are too many for a reload; restart instead")
+        loaded = configuration.make(what.inputs)
+        self._next = configuration.open_sockets(loaded, self._current, [], partial(log.warning, "%s"))
+        return self._plan(self._next)
+
+    def ready(self, failed: Collection[str]) -> None:
         """Tell the operator, the launcher and systemd that the first workers accept connections."""
-        for line in self._current.describe():
+        for line in self._current.describe(DASHBOARD_TITLE not in failed):
             print_stderr(f"blackhole {__version__}: {line}")
             if self._settings.log:
                 log.info("%s", line)
@@ -246,7 +300,11 @@ class Service:
         self._launcher.send_exit_code(os.EX_OK)
         systemd.notify("READY=1")
 
-    def reload_finished(self, succeeded: bool) -> None:
+    def reload_failed(self) -> None:
+        """Tell systemd."""
+        systemd.notify("READY=1")
+
+    def reload_finished(self, succeeded: bool, failed: Collection[str]) -> None:
         """Close what is no longer used: of the old configuration, or of the new one if it failed."""
         assert self._next is not None
         old, new = (self._current, self._next) if succeeded else (self._next, self._current)
@@ -254,9 +312,16 @@ class Service:
         if not new.settings.show_clients:
             self._shared.counters.client_log = None
         configuration.close(old.sockets - new.sockets)
-        for line in new.describe():
+        for line in new.describe(DASHBOARD_TITLE not in failed):
             log.info("%s %s", "reloaded:" if succeeded else "still", line)
         systemd.notify("READY=1")
+
+    def child_started(self, pid: int) -> None:
+        """Do nothing yet."""
+
+    def is_terminal_closed(self) -> bool:
+        """Return whether the terminal of a server in the foreground is gone."""
+        return not self._detached and self._terminal.is_closed()
 
     def reopen_log(self) -> None:
         """Open the log file again after its rotation."""

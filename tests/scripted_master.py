@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
@@ -86,17 +87,41 @@ class ScriptedService:
 
     # What the supervisor calls.
 
-    def ready(self) -> None:
-        self.write("ready")
+    def ready(self, failed: Collection[str]) -> None:
+        self.write("ready" + "".join(f", but {title} failed" for title in failed))
 
-    def reload(self) -> ProcessPlan:
+    def reload_began(self) -> None:
         self.write("reload")
+
+    def read(self) -> str:
+        while self.exists("slow"):
+            time.sleep(0.05)
+        if self.exists("broken"):
+            os._exit(5)
         if self.exists("wrong"):
             raise OperatorError("that is wrong")
+        return "read"
+
+    def reload(self, what: object) -> ProcessPlan:
+        assert what == "read"
+        if self.exists("wrong plan"):
+            raise OperatorError("that is wrong, too")
         return self.plan()
 
-    def reload_finished(self, succeeded: bool) -> None:
-        self.write("reloaded" if succeeded else "reload failed")
+    def reload_failed(self) -> None:
+        pass
+
+    def reload_finished(self, succeeded: bool, failed: Collection[str]) -> None:
+        self.write(
+            ("reloaded" if succeeded else "reload failed")
+            + "".join(f", but {title} failed" for title in failed)
+        )
+
+    def child_started(self, pid: int) -> None:
+        pass
+
+    def is_terminal_closed(self) -> bool:
+        return self.exists("closed terminal")
 
     def reopen_log(self) -> None:
         self.write("master reopens its log")

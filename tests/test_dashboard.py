@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 from contextlib import ExitStack, suppress
@@ -10,8 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.http_api import Sink, figures, post, reached, send, sent, total
-from tests.program import ROOT, Program, children, descriptors, free_port, run, status, title, wait_for
+from tests.http_api import Sink, ask, figures, post, reached, send, sent, total
+from tests.program import (
+    MODULE,
+    ROOT,
+    Program,
+    children,
+    descriptors,
+    free_port,
+    run,
+    status,
+    title,
+    wait_for,
+)
 
 
 def test_the_address_of_the_dashboard_is_logged_at_the_start() -> None:
@@ -88,6 +100,32 @@ def test_mail_is_accepted_while_the_dashboard_cannot_start(tmp_path: Path) -> No
         os.kill(program.pid, signal.SIGHUP)
         wait_for(lambda: "reloaded: listening" in program.output(), "the reload is complete")
         wait_for(lambda: sent(program.port), "mail is accepted")
+
+
+@pytest.mark.parametrize("fault", ["removed", "broken"])
+def test_server_whose_program_was_upgraded_or_removed_goes_on_and_says_so(tmp_path: Path, fault: str) -> None:
+    """`pip install --upgrade` and `pip uninstall` while it runs."""
+    copy = tmp_path / "blackhole"
+    shutil.copytree(ROOT / "blackhole", copy)
+    with Sink(command=MODULE, env={"PYTHONPATH": str(tmp_path)}, cwd=str(tmp_path)) as program:
+        dashboard = program.dashboard()
+        shutil.rmtree(copy)
+        if fault == "broken":
+            shutil.copytree(ROOT / "blackhole", copy, ignore=shutil.ignore_patterns("__pycache__"))
+            for module in copy.rglob("*.py"):
+                module.write_text("raise SystemExit('of another version')")
+        os.kill(program.pid, signal.SIGHUP)
+        wait_for(lambda: "reloaded: dashboard on" in program.output(), "the reload is complete")
+        wait_for(lambda: program.dashboard() != dashboard, "there is another dashboard")
+        os.kill(program.dashboard(), signal.SIGKILL)
+        os.kill(program.workers()[0], signal.SIGKILL)
+        program.wait_until_accepting(2)
+        assert program.dashboard()
+        assert ask(program.http, "/").status == 200
+        assert ask(program.http, "/scenario").status == 200
+        assert sent(program.port)
+        assert "WARNING the files of the program have changed since its start" in program.output()
+        assert "Traceback" not in program.output()
 
 
 def test_a_reload_moves_the_dashboard_and_keeps_its_runs(tmp_path: Path) -> None:

@@ -20,7 +20,17 @@ FOLDERS = ("main", "service", "web", "process", "net", "metrics", "store", "rule
 
 LEAVES = frozenset(
     (
-        *("blackhole", "addresses", "conf_file", "hostname", "option_table", "options", "settings", "usage"),
+        *(
+            "blackhole",
+            "addresses",
+            "conf_file",
+            "hostname",
+            "input_file",
+            "option_table",
+            "options",
+            "settings",
+            "usage",
+        ),
         "values",
     )
 )
@@ -232,3 +242,24 @@ def test_importing_starts_nothing() -> None:
 def test_the_master_needs_no_event_loop() -> None:
     """None may exist before a fork; what is not imported cannot be started by mistake."""
     run_alone("import sys, blackhole.main; sys.exit('asyncio' in sys.modules or 'tornado' in sys.modules)")
+
+
+def test_nothing_of_the_package_is_imported_after_the_start() -> None:
+    """An upgrade replaces the files of a running server: what is imported then is of another version.
+
+    The service imports the dashboard before it forks, and goes on without it if that fails.
+    """
+    late = {
+        (module, full)
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for full in imports(node)
+        if full.split(".")[0] == "blackhole"
+    }
+    assert {module for module, _ in late} == {"main", "service"}
+    assert {full for module, full in late if module == "service"} == {
+        "blackhole.web.control",
+        "blackhole.web.dashboard",
+        "blackhole.web.static_files",
+    }

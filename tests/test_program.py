@@ -295,6 +295,24 @@ def test_reload_of_a_wrong_configuration_changes_nothing(conf: Path, tmp_path: P
         wait_for(lambda: "reloaded: listening on" in program.output(), "the reload")
 
 
+@pytest.mark.parametrize("option", ["scenario", "ssl_cert", "auth"])
+def test_file_that_would_keep_the_master_waiting_is_refused(conf: Path, tmp_path: Path, option: str) -> None:
+    """Opening a FIFO waits until another process opens it for writing."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with Program(f"--conf={conf}") as program:
+        workers, good = program.workers(), conf.read_text()
+        conf.write_text(f"{good}{option} = {fifo}\nauth_plaintext = yes\n")
+        done = run("run", f"--conf={conf}", timeout=10.0)
+        assert done.returncode == os.EX_CONFIG
+        assert done.stderr.splitlines()[-1].endswith(f"{fifo}: not a regular file")
+        program.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: f"{fifo}: not a regular file" in program.output(), "one error")
+        os.kill(workers[0], signal.SIGKILL)
+        wait_for(lambda: set(program.workers()) - set(workers), "a new worker", timeout=5.0)
+        assert program.stop() == 0
+
+
 def test_reload_with_a_busy_port_changes_nothing(conf: Path) -> None:
     with Program(f"--conf={conf}") as program, socket.create_server(("127.0.0.1", 0)) as other:
         workers, opened = program.workers(), len(descriptors(program.pid))

@@ -357,6 +357,29 @@ def test_sigttin_adds_a_worker_and_sigttou_removes_all_but_the_last(tmp_path: Pa
         assert "WARNING" not in master.log()
 
 
+def test_sigttin_leaves_rows_for_a_reload(tmp_path: Path) -> None:
+    with Master(tmp_path, rows=10) as master:
+        master.wait_ready()
+        for number in (3, 4, 5):
+            master.send(signal.SIGTTIN)
+            master.wait_workers(number)
+        master.send(signal.SIGTTIN)
+        master.wait_logged("WARNING there are 5 workers, and not more until the next start")
+        assert len(master.workers()) == 5
+        master.send(signal.SIGHUP)
+        master.wait_reloaded()
+        master.wait_workers(2)
+
+
+def test_sighup_of_a_closed_terminal_stops_the_master(tmp_path: Path) -> None:
+    with Master(tmp_path) as master:
+        master.wait_ready()
+        master.enable("closed terminal")
+        master.send(signal.SIGHUP)
+        assert master.wait_exit() == 0
+        assert "INFO the terminal is closed" in master.log()
+
+
 def test_sigusr1_reopens_the_log_of_the_master_first(tmp_path: Path) -> None:
     with Master(tmp_path) as master:
         master.wait_ready()
@@ -411,6 +434,98 @@ def test_reload_of_a_wrong_configuration_changes_nothing(tmp_path: Path) -> None
         master.disable("wrong")
         master.send(signal.SIGHUP)
         master.wait_reloaded()
+
+
+def test_reload_that_cannot_use_what_it_read_changes_nothing(tmp_path: Path) -> None:
+    with Master(tmp_path) as master:
+        workers = master.wait_ready().workers()
+        for fault, message in (
+            ("wrong plan", "that is wrong, too"),
+            ("broken", "blackhole: reload died with status 5"),
+        ):
+            master.enable(fault)
+            master.send(signal.SIGHUP)
+            master.wait_logged(f"ERROR reload failed, nothing has changed: {message}")
+            master.disable(fault)
+        assert master.workers() == workers
+        master.send(signal.SIGHUP)
+        master.wait_reloaded()
+
+
+def reader(master: Master) -> int:
+    """Return the pid of the process that reads the configuration, once it runs."""
+
+    def look() -> int:
+        return next((pid for pid in children(master.pid) if title(pid) == "blackhole: reload"), 0)
+
+    return wait_for(look, "the configuration is being read")
+
+
+def test_master_replaces_workers_and_stops_while_the_configuration_is_being_read(tmp_path: Path) -> None:
+    with Master(tmp_path) as master:
+        first, second = master.wait_ready().workers()
+        master.enable("slow")
+        master.send(signal.SIGHUP)
+        pid = reader(master)
+        os.kill(first, signal.SIGKILL)
+        assert second in master.wait_workers(2, without=[first])
+        master.send(signal.SIGTERM)
+        assert master.wait_exit() == 0
+        wait_for(lambda: not alive(pid), "the reading process has ended")
+        assert "reload failed" not in master.log()
+
+
+def test_reading_the_configuration_is_given_up_after_a_time(tmp_path: Path) -> None:
+    with Master(tmp_path, read_timeout=0.3) as master:
+        workers = master.wait_ready().workers()
+        master.enable("slow")
+        master.send(signal.SIGHUP)
+        pid = reader(master)
+        master.wait_logged("reload failed, nothing has changed: reading the configuration took over 0.3 s")
+        wait_for(lambda: not alive(pid), "the reading process has ended")
+        assert master.workers() == workers
+        master.disable("slow")
+        master.send(signal.SIGHUP)
+        master.wait_reloaded()
+
+
+def test_reading_process_ends_with_a_killed_master(tmp_path: Path) -> None:
+    with Master(tmp_path) as master:
+        master.wait_ready()
+        master.enable("slow")
+        master.send(signal.SIGHUP)
+        pid = reader(master)
+        os.kill(master.pid, signal.SIGKILL)
+        wait_for(lambda: not alive(pid), "the reading process has ended")
+
+
+def test_other_job_that_does_not_start_keeps_its_old_process_over_a_reload(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    with Master(tmp_path, 1) as master:
+        master.wait_ready()
+
+        def others() -> list[int]:
+            return [pid for pid in children(master.pid) if title(pid) == "blackhole: other"]
+
+        old = others()
+        master.enable("die99")
+        master.send(signal.SIGHUP)
+        wait_for(
+            lambda: master.events()[-1] == "reloaded, but blackhole: other failed", "the reload is finished"
+        )
+        time.sleep(0.3)
+        assert others() == old
+        master.disable("die99")
+        master.send(signal.SIGHUP)
+        master.wait_reloaded()
+        wait_for(lambda: len(others()) == 1 and others() != old, "another process of the other job")
+
+
+def test_start_tells_which_other_job_did_not_start(tmp_path: Path) -> None:
+    for name in ("other", "die99"):
+        (tmp_path / name).touch()
+    with Master(tmp_path, 1) as master:
+        wait_for(lambda: master.events() == ["ready, but blackhole: other failed"], "the worker is ready")
 
 
 @pytest.mark.parametrize("fault", ["die", "mute"])

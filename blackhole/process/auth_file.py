@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
+from blackhole import input_file
 from blackhole.settings import OperatorError
 
 
@@ -17,21 +16,20 @@ def load(path: str) -> tuple[Mapping[bytes, bytes], str]:
     but never shows it.
     """
     try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            users = _parse(file, path)
+        file = input_file.read(path)
     except OSError as error:
         raise OperatorError(f"auth {path}: {error.strerror}") from None
+    users = _parse(file.octets.split(b"\n"), path)
     if not users:
         raise OperatorError(f"auth {path}: it contains no user")
-    exposed = mode & stat.S_IROTH
-    return MappingProxyType(users), f"auth {path}: it is world-readable; chmod o-r {path}" if exposed else ""
+    exposed = file.status.st_mode & stat.S_IROTH
+    return users, f"auth {path}: it is world-readable; chmod o-r {path}" if exposed else ""
 
 
 def _parse(lines: Iterable[bytes], path: str) -> dict[bytes, bytes]:
     users: dict[bytes, bytes] = {}
     for number, line in enumerate(lines, 1):
-        text = line.rstrip(b"\r\n")
+        text = line.rstrip(b"\r")
         if not text.strip() or text.startswith(b"#"):
             continue
         user, colon, password = text.partition(b":")

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -61,12 +61,25 @@ class Generation:
 
     def __init__(self, plan: ProcessPlan) -> None:
         self.plan: Final = plan
-        self.others: Final = [Slot(job) for job in plan.others]
+        self.others = [Slot(job) for job in plan.others]
         self.workers: Final = [Slot(plan.worker(number)) for number in range(1, plan.workers + 1)]
 
     @property
     def slots(self) -> list[Slot]:
         return self.workers + self.others
+
+    def failed_jobs(self) -> list[str]:
+        """Return the titles of the other jobs that did not start."""
+        return [slot.job.title for slot in self.others if not slot.ready]
+
+    def keep(self, old: Generation, titles: Collection[str]) -> None:
+        """Take over the slots of other jobs from an old generation, for those that did not start here."""
+        kept = [slot for slot in old.others if slot.job.title in titles and slot.ready]
+        replaced = {slot.job.title for slot in kept}
+        old.others = [slot for slot in old.others if slot not in kept] + [
+            slot for slot in self.others if slot.job.title in replaced
+        ]
+        self.others = kept + [slot for slot in self.others if slot.job.title not in replaced]
 
 
 def run_child(job: Job, context: ChildContext, signals: Iterable[signal.Signals]) -> NoReturn:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from socket import socket
+from socket import getaddrinfo, socket
+from typing import NamedTuple
 
+from blackhole import input_file
 from blackhole.net import proxy, server, tls
 from blackhole.process import auth_file, privileges, systemd
 from blackhole.rules import scenario
-from blackhole.rules.scenario import Scenario
+from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
 from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
@@ -41,7 +45,7 @@ class Configuration:
     def sockets(self) -> set[socket]:
         return self.smtp_sockets.union(self.dashboard_sockets)
 
-    def describe(self) -> Iterator[str]:
+    def describe(self, dashboard_runs: bool) -> Iterator[str]:
         """Yield a line for each listener, for the dashboard and for a shared attempt store."""
         workers = _count(self.settings.workers, "worker")
         rules = f", {_count(len(self.scenario.rules), 'rule')}" if self.scenario.rules else ""
@@ -51,7 +55,9 @@ class Configuration:
             security = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
             proxied = ", behind a proxy" if listener.proxy else ""
             yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {security}{proxied}"
-        if self.dashboard_sockets:
+        if self.dashboard_sockets and not dashboard_runs:
+            yield "the dashboard does not start; the log says why"
+        elif self.dashboard_sockets:
             where = _where(replace(self.settings.dashboard, names=()), self.dashboard_sockets)
             yield f"dashboard on http://{where.replace(' and ', '/ and http://')}/"
         if self.settings.attempt_store.host:
@@ -68,32 +74,93 @@ def _where(asked: Listener | DashboardAddress, sockets: Iterable[socket]) -> str
     return " and ".join(str(replace(asked, host=host, port=port)) for host, port, *_ in names)
 
 
+class Inputs(NamedTuple):
+    """What was read for a configuration. It can be sent from one process to another."""
+
+    settings: Settings
+    """With uid and gid in place of names, and with the passwords of the auth file."""
+    pem: Mapping[str, bytes]
+    """The files of certificate and key, by path."""
+    sources: tuple[ScenarioSource, ...]
+    faulty_certificates: Mapping[str, bytes]
+    """Certificates with a fault that rules show, by name, as PEM."""
+    read_at: float
+    """Seconds since 1970."""
+
+
 def load(settings: Settings, warn: Warn) -> Configuration:
     """Return a configuration without sockets: all files read, all names resolved, nothing bound.
 
     Raises OperatorError.
     """
+    return make(read(settings, warn))
+
+
+def read(settings: Settings, warn: Warn) -> Inputs:
+    """Read all files of a configuration, and resolve user and group. It may wait for a slow file system.
+
+    Raises OperatorError.
+    """
     uid, gid = privileges.resolve(settings.user, settings.group)
-    if settings.attempt_store.host:
-        redis_client.redis_errors()
-    context = tls.context(settings.ssl_cert, settings.ssl_key) if settings.ssl_cert else None
-    if any(listener.proxy for listener in settings.listeners):
-        proxy.parser()
-    rules = _load_scenario(settings)
+    sources = tuple(map(scenario.read_source, settings.scenario))
+    names = scenario.certificate_names(scenario.parse_sources(sources))
     passwords = None
     if settings.auth not in ("off", "any"):
         passwords, warning = auth_file.load(settings.auth)
         if warning:
             warn(warning)
-    resolved = replace(settings, user=str(uid), group=str(gid), passwords=passwords)
-    return Configuration(resolved, context, rules, {}, [])
+    return Inputs(
+        replace(settings, user=str(uid), group=str(gid), passwords=passwords),
+        {path: _read_pem(path) for path in (settings.ssl_cert, settings.ssl_key) if path},
+        sources,
+        {name: tls.faulty(name, settings) for name in names},
+        time.time(),
+    )
 
 
-def _load_scenario(settings: Settings) -> ActiveScenario:
-    loaded = Scenario.of(map(scenario.read_source, settings.scenario), time.time())
-    names = scenario.certificate_names(loaded.rules)
-    certificates = {name: tls.showing(tls.faulty(name, settings)) for name in names}
-    return ActiveScenario(loaded, certificates=certificates)
+def _read_pem(path: str) -> bytes:
+    try:
+        return input_file.read(path).octets
+    except OSError as error:
+        raise OperatorError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _tls_context(settings: Settings, pem: Mapping[str, bytes]) -> ssl.SSLContext:
+    """Return the context of certificate and key, from what was read. Raises OperatorError."""
+    with ExitStack() as files:
+        in_memory = {"": ""}
+        for path, octets in pem.items():
+            file = files.enter_context(open(os.memfd_create("pem", os.MFD_CLOEXEC), "wb", buffering=0))
+            file.write(octets)
+            in_memory[path] = f"/proc/self/fd/{file.fileno()}"
+        try:
+            return tls.context(in_memory[settings.ssl_cert], in_memory[settings.ssl_key])
+        except OperatorError as error:
+            message = str(error)
+            for path in pem:
+                message = message.replace(in_memory[path], path)
+            raise OperatorError(message, error.code) from None
+
+
+def make(inputs: Inputs) -> Configuration:
+    """Return the configuration that was read, without sockets. Raises OperatorError."""
+    settings = inputs.settings
+    if settings.attempt_store.host:
+        redis_client.redis_errors()
+    if any(listener.proxy for listener in settings.listeners):
+        proxy.parser()
+    context = _tls_context(settings, inputs.pem) if settings.ssl_cert else None
+    certificates = {name: tls.showing(pem) for name, pem in inputs.faulty_certificates.items()}
+    rules = ActiveScenario(Scenario.of(inputs.sources, inputs.read_at), certificates=certificates)
+    return Configuration(settings, context, rules, {}, [])
+
+
+def resolve_listeners(settings: Settings) -> None:
+    """Ask the resolver for the names of all listeners, so that it answers `open_sockets` at once."""
+    addresses = [(asked.host, asked.port) for asked in settings.listeners]
+    for host, port in (*addresses, (settings.dashboard.host, settings.dashboard.port)):
+        with suppress(OSError):  # `open_sockets` gives the reason
+            getaddrinfo(host or None, port)
 
 
 def open_sockets(

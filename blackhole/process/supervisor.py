@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from blackhole.metrics.counters import Counters
 from blackhole.process.children import Child, Generation, Slot, run_child
+from blackhole.process.forked_call import ForkedCall
 from blackhole.process.plan import ChildContext, ProcessPlan
+from blackhole.process.supervised_service import SupervisedService
 from blackhole.settings import OperatorError
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class Timing:
     """The longest time between two polls of the children."""
     poll_starting: float = 0.02
     """The same while a child is not ready yet."""
+    read_timeout: float = 30.0
+    """How long reading the configuration may take at a reload."""
 
 
 FIRST_TRIES: Final = 3
@@ -60,25 +64,6 @@ workers keeps a slot empty for the back-off of this many failures, and not for e
 
 EXPECTED_EXITS: Final = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 """Exit statuses of a child that was told to stop which are not worth a warning."""
-
-
-class SupervisedService(Protocol):
-    """What the supervisor asks of the service whose processes it keeps alive."""
-
-    def ready(self) -> None:
-        """Take note that the first workers are ready. Called once."""
-
-    def reload(self) -> ProcessPlan:
-        """Return the plan of the next generation. Raises OperatorError."""
-
-    def reload_finished(self, succeeded: bool) -> None:
-        """Take note that the generation of the last `reload` has taken over, or has failed."""
-
-    def reopen_log(self) -> None:
-        """Open the master's log file again."""
-
-    def stop_listening(self) -> None:
-        """Close the listening sockets. Called once, before the children are told to stop."""
 
 
 class Supervisor:
@@ -107,6 +92,9 @@ class Supervisor:
         self._started = False
         """Whether the first workers were ready."""
         self._reload_wanted = False
+        self._reading: ForkedCall | None = None
+        """What reads the configuration for a reload."""
+        self._reading_deadline = math.inf
         self._stopping = False
         self._code = os.EX_OK
         self._master_alive_fd, self._master_fd = os.pipe()
@@ -130,6 +118,11 @@ class Supervisor:
             signal.setitimer(signal.ITIMER_REAL, self._seconds_to_next_poll(now))
             MASTER_SIGNALS[signal.Signals(signal.sigwait(MASTER_SIGNALS))](self)
 
+    @property
+    def max_children(self) -> int:
+        """The most children of a generation: so many that another generation has rows beside it."""
+        return self._counters.rows // 2
+
     # Signal handlers.
 
     def drain(self) -> None:
@@ -149,8 +142,15 @@ class Supervisor:
             self._tell_to_stop(child, signal.SIGINT, self._timing.fast_stop_timeout)
 
     def reload(self) -> None:
-        """Start the next generation, once no other reload is under way."""
-        self._reload_wanted = True
+        """Start the next generation, once no other reload is under way.
+
+        When a terminal is closed, its processes get the same signal; then stop.
+        """
+        if self._service.is_terminal_closed():
+            log.info("the terminal is closed")
+            self.drain()
+        else:
+            self._reload_wanted = True
 
     def reopen_log(self) -> None:
         """Open the log again: first the master, which may create the file, then the children."""
@@ -161,12 +161,17 @@ class Supervisor:
     def add_worker(self) -> None:
         """Run one worker more, until the next reload."""
         workers, plan = self._current.workers, self._current.plan
-        workers.append(Slot(plan.worker(len(workers) + 1)))
+        if len(self._current.slots) < self.max_children:
+            workers.append(Slot(plan.worker(len(workers) + 1)))
+        else:
+            log.warning("there are %d workers, and not more until the next start", len(workers))
 
     def remove_worker(self) -> None:
         """Run one worker less, until the next reload; the last one stays."""
         if len(self._current.workers) > 1:
             self._retire(self._current.workers.pop(), self._current.plan)
+        else:
+            log.info("the last worker stays")
 
     def reap(self) -> None:
         """Wait for every child that has exited: one SIGCHLD may stand for several.
@@ -175,9 +180,12 @@ class Supervisor:
         """
         with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-                child = self._children.pop(found[0], None)
+                pid, code = found[0], os.waitstatus_to_exitcode(found[1])
+                child = self._children.pop(pid, None)
                 if child is not None:
-                    self._handle_exit(child, os.waitstatus_to_exitcode(found[1]), time.monotonic())
+                    self._handle_exit(child, code, time.monotonic())
+                elif self._reading is not None and pid == self._reading.pid:
+                    self._configuration_read(self._reading, code)
 
     def wake(self) -> None:
         """Do nothing: the alarm that `run` set only ends its wait."""
@@ -192,7 +200,7 @@ class Supervisor:
         if not self._stopping:
             self._check_start()
         if not self._stopping:
-            self._check_reload()
+            self._check_reload(now)
         for slot in self._vacant_slots():
             if slot.start_at <= now and self._has_free_row():
                 self._start(slot, now)
@@ -203,7 +211,7 @@ class Supervisor:
         starting = any(not child.ready_at and not child.stopping for child in children)
         poll = self._timing.poll_starting if starting else self._timing.poll
         moments = [slot.start_at for slot in self._vacant_slots()] + [child.deadline for child in children]
-        return max(0.001, min([now + poll, *moments]) - now)
+        return max(0.001, min([now + poll, self._reading_deadline, *moments]) - now)
 
     def _slots(self) -> list[Slot]:
         """Return the slots that are to be filled."""
@@ -254,38 +262,69 @@ class Supervisor:
             self._code = os.EX_SOFTWARE
             self.drain()
             return
-        # A worker that failed is not waited for: it is tried again while the others serve.
-        if not self._started and all(slot.ready or slot.failures for slot in workers):
+        # A child that failed is not waited for: it is tried again while the others serve.
+        if not self._started and all(slot.ready or slot.failures for slot in self._current.slots):
             self._started = any(slot.ready for slot in workers)
             if self._started:
-                self._service.ready()
+                self._service.ready(self._current.failed_jobs())
 
-    def _check_reload(self) -> None:
+    def _check_reload(self, now: float) -> None:
         """Finish the reload under way, if its workers are ready or have failed; begin the next one."""
         if self._next is not None:
             self._finish_reload(self._next)
-        if self._reload_wanted and self._started and self._next is None:
+        if self._reading is not None and now >= self._reading_deadline:
+            self._stop_reading()
+            self._reload_failed(f"reading the configuration took over {self._timing.read_timeout:g} s")
+        if self._reload_wanted and self._started and self._next is None and self._reading is None:
             self._reload_wanted = False
+            self._service.reload_began()
             try:
-                self._next = Generation(self._service.reload())
-            except OperatorError as error:
-                log.error("reload failed, nothing has changed: %s", error)
+                self._reading = ForkedCall("blackhole: reload", self._service.read, MASTER_SIGNALS)
+            except OSError as error:
+                self._reload_failed(f"cannot fork: {error.strerror}")
+            else:
+                self._reading_deadline = now + self._timing.read_timeout
+
+    def _configuration_read(self, call: ForkedCall, code: int) -> None:
+        """Begin the next generation with what was read, or leave everything as it is."""
+        self._reading, self._reading_deadline = None, math.inf
+        try:
+            self._next = Generation(self._service.reload(call.result(code)))
+        except OperatorError as error:
+            self._reload_failed(str(error))
+        else:
+            missing = len(self._children) + len(self._next.slots) - self._counters.rows
+            if missing > 0:
+                log.warning("the reload waits until %d old processes have ended", missing)
+
+    def _reload_failed(self, reason: str) -> None:
+        log.error("reload failed, nothing has changed: %s", reason)
+        self._service.reload_failed()
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading, self._reading_deadline = None, math.inf
 
     def _finish_reload(self, fresh: Generation) -> None:
         """Let the new generation take over if all its workers are ready; retire it if one has failed.
 
-        Other jobs are not waited for: mail does not depend on them.
+        Another job that does not start is no reason to fail: mail does not depend on it. The old
+        process of that job stays.
         """
         failed = any(slot.failures for slot in fresh.workers)
-        if not failed and not all(slot.ready for slot in fresh.workers):
+        if not failed and not all(slot.ready or slot.failures for slot in fresh.slots):
             return
         if failed:
             log.error("reload failed, nothing has changed: a new worker does not start")
         old = fresh if failed else self._current
         self._current, self._next = self._current if failed else fresh, None
+        failed_jobs = [] if failed else fresh.failed_jobs()
+        if not failed:
+            fresh.keep(old, failed_jobs)
         for slot in old.slots:
             self._retire(slot, old.plan)
-        self._service.reload_finished(not failed)
+        self._service.reload_finished(not failed, failed_jobs)
 
     # Starts and exits of children.
 
@@ -303,6 +342,7 @@ class Supervisor:
             run_child(slot.job, ChildContext(row, self._master_alive_fd), MASTER_SIGNALS)
         deadline = now + self._timing.heartbeat_timeout
         slot.child = self._children[pid] = Child(pid, row, slot.job.title, deadline)
+        self._service.child_started(pid)
 
     def _handle_exit(self, child: Child, code: int, now: float) -> None:
         """Free the row of a child that has exited, and schedule the next start if its slot is still needed.
@@ -341,6 +381,7 @@ class Supervisor:
     def _begin_stop(self) -> None:
         if not self._stopping:
             self._stopping = True
+            self._stop_reading()
             self._service.stop_listening()
 
     def _retire(self, slot: Slot, plan: ProcessPlan) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from blackhole import input_file
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import OperatorError
@@ -54,6 +55,11 @@ def profiles() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
+def read_profiles() -> tuple[ScenarioSource, ...]:
+    """Read all profiles."""
+    return tuple(read_source(f"{PROFILE_PREFIX}{name}") for name in profiles())
+
+
 def read_source(name: str) -> ScenarioSource:
     """Read a file, or a `profile:NAME`. Raises OperatorError."""
     path = name
@@ -67,8 +73,7 @@ def read_source(name: str) -> ScenarioSource:
             )
         path = os.path.join(PROFILES_FOLDER, f"{profile}.toml")
     try:
-        with open(path, "rb") as file:
-            return ScenarioSource(name, decode_source(file.read(), f"scenario {name}"))
+        return ScenarioSource(name, decode_source(input_file.read(path).octets, f"scenario {name}"))
     except OSError as error:
         raise OperatorError(f"scenario {name}: {error.strerror}") from None
 

@@ -42,13 +42,15 @@ class ScenarioControl:
     """
 
     def __init__(
-        self, settings: Settings, loaded: Scenario, channel: ControlChannel, counters: Counters
+        self,
+        settings: Settings,
+        loaded: Scenario,
+        profiles: Iterable[ScenarioSource],
+        channel: ControlChannel,
+        counters: Counters,
     ) -> None:
-        profiles = [f"{scenario.PROFILE_PREFIX}{name}" for name in scenario.profiles()]
         self._settings, self._loaded, self._channel, self._counters = settings, loaded, channel, counters
-        self._sources: Final = {
-            source.name: source for source in (*map(scenario.read_source, profiles), *loaded.sources)
-        }
+        self._sources: Final = {source.name: source for source in (*profiles, *loaded.sources)}
         files = ", ".join(os.path.basename(source.name) for source in loaded.sources)
         self.choices: Final = [
             {"name": LOADED, "about": files, "rules": len(loaded.rules)},

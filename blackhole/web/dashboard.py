@@ -12,7 +12,7 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from blackhole.metrics.counters import Counters
@@ -24,7 +24,7 @@ from blackhole.web.base_handler import AllowedHosts
 from blackhole.web.control import ScenarioControl
 from blackhole.web.events import EventStream
 from blackhole.web.history import History
-from blackhole.web.static_files import load_files
+from blackhole.web.static_files import StaticFile
 from blackhole.web.stats_view import StatsView
 
 SEND_BUFFER: Final = 65536
@@ -32,19 +32,20 @@ SEND_BUFFER: Final = 65536
 
 
 class Dashboard:
-    """The process. Construct it while the program's files can be read, before privileges are dropped."""
+    """The process. Everything that it needs was read and imported before."""
 
     def __init__(
         self,
         settings: Settings,
         counters: Counters,
         history: History,
+        files: Mapping[str, StaticFile],
         context: ChildContext,
         control: ScenarioControl,
     ) -> None:
         self._stats: Final = StatsView(settings, counters, history, control.state)
         self._control: Final = control
-        self._files: Final = load_files()
+        self._files: Final = files
         self._hosts: Final = AllowedHosts(settings)
         self._counters, self._context = counters, context
 
