@@ -61,11 +61,11 @@ def test_documents_show_the_output_of_explain(tmp_path: Path) -> None:
 # What it says
 
 
-def said(text: str, *flags: str) -> list[str]:
+def explain_lines(text: str, *flags: str) -> list[str]:
     """The lines that explain prints."""
-    told = dict(flag.split("=", 1) for flag in flags)
+    options = dict(flag.split("=", 1) for flag in flags)
     rules = parse_rules(text, "test.toml")
-    return list(explain.explain(rules, "bounce", explain.read_context(told, "127.0.0.1:25"), Random(7)))
+    return list(explain.explain(rules, "bounce", explain.read_context(options, "127.0.0.1:25"), Random(7)))
 
 
 ALL = """
@@ -120,33 +120,33 @@ for = "1m"
 """
 
 
-USUAL = "Result: the command's own reply"
+OWN_REPLY = "Result: the command's own reply"
 
-NOBODY = "Result: no rule matches; mode bounce: reject every message at its end, with a random code"
+NO_RULE = "Result: no rule matches; mode bounce: reject every message at its end, with a random code"
 
 
 @pytest.mark.parametrize(
     ("flags", "last"),
     [
         (["client=192.0.2.1"], ["  rule 1 (connect) matches", "Result: stall"]),
-        (["client=192.0.3.1"], [NOBODY]),
-        (["helo=x"], ["  rule 2 matches", f"{USUAL}, without SIZE DSN, with XFUTURE"]),
-        (["phase=starttls"], [f"{USUAL}, certificate expired"]),
+        (["client=192.0.3.1"], [NO_RULE]),
+        (["helo=x"], ["  rule 2 matches", f"{OWN_REPLY}, without SIZE DSN, with XFUTURE"]),
+        (["phase=starttls"], [f"{OWN_REPLY}, certificate expired"]),
         (["sender=<>", "tls=yes"], ["  rule 4 matches", "Result: 550-5.7.1 No | 550 5.7.1 null senders"]),
-        (["rcpt=b@x", "helo=A"], ["  rule 5 matches", f"{USUAL}, after 2 s, drip"]),
+        (["rcpt=b@x", "helo=A"], ["  rule 5 matches", f"{OWN_REPLY}, after 2 s, drip"]),
         (["size=2000"], ["  rule 6 matches", "Result: 552 5.3.4 Too large"]),
-        (["header=subject: axb"], ["  rule 6 does not match: size is not > 1k", "  rule 7 matches", USUAL]),
-        (["phase=other"], [NOBODY]),
+        (["header=subject: x"], ["  rule 6 does not match: size is not > 1k", "  rule 7 matches", OWN_REPLY]),
+        (["phase=other"], [NO_RULE]),
         (["phase=DATA", "at=61"], ["  rule 8 matches", "Result: 451 4.3.0 Now"]),
         (["phase=DATA", "at=1.5m"], ["  rule 8 matches", "Result: 451 4.3.0 Now"]),
     ],
 )  # fmt: skip
 def test_explain_shows_the_rule_that_matches(flags: list[str], last: list[str]) -> None:
-    assert said(ALL, *flags)[-len(last) :] == last
+    assert explain_lines(ALL, *flags)[-len(last) :] == last
 
 
 def test_explain_says_why_rules_do_not_match() -> None:
-    assert said(ALL, "rcpt=b@x", "helo=b", "attempt=3", "at=5") == [
+    assert explain_lines(ALL, "rcpt=b@x", "helo=b", "attempt=3", "at=5") == [
         "RCPT from 127.0.0.1 at 127.0.0.1:25, HELO b, RCPT b@x, attempt 3, 5 s after the start",
         "  rule 1 (connect) does not match: only at CONNECT",
         "  rule 2 does not match: only at EHLO",
@@ -156,14 +156,14 @@ def test_explain_says_why_rules_do_not_match() -> None:
         "  rule 6 does not match: only at .",
         "  rule 7 does not match: only at .",
         "  rule 8 does not match: only at DATA",
-        NOBODY,
+        NO_RULE,
     ]
-    assert "  rule 8 does not match: window w is closed" in said(ALL, "phase=DATA")
+    assert "  rule 8 does not match: window w is closed" in explain_lines(ALL, "phase=DATA")
     assert (
-        said(ALL, "sender=<>", "tls=yes", "listener=0.0.0.0:26")[4]
+        explain_lines(ALL, "sender=<>", "tls=yes", "listener=0.0.0.0:26")[4]
         == "  rule 4 does not match: listener is not 25"
     )
-    assert said(ALL, "sender=<>")[4] == "  rule 4 does not match: tls is not true"
+    assert explain_lines(ALL, "sender=<>")[4] == "  rule 4 does not match: tls is not true"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_explain_says_why_rules_do_not_match() -> None:
 )
 def test_mistake_in_an_option_of_explain_is_a_usage_error(flag: str, wrong: str) -> None:
     with pytest.raises(OperatorError) as found:
-        said(ALL, flag)
+        explain_lines(ALL, flag)
     assert str(found.value).startswith(wrong)
     assert found.value.code == 64
 
@@ -213,7 +213,7 @@ reply = "421 4.7.0 Too many"
 )  # fmt: skip
 def test_explain_assumes_the_earlier_attempts(flags: list[str], last: list[str]) -> None:
     """As if all attempts were those of one client, and each as long after the other as a greylist wants."""
-    assert set(last) <= set(said(GATES, *flags))
+    assert set(last) <= set(explain_lines(GATES, *flags))
 
 
 def test_explain_uses_the_mode_of_the_listener() -> None:
@@ -254,16 +254,17 @@ def test_explain_agrees_with_the_rule_table() -> None:
             for sender in (b"", b"ann@s.example", b"x@y"):
                 for attempt in (1, 2, 3):
                     for client in ("192.0.2.9", "198.51.100.1"):
-                        told = RuleContext("127.0.0.1:25", client, secure=attempt == 3)
-                        told.phase, told.sender, told.attempt = "RCPT", sender, attempt
-                        told.recipient = f"{name}@{domain}".encode() if domain else name.encode()
-                        found = policy.tables_for(told)["RCPT"].find(told, Random(7))
-                        *_, last = explain.explain(rules, "accept", told, Random(7))
+                        context = RuleContext("127.0.0.1:25", client, secure=attempt == 3)
+                        context.phase, context.sender, context.attempt = "RCPT", sender, attempt
+                        context.recipient = f"{name}@{domain}".encode() if domain else name.encode()
+                        found = policy.tables_for(context)["RCPT"].find(context, Random(7))
+                        *_, last = explain.explain(rules, "accept", context, Random(7))
                         if found is None:
                             assert last.startswith("Result: no rule matches")
                         else:
                             assert (
-                                last == f"Result: {explain.describe_effect(found.effect, found.draws, told)}"
+                                last
+                                == f"Result: {explain.describe_effect(found.effect, found.draws, context)}"
                             )
                             asked += 1
     assert asked > 100

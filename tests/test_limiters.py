@@ -59,7 +59,7 @@ def say(session: Session, line: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("times", "heard"),
+    ("times", "description"),
     [
         ({0: "450", 299: "450", 300: "250", 301: "250", 1e6: "250"}, "the first retry that is late enough"),
         ({0: "450", 300: "250", 301: "250", 1e6: "250"}, "a retry just in time"),
@@ -69,10 +69,10 @@ def say(session: Session, line: str) -> str:
     ],
 )  # fmt: skip
 def test_greylist_accepts_a_retry_in_time_and_all_attempts_after_it(
-    times: dict[float, str], heard: str
+    times: dict[float, str], description: str
 ) -> None:
     listener = SimulatedListener("", "greylist")
-    assert {at: listener.rcpt(at) for at in times} == times, heard
+    assert {at: listener.rcpt(at) for at in times} == times, description
 
 
 def test_greylist_key_is_client_network_sender_and_recipient() -> None:
@@ -116,37 +116,37 @@ def throttled(what: str, more: str = "") -> SimulatedListener:
 
 def test_period_of_a_throttle_begins_with_the_first_command() -> None:
     listener = throttled("recipients = 2, per = 'minute'")
-    heard = {at: listener.rcpt(at) for at in (50, 70, 80, 109, 110, 111, 112, 170)}
-    assert "".join(code[0] for code in heard.values()) == "22442242"
+    codes = {at: listener.rcpt(at) for at in (50, 70, 80, 109, 110, 111, 112, 170)}
+    assert "".join(code[0] for code in codes.values()) == "22442242"
 
 
 @pytest.mark.parametrize(
-    ("by", "heard"),
+    ("by", "classes"),
     [("client", "2422"), ("sender-domain", "2442"), ("recipient-domain", "2244"), ("all", "2444")],
 )
-def test_throttle_counts_for_the_client_the_domain_or_all(by: str, heard: str) -> None:
+def test_throttle_counts_for_the_client_the_domain_or_all(by: str, classes: str) -> None:
     listener = throttled(f"recipients = 1, per = 60, by = '{by}'")
-    said = [
+    codes = [
         listener.rcpt(1),
         listener.rcpt(2, sender="eve@A", recipient="b@c" if by == "recipient-domain" else "b@b"),
         listener.rcpt(3, client="192.0.2.2", recipient="x@B", sender="a@a"),
         listener.rcpt(4, client="192.0.2.3", sender="a@c", recipient="y@c"),
     ]
-    assert "".join(code[0] for code in said) == heard
+    assert "".join(code[0] for code in codes) == classes
 
 
 def test_rules_with_the_same_name_have_their_own_quotas() -> None:
     more = "name = 'limit'\n[[rule]]\nname = 'limit'\nthrottle = { recipients = 4, per = 'hour' }\n"
     listener = throttled("recipients = 2, per = 'minute'", more + "reply = '452 4.5.3 Too many'")
-    heard = [listener.rcpt(at) for at in (0, 1, 2, 60, 61, 62, 120)]
-    assert heard == ["250", "250", "450", "250", "250", "450", "452"]
+    codes = [listener.rcpt(at) for at in (0, 1, 2, 60, 61, 62, 120)]
+    assert codes == ["250", "250", "450", "250", "250", "450", "452"]
 
 
 def test_throttle_at_mail_counts_the_declared_size() -> None:
     listener = throttled("bytes = '1k', per = 'hour'", "phase = 'MAIL'")
     session, _ = listener.arrive()
-    heard = [say(session, f"MAIL FROM:<ann@a> SIZE={size}") for size in (1000, 24, 1, 0, 2000)]
-    assert heard == ["250", "250", "450", "250", "450"]
+    codes = [say(session, f"MAIL FROM:<ann@a> SIZE={size}") for size in (1000, 24, 1, 0, 2000)]
+    assert codes == ["250", "250", "450", "250", "450"]
 
 
 def test_connection_holds_a_slot_until_it_closes() -> None:
@@ -168,7 +168,7 @@ def test_quota_of_a_connection_continues_after_starttls() -> None:
     assert say(session, "MAIL FROM:<ann@a>") == "450"
 
 
-class Tally(AttemptTable):
+class CountingTable(AttemptTable):
     """Keeps in mind what it was asked to count."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class Tally(AttemptTable):
 
 
 @pytest.mark.parametrize(
-    ("conditions", "tried"),
+    ("conditions", "counted"),
     [
         ("recipient = 'carl@*'\nattempt = 2", ["carl@b", "carl@c"]),
         ("recipient = 'carl@*'\nsender = 'ann@*'\nchance = 0.5", ["carl@b", "carl@c"]),
@@ -194,16 +194,16 @@ class Tally(AttemptTable):
     ],
 )
 def test_attempts_are_counted_only_for_envelopes_that_a_rule_can_match(
-    conditions: str, tried: list[str]
+    conditions: str, counted: list[str]
 ) -> None:
-    memory = Tally()
+    memory = CountingTable()
     listener = SimulatedListener(
         f"[[rule]]\nphase = 'RCPT'\n{conditions}\nreply = '450 4.2.1 Later'\n", memory=memory
     )
     session, _ = listener.arrive()
     for line in ("EHLO me", "MAIL FROM:<ann@a>", "RCPT TO:<bob@b>", "RCPT TO:<carl@b>", "RCPT TO:<carl@c>"):
         say(session, line)
-    assert [key.rpartition(b"\0")[2].decode() for key in memory.keys] == tried
+    assert [key.rpartition(b"\0")[2].decode() for key in memory.keys] == counted
 
 
 def test_scopes_of_a_store_do_not_share_slots() -> None:
@@ -220,9 +220,9 @@ def test_null_store_has_no_records() -> None:
     assert [NULL_STORE.update(b"x", 5.0, count_attempt) for _ in range(2)] == [1, 1]
     assert NULL_STORE.refuse_or_acquire(b"x", 0) and not NULL_STORE.refuse_or_acquire(b"x", 1)
     NULL_STORE.release(b"x")
-    case = RuleContext()
-    assert Greylist(0, 1).blocks("x", case, NULL_STORE)
-    assert not RateLimit("messages", 1, 60, "all").blocks("x", case, NULL_STORE)
+    context = RuleContext()
+    assert Greylist(0, 1).blocks("x", context, NULL_STORE)
+    assert not RateLimit("messages", 1, 60, "all").blocks("x", context, NULL_STORE)
 
 
 # Where nobody knows

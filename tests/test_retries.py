@@ -25,7 +25,7 @@ def retries(program: Program, pid: Path) -> dict[str, dict[str, int]]:
 
 def test_retries_are_tracked_over_all_workers(tmp_path: Path) -> None:
     """In connections that go to any of four workers, over a reload too."""
-    fates = "".join(
+    text = "".join(
         f"[[rule]]\nphase = '.'\nattempt = 1\nrecipient = '{name}@*'\n{what}\n"
         for name, what in (
             ("before", "then = 'close-before-reply'"),
@@ -36,7 +36,7 @@ def test_retries_are_tracked_over_all_workers(tmp_path: Path) -> None:
         )
     )
     pid = tmp_path / "pid"
-    with Sink(f"--pid={pid}", "--workers=4", scenario_option(tmp_path, fates)) as program:
+    with Sink(f"--pid={pid}", "--workers=4", scenario_option(tmp_path, text)) as program:
         program.dashboard()
         for turn in ("first", "second"):
             assert post(program.http, "/runs", {"name": turn}).status == 201
@@ -73,8 +73,8 @@ def test_new_message_of_smtp_source_or_swaks_is_no_retry(tmp_path: Path) -> None
     """They give up when they are put off or refused. The next run has come again, and is not to blame."""
     pid = tmp_path / "pid"
     refuse = "[[rule]]\nphase = '.'\nrecipient = '{}*'\nreply = '{} No'\n"
-    fates = refuse.format("later", "450 4.2.1") + refuse.format("no", "550 5.1.1")
-    with Program(f"--pid={pid}", scenario_option(tmp_path, fates)) as program:
+    text = refuse.format("later", "450 4.2.1") + refuse.format("no", "550 5.1.1")
+    with Program(f"--pid={pid}", scenario_option(tmp_path, text)) as program:
         host, port = program.address
         senders = (
             (path_of("smtp-source"), "-M", "client.test", "-f", SENDER, "-t", "{}@source", f"{host}:{port}"),
@@ -121,7 +121,7 @@ def test_postfix_retries_deferred_mail_after_a_pause(tmp_path: Path, postfix_fol
 @requires_postfix
 def test_postfix_sends_messages_with_an_uncertain_outcome_again(tmp_path: Path, postfix_folder: Path) -> None:
     """What was closed behind the 250 it takes for delivered; all else it sends again, once."""
-    fates = "".join(
+    text = "".join(
         f"[[rule]]\nphase = '.'\nattempt = 1\nrecipient = '{name}@*'\n{what}\n"
         for name, what in (
             ("before", "then = 'close-before-reply'"),
@@ -135,7 +135,7 @@ def test_postfix_sends_messages_with_an_uncertain_outcome_again(tmp_path: Path, 
     pid = tmp_path / "pid"
     hasty = f"{QUICK_RETRIES}smtp_data_done_timeout = 2s\n"
     with (
-        Program(f"--pid={pid}", "--hostname=mx.test", scenario_option(postfix_folder, fates)) as program,
+        Program(f"--pid={pid}", "--hostname=mx.test", scenario_option(postfix_folder, text)) as program,
         Postfix(postfix_folder, program.address, more=hasty) as postfix,
     ):
         for name in ("before", "within", "after", "late", "later", "no"):

@@ -35,7 +35,7 @@ def engine(text: str, strict: bool = False) -> SMTPEngine:
     return make_engine(rules, strict=strict)
 
 
-def spoke(session: Session) -> list[int]:
+def matched(session: Session) -> list[int]:
     """The rules that have spoken since the last look, by their numbers."""
     said, session.counted_events = session.counted_events, []
     return [cell - 10000 for cell in said if cell > 10000]
@@ -65,20 +65,20 @@ def test_match_is_counted_whatever_the_effect(who: str, rule: int) -> None:
     session = engine(FOUR).session()
     session.greet()
     session.receive(b"HELO client.test\r\nMAIL FROM:<a@example.com>\r\n")
-    assert spoke(session) == []
+    assert matched(session) == []
     session.receive(b"RCPT TO:<%s@example.com>\r\n" % who.encode())
-    assert spoke(session) == [rule]
+    assert matched(session) == [rule]
     session.receive(b"NOOP\r\n")
-    assert spoke(session) == []
+    assert matched(session) == []
 
 
 def test_match_is_counted_for_a_fault_without_a_reply() -> None:
     session = engine(FOUR).session()
     session.greet()
     session.receive(b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n")
-    assert spoke(session) == []
+    assert matched(session) == []
     assert session.receive(b"hello\r\n.\r\n") == b""
-    assert spoke(session) == [4]
+    assert matched(session) == [4]
 
 
 def test_match_is_counted_before_an_implicit_handshake() -> None:
@@ -86,7 +86,7 @@ def test_match_is_counted_before_an_implicit_handshake() -> None:
     session.check_implicit_tls()
     session.secured()
     session.greet()
-    assert spoke(session) == [1]
+    assert matched(session) == [1]
 
 
 def test_rule_without_a_counter_is_not_counted() -> None:
@@ -101,7 +101,7 @@ def test_fault_in_the_greeting_meets_a_client_that_talks_first(then: str) -> Non
     session = engine(f'[[rule]]\nphase = "CONNECT"\nthen = "{then}"\n', strict=True).session()
     out = session.greet()
     assert session.client_spoke_first(out) == out
-    assert spoke(session) == [1]
+    assert matched(session) == [1]
 
 
 # In the map
@@ -167,7 +167,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
     yield path
 
 
-def settled(look: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
+def wait_for_hits(look: Callable[[], dict[str, int]], wanted: dict[str, int]) -> None:
     """Who was not answered is counted when his connection has ended, which he may hear of before."""
     wait_for(lambda: look() == wanted, f"{wanted}")
 
@@ -182,7 +182,7 @@ def test_rule_hits_are_exact_over_killed_workers_and_reloads(file: Path, tmp_pat
         for number in range(30):
             asked = ("nobody", "gone", "bob")[number % 3]
             outcome(program.port, "ann@example.com", f"{asked}@example.com")
-        settled(hits, {"nobody here": 10, "2": 10, "never": 0})
+        wait_for_hits(hits, {"nobody here": 10, "2": 10, "never": 0})
         for victim in program.workers():
             os.kill(victim, signal.SIGKILL)
             wait_for(partial(replaced, program, victim), "a successor")
@@ -193,7 +193,7 @@ def test_rule_hits_are_exact_over_killed_workers_and_reloads(file: Path, tmp_pat
         wait_for(lambda: not old.intersection(program.workers()), "the new workers")
         wait_for(lambda: "ever" in hits(), "the new rules")
         assert outcome(program.port, "ann@example.com", "nobody@example.com").startswith("550")
-        settled(hits, {"nobody here": 12, "2": 10, "never": 0, "ever": 0})
+        wait_for_hits(hits, {"nobody here": 12, "2": 10, "never": 0, "ever": 0})
         told = "Rule matches:\n  nobody here: 12\n  rule 2: 10\n  never: 0\n"
         assert told in run("report", f"--pid={pid}").stdout
         assert "rule matches: 22\n" in run("status", f"--pid={pid}").stdout
@@ -209,7 +209,7 @@ def test_match_is_counted_while_the_client_waits_for_a_stalled_reply(tmp_path: P
     with Program(f"--scenario={path}") as program, socket.create_connection(program.address, 20) as client:
         client.recv(4096)
         client.sendall(b"NOOP\r\n")
-        settled(lambda: program.snapshot().rule_hits, {"mute": 1})
+        wait_for_hits(lambda: program.snapshot().rule_hits, {"mute": 1})
         assert program.snapshot().open == 1
 
 
@@ -224,14 +224,14 @@ def test_one_shot_rules_are_counted_and_a_run_counts_from_its_start(file: Path) 
 
         assert outcome(program.port, "ann@example.com", "nobody@example.com")[:3] == "550"
         assert figures(program.http)["scenario"]["names"] == ["nobody here", "2", "never"]
-        settled(hits, {"nobody here": 1, "2": 0, "never": 0})
+        wait_for_hits(hits, {"nobody here": 1, "2": 0, "never": 0})
         assert post(program.http, "/runs", {"name": "one"}).status == 201
         rule = {"phase": "RCPT", "recipient": "bob@*", "reply": "451 4.3.0 Later"}
         assert post(program.http, "/next", {"count": 3, "name": "mine", **rule}).status == 200
         assert post(program.http, "/next", {"count": 1, **rule}).status == 200
         heard = [outcome(program.port, "ann@example.com", "bob@example.com")[:3] for _ in range(6)]
         assert heard == ["451"] * 4 + ["250"] * 2
-        settled(hits, {"nobody here": 1, "2": 0, "never": 0, "POST /next": 4})
+        wait_for_hits(hits, {"nobody here": 1, "2": 0, "never": 0, "POST /next": 4})
         text = '[[rule]]\nname = "full"\nphase = "RCPT"\nreply = "452 4.2.2 Full"\n'
         assert ask(program.http, "/scenario", "PUT", text).json["names"] == ["full"]
         with smtplib.SMTP("127.0.0.1", program.port, local_hostname="client.test", timeout=20) as client:
@@ -239,7 +239,7 @@ def test_one_shot_rules_are_counted_and_a_run_counts_from_its_start(file: Path) 
                 client.mail("ann@example.com")
                 assert client.rcpt("bob@example.com")[0] == 452
                 client.rset()
-        settled(hits, {"nobody here": 1, "2": 0, "never": 0, "POST /next": 4, "full": 5})
+        wait_for_hits(hits, {"nobody here": 1, "2": 0, "never": 0, "POST /next": 4, "full": 5})
         report = ask(program.http, "/runs/one").json
         assert report["rule_hits"] == {"nobody here": 0, "2": 0, "never": 0, "POST /next": 4, "full": 5}
         scraped = ask(program.http, "/metrics").body.decode()

@@ -22,7 +22,7 @@ TEXT = st.sampled_from(
 )
 
 
-def hidden(text: str, start: int, length: int, sign: str) -> str:
+def with_wildcard(text: str, start: int, length: int, sign: str) -> str:
     """A glob that the text fits, whatever is in the place of what is hidden."""
     return text[:start] + sign + text[start + length :]
 
@@ -31,8 +31,8 @@ GLOB = st.one_of(
     TEXT,
     TEXT.map(lambda text: "*" + text[text.rfind("@") :]),
     st.tuples(TEXT, st.integers(1, 6)).map(lambda cut: cut[0][: cut[1]] + "*"),
-    st.builds(hidden, TEXT, st.integers(0, 16), st.integers(0, 12), st.just("*")),
-    st.builds(hidden, TEXT, st.integers(0, 9), st.just(1), st.just("?")),
+    st.builds(with_wildcard, TEXT, st.integers(0, 16), st.integers(0, 12), st.just("*")),
+    st.builds(with_wildcard, TEXT, st.integers(0, 9), st.just(1), st.just("?")),
     st.tuples(TEXT, st.integers(0, 5), st.integers(6, 14)).map(lambda cut: f"*{cut[0][cut[1] : cut[2]]}*"),
 )
 GLOBS = st.lists(GLOB, min_size=1, max_size=2)
@@ -40,31 +40,31 @@ NAME = st.sampled_from(["To", "Subject", "X-*", "T?"])
 FIELDS = st.lists(st.tuples(NAME, GLOB).map(": ".join), min_size=1, max_size=2)
 
 
-def addressed(key: str, globs: Sequence[str]) -> Condition:
+def text_condition(key: str, globs: Sequence[str]) -> Condition:
     made = GlobSet(globs)
-    return Condition(key, "", lambda case: made.match(getattr(case, key)), made)
+    return Condition(key, "", lambda context: made.match(getattr(context, key)), made)
 
 
-def fielded(globs: Sequence[str]) -> Condition:
+def header_condition(globs: Sequence[str]) -> Condition:
     made = GlobSet(globs)
-    return Condition("header", "", lambda case: any(map(made.match, case.header)), made)
+    return Condition("header", "", lambda context: any(map(made.match, context.header)), made)
 
 
-def sized(sign: str, limit: int) -> Condition:
+def size_condition(sign: str, limit: int) -> Condition:
     compare = comparison(sign, limit)
-    return Condition("size", "", lambda case: compare(case.size), compare)
+    return Condition("size", "", lambda context: compare(context.size), compare)
 
 
-SIZES = st.builds(sized, st.sampled_from(sorted(COMPARISONS)), st.integers(0, 4))
+SIZES = st.builds(size_condition, st.sampled_from(sorted(COMPARISONS)), st.integers(0, 4))
 
 Tests = tuple[Condition, ...]
 
 KINDS: tuple[st.SearchStrategy[Tests], ...] = (
     st.just(()),
-    GLOBS.map(lambda globs: (addressed("recipient", globs),)),
-    GLOBS.map(lambda globs: (addressed("sender", globs),)),
-    FIELDS.map(lambda globs: (fielded(globs),)),
-    st.tuples(GLOBS.map(lambda globs: addressed("helo", globs)), FIELDS.map(fielded)),
+    GLOBS.map(lambda globs: (text_condition("recipient", globs),)),
+    GLOBS.map(lambda globs: (text_condition("sender", globs),)),
+    FIELDS.map(lambda globs: (header_condition(globs),)),
+    st.tuples(GLOBS.map(lambda globs: text_condition("helo", globs)), FIELDS.map(header_condition)),
     SIZES.map(lambda size: (size,)),
 )
 HOURS = st.sampled_from([None, None, Window("night", 10, 10), Window("noon", 15, 10)])
@@ -98,22 +98,22 @@ def test_table_finds_the_first_rule_whose_conditions_match(
         Rule(frozenset(("RCPT",)), Effect(), tests, window=window, counter=number)
         for number, (tests, window) in enumerate(made, 1)
     ]
-    case = RuleContext()
-    case.size = size
-    case.sender, case.recipient, case.helo, case.elapsed = (
+    context = RuleContext()
+    context.size = size
+    context.sender, context.recipient, context.helo, context.elapsed = (
         sender.encode(),
         recipient.encode(),
         helo.encode(),
         at,
     )
-    case.header = [f"{name}: {value}".encode() for name, value in header]
+    context.header = [f"{name}: {value}".encode() for name, value in header]
     wanted = [
         rule.counter
         for rule in rules
-        if all(test.matches(case) for test in rule.conditions) and rule.probability(at)
+        if all(test.matches(context) for test in rule.conditions) and rule.probability(at)
     ]
     table = RuleTable(rules)
-    found = table.find(case, Random(7))
+    found = table.find(context, Random(7))
     assert found is None or isinstance(found, RuleMatch)
     assert (found.counter if found else 0) == (wanted or [0])[0]
 
@@ -124,17 +124,17 @@ def test_table_finds_the_first_rule_whose_conditions_match(
 def test_indexed_rule_is_found_by_any_part_of_an_address(glob: str) -> None:
     globs = ["ann@other.test", "*@other.test", "ann*", "*.test", "*other*", glob]
     rules = [
-        Rule(frozenset(("RCPT",)), Effect(), (addressed("recipient", [one]),), counter=number)
+        Rule(frozenset(("RCPT",)), Effect(), (text_condition("recipient", [one]),), counter=number)
         for number, one in enumerate(globs)
     ]
-    case = RuleContext()
-    case.recipient = b"Bob@BULK.example.com"
-    found = RuleTable(rules).find(case, Random(7))
+    context = RuleContext()
+    context.recipient = b"Bob@BULK.example.com"
+    found = RuleTable(rules).find(context, Random(7))
     assert isinstance(found, RuleMatch) and globs[found.counter] == glob
 
 
-@pytest.mark.parametrize(("at", "spoke"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])
-def test_indexed_rule_is_found_by_its_window(at: float, spoke: int | None) -> None:
+@pytest.mark.parametrize(("at", "matched"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])
+def test_indexed_rule_is_found_by_its_window(at: float, matched: int | None) -> None:
     hours = [
         Window("night", 0, 5),
         Window("night", 0, 5),
@@ -146,15 +146,15 @@ def test_indexed_rule_is_found_by_its_window(at: float, spoke: int | None) -> No
         Rule(frozenset(("RCPT",)), Effect(), window=window, counter=number)
         for number, window in enumerate(hours)
     ]
-    case = RuleContext()
-    case.elapsed = at
+    context = RuleContext()
+    context.elapsed = at
     table = RuleTable(rules)
-    found = table.find(case, Random(7))
-    assert (found.counter if isinstance(found, RuleMatch) else found) == spoke
+    found = table.find(context, Random(7))
+    assert (found.counter if isinstance(found, RuleMatch) else found) == matched
 
 
 @pytest.mark.parametrize(
-    ("field", "spoke"),
+    ("field", "matched"),
     [
         ("To: ann@example.com", 0),
         ("X-Load: ann@example.com", 3),
@@ -163,7 +163,7 @@ def test_indexed_rule_is_found_by_its_window(at: float, spoke: int | None) -> No
         ("From: ann@example.com", None),
     ],
 )
-def test_indexed_rule_is_found_by_a_header_field(field: str, spoke: int | None) -> None:
+def test_indexed_rule_is_found_by_a_header_field(field: str, matched: int | None) -> None:
     kinds = [
         ["To: *@example.com"],
         ["Subject: *news*", "To: *@other.test"],
@@ -171,41 +171,41 @@ def test_indexed_rule_is_found_by_a_header_field(field: str, spoke: int | None) 
         ["X-*: ann*"],
     ]
     rules = [
-        Rule(frozenset(("RCPT",)), Effect(), (fielded(globs),), counter=number)
+        Rule(frozenset(("RCPT",)), Effect(), (header_condition(globs),), counter=number)
         for number, globs in enumerate([*kinds, ["Subject: nothing"], ["From: bob@*"]])
     ]
-    case = RuleContext()
-    case.header = [field.encode()]
+    context = RuleContext()
+    context.header = [field.encode()]
     table = RuleTable(rules)
-    found = table.find(case, Random(7))
-    assert (found.counter if isinstance(found, RuleMatch) else found) == spoke
+    found = table.find(context, Random(7))
+    assert (found.counter if isinstance(found, RuleMatch) else found) == matched
 
 
 def test_indexed_rule_is_found_by_the_size() -> None:
     wanted = [(">", 1000), ("=", 40), ("<", 10), (">=", 500), ("<=", 20), (">", 100)]
     rules = [
-        Rule(frozenset((".",)), Effect(), (sized(*bound),), counter=number)
+        Rule(frozenset((".",)), Effect(), (size_condition(*bound),), counter=number)
         for number, bound in enumerate(wanted)
     ]
     table = RuleTable(rules)
-    case = RuleContext()
+    context = RuleContext()
     for size in (*range(1100), 5000):
-        case.size = size
+        context.size = size
         holds = [number for number, (sign, limit) in enumerate(wanted) if comparison(sign, limit)(size)]
-        found = table.find(case, Random(7))
+        found = table.find(context, Random(7))
         assert [found.counter if isinstance(found, RuleMatch) else found] == (holds or [None])[:1]
 
 
 def test_memory_of_the_size_index_is_bounded() -> None:
     table = RuleTable(
-        Rule(frozenset(("MAIL",)), Effect(), (sized("=", 10 * limit),), counter=limit)
+        Rule(frozenset(("MAIL",)), Effect(), (size_condition("=", 10 * limit),), counter=limit)
         for limit in range(1000)
     )
-    case = RuleContext()
-    for case.size in range(10000):
-        found = table.find(case, Random(7))
+    context = RuleContext()
+    for context.size in range(10000):
+        found = table.find(context, Random(7))
         assert (found.counter if isinstance(found, RuleMatch) else None) == (
-            None if case.size % 10 else case.size // 10
+            None if context.size % 10 else context.size // 10
         )
         assert table._index is not None and table._index._sizes is not None
         assert len(table._index._sizes._spans) <= MAX_SPANS

@@ -41,7 +41,7 @@ def engine(
     return make_engine(rules(text), mode, listener, environment, hostname="mx.test")
 
 
-def greeted(of: SMTPEngine, client: str = "192.0.2.1") -> Session:
+def greeted_session(of: SMTPEngine, client: str = "192.0.2.1") -> Session:
     session = of.session(client=client)
     session.greet()
     return session
@@ -284,7 +284,7 @@ def test_window_opens_and_closes(window: Window, shares: dict[float, float]) -> 
 def test_rule_applies_in_its_window_only() -> None:
     now = 0.0
     text = REFUSE + "window = 'outage'\n[[window]]\nname = 'outage'\nat = '1m'\nfor = '90s'\n"
-    session = greeted(engine(text, outside=RuleEnvironment(clock=lambda: now)))
+    session = greeted_session(engine(text, outside=RuleEnvironment(clock=lambda: now)))
     heard = {}
     for now in (0.0, 59.0, 60.0, 149.0, 150.0):
         heard[now] = rcpt(session, "bob@example.com")[:3]
@@ -294,7 +294,7 @@ def test_rule_applies_in_its_window_only() -> None:
 def test_ramp_raises_the_chance() -> None:
     now = 0.0
     text = REFUSE + "window = 'w'\n[[window]]\nname = 'w'\nfor = 1000\nramp = 1000\n"
-    session = greeted(engine(text, outside=RuleEnvironment(clock=lambda: now)))
+    session = greeted_session(engine(text, outside=RuleEnvironment(clock=lambda: now)))
     refused = []
     for number in range(1000):
         now = float(number)
@@ -316,7 +316,7 @@ reply = ["450 4.2.1 One", "451 4.2.1 Two", "452 4.2.1 Three"]
 
 def outcomes(text: str, count: int = 300) -> list[str]:
     of = engine(text)
-    return [rcpt(greeted(of), f"r{number}@example.com") for number in range(count)]
+    return [rcpt(greeted_session(of), f"r{number}@example.com") for number in range(count)]
 
 
 def test_same_seed_has_the_same_outcomes() -> None:
@@ -336,7 +336,7 @@ def test_chance_is_the_share_of_outcomes() -> None:
 
 
 def test_retry_draws_again() -> None:
-    session = greeted(engine(REFUSE + "chance = 0.5"))
+    session = greeted_session(engine(REFUSE + "chance = 0.5"))
     tries = [rcpt(session, "bob@example.com")[:3] for _ in range(64)]
     assert set(tries) == {"250", "450"}
 
@@ -345,7 +345,7 @@ def test_attempts_are_counted_for_each_envelope() -> None:
     of = engine(REFUSE + "attempt = '<= 2'")
     heard = []
     for sender in ("ann", "ann", "eve", "ann"):
-        session = greeted(of)
+        session = greeted_session(of)
         session.receive(f"MAIL FROM:<{sender}@example.com>\r\n".encode())
         heard.append(rcpt(session, "bob@example.com")[:3])
     assert heard == ["450", "450", "450", "250"]
@@ -360,11 +360,11 @@ def test_attempts_without_an_envelope_are_counted_for_the_client() -> None:
 # Delays
 
 
-def waits(delay: str) -> list[float]:
+def delays(delay: str) -> list[float]:
     of = engine(f"[[rule]]\nphase = 'RCPT'\ndelay = {delay}")
     found = []
     for number in range(2000):
-        session = greeted(of)
+        session = greeted_session(of)
         assert rcpt(session, f"r{number}@example.com") == ""
         assert session.next_action is NextAction.SLEEP
         found.append(session.wait)
@@ -372,19 +372,19 @@ def waits(delay: str) -> list[float]:
 
 
 def test_uniform_delay() -> None:
-    found = waits("[1, 3]")
+    found = delays("[1, 3]")
     assert 1 <= found[0] < 1.1 < 2.9 < found[-1] <= 3
     assert 1.9 < found[1000] < 2.1
 
 
 def test_lognormal_delay() -> None:
-    found = waits("{ lognormal = { median = 0.2, p99 = 5 } }")
+    found = delays("{ lognormal = { median = 0.2, p99 = 5 } }")
     assert 0.16 < found[1000] < 0.25
     assert 3 < found[1980] < 9
 
 
 def test_delay_by_percentiles() -> None:
-    found = waits("{ p50 = 1, p90 = 2, p99 = 10 }")
+    found = delays("{ p50 = 1, p90 = 2, p99 = 10 }")
     assert 0.9 < found[1000] < 1.1
     assert 1.6 < found[1760] < 2.1
     assert 7 < found[1985] <= found[-1] <= 10
@@ -395,20 +395,22 @@ def test_delay_by_percentiles() -> None:
 
 def test_listener_condition() -> None:
     text = REFUSE + "listener = 2526"
-    assert rcpt(greeted(engine(text, listener="127.0.0.1:2526")), "bob@example.com")[:3] == "450"
-    assert rcpt(greeted(engine(text, listener="127.0.0.1:2525")), "bob@example.com")[:3] == "250"
+    assert rcpt(greeted_session(engine(text, listener="127.0.0.1:2526")), "bob@example.com")[:3] == "450"
+    assert rcpt(greeted_session(engine(text, listener="127.0.0.1:2525")), "bob@example.com")[:3] == "250"
 
 
 def test_client_condition() -> None:
     of = engine(
         REFUSE + "client = '192.0.2.0/24'\n" + REFUSE.replace("450", "451") + "client = '2001:db8::/32'"
     )
-    heard = {client: rcpt(greeted(of, client), "b@x")[:3] for client in ("192.0.2.9", "2001:db8::1", "::1")}
+    heard = {
+        client: rcpt(greeted_session(of, client), "b@x")[:3] for client in ("192.0.2.9", "2001:db8::1", "::1")
+    }
     assert heard == {"192.0.2.9": "450", "2001:db8::1": "451", "::1": "250"}
 
 
 def test_tls_condition_matches_from_the_handshake_on() -> None:
-    session = greeted(engine(REFUSE + "tls = true"))
+    session = greeted_session(engine(REFUSE + "tls = true"))
     assert rcpt(session, "bob@example.com")[:3] == "250"
     session.secured()
     assert rcpt(session, "bob@example.com")[:3] == "450"
@@ -419,8 +421,8 @@ def test_number_of_kept_tables_is_limited() -> None:
     addresses = [f"192.0.{n // 256}.{n % 256}" for n in range(300)]
     of = engine("".join(REFUSE + f"client = '{address}'\n" for address in addresses))
     for address in addresses:
-        assert rcpt(greeted(of, address), "bob@example.com")[:3] == "450"
-    assert rcpt(greeted(of, "198.51.100.1"), "bob@example.com")[:3] == "250"
+        assert rcpt(greeted_session(of, address), "bob@example.com")[:3] == "450"
+    assert rcpt(greeted_session(of, "198.51.100.1"), "bob@example.com")[:3] == "250"
     assert len(of.policy.rules._tables) <= MAX_CLIENT_KINDS < 300
 
 
@@ -446,7 +448,7 @@ def test_rules_at_starttls_apply_to_implicit_tls(rule: str, next_action: NextAct
 
 
 def test_client_that_sends_during_a_delayed_reply_is_answered_after_it() -> None:
-    session = greeted(engine("[[rule]]\nphase = 'NOOP'\ndelay = 5\n"))
+    session = greeted_session(engine("[[rule]]\nphase = 'NOOP'\ndelay = 5\n"))
     assert session.receive(b"NOOP\r\n") == b""
     assert session.next_action is NextAction.SLEEP
     assert session.client_sent_early(b"") == b""
@@ -468,9 +470,9 @@ def test_index_spares_asking_a_hundred_rules() -> None:
     asked: Counter[str] = Counter()
 
     def counted(test: Condition) -> Condition:
-        def holds(case: RuleContext) -> bool:
+        def holds(context: RuleContext) -> bool:
             asked[test.text] += 1
-            return test.matches(case)
+            return test.matches(context)
 
         return test._replace(matches=holds)
 
@@ -480,7 +482,7 @@ def test_index_spares_asking_a_hundred_rules() -> None:
     text += "".join(REFUSE + f"sender = 's{n}@*'\n" for n in range(50))
     text += REFUSE + "recipient = 'vip@d7.example'\n" + REFUSE + "helo = '*a*'\n"
     watched = tuple(replace(rule, conditions=tuple(map(counted, rule.conditions))) for rule in rules(text))
-    session = greeted(make_engine(rules=watched))
+    session = greeted_session(make_engine(rules=watched))
     asked.clear()
     heard = [rcpt(session, f"{name}.example")[:3] for name in ("vip@d7", "bob@d7", "bob@d100")]
     assert heard == ["450", "450", "250"]
@@ -510,7 +512,7 @@ def test_header_conditions_see_the_beginning_of_a_header_section() -> None:
         (b"A: " + b"b" * 60000 + b"\r\n", b"550"),
         (b"A: " + b"b" * 66000 + b"\r\n", b"250"),
     ):
-        session = greeted(of)
+        session = greeted_session(of)
         session.receive(b"DATA\r\n")
         text = filler + b"X-Last: here\r\n\r\n" + b"x" * 100000 + b"\r\n.\r\n"
         out = b"".join(session.receive(text[start : start + 4000]) for start in range(0, len(text), 4000))
@@ -521,7 +523,7 @@ def test_header_conditions_see_the_beginning_of_a_header_section() -> None:
 
 
 def test_session_keeps_no_more_of_a_message_than_its_header_section() -> None:
-    session = greeted(engine("[[rule]]\nphase = '.'\nheader = 'X-Last: *'\nreply = '550 5.7.1 No'"))
+    session = greeted_session(engine("[[rule]]\nphase = '.'\nheader = 'X-Last: *'\nreply = '550 5.7.1 No'"))
     session.receive(b"DATA\r\nSubject: x\r\n\r\n")
     assert session.body is not None
     header = session.body.header

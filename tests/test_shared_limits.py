@@ -51,8 +51,8 @@ def test_attempts_are_counted_over_all_workers(tmp_path: Path) -> None:
         with open_clients(program, 12) as clients:
             for client in clients:
                 client.command_code("MAIL FROM:<ann@a>")
-            heard = [client.command_code("RCPT TO:<bob@b>") for client in clients]
-        assert heard == ["450"] * 6 + ["250"] * 6
+            codes = [client.command_code("RCPT TO:<bob@b>") for client in clients]
+        assert codes == ["450"] * 6 + ["250"] * 6
         assert program.stop() == 0
 
 
@@ -63,12 +63,12 @@ def test_attempts_survive_a_reload_even_if_it_brings_the_first_rules(tmp_path: P
     with Program("--workers=4", f"--scenario={file}") as program:
         assert attempt(program) == "250"
         assert MEMORY not in descriptors(program.pid)
-        heard = []
+        codes = []
         for text in (ATTEMPTS, ATTEMPTS + "# the same again\n"):
             file.write_text(text)
             reload(program)
-            heard += [attempt(program) for _ in range(5)]
-        assert heard == ["450"] * 6 + ["250"] * 4
+            codes += [attempt(program) for _ in range(5)]
+        assert codes == ["450"] * 6 + ["250"] * 4
         # One for the rules, and one for what comes again.
         assert descriptors(program.pid).count(MEMORY) == 2
         assert program.stop() == 0
@@ -83,8 +83,8 @@ def test_quota_is_shared_by_all_workers(tmp_path: Path) -> None:
                 client.command_code("MAIL FROM:<ann@a>")
             for client in clients:
                 client.socket.sendall(b"".join(b"RCPT TO:<%d@b>\r\n" % number for number in range(60)))
-            heard = Counter(client.read_reply()[:3] for client in clients for _ in range(60))
-        assert heard == {"250": 500, "452": 460}
+            codes = Counter(client.read_reply()[:3] for client in clients for _ in range(60))
+        assert codes == {"250": 500, "452": 460}
         assert program.stop() == 0
 
 
@@ -114,7 +114,7 @@ def test_concurrency_slots_are_shared_by_all_workers_and_freed_when_one_is_kille
             with SMTPClient(program.address) as client:
                 return client.greeting[:3] == "220"
 
-        def room() -> bool:
+        def slots_are_free() -> bool:
             with open_clients(program, 9) as clients:
                 return Counter(client.greeting[:3] for client in clients) == {"220": 8, "421": 1}
 
@@ -126,5 +126,5 @@ def test_concurrency_slots_are_shared_by_all_workers_and_freed_when_one_is_kille
             killed = program.workers()[0]
             os.kill(killed, signal.SIGKILL)
             wait_for(lambda: killed not in program.workers() and len(program.workers()) == 4, "a new worker")
-        wait_for(room, "all have left, those of the killed one too")
+        wait_for(slots_are_free, "all have left, those of the killed one too")
         assert program.stop() == 0

@@ -23,7 +23,7 @@ REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "{code} 4.2.1 Later"\n'
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Iterator[Path]:
+def scenario(tmp_path: Path) -> Iterator[Path]:
     """A scenario file that refuses."""
     path = tmp_path / "scenario.toml"
     path.write_text(REFUSE.format(code=450))
@@ -42,7 +42,7 @@ def outcome(port: int, sender: str, recipient: str) -> str:
         return "gone"
 
 
-FATE = """
+RANDOM_OUTCOMES = """
 seed = 42
 
 [[rule]]
@@ -60,7 +60,7 @@ then = "close"
 
 def test_same_seed_has_the_same_outcomes_with_one_worker_and_four(tmp_path: Path) -> None:
     path = tmp_path / "fate.toml"
-    path.write_text(FATE)
+    path.write_text(RANDOM_OUTCOMES)
     lists = []
     for workers in (1, 4):
         with Program(f"--workers={workers}", f"--scenario={path}") as program:
@@ -79,51 +79,53 @@ def refusal(program: Program) -> str:
     return outcome(program.port, "ann@example.com", "bob@example.com")[:3]
 
 
-def test_reload_reads_the_scenario_again(write: Path) -> None:
-    with Program(f"--scenario={write}") as program:
+def test_reload_reads_the_scenario_again(scenario: Path) -> None:
+    with Program(f"--scenario={scenario}") as program:
         assert refusal(program) == "450"
-        write.write_text(REFUSE.format(code=451))
+        scenario.write_text(REFUSE.format(code=451))
         os.kill(program.pid, signal.SIGHUP)
         wait_for(lambda: refusal(program) == "451", "the new rules are in force")
 
 
-def test_reload_of_a_broken_file_keeps_the_old_rules(write: Path) -> None:
-    with Program(f"--scenario={write}") as program:
+def test_reload_of_a_broken_file_keeps_the_old_rules(scenario: Path) -> None:
+    with Program(f"--scenario={scenario}") as program:
         workers = program.workers()
-        write.write_text(REFUSE.format(code=451) + "chance = 2\n")
+        scenario.write_text(REFUSE.format(code=451) + "chance = 2\n")
         os.kill(program.pid, signal.SIGHUP)
-        said = f"reload failed, nothing has changed: {write}:4: rule 1: chance: expected a probability"
+        said = f"reload failed, nothing has changed: {scenario}:4: rule 1: chance: expected a probability"
         wait_for(lambda: said in program.output(), "the mistake is in the log")
         assert refusal(program) == "450"
         assert program.workers() == workers
 
 
-def test_reload_does_not_restart_the_clock_of_windows(write: Path) -> None:
+def test_reload_does_not_restart_the_clock_of_windows(scenario: Path) -> None:
     """The window was open in the first second; whoever starts the clock anew sees it open once more."""
     text = REFUSE.format(code=450) + 'window = "w"\n[[window]]\nname = "w"\nfor = "1500ms"\n'
-    write.write_text(text)
-    with Program(f"--scenario={write}") as program:
+    scenario.write_text(text)
+    with Program(f"--scenario={scenario}") as program:
         wait_for(lambda: refusal(program) == "250", "the window is closed")
         before = program.workers()
-        write.write_text(text.replace("450", "451"))
+        scenario.write_text(text.replace("450", "451"))
         os.kill(program.pid, signal.SIGHUP)
         wait_for(lambda: "reloaded" in program.output(), "the rules are read again")
         wait_for(lambda: not set(before) & set(program.workers()), "the old workers are gone")
         assert refusal(program) == "250"
 
 
-def test_scenario_is_checked_before_anything_is_opened(write: Path) -> None:
-    assert run("-t", f"--scenario={write}").returncode == os.EX_OK
-    write.write_text(REFUSE.format(code="four"))
+def test_scenario_is_checked_before_anything_is_opened(scenario: Path) -> None:
+    assert run("-t", f"--scenario={scenario}").returncode == os.EX_OK
+    scenario.write_text(REFUSE.format(code="four"))
     for action in ("-t", "run"):
-        done = run(action, f"--scenario={write}", "--listen=127.0.0.1:0")
+        done = run(action, f"--scenario={scenario}", "--listen=127.0.0.1:0")
         assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
         assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith(f"blackhole: {write}:3: rule 1: reply: expected a reply with its code")
+        assert done.stderr.startswith(
+            f"blackhole: {scenario}:3: rule 1: reply: expected a reply with its code"
+        )
 
 
-def test_start_message_gives_the_number_of_rules(write: Path) -> None:
-    with Program(f"--scenario={write}", "--scenario=profile:flaky") as program:
+def test_start_message_gives_the_number_of_rules(scenario: Path) -> None:
+    with Program(f"--scenario={scenario}", "--scenario=profile:flaky") as program:
         assert ", 4 rules, " in program.output()
 
 
@@ -135,12 +137,12 @@ def test_start_message_gives_the_number_of_rules(write: Path) -> None:
 )
 @pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "implicit"])
 def test_faulty_certificate_fails_verification(
-    fault: str, error: str, implicit: bool, certificate: Certificate, write: Path
+    fault: str, error: str, implicit: bool, certificate: Certificate, scenario: Path
 ) -> None:
     """A client that trusts who signed it still has this one thing against it."""
-    write.write_text(f'[[rule]]\nphase = "STARTTLS"\ncertificate = "{fault}"\n')
+    scenario.write_text(f'[[rule]]\nphase = "STARTTLS"\ncertificate = "{fault}"\n')
     tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--hostname=mx.test")
-    with Program(f"--scenario={write}", "--ssl_port=0", *tls) as program:
+    with Program(f"--scenario={scenario}", "--ssl_port=0", *tls) as program:
         port = program.port
         if implicit:
             (shown,) = [line for line in program.output().splitlines() if line.endswith(", TLS")]
@@ -165,17 +167,17 @@ def connected(port: int, implicit: bool, context: ssl.SSLContext) -> ssl.SSLSock
     return context.wrap_socket(client, server_hostname="mx.test")
 
 
-def test_certificate_rule_without_tls_is_an_error(write: Path) -> None:
-    write.write_text('[[rule]]\nphase = "STARTTLS"\ncertificate = "expired"\n')
-    done = run("-t", f"--scenario={write}")
+def test_certificate_rule_without_tls_is_an_error(scenario: Path) -> None:
+    scenario.write_text('[[rule]]\nphase = "STARTTLS"\ncertificate = "expired"\n')
+    done = run("-t", f"--scenario={scenario}")
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == 'blackhole: scenario: certificate = "expired" needs TLS; give ssl_cert too\n'
 
 
-def test_implicit_tls_handshake_can_stall(certificate: Certificate, write: Path) -> None:
-    write.write_text('[[rule]]\nphase = "STARTTLS"\nthen = "stall"\n')
+def test_implicit_tls_handshake_can_stall(certificate: Certificate, scenario: Path) -> None:
+    scenario.write_text('[[rule]]\nphase = "STARTTLS"\nthen = "stall"\n')
     tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", "--ssl_port=0")
-    with Program(f"--scenario={write}", *tls) as program:
+    with Program(f"--scenario={scenario}", *tls) as program:
         (shown,) = [line for line in program.output().splitlines() if line.endswith(", TLS")]
         port = int(shown.split("listening on 127.0.0.1:")[1].split(",")[0])
         with socket.create_connection(("127.0.0.1", port), 20) as client:
@@ -186,23 +188,23 @@ def test_implicit_tls_handshake_can_stall(certificate: Certificate, write: Path)
 
 # A crowd that waits
 
-CROWD = 10000
+CLIENTS = 10000
 
 
-def test_ten_thousand_delayed_replies_slow_nobody_down(write: Path) -> None:
+def test_ten_thousand_delayed_replies_slow_nobody_down(scenario: Path) -> None:
     """Counted: while all of them wait for a reply that is ten minutes away, others are served at once."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit[1] < CROWD + 1000:
+    if limit[1] < CLIENTS + 1000:
         pytest.skip(f"no more than {limit[1]} descriptors")
-    write.write_text('[[rule]]\nphase = "NOOP"\ndelay = 600\n')
+    scenario.write_text('[[rule]]\nphase = "NOOP"\ndelay = 600\n')
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
     with ExitStack() as undo:
         undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limit)
         program = undo.enter_context(
-            Program("--workers=1", f"--max_connections={CROWD + 100}", f"--scenario={write}")
+            Program("--workers=1", f"--max_connections={CLIENTS + 100}", f"--scenario={scenario}")
         )
         crowd = []
-        for number in range(CROWD):
+        for number in range(CLIENTS):
             client = socket.socket()
             undo.callback(client.close)
             # Any of 127.0.0.0/8 is this machine; one address has not enough ports to itself for sure.

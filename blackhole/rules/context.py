@@ -8,7 +8,7 @@ from blackhole.rules.attempt_store import HeldSlot
 
 
 class RuleContext:
-    """One client, what it has said so far, and the command that is decided.
+    """One client, what it has sent so far, and the command that is decided.
 
     >>> context = RuleContext(client="192.0.2.1")
     >>> context.update("MAIL", b"ann@example.com")
@@ -65,7 +65,7 @@ class RuleContext:
         """Concurrency slots that this connection holds in the store."""
 
     def secured(self) -> RuleContext:
-        """Return the context after STARTTLS: what the client said is forgotten (RFC 3207 section 4.2)."""
+        """Return the context after STARTTLS: what the client sent is forgotten (RFC 3207 section 4.2)."""
         context = RuleContext(self.listener, self.client, True)
         context.quota_used, context.held_slots = self.quota_used, self.held_slots
         return context

@@ -38,7 +38,7 @@ class ListenerRules:
         self.keeps_context: Final = len(self.rules) > len(MODE_RULES[mode]) or any(
             rule.limiter for rule in self.rules
         )
-        """Whether rules look at what earlier commands said."""
+        """Whether rules look at earlier commands."""
         self.may_refuse: Final = any(rule.may_refuse for rule in self.rules)
         """Whether a rule can refuse, defer, delay or cut off a message."""
         self.reads_header: Final = "header" in keys

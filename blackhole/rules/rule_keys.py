@@ -161,4 +161,4 @@ COMMAND_KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "size": IN_MAIL,
     "header": frozenset("."),
 }
-"""Conditions on what the client has said, and the phases in which they are known."""
+"""Conditions on what the client has sent, and the phases in which they are known."""

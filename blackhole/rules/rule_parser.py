@@ -83,7 +83,7 @@ def _as_written(value: Any) -> str:
 
 def _fill_in_blocklist(values: dict[str, Any]) -> None:
     """Give a rule with `blocklist` its reply, and its phase where it has none."""
-    # Postfix too waits for RCPT, unless it is told not to (smtpd_delay_reject).
+    # Postfix too waits for RCPT, unless smtpd_delay_reject is off.
     values.setdefault("phase", AT_RCPT)
     if "reply" in values:
         raise InvalidKey("blocklist", "not with reply; a blocklist rule has a reply of its own")

@@ -18,7 +18,7 @@ from blackhole.settings import OperatorError
 from blackhole.values import did_you_mean, shown
 
 REGEX_KEYS: Final = frozenset(("regex", "regexp", "match", "re"))
-"""Keys that somebody may try who looks for regular expressions."""
+"""Keys that an operator may expect regular expressions under."""
 
 Value = TypeVar("Value")
 
@@ -90,7 +90,7 @@ class _File:
         raise OperatorError(": ".join(filter(None, (where, place, message))))
 
     def _line(self, kind: str, number: int, key: str) -> str:
-        """Return ":12" for the line of a key; empty where it cannot be told, as tomllib keeps no lines."""
+        """Return ":12" for the line of a key; empty where it is unknown, as tomllib keeps no lines."""
         first, end = self._lines_of(kind, number)
         if first is None:
             return ""
@@ -101,7 +101,7 @@ class _File:
         return f":{first + 1}" if kind else ""
 
     def _lines_of(self, kind: str, number: int) -> tuple[int | None, int]:
-        """Return the line of a block's heading, and that behind the block; None if it cannot be told."""
+        """Return the line of a block's heading, and the line after the block; None if unknown."""
         headings = [place for place, line in enumerate(self._lines) if re.match(r"\s*\[", line)]
         if not kind:
             return -1, min(headings, default=len(self._lines))

@@ -80,7 +80,7 @@ class RuleTable:
 
     @property
     def without_attempts(self) -> RuleTable:
-        """The same rules for an attempt whose number nobody knows."""
+        """The same rules for an attempt of unknown number."""
         if self._without_attempts is None:
             self._without_attempts = RuleTable(
                 left for rule in self._rules if (left := rule.without_attempts())
@@ -91,7 +91,7 @@ class RuleTable:
         self,
         context: RuleContext,
         random_source: RandomSource,
-        memory: AttemptStore = NULL_STORE,
+        store: AttemptStore = NULL_STORE,
         rows: Iterator[RuleRow] | None = None,
     ) -> RuleMatch | PendingMatch | None:
         """Return the decision of the first rule that matches; None where none does.
@@ -117,9 +117,9 @@ class RuleTable:
                     continue
                 if rule.limiter is None:
                     return RuleMatch(rule.effect, draws, rule.counter)
-                blocked = rule.limiter.blocks(rule.name, context, memory)
+                blocked = rule.limiter.blocks(rule.name, context, store)
                 if isinstance(blocked, PendingAnswer):
-                    resume = partial(self._resume, rule, draws, context, random_source, memory, rows)
+                    resume = partial(self._resume, rule, draws, context, random_source, store, rows)
                     return PendingMatch(blocked, resume)
                 if match := rule.match(blocked, draws):
                     return match
@@ -131,9 +131,9 @@ class RuleTable:
         draws: Draws,
         context: RuleContext,
         random_source: RandomSource,
-        memory: AttemptStore,
+        store: AttemptStore,
         rows: Iterator[RuleRow],
         blocked: bool | None,
     ) -> RuleMatch | PendingMatch | None:
         """Go on with the answer of a rule's limiter; None: the store has none."""
-        return rule.match(blocked, draws) or self.find(context, random_source, memory, rows)
+        return rule.match(blocked, draws) or self.find(context, random_source, store, rows)
