@@ -63,9 +63,9 @@ def test_documents_show_the_output_of_explain(tmp_path: Path) -> None:
 
 def explain_lines(text: str, *flags: str) -> list[str]:
     """The lines that explain prints."""
-    options = dict(flag.split("=", 1) for flag in flags)
+    described = dict(flag.split("=", 1) for flag in flags)
     rules = parse_rules(text, "test.toml")
-    return list(explain.explain(rules, "bounce", explain.read_context(options, "127.0.0.1:25"), Random(7)))
+    return list(explain.explain(rules, "bounce", explain.read_context(described, "127.0.0.1:25"), Random(7)))
 
 
 ALL = """
