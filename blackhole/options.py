@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from blackhole import conf_file, values
 from blackhole.hostname import own_hostname
 from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, Option, variable
-from blackhole.settings import Listener, OperatorError, Settings
+from blackhole.settings import ACCELERATORS, Listener, OperatorError, Settings
 from blackhole.values import did_you_mean, shown
 
 ACTION_HELP: Final = {
@@ -297,7 +297,21 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     origins |= {name: one.origin for name, one in given.items()}
     origins |= {name: origins[name] + UNUSED for name in unused}
     of_settings = {field.name: found[field.name] for field in fields(Settings) if field.name in found}
+    of_settings["accelerators"] = _accelerators(environ)
     return Settings(listeners=listeners, origins=origins, texts=texts, **of_settings)
+
+
+def _accelerators(environ: Mapping[str, str]) -> frozenset[str]:
+    """Return the accelerators that BLACKHOLE_ACCELERATORS names, with commas between; `off` is none."""
+    text = environ.get("BLACKHOLE_ACCELERATORS", "")
+    if not text:
+        return ACCELERATORS
+    names = frozenset() if text == "off" else frozenset(text.split(","))
+    if not names <= ACCELERATORS:
+        known = ",".join(sorted(ACCELERATORS))
+        where = f"environment BLACKHOLE_ACCELERATORS: {shown(text)}"
+        raise OperatorError(f"{where}: unknown accelerator; give off, or some of {known}")
+    return names
 
 
 def _defaults(given: GivenValues) -> tuple[dict[str, Any], list[str]]:

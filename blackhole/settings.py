@@ -126,6 +126,10 @@ class RedisSettings:
         return f"redis{'s' * self.tls}://{user}{host}:{self.port}/{self.db}{query and '?'}{query}"
 
 
+ACCELERATORS = frozenset(("fast_path", "direct", "selector"))
+"""Parts that make the server faster and can be left out: see `blackhole.net.accelerators`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The configuration. Paths are absolute; user and group are names until privileges are dropped."""
@@ -219,6 +223,8 @@ class Settings:
         """Return whether a limit is set that needs a count over all connections of a client."""
         return any(getattr(self, name) for name in CLIENT_LIMITS if name.startswith("client_"))
 
+    accelerators: frozenset[str] = ACCELERATORS
+    """Those that are on. For tests and measurements: set by the variable BLACKHOLE_ACCELERATORS alone."""
     origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> where its value came from, for --print-config."""
     texts: dict[str, str] = field(default_factory=dict, compare=False)

@@ -14,6 +14,7 @@ import pytest
 from blackhole import options
 from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
+from blackhole.settings import ACCELERATORS
 from tests.certificates import Certificate, issue
 from tests.http_api import Sink
 from tests.option_samples import WriteConf
@@ -64,12 +65,21 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 @pytest.fixture
-def serve(certificate: Certificate, caplog: pytest.LogCaptureFixture) -> Iterator[Serve]:
+def accelerators() -> frozenset[str]:
+    """Return the accelerators that are on; a test module may parametrize this."""
+    return ACCELERATORS
+
+
+@pytest.fixture
+def serve(
+    certificate: Certificate, caplog: pytest.LogCaptureFixture, accelerators: frozenset[str]
+) -> Iterator[Serve]:
     """Start servers with options; at the end they must have no connection and no warning in the log."""
     services = []
 
     def start(*argv: str, secure: bool = False) -> Service:
-        settings = options.parse(["--hostname=mx.test", *argv], {}).settings
+        environ = {"BLACKHOLE_ACCELERATORS": ",".join(accelerators) or "off"}
+        settings = options.parse(["--hostname=mx.test", *argv], environ).settings
         context = tls.context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
         ledger = ClientTableView(ClientTable(1), 0, lambda: [0]) if settings.counts_clients else None
         listener = settings.listeners[0]

@@ -13,8 +13,10 @@ from dataclasses import replace
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.net import server
+from blackhole.net.accelerators import make_selector, stream_factory
+from blackhole.net.acceptor import bind
 from blackhole.net.client_table import ClientTableView
-from blackhole.net.direct import Selector
+from blackhole.net.poller import LoopPoller
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, Settings
@@ -40,16 +42,16 @@ class Service:
         self.ledger = ledger
         self.stats = Counters(1)
         self.cells = self.stats.cells(self.stats.allocate_row())
-        self.sockets = server.bind(self.listener, 128)
+        self.sockets = bind(self.listener, 128)
         self.address: tuple[str, int] = self.sockets[0].getsockname()
-        self.selector = Selector()
+        self.selector = make_selector(settings.accelerators)
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
         assert self.ready.wait(REPLY_TIMEOUT)
 
     def run(self) -> None:
-        with asyncio.Runner(loop_factory=self.selector.loop) as runner:
+        with asyncio.Runner(loop_factory=self.selector.loop if self.selector else None) as runner:
             runner.run(self.live())
 
     async def live(self) -> None:
@@ -61,17 +63,25 @@ class Service:
             await fleet.open()
         active = ActiveScenario(Scenario(rules), time.monotonic(), fleet or AttemptTable(), AttemptTable())
         self.server = server.SMTPServer(
-            self.listener, self.settings, self.cells, self.context, None, scenario=active, ledger=self.ledger
+            self.listener,
+            self.settings,
+            self.cells,
+            self.context,
+            None,
+            scenario=active,
+            client_table=self.ledger,
         )
-        self.server.open(self.sockets, self.selector)
+        make_stream = stream_factory(self.settings.accelerators, self.selector)
+        self.server.open(self.sockets, self.selector or LoopPoller(), make_stream)
         self.ready.set()
         while not self.over.is_set():
             self.server.sweep()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), 0.1)
-        self.server.shut()
+        self.server.stop_accepting()
         for connection in list(self.server.connections):
-            connection.stream.close()
+            connection.close()
+        await asyncio.sleep(0)
         if fleet is not None:
             await fleet.close()
 

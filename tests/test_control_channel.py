@@ -14,7 +14,7 @@ import pytest
 from program import wait_for
 
 from blackhole.metrics.counters import Counters
-from blackhole.net import server, tls
+from blackhole.net import acceptor, tls
 from blackhole.process import worker
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import WorkerContext
@@ -139,7 +139,7 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
     row, log = stats.allocate_row(), tmp_path / "log"
     alive_fd, end = os.pipe()
     listener = Listener("127.0.0.1", 0)
-    (bound,) = server.bind(listener, 10)
+    (bound,) = acceptor.bind(listener, 10)
     pid = os.fork()
     if pid == 0:
         try:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import subprocess
 from collections import Counter
 from pathlib import Path
-from types import NoneType
 
 import pytest
-from tornado.iostream import IOStream
 
-from blackhole.net.direct import DirectStream
 from tests.engines import make_engine
 from tests.external_programs import requires
 from tests.postfix import smtp_source
@@ -88,30 +84,6 @@ def test_a_body_leaves_no_trace_in_memory() -> None:
         tracemalloc.stop()
     assert session.octets == 65 * len(chunk)
     assert peak < 4096
-
-
-def test_a_stream_is_an_iostream_whose_attributes_are_the_class_s() -> None:
-    """Stream skips the constructor; all that Tornado finds in a fresh one is there all the same."""
-
-    async def compare() -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            fresh = IOStream(
-                ours,
-                max_buffer_size=DirectStream.max_buffer_size,
-                read_chunk_size=DirectStream.read_chunk_size,
-            )
-            for name, value in vars(fresh).items():
-                if name in ("socket", "io_loop"):
-                    continue
-                mine = getattr(DirectStream, name)
-                if isinstance(value, bool | int | NoneType):
-                    assert mine == value, name
-                else:
-                    # A buffer or a queue: empty, and one that nobody can put anything into by mistake.
-                    assert not value and not mine and isinstance(mine, bytes | tuple), name
-
-    asyncio.run(compare())
 
 
 def test_an_idle_connection_is_small() -> None:

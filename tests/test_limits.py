@@ -18,11 +18,11 @@ from conftest import Certificate
 from engines import EVENT_NUMBERS
 from program import Program, descriptors, free_port, status, wait_for
 from service import Serve, Service
+from tornado.iostream import IOStream
 from transcript import REPLY_TIMEOUT
 
-from blackhole.net import connection, direct, server
+from blackhole.net import connection, direct, server, stream
 from blackhole.net.admission import AdmissionControl
-from blackhole.net.direct import DirectStream
 
 BUSY = b"421 4.3.2 Too many connections, try again later\r\n"
 CROWDED = b"421 4.7.0 Too many connections from your network\r\n"
@@ -294,10 +294,10 @@ def test_under_stress_clients_have_to_hurry(
     service = serve("--max_connections=10", "--stress_timeout=5", "--timeout=10000")
     crowd = [greeted(clients, service) for _ in range(8)]
     time.sleep(1)
-    assert (service.open(), service.server.stressed) == (8, False)
+    assert (service.open(), service.server.context.stressed) == (8, False)
     patient = greeted(clients, service)
     assert [rest(client) for client in crowd] == [SILENT] * 8
-    wait_for(lambda: not service.server.stressed, "it is over")
+    wait_for(lambda: not service.server.context.stressed, "it is over")
     time.sleep(1)
     patient.sendall(b"NOOP\r\n")
     assert first(patient) == b"250 2.0.0 OK\r\n"
@@ -332,7 +332,7 @@ def test_under_stress_little_is_borne(
     early.sendall(b"XYZZY\r\n")
     assert first(early).startswith(b"500 ")
     crowd = [greeted(clients, service) for _ in range(3)]
-    wait_for(lambda: service.server.stressed, "places are running out")
+    wait_for(lambda: service.server.context.stressed, "places are running out")
     for client, said, codes in (
         (crowd[0], b"EHLO c.test\r\n" * 2 + b"NOOP\r\n", [b"250", b"250", b"421"]),
         (crowd[1], b"XYZZY\r\n", [b"421"]),
@@ -341,7 +341,7 @@ def test_under_stress_little_is_borne(
         client.sendall(said)
         heard = [line[:3] for line in rest(client).splitlines() if line[3:4] == b" "]
         assert heard == codes
-    wait_for(lambda: not service.server.stressed, "it is over")
+    wait_for(lambda: not service.server.context.stressed, "it is over")
     crowd[2].sendall(b"XYZZY\r\n" * 19)
     heard = [first(crowd[2])]
     while b"".join(heard).count(b"\n") < 19:
@@ -495,11 +495,11 @@ def sockets() -> int:
 @pytest.mark.parametrize(
     ("where", "said", "wanted"),
     [
-        ("_talk", b"", INTERNAL),
-        ("drain", b"", b""),
+        ("_greet", b"", INTERNAL),
+        ("_drain", b"", b""),
         ("shutdown_write", b"GET /\r\n", b"221 2.7.0 This is an SMTP server. Goodbye\r\n" + INTERNAL),
         ("sleep", b"NOOP\r\n" * 400, INTERNAL),
-        ("handshake", b"STARTTLS\r\n", b"220 2.0.0 Ready to start TLS\r\n"),
+        ("wait_for_client_hello", b"STARTTLS\r\n", b"220 2.0.0 Ready to start TLS\r\n"),
         ("admit", b"", INTERNAL),
     ],
 )
@@ -527,15 +527,16 @@ def test_a_fault_at_any_await_costs_one_connection(
             patch.setattr(connection.asyncio, "sleep", stumble)
         elif where == "admit":
             patch.setattr(AdmissionControl, "admit", trip)
-        elif where == "drain":
+        elif where == "_drain":
             patch.setattr(direct, "write", lambda *_: 0)
-            patch.setattr(DirectStream, "drain", stumble)
-        elif where == "_talk":
+            patch.setattr(IOStream, "write_to_fd", lambda *_: 0)
             patch.setattr(connection.Connection, where, stumble)
-        elif where == "handshake":
-            patch.setattr(DirectStream, where, stumble)
+        elif where == "_greet":
+            patch.setattr(connection.Connection, where, trip)
+        elif where == "wait_for_client_hello":
+            patch.setattr(stream, where, stumble)
         else:
-            patch.setattr(DirectStream, where, trip)
+            patch.setattr(connection, where, trip)
         with dial(service.address) as client:
             client.sendall(said)
             heard = rest(client)

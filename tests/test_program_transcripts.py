@@ -19,16 +19,21 @@ from tests.transcript import SocketPeer, Transcript, all_transcripts, play
 class ProgramOfTranscript(Program):
     """The program with the options of a transcript, and a port with implicit TLS if it has a certificate."""
 
-    def __init__(self, transcript: Transcript, certificate: Certificate) -> None:
+    def __init__(self, transcript: Transcript, certificate: Certificate, accelerators: str) -> None:
         self.tls_address = ("127.0.0.1", free_port())
         tls = [f"--ssl_port={self.tls_address[1]}"] if transcript.has_certificate else []
-        super().__init__(*transcript.argv(certificate.cert, certificate.key), *tls)
+        super().__init__(
+            *transcript.argv(certificate.cert, certificate.key),
+            *tls,
+            env={"BLACKHOLE_ACCELERATORS": accelerators},
+        )
 
 
 @pytest.fixture(scope="module")
 def program(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[ProgramOfTranscript]:
     """Start one program for all transcripts with the same options. It must stop without an error."""
-    with ProgramOfTranscript(request.param, certificate) as program:
+    transcript, accelerators = request.param
+    with ProgramOfTranscript(transcript, certificate, accelerators) as program:
         yield program
         assert program.stop() == 0, program.output()
         assert "Traceback" not in program.output()
@@ -38,7 +43,10 @@ def transcripts_by_options() -> list[object]:
     """Return each transcript with the first one of the same options, by which pytest groups the tests."""
     first: dict[tuple[str, ...], Transcript] = {}
     return [
-        pytest.param(first.setdefault((*one.options, one.scenario), one), one, id=str(one))
+        pytest.param(
+            (first.setdefault((*one.options, one.scenario), one), accelerators), one, id=f"{one}-{name}"
+        )
+        for name, accelerators in (("fast", ""), ("simple", "off"))
         for one in all_transcripts()
     ]
 

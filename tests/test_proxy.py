@@ -20,7 +20,7 @@ from service import Serve, Service
 from transcript import REPLY_TIMEOUT
 
 from blackhole.net import proxy
-from blackhole.settings import OperatorError
+from blackhole.settings import ACCELERATORS, OperatorError
 
 pytest.importorskip("proxyprotocol")
 
@@ -154,6 +154,12 @@ def test_nothing_else_than_a_refusal_comes_of_any_octets(data: bytes) -> None:
 
 
 # On sockets
+
+
+@pytest.fixture(params=[ACCELERATORS, frozenset()], ids=["fast", "simple"])
+def accelerators(request: pytest.FixtureRequest) -> frozenset[str]:
+    """Run each test with all accelerators, and with none."""
+    return frozenset(request.param)
 
 
 def front(serve: Serve, *argv: str, secure: bool = False) -> Service:

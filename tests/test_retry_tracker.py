@@ -14,7 +14,6 @@ from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import OUTCOMES_START, VIOLATIONS_START
 from blackhole.metrics.snapshot import Snapshot
-from blackhole.net.direct import Selector
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import SETS_PER_SECOND, Worker, WorkerContext
 from blackhole.rules.evaluator import RuleEnvironment, RuleEvaluator
@@ -552,8 +551,7 @@ def test_workers_count_envelopes_that_were_never_retried() -> None:
     scenario, channel = ActiveScenario(outcome_store=past), ControlChannel()
     children = [ChildContext(stats.allocate_row(), -1) for _ in range(2)]
     workers = [
-        Worker(WorkerContext(Settings(), {}, None, scenario, stats, channel, child), Selector())
-        for child in children
+        Worker(WorkerContext(Settings(), {}, None, scenario, stats, channel, child)) for child in children
     ]
     for late, found in ((0, 0), (1, 20), (2, 20)):
         for _ in range(SETS // SETS_PER_SECOND):

@@ -22,9 +22,16 @@ from service import Serve, Service
 from transcript import PIPELINING_VIOLATIONS, REPLY_TIMEOUT, SocketPeer, Transcript, all_transcripts, play
 
 from blackhole.metrics.layout import CELL_INDEX
+from blackhole.settings import ACCELERATORS
 from blackhole.smtp.state import PHASES
 
 TRANSCRIPTS = all_transcripts()
+
+
+@pytest.fixture(params=[ACCELERATORS, frozenset()], ids=["fast", "simple"])
+def accelerators(request: pytest.FixtureRequest) -> frozenset[str]:
+    """Run each test with all accelerators, and with none."""
+    return frozenset(request.param)
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)
@@ -337,7 +344,7 @@ def test_a_server_that_stops_lets_a_message_end(serve: Serve) -> None:
     with connect(service) as idle, connect(service) as busy:
         busy.sendall(b"DATA\r\n")
         assert busy.recv(4096).startswith(b"354 ")
-        service.do(service.server.shut)
+        service.do(service.server.stop_accepting)
         service.do(service.server.drain)
         assert until_closed(idle) == b"421 4.3.2 Server is stopping, try again later\r\n"
         with pytest.raises(ConnectionRefusedError):

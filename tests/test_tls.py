@@ -20,8 +20,15 @@ from program import Program, free_port, wait_for
 from service import Serve
 
 from blackhole.metrics.layout import CELL_INDEX
+from blackhole.settings import ACCELERATORS
 
 pytestmark = requires("openssl")
+
+
+@pytest.fixture(params=[ACCELERATORS, frozenset()], ids=["fast", "simple"])
+def accelerators(request: pytest.FixtureRequest) -> frozenset[str]:
+    """Run each test with all accelerators, and with none."""
+    return frozenset(request.param)
 
 
 @pytest.fixture(scope="module")

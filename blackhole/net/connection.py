@@ -1,22 +1,23 @@
-"""One client: bytes between its stream and its session, from the greeting to the end."""
+"""A connection: the coroutine that carries data between a stream and its SMTP session."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import coroutine
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 
 from blackhole.addresses import to_bytes
 from blackhole.metrics.counters import record_value
-from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START
+from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
 from blackhole.net.admission import OCTETS
+from blackhole.net.latency import clock
+from blackhole.net.stream import CHUNK, abort, close, has_unread_input, shutdown_write
 from blackhole.smtp.replies import (
     INTERNAL_ERROR,
     SERVER_STOPPING,
@@ -30,390 +31,417 @@ from blackhole.smtp.replies import (
 
 if TYPE_CHECKING:
     from blackhole.net.admission import ClientUsage
-    from blackhole.net.direct import Answer, DirectStream
-    from blackhole.net.server import SMTPServer
+    from blackhole.net.context import ListenerContext
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 READ: Final = NextAction.READ
-"""An enum's member costs 50 ns to look up, a module's name 5."""
+"""To look up an enum's member takes 50 ns, a module's name 5."""
 
 PAUSES: Final = (NextAction.SLEEP, NextAction.LOOKUP)
-"""What goes on by itself."""
 
-NOTHING: Final = frozenset((0,))
-"""The cell of what is not counted."""
+NO_EVENT: Final = 0
+"""The event of a reply that is not counted."""
+
+EVENT_CELLS: Final = EventCells()
 
 RECEIVED: Final = CELL_INDEX["received_bytes"]
 TIMED_OUT: Final = CELL_INDEX["timed_out"]
-PROBES: Final = CELL_INDEX["closed_without_command"]
+CLOSED_WITHOUT_COMMAND: Final = CELL_INDEX["closed_without_command"]
 TLS_OK: Final = CELL_INDEX["tls_ok"]
 TLS_FAILED: Final = CELL_INDEX["tls_failed"]
 TLS_RESUMED: Final = CELL_INDEX["tls_resumed"]
 
 LINGER: Final = 2
-"""Seconds a client is given to read why it was sent away."""
+"""Seconds that a client is given to read why the server closes the connection."""
+
+LINGER_OCTETS: Final = 1 << 20
+"""Octets that are read and dropped meanwhile, at most."""
 
 HANG: Final = 3600
-"""Seconds after which a client is let go that waits for a reply it was never to get."""
+"""Seconds after which the server gives up a client that waits for a reply it is never to get."""
 
 STRESS_RATE: Final = 500
-"""Octets a second of a body, where connections are running out and no rate was asked for; Postfix's too."""
+"""Octets per second of a body under stress, where no `min_data_rate` is set; Postfix's value."""
 
 
 class Connection:
-    """One client.
+    """Serves one client over an IOStream.
 
-    `idle` counts the seconds since something was achieved: a command answered, or
-    bytes of a body read. The server's sweep adds to it once a second, so that no
-    read needs a timer of its own. `patience` is how many they may be, where that is not as
-    many as for a command: in a handshake, or while a reply does not leave.
+    Tornado's `handle_stream` needs nothing else:
+
+        async def handle_stream(self, stream: IOStream, address: tuple) -> None:
+            await Connection(stream, address[0], self.context, self.connection_closed).handle()
+
+    `idle` counts the seconds since a command was answered, or octets of a body were read. The
+    server's sweep adds to it once a second, so that no read needs a timer of its own.
     """
 
     __slots__ = (
+        "_on_close",
+        "_waiting",
         "age",
         "closed_by_server",
+        "context",
         "counted",
-        "counters",
-        "heard",
+        "deadline_override",
         "idle",
-        "out",
-        "patience",
         "peer",
-        "said",
-        "server",
+        "received",
         "session",
         "stream",
         "usage",
     )
 
-    def __init__(self, server: SMTPServer, stream: DirectStream, peer: str) -> None:
-        self.server = server
-        self.stream = stream
-        self.counters = server.counters
+    def __init__(
+        self,
+        stream: IOStream,
+        peer: str,
+        context: ListenerContext,
+        on_close: Callable[[Connection], None],
+    ) -> None:
+        self.stream: IOStream = stream
         self.peer = peer
-        self.session = server.engine.session(client=peer)
+        """The client's address; behind a proxy, the one in the PROXY header."""
+        self.context = context
+        self.session = context.engine.session(client=peer)
         self.usage: ClientUsage | None = None
-        """What is counted against a client that is judged."""
+        """What is counted against a client with limits."""
         self.age = 0
         self.idle = 0.0
-        self.patience: float | None = None
-        self.heard = 0
+        self.deadline_override: float | None = None
+        """Seconds that `idle` may reach in place of `timeout`: in a handshake, or while a reply waits."""
+        self.received = 0
         """Octets received."""
         self.counted = 0
-        """Octets received that the counters know of."""
-        self.out = b""
-        """What is yet to be said."""
-        self.said: list[int] = []
-        """Where it is counted what was said last, if the session's `cell` does not tell."""
+        """Octets received that are in the counters."""
         self.closed_by_server = False
-        """It is not the client who ends it."""
+        """The server ends the connection, so the client is not to blame for how it ends."""
+        self._on_close = on_close
+        self._waiting: asyncio.Future[Any] | None = None
+        """What the coroutine waits for, other than the client's data."""
 
-    async def converse(self) -> None:
-        """The whole conversation. Returns or raises nothing but what ends it; the stream closes then."""
-        server, stream = self.server, self.stream
+    async def handle(self) -> None:
+        """Serve the client until the connection ends. Raises nothing."""
         try:
-            if server.parser is not None and not await self._introduced():
+            if not (self.context.greets_at_once or await self._open()):
                 return
-            if server.admission is not None and not self._admitted():
-                return
-            session = self.session
-            if server.listener.tls:
-                session.check_implicit_tls()
-                if session.next_action is NextAction.LOOKUP:
-                    # What the client says now is for the handshake.
-                    stream.pause_reading(False)
-                    while session.next_action is NextAction.LOOKUP:
-                        session.resume_with_answer(await session.pending_lookup)
-                    stream.pause_reading(True)
+            session, stream, counters = self.session, self.stream, self.context.counters
+            latency = self.context.latency
+            turns, answered, received = latency.turns_to_sample(), 0, 0
+            out: bytes | None = self._greet()
+            while out is not None:
+                if out:
+                    self.idle = 0
+                    event = session.single_event
+                    # A reply counts when it is handed to the socket.
+                    if session.counted_events or not event:
+                        self._count_replies()
+                    else:
+                        counters[event] += 1
+                    written = stream.write(out)
+                    if not written.done():
+                        await self._drain(written)
                 if session.next_action is not READ:
-                    await self._suffer(session.next_action, b"")
-                    return
-                await self._secure()
-            if server.parser is None:
-                session.policy.set_local_address(lambda: str(stream.socket.getsockname()))
-            out = session.greet()
-            if (session.sampled or server.strict) and out and stream.early():
-                out = session.client_spoke_first(out)
-            while True:
-                out = await self._talk(out)
-                next_action = session.next_action
-                if next_action is READ:
-                    return
-                if out and (held := self._say(out)):
-                    await self._push(held)
-                if next_action in PAUSES:
-                    out = await self._pause(next_action)
-                elif next_action is NextAction.CLOSE and session.quit_received:
-                    return
-                elif next_action is NextAction.START_TLS:
-                    await self._secure()
-                    out = b""
-                else:
-                    await self._suffer(next_action, out)
-                    return
-        except StreamClosedError:
-            pass
+                    out = await self._act(session.next_action, out)
+                    stream, received = self.stream, 0
+                    continue
+                turns -= 1
+                if turns <= 0:
+                    if turns:
+                        turns = latency.add(answered, received, clock())
+                    else:
+                        answered = clock()
+                data = await stream.read_bytes(CHUNK, True)
+                if not turns:
+                    received = clock()
+                self.received += len(data)
+                out = session.receive(data)
+        except (OSError, asyncio.CancelledError):
+            pass  # StreamClosedError, or what else a broken connection raises; `close` while waiting
         except Exception:
-            # Ours, not the client's: a traceback for us, 421 for the client.
-            self.closed_by_server = True
-            log.exception("fault in the conversation with %s", self.peer)
-            self._part(INTERNAL_ERROR)
+            # A fault of the server: the log gets a traceback, the client 421.
+            log.exception("fault in the connection with %s", self.peer)
+            self._try_send(INTERNAL_ERROR)
         finally:
-            self.session.closed()
-            if self.session.counted_events or not self.session.quit_received:
-                self._settle()
-            server.gone(self)
+            self._end()
 
-    @coroutine
-    def _talk(self, out: bytes) -> Generator[Answer, bytes | None, bytes]:
-        """Say this and listen, again and again, until the client has left, or the session wants something
-        else; then what is yet to be said.
+    # Before the greeting.
 
-        The bare `yield` saves a third of a KiB of each idle connection.
-        """
+    async def _open(self) -> bool:
+        """Do what comes before the greeting. Return false for a client that is not to be greeted."""
+        context = self.context
+        if context.proxy_parser is not None and not await self._read_proxy_header():
+            return False
+        if context.admission is not None and not self._check_admission():
+            return False
+        if not context.listener.tls:
+            return True
         session = self.session
-        while session.next_action is READ:
-            if out and (held := self._say(out)):
-                yield from self._push(held).__await__()
-            try:
-                data = yield self._answer
-            except StreamClosedError:
-                self._take_back()
-                raise
-            if data is None:
-                yield from self._push(self._take_back()).__await__()
-                out = b""
-            elif data:
-                out = self.out
-            else:
-                break
-        return out
-
-    def _answer(self, data: bytes, size: int) -> bytes | None:
-        """What to say to this, and go on listening; None where the client has left, or the session wants
-        something else. `out` is what is to be said then.
-
-        It is counted first, and taken back if it did not leave: who is killed in the middle of a system
-        call has sent what it was given. So each reply that left is counted.
-        """
-        if not size:
-            return None
-        self.heard += size
-        session = self.session
-        out = session.receive(data)
+        session.check_implicit_tls()
+        while session.next_action is NextAction.LOOKUP:
+            session.resume_with_answer(await self._wait(asyncio.shield(session.pending_lookup)))
         if session.next_action is not READ:
-            self.out = out
-            return None
-        if out:
-            self.idle = 0
-            cell = session.single_event
-            if session.counted_events or not cell:
-                self._tell()
-            else:
-                self.counters[cell] += 1
+            await self._finish(session.next_action, b"")
+            return False
+        await self._start_tls()
+        return True
+
+    async def _read_proxy_header(self) -> bool:
+        """Learn the client's address from the proxy. Return false where there is no header to be trusted."""
+        context = self.context
+        self.closed_by_server = True
+        if to_bytes(self.peer) not in context.proxies:
+            return False
+        self.deadline_override = context.settings.proxy_timeout
+        source = proxy.SocketSource(self.stream.socket)
+        try:
+            address = await self._wait(asyncio.ensure_future(proxy.read(source, context.proxy_parser)))
+        except (OSError, ValueError) as error:
+            log.debug("%s: no PROXY header: %s", self.peer, error)
+            return False
+        self.closed_by_server, self.deadline_override = False, None
+        if address:
+            self.peer = address
+            self.session = context.engine.session(client=address)
+        return True
+
+    def _check_admission(self) -> bool:
+        """Apply the limits on clients. Return false for a client that was told to come another time."""
+        context = self.context
+        assert context.admission is not None
+        usage = self.usage = context.admission.admit(self.peer)
+        if usage is None:
+            return True
+        refusal = context.admission.refusal(usage)
+        if refusal is None and context.listener.tls and not usage.meter("STARTTLS"):
+            refusal = TOO_MANY_TLS_HANDSHAKES
+        if refusal is None:
+            self.session.apply_limits(context.limited_engine, context.limits, usage.meter)
+            return True
+        self.closed_by_server = True
+        if not context.listener.tls:
+            self._try_send(refusal)
+            count_rejection(context.counters, refusal)
+        return False
+
+    def _greet(self) -> bytes:
+        """Return the greeting, or what is sent in its place."""
+        session, stream, context = self.session, self.stream, self.context
+        if context.proxy_parser is None:
+            session.policy.set_local_address(lambda: str(stream.socket.getsockname()))
+        out = session.greet()
+        if (session.sampled or context.settings.strict) and out and has_unread_input(stream):
+            out = session.client_spoke_first(out)
         return out
 
-    def _tell(self) -> None:
-        """Count what is said by any road."""
-        session = self.session
-        cell = session.single_event
-        if session.counted_events or not cell:
-            self.said = [cell, *session.counted_events]
-            session.single_event, session.counted_events = 0, []
-            self._count(self.said, 1)
-        else:
-            self.counters[cell] += 1
+    # What the session asks for besides reading.
 
-    def _take_back(self) -> list[int]:
-        """What was counted did not leave; that is what is to be counted when it has."""
-        cells = [self.session.single_event] if self.session.single_event else self.said
-        self._count(cells, -1)
-        return cells
+    async def _act(self, action: NextAction, out: bytes) -> bytes | None:
+        """Do what the session asks for. Return what to send then, or None at the end of the connection."""
+        if action in PAUSES:
+            return await self._pause(action)
+        if action is NextAction.START_TLS:
+            await self._start_tls()
+            return b""
+        if not (action is NextAction.CLOSE and self.session.quit_received):
+            await self._finish(action, out)
+        return None
 
-    def _say(self, out: bytes) -> list[int]:
-        """Say it, and do not listen; what is not yet to be counted, since not all of it has left."""
-        self.idle = 0
-        self._tell()
-        try:
-            sent = self.stream.send(out)
-        except StreamClosedError:
-            self._take_back()
-            raise
-        return [] if sent else self._take_back()
-
-    async def _push(self, cells: list[int]) -> None:
-        """Wait until all has left that the socket did not take at once; then it counts."""
-        self.patience, self.idle = self.server.settings.write_timeout, 0
-        await self.stream.drain()
-        self.patience, self.idle = None, 0
-        self._count(cells, 1)
-
-    async def _pause(self, next_action: NextAction) -> bytes:
-        """Wait for what the session waits for; what it says then."""
+    async def _pause(self, action: NextAction) -> bytes:
+        """Wait for a look-up, or as long as the reply is to be held back. Return the reply."""
         session, stream = self.session, self.stream
-        if next_action is NextAction.LOOKUP:
-            out = session.resume_with_answer(await session.pending_lookup)
-        else:
+        if action is NextAction.LOOKUP:
+            answer = await self._wait(asyncio.shield(session.pending_lookup), watched=True)
+            out = session.resume_with_answer(answer)
+        elif session.wait:
             self.idle = -session.wait
-            await asyncio.sleep(session.wait)
-            if session.wait:
-                record_value(self.counters, "delay_seconds", int(session.wait * 1e6))
+            await self._wait(asyncio.ensure_future(asyncio.sleep(session.wait)), watched=True)
+            record_value(self.context.counters, "delay_seconds", int(session.wait * 1e6))
             out = session.resume()
-        if stream.ahead:
-            if not self.heard and session.next_action not in PAUSES:
+        else:
+            self.idle = 0
+            await asyncio.sleep(0)  # other connections have their turn
+            out = session.resume()
+        if has_unread_input(stream):
+            if not self.received and session.next_action not in PAUSES:
                 out = session.client_spoke_first(out)
             out = session.client_sent_early(out)
         return out
 
-    async def _introduced(self) -> bool:
-        """Learn from the proxy who the client is; false for who is no proxy of ours, and hears nothing."""
-        server = self.server
-        if to_bytes(self.peer) not in server.proxies:
-            self.closed_by_server = True
-            return False
-        self.patience = server.settings.proxy_timeout
+    async def _wait(self, future: asyncio.Future[Result], watched: bool = False) -> Result:
+        """Return the result of a future. `close` ends the wait; so does the client's leaving if `watched`."""
+        self._waiting = future
+        if watched:
+            self.stream.set_close_callback(partial(cancel, future))
         try:
-            address = await proxy.read(self.stream, server.parser)
+            return await future
+        finally:
+            self._waiting = None
+            if watched:
+                self.stream.set_close_callback(None)
+
+    async def _drain(self, written: Awaitable[None]) -> None:
+        """Wait until the socket has taken the whole reply."""
+        self.deadline_override, self.idle = self.context.settings.write_timeout, 0
+        await written
+        self.deadline_override, self.idle = None, 0
+
+    async def _start_tls(self) -> None:
+        """Do the TLS handshake, before the greeting or after STARTTLS."""
+        context, session = self.context, self.session
+        self.deadline_override, self.idle = context.settings.tls_timeout, 0
+        tls = context.tls
+        if session.certificate:
+            tls = context.certificates[session.certificate]
+        assert tls is not None
+        try:
+            stream = await self._wait(self.stream.start_tls(True, tls))
         except (OSError, ValueError) as error:
-            log.debug("%s: no PROXY header: %s", self.peer, error)
-            self.closed_by_server = True
-            return False
-        self.patience = None
-        if address:
-            self.peer = address
-            self.session = server.engine.session(client=address)
-        return True
-
-    def _admitted(self) -> bool:
-        """Ask the guard; false for a client that was told to come another time."""
-        server = self.server
-        assert server.admission is not None
-        usage = self.usage = server.admission.admit(self.peer)
-        if usage is None:
-            return True
-        refusal = server.admission.refusal(usage)
-        if refusal is None and server.listener.tls and not usage.meter("STARTTLS"):
-            refusal = TOO_MANY_TLS_HANDSHAKES
-        if refusal is None:
-            self.session.apply_limits(server.judging, server.limits, usage.meter)
-            return True
-        self.closed_by_server = True
-        if not server.listener.tls:
-            self._part(refusal)
-            server.count(refusal)
-        return False
-
-    def _count(self, cells: list[int], sign: int) -> None:
-        """Count what is said, or take that back; 0 stands for nothing."""
-        counters = self.counters
-        for cell in {*cells} - NOTHING:  # of a pipelined group most are the same
-            counters[cell] += sign * cells.count(cell)
-
-    def _settle(self) -> None:
-        """Count how a client left that did not say so, and what it did wrong since the last reply left."""
-        session, counters = self.session, self.counters
-        if not (session.quit_received or self.closed_by_server):
-            if self.heard:
-                session.record_violation("hung-up-in-body" if session.in_body else "no-quit")
-            else:
-                counters[PROBES] += 1
-        self._note()
-
-    def _note(self) -> None:
-        """Count what happened, though no reply leaves any more: all but replies."""
-        said, self.session.counted_events = self.session.counted_events, []
-        self._count([cell for cell in said if cell >= VIOLATIONS_START], 1)
-
-    async def _secure(self) -> None:
-        """The TLS handshake, before the greeting or after STARTTLS."""
-        self.patience, self.idle = self.server.settings.tls_timeout, 0
-        context = self.server.tls
-        if self.session.certificate:
-            context = self.server.certificates[self.session.certificate]
-        assert context is not None
-        try:
-            await self.stream.handshake(context)
-        except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
-            self.server.note("%s: TLS handshake failed: %s", self.peer, reason)
+            context.log_connection("%s: TLS handshake failed: %s", self.peer, reason)
             self.closed_by_server = True
-            self.counters[TLS_FAILED] += 1
+            context.counters[TLS_FAILED] += 1
             raise StreamClosedError(error) from None
-        self.patience = None
-        self.counters[TLS_OK] += 1
-        self.counters[TLS_RESUMED] += self.stream.resumed
-        self.session.secured()
+        self.stream, self.deadline_override = stream, None
+        context.counters[TLS_OK] += 1
+        context.counters[TLS_RESUMED] += bool(stream.socket.session_reused)
+        session.secured()
 
-    async def _hang_up(self, said: bytes) -> None:
-        """Close, but not before the client can have read what was said last."""
+    # The end.
+
+    async def _finish(self, action: NextAction, out: bytes) -> None:
+        """End the connection as the session says, after it sent `out`."""
         self.closed_by_server = True
-        self.stream.shutdown_write()
-        self.patience, self.idle = LINGER, 0
-        refused = not self.session.pipelines and b"\r\n421 " in b"\r\n" + said
-        left = 1 << 20
-        while left > 0 and (data := await self.stream.receive()):
+        self._count_violations()  # a client that waits for nothing may be here for an hour
+        if action is NextAction.ABORT:
+            abort(self.stream)
+        elif action is NextAction.HANG:
+            self.deadline_override, self.idle = HANG, 0
+            while True:
+                await self.stream.read_bytes(CHUNK, True)
+        elif not self.session.quit_received:
+            await self._close_gracefully(out)
+
+    async def _close_gracefully(self, out: bytes) -> None:
+        """Close, but not before the client can have read what was sent last."""
+        shutdown_write(self.stream)
+        self.deadline_override, self.idle = LINGER, 0
+        refused = not self.session.pipelines and b"\r\n421 " in b"\r\n" + out
+        left = LINGER_OCTETS
+        while left > 0:
+            data = await self.stream.read_bytes(CHUNK, True)
             left -= len(data)
             if refused and data[:4].upper() != b"QUIT":
                 refused = False
-                self.heard += len(data)
+                self.received += len(data)
                 self.session.record_violation("talk-after-421")
 
-    async def _suffer(self, next_action: NextAction, said: bytes) -> None:
-        """Come to the end that the session has come to, having said something last."""
+    def _end(self) -> None:
+        """Close the stream, and count how the connection ended."""
+        session = self.session
+        session.closed()
+        if session.counted_events or not session.quit_received:
+            self._count_disconnect()
+        self._on_close(self)
+        close(self.stream)
+
+    def close(self) -> None:
+        """End the connection at once, whatever it waits for."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        else:
+            close(self.stream)
+
+    def leave(self) -> bool:
+        """Tell the client that the server stops, unless a message is under way. Return true when closed."""
+        if self.session.in_body:
+            return False
+        self._send_and_close(SERVER_STOPPING)
+        return True
+
+    def _send_and_close(self, reply: Reply) -> None:
+        self._try_send(reply)
+        self.close()
+
+    def _try_send(self, reply: Reply) -> None:
+        """Send a last reply, unless another one is still being sent, or the client cannot read one now."""
         self.closed_by_server = True
-        self._note()  # a client that stalls may be here for an hour
-        if next_action is NextAction.ABORT:
-            self.stream.reset()
-        elif next_action is NextAction.HANG:
-            self.patience, self.idle = HANG, 0
-            while await self.stream.receive():
-                pass
-        elif not self.session.quit_received:
-            await self._hang_up(said)
+        if self.deadline_override is None:
+            with suppress(OSError):
+                self.stream.write(reply.wire)
+
+    # Once a second.
 
     def sweep(self) -> None:
-        """Called once a second."""
-        server = self.server
-        settings = server.settings
-        fresh = self.heard - self.counted
+        """Enforce timeouts and rates, and add what was received to the counters."""
+        context, settings = self.context, self.context.settings
+        fresh = self.received - self.counted
         if fresh:
-            server.counters[RECEIVED] += fresh
+            context.counters[RECEIVED] += fresh
+            self.counted = self.received
             if self.session.in_body:
-                rate = settings.min_data_rate if self.usage is not None else 0
-                if server.stressed:
-                    rate = rate or STRESS_RATE
-                # What comes fast enough refills the time there is, as in Postfix.
-                self.idle = max(0.0, self.idle - fresh / rate) if rate else 0.0
-            self.counted = self.heard
+                self._credit_body(fresh)
             if self.usage is not None and not self.usage.meter(OCTETS, fresh):
-                self._part(TOO_MANY_CLIENT_OCTETS)
-                self.stream.close()
+                self._send_and_close(TOO_MANY_CLIENT_OCTETS)
                 return
         self.idle += 1
         self.age += 1
-        limit = settings.timeout if self.patience is None else self.patience
-        if server.stressed:
+        limit = settings.timeout if self.deadline_override is None else self.deadline_override
+        if context.stressed:
             limit = min(limit, settings.stress_timeout)
         if self.idle > limit:
-            server.counters[TIMED_OUT] += 1
-            self._part(TIMEOUT)
-            self.stream.close()
+            context.counters[TIMED_OUT] += 1
+            self._send_and_close(TIMEOUT)
         elif self.usage is not None and 0 < settings.session_timeout < self.age:
-            self._part(SESSION_TIMEOUT)
-            self.stream.close()
+            self._send_and_close(SESSION_TIMEOUT)
 
-    def leave(self) -> bool:
-        """The server stops: say so and close, unless a message is under way. True when closed."""
-        if self.session.in_body:
-            return False
-        self._part(SERVER_STOPPING)
-        self.stream.close()
-        return True
+    def _credit_body(self, octets: int) -> None:
+        """Give a client more time for octets of a body: all of it, or in proportion to a rate, as Postfix."""
+        rate = self.context.settings.min_data_rate if self.usage is not None else 0
+        if self.context.stressed:
+            rate = rate or STRESS_RATE
+        self.idle = max(0.0, self.idle - octets / rate) if rate else 0.0
 
-    def _part(self, reply: Reply) -> None:
-        """Say a last word, if nothing else is being said and the socket takes it at once."""
-        self.closed_by_server = True
-        if self.patience is None:
-            with suppress(OSError):
-                self.stream.send(reply.wire)
+    # Counting.
+
+    def _count_replies(self) -> None:
+        """Count the replies in what is sent next, and what else happened."""
+        session = self.session
+        events = session.counted_events
+        if session.single_event:
+            events.append(session.single_event)
+        session.single_event, session.counted_events = NO_EVENT, []
+        self._count(events)
+
+    def _count_disconnect(self) -> None:
+        """Count what the client did wrong since the last reply, and that it left without QUIT."""
+        session = self.session
+        if not (session.quit_received or self.closed_by_server):
+            if self.received:
+                session.record_violation("hung-up-in-body" if session.in_body else "no-quit")
+            else:
+                self.context.counters[CLOSED_WITHOUT_COMMAND] += 1
+        self._count_violations()
+
+    def _count_violations(self) -> None:
+        """Count all that happened but replies, which are not sent any more."""
+        events, self.session.counted_events = self.session.counted_events, []
+        self._count([event for event in events if event >= VIOLATIONS_START])
+
+    def _count(self, events: list[int]) -> None:
+        counters = self.context.counters
+        for event in set(events):  # of a pipelined group most are the same
+            counters[event] += events.count(event)
+
+
+def cancel(future: asyncio.Future[Any]) -> None:
+    """Cancel a future, as a callback that returns nothing."""
+    future.cancel()
+
+
+def count_rejection(counters: memoryview, reply: Reply) -> None:
+    """Count a reply that a client gets in place of the greeting."""
+    counters[EVENT_CELLS.reply("CONNECT", reply.code)] += 1

@@ -1,17 +1,15 @@
-"""The stream: an IOStream that resumes its connection's coroutine straight from the read event.
+"""The direct stream: an accelerator that reads and writes its descriptor without Tornado's buffers.
 
-What a read costs decides what a message costs. Tornado's `read_until` on asyncio
-takes about 12 microseconds for each command beyond the system calls: a future, a
-trip through the loop, a second `recv` that finds nothing, two buffers. Here a
-read event is one `read`, the chunk is answered at once, and the answer is written.
+Seam: the class of the stream that the server makes of an accepted socket. It replaces, for
+`read_bytes(..., partial=True)` and `write`, Tornado's read and write machinery, and for the
+coroutine that serves the stream, asyncio's task: a read event is one `read`, it resumes the
+coroutine at once, and the reply is one `write`. With Tornado's own machinery a command takes
+some 12 microseconds more: a second `recv` that finds nothing, two buffers, a callback for the
+future, a turn of the loop.
 
-Three parts work together. `Selector` is the loop's own epoll; it hands events
-of streams to them at once, and only others to asyncio. `DirectStream` reads and writes
-its descriptor. `Stream.run` drives a coroutine that waits for what the client says,
-for another event of the stream (a handshake, a socket that is full) or for any asyncio
-future (a delay). As long as there is nothing but question and answer the coroutine
-is not even resumed: it has yielded a plain function, which answers. Nothing else needs
-a task.
+Complexity that it adds: a stream has two states. It begins direct. As soon as something else is
+asked of it, or the socket does not take a whole reply, it calls the constructor of IOStream and
+is an ordinary one from then on.
 """
 
 from __future__ import annotations
@@ -20,622 +18,473 @@ import asyncio
 import logging
 import os
 import select
-import selectors
 import socket
 import ssl
-import struct
-from collections.abc import Callable, Coroutine, Generator
+import sys
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
-from fcntl import ioctl
 from os import read, write
-from termios import FIONREAD
-from time import monotonic, monotonic_ns
 from types import coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
+
+from blackhole.net.selector import Selector
+from blackhole.net.stdlib_internals import selector_of
+from blackhole.net.stream import CHUNK, ClientStream, TLSClientStream
 
 log = logging.getLogger(__name__)
 
-CHUNK: Final = 32768
-"""Octets read at once. Twice as many take a quarter off a body of a megabyte; but what a read did not
-fill fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead of by 0.2 to 1.6."""
-
 SMALL_READ: Final = 512 - 33
 """Octets read at once from a client that never sent as many. With what Python puts around them they fit into
-its pools of small blocks; for more it asks malloc, which takes three times as long."""
+its pools of small blocks; for more it calls malloc, which takes three times as long."""
 
 Socket = socket.socket
 
-Answer = Callable[[bytes, int], bytes | None]
-"""What a coroutine yields to its driver when it waits for its stream's bytes. It is told what the client says
-(nothing: it has left), and how many octets that is, and gives what to say to that; or None, where the
-coroutine is to deal with it."""
-
-
-def none(said: bytes, size: int) -> None:
-    """The Answer of a coroutine that deals with everything itself."""
-
-
-BYTES: Final = object()
-"""What it waits for then."""
-
-EVENT: Final = object()
-"""What it waits for when it has something else to do with its stream's socket than to read from it."""
-
-TURN: Final = object()
-"""What it waits for when it has only let others have their turn (`await asyncio.sleep(0)`)."""
-
 EPOLLIN: Final = select.EPOLLIN
-EPOLLOUT: Final = select.EPOLLOUT
-GONE: Final = select.EPOLLHUP | select.EPOLLERR
+NO_EVENTS: Final = 0
+UNWATCHED: Final = -1
+RUNS: Final = 0
+AWAITS_CHUNK: Final = 1
+AWAITS_OTHER: Final = 2
+"""What the coroutine of a stream does: it runs, waits for the client's data, or for something else."""
+
+BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-AT_ONCE: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER for no time at all: close() sends RST (socket(7))."""
+class DirectLoop:
+    """What the direct streams of an event loop share. The loop must use a `Selector`."""
+
+    __slots__ = ("io_loop", "loop", "selector", "written")
+
+    def __init__(self, selector: Selector) -> None:
+        self.io_loop: Final = IOLoop.current()
+        self.loop: Final[asyncio.AbstractEventLoop] = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
+        self.selector: Final = selector
+        self.written: Final[Future[None]] = self.loop.create_future()
+        """The future of every write that the socket took at once."""
+        self.written.set_result(None)
+
+    @classmethod
+    def current(cls) -> DirectLoop | None:
+        """Return one for the current event loop, or None where that does not use a `Selector`."""
+        selector = selector_of(IOLoop.current().asyncio_loop)  # type: ignore[attr-defined]
+        return cls(selector) if isinstance(selector, Selector) else None
+
+    def open(self, fd: int) -> DirectStream:
+        """Return the stream of an accepted connection."""
+        return DirectStream(fd, direct_loop=self)
 
 
-PROBES: Final = 100
-"""Events a second that are timed, at most. It takes 5 microseconds each."""
+class OrdinaryAttribute:
+    """An attribute of IOStream that a direct stream does not have: to look it up makes the stream ordinary.
 
-MAX_EVENTS: Final = 42
-"""Events that are heard of at once. For more of them Python asks malloc each time, as with MODEST."""
-
-ROUNDS: Final = 8
-"""Polls to one look at the clock, and at whether a probe is due, where there is much to do. Each may wait for
-an eighth of the time there is, so that no timer is late by more than what epoll rounds up to milliseconds."""
-
-RARELY: Final = 1 << 29
-"""Looks until the next probe, when there were enough of them in this second."""
-
-NOTHING: Final = bytes(4)
-
-HANDSHAKE: Final = b"\x16"
-"""What a record of a TLS handshake begins with."""
-
-HEAD: Final = 5
-"""Octets before what is in a TLS record: what it is, the version twice, the length (RFC 8446 5.1)."""
-
-LARGEST: Final = HEAD + 16384
-"""Octets of a record that is not encrypted."""
-
-
-def record(said: bytes) -> int:
-    """How long the record is that a handshake begins with, as far as can be told; 0 where it is none."""
-    if said[:1] != HANDSHAKE:
-        return 0
-    return HEAD if len(said) < HEAD else HEAD + int.from_bytes(said[3:HEAD])
-
-
-class Ready(Protocol):
-    """What can be attached to a `Selector`."""
-
-    def ready(self, events: int) -> None:
-        """Something happened: `events` are epoll's."""
-
-
-Meter = Callable[[int, int], None]
-"""Told nanoseconds: how long a client was waited for, and how long what it then said took to be answered."""
-
-
-class LatencySample:
-    """Stands in the place of a stream for its next event, and takes the time.
-
-    A clock for every event would cost more than all other counting; with probes here and there, the
-    events between do not even have to ask whether they are timed.
+    `__getattr__` could do this for all attributes, but would make each look-up of any of them twice
+    as slow: 0.6 microseconds a command.
     """
 
-    __slots__ = ("_fd", "_planted", "_selector", "_stream")
+    def __set_name__(self, owner: type[DirectStream], name: str) -> None:
+        self._name = name
 
-    def __init__(self, selector: Selector, fd: int, stream: DirectStream) -> None:
-        self._selector = selector
-        self._fd = fd
-        self._stream = stream
-        self._planted = monotonic_ns()
-
-    def ready(self, events: int) -> None:
-        """The client has spoken."""
-        selector, stream = self._selector, self._stream
-        selector.uproot(self._fd, stream)
-        stream.ready(events)
-        if stream.answered:
-            woke = selector.woke
-            selector.meter(max(0, woke - self._planted), monotonic_ns() - woke)
+    def __get__(self, stream: DirectStream | None, owner: type[DirectStream]) -> Any:
+        if stream is None:
+            return self
+        stream._become_ordinary()
+        return stream.__dict__[self._name]
 
 
-class Selector(selectors.EpollSelector):
-    """asyncio's selector, with a short way for those who asked for it.
+class DirectStream(ClientStream):
+    """An IOStream that is fast at the usual: `read_bytes(..., partial=True)`, `write`, `close`.
 
-    asyncio spends about 1.5 microseconds and 600 bytes on each reader: a key, a
-    handle, a context, a place in the queue. What is attached here is called from
-    within `select` instead. `meter` hears how long things take, now and then.
+    The constructor takes a socket and IOStream's arguments; or a descriptor, which it owns then,
+    and makes a socket object only when it is asked for. The attributes of IOStream, 28 objects
+    and two deques of together 2 KiB, are made when one of them is first looked up.
     """
 
-    def __init__(self, meter: Meter = lambda waited, served: None) -> None:
-        super().__init__()
-        self.meter: Final = meter
-        self.woke = 0
-        """Nanoseconds of the monotonic clock when these events were heard of; kept while there are probes."""
-        self._probes = 0
-        self._gap = 0
-        """Polls between two probes: one less than a power of two."""
-        self._rounds = 0
-        """Polls between two looks."""
-        self._due = 0
-        """Looks until the next probe."""
-        self._planted = 0
-        """Probes since the pace was set."""
-        # Private, but the same since Python 3.4, in PyPy too; typeshed does not tell of them.
-        self._epoll: Final[select.epoll] = self._selector  # type: ignore[attr-defined]
-        self._attached: Final[dict[int, Ready]] = {}
-        self._loop: Any = None
+    max_buffer_size: Any = OrdinaryAttribute()
+    max_write_buffer_size: Any = OrdinaryAttribute()
+    read_chunk_size: Any = OrdinaryAttribute()
+    _read_buffer: Any = OrdinaryAttribute()
+    _read_future: Any = OrdinaryAttribute()
+    _state: Any = OrdinaryAttribute()
+    _write_buffer: Any = OrdinaryAttribute()
+    _write_futures: Any = OrdinaryAttribute()
 
-    def loop(self) -> asyncio.SelectorEventLoop:
-        """The loop that this is to be the selector of."""
-        self._loop = asyncio.SelectorEventLoop(self)
-        return self._loop  # type: ignore[no-any-return]
-
-    def attach(self, fd: int, ready: Ready, events: int) -> None:
-        """Call `ready.ready` when something happens to `fd`."""
-        self._epoll.register(fd, events)
-        self._attached[fd] = ready
-
-    def modify_attached(self, fd: int, events: int) -> None:
-        """Wait for other events."""
-        self._epoll.modify(fd, events)
-
-    def detach(self, fd: int) -> None:
-        """Give `fd` back."""
-        ready = self._attached.pop(fd, None)
-        if ready is not None:
-            self._epoll.unregister(fd)
-            self._probes -= ready.__class__ is LatencySample
-
-    def forget(self, fd: int) -> None:
-        """`fd` is about to be closed, which takes it out of epoll without a system call of its own."""
-        if self._attached.pop(fd, None).__class__ is LatencySample:
-            self._probes -= 1
-
-    def _plant(self, fd: int) -> None:
-        """Take the time of the client who was served last, when it speaks again."""
-        stream = self._attached.get(fd)
-        if isinstance(stream, DirectStream) and stream.answered:
-            self._planted += 1
-            self._due = self._gap // ROUNDS if self._planted < PROBES else RARELY
-            self._probes += 1
-            self._attached[fd] = LatencySample(self, fd, stream)
-
-    def pace(self) -> None:
-        """Once a second: take the time of PROBES events in the next one, spread over it if that can be."""
-        if self._planted >= PROBES:
-            self._gap = 2 * self._gap + 1
-        elif self._planted < PROBES // 2:
-            self._gap //= 2
-        self._planted = 0
-        self._rounds = min(self._gap, ROUNDS - 1)
-        self._due = min(self._due, self._gap // ROUNDS)
-
-    def uproot(self, fd: int, stream: DirectStream) -> None:
-        """Put a stream back where its probe stood."""
-        self._probes -= 1
-        self._attached[fd] = stream
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What happened to asyncio's own files. Meanwhile the streams' events are dealt with.
-
-        A turn of asyncio's loop takes 450 bytecodes, as many as two commands; so it is not asked in between
-        as long as nothing has been left for it.
-        """
-        loop, attached, poll = self._loop, self._attached, self._epoll.poll
-        ready, scheduled, timers = loop._ready, loop._scheduled, len(loop._scheduled)
-        found: list[tuple[selectors.SelectorKey, int]] = []
-        rounds = 0
-        wait = -1.0 if timeout is None else max(timeout, 0.0)
-        timed = wait > 0
-        end = monotonic() + wait
-        while True:
-            heard = poll(wait, MAX_EVENTS)
-            if self._probes:
-                self.woke = monotonic_ns()
-            for fd, events in heard:
-                try:
-                    waiting = attached[fd]
-                except KeyError:
-                    self._find(fd, events, found)
-                else:
-                    waiting.ready(events)
-            if not heard:
-                return found
-            if rounds:
-                rounds -= 1
-            else:
-                rounds = self._rounds
-                self._due -= 1
-                if self._due < 0:
-                    self._plant(fd)
-                if timed:
-                    wait = (end - monotonic()) / (rounds + 1)
-                    if wait <= 0.0:
-                        return found
-            if found or ready or len(scheduled) != timers:
-                return found
-
-    def _find(self, fd: int, events: int, found: list[tuple[selectors.SelectorKey, int]]) -> None:
-        """Something happened to a file of asyncio's; or to one that is gone by now."""
-        key = self._fd_to_key.get(fd)  # type: ignore[attr-defined]
-        if key is not None:
-            mask = 0
-            if events & ~EPOLLIN:
-                mask |= selectors.EVENT_WRITE
-            if events & ~EPOLLOUT:
-                mask |= selectors.EVENT_READ
-            found.append((key, mask & key.events))
-
-
-class DirectStream(IOStream):
-    """An IOStream whose reads and writes go straight to its socket.
-
-    IOStream's own constructor makes 28 attributes and two deques, 2 KiB that an idle
-    connection would keep for nothing. Here they are the class's until somebody
-    needs one of their own; a test compares them with the real ones.
-    """
-
-    max_buffer_size = CHUNK * 2
-    read_chunk_size = CHUNK
-    max_write_buffer_size = None
     error: BaseException | None = None
-    _read_buffer: Any = b""
-    _read_buffer_size = 0
-    _user_read_buffer = False
-    _after_user_read_buffer = None
-    _write_buffer: Any = b""
-    _total_write_index = 0
-    _total_write_done_index = 0
-    _read_delimiter = None
-    _read_regex = None
-    _read_max_bytes = None
-    _read_bytes = None
-    _read_partial = False
-    _read_until_close = False
-    _read_future = None
-    _write_futures: Any = ()
-    _close_callback = None
-    _connect_future = None
-    _ssl_connect_future = None
-    _connecting = False
-    _state = None
+    _arguments: Arguments = ((), {})
+    _close_callback: Callable[[], None] | None = None
     _closed = False
-
     _coroutine: Any = None
-    _wanted: object = TURN
-    """What the coroutine waits for, or waited for last: BYTES, EVENT, TURN or a future."""
-    _aside = False
-    """`receive` may find something without waiting: one of the three below."""
-    ahead = b""
-    """What came while the coroutine waited for something else."""
-    _ended = False
-    """The client has closed its side."""
-    secured = False
-    """Under TLS."""
-    _events = EPOLLIN
-
+    _successor: DirectStream | None = None
+    """The stream under TLS that has taken the place of this one."""
     _socket: Any = None
-    """Made when first asked for: an object that most connections do not need, and a system call, are two
-    microseconds."""
+    _read_buffer_size = 0
+    """Octets in `_unread`, while the stream is direct."""
+    _unread = b""
+    """What the client sent while nobody was reading."""
+    _io_loop: IOLoop | None = None
+    _events = UNWATCHED
+    _pending: Future[bytes] | None = None
+    """The read that waits for data, where it is not the coroutine's."""
+    _wanted = 0
+    """Octets that it may return."""
 
-    def __init__(self, fd: int, selector: Selector, io_loop: IOLoop) -> None:
-        self._fd = fd
-        self._most = SMALL_READ
-        # What every turn asks for: a class's attribute is found six times slower than an object's own.
-        self.secured = self._aside = False
-        self._answer: Answer = none
-        self.io_loop = io_loop
-        self._selector = selector
-        os.set_blocking(fd, False)
+    def __init__(
+        self,
+        socket: Socket | int,
+        *args: Any,
+        direct_loop: DirectLoop | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(socket, int):
+            self._fd = socket
+            os.set_blocking(socket, False)
+        else:
+            self._socket = socket
+            self._fd = socket.fileno()
+            socket.setblocking(False)
+        if args or kwargs:
+            self._arguments = args, kwargs
+        # What every turn asks for: an attribute of the class is found six times slower.
+        self._direct = True
+        self._tls = False
+        self._ready = False
+        """Direct, watched for data, and nothing was read ahead: the next data comes by an event."""
+        self._coroutine_state = AWAITS_OTHER
+        self._size = SMALL_READ
+        direct_loop = direct_loop or DirectLoop.current()
+        if direct_loop is None:
+            self._direct = False
+            self._initialize(args, kwargs)
+        else:
+            self._shared = direct_loop
+            self._written = direct_loop.written
+
+    # Becoming an ordinary IOStream.
+
+    def _become_ordinary(self) -> None:
+        """Hand what this stream does to the machinery of IOStream."""
+        if not self._direct:
+            return
+        if self._coroutine_state == AWAITS_CHUNK:
+            self._coroutine_state = AWAITS_OTHER
+            self._pending, self._wanted = Future(loop=self._shared.loop), CHUNK
+            self._pending.add_done_callback(self._wake_with_data)
+        unread, pending, callback, error = self._unread, self._pending, self._close_callback, self.error
+        args, kwargs = self._arguments
+        if self._closed:
+            BaseIOStream.__init__(self, *args, **kwargs)
+            self._closed, self.error, self._write_buffer = True, error, None
+        else:
+            if self._events != UNWATCHED:
+                self._shared.selector.detach(self._fd)
+                self._events, self._ready = UNWATCHED, False
+            self._initialize(args, kwargs)  # may raise OSError, and leaves the stream direct then
+            self._close_callback = callback
+        self._direct = False
+        self._read_buffer += unread
+        self._read_buffer_size = len(unread)
+        if pending is not None:
+            self._pending = None
+            self._read_future, self._read_bytes, self._read_partial = pending, self._wanted, True
+            self._add_io_state(self.io_loop.READ)
+        else:
+            self._maybe_add_error_listener()
+
+    def _wake_with_data(self, future: Future[bytes]) -> None:
+        """Resume the coroutine, which waits for a chunk, with what the machinery of IOStream read."""
+        if error := future.exception():
+            self._resume(error=error)
+        else:
+            self._resume(future.result())
+
+    def _initialize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        IOStream.__init__(self, self.socket, *args, **kwargs)
 
     @property
-    def socket(self) -> Any:  # type: ignore[override]  # nobody but us sets it
-        """The socket as an object; it is the stream that closes it."""
-        if self._socket is None:
+    def socket(self) -> Any:
+        """The socket as an object, which most connections do not need."""
+        if self._socket is None and self._fd >= 0:
             self._socket = Socket(fileno=self._fd)
-            # It takes itself for one that blocks, and what TLS makes of it would do so.
+            # It takes itself for one that blocks, and what TLS makes of it would block too.
             self._socket.setblocking(False)
         return self._socket
 
-    # The coroutine.
+    @socket.setter
+    def socket(self, value: Any) -> None:
+        self._socket = value
+        if value is None:
+            self._fd = -1
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Drive `work` until it ends; then the stream is closed, however it ended."""
-        self._coroutine = work
-        self._selector.attach(self._fd, self, EPOLLIN)
-        self._step(None)
+    def fileno(self) -> Any:
+        return self._fd
+
+    @property
+    def io_loop(self) -> IOLoop:
+        return self._io_loop or self._shared.io_loop
+
+    @io_loop.setter
+    def io_loop(self, value: IOLoop) -> None:
+        self._io_loop = value
+
+    # Reading, and running the coroutine.
+
+    def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
+        """Return an awaitable of `num_bytes`, or with `partial` of what comes first, as IOStream does.
+
+        To the coroutine that this stream runs, a partial read of `CHUNK` or more gives an awaitable
+        that is resumed from within the read event; everywhere else it gives a future.
+        """
+        if (
+            partial
+            and num_bytes >= CHUNK
+            and not self._coroutine_state
+            and (self._ready or self._get_ready())
+        ):
+            return self._next_chunk()  # type: ignore[return-value]
+        if not (partial and self._direct and num_bytes > 0) or self._closed or self.reading():
+            self._become_ordinary()
+            return super().read_bytes(num_bytes, partial)
+        future: Future[bytes] = Future(loop=self._shared.loop)
+        if self._unread:
+            future.set_result(self._unread[:num_bytes])
+            self._unread = self._unread[num_bytes:]
+            self._read_buffer_size = len(self._unread)
+        else:
+            self._pending, self._wanted = future, num_bytes
+            self._watch(EPOLLIN)
+        return future
 
     @coroutine
-    def receive(self) -> Generator[object, bytes, bytes]:
-        """The next bytes, at most CHUNK of them; none at all when the client has closed its side.
+    def _next_chunk(self) -> Generator[Any, Any, bytes]:
+        """Wait for what the next read event brings."""
+        if self._coroutine_state != RUNS:  # another task awaits it
+            return (yield from self.read_bytes(CHUNK, True).__await__())
+        self._coroutine_state = AWAITS_CHUNK
+        data: bytes = yield
+        return data
 
-        A coroutine that yields an Answer instead has it told what the client says, and what it gives is said,
-        again and again; then come the bytes that it had no answer to. None comes when not all of an
-        answer has left: `await drain()`. When the connection is broken, StreamClosedError is raised there.
-        """
-        return (yield none)
+    def _get_ready(self) -> bool:
+        """Watch for data. Return false where the stream is not direct, or a read would not wait."""
+        if not self._direct or self._closed or self._unread or self.reading():
+            return False
+        self._watch(EPOLLIN)
+        return True
 
-    async def peek(self, most: int) -> bytes:
-        """What is there, without taking it; waits until there is something. Nothing: the client has left."""
-        await self._event()
-        return self.socket.recv(most, socket.MSG_PEEK)  # type: ignore[no-any-return]
+    def reading(self) -> bool:
+        if not self._direct:
+            return super().reading()
+        return self._coroutine_state == AWAITS_CHUNK or self._pending is not None
 
-    def take(self, count: int) -> bytes:
-        """Take that much of what `peek` saw."""
-        return read(self._fd, count)
-
-    def ready(self, events: int) -> None:
-        """An event of the socket: called by the Selector. A whole turn of the client is here."""
-        if self._wanted is not BYTES:
-            self._meanwhile(events)
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the coroutine that serves this stream, and resume it from within read events."""
+        if not self._direct:
+            super().run(work)
             return
-        while True:
-            try:
-                data = self._hear() if self._aside else read(self._fd, self._most)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                return
-            except OSError:
-                data = b""
-            size = len(data)
-            if size == SMALL_READ:
-                self._most = CHUNK
-            try:
-                said = self._answer(data, size)
-            except Exception as error:
-                self._step(error)
-                return
-            if said is None:
-                self._step(data)
-                return
-            if said:
-                # What `send` does, without two calls of which each takes a fiftieth of a turn.
-                try:
-                    sent = self._socket.send(said) if self.secured else write(self._fd, said)
-                except (BlockingIOError, ssl.SSLWantWriteError):
-                    sent = 0
-                except OSError as error:
-                    self._step(StreamClosedError(error))
-                    return
-                if sent != len(said):
-                    self._write_buffer = memoryview(said)[sent:]
-                    self._step(None)
-                    return
-            if not (self._aside and self._at_hand()):
-                return
+        self._coroutine = work
+        self._resume()
 
-    @property
-    def answered(self) -> bool:
-        """It is the client's turn, or all is over."""
-        return self._wanted is BYTES or self._closed
+    def handle_events(self, events: int) -> None:
+        """Read what there is, and resume who waits for it: called by the Selector."""
+        if self._coroutine_state != AWAITS_CHUNK:
+            self._handle_rare_events(events)
+            return
+        try:
+            data = self._socket.recv(CHUNK) if self._tls else read(self._fd, self._size)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return
+        except OSError as error:
+            self.close(error)
+            return
+        if not data:
+            self.close()
+            return
+        if len(data) == SMALL_READ:
+            self._size = CHUNK
+        # What `_resume` does, without a call of its own.
+        self._coroutine_state = RUNS
+        try:
+            awaited = self._coroutine.send(data)
+        except BaseException as error:
+            self._ended(error)
+        else:
+            if self._coroutine_state != AWAITS_CHUNK:
+                self._wait_for(awaited)
 
-    @property
-    def resumed(self) -> bool:
-        """Under TLS that goes on with what an earlier connection agreed on."""
-        return bool(self.socket.session_reused)
+    def _resume(self, data: bytes | None = None, error: BaseException | None = None) -> None:
+        """Run the coroutine until it waits again."""
+        self._coroutine_state = RUNS
+        try:
+            awaited = self._coroutine.send(data) if error is None else self._coroutine.throw(error)
+        except BaseException as ended:
+            self._ended(ended)
+        else:
+            if self._coroutine_state != AWAITS_CHUNK:
+                self._wait_for(awaited)
 
-    def early(self) -> bool:
-        """Whether the client talks though it was told nothing yet. Half a microsecond."""
-        return ioctl(self._fd, FIONREAD, NOTHING) != NOTHING
+    def _ended(self, error: BaseException) -> None:
+        self._coroutine, self._coroutine_state = None, AWAITS_OTHER
+        if not isinstance(error, StopIteration):
+            # The connection answers for its own faults. This protects the loop.
+            log.error("the coroutine of a connection failed", exc_info=error)
+            self.close()
 
-    def _step(self, given: bytes | Exception | None) -> None:
-        """Let the coroutine run until it waits again."""
-        while True:
-            try:
-                if isinstance(given, Exception):
-                    wanted = self._coroutine.throw(given)
-                else:
-                    wanted = self._coroutine.send(given)
-            except StopIteration:
-                self.close()
-                return
-            except BaseException:
-                # The connection answers for its own faults; this is the last net, for the loop's sake.
-                log.exception("a connection's coroutine failed")
-                self.close()
-                return
-            if not callable(wanted):
-                self._answer = none
-                self._wanted = wanted
-                if wanted is not EVENT:
-                    self._await(wanted)
-                return
-            self._answer = wanted
-            self._wanted = BYTES
-            if not (self._aside and self._at_hand()):
-                return
-            if wanted is not none:
-                self.ready(EPOLLIN)
-                return
-            try:
-                given = self._hear()
-            except OSError:
-                given = b""
-
-    def _at_hand(self) -> bool:
-        """Whether there is something to hear without waiting."""
-        # The last: OpenSSL has read a record that epoll knows nothing of.
-        return bool(self.ahead or self._ended or (self.secured and self._socket.pending()))
-
-    def _hear(self) -> bytes:
-        """What there is to hear, or came before. Raises OSError."""
-        if self.ahead or self._ended:
-            data = self.ahead
-            self.ahead = b""
-            if not self._ended:
-                self._watch(EPOLLIN)
-            return data
-        return self._socket.recv(CHUNK) if self.secured else read(self._fd, self._most)
-
-    def _await(self, wanted: Any) -> None:
-        """The coroutine waits for something else than bytes: be called when it is there."""
-        if wanted is None:
-            self._wanted = TURN
-            asyncio.get_running_loop().call_soon(self._wake, TURN)
+    def _wait_for(self, awaited: Any) -> None:
+        """Resume the coroutine when what it awaits is there: another future than that of its stream."""
+        self._coroutine_state = AWAITS_OTHER
+        if awaited is None:  # asyncio.sleep(0)
+            self._shared.loop.call_soon(self._wake)
         else:
             # The protocol between a future and who waits for it: see asyncio.Future.__await__.
-            wanted._asyncio_future_blocking = False
-            wanted.add_done_callback(self._wake)
+            awaited._asyncio_future_blocking = False
+            awaited.add_done_callback(self._wake)
 
-    def _wake(self, wanted: object) -> None:
-        if self._wanted is wanted and self._coroutine is not None:
-            self._step(None)
+    def _wake(self, _: object = None) -> None:
+        """Resume the coroutine from the loop, by the stream that it has now."""
+        (self._successor or self)._resume()
 
-    def _meanwhile(self, events: int) -> None:
-        """An event while the coroutine waits for something else.
-
-        It may wait for just that. Otherwise the client talks, and one chunk of that is kept; or it has
-        left, and the coroutine with it.
-        """
-        if self._wanted is EVENT:
-            self._step(None)
-            return
-        if events & GONE:
+    def _handle_rare_events(self, events: int) -> None:
+        """Read for a future; or while nobody reads, one chunk ahead, and notice where the client has gone."""
+        future = self._pending
+        size = CHUNK if future is None else min(self._wanted, CHUNK)
+        if future is None and events & BROKEN:
             self.close()
             return
         try:
-            data = self._socket.recv(CHUNK) if self.secured else read(self._fd, CHUNK)
+            data = self._socket.recv(size) if self._tls else read(self._fd, size)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
-        except OSError:
-            self.close()
+        except OSError as error:
+            self.close(error)
             return
-        self._ended = not data
-        self.ahead = data
-        self._aside = True
-        self._watch(0)
-
-    @coroutine
-    def _event(self) -> Generator[object, None, None]:
-        """The next event that the stream watches for."""
-        yield EVENT
-
-    def pause_reading(self, whether: bool) -> None:
-        """Take in what the client says, as at other times, or leave it where it is."""
-        self._watch(EPOLLIN if whether else 0)
+        if future is None:
+            self._unread = data
+            self._read_buffer_size = len(data)
+            self._watch(NO_EVENTS)
+        elif data:
+            self._pending = None
+            if not future.cancelled():
+                future.set_result(data)
+        else:
+            self.close()
 
     def _watch(self, events: int) -> None:
-        if events != self._events:
-            self._events = events
-            self._selector.modify_attached(self._fd, events)
+        if self._events == UNWATCHED:
+            self._shared.selector.attach(self._fd, self, events)
+        elif events != self._events:
+            self._shared.selector.change_events(self._fd, events)
+        self._events = events
+        self._ready = events == EPOLLIN
 
     # Writing.
 
-    def send(self, data: bytes) -> bool:
-        """Send; true when all of it has left, else `await drain()`. Raises StreamClosedError."""
+    def write(self, data: bytes | memoryview) -> Future[None]:
+        """Return a future of the end of the write, as IOStream does."""
+        if not self._direct or data.__class__ is not bytes:
+            self._become_ordinary()
+            return super().write(data)
         try:
-            sent = self._socket.send(data) if self.secured else write(self._fd, data)
+            sent = self._socket.send(data) if self._tls else write(self._fd, data)
         except (BlockingIOError, ssl.SSLWantWriteError):
             sent = 0
         except OSError as error:
-            raise StreamClosedError(error) from None
+            self.close(error)
+            failed: Future[None] = Future(loop=self._shared.loop)
+            failed.set_exception(StreamClosedError(real_error=self.error))
+            failed.exception()  # asyncio logs those that nobody has looked at
+            return failed
         if sent == len(data):
-            return True
-        self._write_buffer = memoryview(data)[sent:]
-        return False
+            return self._written
+        self._become_ordinary()
+        return super().write(memoryview(data)[sent:])
 
-    async def drain(self) -> None:
-        """Wait until all that `send` left behind has been taken. Raises StreamClosedError."""
-        before = self._events
-        while self._write_buffer:
-            self._watch(EPOLLOUT)
-            await self._event()
-            if self.send(self._write_buffer):
-                self._write_buffer = b""
-        self._watch(before)
+    def writing(self) -> bool:
+        return False if self._direct else super().writing()
 
-    # TLS.
+    # Connecting, TLS and the end.
 
-    async def handshake(self, context: ssl.SSLContext) -> None:
-        """Become a TLS stream, as the server. Raises OSError when the handshake fails.
+    def connect(self, address: Any, server_hostname: str | None = None) -> Future[Any]:
+        """Connect as IOStream does. No stream of the server does this."""
+        self._become_ordinary()
+        return super().connect(address, server_hostname)
 
-        Whatever came before it was in the clear, and must not be taken for what came after.
-        """
-        if self.ahead:
-            raise OSError("the client talked before the handshake")
-        await self._hello()
-        # A client that has reset by now fails here, where the socket is still ours to close:
-        # ssl.SSLSocket drops it when it finds out.
-        self.socket.getpeername()
-        # The descriptor is the same, and epoll knows it.
-        wrapped = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self._socket = wrapped
-        while True:
-            try:
-                wrapped.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                self._watch(EPOLLIN)
-            except ssl.SSLWantWriteError:
-                self._watch(EPOLLOUT)
-            await self._event()
-        self._watch(EPOLLIN)
-        self.secured = self._aside = True
+    def _stop_watching(self) -> None:
+        if not self._direct:
+            super()._stop_watching()
+        elif self._events != UNWATCHED:
+            self._shared.selector.detach(self._fd)
+            self._events = UNWATCHED
 
-    async def _hello(self) -> None:
-        """Wait until the first record of a handshake is there, and leave it there.
+    async def _to_tls_stream(self, context: ssl.SSLContext) -> SSLIOStream:
+        if not self._direct:
+            return await super()._to_tls_stream(context)
+        secure, self._socket, self._fd, self._closed = self._socket, None, -1, True
+        args, kwargs = self._arguments
+        stream = DirectTLSStream(secure, *args, direct_loop=self._shared, ssl_options=context, **kwargs)
+        if self._coroutine is not None:
+            stream._coroutine, self._coroutine = self._coroutine, None
+        self._successor = stream
+        return stream
 
-        From the moment it begins OpenSSL takes 40 KiB. Who never says a whole ClientHello costs no more
-        than who never says a command.
-        """
-        self._watch(EPOLLIN)
-        least = 1
-        while True:
-            said = await self.peek(LARGEST)
-            size = record(said)
-            if len(said) >= size or not least < size <= LARGEST:
-                break
-            # Not to be woken by every octet, but only by the last one, or by the client's leaving.
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-            least = size
-        if least > 1:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-    # The end.
-
-    def shutdown_write(self) -> None:
-        """Say that nothing more will be sent; the client may still talk.
-
-        Closing a socket with unread bytes in it resets the connection, and a reset can
-        overtake the last reply (RFC 1122 4.2.2.13).
-        """
-        if not self._closed:
-            with suppress(OSError, ValueError):
-                self.socket.shutdown(socket.SHUT_WR)
-
-    def reset(self) -> None:
-        """Close as a crash or a firewall does: with a reset, and nothing said under TLS."""
-        if not self._closed:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
-            self.secured = False
-            self.close()
-
-    def closed(self) -> bool:
-        return self._closed
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """Call this when the stream is closed, and watch for that where nobody reads."""
+        if not self._direct:
+            super().set_close_callback(callback)
+            return
+        self._close_callback = callback
+        if callback is not None and self._events == UNWATCHED and not self._closed:
+            self._watch(EPOLLIN)
 
     def close(self, exc_info: Any = False) -> None:
-        """Close, at once, and end the coroutine."""
+        """Close the stream at once. Whoever waits for a read gets StreamClosedError."""
+        if not self._direct:
+            super().close(exc_info)
+            return
         if self._closed:
             return
+        if exc_info:
+            found = sys.exc_info() if exc_info is True else exc_info
+            self.error = found[1] if isinstance(found, tuple) else found
         self._closed = True
-        self._selector.forget(self._fd)
+        if self._events != UNWATCHED:
+            self._shared.selector.forget(self._fd)
         if self._socket is None:
             os.close(self._fd)
         else:
-            if self.secured:
-                with suppress(OSError, ValueError):
-                    self._socket.unwrap()  # sends close_notify, waits for nothing
-            self._socket.close()
-            self._socket = None
-        # Whoever still wants to read or write does it here, and not to the next who gets the descriptor.
-        self._fd, self.secured = -1, False
-        self.ahead = b""
-        self._answer = none
-        work, self._coroutine = self._coroutine, None
-        if work is not None and not work.cr_running:
-            work.close()
+            with suppress(OSError):
+                self._socket.close()
+        # Whoever reads or writes now must not reach the next one that gets the descriptor.
+        self._socket, self._fd, self._tls, self._ready = None, -1, False, False
+        callback, self._close_callback = self._close_callback, None
+        if callback is not None:
+            self.io_loop.add_callback(callback)
+        pending, self._pending = self._pending, None
+        if pending is not None and not pending.done():
+            pending.set_exception(StreamClosedError(real_error=self.error))
+            pending.exception()  # asyncio logs those that nobody has looked at
+        if self._coroutine_state == AWAITS_CHUNK:
+            self._resume(error=StreamClosedError(real_error=self.error))
+
+
+class DirectTLSStream(DirectStream, TLSClientStream):
+    """A direct stream under TLS. Its handshake is over.
+
+    A record has at most 16 KiB and is read as a whole, so that OpenSSL keeps nothing back of which
+    epoll does not know.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        DirectStream.__init__(self, *args, **kwargs)
+        self._tls = True
+
+    def _initialize(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        TLSClientStream.__init__(self, self.socket, *args, **kwargs)
+
+    def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
+        if num_bytes < CHUNK:
+            self._become_ordinary()
+        return super().read_bytes(num_bytes, partial)

@@ -10,9 +10,11 @@ has to find its first octet in the socket.
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from typing import Any, Final, Protocol
 
+from blackhole.net.readiness import wait_readable
 from blackhole.settings import OperatorError
 
 V1: Final = 107
@@ -30,6 +32,20 @@ class ProxiedSource(Protocol):
 
     def take(self, count: int) -> bytes:
         """Take that much of what was seen."""
+
+
+class SocketSource:
+    """A `ProxiedSource` of a non-blocking socket."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self._socket = plain
+
+    async def peek(self, most: int) -> bytes:
+        await wait_readable(self._socket.fileno())
+        return self._socket.recv(most, socket.MSG_PEEK)
+
+    def take(self, count: int) -> bytes:
+        return self._socket.recv(count)
 
 
 def parser() -> Any:

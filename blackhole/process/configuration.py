@@ -12,7 +12,7 @@ from socket import getaddrinfo, socket
 from typing import NamedTuple
 
 from blackhole import input_file
-from blackhole.net import proxy, server, tls
+from blackhole.net import acceptor, proxy, tls
 from blackhole.process import auth_file, privileges, systemd
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
@@ -181,7 +181,7 @@ def open_sockets(
             bound[listener] = (
                 _kept(current, listener)
                 or systemd.take(inherited, listener)
-                or server.bind(listener, settings.backlog)
+                or acceptor.bind(listener, settings.backlog)
             )
         if settings.dashboard.host:
             opened.dashboard_sockets[:] = (
@@ -214,7 +214,7 @@ def _kept_dashboard(current: Configuration | None, asked: DashboardAddress) -> l
 def _bind_dashboard(settings: Settings, warn: Warn) -> list[socket]:
     """Return the sockets of the dashboard; none if its address is the default one and in use."""
     try:
-        return server.bind(settings.dashboard, settings.backlog)
+        return acceptor.bind(settings.dashboard, settings.backlog)
     except OperatorError as error:
         if settings.origins.get("dashboard") != "default":
             raise

@@ -19,11 +19,13 @@ from typing import Final
 # and need not be able to read the installation.
 import tornado.platform.asyncio  # noqa: F401
 
-from blackhole.metrics.counters import Counters, record_value
+from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.net import tls
+from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
-from blackhole.net.direct import Selector
+from blackhole.net.poller import LoopPoller, Poller
+from blackhole.net.selector import Selector
 from blackhole.net.server import SMTPServer, address
 from blackhole.process import logs
 from blackhole.process.logs import printable
@@ -81,16 +83,9 @@ def run(context: WorkerContext) -> None:
     logs.limit_repeated_lines()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    cells = context.counters.cells(context.child.row)
-    selector = Selector(lambda waited, served: record_turn(cells, waited, served))
-    with asyncio.Runner(loop_factory=selector.loop) as runner:
+    selector = make_selector(context.settings.accelerators)
+    with asyncio.Runner(loop_factory=selector.loop if selector is not None else None) as runner:
         runner.run(Worker(context, selector).serve())
-
-
-def record_turn(cells: memoryview, waited: int, served: int) -> None:
-    """Record how long a client was waited for, and how long it then was served, in nanoseconds."""
-    record_value(cells, "client_think_seconds", waited // 1000)
-    record_value(cells, "service_seconds", served // 1000)
 
 
 def trace(session: SessionState, direction: str, line: bytes) -> None:
@@ -104,7 +99,7 @@ class Worker:
     asyncio.run(Worker(context, selector).serve())  # until one of WORKER_SIGNALS
     """
 
-    def __init__(self, context: WorkerContext, selector: Selector) -> None:
+    def __init__(self, context: WorkerContext, selector: Selector | None = None) -> None:
         row, counters = context.child.row, context.counters
         self._context: Final = context
         self._selector: Final = selector
@@ -135,20 +130,21 @@ class Worker:
         store = self._context.scenario.attempt_store
         if isinstance(store, RedisAttemptStore):
             await store.open()
-        self._open_servers(self._follow_orders())
+        poller = self._selector or LoopPoller()
+        self._open_servers(self._follow_orders(poller), poller)
         sweeping = loop.call_soon(self._sweep)
         await self._stop.wait()
         sweeping.cancel()
         # The terminal and the master may both send SIGINT; a loop that is half closed cannot take the second.
         signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
         for server in self.servers:
-            server.abandon()
-            server.measure()
+            server.mark_closed_by_server()
+            server.flush_histograms()
         self._record_cpu()
         if isinstance(store, RedisAttemptStore):
             await store.close()
 
-    def _follow_orders(self) -> ActiveScenario:
+    def _follow_orders(self, poller: Poller) -> ActiveScenario:
         """Return the scenario in force, and from now on read every order. Raises OperatorError.
 
         The sequence matters: an order given meanwhile is either read below, or the process that gave
@@ -156,17 +152,18 @@ class Worker:
         """
         self._cells[ACCEPTING] = 1
         self._cells[APPLIED_ORDER] = INITIAL_NUMBER
-        self._selector.attach(self._context.control.wakeup_read, self, EDGE_TRIGGERED)
+        poller.attach(self._context.control.wakeup_read, self, EDGE_TRIGGERED)
         scenario = self._read_order()
         self._cells[APPLIED_ORDER] = self._order
         return scenario
 
-    def _open_servers(self, scenario: ActiveScenario) -> None:
+    def _open_servers(self, scenario: ActiveScenario, poller: Poller) -> None:
         """Start to accept connections."""
         settings, counters = self._context.settings, self._context.counters
         row = self._context.child.row
         should_yield_accept = partial(counters.should_yield_accept, row) if settings.workers > 1 else None
         hook: TraceFunction | None = trace if settings.debug else None
+        make_stream = stream_factory(settings.accelerators, self._selector)
         for listener, sockets in self._context.sockets.items():
             server = SMTPServer(
                 listener,
@@ -180,7 +177,7 @@ class Worker:
                 self._clients,
                 self._client_log,
             )
-            server.open(sockets, self._selector)
+            server.open(sockets, poller, make_stream)
             self.servers.append(server)
 
     def _sweep(self) -> None:
@@ -189,8 +186,7 @@ class Worker:
         if self._clients is not None:
             self._clients.sweep()
         self._record_cpu()
-        self._selector.pace()
-        self.ready(0)
+        self.handle_events(0)
         outcomes = self._context.scenario.outcome_store
         # With a shared store, the retry that is missing here may have come to another machine.
         alone = not self._context.settings.attempt_store.host
@@ -219,7 +215,7 @@ class Worker:
 
     # Orders given at run time.
 
-    def ready(self, events: int) -> None:
+    def handle_events(self, events: int) -> None:
         """Apply the order in force; called by the selector at each order, and once a second."""
         control = self._context.control
         if control.number == self._order and all(map(control.remaining, self._one_shot_rules)):
@@ -230,7 +226,7 @@ class Worker:
             log.error("order %d cannot be followed: %s", self._order, error)
             return
         for server in self.servers:
-            server.follow(scenario)
+            server.apply_scenario(scenario)
         self._cells[APPLIED_ORDER] = self._order
 
     def _read_order(self) -> ActiveScenario:
@@ -270,7 +266,7 @@ class Worker:
         asyncio.get_running_loop().remove_reader(self._context.child.master_alive_fd)
         self._cells[ACCEPTING] = 0
         for server in self.servers:
-            server.shut()
+            server.stop_accepting()
         self._draining = True
 
     def _close_idle(self) -> None:

@@ -1,0 +1,155 @@
+"""Listening sockets: bind them, and accept connections for a server."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from tornado.netutil import bind_sockets
+
+from blackhole.net.poller import Poller
+from blackhole.net.stdlib_internals import accept_function
+from blackhole.settings import DashboardAddress, Listener, OperatorError
+
+ACCEPT_BATCH: Final = 16
+"""Connections accepted in one turn by a worker that has no others beside it."""
+
+EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""Errors of accept() for a lack of descriptors or memory."""
+
+EPOLLEXCLUSIVE: Final = 1 << 28
+"""Of linux/eventpoll.h; PyPy's `select` does not have it."""
+
+ACCEPT_EVENTS: Final = select.EPOLLIN | EPOLLEXCLUSIVE
+"""A new connection wakes one idle worker, not all of them."""
+
+YIELD_ACCEPT: Final = 0.001
+"""Seconds for which a worker that has more connections than the others leaves new ones to them."""
+
+PAUSE: Final = 0.1
+"""Seconds without accepting when descriptors have run out. To try again at once would take the whole
+processor."""
+
+
+def bind(listener: Listener | DashboardAddress, backlog: int) -> list[socket.socket]:
+    """Return the listening sockets of an address, with the options that connections inherit from them.
+
+    Raises OperatorError: EX_NOPERM for a port that needs a privilege, EX_OSERR for one that
+    is in use, EX_CONFIG for an address that this machine does not have.
+    """
+    try:
+        sockets = bind_sockets(listener.port, listener.host or None, backlog=backlog)
+    except PermissionError:
+        raise OperatorError(
+            f"no permission to listen on {listener}: run as root, or choose a port above 1023 with --port,"
+            " or grant it: setcap cap_net_bind_service=+ep $(readlink -f $(which python3))",
+            os.EX_NOPERM,
+        ) from None
+    except socket.gaierror as error:
+        raise OperatorError(f"cannot listen on {listener}: {error.strerror}", os.EX_CONFIG) from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OperatorError(
+                f"cannot listen on {listener}: something else does; see `ss -ltnp`", os.EX_OSERR
+            ) from None
+        code = os.EX_CONFIG if error.errno == errno.EADDRNOTAVAIL else os.EX_OSERR
+        raise OperatorError(f"cannot listen on {listener}: {os.strerror(error.errno or 0)}", code) from None
+    for bound in sockets:
+        # Inherited by every accepted socket, which saves a system call for each. Without it a
+        # reply behind a TLS handshake waits 40 ms for the client's acknowledgement.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sockets
+
+
+class ReservedDescriptor:
+    """A descriptor kept open to be given up, so that one more connection can be accepted and refused."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self.acquire()
+
+    def acquire(self) -> None:
+        """Open it, unless it is open or there is none to be had."""
+        if self._fd is None:
+            with suppress(OSError):
+                self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def release(self) -> bool:
+        """Close it. Return false if it was not open."""
+        if self._fd is None:
+            return False
+        os.close(self._fd)
+        self._fd = None
+        return True
+
+
+class Acceptor:
+    """Accepts the connections of one listening socket, which other workers may listen on too.
+
+    `on_connection` gets the descriptor and the address of each. `on_exhausted` gets the error
+    when descriptors have run out, and returns whether it dealt with one connection all the same.
+
+    EPOLLEXCLUSIVE has the kernel wake one worker for a connection: the one that has listened
+    longest. So a worker that has more connections than another, as `should_yield` tells, stops
+    listening for a moment, which also puts it at the end of the queue. Of 200 connections over
+    four workers each gets 50, give or take 4; without this, one gets all when they come one by
+    one.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        poller: Poller,
+        on_connection: Callable[[int, Any], None],
+        on_exhausted: Callable[[socket.socket, OSError], bool],
+        should_yield: Callable[[], bool] | None = None,
+    ) -> None:
+        self._socket: Final = listening
+        self._poller: Final = poller
+        self._on_connection: Final = on_connection
+        self._on_exhausted: Final = on_exhausted
+        self._should_yield: Final = should_yield
+        self._accept: Final = accept_function(listening)
+        self._loop: Final = asyncio.get_running_loop()
+        self._open = True
+        listening.setblocking(False)
+        self._attach()
+
+    def handle_events(self, events: int) -> None:
+        """Accept what there is."""
+        for _ in range(1 if self._should_yield else ACCEPT_BATCH):
+            try:
+                fd, address = self._accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    if not self._on_exhausted(self._socket, error):
+                        self._pause(PAUSE)
+                    return
+                # ECONNABORTED, or a network error that accept(2) hands up: that client is gone.
+                continue
+            self._on_connection(fd, address)
+        if self._should_yield is not None and self._open and self._should_yield():
+            self._pause(YIELD_ACCEPT)
+
+    def close(self) -> None:
+        """Close the socket, in this process."""
+        if self._open:
+            self._open = False
+            self._poller.detach(self._socket.fileno())
+            self._socket.close()
+
+    def _attach(self) -> None:
+        if self._open:
+            self._poller.attach(self._socket.fileno(), self, ACCEPT_EVENTS)
+
+    def _pause(self, seconds: float) -> None:
+        self._poller.detach(self._socket.fileno())
+        self._loop.call_later(seconds, self._attach)

@@ -1,0 +1,52 @@
+"""What the connections of a listener share."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from blackhole.addresses import NetworkSet
+from blackhole.net.admission import AdmissionControl
+from blackhole.net.latency import LatencySampler
+from blackhole.settings import Listener, Settings
+from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.state import ClientLimits
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerContext:
+    """What a connection is given of its listener.
+
+    The server makes a new one when the scenario changes or connections run out, and gives it to
+    the connections that are open.
+    """
+
+    listener: Listener
+    settings: Settings
+    engine: SMTPEngine
+    """For clients without limits: trusted ones, or all where there are no limits."""
+    limited_engine: SMTPEngine
+    """For clients with limits."""
+    limits: ClientLimits
+    """The limits of one client, which are stricter under stress."""
+    counters: memoryview
+    """The worker's row of the counters."""
+    tls: ssl.SSLContext | None
+    """None without a certificate."""
+    certificates: Mapping[str, ssl.SSLContext]
+    """The contexts that rules name: certificates with a fault."""
+    admission: AdmissionControl | None
+    """None where there are no limits."""
+    proxy_parser: Any
+    """Parses PROXY headers; None where the listener expects none."""
+    proxies: NetworkSet
+    """Networks whose PROXY headers are trusted."""
+    log_connection: Callable[..., None]
+    """Logs what a client can bring about: at debug level in public, where that is too much."""
+    greets_at_once: bool
+    """Nothing comes before the greeting: no PROXY header, no limits, no TLS handshake."""
+    stressed: bool = False
+    """Connections are running out, so timeouts are reduced."""
+    latency: LatencySampler = field(default_factory=LatencySampler)

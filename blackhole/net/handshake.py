@@ -1,0 +1,65 @@
+"""The server's side of a TLS handshake on a non-blocking socket.
+
+OpenSSL takes 40 KiB from the moment it begins. So nothing begins before the first record of the
+handshake is there as a whole: a client that never completes its ClientHello costs no more than
+one that never sends a command.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Final
+
+from blackhole.net.readiness import wait_readable, wait_writable
+
+HANDSHAKE_RECORD: Final = b"\x16"
+"""The first octet of a TLS record of a handshake (RFC 8446 5.1)."""
+
+HEADER: Final = 5
+"""Octets before the fragment of a TLS record: the type, the version twice, the length."""
+
+LARGEST_RECORD: Final = HEADER + 16384
+"""Octets of a record that is not encrypted."""
+
+
+async def wait_for_client_hello(plain: socket.socket) -> None:
+    """Wait until the first record is there, or something that cannot become one; leave it in the socket."""
+    wanted = 1
+    while True:
+        await wait_readable(plain.fileno())
+        seen = plain.recv(LARGEST_RECORD, socket.MSG_PEEK)
+        size = record_size(seen)
+        if len(seen) >= size or not wanted < size <= LARGEST_RECORD:
+            break
+        # The kernel wakes this process for the last octet of the record, or for the client's
+        # leaving, and not for each octet.
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        wanted = size
+    if wanted > 1:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+def record_size(seen: bytes) -> int:
+    """Return the octets of the record that begins like this, as far as they are known; 0 for no handshake.
+
+    >>> record_size(b"\\x16\\x03\\x01\\x00\\x20")
+    37
+    >>> record_size(b"EHLO client.test")
+    0
+    """
+    if seen[:1] != HANDSHAKE_RECORD:
+        return 0
+    return HEADER if len(seen) < HEADER else HEADER + int.from_bytes(seen[3:HEADER])
+
+
+async def handshake(secure: ssl.SSLSocket) -> None:
+    """Complete the handshake. Raises OSError, of which ssl.SSLError is one kind, when it fails."""
+    while True:
+        try:
+            secure.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            await wait_readable(secure.fileno())
+        except ssl.SSLWantWriteError:
+            await wait_writable(secure.fileno())
