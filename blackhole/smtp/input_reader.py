@@ -118,7 +118,6 @@ class InputReader(CommandExecution):
 
     def read_command(self, data: bytes, start: int) -> Answered | None:
         """Answer the command line at `start`; return None if it is incomplete."""
-        engine = self.engine
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
         if self.discarded or (len(line) > MAX_LINE and self._is_too_long(line)):
@@ -129,7 +128,13 @@ class InputReader(CommandExecution):
         if line.endswith(b"\r"):
             line = line[:-1]
         elif end >= 0 and not is_binary(line) and (refusal := self._check_bare_newline()) is not None:
-            return end + 1, engine.unknown, refusal
+            return end + 1, self.engine.unknown, refusal
+        command, reply = self._answer_line(line, 0 <= end < len(data) - 1)
+        return end + 1 or len(data), command, reply
+
+    def _answer_line(self, line: bytes, followed: bool) -> tuple[BoundCommand, Reply]:
+        """Answer a command or a response in an AUTH exchange. `followed`: more input has come."""
+        engine = self.engine
         if self.auth_exchange is not None and not is_binary(line):
             command, argument = engine.auth, line
         else:
@@ -144,10 +149,9 @@ class InputReader(CommandExecution):
         reply = self.execute(command, argument) if rejected is None else self._reject(*rejected)
         if reply in NOT_AVAILABLE and not (command.asks_policy or line.startswith(PRIVATE_VERB)):
             self.record_violation("unknown-command")
-        followed = 0 <= end < len(data) - 1
         if (followed or reply.code >= 400) and reply is not replies.PENDING:
             reply = self.check_pipelining(command, reply, offered, followed)
-        return end + 1 or len(data), command, reply
+        return command, reply
 
     def _is_too_long(self, line: bytes) -> bool:
         """Return whether a line of more than MAX_LINE octets is longer than its command may be."""
@@ -168,8 +172,8 @@ class InputReader(CommandExecution):
         self.record_violation("long-command")
         if self.auth_exchange is not None:
             self.auth_exchange = None
-            return (end + 1, engine.auth, replies.RESPONSE_TOO_LONG)
-        return (end + 1, engine.unknown, replies.TOO_LONG)
+            return end + 1, engine.auth, replies.RESPONSE_TOO_LONG
+        return end + 1, engine.unknown, replies.TOO_LONG
 
     def _check_bare_newline(self) -> Reply | None:
         """Record a line that ends with LF alone (RFC 5321 2.3.8); return the reply where that is refused."""
