@@ -77,8 +77,8 @@ def serve(
     """Start servers with options; at the end they must have no connection and no warning in the log."""
     services = []
 
-    def start(*argv: str, secure: bool = False) -> Service:
-        environ = {"BLACKHOLE_ACCELERATORS": ",".join(accelerators) or "off"}
+    def start(*argv: str, secure: bool = False, on: frozenset[str] = accelerators) -> Service:
+        environ = {"BLACKHOLE_ACCELERATORS": ",".join(on) or "off"}
         settings = options.parse(["--hostname=mx.test", *argv], environ).settings
         context = tls.context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
         ledger = ClientTableView(ClientTable(1), 0, lambda: [0]) if settings.counts_clients else None
