@@ -65,7 +65,7 @@ class SMTPClient:
 
     def read_to_end(self) -> bytes:
         """Return all octets until the server closes or resets the connection."""
-        return self._unread + read_until_closed(self.socket)
+        return self._unread + read_until_closed(self.socket, allow_tls_errors=True)
 
     def command(self, line: str) -> str:
         """Send a command line and return the last line of its reply."""
@@ -117,10 +117,13 @@ class SMTPClient:
             raise UnexpectedReply(f"expected {code}, got {line!r}")
 
 
-def read_until_closed(connection: socket.socket) -> bytes:
-    """Return all octets until the server closes or resets the connection."""
+def read_until_closed(connection: socket.socket, *, allow_tls_errors: bool = False) -> bytes:
+    """Return all octets until the server closes or resets the connection.
+
+    With `allow_tls_errors` an error of TLS, such as an end without a close_notify alert, ends it too.
+    """
     received = b""
-    with suppress(ConnectionResetError, ssl.SSLError):
+    with suppress(ConnectionResetError, *((ssl.SSLError,) if allow_tls_errors else ())):
         while data := connection.recv(65536):
             received += data
     return received

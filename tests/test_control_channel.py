@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from program import wait_for
 
 from blackhole.metrics.counters import Counters
 from blackhole.net import acceptor, tls
@@ -29,6 +28,7 @@ from blackhole.store.control import (
     RuntimeOrder,
     effective_scenario,
 )
+from tests.program import wait_for
 
 # The map
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from program import ROOT, environment
+
+from tests.program import ROOT, environment
 
 pytestmark = pytest.mark.pure
 

@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -14,15 +13,16 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Certificate
-from engines import EVENT_NUMBERS
-from program import Program, descriptors, free_port, status, wait_for
-from service import Serve, Service
 from tornado.iostream import IOStream
-from transcript import REPLY_TIMEOUT
 
 from blackhole.net import connection, direct, server, stream
 from blackhole.net.admission import AdmissionControl
+from tests.certificates import Certificate
+from tests.engines import EVENT_NUMBERS
+from tests.program import Program, descriptors, free_port, status, wait_for
+from tests.service import Serve, Service
+from tests.smtp_client import read_until_closed
+from tests.transcript import REPLY_TIMEOUT
 
 BUSY = b"421 4.3.2 Too many connections, try again later\r\n"
 CROWDED = b"421 4.7.0 Too many connections from your network\r\n"
@@ -40,15 +40,6 @@ def first(client: socket.socket) -> bytes:
     with suppress(ConnectionResetError):
         return client.recv(4096)
     return b""
-
-
-def rest(client: socket.socket) -> bytes:
-    """All that a client hears until the server hangs up."""
-    heard = b""
-    with suppress(ConnectionResetError, ssl.SSLError):
-        while data := client.recv(65536):
-            heard += data
-    return heard
 
 
 @pytest.fixture
@@ -75,7 +66,7 @@ def test_who_finds_no_room_is_told_so_at_once(
     began = time.monotonic()
     for _ in range(20):
         with dial(service.address) as surplus:
-            assert rest(surplus) == BUSY
+            assert read_until_closed(surplus) == BUSY
     assert time.monotonic() - began < 5
     assert service.cells[EVENT_NUMBERS.reply("CONNECT", 421)] == 20
     inside[0].close()
@@ -94,7 +85,7 @@ def test_who_finds_no_room_for_tls_hears_nothing(
     clients.enter_context(dial(service.address))
     wait_for(service.open, "the first is in")
     with dial(service.address) as surplus:
-        assert rest(surplus) == b""
+        assert read_until_closed(surplus) == b""
     caplog.clear()
 
 
@@ -202,7 +193,7 @@ def test_a_client_that_reads_at_last_is_not(serve: Serve, clients: ExitStack) ->
     assert service.open() == 1
     client.settimeout(REPLY_TIMEOUT)
     threading.Timer(0.1, client.sendall, (b"\r\nQUIT\r\n",)).start()
-    assert rest(client).endswith(b"221 2.0.0 Goodbye\r\n")
+    assert read_until_closed(client).endswith(b"221 2.0.0 Goodbye\r\n")
 
 
 def deaf(address: tuple[str, int]) -> socket.socket:
@@ -232,7 +223,7 @@ def test_a_handshake_has_its_own_time(serve: Serve, clients: ExitStack) -> None:
     service = serve("--tls_timeout=3", "--timeout=10000", secure=True)
     client = clients.enter_context(dial(service.address))
     client.sendall(b"\x16\x03\x01")
-    assert rest(client) == b""
+    assert read_until_closed(client) == b""
     wait_for(lambda: not service.open(), "it was closed")
 
 
@@ -244,7 +235,7 @@ def test_a_handshake_after_starttls_has_its_own_time(
     )
     client = greeted(clients, service)
     client.sendall(b"STARTTLS\r\n")
-    assert rest(client) == b"220 2.0.0 Ready to start TLS\r\n"
+    assert read_until_closed(client) == b"220 2.0.0 Ready to start TLS\r\n"
 
 
 def test_a_body_that_trickles_is_given_up(serve: Serve, clients: ExitStack) -> None:
@@ -296,7 +287,7 @@ def test_under_stress_clients_have_to_hurry(
     time.sleep(1)
     assert (service.open(), service.server.context.stressed) == (8, False)
     patient = greeted(clients, service)
-    assert [rest(client) for client in crowd] == [SILENT] * 8
+    assert [read_until_closed(client) for client in crowd] == [SILENT] * 8
     wait_for(lambda: not service.server.context.stressed, "it is over")
     time.sleep(1)
     patient.sendall(b"NOOP\r\n")
@@ -339,7 +330,7 @@ def test_under_stress_little_is_borne(
         (early, b"NOOP\r\nNOOP\r\nXYZZY\r\n", [b"250", b"250", b"421"]),
     ):
         client.sendall(said)
-        heard = [line[:3] for line in rest(client).splitlines() if line[3:4] == b" "]
+        heard = [line[:3] for line in read_until_closed(client).splitlines() if line[3:4] == b" "]
         assert heard == codes
     wait_for(lambda: not service.server.context.stressed, "it is over")
     crowd[2].sendall(b"XYZZY\r\n" * 19)
@@ -358,7 +349,7 @@ def test_one_client_cannot_take_it_all(serve: Serve, clients: ExitStack) -> None
     inside = [greeted(clients, service) for _ in range(5)]
     for _ in range(10):
         with dial(service.address) as surplus:
-            assert rest(surplus) == CROWDED
+            assert read_until_closed(surplus) == CROWDED
     assert service.cells[EVENT_NUMBERS.reply("CONNECT", 421)] == 10
     inside[0].close()
     wait_for(lambda: service.open() == 4, "one has left")
@@ -380,7 +371,7 @@ def test_whoever_is_trusted_may(serve: Serve, clients: ExitStack) -> None:
         client = greeted(clients, service)
         client.sendall(b"XYZZY\r\n" * 20)
         client.sendall(b"QUIT\r\n")
-        assert rest(client).endswith(b"221 2.0.0 Goodbye\r\n")
+        assert read_until_closed(client).endswith(b"221 2.0.0 Goodbye\r\n")
 
 
 def test_octets_have_their_rate(serve: Serve, clients: ExitStack) -> None:
@@ -397,11 +388,11 @@ def test_octets_have_their_rate(serve: Serve, clients: ExitStack) -> None:
     other.sendall(b"DATA\r\n")
     assert first(other).startswith(b"354 ")
     other.sendall(b"x" * 140000)
-    assert rest(other) == FLOODED
+    assert read_until_closed(other) == FLOODED
     with dial(service.address) as late:
         assert first(late) == FLOODED
     idle.sendall(b"NOOP\r\n")
-    assert rest(idle).endswith(FLOODED)
+    assert read_until_closed(idle).endswith(FLOODED)
 
 
 def test_messages_and_recipients_have_their_rates(serve: Serve, clients: ExitStack) -> None:
@@ -449,7 +440,7 @@ def test_handshakes_have_their_rate_where_tls_comes_first(
     )
     clients.enter_context(client)
     assert first(client).startswith(b"220 ")
-    assert rest(clients.enter_context(dial(service.address))) == b""
+    assert read_until_closed(clients.enter_context(dial(service.address))) == b""
 
 
 def test_workers_count_together(clients: ExitStack) -> None:
@@ -462,7 +453,7 @@ def test_workers_count_together(clients: ExitStack) -> None:
         inside = [clients.enter_context(dial(("127.0.0.1", port))) for _ in range(6)]
         assert all(first(client).startswith(b"220 ") for client in inside)
         for _ in range(6):
-            assert rest(clients.enter_context(dial(("127.0.0.1", port)))) == CROWDED
+            assert read_until_closed(clients.enter_context(dial(("127.0.0.1", port)))) == CROWDED
         for client in inside:
             client.close()
         wait_for(lambda: _is_greeted(("127.0.0.1", port)), "there is room again", 5)
@@ -539,7 +530,7 @@ def test_a_fault_at_any_await_costs_one_connection(
             patch.setattr(connection, where, trip)
         with dial(service.address) as client:
             client.sendall(said)
-            heard = rest(client)
+            heard = read_until_closed(client)
         patch.undo()
         assert heard.endswith(wanted)
         wait_for(lambda: service.open() == 1, "it is gone")
@@ -555,7 +546,7 @@ def test_bare_newlines_are_counted(serve: Serve, clients: ExitStack) -> None:
     service = serve("--bare_newline=count")
     client = greeted(clients, service)
     client.sendall(b"NOOP\nDATA\r\na\nb\nc\r\n.\r\nDATA\r\nnone\r\n.\r\nQUIT\r\n")
-    assert rest(client).endswith(b"221 2.0.0 Goodbye\r\n")
+    assert read_until_closed(client).endswith(b"221 2.0.0 Goodbye\r\n")
     assert service.stats.snapshot().violations["bare-lf"] == 2
 
 
@@ -568,7 +559,7 @@ def test_a_public_sink_keeps_quiet(
         service = serve(f"--public={'yes' if public else 'no'}", secure=True)
         with dial(service.address) as client:
             client.sendall(b"HELO client.test\r\n")
-            rest(client)
+            read_until_closed(client)
         wait_for(lambda: not service.open(), "it is gone")  # noqa: B023
         said = [record for record in caplog.records if record.name.startswith("blackhole")]
         assert len(said) == (0 if public else 1)

@@ -12,15 +12,16 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from conftest import Certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program import Program, free_port, run, status
-from service import Serve, Service
-from transcript import REPLY_TIMEOUT
 
 from blackhole.net import proxy
 from blackhole.settings import ACCELERATORS, OperatorError
+from tests.certificates import Certificate
+from tests.program import Program, free_port, run, status
+from tests.service import Serve, Service
+from tests.smtp_client import read_until_closed
+from tests.transcript import REPLY_TIMEOUT
 
 pytest.importorskip("proxyprotocol")
 
@@ -171,15 +172,7 @@ def heard(service: Service, said: bytes, pause: float = 0) -> bytes:
     with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         client.sendall(said)
         time.sleep(pause)
-        return until_closed(client)
-
-
-def until_closed(client: socket.socket) -> bytes:
-    data = b""
-    with suppress(ConnectionResetError):
-        while chunk := client.recv(65536):
-            data += chunk
-    return data
+        return read_until_closed(client)
 
 
 @pytest.mark.parametrize("header", ["v1", "v1 six", "v1 unknown", "v2", "v2 six", "v2 local"])

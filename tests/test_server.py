@@ -15,15 +15,23 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
-from conftest import Certificate
-from engines import EVENT_NUMBERS
-from program import Program
-from service import Serve, Service
-from transcript import PIPELINING_VIOLATIONS, REPLY_TIMEOUT, SocketPeer, Transcript, all_transcripts, play
 
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.settings import ACCELERATORS
 from blackhole.smtp.state import PHASES
+from tests.certificates import Certificate
+from tests.engines import EVENT_NUMBERS
+from tests.program import Program
+from tests.service import Serve, Service
+from tests.smtp_client import read_until_closed
+from tests.transcript import (
+    PIPELINING_VIOLATIONS,
+    REPLY_TIMEOUT,
+    SocketPeer,
+    Transcript,
+    all_transcripts,
+    play,
+)
 
 TRANSCRIPTS = all_transcripts()
 
@@ -64,15 +72,6 @@ def connect(service: Service | Program) -> socket.socket:
     return client
 
 
-def until_closed(client: socket.socket) -> bytes:
-    """All that the server says before it hangs up."""
-    heard = b""
-    with suppress(ConnectionResetError):
-        while data := client.recv(65536):
-            heard += data
-    return heard
-
-
 def test_what_comes_during_a_delay_is_never_run_under_tls(serve: Serve, certificate: Certificate) -> None:
     """CVE-2011-0411, with a command that arrives while the reply to STARTTLS waits."""
     service = serve("--delay=0.5", f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
@@ -90,7 +89,7 @@ def test_what_comes_during_a_delay_is_never_run_under_tls(serve: Serve, certific
                 assert secure.recv(4096) == b""
         else:
             assert reply.startswith(b"554 5.5.0 ")
-            assert until_closed(client) == b""
+            assert read_until_closed(client) == b""
 
 
 def test_what_comes_before_the_handshake_ends_the_connection(serve: Serve, certificate: Certificate) -> None:
@@ -99,7 +98,7 @@ def test_what_comes_before_the_handshake_ends_the_connection(serve: Serve, certi
         client.sendall(b"STARTTLS\r\n")
         assert client.recv(4096).startswith(b"220 ")
         client.sendall(b"HELO eve.test\r\n")
-        assert b"250" not in until_closed(client)
+        assert b"250" not in read_until_closed(client)
 
 
 def test_a_delay_holds_up_nobody_else(serve: Serve) -> None:
@@ -197,7 +196,7 @@ def test_a_client_that_does_not_read_is_not_read_either(
 def test_a_silent_client_is_sent_away(serve: Serve) -> None:
     service = serve("--timeout=5")
     with connect(service) as client:
-        assert until_closed(client) == b"421 4.4.2 Timeout waiting for the client\r\n"
+        assert read_until_closed(client) == b"421 4.4.2 Timeout waiting for the client\r\n"
 
 
 def test_a_client_that_gets_nothing_done_is_sent_away(serve: Serve) -> None:
@@ -236,7 +235,7 @@ def test_a_handshake_that_never_ends_is_ended(serve: Serve, said: bytes) -> None
     service = serve("--timeout=5", secure=True)
     with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         client.sendall(said)
-        assert b"220" not in until_closed(client)
+        assert b"220" not in read_until_closed(client)
 
 
 def test_a_client_that_closes_its_half_hears_all_replies(serve: Serve) -> None:
@@ -244,7 +243,12 @@ def test_a_client_that_closes_its_half_hears_all_replies(serve: Serve) -> None:
     with connect(service) as client:
         client.sendall(b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\nHello\r\n.\r\n")
         client.shutdown(socket.SHUT_WR)
-        assert [line[:3] for line in until_closed(client).splitlines()] == [b"250", b"250", b"354", b"250"]
+        assert [line[:3] for line in read_until_closed(client).splitlines()] == [
+            b"250",
+            b"250",
+            b"354",
+            b"250",
+        ]
 
 
 def test_a_client_that_closes_its_half_is_waited_for_with_a_delay(serve: Serve) -> None:
@@ -252,7 +256,7 @@ def test_a_client_that_closes_its_half_is_waited_for_with_a_delay(serve: Serve) 
     with connect(service) as client:
         client.sendall(b"HELO client.test\r\nNOOP\r\n")
         client.shutdown(socket.SHUT_WR)
-        assert until_closed(client) == b"250 mx.test\r\n250 2.0.0 OK\r\n"
+        assert read_until_closed(client) == b"250 mx.test\r\n250 2.0.0 OK\r\n"
 
 
 def test_the_last_word_arrives_though_the_client_talks_on(serve: Serve) -> None:
@@ -260,7 +264,7 @@ def test_the_last_word_arrives_though_the_client_talks_on(serve: Serve) -> None:
     service = serve()
     with connect(service) as client:
         client.sendall(b"GET / HTTP/1.1\r\n" + b"Cookie: x\r\n" * 20000)
-        assert until_closed(client) == b"221 2.7.0 This is an SMTP server. Goodbye\r\n"
+        assert read_until_closed(client) == b"221 2.7.0 This is an SMTP server. Goodbye\r\n"
 
 
 RUDE = [b"", b"HE", b"HELO x\r\n", b"DATA\r\n", b"DATA\r\nbody\r\n", b"DATA\r\n\r\n.", b"NOOP\r\n" * 5000]
@@ -330,7 +334,7 @@ def test_a_fault_of_ours_costs_one_connection(serve: Serve, caplog: pytest.LogCa
     service.server.engine.commands[b"VRFY"].do = fail  # type: ignore[misc, assignment]
     with connect(service) as client, connect(service) as other:
         client.sendall(b"VRFY bob\r\n")
-        assert until_closed(client) == b"421 4.3.0 Internal error, closing transmission channel\r\n"
+        assert read_until_closed(client) == b"421 4.3.0 Internal error, closing transmission channel\r\n"
         other.sendall(b"NOOP\r\n")
         assert other.recv(4096) == b"250 2.0.0 OK\r\n"
     (record,) = caplog.records
@@ -346,13 +350,13 @@ def test_a_server_that_stops_lets_a_message_end(serve: Serve) -> None:
         assert busy.recv(4096).startswith(b"354 ")
         service.do(service.server.stop_accepting)
         service.do(service.server.drain)
-        assert until_closed(idle) == b"421 4.3.2 Server is stopping, try again later\r\n"
+        assert read_until_closed(idle) == b"421 4.3.2 Server is stopping, try again later\r\n"
         with pytest.raises(ConnectionRefusedError):
             connect(service)
         busy.sendall(b"Hello\r\n.\r\n")
         assert busy.recv(4096).startswith(b"250 ")
         service.do(service.server.drain)
-        assert until_closed(busy) == b"421 4.3.2 Server is stopping, try again later\r\n"
+        assert read_until_closed(busy) == b"421 4.3.2 Server is stopping, try again later\r\n"
 
 
 def test_what_was_said_is_counted(serve: Serve) -> None:
@@ -360,7 +364,7 @@ def test_what_was_said_is_counted(serve: Serve) -> None:
     said = b"EHLO x\r\nXYZZY\r\nDATA\r\nHello\r\n.\r\nDATA\r\nToo large, this\r\n.\r\nNOOP\r\nQUIT\r\n"
     with connect(service) as client:
         client.sendall(said)
-        until_closed(client)
+        read_until_closed(client)
     wanted = {
         ("CONNECT", 220): 1,
         ("EHLO", 250): 1,

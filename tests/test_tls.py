@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Certificate
-from external_programs import requires
-from program import Program, free_port, wait_for
-from service import Serve
 
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.settings import ACCELERATORS
+from tests.certificates import Certificate
+from tests.external_programs import requires
+from tests.program import Program, free_port, wait_for
+from tests.service import Serve
 
 pytestmark = requires("openssl")
 
