@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 MAPPED: Final = b"\0" * 10 + b"\xff" * 2
@@ -26,6 +26,20 @@ def to_bytes(address: str) -> bytes:
     return octets.removeprefix(MAPPED)
 
 
+def network(text: str, strict: bool = True) -> IPv4Network | IPv6Network:
+    """Return a network, or an address as a network of one; mapped IPv4 addresses are a network of IPv4.
+
+    Raises ValueError. With `strict`, also for a bit that is set after the prefix.
+
+    >>> network("::ffff:192.0.2.0/120")
+    IPv4Network('192.0.2.0/24')
+    """
+    found = ip_network(text, strict)
+    mapped = found.network_address.ipv4_mapped if isinstance(found, IPv6Network) else None
+    prefix = found.prefixlen - len(MAPPED) * 8
+    return found if mapped is None or prefix < 0 else IPv4Network((int(mapped), prefix))
+
+
 class NetworkSet:
     """An immutable set of networks, usually empty, that is asked for addresses.
 
@@ -35,9 +49,9 @@ class NetworkSet:
 
     def __init__(self, texts: Iterable[str]) -> None:
         prefixes: dict[tuple[int, int], set[int]] = {}
-        for network in map(ip_network, texts):
-            kind = network.max_prefixlen // 8, int(network.netmask)
-            prefixes.setdefault(kind, set()).add(int(network.network_address))
+        for found in map(network, texts):
+            kind = found.max_prefixlen // 8, int(found.netmask)
+            prefixes.setdefault(kind, set()).add(int(found.network_address))
         self._rows: Final = [(length, mask, numbers) for (length, mask), numbers in prefixes.items()]
         """The length of addresses in octets, a mask, and the networks that have it."""
 

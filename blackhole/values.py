@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from blackhole import addresses
 from blackhole.settings import MODES, DashboardAddress, Delay, Listener, RedisSettings
 
 MAX_REPEATED: Final = 60
@@ -231,10 +232,8 @@ def networks(text: str) -> tuple[str, ...]:
 
 def network(text: str) -> str:
     """Read an address or a network in CIDR notation."""
-    import ipaddress
-
     try:
-        return str(ipaddress.ip_network(text))
+        return str(addresses.network(text))
     except ValueError:
         raise expected("networks such as 192.0.2.0/24, with no bit set after the prefix", text) from None
 

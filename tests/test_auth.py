@@ -40,6 +40,12 @@ def test_users_and_passwords_are_read(users: Path) -> None:
     assert auth_file.load(str(users)) == ({b"ann": PASSWORD.encode(), b"bob": b"a:b c"}, "")
 
 
+@pytest.mark.parametrize("first", ["", "# who may\n"])
+def test_byte_order_mark_before_the_users_is_skipped(users: Path, first: str) -> None:
+    users.write_text(f"\N{BYTE ORDER MARK}{first}ann:{PASSWORD}\r\n")
+    assert auth_file.load(str(users))[0] == {b"ann": PASSWORD.encode()}
+
+
 def test_file_that_everybody_can_read_causes_a_warning(users: Path) -> None:
     users.chmod(0o644)
     assert auth_file.load(str(users))[1] == f"auth {users}: it is world-readable; chmod o-r {users}"

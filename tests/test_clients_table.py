@@ -236,6 +236,14 @@ def test_networks_know_who_is_in_them() -> None:
     assert to_bytes("127.0.0.1") not in NetworkSet([])
 
 
+def test_a_network_of_mapped_addresses_is_a_network_of_ipv4() -> None:
+    networks = NetworkSet(["::ffff:10.0.0.0/104", "::ffff:192.0.2.1", "::fffe:0:0/95"])
+    inside = ("10.1.2.3", "::ffff:10.1.2.3", "192.0.2.1", "::fffe:0:1")
+    assert [to_bytes(address) in networks for address in inside] == [True] * len(inside)
+    assert to_bytes("11.0.0.1") not in networks
+    assert to_bytes("203.0.113.1") in NetworkSet(["::ffff:0:0/96"])
+
+
 def test_everything_is_a_network_too() -> None:
     assert to_bytes("203.0.113.1") in NetworkSet(["0.0.0.0/0"])
     assert to_bytes("2001:db8::1") not in NetworkSet(["0.0.0.0/0"])

@@ -43,7 +43,19 @@ CIRCLES: list[tuple[str, ...]] = []
 PURE = frozenset(
     (
         *("__future__", "binascii", "bisect", "collections", "collections.abc", "dataclasses", "enum"),
-        *("functools", "hashlib", "hmac", "ipaddress", "math", "operator", "re", "struct", "types", "typing"),
+        *(
+            "functools",
+            "hashlib",
+            "hmac",
+            "ipaddress",
+            "math",
+            "operator",
+            "re",
+            "struct",
+            "types",
+            "typing",
+            "weakref",
+        ),
     )
 )
 """What `smtp` and `rules` may import of the standard library: no clock, randomness, socket, log or file."""

@@ -666,6 +666,7 @@ def test_clients_are_counted_only_for_limits_that_need_a_count() -> None:
         ("", ()),
         ("192.0.2.1", ("192.0.2.1/32",)),
         ("192.0.2.0/24, 2001:db8::/32 ::1", ("192.0.2.0/24", "2001:db8::/32", "::1/128")),
+        ("::ffff:10.0.0.0/104 ::ffff:a00:1", ("10.0.0.0/8", "10.0.0.1/32")),
     ],
 )
 def test_networks_are_separated_by_blanks_or_commas(text: str, networks: tuple[str, ...]) -> None:

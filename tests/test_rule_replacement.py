@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore, count_attempt
@@ -54,6 +57,34 @@ def test_a_transaction_ends_under_the_rules_under_which_it_began() -> None:
     assert codes(session, "a body\r\n.", *TO_MAIL) == ["250", "250", "451"]
     assert codes(session, "RSET") == ["250"]
     assert session.engine is successor
+
+
+def test_a_transaction_that_stays_open_keeps_none_of_the_engines_that_came_after_its_own() -> None:
+    engine = make_engine()
+    session = engine.session()
+    session.greet()
+    assert codes(session, TO_MAIL[0]) == ["250"]
+    later = []
+    for _ in range(3):
+        engine = replace_rules(engine, LATER)
+        later.append(weakref.ref(engine))
+    gc.collect()
+    assert [one() for one in later] == [None, None, engine]
+    assert codes(session, "RSET", *TO_MAIL) == ["250", "250", "451"]
+    assert session.engine is engine
+
+
+def test_sessions_of_several_replaced_engines_all_go_over_to_the_newest() -> None:
+    engine = make_engine()
+    sessions = []
+    for _ in range(3):
+        sessions.append(engine.session())
+        sessions[-1].greet()
+        assert codes(sessions[-1], TO_MAIL[0]) == ["250"]
+        engine = replace_rules(engine, LATER)
+    for session in sessions:
+        assert codes(session, "RSET", *TO_MAIL) == ["250", "250", "451"]
+        assert session.engine is engine
 
 
 def test_an_auth_exchange_ends_under_the_rules_under_which_it_began() -> None:

@@ -218,6 +218,20 @@ def test_missing_file_or_profile_is_an_error(source: str, said: str) -> None:
     assert re.match(said, str(found.value))
 
 
+def test_byte_order_mark_before_a_scenario_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(f"\N{BYTE ORDER MARK}{REFUSE}")
+    assert [rule.name for rule in scenario.load_rules([str(path), str(path)])] == ["1", "2"]
+
+
+def test_client_condition_matches_a_network_of_mapped_addresses() -> None:
+    of = engine(REFUSE + 'client = "::ffff:192.0.2.77/120"\n')
+    for client, reply in {"192.0.2.1": "450", "::ffff:192.0.2.1": "450", "192.0.3.1": "250"}.items():
+        session = greeted_session(of, client)
+        session.receive(b"MAIL FROM:<a@example.com>\r\n")
+        assert rcpt(session, "b@example.com")[:3] == reply
+
+
 def test_file_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff")
     with pytest.raises(OperatorError, match="not UTF-8 text"):

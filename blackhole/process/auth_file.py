@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import stat
 from collections.abc import Iterable, Mapping
 
@@ -19,7 +20,7 @@ def load(path: str) -> tuple[Mapping[bytes, bytes], str]:
         file = input_file.read(path)
     except OSError as error:
         raise OperatorError(f"auth {path}: {error.strerror}") from None
-    users = _parse(file.octets.split(b"\n"), path)
+    users = _parse(file.octets.removeprefix(codecs.BOM_UTF8).split(b"\n"), path)
     if not users:
         raise OperatorError(f"auth {path}: it contains no user")
     exposed = file.status.st_mode & stat.S_IROTH

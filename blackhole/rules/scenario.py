@@ -79,9 +79,9 @@ def read_source(name: str) -> ScenarioSource:
 
 
 def decode_source(octets: bytes, source: str) -> str:
-    """Return the text of a file. Raises OperatorError, which names `source`."""
+    """Return the text of a file, without a byte order mark. Raises OperatorError, which names `source`."""
     try:
-        return octets.decode()
+        return octets.decode().removeprefix("\N{BYTE ORDER MARK}")
     except UnicodeDecodeError:
         raise OperatorError(f"{source}: not UTF-8 text") from None
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from ipaddress import ip_network
 from typing import Any, Final
 
-from blackhole.addresses import NetworkSet
+from blackhole.addresses import NetworkSet, network
 from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
 from blackhole.rules.faults import FAULTS
@@ -146,7 +145,7 @@ def read_networks(value: Any) -> NetworkSet:
     networks = []
     for text in read_texts(value):
         try:
-            networks.append(str(ip_network(text, strict=False)))
+            networks.append(str(network(text, strict=False)))
         except ValueError:
             raise expected("an address or a network, as 192.0.2.0/24", text) from None
     return NetworkSet(networks)

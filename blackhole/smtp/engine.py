@@ -46,12 +46,16 @@ class SMTPEngine(EngineTables):
         return Session(self, secure, client, meter, sampled)
 
     def replace_policy(self, policy: ListenerPolicy) -> SMTPEngine:
-        """Return the engine that replaces this one, with another policy.
+        """Return the engine that replaces this one and all that it has replaced, with another policy.
 
         A session goes over to it with its next command outside a transaction.
         """
         successor = SMTPEngine(self.config, self.random_source, self.trace, policy, self._events)
         successor.sizes, successor._sessions = self.sizes, self._sessions
-        self.successor = successor
+        # A transaction that stays open keeps its engine, which must not keep all that came after it.
+        self.replaced.add(self)
+        for engine in self.replaced:
+            engine.successor = successor
+        successor.replaced = self.replaced
         self.fast_path = no_fast_path  # It does not look for a successor.
         return successor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
+from weakref import WeakSet
 
 from blackhole.smtp.arguments import Mailbox
 from blackhole.smtp.commands import COMMANDS, OTHER, Command, listener_constants, syntax_error
@@ -93,7 +94,9 @@ class EngineTables:
         self.sizes: list[int] = []
         """Octets of each message that has ended since the caller last emptied the list."""
         self.successor: EngineTables | None = None
-        """The engine that has replaced this one."""
+        """The newest engine, if this one was replaced."""
+        self.replaced: WeakSet[EngineTables] = WeakSet()
+        """Those engines that this one has replaced and that sessions still use."""
         self.fast_path: FastPath = no_fast_path
 
         def bound(rows: tuple[Command, ...]) -> dict[str, BoundCommand]:

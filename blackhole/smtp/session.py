@@ -226,8 +226,8 @@ class Session(InputReader):
         """Go over to the engine that has replaced this one; but what has begun ends under the same rules."""
         if self.stage > GREETED or self.in_body or self.auth_exchange is not None or self.rejected:
             return
-        while self.engine.successor is not None:
-            self.engine = self.engine.successor
+        assert self.engine.successor is not None
+        self.engine = self.engine.successor
         policy = self.policy
         self.policy = self.engine.policy.for_session(self.client, self.secure)
         policy.replaced_by(self.policy)
