@@ -80,7 +80,7 @@ def serve(
     def start(*argv: str, secure: bool = False, on: frozenset[str] = accelerators) -> Service:
         environ = {"BLACKHOLE_ACCELERATORS": ",".join(on) or "off"}
         settings = options.parse(["--hostname=mx.test", *argv], environ).settings
-        context = tls.context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
+        context = tls.make_context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
         ledger = ClientTableView(ClientTable(1), 0, lambda: [0]) if settings.counts_clients else None
         listener = settings.listeners[0]
         services.append(Service(settings, replace(listener, tls=secure or listener.tls), context, ledger))

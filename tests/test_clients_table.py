@@ -18,13 +18,13 @@ from blackhole.net.client_table import (
     KEY,
     MESSAGES,
     MINUTE,
-    PLACE,
     RECEIVED,
     REGION,
-    WAYS,
+    SLOT_CELLS,
+    SLOTS_PER_BUCKET,
     ClientTable,
     ClientTableView,
-    client,
+    client_key,
 )
 
 
@@ -138,9 +138,9 @@ def test_a_full_bucket_lets_the_newcomer_go_uncounted(
     monkeypatch.setattr(client_table, "BUCKETS", 8)
     book = ledger(table, 0, clock)
     some = fill(book, table, 0, Random(7))
-    places = [book.enter(next(some)) for _ in range(WAYS)]
+    places = [book.enter(next(some)) for _ in range(SLOTS_PER_BUCKET)]
     late = book.enter(next(some))
-    assert [place.open() for place in places] == [1] * WAYS
+    assert [place.open() for place in places] == [1] * SLOTS_PER_BUCKET
     assert (late.open(), late.count(MESSAGES)) == (0, 0)
     late.leave()
     places[2].leave()
@@ -154,18 +154,22 @@ def test_who_was_seen_longest_ago_makes_room(
     monkeypatch.setattr(client_table, "BUCKETS", 8)
     book = ledger(table, 0, clock)
     some = fill(book, table, 0, Random(7))
-    known = [next(some) for _ in range(WAYS)]
+    known = [next(some) for _ in range(SLOTS_PER_BUCKET)]
     for who in known:
         place = book.enter(who)
         place.count(MESSAGES)
         place.leave()
         clock.now += 60
         book.sweep()
-    keys = {table.cells[place + KEY] for place in range(0, WAYS * PLACE, PLACE)}
-    oldest = min(range(0, WAYS * PLACE, PLACE), key=lambda place: table.cells[place + MINUTE])
+    keys = {table.cells[place + KEY] for place in range(0, SLOTS_PER_BUCKET * SLOT_CELLS, SLOT_CELLS)}
+    oldest = min(
+        range(0, SLOTS_PER_BUCKET * SLOT_CELLS, SLOT_CELLS), key=lambda place: table.cells[place + MINUTE]
+    )
     gone = table.cells[oldest + KEY]
     book.enter(next(some))
-    assert keys - {table.cells[place + KEY] for place in range(0, WAYS * PLACE, PLACE)} == {gone}
+    assert keys - {
+        table.cells[place + KEY] for place in range(0, SLOTS_PER_BUCKET * SLOT_CELLS, SLOT_CELLS)
+    } == {gone}
 
 
 def test_a_hundred_thousand_clients_take_no_more_room(table: ClientTable, clock: Clock) -> None:
@@ -175,7 +179,7 @@ def test_a_hundred_thousand_clients_take_no_more_room(table: ClientTable, clock:
         place = book.enter(random.randbytes(8))
         place.count(CONNECTIONS)
         place.leave()
-    assert REGION * 4 == BUCKETS * WAYS * PLACE * 4 == 256 * 1024
+    assert REGION * 4 == BUCKETS * SLOTS_PER_BUCKET * SLOT_CELLS * 4 == 256 * 1024
     assert len(table.cells) == 4 * REGION
 
 
@@ -224,7 +228,7 @@ def test_processes_lose_no_count(table: ClientTable) -> None:
     ],
 )
 def test_a_client_is_an_address_or_a_network_of_64_bits(address: str, who: bytes) -> None:
-    assert client(to_bytes(address)) == who
+    assert client_key(to_bytes(address)) == who
 
 
 def test_networks_know_who_is_in_them() -> None:

@@ -113,10 +113,10 @@ def test_a_one_shot_rule_without_remaining_uses_is_not_in_the_scenario() -> None
     one = OneShotRule(2, 0, 1, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
     channel.set_budget(one, 1)
     order = RuntimeOrder(one_shot_rules=(one,))
-    active = effective_scenario(order, NO_SCENARIO, channel, tls.showing)
+    active = effective_scenario(order, NO_SCENARIO, channel, tls.context_from_pem)
     assert [rule.phases for rule in active.rules] == [{"RCPT"}]
     assert channel.consume(one)
-    assert effective_scenario(order, NO_SCENARIO, channel, tls.showing).rules == ()
+    assert effective_scenario(order, NO_SCENARIO, channel, tls.context_from_pem).rules == ()
 
 
 def test_each_order_wakes_readers_up_and_the_pipe_never_fills() -> None:

@@ -94,7 +94,7 @@ class Chunks:
             self.there = min(self.size, len(self.data))
         return self.data[: min(self.there, most)]
 
-    def take(self, count: int) -> bytes:
+    def consume(self, count: int) -> bytes:
         taken, self.data = self.data[:count], self.data[count:]
         self.there -= count
         return taken
@@ -103,7 +103,7 @@ class Chunks:
 def read(data: bytes, size: int) -> tuple[str, bytes]:
     """The address, and what is left for the session."""
     source = Chunks(data, size)
-    work = proxy.read(source, proxy.parser())
+    work = proxy.read_header(source, proxy.make_parser())
     try:
         work.send(None)
     except StopIteration as end:
@@ -283,7 +283,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(OperatorError, match=r"needs the package proxy-protocol: pip install") as caught:
-        proxy.parser()
+        proxy.make_parser()
     assert caught.value.code == os.EX_CONFIG
 
 

@@ -116,7 +116,7 @@ def session_peer(
     outside = RuleEnvironment(
         attempt_store=memory or AttemptTable(sets=64), outcome_store=AttemptTable(sets=64)
     )
-    config = replace(server.config(settings, listener), fast_path=fast_path)
+    config = replace(server.listener_config(settings, listener), fast_path=fast_path)
     engine = make_engine(active.rules, listener.mode, str(listener), outside, config=config)
     return SessionPeer(engine, transcript.implicit_tls, size)
 

@@ -1,4 +1,4 @@
-"""The guard of a listener: whom it trusts, whom it lets in, and what it counts against everybody else."""
+"""Admission control: which clients are trusted, and the limits on all others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.net.client_table import (
     CONNECTIONS,
-    HANDSHAKES,
     MESSAGES,
     RECEIVED,
     RECIPIENTS,
+    TLS_HANDSHAKES,
     ClientSlot,
     ClientTableView,
-    client,
+    client_key,
 )
 from blackhole.settings import Settings
 from blackhole.smtp.replies import (
@@ -25,15 +25,15 @@ from blackhole.smtp.replies import (
 )
 from blackhole.smtp.state import ClientLimits
 
-OCTETS: Final = "octets"
-"""Stands among the phases for all that comes, whatever it is."""
+RECEIVED_OCTETS: Final = "octets"
+"""Counted like a phase: all octets received, whatever they are."""
 
 Rates = Mapping[str, tuple[int, int]]
-"""Phase -> what it is counted as, and how many there may be in a minute."""
+"""By phase: the cell that counts it, and the most that are allowed per minute."""
 
 
 def client_limits(settings: Settings) -> ClientLimits:
-    """What is borne of one client in a conversation."""
+    """Return the limits on one client in a session."""
     return ClientLimits(
         soft_errors=settings.soft_errors,
         errors=settings.max_errors,
@@ -45,67 +45,67 @@ def client_limits(settings: Settings) -> ClientLimits:
 
 
 def stressed_limits(client_limits: ClientLimits) -> ClientLimits:
-    """What is borne while connections are running out: as little as Postfix bears then.
+    """Return the limits while connections are running out: as strict as those of Postfix.
 
-    A client may say EHLO twice, with STARTTLS between. What has no limit gets none.
+    A client may send EHLO twice, with STARTTLS between them. A limit of 0 stays off.
     """
     return client_limits._replace(errors=min(client_limits.errors, 1), junk=min(client_limits.junk, 2))
 
 
 class ClientUsage:
-    """One connection of somebody who is not trusted."""
+    """One connection of a client that is not trusted, and what is counted against it."""
 
-    __slots__ = ("_place", "_rates")
+    __slots__ = ("_rates", "_slot")
 
-    def __init__(self, place: ClientSlot | None, rates: Rates) -> None:
-        self._place = place
+    def __init__(self, slot: ClientSlot | None, rates: Rates) -> None:
+        self._slot = slot
         self._rates = rates
 
     def meter(self, phase: str, amount: int = 1) -> bool:
-        """Count one more command of a phase, or so many octets; false if that is too many."""
+        """Count one more command of a phase, or so many octets. Return false if that exceeds the rate."""
         rate = self._rates.get(phase)
-        if rate is None or self._place is None:
+        if rate is None or self._slot is None:
             return True
         cell, most = rate
-        return self._place.count(cell, amount) <= most
+        return self._slot.count(cell, amount) <= most
 
-    def crowds(self, most: int) -> bool:
-        """Whether the client has more connections open than `most`; 0 is any number."""
-        return self._place is not None and 0 < most < self._place.open()
+    def over_connection_limit(self, most: int) -> bool:
+        """Return whether the client has more than `most` connections open; 0 is no limit."""
+        return self._slot is not None and 0 < most < self._slot.open()
 
     def leave(self) -> None:
-        """The connection is over."""
-        if self._place is not None:
-            self._place.leave()
+        """Stop counting the connection as open."""
+        if self._slot is not None:
+            self._slot.leave()
 
 
 class AdmissionControl:
-    """Lets clients in. Without a ledger none is counted over its connections."""
+    """Admits clients. Without a client table, nothing is counted over all connections of a client."""
 
-    def __init__(self, settings: Settings, ledger: ClientTableView | None) -> None:
+    def __init__(self, settings: Settings, clients: ClientTableView | None) -> None:
         self._trusted: Final = NetworkSet(settings.trusted)
-        self._ledger: Final = ledger
+        self._clients: Final = clients
         self._most: Final = settings.client_connections
         rates = {
             "CONNECT": (CONNECTIONS, settings.client_connection_rate),
             "DATA": (MESSAGES, settings.client_message_rate),
             "RCPT": (RECIPIENTS, settings.client_recipient_rate),
-            "STARTTLS": (HANDSHAKES, settings.client_tls_rate),
-            OCTETS: (RECEIVED, settings.client_byte_rate),
+            "STARTTLS": (TLS_HANDSHAKES, settings.client_tls_rate),
+            RECEIVED_OCTETS: (RECEIVED, settings.client_byte_rate),
         }
         self._rates: Final = {phase: rate for phase, rate in rates.items() if rate[1]}
 
     def admit(self, address: str) -> ClientUsage | None:
-        """Who is there: None for one that is trusted, in whatever it does."""
+        """Return the usage of a new connection, or None for a trusted client."""
         octets = to_bytes(address)
         if octets in self._trusted:
             return None
-        return ClientUsage(self._ledger.enter(client(octets)) if self._ledger else None, self._rates)
+        return ClientUsage(self._clients.enter(client_key(octets)) if self._clients else None, self._rates)
 
     def refusal(self, usage: ClientUsage) -> Reply | None:
-        """Why somebody may not come in now."""
-        if usage.crowds(self._most):
+        """Return the reply to a client that must not connect now, or None."""
+        if usage.over_connection_limit(self._most):
             return TOO_MANY_CLIENT_CONNECTIONS
-        if not usage.meter(OCTETS, 0):
+        if not usage.meter(RECEIVED_OCTETS, 0):
             return TOO_MANY_CLIENT_OCTETS
         return None if usage.meter("CONNECT") else TOO_MANY_NEW_CONNECTIONS

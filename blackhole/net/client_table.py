@@ -1,15 +1,14 @@
-"""What all workers know of each client: how many connections it has open, and what it did this minute.
+"""The client table: each client's open connections, and its activity this minute, over all workers.
 
-An anonymous map made before the fork, of a fixed size, with a region for each
-process. Only its owner writes to a region, so there is no lock, and no worker
-waits for one that was stopped or killed; who asks adds up the regions of the
-processes that live. A dead process' connections are forgotten within a second.
+An anonymous map of a fixed size, made before the fork, with a region for each process. Only its
+owner writes to a region, so there is no lock, and no worker waits for one that was stopped or
+killed; a reader adds up the regions of the processes that live. The connections of a dead process
+are forgotten within a second.
 
-A client is an IPv4 address or an IPv6 /64, which is what one customer gets; of
-it a keyed hash is kept. A region is a hash table of buckets of WAYS places. In
-a full bucket the client that has nothing open and was seen longest ago makes
-room; if all have, the newcomer goes uncounted, which costs an attacker as many
-addresses as there are places.
+A client is an IPv4 address or an IPv6 /64, which is what one customer gets; the table has a keyed
+hash of it. A region is a hash table of buckets with SLOTS_PER_BUCKET slots. In a full bucket, the
+client without open connections that was seen longest ago makes room. If all have open connections,
+the new client is not counted, which costs an attacker as many addresses as there are slots.
 """
 
 from __future__ import annotations
@@ -27,51 +26,51 @@ OPEN: Final = 2
 CONNECTIONS: Final = 3
 MESSAGES: Final = 4
 RECIPIENTS: Final = 5
-HANDSHAKES: Final = 6
+TLS_HANDSHAKES: Final = 6
 RECEIVED: Final = 7
-"""Cells of a place. OPEN is how things are now; those behind it count since MINUTE began."""
+"""Cells of a slot. OPEN is the number of open connections; the cells behind it count since MINUTE began."""
 
-PLACE: Final = 8
-"""Cells of 4 octets in a place; two places share a cache line evenly."""
+SLOT_CELLS: Final = 8
+"""Cells of 4 octets in a slot; two slots fill a cache line."""
 
-MOST: Final = 2**32 - 1
-"""What a cell can count to."""
+MAX_COUNT: Final = 2**32 - 1
+"""The largest value of a cell."""
 
-WAYS: Final = 4
-"""Places in a bucket."""
+SLOTS_PER_BUCKET: Final = 4
+"""Slots in a bucket."""
 
 BUCKETS: Final = 2048
-"""So a region is of 256 KiB, of which the kernel gives only the pages that were written to."""
+"""A region has 256 KiB, of which the kernel allocates only the pages that were written to."""
 
-REGION: Final = BUCKETS * WAYS * PLACE
+REGION: Final = BUCKETS * SLOTS_PER_BUCKET * SLOT_CELLS
 """Cells of a region."""
 
 
-def client(octets: bytes) -> bytes:
-    """Who is behind an address, as `packed` has it; nobody in particular where there is none."""
+def client_key(octets: bytes) -> bytes:
+    """Return the client of an address, from the octets of `addresses.to_bytes`: the /64 of IPv6."""
     return octets[:8]
 
 
 class ClientTable:
-    """The map. `rows` is how many processes can ever live at once, as in `Stats`."""
+    """The shared map. `rows` is the largest number of processes that live at once, as in `Counters`."""
 
     def __init__(self, rows: int) -> None:
         self._map: Final = mmap.mmap(-1, rows * REGION * 4)
         self.cells: Final = memoryview(self._map).cast("I")
         self.secret: Final = os.urandom(16)
-        """Nobody can choose addresses that meet in a bucket."""
+        """Key of the hash, so that a client cannot choose addresses that share a bucket."""
 
     def clear(self, row: int) -> None:
-        """Forget what a former process wrote, and give the memory back."""
+        """Clear the region of a process that has ended, and free its memory."""
         start, length = row * REGION * 4, REGION * 4
         try:
             self._map.madvise(mmap.MADV_REMOVE, start, length)
-        except OSError:  # where the kernel cannot: then it stays resident
+        except OSError:  # the kernel cannot free it; then it stays resident
             self._map[start : start + length] = bytes(length)
 
 
 class ClientTableView:
-    """One process' view of the map: it writes to its own row, and reads those of `others`."""
+    """The table as one process uses it: it writes to its own region, and reads those of `others`."""
 
     def __init__(
         self,
@@ -87,96 +86,96 @@ class ClientTableView:
         self._others: Final = others
         self._clock: Final = clock
         self._beside: list[int] = []
-        """Where the regions of the others begin."""
+        """The first cells of the regions of the others."""
         self.sweep()
 
     def sweep(self) -> None:
-        """Once a second: who else lives, and what minute it is."""
+        """Once a second, update the list of live processes and the current minute."""
         self._minute: int = int(self._clock() // 60) + 1
         self._beside = [row * REGION for row in self._others() if row * REGION != self._base]
 
-    def enter(self, who: bytes) -> ClientSlot:
-        """A connection of this client has begun. `Place.leave` has to follow."""
-        digest = blake2b(who, digest_size=8, key=self._secret).digest()
+    def enter(self, client: bytes) -> ClientSlot:
+        """Count a new connection of a client. `ClientSlot.leave` must follow."""
+        digest = blake2b(client, digest_size=8, key=self._secret).digest()
         key = int.from_bytes(digest[:4]) or 1
-        bucket = int.from_bytes(digest[4:]) % BUCKETS * WAYS * PLACE
+        bucket = int.from_bytes(digest[4:]) % BUCKETS * SLOTS_PER_BUCKET * SLOT_CELLS
         return ClientSlot(self, key, bucket, self._find(key, bucket))
 
     def _find(self, key: int, bucket: int) -> int:
-        """The client's place in our region, made where there was none; -1 when all are taken."""
+        """Return the client's slot in this region, made if there was none; -1 if all are in use."""
         cells, start = self._cells, self._base + bucket
-        place = self._place(key, start)
-        if place >= 0:
-            return place
-        places = range(start, start + WAYS * PLACE, PLACE)
-        free = [place for place in places if not cells[place + OPEN]]
+        slot = self._slot(key, start)
+        if slot >= 0:
+            return slot
+        slots = range(start, start + SLOTS_PER_BUCKET * SLOT_CELLS, SLOT_CELLS)
+        free = [slot for slot in slots if not cells[slot + OPEN]]
         if not free:
             return -1
-        place = min(free, key=lambda place: cells[place + MINUTE])
-        cells[place + KEY] = 0  # nobody else's, while the rest is another's
-        for cell in range(place + MINUTE, place + PLACE):
+        slot = min(free, key=lambda slot: cells[slot + MINUTE])
+        cells[slot + KEY] = 0  # no client has it while the other cells are changed
+        for cell in range(slot + MINUTE, slot + SLOT_CELLS):
             cells[cell] = 0
-        cells[place + KEY] = key
-        return place
+        cells[slot + KEY] = key
+        return slot
 
-    def _place(self, key: int, start: int) -> int:
-        """A client's place in the bucket that begins here; -1: there is none."""
-        keys = self._cells[start + KEY : start + WAYS * PLACE : PLACE].tolist()
-        return start + keys.index(key) * PLACE if key in keys else -1
+    def _slot(self, key: int, start: int) -> int:
+        """Return a client's slot in the bucket that begins at `start`; -1 if it has none."""
+        keys = self._cells[start + KEY : start + SLOTS_PER_BUCKET * SLOT_CELLS : SLOT_CELLS].tolist()
+        return start + keys.index(key) * SLOT_CELLS if key in keys else -1
 
-    def add(self, place: int, cell: int, amount: int) -> None:
-        """So many more, in our region."""
+    def add(self, slot: int, cell: int, amount: int) -> None:
+        """Add to a count of this minute, in this region."""
         cells = self._cells
-        if cells[place + MINUTE] != self._minute:
-            for count in range(place + CONNECTIONS, place + PLACE):
+        if cells[slot + MINUTE] != self._minute:
+            for count in range(slot + CONNECTIONS, slot + SLOT_CELLS):
                 cells[count] = 0
-            cells[place + MINUTE] = self._minute
-        cells[place + cell] = min(cells[place + cell] + amount, MOST)
+            cells[slot + MINUTE] = self._minute
+        cells[slot + cell] = min(cells[slot + cell] + amount, MAX_COUNT)
 
-    def change(self, place: int, step: int) -> None:
-        """The number of open connections, in our region."""
-        self._cells[place + OPEN] += step
+    def change(self, slot: int, step: int) -> None:
+        """Change the number of open connections, in this region."""
+        self._cells[slot + OPEN] += step
 
-    def total(self, key: int, bucket: int, place: int, cell: int) -> int:
-        """The sum of a cell of a client over all regions."""
+    def total(self, key: int, bucket: int, slot: int, cell: int) -> int:
+        """Return the sum of a cell of a client over all regions."""
         cells = self._cells
         minute = 0 if cell == OPEN else self._minute
-        found = cells[place + cell]
+        found = cells[slot + cell]
         for region in self._beside:
-            other = self._place(key, region + bucket)
+            other = self._slot(key, region + bucket)
             if other >= 0 and minute in (0, cells[other + MINUTE]):
                 found += cells[other + cell]
         return found
 
 
 class ClientSlot:
-    """One connection's entry in the ledger; those of one client share what it says."""
+    """The entry of one connection in the table. The connections of a client share its counts."""
 
-    __slots__ = ("_bucket", "_key", "_ledger", "_place")
+    __slots__ = ("_bucket", "_key", "_slot", "_table")
 
-    def __init__(self, ledger: ClientTableView, key: int, bucket: int, place: int) -> None:
-        self._ledger = ledger
+    def __init__(self, table: ClientTableView, key: int, bucket: int, slot: int) -> None:
+        self._table = table
         self._key = key
         self._bucket = bucket
-        self._place = place
-        if place >= 0:
-            ledger.change(place, 1)
+        self._slot = slot
+        if slot >= 0:
+            table.change(slot, 1)
 
     def open(self) -> int:
-        """How many connections the client has, this one among them; 0 if it is not counted."""
-        if self._place < 0:
+        """Return the open connections of the client, with this one; 0 if it is not counted."""
+        if self._slot < 0:
             return 0
-        return self._ledger.total(self._key, self._bucket, self._place, OPEN)
+        return self._table.total(self._key, self._bucket, self._slot, OPEN)
 
     def count(self, cell: int, amount: int = 1) -> int:
-        """So many more; how many that makes this minute. 0 if the client is not counted."""
-        if self._place < 0:
+        """Add to a count, and return its sum for this minute; 0 if the client is not counted."""
+        if self._slot < 0:
             return 0
-        self._ledger.add(self._place, cell, amount)
-        return self._ledger.total(self._key, self._bucket, self._place, cell)
+        self._table.add(self._slot, cell, amount)
+        return self._table.total(self._key, self._bucket, self._slot, cell)
 
     def leave(self) -> None:
-        """The connection is over."""
-        if self._place >= 0:
-            self._ledger.change(self._place, -1)
-            self._place = -1
+        """Stop counting the connection as open."""
+        if self._slot >= 0:
+            self._table.change(self._slot, -1)
+            self._slot = -1

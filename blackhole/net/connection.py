@@ -15,7 +15,7 @@ from blackhole.addresses import to_bytes
 from blackhole.metrics.counters import record_value
 from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
-from blackhole.net.admission import OCTETS
+from blackhole.net.admission import RECEIVED_OCTETS
 from blackhole.net.latency import clock
 from blackhole.net.stream import CHUNK, abort, close, has_unread_input, shutdown_write
 from blackhole.smtp.replies import (
@@ -198,7 +198,7 @@ class Connection:
         self.deadline_override = context.settings.proxy_timeout
         source = proxy.SocketSource(self.stream.socket)
         try:
-            address = await self._wait(asyncio.ensure_future(proxy.read(source, context.proxy_parser)))
+            address = await self._wait(asyncio.ensure_future(proxy.read_header(source, context.proxy_parser)))
         except (OSError, ValueError) as error:
             log.debug("%s: no PROXY header: %s", self.peer, error)
             return False
@@ -384,7 +384,7 @@ class Connection:
             self.counted = self.received
             if self.session.in_body:
                 self._credit_body(fresh)
-            if self.usage is not None and not self.usage.meter(OCTETS, fresh):
+            if self.usage is not None and not self.usage.meter(RECEIVED_OCTETS, fresh):
                 self._send_and_close(TOO_MANY_CLIENT_OCTETS)
                 return
         self.idle += 1

@@ -1,10 +1,9 @@
-"""The PROXY protocol: how a load balancer says, before all else, for whom it speaks.
+"""The PROXY protocol: how a load balancer passes on the address of the client.
 
-Both versions of https://www.haproxy.org/download/1.8/doc/proxy-protocol.txt are
-read by the package `proxy-protocol`, which is asked for only where a listener
-wants it. What it reads is not trusted to be short: it is read octet for octet as
-far as the header goes, for what follows may be a TLS handshake, which
-has to find its first octet in the socket.
+Both versions of https://www.haproxy.org/download/1.8/doc/proxy-protocol.txt are parsed by the
+package `proxy-protocol`, which is imported only for a listener with `proxy`. The header is read
+to its last octet and not beyond: a TLS handshake may follow, whose first octet has to be in the
+socket still.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from typing import Any, Final, Protocol
 from blackhole.net.readiness import wait_readable
 from blackhole.settings import OperatorError
 
-V1: Final = 107
-"""Octets of the longest header of version 1, its line end among them."""
+MAX_V1: Final = 107
+"""Octets of the longest header of version 1, with its line end."""
 
-V2: Final = 16 + 2048
-"""Octets of a header of version 2: the protocol would allow 64 KiB, for extensions nobody sends."""
+MAX_V2: Final = 16 + 2048
+"""Octets of the longest header of version 2 that is accepted. The protocol allows 64 KiB of extensions."""
 
 
 class ProxiedSource(Protocol):
-    """Where a header comes from: a stream."""
+    """Octets that can be looked at before they are consumed."""
 
     async def peek(self, most: int) -> bytes:
-        """What is there, without taking it; waits until there is something. Nothing: it has ended."""
+        """Wait for octets and return them, at most this many; return nothing at the end of the input."""
 
-    def take(self, count: int) -> bytes:
-        """Take that much of what was seen."""
+    def consume(self, count: int) -> bytes:
+        """Return so many of the octets that `peek` returned, and remove them."""
 
 
 class SocketSource:
@@ -44,12 +43,12 @@ class SocketSource:
         await wait_readable(self._socket.fileno())
         return self._socket.recv(most, socket.MSG_PEEK)
 
-    def take(self, count: int) -> bytes:
+    def consume(self, count: int) -> bytes:
         return self._socket.recv(count)
 
 
-def parser() -> Any:
-    """What takes headers apart. Raises OperatorError (EX_CONFIG) where the package is missing."""
+def make_parser() -> Any:
+    """Return a parser of headers. Raises OperatorError (EX_CONFIG) if the package is not installed."""
     try:
         from proxyprotocol.detect import ProxyProtocolDetect
     except ImportError:
@@ -60,25 +59,25 @@ def parser() -> Any:
     return ProxyProtocolDetect()
 
 
-async def read(source: ProxiedSource, parser: Any) -> str:
-    """Take the header; the client's address, or nothing where the proxy speaks for itself.
+async def read_header(source: ProxiedSource, parser: Any) -> str:
+    """Consume a header. Return the client's address, or nothing for the proxy's own connections.
 
-    Raises ValueError for what is no header.
+    Raises ValueError for input that is not a header.
     """
     header = b""
     while (wanted := _wanted(parser, header)) is not None:
-        seen = await source.peek(V2)
+        seen = await source.peek(MAX_V2)
         if not seen:
             raise ValueError("it ended before its header did")
         size = min(wanted, len(seen)) if wanted else seen.find(b"\n") + 1 or len(seen)
-        if len(header) + max(size, wanted) > (V1 if header.startswith(b"PROXY ") else V2):
+        if len(header) + max(size, wanted) > (MAX_V1 if header.startswith(b"PROXY ") else MAX_V2):
             raise ValueError("the header is too long")
-        header += source.take(size)
+        header += source.consume(size)
     return _address(parser, header)
 
 
 def _wanted(parser: Any, header: bytes) -> int | None:
-    """How many octets are missing; 0: the rest of a line; None: nothing. Raises ValueError."""
+    """Return the octets that are missing; 0 for the rest of a line, None for nothing. Raises ValueError."""
     from proxyprotocol import ProxyProtocolIncompleteError
 
     try:

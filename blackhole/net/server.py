@@ -23,7 +23,7 @@ from blackhole.metrics.counters import record_values
 from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START
 from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
-from blackhole.net.admission import OCTETS, AdmissionControl, client_limits, stressed_limits
+from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import EVENT_CELLS, RECEIVED, Connection, count_rejection
 from blackhole.net.context import ListenerContext
@@ -56,7 +56,7 @@ STRESS_OFF: Final = 0.7
 """Share below which they are not any more."""
 
 
-def address(listener: Listener, sockets: Sequence[socket.socket]) -> str:
+def listener_address(listener: Listener, sockets: Sequence[socket.socket]) -> str:
     """Return the address of a listener with the port that it got, where it asked for any."""
     return str(replace(listener, port=sockets[0].getsockname()[1]))
 
@@ -67,7 +67,7 @@ def capacity(wanted: int) -> int:
     return max(1, min(wanted, files - RESERVED_FDS))
 
 
-def config(settings: Settings, listener: Listener) -> ListenerConfig:
+def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
     """Return what the engine of a listener needs to know of the settings."""
     return ListenerConfig(
         hostname=settings.hostname,
@@ -85,13 +85,13 @@ def config(settings: Settings, listener: Listener) -> ListenerConfig:
     )
 
 
-def remembers(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
+def needs_attempt_store(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Return whether a rule of one of these listeners needs a store of attempts."""
     rules = chain(scenario.rules, *(MODE_RULES[listener.mode] for listener in listeners))
     return any(rule.needs_store for rule in rules)
 
 
-def outside(scenario: ActiveScenario) -> RuleEnvironment:
+def rule_environment(scenario: ActiveScenario) -> RuleEnvironment:
     """Return what the rules of a scenario may ask."""
     return RuleEnvironment(
         lambda: time.monotonic() - scenario.clock_origin,
@@ -104,11 +104,16 @@ def outside(scenario: ActiveScenario) -> RuleEnvironment:
 def rule_policy(listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> RulePolicy:
     """Return the policy of a listener: the rules of the scenario, and behind them those of its mode."""
     return RulePolicy(
-        scenario.rules, listener.mode, str(listener), Random(), outside(scenario), EVENT_CELLS.outcome
+        scenario.rules,
+        listener.mode,
+        str(listener),
+        Random(),
+        rule_environment(scenario),
+        EVENT_CELLS.outcome,
     )
 
 
-def watches(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
+def tracks_retries(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Return whether a rule of one of these listeners may refuse a message, so that retries are tracked."""
     rules = chain(scenario.rules, *(MODE_RULES[listener.mode] for listener in listeners))
     return any(rule.may_refuse for rule in rules)
@@ -151,7 +156,7 @@ class SMTPServer(TCPServer):
         self.connections: Final[set[Connection]] = set()
         self.context: ListenerContext
         self.policy = rule_policy(listener, scenario)
-        limited = config(settings, listener)
+        limited = listener_config(settings, listener)
         engine = SMTPEngine(replace(limited, limits=None), Random(), trace, self.policy, EVENT_CELLS)
         self.context = ListenerContext(
             listener=listener,
@@ -167,7 +172,7 @@ class SMTPServer(TCPServer):
             tls=tls,
             certificates=scenario.certificates,
             admission=AdmissionControl(settings, client_table) if settings.limits_clients else None,
-            proxy_parser=proxy.parser() if listener.proxy else None,
+            proxy_parser=proxy.make_parser() if listener.proxy else None,
             proxies=NetworkSet(settings.proxy_from),
             greets_at_once=not (listener.proxy or listener.tls or settings.limits_clients),
             log_connection=log.debug if settings.public else log.info,
@@ -234,7 +239,7 @@ class SMTPServer(TCPServer):
         self.counters[RECEIVED] += fresh
         self._connection_messages.append(session.messages)
         if usage is not None:
-            usage.meter(OCTETS, fresh)
+            usage.meter(RECEIVED_OCTETS, fresh)
             usage.leave()
         if self._client_log is not None:
             self._update_client_log(connection)
@@ -247,7 +252,7 @@ class SMTPServer(TCPServer):
         with connection, suppress(OSError):
             if not self.listener.tls:
                 if self.listener.proxy:  # a socket closed with its header unread would be reset
-                    connection.recv(proxy.V2, socket.MSG_DONTWAIT)
+                    connection.recv(proxy.MAX_V2, socket.MSG_DONTWAIT)
                 connection.send(TOO_MANY_CONNECTIONS.wire, socket.MSG_DONTWAIT)
                 count_rejection(self.counters, TOO_MANY_CONNECTIONS)
 

@@ -1,4 +1,4 @@
-"""The TLS context: made from files once, checked at start, before the fork."""
+"""TLS contexts: made and checked at start, before the workers are forked."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from blackhole.settings import OperatorError, Settings
 YEAR: Final = timedelta(days=365)
 
 
-def context(cert: str, key: str) -> ssl.SSLContext:
-    """A server's context from PEM files; an empty `key` means that it stands in `cert` too.
+def make_context(cert: str, key: str) -> ssl.SSLContext:
+    """Return a server's context from PEM files. With an empty `key`, `cert` contains the key too.
 
-    It has to be made before the fork: then all workers share the key of the session
-    tickets, and a client may resume with any of them.
+    It must be made before the fork: all workers then share the key of the session tickets, and a
+    client may resume a session with any of them.
 
     Raises OperatorError (EX_CONFIG) when a file cannot be read or the two do not match.
     """
@@ -29,9 +29,9 @@ def context(cert: str, key: str) -> ssl.SSLContext:
     made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    # Those of TLS 1.2 that encrypt and authenticate at once; those of 1.3 all do.
+    # The AEAD ciphers of TLS 1.2; TLS 1.3 has no others.
     made.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    # ALPACA: tell clients of other protocols that this is none of theirs (IANA: "smtp").
+    # ALPACA attack: a client of another protocol is told that this is SMTP (IANA: "smtp").
     made.set_alpn_protocols(["smtp"])
     try:
         made.load_cert_chain(cert, key or None, password=_no_password)
@@ -45,10 +45,10 @@ def context(cert: str, key: str) -> ssl.SSLContext:
     return made
 
 
-def faulty(fault: str, settings: Settings) -> bytes:
-    """A certificate with a fault (of CERTIFICATES) and its key, as PEM. It is signed by nobody but itself.
+def faulty_certificate(fault: str, settings: Settings) -> bytes:
+    """Return a self-signed certificate with a fault (of CERTIFICATES) and its key, as PEM.
 
-    Raises OperatorError (EX_CONFIG) when nobody would see it, or there is nothing to make certificates with.
+    Raises OperatorError (EX_CONFIG) without TLS, or if the package `cryptography` is not installed.
     """
     if not settings.ssl_cert:
         raise OperatorError(f'scenario: certificate = "{fault}" needs TLS; give ssl_cert too')
@@ -80,15 +80,15 @@ def faulty(fault: str, settings: Settings) -> bytes:
     )
 
 
-def showing(pem: bytes) -> ssl.SSLContext:
-    """A context with a certificate that `faulty` made."""
-    # OpenSSL takes a certificate from a file alone; this one is never on a disk.
+def context_from_pem(pem: bytes) -> ssl.SSLContext:
+    """Return a context with a certificate that `faulty_certificate` made."""
+    # OpenSSL reads certificates from files only. This one is in memory.
     with open(os.memfd_create("certificate"), "wb") as file:
         file.write(pem)
         file.flush()
-        return context(f"/proc/self/fd/{file.fileno()}", "")
+        return make_context(f"/proc/self/fd/{file.fileno()}", "")
 
 
 def _no_password() -> str:
-    """Asked for by OpenSSL when a key is encrypted; without this it would prompt on the terminal."""
+    """Raise ValueError for an encrypted key. Without this, OpenSSL would prompt on the terminal."""
     raise ValueError("the key is encrypted; Blackhole cannot ask for a password")

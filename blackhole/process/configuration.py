@@ -113,7 +113,7 @@ def read(settings: Settings, warn: Warn) -> Inputs:
         replace(settings, user=str(uid), group=str(gid), passwords=passwords),
         {path: _read_pem(path) for path in (settings.ssl_cert, settings.ssl_key) if path},
         sources,
-        {name: tls.faulty(name, settings) for name in names},
+        {name: tls.faulty_certificate(name, settings) for name in names},
         time.time(),
     )
 
@@ -134,7 +134,7 @@ def _tls_context(settings: Settings, pem: Mapping[str, bytes]) -> ssl.SSLContext
             file.write(octets)
             in_memory[path] = f"/proc/self/fd/{file.fileno()}"
         try:
-            return tls.context(in_memory[settings.ssl_cert], in_memory[settings.ssl_key])
+            return tls.make_context(in_memory[settings.ssl_cert], in_memory[settings.ssl_key])
         except OperatorError as error:
             message = str(error)
             for path in pem:
@@ -148,9 +148,9 @@ def make(inputs: Inputs) -> Configuration:
     if settings.attempt_store.host:
         redis_client.redis_errors()
     if any(listener.proxy for listener in settings.listeners):
-        proxy.parser()
+        proxy.make_parser()
     context = _tls_context(settings, inputs.pem) if settings.ssl_cert else None
-    certificates = {name: tls.showing(pem) for name, pem in inputs.faulty_certificates.items()}
+    certificates = {name: tls.context_from_pem(pem) for name, pem in inputs.faulty_certificates.items()}
     rules = ActiveScenario(Scenario.of(inputs.sources, inputs.read_at), certificates=certificates)
     return Configuration(settings, context, rules, {}, [])
 

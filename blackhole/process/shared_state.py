@@ -33,7 +33,7 @@ class SharedState:
         """Make what the workers and the dashboard of a configuration need."""
         settings = configuration.settings
         for listener, sockets in configuration.bound.items():
-            self.counters.listener(server.address(listener, sockets))
+            self.counters.listener(server.listener_address(listener, sockets))
         if settings.counts_clients and self._clients is None:
             self._clients = ClientTable(self.counters.rows)
         if settings.show_clients and self.counters.client_log is None:
@@ -44,9 +44,9 @@ class SharedState:
         settings, bound, scenario = configuration.settings, configuration.bound, configuration.scenario
         # Through the dashboard a scenario may be loaded that needs a table the configured one does not.
         has_dashboard = bool(configuration.dashboard_sockets)
-        if self._attempts is None and (has_dashboard or server.remembers(bound, scenario)):
+        if self._attempts is None and (has_dashboard or server.needs_attempt_store(bound, scenario)):
             self._attempts = AttemptTable(self.counters.rows)
-        if self._outcomes is None and (has_dashboard or server.watches(bound, scenario)):
+        if self._outcomes is None and (has_dashboard or server.tracks_retries(bound, scenario)):
             self._outcomes = AttemptTable()
         if settings.attempt_store.host and settings.attempt_store not in self._redis_stores:
             self._redis_stores[settings.attempt_store] = RedisAttemptStore(settings.attempt_store)

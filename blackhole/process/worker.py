@@ -26,7 +26,7 @@ from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
-from blackhole.net.server import SMTPServer, address
+from blackhole.net.server import SMTPServer, listener_address
 from blackhole.process import logs
 from blackhole.process.logs import printable
 from blackhole.process.plan import ChildContext
@@ -173,7 +173,7 @@ class Worker:
                 hook,
                 should_yield_accept,
                 scenario,
-                counters.listener(address(listener, sockets)),
+                counters.listener(listener_address(listener, sockets)),
                 self._clients,
                 self._client_log,
             )
@@ -234,7 +234,7 @@ class Worker:
         control = self._context.control
         self._order, order = control.read()
         self._one_shot_rules = tuple(filter(control.remaining, order.one_shot_rules))
-        found = effective_scenario(order, self._context.scenario, control, tls.showing)
+        found = effective_scenario(order, self._context.scenario, control, tls.context_from_pem)
         cells = self._context.counters.rule_counters(rule.name for rule in found.rules)
         rules = (replace(rule, counter=cell) for rule, cell in zip(found.rules, cells, strict=True))
         return found.with_rules(rules)

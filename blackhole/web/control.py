@@ -135,7 +135,7 @@ class ScenarioControl:
         Those that the configuration made may be gone after a reload.
         """
         wanted = scenario.certificate_names(rules) - set(order.certificates)
-        made = {name: tls.faulty(name, self._settings).decode() for name in wanted}
+        made = {name: tls.faulty_certificate(name, self._settings).decode() for name in wanted}
         return replace(order, certificates={**order.certificates, **made})
 
     def _waiting(self, order: RuntimeOrder) -> tuple[OneShotRule, ...]:

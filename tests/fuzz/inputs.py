@@ -251,7 +251,7 @@ class Harness:
             session = self.engine.session(secure, CLIENT)
         else:
             usage = self.admission.admit(CLIENT)
-            assert usage is not None and usage._place is not None
+            assert usage is not None and usage._slot is not None
             if self.admission.refusal(usage) is not None:
                 raise InvariantViolation("a client of an earlier session still counts")
             session = self.engine.session(secure, CLIENT, usage.meter)
