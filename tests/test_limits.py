@@ -106,7 +106,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 def limited(files: int) -> tuple[str, ...]:
     """The program, with so few descriptors."""
-    from program import SCRIPT
+    from tests.program import SCRIPT
 
     return (SCRIPT[0], "-c", SHELL.format(files), *SCRIPT)
 

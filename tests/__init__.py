@@ -1,0 +1,1 @@
+"""The tests of Blackhole, and what they share: see README.md."""
