@@ -147,7 +147,7 @@ def test_every_page_is_in_the_table_of_contents(page: Path) -> None:
 
 
 FLOW_STEPS = re.findall(
-    r"^(?: \d  )?((?:smtp|rules)/\w+\.py) +([\w.]+)", (DOCS / "flow.md").read_text("utf-8"), re.MULTILINE
+    r"^(?: \d  )?((?:net|smtp|rules)/\w+\.py) +([\w.]+)", (DOCS / "flow.md").read_text("utf-8"), re.MULTILINE
 )
 
 

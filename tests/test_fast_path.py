@@ -209,3 +209,16 @@ def test_null_policy_objects_to_nothing() -> None:
     session.policy.message_reply_delayed(session, False)
     session.closed()
     assert session.counted_events == []
+
+
+def test_rules_without_an_outcome_store_track_no_retries() -> None:
+    engine = make_engine(mode="bounce")
+    session = engine.session()
+    session.greet()
+    session.policy.set_local_address(lambda: "192.0.2.1:25")
+    session.receive(EHLO)
+    session.receive(GROUP)
+    out = session.client_sent_early(session.receive(BODY))
+    assert out[:1] in (b"4", b"5")
+    session.closed()
+    assert max(events_of(session)) < EVENT_NUMBERS.violation("early-talk")
