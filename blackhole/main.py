@@ -126,7 +126,7 @@ def _run(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _start(settings: Settings, arguments: Sequence[str]) -> int:
-    if pidfile.pidfile_owner(settings.pid) is not None:
+    if pidfile.known_owner(settings.pid) is not None:
         return _status(settings, arguments)  # success: LSB has `start` of a running server succeed
     return _serve(settings, arguments, detached=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
@@ -16,11 +17,12 @@ from setproctitle import setproctitle
 
 from blackhole import __version__, options
 from blackhole.metrics import rates
-from blackhole.process import configuration, daemonizer, logs, systemd, worker
+from blackhole.process import configuration, daemonizer, logs, orphans, systemd, worker
 from blackhole.process.configuration import Configuration, Inputs
 from blackhole.process.console import print_stderr, print_warning
 from blackhole.process.pidfile import MASTER_TITLE, Pidfile
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
+from blackhole.process.prctl import signal_when_parent_dies
 from blackhole.process.privileges import drop_privileges
 from blackhole.process.program_files import ProgramFiles
 from blackhole.process.shared_state import SharedState
@@ -90,6 +92,8 @@ def serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
         if settings.pid:  # before the ports: a second copy should hear "already running", not "port in use"
             pidfile = Pidfile(settings.pid)
             on_exit.callback(pidfile.remove)
+            for line in orphans.end_listening(pidfile.left_behind):
+                print_warning(line)
         command_line = CommandLine(arguments, dict(os.environ), os.getcwd())
         service = Service(settings, command_line, pidfile)
         if detached:
@@ -157,12 +161,13 @@ class Service:
         self._detached = True
         keep = [self._log_fd, *(listening.fileno() for listening in self._current.sockets)]
         if self._pidfile is not None:
-            keep.append(self._pidfile.descriptor)
+            keep += [self._pidfile.descriptor, self._pidfile.lock_descriptor]
         self._launcher = daemonizer.detach(keep)
 
     def run(self) -> int:
         """Serve until told to stop; return the exit status."""
         setproctitle(MASTER_TITLE)
+        self._master_pid = os.getpid()
         # Not before `detach`, in which python-daemon closes all descriptors it was not told to keep.
         self._shared = SharedState(SPARE_ROWS + ROWS_PER_WORKER * self._settings.workers)
         if self._pidfile is not None:
@@ -194,7 +199,7 @@ class Service:
         settings, shared = wanted.settings, self._shared
         shared.counters.set_owner(child.row, title)
         self._close_unneeded(wanted, wanted.smtp_sockets)
-        drop_privileges(settings.user, settings.group)
+        self._drop_privileges(settings)
         active = replace(shared.attach(wanted, child.row), clock_origin=self._began)
         worker.run(
             WorkerContext(
@@ -221,15 +226,21 @@ class Service:
             settings, wanted.scenario.scenario, self._profiles, shared.control, shared.counters
         )
         dashboard = Dashboard(settings, shared.counters, self._history, self._page, child, control)
-        drop_privileges(settings.user, settings.group)
+        self._drop_privileges(settings)
         dashboard.run(wanted.dashboard_sockets)
 
     def _run_progress(self, wanted: Configuration, child: ChildContext) -> None:
         """Write the live rate to standard error."""
         self._shared.counters.set_owner(child.row, PROGRESS_TITLE)
         self._close_unneeded(wanted, set())
-        drop_privileges(wanted.settings.user, wanted.settings.group)
+        self._drop_privileges(wanted.settings)
         rates.progress(self._shared.counters, child.row, child.master_alive_fd)
+
+    def _drop_privileges(self, settings: Settings) -> None:
+        """Become the user of the workers, in a child that may not outlive the master while it is stopped."""
+        drop_privileges(settings.user, settings.group)
+        # A stopped process does not notice that the master is gone, and keeps its ports. Continued, it does.
+        signal_when_parent_dies(signal.SIGCONT, self._master_pid)
 
     def _close_unneeded(self, wanted: Configuration, needed: set[socket]) -> None:
         """Close what belongs to the master or to other children."""
@@ -317,7 +328,9 @@ class Service:
         systemd.notify("READY=1")
 
     def child_started(self, pid: int) -> None:
-        """Do nothing yet."""
+        """Write it down."""
+        if self._pidfile is not None:
+            self._pidfile.record_child(pid)
 
     def is_terminal_closed(self) -> bool:
         """Return whether the terminal of a server in the foreground is gone."""

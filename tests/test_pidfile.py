@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -19,8 +20,9 @@ import pytest
 
 from blackhole.process import pidfile
 from blackhole.process.pidfile import Pidfile, pidfile_owner
+from blackhole.process.processes import Process
 from blackhole.settings import OperatorError
-from tests.program import AS_NOBODY, as_root, environment, run_python
+from tests.program import AS_NOBODY, as_root, children, environment, run_python
 
 
 @contextmanager
@@ -175,7 +177,7 @@ def test_pidfile_in_a_missing_directory_is_an_error(tmp_path: Path) -> None:
 
 def test_status_query_that_holds_the_lock_for_a_moment_does_not_prevent_a_start(tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    with open(path, "w") as asking:
+    with open(f"{path}.lock", "w") as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)
         threading.Timer(0.1, fcntl.flock, (asking, fcntl.LOCK_UN)).start()
         Pidfile(str(path)).remove()
@@ -186,10 +188,13 @@ def test_lock_on_a_removed_pidfile_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     first = Pidfile(str(path))
     path.unlink()
+    (tmp_path / "pid.lock").unlink()
     second = Pidfile(str(path))
     first.remove()
     assert path.exists()
+    assert pidfile_owner(str(path)) is not None
     second.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_child_that_closed_the_pidfile_does_not_prolong_the_lock(tmp_path: Path) -> None:
@@ -224,6 +229,124 @@ def test_stop_kills_a_process_that_ignores_sigterm(tmp_path: Path) -> None:
     with locked_by_another(path, "signal.signal(15, signal.SIG_IGN)\nfile.write()") as other:
         assert pidfile.stop(str(path), 0.2) is True
         assert other.wait(1) == -signal.SIGKILL
+
+
+def test_stop_removes_what_a_killed_master_left(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with locked_by_another(path) as other:
+        other.kill()
+        other.wait()
+    assert pidfile.stop(str(path), 1.0) is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stop_leaves_a_file_that_is_no_pidfile(tmp_path: Path) -> None:
+    path = tmp_path / "passwd"
+    path.write_text("root:x:0:0:root:/root:/bin/sh\n")
+    assert pidfile.stop(str(path), 1.0) is False
+    assert path.read_text() == "root:x:0:0:root:/root:/bin/sh\n"
+
+
+def test_lock_file_can_be_opened_by_its_owner_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        locked = Pidfile(str(tmp_path / "pid"))
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "pid.lock").stat().st_mode) == 0o600
+    locked.remove()
+
+
+def test_lock_on_the_pidfile_itself_which_any_user_may_take_means_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with open(path, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert pidfile_owner(str(path)) is None
+        Pidfile(str(path)).remove()
+
+
+@pytest.mark.parametrize(
+    "line", ["1 {started} 2.0", "{pid} 5 2.0", "{pid}", "{pid} x 2.0", "999999999 5 2.0"]
+)
+def test_process_that_is_not_the_one_in_the_lock_file_is_never_signalled(
+    tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another one if it belongs to another user, or did not start at that time."""
+    path = tmp_path / "pid"
+    monkeypatch.setattr(pidfile, "WRITE_TIMEOUT", 0.1)
+    with locked_by_another(path) as other:
+        started = Process.of(other.pid)
+        assert started is not None
+        text = line.format(pid=other.pid, started=started.started + 1)
+        (tmp_path / "pid.lock").write_text(text + "\n")
+        with pytest.raises(OperatorError, match="does not contain the pid"):
+            pidfile.send(str(path), signal.SIGKILL)
+        assert other.poll() is None
+
+
+def test_children_are_found_after_their_master_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    code = """
+        file.write()
+        for _ in range(3):
+            pid = os.fork()
+            if not pid:
+                file.close()
+                time.sleep(60)
+            file.record_child(pid)
+            if not _:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+    """
+    with locked_by_another(path, code) as other:
+        alive = children(other.pid)
+        other.kill()
+        other.wait()
+        locked = Pidfile(str(path))
+        try:
+            assert [child.pid for child in locked.left_behind] == alive
+            assert len(alive) == 2
+        finally:
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+        locked.remove()
+
+
+@as_root
+def test_masters_of_other_users_are_not_believed() -> None:
+    code = f"""
+import os, time
+from setproctitle import setproctitle
+{AS_NOBODY}
+setproctitle("blackhole: master")
+print(flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        assert other.pid not in pidfile.running_masters()
+        other.kill()
+
+
+def test_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pid"
+
+    def pwrite(descriptor: int, octets: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", pwrite)
+        with pytest.raises(OperatorError, match=f"cannot write {path}: No space left on device") as caught:
+            Pidfile(str(path))
+        assert caught.value.code == os.EX_CANTCREAT
+    assert list(tmp_path.iterdir()) == []
+    locked = Pidfile(str(path))
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(OperatorError, match=f"cannot write {path}: No space left on device"):
+        locked.write()
+    locked.remove()
 
 
 @as_root

@@ -166,6 +166,64 @@ def test_workers_end_after_the_master_was_killed(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (1, f"Blackhole is not running; it died and left {pid}.\n")
 
 
+@pytest.mark.parametrize("user", [pytest.param("root", marks=as_root), ""])
+def test_stopped_worker_of_a_killed_master_continues_and_ends(user: str) -> None:
+    """It would keep the port, and clients would connect and wait in vain."""
+    with Program("--workers=2", *([f"--user={user}"] if user else [])) as program:
+        workers = program.workers()
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+            wait_for(partial(lambda pid: state(pid) == "T", pid), "the worker is stopped")
+        program.process.kill()
+        program.process.wait()
+        wait_for(lambda: not any(map(alive, workers)), "the workers have ended")
+        assert greeting(program.port) == ""
+
+
+@pytest.mark.parametrize("stops_first", [False, True])
+def test_start_ends_children_of_a_killed_master_that_keep_the_port_and_no_others(
+    tmp_path: Path, stops_first: bool
+) -> None:
+    """Two that hang: one has the port, as it does not notice the death of its master."""
+    pid, port = tmp_path / "pid", free_port()
+    code = f"""
+import os, socket, time
+from setproctitle import setproctitle
+from blackhole.process.pidfile import Pidfile
+setproctitle("blackhole: master")
+pidfile = Pidfile({str(pid)!r})
+pidfile.write()
+for number in (1, 2):
+    child = os.fork()
+    if not child:
+        pidfile.close()
+        setproctitle(f"blackhole: worker {{number}}")
+        if number == 2:
+            listening = socket.create_server(("127.0.0.1", {port}))
+        time.sleep(60)
+    pidfile.record_child(child)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], env=environment()) as master:
+        wait_for(lambda: len(children(master.pid)) == 2, "both children run")
+        idle, hung = children(master.pid)
+        wait_for(lambda: tcp(hung)["listening"] == 1, "the port is open")
+        master.kill()
+    try:
+        if stops_first:
+            assert run("stop", f"--pid={pid}").returncode == 0
+            assert not alive(hung)
+        with Program(f"--pid={pid}", f"--port={port}") as program:
+            assert listens(port)
+            assert alive(idle)
+            assert not alive(hung)
+            message = f"blackhole: worker 2 (pid {hung}) of a server that was killed kept its port"
+            assert (message in program.output()) is not stops_first
+    finally:
+        for child in filter(alive, (idle, hung)):
+            os.kill(child, signal.SIGKILL)
+
+
 def test_session_of_a_killed_master_is_finished_while_a_new_server_starts(tmp_path: Path) -> None:
     options = f"--pid={tmp_path / 'pid'}", f"--port={free_port()}"
     with Program(*options) as first, sending(first.port) as client:

@@ -73,7 +73,8 @@ class DescriptorHandler(logging.Handler):
         self.descriptor: Final = self._open() if path else 2
 
     def _open(self) -> int:
-        descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        users = () if self.owner is None else self.owner[:1]
+        descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640, users)
         if self.owner is not None and os.geteuid() == 0:
             os.fchown(descriptor, *self.owner)  # workers open the file themselves after a rotation
         return descriptor

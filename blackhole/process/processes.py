@@ -1,0 +1,79 @@
+"""Processes of this machine, as /proc shows them. A pid is used again; pid and start time are not."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Final, NamedTuple, Self
+
+LISTENING: Final = "0A"
+"""State of a socket in /proc/PID/net/tcp."""
+
+
+class Process(NamedTuple):
+    """A process, which may have ended."""
+
+    pid: int
+    started: int
+    """When it started, in clock ticks since the machine did."""
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return the process that has a pid now; None if there is none."""
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                # The name in parentheses may contain any character.
+                return cls(pid, int(file.read().rpartition(b")")[2].split()[19]))
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def is_alive(self) -> bool:
+        """Return whether it has not ended."""
+        return self == Process.of(self.pid)
+
+
+def owner(pid: int) -> int | None:
+    """Return the effective uid of a process; None if there is no such process."""
+    with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"Uid:"):
+                return int(line.split()[2])
+    return None
+
+
+def title(pid: int) -> str:
+    """Return the title of a process; empty if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(4096).rstrip(b"\0").decode("latin-1")
+    except OSError:
+        return ""
+
+
+def pids() -> list[int]:
+    """Return the pids of all processes."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def is_listening(pid: int) -> bool:
+    """Return whether a process has a listening TCP socket; True if this user may not know."""
+    try:
+        inodes = _listening_inodes(pid)
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed since the listing
+                if os.readlink(f"/proc/{pid}/fd/{name}") in inodes:
+                    return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return False
+
+
+def _listening_inodes(pid: int) -> set[str]:
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError), open(f"/proc/{pid}/net/{table}") as file:
+            rows = (line.split() for line in file)
+            found |= {f"socket:[{row[9]}]" for row in rows if row[3] == LISTENING}
+    return found
