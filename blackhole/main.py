@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from blackhole import options, usage
+from blackhole import __version__, options, usage
 from blackhole.metrics import rates, report, status
 from blackhole.metrics.counters import Counters
 from blackhole.process import pidfile
@@ -151,9 +151,22 @@ def _restart(settings: Settings, arguments: Sequence[str]) -> int:
 
 def _reload(settings: Settings, arguments: Sequence[str]) -> int:
     _check(settings)
-    if not pidfile.send(settings.pid, signal.SIGHUP):
-        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
+    version = pidfile.running_version(settings.pid)
+    _send(settings, signal.SIGHUP)
+    if version not in ("", __version__):
+        print_warning(f"the server still runs Blackhole {version}: restart it to run {__version__}")
     return os.EX_OK
+
+
+def _reopen(settings: Settings, arguments: Sequence[str]) -> int:
+    _send(settings, signal.SIGUSR1)
+    return os.EX_OK
+
+
+def _send(settings: Settings, number: signal.Signals) -> None:
+    """Signal the master. Raises OperatorError."""
+    if not pidfile.send(settings.pid, number):
+        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
 
 
 def _status(settings: Settings, arguments: Sequence[str]) -> int:
@@ -215,6 +228,7 @@ ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
     "stop": _stop,
     "restart": _restart,
     "reload": _reload,
+    "reopen": _reopen,
     "status": _status,
     "report": _report,
     "top": _top,

@@ -24,6 +24,7 @@ ACTION_HELP: Final = {
     "stop": "stop the detached server and wait until it has exited",
     "restart": "stop, then start",
     "reload": "read the conf file, scenarios and certificates again; no connection is lost",
+    "reopen": "open the log file again, after it was rotated",
     "status": "show the state and counters of the server; exits with 0 if it runs, 1 if it died, else 3",
     "report": "show what senders did wrong; see --fail_on",
     "top": "show the current rates, one line a second",

@@ -426,8 +426,8 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("-", "-: unknown option"),
         (
             "start -- --port",
-            "'--port': unknown action; the actions are run, start, stop, restart, reload, status, report,"
-            " top, explain (did you mean report?)",
+            "'--port': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
+            " report, top, explain (did you mean report?)",
         ),
         ("--port", "--port: expected one argument"),
         ("--user=--", "--user: expected a value, not '--'"),
@@ -491,13 +491,13 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("--ssl_key=k", "--ssl_key: a key without a certificate; set ssl_cert too"),
         (
             "strat",
-            "'strat': unknown action; the actions are run, start, stop, restart, reload, status, report,"
-            " top, explain (did you mean start?)",
+            "'strat': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
+            " report, top, explain (did you mean start?)",
         ),
         (
             "",
-            "'': unknown action; the actions are run, start, stop, restart, reload, status, report,"
-            " top, explain",
+            "'': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
+            " report, top, explain",
         ),
         ("start stop", "expected one action, not start and stop"),
         ("stop --daemon", "expected one action, not stop and start"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import smtplib
@@ -284,6 +285,64 @@ def test_sigusr1_reopens_a_rotated_log() -> None:
             for pid in (program.pid, *program.workers()):
                 wait_for(partial(lambda pid: str(log) in descriptors(pid), pid), f"{title(pid)} opened it")
             assert "listening on" in Path(f"{log}.1").read_text()
+
+
+def test_reopen_lets_the_pidfile_owner_open_its_log_again(tmp_path: Path) -> None:
+    pid, log = tmp_path / "pid", tmp_path / "log"
+    assert run("reopen", f"--pid={pid}").returncode == 7
+    pid.write_text(f"{os.getpid()}\n")
+    assert run("reopen", f"--pid={pid}").returncode == 7
+    with Program(f"--pid={pid}", f"--log={log}", "--user=root" if os.geteuid() == 0 else "--debug=no"):
+        log.rename(f"{log}.1")
+        done = run("reopen", f"--pid={pid}")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        wait_for(log.exists, "a new log")
+
+
+def test_reload_by_another_version_says_that_a_restart_is_needed(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = (
+        "import sys, blackhole; blackhole.__version__ = '99.1'"
+        "; from blackhole import main; sys.exit(main.main())"
+    )
+    with Program(f"--pid={pid}", command=(*PYTHON, "-c", code)) as program:
+        done = run("reload", f"--pid={pid}")
+        assert done.returncode == 0
+        assert done.stderr == (
+            f"blackhole: the server still runs Blackhole 99.1: restart it to run {__version__}\n"
+        )
+        wait_for(lambda: "reloaded: listening on" in program.output(), "the reload")
+
+
+def test_terminal_that_is_closed_ends_a_server_in_the_foreground() -> None:
+    port = free_port()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(SCRIPT[0], [*SCRIPT, "--host=127.0.0.1", f"--port={port}", "--workers=1"], environment())
+    wait_for(lambda: listens(port), "the server runs")
+    workers = children(pid)
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not any(map(alive, workers))
+    assert greeting(port) == ""
+
+
+def test_server_that_nohup_started_outlives_its_terminal() -> None:
+    port = free_port()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        os.execve(SCRIPT[0], [*SCRIPT, "--host=127.0.0.1", f"--port={port}", "--workers=1"], environment())
+    wait_for(lambda: listens(port), "the server runs")
+    os.close(terminal)
+    os.kill(pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert listens(port)
+    os.kill(pid, signal.SIGINT)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_sigttin_adds_a_worker_and_sigttou_removes_one() -> None:

@@ -6,16 +6,27 @@ import os
 from contextlib import suppress
 
 
+def visible(text: str, keep: str = "") -> str:
+    r"""Return a text in which nothing controls a terminal: names in it may come from another user.
+
+    >>> print(visible("worker \x1b[2J\n"))
+    worker \x1b[2J\n
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
+
+
 def print_stdout(text: str) -> None:
     """Write to standard output; a reader that stops early, as in `blackhole --help | head`, is no error."""
     with suppress(BrokenPipeError):
-        os.write(1, text.encode(errors="backslashreplace"))
+        os.write(1, visible(text, keep="\n").encode(errors="backslashreplace"))
 
 
 def print_stderr(line: str) -> None:
     """Write a line to standard error. A closed standard error is no reason to end."""
     with suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+        os.write(2, f"{visible(line)}\n".encode(errors="backslashreplace"))
 
 
 def print_warning(message: str) -> None:
