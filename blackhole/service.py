@@ -340,6 +340,10 @@ class Service:
         """Open the log file again after its rotation."""
         logs.reopen()
 
+    def child_exited(self, row: int) -> None:
+        """Release what a child that has exited still held in shared memory."""
+        self._shared.release_row(row)
+
     def stop_listening(self) -> None:
         """Close the sockets: as long as the master has one open, clients connect and wait in vain."""
         systemd.notify("STOPPING=1")

@@ -87,6 +87,9 @@ class ScriptedService:
 
     # What the supervisor calls.
 
+    def child_exited(self, row: int) -> None:
+        assert row not in self.counters.live_rows()
+
     def ready(self, failed: Collection[str]) -> None:
         self.write("ready" + "".join(f", but {title} failed" for title in failed))
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
+from contextlib import suppress
+from typing import IO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blackhole.rules.attempt_store import Record, count_attempt
+from blackhole.rules.limiters import WindowCount
+from blackhole.store import attempts
 from blackhole.store.attempts import COUNTERS_PER_ROW, SLOTS_PER_SET, AttemptTable
+from tests.test_shared_lock import process_that_stops, stop
 
 
 def count_and_return_record(known: Record, now: float) -> tuple[Record, Record]:
@@ -85,13 +91,98 @@ def test_updates_under_the_lock_are_exact_over_all_processes() -> None:
     assert table.update(b"bob", 3.0, count_attempt) == 20001
 
 
-def test_a_process_killed_during_an_update_releases_the_lock() -> None:
+def test_process_killed_during_an_update_releases_the_lock() -> None:
     table = AttemptTable(sets=1)
     pid = os.fork()
     if pid == 0:
         table.update(b"ann", 2.0, lambda known, now: os.kill(os.getpid(), signal.SIGKILL), alone=True)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     assert table.update(b"ann", 3.0, count_attempt, alone=True) == 1
+
+
+def count_after_a_stop(known: Record, now: float) -> tuple[Record, int]:
+    """Count the attempt, after the process was stopped in the middle of the update."""
+    stop()
+    return count_attempt(known, now)
+
+
+def test_process_stopped_during_an_update_blocks_no_other_process() -> None:
+    table = AttemptTable(sets=1)
+    with process_that_stops(lambda: table.update(b"ann", 2.0, count_after_a_stop, alone=True)):
+        began = time.monotonic()
+        assert [table.update(b"ann", 2.0, count_attempt, alone=True) for _ in range(100)] == [None] * 100
+        assert time.monotonic() - began < 0.5
+        assert table.update(b"ann", 2.0, count_and_return_record) == (0, 2.0, 2.0), "without the lock"
+    assert table.update(b"ann", 3.0, count_attempt, alone=True) == 2
+
+
+def test_sweep_leaves_out_records_while_another_process_is_stopped_with_the_lock() -> None:
+    table = AttemptTable(sets=1)
+    table.update(b"ann", 1.0, count_attempt)
+    with process_that_stops(lambda: table.update(b"bob", 2.0, count_after_a_stop, alone=True)):
+        assert list(table.sweep(0, 3.0, count_attempt)) == []
+    assert sorted(table.sweep(0, 3.0, count_attempt)) == [2, 2]
+
+
+def answers_in_child(table: AttemptTable, times: int) -> tuple[int, IO[bytes]]:
+    """Return a child that counts one key `times` times under the lock, and the file of its answers."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    pid = os.fork()
+    if pid == 0:
+        answers = (table.update(b"ann", 2.0, count_attempt, alone=True) for _ in range(times))
+        file.write(b"".join(b"%d " % answer for answer in answers if answer is not None))
+        file.flush()
+        os._exit(0)
+    return pid, file
+
+
+def test_counts_are_exact_while_processes_are_stopped_and_continued() -> None:
+    """Every answer is another number, and together they are all numbers from 1 on: nothing is lost."""
+    table, rounds = AttemptTable(sets=1), 3000
+    children = [answers_in_child(table, rounds) for _ in range(4)]
+    for number in range(40):
+        pid = children[number % 2][0]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.005)
+        os.kill(pid, signal.SIGCONT)
+    assert [os.waitpid(pid, 0)[1] for pid, _ in children] == [0] * 4
+    answers = []
+    for _, file in children:
+        with file:
+            file.seek(0)
+            answers += map(int, file.read().split())
+    assert sorted(answers) == list(range(1, len(answers) + 1))
+    assert 2 * rounds <= len(answers) <= 4 * rounds
+    assert table.update(b"ann", 3.0, count_attempt) == len(answers) + 1
+
+
+@pytest.mark.parametrize("cells_written", range(4))
+def test_process_killed_while_it_writes_a_record_leaves_no_full_window(cells_written: int) -> None:
+    """A window that has ended is full; the one that begins is not, whatever of it was written."""
+    table = AttemptTable(sets=1)
+    assert [table.update(b"ann", now, WindowCount(1, 2, 60.0).spend) for now in (1.0, 2.0, 3.0)] == [0, 0, 1]
+    cells = table._cells
+    writes = 0
+
+    class Killed(BaseException):
+        pass
+
+    class Recorder:
+        def __getitem__(self, index: int) -> int:
+            return cells[index]
+
+        def __setitem__(self, index: int, value: int) -> None:
+            nonlocal writes
+            if writes == cells_written:
+                raise Killed
+            writes += 1
+            cells[index] = value
+
+    table._cells = Recorder()  # type: ignore[assignment, misc]
+    with suppress(Killed):
+        table.update(b"ann", 100.0, WindowCount(1, 2, 60.0).spend)
+    table._cells = cells  # type: ignore[misc]
+    assert not table.update(b"ann", 101.0, WindowCount(1, 2, 60.0).spend)
 
 
 def test_the_table_holds_no_key_in_plain_text() -> None:
@@ -134,6 +225,37 @@ def test_slots_count_over_all_processes_and_end_with_the_process_that_held_them(
         1,
         1,
     ]
+
+
+def test_slots_of_a_dead_process_are_released_with_its_row() -> None:
+    table = AttemptTable(rows=3)
+    pid = os.fork()
+    if pid == 0:
+        table.set_row(2)
+        table.refuse_or_acquire(b"ann", 1)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert table.refuse_or_acquire(b"ann", 1)
+    table.clear_row(2)
+    assert not table.refuse_or_acquire(b"ann", 1)
+
+
+def test_process_stopped_while_it_takes_a_slot_blocks_no_other_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = AttemptTable(rows=3)
+
+    def acquire_stopped() -> None:
+        table.set_row(1)
+        monkeypatch.setattr(attempts, "sum", lambda values: stop() or 0, raising=False)
+        table.refuse_or_acquire(b"ann", 1)
+
+    with process_that_stops(acquire_stopped):
+        began = time.monotonic()
+        assert [table.refuse_or_acquire(b"ann", 1) for _ in range(100)] == [None] * 100
+        assert time.monotonic() - began < 0.5
+        assert table.refuse_or_acquire(b"bob", 1) is False
+    assert table.refuse_or_acquire(b"ann", 1) is True
 
 
 def test_an_update_takes_less_than_50_microseconds() -> None:

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import smtplib
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from blackhole.net import acceptor, tls
 from blackhole.process import worker
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import WorkerContext
-from blackhole.settings import Listener, Settings
+from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.store.active_scenario import NO_SCENARIO
 from blackhole.store.control import (
     INITIAL_NUMBER,
@@ -29,6 +30,7 @@ from blackhole.store.control import (
     effective_scenario,
 )
 from tests.program import wait_for
+from tests.test_shared_lock import process_that_stops, stop
 
 # The map
 
@@ -106,6 +108,66 @@ def test_a_one_shot_rule_cannot_consume_the_budget_of_its_successor() -> None:
     assert not channel.consume(old)
     assert channel.consume(new)
     assert (channel.remaining(old), channel.remaining(new)) == (0, 4)
+
+
+def publish_stopped(before: RuntimeOrder, number: int) -> RuntimeOrder:
+    """Stop the process in the middle of an order."""
+    stop()
+    return named("late")
+
+
+def test_writer_that_is_stopped_blocks_no_reader_and_no_writer() -> None:
+    channel = ControlChannel()
+    number = channel.publish(lambda before, number: named("whole"))
+    with process_that_stops(lambda: channel.publish(publish_stopped)):
+        began = time.monotonic()
+        assert channel.read() == (number, named("whole"))
+        with pytest.raises(OperatorError, match="does not finish") as found:
+            channel.publish(lambda before, number: named("other"))
+        assert found.value.code == os.EX_TEMPFAIL
+        assert time.monotonic() - began < 0.5
+    assert channel.read() == (number + 1, named("late"))
+    assert channel.publish(lambda before, number: named("other")) == number + 2
+
+
+def test_process_that_is_stopped_while_it_consumes_a_use_blocks_no_other_process() -> None:
+    """The others do not apply the rule; the use remains for a later message."""
+    channel = ControlChannel()
+    one = OneShotRule(2, 0, 3, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
+    other = OneShotRule(3, 1, 3, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
+    channel.set_budget(one, 3)
+    channel.set_budget(other, 3)
+
+    def consume_stopped() -> None:
+        channel._lock.acquire(one.place)
+        stop()
+        channel._lock.release(one.place)
+
+    with process_that_stops(consume_stopped):
+        began = time.monotonic()
+        assert not any(channel.consume(one) for _ in range(20))
+        assert channel.consume(other)
+        with pytest.raises(OperatorError, match="does not finish"):
+            channel.set_budget(one, 9)
+        assert time.monotonic() - began < 0.5
+    assert (channel.remaining(one), channel.remaining(other)) == (3, 2)
+    assert [channel.consume(one) for _ in range(4)] == [True, True, True, False]
+
+
+def consume_in_child(channel: ControlChannel, one: OneShotRule, times: int) -> int:
+    """Return the pid of a child that exits with the number of uses that it got of `times`."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(sum(channel.consume(one) for _ in range(times)))
+    return pid
+
+
+def test_uses_of_a_one_shot_rule_are_exact_over_all_processes() -> None:
+    channel = ControlChannel()
+    one = OneShotRule(2, 0, 400, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
+    channel.set_budget(one, 400)
+    pids = [consume_in_child(channel, one, 120) for _ in range(4)]
+    assert sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids) == 400
 
 
 def test_a_one_shot_rule_without_remaining_uses_is_not_in_the_scenario() -> None:

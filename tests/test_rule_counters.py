@@ -7,6 +7,7 @@ import re
 import signal
 import smtplib
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from tests.engines import make_engine
 from tests.http_api import Sink, ask, figures, post
 from tests.program import Program, run, wait_for
 from tests.test_exact_counts import replaced
+from tests.test_shared_lock import process_that_stops, stop
 from tests.test_simulator import outcome
 
 # In the engine
@@ -131,6 +133,24 @@ def test_names_beyond_the_table_share_a_counter() -> None:
     stats.cells(stats.allocate_row())[RULE_HITS_START + MAX_RULE_NAMES - 1] = 5
     seen = stats.snapshot().rule_hits
     assert ([*seen][-2:], seen["others"], len(seen)) == (["126", "others"], 5, MAX_RULE_NAMES)
+
+
+def test_process_that_is_stopped_while_it_adds_a_name_blocks_no_other_process() -> None:
+    """What has a counter keeps it; new names are counted with the others meanwhile."""
+    stats = Counters(1)
+    stats.rule_counters(["a"])
+
+    def add_stopped() -> None:
+        stats._lock.acquire()
+        stop()
+        stats._lock.release()
+
+    with process_that_stops(add_stopped):
+        began = time.monotonic()
+        assert stats.rule_counters(["a", "b"]) == [RULE_HITS_START, RULE_HITS_START + MAX_RULE_NAMES - 1]
+        assert time.monotonic() - began < 0.5
+        assert stats.snapshot().rule_hits == {"a": 0, "others": 0}
+    assert stats.rule_counters(["a", "b"]) == [RULE_HITS_START, RULE_HITS_START + 1]
 
 
 def test_long_rule_name_is_clipped_between_characters() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -29,6 +30,12 @@ def open_clients(program: Program, count: int) -> Iterator[list[SMTPClient]]:
 def four_workers(tmp_path: Path, text: str, *options: str) -> Program:
     """Return the program with four workers and these rules."""
     return Program("--workers=4", scenario_option(tmp_path, text), *options)
+
+
+def is_admitted(program: Program) -> bool:
+    """Return whether another connection is greeted."""
+    with SMTPClient(program.address) as client:
+        return client.greeting[:3] == "220"
 
 
 def attempt(program: Program) -> str:
@@ -106,13 +113,84 @@ def test_rate_limit_is_shared_by_all_workers(tmp_path: Path) -> None:
         assert program.stop() == 0
 
 
+@contextmanager
+def stopped_with_the_locks_of(pid: int) -> Iterator[int]:
+    """Have a process that is stopped hold all locks of the attempt tables; yield the number of the locks."""
+    paths = [
+        f"/proc/{pid}/fd/{name}"
+        for name in os.listdir(f"/proc/{pid}/fd")
+        if os.readlink(f"/proc/{pid}/fd/{name}") == MEMORY
+    ]
+    child = os.fork()
+    if child == 0:
+        for path in paths:
+            fcntl.lockf(os.open(path, os.O_RDWR), fcntl.LOCK_EX)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+        yield len(paths)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+UNKNOWN = """
+[[rule]]
+throttle = { recipients = 4, per = "hour", by = "all" }
+reply = "452 4.5.3 Slow down"
+when_unknown = "451 4.3.0 Try again later"
+[[rule]]
+throttle = { concurrent = 90, by = "all" }
+reply = "421 4.7.0 Too many"
+"""
+
+
+def test_workers_answer_at_once_while_a_process_is_stopped_with_the_locks(tmp_path: Path) -> None:
+    with four_workers(tmp_path, UNKNOWN) as program:
+        with open_clients(program, 8) as clients:
+            for client in clients:
+                client.command_code("MAIL FROM:<ann@a>")
+            assert clients[0].command_code("RCPT TO:<bob@b>") == "250"
+            with stopped_with_the_locks_of(program.workers()[0]) as locks:
+                assert locks == 2
+                for client in [*clients, *clients]:
+                    began = time.monotonic()
+                    assert client.command_code("RCPT TO:<bob@b>") == "451"
+                    assert time.monotonic() - began < 0.5
+                began = time.monotonic()
+                assert attempt(program) == "451"
+                assert time.monotonic() - began < 1.0
+            assert Counter(client.command_code("RCPT TO:<bob@b>") for client in clients) == {
+                "250": 3,
+                "452": 5,
+            }, "while the number was not known, nothing was counted"
+        assert program.stop() == 0
+
+
+def test_slot_of_a_message_under_way_at_the_end_of_the_drain_is_free_again(tmp_path: Path) -> None:
+    """The worker that a reload has replaced ends with the message still under way."""
+    text = "[[rule]]\nthrottle = { concurrent = 1, by = 'all' }\nreply = '421 4.7.0 Too many'\n"
+    for harm in (signal.SIGKILL, None):
+        with four_workers(tmp_path, text, "--drain_timeout=1") as program:
+            old = program.workers()
+            with SMTPClient(program.address) as client:
+                client.socket.sendall(b"HELO a.test\r\nMAIL FROM:<ann@a>\r\nRCPT TO:<b@b>\r\nDATA\r\n")
+                assert [client.read_reply()[:3] for _ in range(4)] == ["250", "250", "250", "354"]
+                before = program.output().count("reloaded:")
+                program.process.send_signal(signal.SIGHUP)
+                wait_for(lambda before=before: program.output().count("reloaded:") > before, "the reload")  # type: ignore[misc]
+                if harm is not None:
+                    for pid in {*old} & {*program.workers()}:
+                        os.kill(pid, harm)
+                wait_for(lambda old=old: not {*old} & {*program.workers()}, "the old workers have left")  # type: ignore[misc]
+                wait_for(lambda program=program: is_admitted(program), "the slot is free")  # type: ignore[misc]
+            assert program.stop() == 0
+
+
 def test_concurrency_slots_are_shared_by_all_workers_and_freed_when_one_is_killed(tmp_path: Path) -> None:
     text = "[[rule]]\nthrottle = { concurrent = 8 }\nreply = '421 4.7.0 Too many'\n"
     with four_workers(tmp_path, text) as program:
-
-        def next_one() -> bool:
-            with SMTPClient(program.address) as client:
-                return client.greeting[:3] == "220"
 
         def slots_are_free() -> bool:
             with open_clients(program, 9) as clients:
@@ -120,9 +198,9 @@ def test_concurrency_slots_are_shared_by_all_workers_and_freed_when_one_is_kille
 
         with open_clients(program, 10) as clients:
             assert Counter(client.greeting[:3] for client in clients) == {"220": 8, "421": 2}
-            assert not next_one()
+            assert not is_admitted(program)
             clients[0].command_code("QUIT")
-            wait_for(next_one, "there is room again")
+            wait_for(lambda: is_admitted(program), "there is room again")
             killed = program.workers()[0]
             os.kill(killed, signal.SIGKILL)
             wait_for(lambda: killed not in program.workers() and len(program.workers()) == 4, "a new worker")

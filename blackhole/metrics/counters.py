@@ -10,10 +10,8 @@ read the master's /proc/PID/fd may read it, so that `blackhole report` needs nei
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import compress
@@ -46,6 +44,7 @@ from blackhole.metrics.layout import (
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 from blackhole.settings import OperatorError
 from blackhole.store.client_log import ClientLog
+from blackhole.store.shared_lock import SharedLock
 from blackhole.store.shared_memory import CELL_OCTETS, attach, create
 
 COUNTERS_MAP: Final = "blackhole.metrics.counters"
@@ -89,8 +88,7 @@ class Counters:
         self._cells[HEADER_STARTED] = time.time_ns() // 1000
         self._cells[HEADER_CRC] = LAYOUT_CRC
         self._allocated: Final[set[int]] = set()
-        self._lock: Final = os.memfd_create("blackhole names", os.MFD_CLOEXEC)
-        weakref.finalize(self, os.close, self._lock)
+        self._lock: Final = SharedLock("blackhole names")
         self.client_log: ClientLog | None = None
         """The log of clients, where the operator asked for one."""
 
@@ -193,23 +191,33 @@ class Counters:
     def rule_counters(self, names: Iterable[str]) -> list[int]:
         """Return, for each of these rules, the index of the cell that counts its matches.
 
-        Names that are new are added, under a lock: rules also come with runtime orders, after the fork.
+        Names that are new are added, under a lock: rules also come with runtime orders, after the fork. While
+        the lock is not to be had, matches of rules with new names are counted in the last cell.
         """
         wanted = [clipped(name) for name in names]
         last = RULE_HITS_START + MAX_RULE_NAMES - 1
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
-        try:
-            known = self._known_rules()
-            taken = set(known.values())
-            free = (cell for cell in range(RULE_HITS_START, last) if cell not in taken)
-            for name in wanted:
-                if name not in known:
-                    cell = known[name] = last if name == OTHERS else next(free, last)
-                    start = RULE_NAMES_START + (cell - RULE_HITS_START) * NAME_CELLS
-                    _write_text(self._cells, start, NAME_CELLS, OTHERS if cell == last else name)
-        finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)
-        return [known[name] for name in wanted]
+        known = self._known_rules()
+        if not known.keys() >= {*wanted} and self._lock.acquire():
+            try:
+                self._add_rules(wanted)
+                known = self._known_rules()
+            finally:
+                self._lock.release()
+        if not known.keys() >= {*wanted}:
+            self._write_rule_name(last, OTHERS)
+        return [known.get(name, last) for name in wanted]
+
+    def _add_rules(self, names: Iterable[str]) -> None:
+        """Give each new name a cell, as long as there are free ones."""
+        known = self._known_rules()
+        last = RULE_HITS_START + MAX_RULE_NAMES - 1
+        free = sorted({*range(RULE_HITS_START, last)} - {*known.values()})
+        new = (name for name in dict.fromkeys(names) if name not in known and name != OTHERS)
+        for cell, name in zip(free, new, strict=False):
+            self._write_rule_name(cell, name)
+
+    def _write_rule_name(self, cell: int, name: str) -> None:
+        _write_text(self._cells, RULE_NAMES_START + (cell - RULE_HITS_START) * NAME_CELLS, NAME_CELLS, name)
 
     def _known_rules(self) -> dict[str, int]:
         """Return the index of the cell of every rule that was ever in force, by name."""

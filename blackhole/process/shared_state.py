@@ -51,6 +51,11 @@ class SharedState:
         if settings.attempt_store.host and settings.attempt_store not in self._redis_stores:
             self._redis_stores[settings.attempt_store] = RedisAttemptStore(settings.attempt_store)
 
+    def release_row(self, row: int) -> None:
+        """Release the concurrency slots that a dead process held."""
+        if self._attempts is not None:
+            self._attempts.clear_row(row)
+
     def clients(self, configuration: Configuration) -> ClientTable | None:
         """Return the table of what each client uses, or None if no limit by client is set."""
         return self._clients if configuration.settings.counts_clients else None

@@ -38,6 +38,9 @@ class SupervisedService(Protocol):
     def child_started(self, pid: int) -> None:
         """Take note of a new child."""
 
+    def child_exited(self, row: int) -> None:
+        """Release what a child that has exited still held in shared memory."""
+
     def is_terminal_closed(self) -> bool:
         """Return whether the terminal in which the server was started is gone."""
 

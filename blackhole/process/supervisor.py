@@ -352,6 +352,7 @@ class Supervisor:
         if not child.ready_at and self._counters.last_heartbeat(child.row):
             child.ready_at = now
         self._counters.free_row(child.row)
+        self._service.child_exited(child.row)
         what = f"{child.title} (pid {child.pid}) {_describe_exit(code)}"
         slot = next((slot for slot in self._slots() if slot.child is child), None)
         if slot is None:

@@ -8,8 +8,8 @@ long.
 The table is an anonymous map made before the fork: sets of eight slots. A key belongs to one set; in a full
 set, a new key replaces the one that was used longest ago. Where a count may be one too low after two workers
 counted the same key within the same microsecond, no lock is taken: an update takes 4 microseconds. Rate
-limits have to be exact and are updated under a lock (fcntl(2)), which takes 1 more, and which the kernel
-releases when a worker is killed.
+limits have to be exact and are updated under a lock, which takes 1 more. A worker that is killed releases it.
+While a worker is stopped with the lock in its hands, the others have no answer for the keys of that set.
 
 The slots of concurrency limits are another table, with a row for each process, so that the slots that a
 process holds end with it.
@@ -17,15 +17,14 @@ process holds end with it.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
-import weakref
 from collections.abc import Hashable, Iterator
 from struct import Struct
 from typing import Final
 
 from blackhole.rules.attempt_store import Answer, HeldSlot, Update
+from blackhole.store.shared_lock import SharedLock
 from blackhole.store.shared_memory import CELL_OCTETS
 
 SETS: Final = 1 << 15
@@ -86,19 +85,23 @@ class AttemptTable:
         self._cells: Final = memoryview(self._table).cast("Q")
         self._held_map: Final = mmap.mmap(-1, rows * COUNTERS_PER_ROW * COUNTER_OCTETS)
         self._held: Final = memoryview(self._held_map).cast("H")
-        self._lock_file: Final = os.memfd_create("blackhole attempts")
-        weakref.finalize(self, os.close, self._lock_file)
+        self._lock: Final = SharedLock("blackhole attempts")
         self._row_start = 0
 
     def set_row(self, row: int) -> None:
-        """Use this row for the calling process, and release all slots that its former owner held."""
+        """Use this row for the calling process."""
+        self.clear_row(row)
         self._row_start = row * COUNTERS_PER_ROW
+
+    def clear_row(self, row: int) -> None:
+        """Release all slots that the former owner of a row held. Its memory goes back to the kernel."""
         octets = COUNTERS_PER_ROW * COUNTER_OCTETS
-        try:  # returns the memory to the kernel too
+        try:
             self._held_map.madvise(mmap.MADV_REMOVE, row * octets, octets)
         except OSError:  # not supported by this kernel
-            zeros = memoryview(bytes(octets)).cast("H")
-            self._held[self._row_start : self._row_start + COUNTERS_PER_ROW] = zeros
+            self._held[row * COUNTERS_PER_ROW : (row + 1) * COUNTERS_PER_ROW] = memoryview(
+                bytes(octets)
+            ).cast("H")
 
     def key_hash(self, key: Hashable) -> int:
         """Return the keyed hash of a key: 64 bits, never 0."""
@@ -106,33 +109,40 @@ class AttemptTable:
 
     # AttemptStore.
 
-    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer | None:
         """Change the record of a key, and return the answer of the change. `now` must not be negative.
 
-        `alone` takes a lock, for changes of which none may be lost. A new record with a count of 0 is not
-        kept.
+        `alone` takes a lock, for changes of which none may be lost; return None and change nothing if it is
+        not to be had. A new record with a count of 0 is not kept.
         """
         key_hash = self.key_hash(key)
-        if not alone:
-            return self.update_hash(key_hash, now, change)
+        return (self._update_alone if alone else self.update_hash)(key_hash, now, change)
+
+    def _update_alone(self, key_hash: int, now: float, change: Update[Answer]) -> Answer | None:
+        """Do as `update_hash` under the lock of the key's set; return None if that is not to be had."""
         octet = key_hash % self._sets
-        fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, octet)
+        if not self._lock.acquire(octet):
+            return None
         try:
             return self.update_hash(key_hash, now, change)
         finally:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, octet)
+            self._lock.release(octet)
 
-    def refuse_or_acquire(self, key: bytes, limit: int) -> bool:
-        """Return whether all processes together hold `limit` slots of a key; if not, take one more."""
+    def refuse_or_acquire(self, key: bytes, limit: int) -> bool | None:
+        """Return whether all processes together hold `limit` slots of a key; if not, take one more.
+
+        Return None and take none if the lock is not to be had.
+        """
         counter = self.key_hash(key) % COUNTERS_PER_ROW
-        fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, counter)
+        if not self._lock.acquire(counter):
+            return None
         try:
             if sum(self._held[counter::COUNTERS_PER_ROW]) >= min(limit, MAX_HELD):
                 return True
             self._held[self._row_start + counter] += 1
             return False
         finally:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, counter)
+            self._lock.release(counter)
 
     def release(self, place: HeldSlot) -> None:
         """Release a slot that this process took by `refuse_or_acquire`; the slot is named by its key."""
@@ -167,22 +177,23 @@ class AttemptTable:
         cells, at = self._cells, start + entries.index(key_hash)
         known = cells[at + COUNT], _to_seconds(cells[at + FIRST]), _to_seconds(cells[at + LAST])
         (count, first, last), answer = change(known, now)
-        cells[at + LAST], cells[at + FIRST] = _to_microseconds(last), _to_microseconds(first)
+        # In this sequence, a process that is killed in between leaves no count of a window that has ended in
+        # a window that begins, and no triplet of a greylist that seems to have waited.
         cells[at + COUNT] = count
+        cells[at + FIRST] = _to_microseconds(first)
+        cells[at + LAST] = _to_microseconds(last)
         return answer
 
     def sweep(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
         """Change every record of one set, under a lock, and yield the answers.
 
-        `number` is taken modulo the sets.
+        `number` is taken modulo the sets. A record whose lock is not to be had is left for the next time.
         """
         chosen = number % self._sets
         for key_hash in filter(None, read_hashes(self._table, chosen * CELLS_PER_SET * CELL_OCTETS)):
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, chosen)
-            try:
-                yield self.update_hash(key_hash, now, change)
-            finally:
-                fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, chosen)
+            answer = self._update_alone(key_hash, now, change)
+            if answer is not None:
+                yield answer
 
     def _insert(
         self, key_hash: int, start: int, entries: tuple[int, ...], last: int, first: int, count: int

@@ -11,14 +11,13 @@ is for a reader whose slot is overwritten by the second order since it began to 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
 import ssl
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -27,7 +26,9 @@ from blackhole.rules.attempt_store import ScopedStore
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
 from blackhole.rules.scenario_file import parse_rule, parse_rules
+from blackhole.settings import OperatorError
 from blackhole.store.active_scenario import ActiveScenario
+from blackhole.store.shared_lock import SharedLock
 
 MAX_ORDER_OCTETS: Final = 1 << 18
 """Size of an order as JSON: a scenario of 64 KiB and all one-shot rules, escaped."""
@@ -49,6 +50,12 @@ SLOTS_START: Final = BUDGETS_START + MAX_ONE_SHOT_RULES * 8
 
 ONE_SHOT_NAME: Final = "POST /next"
 """The name of every one-shot rule."""
+
+PUBLISH_LOCK: Final = MAX_ONE_SHOT_RULES
+"""Octet of the lock of writers. The octets before it are those of the budgets."""
+
+WRITER_MAX_WAIT: Final = 2.0
+"""Seconds that a writer waits for another, which may be making certificates."""
 
 INITIAL_NUMBER: Final = 1
 """Number of the order in force before any was published.
@@ -98,9 +105,8 @@ class ControlChannel:
     """
 
     def __init__(self) -> None:
-        self._file: Final = os.memfd_create("blackhole orders", os.MFD_CLOEXEC)
-        os.ftruncate(self._file, SLOTS_START + 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS))
-        self._map: Final = mmap.mmap(self._file, 0)
+        self._lock: Final = SharedLock("blackhole orders")
+        self._map: Final = mmap.mmap(-1, SLOTS_START + 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS))
         self._cells: Final = memoryview(self._map)[:SLOTS_START].cast("Q")
         self._cells[0] = INITIAL_NUMBER
         self.wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,37 +138,40 @@ class ControlChannel:
     def publish(self, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
         """Put a new order in force, and return its number.
 
-        `change` makes it of the order in force and of its own number. Raises ValueError if it is too large.
+        `change` makes it of the order in force and of its own number. Raises ValueError if it is too large,
+        and OperatorError (EX_TEMPFAIL) while another writer does not finish.
         """
-        with self._locked():
+        self._acquire(PUBLISH_LOCK)
+        try:
             _, before = self.read()
             number = self.number + 1
-            order = change(before, number)
-            fields = {name: getattr(order, name) for name in RuntimeOrder.__slots__}
-            text = json.dumps(fields, ensure_ascii=False).encode()
-            if len(text) > MAX_ORDER_OCTETS:
-                raise ValueError(f"more than {MAX_ORDER_OCTETS} octets")
-            start = self._slot(number)
-            SLOT_HEADER.pack_into(self._map, start, zlib.crc32(text), len(text))
-            self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + len(text)] = text
-            self._cells[0] = number
+            self._write(number, change(before, number))
+        finally:
+            self._lock.release(PUBLISH_LOCK)
         with suppress(BlockingIOError):
             os.read(self.wakeup_read, 1 << 16)
         os.write(self._wakeup_write, b"!")
         return number
 
+    def _acquire(self, octet: int) -> None:
+        """Lock an octet. Raises OperatorError (EX_TEMPFAIL) while another process does not release it."""
+        if not self._lock.acquire(octet, WRITER_MAX_WAIT):
+            raise OperatorError("another process changes the orders and does not finish", os.EX_TEMPFAIL)
+
+    def _write(self, number: int, order: RuntimeOrder) -> None:
+        """Write an order into its slot, and then its number. Raises ValueError if it is too large."""
+        fields = {name: getattr(order, name) for name in RuntimeOrder.__slots__}
+        text = json.dumps(fields, ensure_ascii=False).encode()
+        if len(text) > MAX_ORDER_OCTETS:
+            raise ValueError(f"more than {MAX_ORDER_OCTETS} octets")
+        start = self._slot(number)
+        SLOT_HEADER.pack_into(self._map, start, zlib.crc32(text), len(text))
+        self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + len(text)] = text
+        self._cells[0] = number
+
     def _slot(self, number: int) -> int:
         """Return the octet where the slot of an order begins."""
         return SLOTS_START + number % 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS)
-
-    @contextmanager
-    def _locked(self, octet: int = 0) -> Iterator[None]:
-        """Hold a lock on one octet of the file. The kernel releases it when the process is killed."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, octet)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, octet)
 
     # Budgets of one-shot rules.
 
@@ -172,18 +181,27 @@ class ControlChannel:
         return remaining if number == one.number else 0
 
     def set_budget(self, one: OneShotRule, uses: int) -> None:
-        """Set the number of uses that remain."""
-        self._cells[1 + one.place] = (one.number << BUDGET_BITS) + uses
+        """Set the number of uses that remain. Raises OperatorError as `publish` does."""
+        self._acquire(one.place)
+        try:
+            self._cells[1 + one.place] = (one.number << BUDGET_BITS) + uses
+        finally:
+            self._lock.release(one.place)
 
     def consume(self, one: OneShotRule) -> bool:
-        """Consume one use; return False if none remains. The count is exact over all processes."""
-        if not self.remaining(one):
+        """Consume one use; return False if none remains. The count is exact over all processes.
+
+        Also return False, and leave the use to a later message, while the lock is not to be had.
+        """
+        if not self.remaining(one) or not self._lock.acquire(one.place):
             return False
-        with self._locked(BUDGETS_START + one.place * 8):
+        try:
             if not self.remaining(one):
                 return False
             self._cells[1 + one.place] -= 1
             return True
+        finally:
+            self._lock.release(one.place)
 
 
 def effective_scenario(

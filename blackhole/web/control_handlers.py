@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -49,7 +50,9 @@ class OrderHandler(BaseHandler):
         try:
             number = order()
         except OperatorError as error:
-            raise APIError(HTTPStatus.BAD_REQUEST, str(error)) from None
+            retry = error.code == os.EX_TEMPFAIL
+            status = HTTPStatus.SERVICE_UNAVAILABLE if retry else HTTPStatus.BAD_REQUEST
+            raise APIError(status, str(error)) from None
         state = self.control.state()
         log.info(
             "order %d over HTTP: scenario %s, rules %d, one-shot rules %d",
