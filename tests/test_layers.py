@@ -70,6 +70,7 @@ TORNADO = {
     "net.acceptor",
     "net.connection",
     "net.direct",
+    "net.direct_loop",
     "net.server",
     "net.stream",
     "process.worker",

@@ -73,7 +73,7 @@ def test_who_finds_no_room_is_told_so_at_once(
     wait_for(lambda: service.open() == 2, "one has left")
     greeted(clients, service)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{service.listener}: 3 connections are open, and no more are taken"
+        f"{service.listener}: 3 connections are open: no more are accepted"
     ]
     caplog.clear()
 
@@ -132,7 +132,7 @@ def test_a_crowd_meets_few_descriptors(clients: ExitStack) -> None:
         assert served[0].recv(4096) == b"250 2.0.0 OK\r\n"
         served[1].close()
         wait_for(lambda: _is_greeted(program.address), "a place was given on", 5)
-        assert program.output().count("no more are taken") == 1
+        assert program.output().count("no more are accepted") == 1
         assert program.workers() == [worker]
 
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Set
+from functools import partial
 
 from blackhole.net import stdlib_internals
-from blackhole.net.direct import DirectLoop
+from blackhole.net.direct import DirectStream
+from blackhole.net.direct_loop import DirectLoop
 from blackhole.net.selector import Selector
 from blackhole.net.stream import ClientStream
 
@@ -40,7 +42,7 @@ def stream_factory(accelerators: Set[str], selector: Selector | None) -> Callabl
     Direct streams need the `Selector`.
     """
     if "direct" in accelerators and selector is not None:
-        return DirectLoop(selector).open
+        return partial(DirectStream, direct_loop=DirectLoop(selector))
     return open_stream
 
 

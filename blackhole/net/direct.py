@@ -14,7 +14,6 @@ is an ordinary one from then on.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import select
@@ -31,8 +30,7 @@ from typing import Any, Final
 from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
-from blackhole.net.selector import Selector
-from blackhole.net.stdlib_internals import selector_of
+from blackhole.net.direct_loop import DirectLoop
 from blackhole.net.stream import CHUNK, ClientStream, TLSClientStream
 
 log = logging.getLogger(__name__)
@@ -54,30 +52,6 @@ AWAITS_OTHER: Final = 2
 BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class DirectLoop:
-    """What the direct streams of an event loop share. The loop must use a `Selector`."""
-
-    __slots__ = ("io_loop", "loop", "selector", "written")
-
-    def __init__(self, selector: Selector) -> None:
-        self.io_loop: Final = IOLoop.current()
-        self.loop: Final[asyncio.AbstractEventLoop] = self.io_loop.asyncio_loop  # type: ignore[attr-defined]
-        self.selector: Final = selector
-        self.written: Final[Future[None]] = self.loop.create_future()
-        """The future of every write that the socket took at once."""
-        self.written.set_result(None)
-
-    @classmethod
-    def current(cls) -> DirectLoop | None:
-        """Return one for the current event loop, or None where that does not use a `Selector`."""
-        selector = selector_of(IOLoop.current().asyncio_loop)  # type: ignore[attr-defined]
-        return cls(selector) if isinstance(selector, Selector) else None
-
-    def open(self, fd: int) -> DirectStream:
-        """Return the stream of an accepted connection."""
-        return DirectStream(fd, direct_loop=self)
 
 
 class OrdinaryAttribute:

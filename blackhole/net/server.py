@@ -211,7 +211,7 @@ class SMTPServer(TCPServer):
     def accept(self, fd: int, address: tuple[Any, ...]) -> None:
         """Serve an accepted connection, or reject it where there are too many."""
         if self.counters[OPEN] >= self.capacity:
-            self.warn_limited("%d connections are open, and no more are taken", self.capacity)
+            self.warn_limited("%d connections are open: no more are accepted", self.capacity)
             self.reject(socket.socket(fileno=fd))
             return
         stream = self._make_stream(fd)
@@ -311,7 +311,11 @@ class SMTPServer(TCPServer):
         """Reduce timeouts and limits while connections run out."""
         share = self.counters[OPEN] / self.capacity
         if share >= STRESS_ON and not self.context.stressed:
-            self.warn_limited("connections are running out, so clients have to hurry")
+            self.warn_limited(
+                "%d %% of all connections are in use: client timeouts are reduced to %g s",
+                STRESS_ON * 100,
+                self.settings.stress_timeout,
+            )
             self._set_stress(True)
         elif share < STRESS_OFF and self.context.stressed:
             self._set_stress(False)
