@@ -18,11 +18,12 @@ from blackhole.rules.attempt_store import (
 )
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import Greylist, RateLimit, client_network
+from blackhole.rules.limiters import MAX_CONNECTION_QUOTAS, Greylist, RateLimit, client_network
+from blackhole.rules.scenario import ScenarioSource, parse_sources
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
-from tests.engines import make_engine
+from tests.engines import evaluator_of, make_engine
 from tests.remote_store import RemoteStore, UnavailableStore, with_lookups
 
 pytestmark = pytest.mark.pure
@@ -140,6 +141,111 @@ def test_rules_with_the_same_name_have_their_own_quotas() -> None:
     listener = throttled("recipients = 2, per = 'minute'", more + "reply = '452 4.5.3 Too many'")
     codes = [listener.rcpt(at) for at in (0, 1, 2, 60, 61, 62, 120)]
     assert codes == ["250", "250", "450", "250", "250", "450", "452"]
+
+
+@pytest.mark.parametrize(
+    ("by", "classes"),
+    [("client", "24444"), ("all", "24444"), ("sender-domain", "22444"), ("recipient-domain", "24242")],
+)
+def test_throttle_of_a_connection_counts_by_domain_too(by: str, classes: str) -> None:
+    listener = throttled(f"recipients = 1, per = 'connection', by = '{by}'")
+    session, _ = listener.arrive()
+    codes = []
+    for sender, recipient in (("a@a", "b@b"), ("a@b", "c@B"), ("a@A", "b@c"), ("c@b", "d@c"), ("d@a", "d@d")):
+        say(session, f"MAIL FROM:<{sender}>")
+        codes.append(say(session, f"RCPT TO:<{recipient}>"))
+    assert "".join(code[0] for code in codes) == classes
+    assert listener.rcpt(0, sender="a@a", recipient="b@b") == "250", "another connection"
+
+
+def test_connection_remembers_a_bounded_number_of_domains() -> None:
+    rules = parse_rules(
+        """
+        [[rule]]
+        throttle = { recipients = 2, per = "connection", by = "recipient-domain" }
+        reply = "450 4.7.1 Slow down"
+        [[rule]]
+        throttle = { recipients = 3000, per = "connection" }
+        reply = "450 4.7.1 Slow down"
+        """,
+        "test.toml",
+    )
+    session = make_engine(rules=rules).session()
+    say(session, "MAIL FROM:<ann@a>")
+    say(session, "RCPT TO:<bob@first>")
+    for number in range(2 * MAX_CONNECTION_QUOTAS):
+        assert say(session, f"RCPT TO:<bob@b{number}>") == "250"
+    quotas = evaluator_of(session).context.quota_used
+    assert len(quotas) == MAX_CONNECTION_QUOTAS
+    assert max(quotas.values()) == 2 * MAX_CONNECTION_QUOTAS + 1, "what is not by domain is not forgotten"
+
+
+THIRD = """
+[[rule]]
+phase = "QUIT"
+reply = "accept"
+[[rule]]
+phase = "HELP"
+reply = "accept"
+[[rule]]
+{limit}
+reply = "450 4.7.1 unnamed"
+[[rule]]
+name = "3"
+{limit}
+reply = "451 4.7.1 named"
+"""
+
+TWICE = """
+[[rule]]
+name = "limit"
+{limit}
+reply = "450 4.7.1 one"
+[[rule]]
+name = "limit"
+{limit}
+reply = "451 4.7.1 other"
+"""
+
+
+@pytest.mark.parametrize("rules", [THIRD, TWICE])
+@pytest.mark.parametrize(
+    ("limit", "codes"),
+    [
+        ("throttle = { recipients = 2, per = 'hour' }", ["250", "250", "450", "450"]),
+        ("throttle = { recipients = 2, per = 'connection' }", ["250", "250", "450", "450"]),
+        ("greylist = { min = 0 }", ["450", "451", "250", "250"]),
+    ],
+)
+def test_no_two_rules_share_what_they_remember(rules: str, limit: str, codes: list[str]) -> None:
+    listener = SimulatedListener(rules.replace("{limit}", limit))
+    session, _ = listener.arrive()
+    say(session, "MAIL FROM:<ann@a>")
+    assert [say(session, "RCPT TO:<bob@b>") for _ in codes] == codes
+
+
+@pytest.mark.parametrize("rules", [THIRD, TWICE])
+def test_no_two_rules_share_their_slots(rules: str) -> None:
+    listener = SimulatedListener(rules.replace("{limit}", "throttle = { concurrent = 2 }"))
+    assert [listener.arrive()[1] for _ in range(3)] == ["220", "220", "450"]
+
+
+@pytest.mark.parametrize("rules", [THIRD, TWICE])
+def test_no_two_rules_share_their_draws(rules: str) -> None:
+    listener = SimulatedListener(rules.replace("{limit}", "phase = 'RCPT'\nchance = 0.5"))
+    codes = {listener.rcpt(0, recipient=f"bob{number}@b") for number in range(50)}
+    assert codes == {"250", "450", "451"}
+
+
+def test_rules_of_the_same_name_in_two_files_share_nothing() -> None:
+    text = "[[rule]]\nname = 'limit'\nphase = 'RCPT'\nreply = '450 4.7.1 No'\n"
+    rules = parse_sources([ScenarioSource("one.toml", text + text), ScenarioSource("two.toml", text)])
+    assert len({rule.key for rule in rules}) == len(rules)
+
+
+def test_greylist_of_a_mode_and_a_rule_of_its_name_share_nothing() -> None:
+    listener = SimulatedListener("[[rule]]\nname = 'greylist'\ngreylist = { min = '1h' }", "greylist")
+    assert [listener.rcpt(at) for at in (0, 3600, 3900)] == ["450", "450", "250"]
 
 
 def test_throttle_at_mail_counts_the_declared_size() -> None:

@@ -59,8 +59,8 @@ class RuleContext:
         """Number of the transaction."""
         self.refused_phase = ""
         """"MAIL" or "RCPT" if the last of them was refused; else empty."""
-        self.quota_used: dict[tuple[str, str], int] = {}
-        """What this connection took of its quotas, by what is counted and the name of the rule."""
+        self.quota_used: dict[tuple[str, bytes], int] = {}
+        """What this connection took of its quotas, by the key of the rule and the domain, if any."""
         self.held_slots: list[HeldSlot] = []
         """Concurrency slots that this connection holds in the store."""
 

@@ -46,10 +46,10 @@ class Greylist(NamedTuple):
     least: float
     most: float
 
-    def blocks(self, name: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
-        """Return whether the rule of this name matches; see AttemptStore for other answers."""
+    def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule with this key matches; see AttemptStore for other answers."""
         triplet = client_network(context.client), context.sender.lower(), context.recipient.lower()
-        key = b"\0".join((b"greylist", name.encode(), *triplet))
+        key = b"\0".join((b"greylist", rule_key.encode(), *triplet))
         return store.update(key, context.elapsed, self.blocks_attempt)
 
     def blocks_attempt(self, record: Record, now: float) -> tuple[Record, bool]:
@@ -85,6 +85,10 @@ QUOTA_OWNERS: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxy
     }
 )
 """Value of `by` -> what a quota is counted for."""
+
+
+MAX_CONNECTION_QUOTAS: Final = 1000
+"""Quotas that a connection remembers. Beyond them a new domain takes the place of the oldest one."""
 
 
 class WindowCount(NamedTuple):
@@ -126,20 +130,27 @@ class RateLimit(NamedTuple):
     by: str
     """A key of QUOTA_OWNERS."""
 
-    def blocks(self, name: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
-        """Return whether the rule of this name matches; see AttemptStore for other answers."""
+    def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule with this key matches; see AttemptStore for other answers."""
         amount = context.size if self.what == "bytes" else 1
         if not self.period:
-            quota_of_connection = self.what, name
-            used = context.quota_used.get(quota_of_connection, 0) + amount
-            if used <= self.limit:
-                context.quota_used[quota_of_connection] = used
-            return used > self.limit
-        # Two rules of one name have quotas of their own, where these are not the same.
-        quota = f"{self.what} {self.period} {self.by} {name}"
+            return self._blocks_connection(rule_key, amount, context)
+        # After a reload a rule keeps its quota where it still counts the same.
+        quota = f"{self.what} {self.period} {self.by} {rule_key}"
         key = b"\0".join((quota.encode(), QUOTA_OWNERS[self.by](context)))
         spend = WindowCount(amount, self.limit, self.period).spend
         return store.update(key, context.elapsed, spend, alone=True)
+
+    def _blocks_connection(self, rule_key: str, amount: int, context: RuleContext) -> bool:
+        """Return whether the rule matches where it counts for each connection."""
+        domain = QUOTA_OWNERS[self.by](context) if self.by.endswith("-domain") else b""
+        quotas, quota = context.quota_used, (rule_key, domain)
+        used = quotas.get(quota, 0) + amount
+        if used <= self.limit:
+            quotas[quota] = used
+            if domain and len(quotas) > MAX_CONNECTION_QUOTAS:
+                del quotas[next(known for known in quotas if known[1])]
+        return used > self.limit
 
     def would_block(self, context: RuleContext) -> bool:
         """Return whether the attempt is blocked if each one before took as much."""
@@ -161,9 +172,9 @@ class ConcurrencyLimit(NamedTuple):
     by: str
     """A key of QUOTA_OWNERS."""
 
-    def blocks(self, name: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
-        """Return whether the rule of this name matches; see AttemptStore for other answers."""
-        key = b"\0".join((self.by.encode(), name.encode(), QUOTA_OWNERS[self.by](context)))
+    def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule with this key matches; see AttemptStore for other answers."""
+        key = b"\0".join((self.by.encode(), rule_key.encode(), QUOTA_OWNERS[self.by](context)))
         refused = store.refuse_or_acquire(key, self.limit)
         if refused is False:
             context.held_slots.append(key)

@@ -92,7 +92,9 @@ class Rule:
     chance: float = 1.0
     window: Window | None = None
     name: str = ""
-    """Its name, or its number: part of the key of its draws."""
+    """Its name, or its number, by which its matches are counted."""
+    key: str = ""
+    """What its draws, quotas and greylist records belong to. Unlike its name, no other rule has it."""
     seed: int | None = None
     """Seed of its draws; None for draws from the random source of the session."""
     limiter: Limiter | None = None
@@ -143,7 +145,7 @@ class Rule:
                 random_source.random(),
                 random_source.random(),
             )
-        drawing = keyed_hash(self.seed, self.name).copy()
+        drawing = keyed_hash(self.seed, self.key).copy()
         drawing.update(key)
         first, second, third, fourth = DRAWS_DIGEST.unpack(drawing.digest())
         # The upper 53 of 64 bits: a float has no more.

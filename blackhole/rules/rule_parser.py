@@ -31,6 +31,10 @@ STORE_KEYS: Final = ("attempt", *LIMITER_KEYS)
 """Conditions that ask the attempt store."""
 
 
+NAMED: Final = "\1"
+"""Stands before a name that looks like a number in the key of a rule. No name contains it."""
+
+
 class InvalidKey(Exception):
     """The value of a key does not go with the rest of its rule."""
 
@@ -68,10 +72,18 @@ def make_rule(
         chance=values.get("chance", 1.0),
         window=None if window is None else windows[window],
         name=values.get("name", number),
+        key=_rule_key(values.get("name"), number),
         seed=seed,
         limiter=limiter,
         when_unknown=Effect((unknown,)) if unknown else None,
     )
+
+
+def _rule_key(name: str | None, number: str) -> str:
+    """Return the key of a rule: its name, or its number where it has none."""
+    if name is None:
+        return number
+    return NAMED + name if name.isdecimal() else name
 
 
 def _as_written(value: Any) -> str:

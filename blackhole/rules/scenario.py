@@ -100,7 +100,7 @@ def parse_sources(sources: Iterable[ScenarioSource]) -> tuple[Rule, ...]:
     """Return the rules of several sources, one behind the other. Raises OperatorError."""
     rules: list[Rule] = []
     for source in sources:
-        rules += parse_rules(source.text, source.name, len(rules))
+        rules += parse_rules(source.text, source.name, rules)
     return tuple(rules)
 
 

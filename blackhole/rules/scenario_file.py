@@ -7,7 +7,9 @@ from __future__ import annotations
 import difflib  # noqa: F401
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NoReturn, TypeVar
 
 from blackhole.rules.model import Rule, Window
@@ -22,9 +24,12 @@ REGEX_KEYS: Final = frozenset(("regex", "regexp", "match", "re"))
 
 Value = TypeVar("Value")
 
+REPEATED: Final = "\2"
+"""Stands in a rule's key before the number of its name, if rules before it have the same name."""
 
-def parse_rules(text: str, source: str, rules_before: int = 0) -> tuple[Rule, ...]:
-    """Return the rules of a scenario's text, numbered after `rules_before` others.
+
+def parse_rules(text: str, source: str, rules_before: Sequence[Rule] = ()) -> tuple[Rule, ...]:
+    """Return the rules of a scenario's text, numbered after those of the scenarios before it.
 
     Raises OperatorError, which names `source`, the line and the rule.
 
@@ -47,7 +52,7 @@ def parse_rule(block: Mapping[str, Any], source: str) -> Rule:
     for key in block:
         if key in NOT_IN_SINGLE_RULE:
             raise OperatorError(f"{source}: {key}: {NOT_IN_SINGLE_RULE[key]}")
-    (rule,) = file.rules(0)
+    (rule,) = file.rules(())
     return rule
 
 
@@ -59,7 +64,7 @@ class _File:
         self._source: Final = source
         self._data: Final = data
 
-    def rules(self, rules_before: int) -> tuple[Rule, ...]:
+    def rules(self, rules_before: Sequence[Rule]) -> tuple[Rule, ...]:
         """Return the rules of the file. Raises OperatorError."""
         top = _Block(self, "", 0, self._data)
         top.check_keys(FILE_KEYS)
@@ -70,10 +75,10 @@ class _File:
             if window.name in windows:
                 block.fail("name", f'window "{window.name}" is defined twice')
             windows[window.name] = window
-        rules = tuple(_rule(block, windows, seed, rules_before) for block in self._blocks(top, "rule"))
+        rules = [_rule(block, windows, seed, len(rules_before)) for block in self._blocks(top, "rule")]
         if not rules:
             top.fail("", "no [[rule]] in the file")
-        return rules
+        return _with_own_keys(rules, rules_before)
 
     def _blocks(self, top: _Block, kind: str) -> list[_Block]:
         blocks = self._data.get(kind, [])
@@ -110,6 +115,17 @@ class _File:
             return None, 0
         first = same[number - 1]
         return first, min((place for place in headings if place > first), default=len(self._lines))
+
+
+def _with_own_keys(rules: Iterable[Rule], rules_before: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Return the rules with keys of their own, where rules before them have the same name."""
+    seen = Counter(rule.key.partition(REPEATED)[0] for rule in rules_before)
+    found = []
+    for rule in rules:
+        seen[rule.key] += 1
+        number = seen[rule.key]
+        found.append(rule if number == 1 else replace(rule, key=f"{rule.key}{REPEATED}{number}"))
+    return tuple(found)
 
 
 class _Block:

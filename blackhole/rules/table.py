@@ -117,7 +117,7 @@ class RuleTable:
                     continue
                 if rule.limiter is None:
                     return RuleMatch(rule.effect, draws, rule.counter)
-                blocked = rule.limiter.blocks(rule.name, context, store)
+                blocked = rule.limiter.blocks(rule.key, context, store)
                 if isinstance(blocked, PendingAnswer):
                     resume = partial(self._resume, rule, draws, context, random_source, store, rows)
                     return PendingMatch(blocked, resume)
