@@ -3,9 +3,12 @@
 Seam: the class of the stream that the server makes of an accepted socket. It replaces, for
 `read_bytes(..., partial=True)` and `write`, Tornado's read and write machinery, and for the
 coroutine that serves the stream, asyncio's task: a read event is one `read`, it resumes the
-coroutine at once, and the reply is one `write`. With Tornado's own machinery a command takes
-some 12 microseconds more: a second `recv` that finds nothing, two buffers, a callback for the
-future, a turn of the loop.
+coroutine at once, and the reply is one `write`. Tornado's machinery takes for each command two
+buffers, a future with a callback, and a turn of the loop.
+
+Measured gain, in CPU time of a worker per message: 27 instead of 56 microseconds on reused
+connections, 73 instead of 147 with a connection each; 1.6 instead of 4.7 KiB for an idle
+connection.
 
 Complexity that it adds: a stream has two states. It begins direct. As soon as something else is
 asked of it, or the socket does not take a whole reply, it calls the constructor of IOStream and
