@@ -22,6 +22,8 @@ _VALUE: Final = re.compile(
     r"""(?:"([^"]*)"|'([^']*)')\s*(?:#.*)?"""  # in quotes
     r"""|([^"'#](?:.*?\S)??)?\s*(?:(?<!\S)#.*)?"""  # without; a comment has a blank before it
 )
+_SECRET: Final = re.compile(r"attempt|pass|secret|://|@|\w:\S", re.IGNORECASE)
+"""Matches a line in which there may be a password: of a Redis server, or of an auth file."""
 _DEFAULT: Final = "None"
 """How files of 1.x ask for the default, without quotes."""
 
@@ -51,12 +53,25 @@ def read(path: str, where: str) -> Iterator[Assignment]:
         at = f"{path}:{number}"
         match = _ASSIGNMENT.fullmatch(line)
         if not match:
-            raise OperatorError(f"{at}: {expected('NAME = VALUE', line)}")
+            raise OperatorError(f"{at}: {_expected('NAME = VALUE', line)}")
         name, text = match[1].replace("-", "_").lower(), match[2]
         value = _VALUE.fullmatch(text)
         if not value:
-            raise OperatorError(f"{at}: {name}: {expected('a value with matching quotes', text)}")
+            raise OperatorError(f"{at}: {name}: {_expected('a value with matching quotes', text, name)}")
         yield Assignment(at, name, None if value[3] == _DEFAULT else next(filter(None, value.groups()), ""))
+
+
+def _expected(what: str, text: str, name: str = "") -> str:
+    """Return what a wrong line was expected to be. The line is not repeated if there may be a password in it.
+
+    Errors are logged at a reload.
+    """
+    return f"expected {what}" if _SECRET.search(f"{name} {text}") else str(expected(what, text))
+
+
+def is_exposed(path: str) -> bool:
+    """Return whether every user of this machine may read a file."""
+    return bool(os.stat(path).st_mode & stat.S_IROTH)
 
 
 def quoted(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from blackhole import __version__, options, usage
 from blackhole.metrics import rates, report, status
 from blackhole.metrics.counters import Counters
 from blackhole.process import pidfile
-from blackhole.process.console import print_stdout, print_warning
+from blackhole.process.console import print_stdout, print_warning, reserve_standard_streams
 from blackhole.settings import OperatorError, Settings
 
 # What begins a server or loads a scenario is imported in the function that needs it: Tornado,
@@ -26,6 +27,14 @@ log = logging.getLogger(__name__)
 
 NOT_RUNNING: Final = 7
 """Exit status of an action that needs a running server (LSB 5.0, 22.2: "program is not running")."""
+
+SHORTAGES: Final = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+    )
+)
+"""Errors of a machine that is short of something: no mistake of the program."""
 
 STATUS_DEAD_WITH_PIDFILE: Final = 1
 STATUS_NOT_RUNNING: Final = 3
@@ -37,6 +46,7 @@ REPORT_FAILED: Final = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line asks for and return the exit status."""
+    reserve_standard_streams()
     arguments = sys.argv[1:] if argv is None else argv
     debug = False
     try:
@@ -55,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            print_warning(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+            return os.EX_OSERR
         if logging.getLogger().handlers:  # of a daemon, the log may be all that anyone sees
             log.critical("internal error: %r", error, exc_info=debug)
         elif debug:

@@ -16,7 +16,7 @@ from blackhole import conf_file, values
 from blackhole.hostname import own_hostname
 from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, Option, variable
 from blackhole.settings import ACCELERATORS, Listener, OperatorError, Settings
-from blackhole.values import did_you_mean, shown
+from blackhole.values import did_you_mean, shown, without_password
 
 ACTION_HELP: Final = {
     "run": "run in the foreground until Ctrl-C; the default",
@@ -116,7 +116,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     warnings: list[str] = []
     given = _from_environment(environ, warnings) | _from_command_line(arguments)
     if conf := given.get("conf"):
-        given = _from_conf_file(conf) | given
+        of_file = _from_conf_file(conf)
+        store = of_file.get("attempt_store")
+        if store is not None and store.value.password and conf_file.is_exposed(conf.value):
+            warnings.append(f"{conf.value}: every user can read the password in it; chmod o-r {conf.value}")
+        given = of_file | given
     for name, found in given.items():
         if OPTION_BY_NAME[name].warning and found.value:
             warnings.append(f"{found.where}: {OPTION_BY_NAME[name].warning}")
@@ -188,7 +192,9 @@ def _action(rest: Sequence[str], last: Sequence[str], daemon: bool) -> str:
     words = dict.fromkeys((*rest, *last, *(["start"] if daemon else [])))
     for word in words:
         if word not in ACTION_HELP:
-            message = f"{word[:60]!r}: unknown action; the actions are {', '.join(ACTION_HELP)}"
+            message = (
+                f"{without_password(word)[:60]!r}: unknown action; the actions are {', '.join(ACTION_HELP)}"
+            )
             raise OperatorError(message + did_you_mean(word, ACTION_HELP), os.EX_USAGE)
     if len(words) > 1:
         raise OperatorError(f"expected one action, not {' and '.join(words)}", os.EX_USAGE)

@@ -70,7 +70,7 @@ class CommandLine:
     arguments: Sequence[str]
     environ: Mapping[str, str]
     directory: str
-    """Relative paths begin here; a daemon has another working directory."""
+    """Relative paths begin here; a daemon has another working directory. Empty if it is deleted."""
 
     def read(self) -> options.Invocation:
         """Return what the command line, the environment and the conf file ask for now.
@@ -78,7 +78,7 @@ class CommandLine:
         Raises OperatorError.
         """
         try:
-            with chdir(self.directory):
+            with chdir(self.directory or "/"):
                 return options.parse(self.arguments, self.environ)
         except OSError as error:
             raise OperatorError(f"cannot enter {self.directory}: {error.strerror}") from None
@@ -86,7 +86,6 @@ class CommandLine:
 
 def serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
     """Run a server until it is told to stop; return the exit status. Raises OperatorError."""
-    _reserve_standard_streams()
     with ExitStack() as on_exit:
         pidfile = None
         if settings.pid:  # before the ports: a second copy should hear "already running", not "port in use"
@@ -94,18 +93,18 @@ def serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
             on_exit.callback(pidfile.remove)
             for line in orphans.end_listening(pidfile.left_behind):
                 print_warning(line)
-        command_line = CommandLine(arguments, dict(os.environ), os.getcwd())
+        command_line = CommandLine(arguments, dict(os.environ), _working_directory())
         service = Service(settings, command_line, pidfile)
         if detached:
             service.detach()
         return service.run()
 
 
-def _reserve_standard_streams() -> None:
-    """Open descriptors 0, 1 and 2 where they are closed: a socket with such a number would get log lines."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # no path is relative: `options.parse` has refused that
+        return ""
 
 
 class Service:

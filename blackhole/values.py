@@ -27,7 +27,16 @@ def expected(what: str, found: object) -> ValueError:
     >>> expected("a port", "x")
     ValueError("expected a port, not 'x'")
     """
-    return ValueError(f"expected {what}, not {str(found)[:MAX_REPEATED]!r}")
+    return ValueError(f"expected {what}, not {without_password(str(found))[:MAX_REPEATED]!r}")
+
+
+def without_password(text: str) -> str:
+    """Return a text with user and password of a URL in it replaced.
+
+    >>> without_password("redis://user:secret@host")
+    'redis://***@host'
+    """
+    return re.sub(r"://.*@", "://***@", text, flags=re.DOTALL)
 
 
 def shown(word: str) -> str:
@@ -169,9 +178,14 @@ def path(text: str) -> str:
     if not text:
         return ""
     try:
-        return os.path.abspath(os.path.expanduser(printable(text)))
+        found = os.path.abspath(os.path.expanduser(text))
+        found.encode()
     except OSError:  # from getcwd
         raise expected("an absolute path because the current directory is deleted", text) from None
+    except UnicodeEncodeError:
+        raise expected("a path in UTF-8", text) from None
+    printable(text)
+    return found
 
 
 def scenarios(text: str) -> tuple[str, ...]:

@@ -198,3 +198,41 @@ def test_root_accepts_a_conf_file_that_its_own_group_can_write_to(write_conf: Wr
     path = write_conf("port = 2525\n")
     path.chmod(0o664)
     assert load(path).listeners[0].port == 2525
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "attempt_store redis://:hunter2@localhost",
+        "attempts: redis://:hunter2@localhost",
+        "redis://:hunter2@localhost",
+        "Attempt-Store hunter2",
+        'attempt_store = "redis://:hunter2@localhost',
+        "attempt_store = redis://:hunter2@localhost'",
+        'attempt_store = "redis://:hunter2"@localhost',
+        "attempt_store = rediss//:hunter2@localhost",
+        "mode = redis://:hunter2@localhost",
+        "log = 'redis://:hunter2",
+        "bob:hunter2",
+        "password hunter2",
+        "auth = 'any\nbob:hunter2'",
+        "redis://:hunter2@localhost = x",
+    ],
+)
+def test_error_in_a_line_with_a_password_does_not_repeat_it(write_conf: WriteConf, line: str) -> None:
+    code, message = refusal("--conf", str(write_conf(f"{line}\n")))
+    assert code == os.EX_CONFIG
+    assert "expected " in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, False), (0o604, True)])
+def test_conf_file_with_a_password_that_every_user_can_read_is_remarked_on(
+    write_conf: WriteConf, mode: int, warned: bool
+) -> None:
+    path = write_conf("attempt_store = redis://:hunter2@localhost\n")
+    path.chmod(mode)
+    warning = f"{path}: every user can read the password in it; chmod o-r {path}"
+    assert parse(["--conf", str(path)], {}).warnings == ((warning,) if warned else ())
+    path.write_text("attempt_store = redis://localhost\n")
+    assert parse(["--conf", str(path)], {}).warnings == ()

@@ -61,7 +61,7 @@ PURE = frozenset(
 """What `smtp` and `rules` may import of the standard library: no clock, randomness, socket, log or file."""
 
 READS_FILES = {
-    "rules.scenario": frozenset(("os", "tomllib")),
+    "rules.scenario": frozenset(("importlib.resources", "tomllib")),
     "rules.scenario_file": frozenset(("difflib", "tomllib")),
 }
 """What else a module of theirs may import, which reads the operator's files."""

@@ -462,7 +462,7 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
             "--hostname: expected a host name of letters, digits, hyphens and dots, not 'a_b!'",
         ),
         ("--user=a\x07", "--user: expected printable characters only, not 'a\\x07'"),
-        ("--log=/a\udcff", "--log: expected printable characters only, not '/a\\udcff'"),
+        ("--log=/a\udcff", "--log: expected a path in UTF-8, not '/a\\udcff'"),
         (
             "--listen=25",
             "--listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS], an IPv6 address"

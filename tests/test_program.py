@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import pty
 import re
+import resource
+import shlex
+import shutil
 import signal
 import smtplib
 import socket
@@ -12,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import time
+import zipapp
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,11 +29,13 @@ import trustme
 from blackhole import __version__, main, options
 from blackhole.process import privileges
 from tests.certificates import Certificate
+from tests.http_api import Sink, ask
 from tests.program import (
     MODULE,
     NOBODY,
     PYTHON,
     READY,
+    ROOT,
     SCRIPT,
     Program,
     alive,
@@ -575,6 +581,44 @@ def test_start_status_reload_restart_and_stop_of_a_daemon(detached: Detached) ->
     assert detached.run("status").returncode == 3
 
 
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_start_with_closed_standard_streams(detached: Detached, closed: list[int]) -> None:
+    """As cron and some supervisors start programs."""
+    command = shlex.join([*SCRIPT, "start", *detached.options, "--workers=1"])
+    shell = f"exec {command} {' '.join(f'{number}>&-' for number in closed)}"
+    done = subprocess.run(
+        ["sh", "-c", shell], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert listens(detached.port)
+    for process in (detached.number(), *children(detached.number())):
+        streams = [os.readlink(f"/proc/{process}/fd/{number}") for number in range(3)]
+        assert streams == [os.devnull] * 3
+
+
+def test_start_in_a_deleted_directory(tmp_path: Path, detached: Detached) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    in_gone = f"cd {gone} && rmdir {gone} && exec"
+    relative = subprocess.run(
+        ["sh", "-c", f"{in_gone} {shlex.join([*SCRIPT, 'start', '--log=log'])}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (relative.returncode, relative.stderr) == (
+        os.EX_USAGE,
+        "blackhole: --log: expected an absolute path because the current directory is deleted, not 'log'\n",
+    )
+    gone.mkdir()
+    command = shlex.join([*SCRIPT, "start", *detached.options, "--workers=1"])
+    subprocess.run(["sh", "-c", f"{in_gone} {command}"], env=environment(), check=True, timeout=60)
+    assert listens(detached.port)
+    assert detached.run("reload").returncode == 0
+    wait_for(lambda: "reloaded: listening on" in detached.log.read_text(), "the reload")
+
+
 def test_reload_resolves_relative_paths_in_the_directory_of_the_start(
     tmp_path: Path, detached: Detached
 ) -> None:
@@ -712,6 +756,53 @@ def test_help_into_a_closed_pipe_is_no_error() -> None:
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_start_with_few_descriptors_says_how_many_connections_are_left() -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
+
+    command = [*SCRIPT, "-t"]
+    done = subprocess.run(
+        command, env=environment(), preexec_fn=limit, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr == (
+        "blackhole: max_connections is 32 instead of 10000: a worker may open only 96 files;"
+        " raise the limit (ulimit -n, LimitNOFILE)\n"
+    )
+
+
+@as_root
+def test_full_disk_under_the_pidfile_is_reported_as_such(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(tmp_path)]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("root may not mount a file system here")
+    try:
+        (tmp_path / "x").write_bytes(b"x" * 4096)
+        done = run(f"--pid={tmp_path}/pid", "--host=127.0.0.1", f"--port={free_port()}")
+        assert (done.returncode, done.stderr) == (
+            os.EX_CANTCREAT,
+            f"blackhole: cannot write {tmp_path}/pid: No space left on device\n",
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_program_in_an_archive_has_its_profiles_and_its_dashboard(tmp_path: Path) -> None:
+    """An archive of zipapp; the packages that it needs are installed."""
+    folder, archive = tmp_path / "folder", tmp_path / "blackhole.pyz"
+    shutil.copytree(ROOT / "blackhole", folder / "blackhole", ignore=shutil.ignore_patterns("__pycache__"))
+    zipapp.create_archive(folder, archive, main="blackhole.__main__:main")
+    with Sink(
+        "--scenario=profile:flaky", command=(sys.executable, str(archive)), env={"PYTHONPATH": ""}
+    ) as sink:
+        assert sink.dashboard()
+        assert ask(sink.http, "/").status == 200
+        os.kill(sink.pid, signal.SIGHUP)
+        wait_for(lambda: "reloaded: dashboard on" in sink.output(), "the reload")
+        assert "WARNING" not in sink.output()
 
 
 def test_server_runs_with_a_closed_standard_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from blackhole import input_file
 from blackhole.net import acceptor, proxy, tls
+from blackhole.net.server import RESERVED_FDS
 from blackhole.process import auth_file, privileges, systemd
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
@@ -102,6 +104,13 @@ def read(settings: Settings, warn: Warn) -> Inputs:
     Raises OperatorError.
     """
     uid, gid = privileges.resolve(settings.user, settings.group)
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = max(1, files - RESERVED_FDS)
+    if files != resource.RLIM_INFINITY and connections < settings.max_connections:
+        warn(
+            f"max_connections is {connections} instead of {settings.max_connections}:"
+            f" a worker may open only {files} files; raise the limit (ulimit -n, LimitNOFILE)"
+        )
     sources = tuple(map(scenario.read_source, settings.scenario))
     names = scenario.certificate_names(scenario.parse_sources(sources))
     passwords = None

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
+
+
+def reserve_standard_streams() -> None:
+    """Open descriptors 0, 1 and 2 where they are closed, as cron or a supervisor may start a program.
+
+    Otherwise a socket or a file would get such a number, and the lines that are written there.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def visible(text: str, keep: str = "") -> str:

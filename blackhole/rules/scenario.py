@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Final, NamedTuple
 
 from blackhole import input_file
@@ -14,8 +14,8 @@ from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import OperatorError
 from blackhole.values import did_you_mean
 
-PROFILES_FOLDER: Final = os.path.join(os.path.dirname(__file__), "profiles")
-"""Where the files of `profile:NAME` are."""
+PROFILES: Final = files("blackhole.rules") / "profiles"
+"""Where the files of `profile:NAME` are: a folder, perhaps in an archive (zipapp)."""
 
 PROFILE_PREFIX: Final = "profile:"
 
@@ -51,7 +51,7 @@ class Scenario:
 
 def profiles() -> list[str]:
     """Return the names of the profiles that come with Blackhole."""
-    names = os.listdir(PROFILES_FOLDER)
+    names = [file.name for file in PROFILES.iterdir()]
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
@@ -62,20 +62,22 @@ def read_profiles() -> tuple[ScenarioSource, ...]:
 
 def read_source(name: str) -> ScenarioSource:
     """Read a file, or a `profile:NAME`. Raises OperatorError."""
-    path = name
-    if name.startswith(PROFILE_PREFIX):
-        profile = name.removeprefix(PROFILE_PREFIX)
-        known = profiles()
-        if profile not in known:
-            raise OperatorError(
-                f"scenario {name}: no such profile; expected one of {', '.join(known)}"
-                f"{did_you_mean(profile, known)}"
-            )
-        path = os.path.join(PROFILES_FOLDER, f"{profile}.toml")
     try:
-        return ScenarioSource(name, decode_source(input_file.read(path).octets, f"scenario {name}"))
+        is_profile = name.startswith(PROFILE_PREFIX)
+        octets = _read_profile(name) if is_profile else input_file.read(name).octets
     except OSError as error:
         raise OperatorError(f"scenario {name}: {error.strerror}") from None
+    return ScenarioSource(name, decode_source(octets, f"scenario {name}"))
+
+
+def _read_profile(name: str) -> bytes:
+    profile, known = name.removeprefix(PROFILE_PREFIX), profiles()
+    if profile not in known:
+        raise OperatorError(
+            f"scenario {name}: no such profile; expected one of {', '.join(known)}"
+            f"{did_you_mean(profile, known)}"
+        )
+    return (PROFILES / f"{profile}.toml").read_bytes()
 
 
 def decode_source(octets: bytes, source: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from http import HTTPStatus
-from pathlib import Path
+from importlib.resources import files
 from typing import Final, NamedTuple
 
 from blackhole.web.base_handler import APIError, BaseHandler
 
-STATIC: Final = Path(__file__).parent / "static"
+STATIC: Final = files("blackhole.web") / "static"
+"""A folder, perhaps in an archive (zipapp)."""
 
 CONTENT_TYPES: Final = {
     "index.html": "text/html; charset=utf-8",
