@@ -9,7 +9,13 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from blackhole.web.app import MAX_CONNECTIONS, MAX_REQUEST_BODY, MAX_REQUEST_HEADER
+from blackhole.web.app import (
+    MAX_CLIENT_CONNECTIONS,
+    MAX_CONNECTIONS,
+    MAX_REQUEST_BODY,
+    MAX_REQUEST_HEADER,
+    RESPONSE_TIMEOUT,
+)
 from blackhole.web.base_handler import SECURITY_HEADERS
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
 from tests.http_api import Sink, ask, figures, raw, reached, send, total
@@ -65,6 +71,41 @@ def test_a_post_from_a_page_of_another_site_is_refused(sink: Sink, headers: dict
     assert ask(sink.http, "/runs", "POST", '{"name": "evil"}', **headers).status == 403
     assert ask(sink.http, "/runs").json == []
     assert "access-control-allow-origin" not in ask(sink.http, "/stats.json", **headers).headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "http://["},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": "none, cross-site"},
+        {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Dest": "image"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/stats.json", "/metrics", "/events", "/wait", "/scenario", "/none"])
+def test_a_page_of_another_site_cannot_read(sink: Sink, path: str, headers: dict[str, str]) -> None:
+    answer = ask(sink.http, path, **headers)
+    assert (answer.status, list(answer.json)) == (403, ["error"])
+
+
+@pytest.mark.parametrize("path", ["/", "/stats.json", "/metrics"])
+@pytest.mark.parametrize(
+    "headers", [{"Sec_Fetch_Site": "none"}, {"Sec_Fetch_Site": "same-origin"}, {"Origin": "http://{host}"}]
+)
+def test_the_page_itself_and_other_programs_can_read(sink: Sink, path: str, headers: dict[str, str]) -> None:
+    host = f"127.0.0.1:{sink.http}"
+    assert (
+        ask(sink.http, path, **{name: text.format(host=host) for name, text in headers.items()}).status == 200
+    )
+
+
+def test_a_link_of_another_site_leads_to_the_page_and_not_to_the_figures(sink: Sink) -> None:
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    assert ask(sink.http, "/", Sec_Fetch_Dest="document", **link).status == 200
+    assert ask(sink.http, "/", Sec_Fetch_Dest="iframe", **link).status == 403
+    assert ask(sink.http, "/stats.json", Sec_Fetch_Dest="document", **link).status == 403
 
 
 REQUESTS = [
@@ -151,3 +192,72 @@ def test_many_slow_clients_are_disconnected_and_do_not_block_others() -> None:
         send(program.port, 3)
         wait_for(lambda: reached(program.http), "the slow clients are disconnected", timeout=40)
         assert total(program.http) == 3
+
+
+def test_clients_that_never_read_are_disconnected_and_leave_places_to_others() -> None:
+    requests = b"GET /static/uPlot.iife.min.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 150
+    with Sink() as program, ExitStack() as stack:
+        program.dashboard()
+        before = len(descriptors(*program.dashboards()))
+        for number in range(MAX_CONNECTIONS):
+            source = f"127.0.0.{1 + number // MAX_CLIENT_CONNECTIONS}", 0
+            address = "127.0.0.1", program.http
+            client = stack.enter_context(socket.create_connection(address, source_address=source))
+            client.setblocking(False)
+            client.send(requests)
+        wait_for(
+            lambda: len(descriptors(*program.dashboards())) > before + MAX_CLIENT_CONNECTIONS,
+            "they take the places of more than one client",
+        )
+        wait_for(
+            lambda: len(descriptors(*program.dashboards())) <= before + 2 and reached(program.http),
+            "all are disconnected",
+            timeout=RESPONSE_TIMEOUT + 20,
+        )
+        assert "Traceback" not in program.output()
+
+
+def test_a_client_has_a_part_of_the_connections_only(sink: Sink) -> None:
+    with ExitStack() as stack:
+        sink.dashboard()
+        before = len(descriptors(*sink.dashboards()))
+        for _ in range(MAX_CLIENT_CONNECTIONS + 50):
+            stack.enter_context(socket.create_connection(("127.0.0.1", sink.http)))
+        wait_for(
+            lambda: abs(len(descriptors(*sink.dashboards())) - before - MAX_CLIENT_CONNECTIONS) <= 2,
+            "those beyond the limit are closed",
+        )
+        other = stack.enter_context(
+            socket.create_connection(("127.0.0.1", sink.http), source_address=("127.0.0.2", 0))
+        )
+        other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert other.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+WILD_ACCEPTS = [
+    "application/openmetrics-text;version=x",
+    "application/openmetrics-text;version=1.x",
+    "text/plain;version=x",
+    "text/plain; version=",
+    "application/openmetrics-text;version=9.9.9",
+    "application/openmetrics-text;version=" + "9" * 5000,
+    "application/openmetrics-text;version=1.0.0\xff",
+]
+
+
+@pytest.mark.parametrize("accept", WILD_ACCEPTS)
+def test_metrics_in_an_unknown_format_are_plain_text(sink: Sink, accept: str) -> None:
+    answer = ask(sink.http, "/metrics", Accept=accept)
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize("path", ["/next", "/runs", "/scenario"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-le", "cp037"])
+def test_a_body_in_another_encoding_than_utf_8_is_refused(sink: Sink, path: str, encoding: str) -> None:
+    octets = '{"name": "x"}'.encode(encoding)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(octets)}\r\nConnection: close\r\n"
+    )
+    assert raw(sink.http, head.encode() + b"\r\n" + octets).startswith(b"HTTP/1.1 400 ")
+    assert "Traceback" not in sink.output()

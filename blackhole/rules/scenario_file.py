@@ -22,6 +22,9 @@ from blackhole.values import did_you_mean, shown
 REGEX_KEYS: Final = frozenset(("regex", "regexp", "match", "re"))
 """Keys that an operator may expect regular expressions under."""
 
+MAX_BITS: Final = 64
+"""Bits of the largest whole number, such as a seed."""
+
 Value = TypeVar("Value")
 
 REPEATED: Final = "\2"
@@ -37,17 +40,54 @@ def parse_rules(text: str, source: str, rules_before: Sequence[Rule] = ()) -> tu
     >>> [(condition.key, condition.text) for condition in rule.conditions]
     [('sender', '<>')]
     """
+    return make_rules(parse_toml(text, source), source, text, rules_before)
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Return the tables of a scenario's text. Raises OperatorError, which names `source`.
+
+    For some texts it takes time that grows with the square of their size: a key of 17,000 parts takes 14 s.
+    """
     try:
         data = tomllib.loads(text)
     except ValueError as error:  # all mistakes, and whole numbers of thousands of digits
         raise OperatorError(f"{source}: {error}") from None
     except RecursionError:
         raise OperatorError(f"{source}: nested too deeply") from None
+    check_numbers(data, source)
+    return data
+
+
+def check_numbers(value: Any, source: str) -> None:
+    """Raise OperatorError, which names `source`, for a whole number of more than 64 bits anywhere in a value.
+
+    TOML need not have any. Python refuses to write one of thousands of digits.
+    """
+    values = [value]
+    while values:
+        match values.pop():
+            case dict() as table:
+                values += table.values()
+            case list() as array:
+                values += array
+            case int() as number if number.bit_length() > MAX_BITS:
+                raise OperatorError(f"{source}: a whole number of more than {MAX_BITS} bits")
+
+
+def make_rules(
+    data: dict[str, Any], source: str, text: str = "", rules_before: Sequence[Rule] = ()
+) -> tuple[Rule, ...]:
+    """Return the rules of a scenario's tables, numbered after those of the scenarios before it.
+
+    The time that it takes grows with their size alone. Raises OperatorError, which names `source`, the rule,
+    and the line of the `text` where there is one.
+    """
     return _File(text, source, data).rules(rules_before)
 
 
 def parse_rule(block: Mapping[str, Any], source: str) -> Rule:
     """Return the rule of a block without windows and limiters. Raises OperatorError, which names `source`."""
+    check_numbers(block, source)
     file = _File("", source, {"rule": [block]})
     for key in block:
         if key in NOT_IN_SINGLE_RULE:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final, NamedTuple
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
 from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
+from blackhole.addresses import to_bytes
 from blackhole.web.base_handler import BaseHandler, NotFoundHandler
 from blackhole.web.control_handlers import NextRulesHandler, ScenarioHandler
 from blackhole.web.events import EventsHandler
@@ -32,6 +43,10 @@ log = logging.getLogger(__name__)
 # Limits. A Prometheus server and a few open pages stay far below them.
 
 MAX_CONNECTIONS: Final = 256
+
+MAX_CLIENT_CONNECTIONS: Final = 128
+"""Connections from one IPv4 address, or from one IPv6 network of 64 bits."""
+
 MAX_REQUEST_HEADER: Final = 8192
 """Octets of a request line and header fields."""
 
@@ -40,6 +55,9 @@ MAX_REQUEST_BODY: Final = 4096
 
 REQUEST_TIMEOUT: Final = 10
 """Seconds for a request to arrive."""
+
+RESPONSE_TIMEOUT: Final = 10
+"""Seconds for a client to receive a response."""
 
 
 class Route(NamedTuple):
@@ -82,7 +100,6 @@ def make_application(services: Mapping[str, object]) -> Application:
         ],
         default_handler_class=NotFoundHandler,
         default_handler_args=hosts,
-        cross_origin_protection=True,
         log_function=log_request,
     )
 
@@ -92,21 +109,68 @@ def log_request(handler: RequestHandler) -> None:
     log.debug("%d %s %a", handler.get_status(), handler.request.method, handler.request.uri)
 
 
-class DashboardServer(HTTPServer):
-    """An HTTP server that closes connections beyond MAX_CONNECTIONS."""
+class RequestGuard(HTTPMessageDelegate):
+    """Gives a request to a delegate; one that the delegate cannot read is answered with 400."""
 
-    connections = 0
+    def __init__(self, delegate: HTTPMessageDelegate) -> None:
+        self._delegate: Final = delegate
+        self.data_received = delegate.data_received  # type: ignore[method-assign]
+        self.finish = delegate.finish  # type: ignore[method-assign]
+        self.on_connection_close = delegate.on_connection_close  # type: ignore[method-assign]
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        try:
+            return self._delegate.headers_received(start_line, headers)
+        except ValueError as error:  # the port in Host may have thousands of digits
+            raise HTTPInputError(str(error)) from None
+
+
+class DashboardServer(HTTPServer):
+    """An HTTP server with limits on connections, and on the time that a client takes to read."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self._clients: dict[IOStream, bytes] = {}
+        """The client of each open connection."""
+        self._client_connections: Counter[bytes] = Counter()
+        """Open connections by client."""
+        self._unread_since: dict[IOStream, float] = {}
+        """When a connection was first seen with a response that its client does not read."""
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        if self.connections >= MAX_CONNECTIONS:
+        """Serve a connection; close it if there are too many, at all or of its client."""
+        client = to_bytes(str(address[0]))[:8]
+        if (
+            len(self._clients) >= MAX_CONNECTIONS
+            or self._client_connections[client] >= MAX_CLIENT_CONNECTIONS
+        ):
             stream.close()
             return
-        self.connections += 1
+        self._clients[stream] = client
+        self._client_connections[client] += 1
         super().handle_stream(stream, address)
 
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        return RequestGuard(super().start_request(server_conn, request_conn))
+
     def on_close(self, server_conn: object) -> None:
-        self.connections -= 1
+        stream = server_conn.stream  # type: ignore[attr-defined]
+        client = self._clients.pop(stream)
+        self._unread_since.pop(stream, None)
+        self._client_connections[client] -= 1
+        if not self._client_connections[client]:
+            del self._client_connections[client]
         super().on_close(server_conn)
+
+    def close_unread(self) -> None:
+        """Close the connections of clients that do not read; to be called once a second."""
+        now = time.monotonic()
+        since = {stream: self._unread_since.get(stream, now) for stream in self._clients if stream.writing()}
+        self._unread_since = since
+        for stream in [stream for stream, began in since.items() if now - began >= RESPONSE_TIMEOUT]:
+            stream.close()
 
 
 def make_server(services: Mapping[str, object]) -> DashboardServer:

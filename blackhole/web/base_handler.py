@@ -10,8 +10,9 @@ import socket
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from tornado.httputil import split_host_and_port
+from tornado.httputil import HTTPServerRequest, split_host_and_port
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
@@ -72,10 +73,32 @@ def is_address(name: str) -> bool:
         return False
 
 
+def is_cross_origin(request: HTTPServerRequest) -> bool:
+    """Return whether a browser sends the request for a page of another origin."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("Origin")  # of a browser that does not send Sec-Fetch-Site
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != request.host.lower()
+    except ValueError:
+        return True
+
+
+def is_navigation(request: HTTPServerRequest) -> bool:
+    """Return whether the user followed a link: no other page can read the response, or frame it."""
+    fetch = [request.headers.get(f"Sec-Fetch-{name}") for name in ("Mode", "Dest")]
+    return request.method == "GET" and fetch == ["navigate", "document"]
+
+
 class BaseHandler(RequestHandler):
     """A handler that is given the services which its route names, each as an attribute."""
 
     hosts: AllowedHosts
+    is_page = False
+    """A link on a page of another site may lead here."""
     disconnected = False
     """The client closed the connection before the response was complete."""
 
@@ -95,6 +118,8 @@ class BaseHandler(RequestHandler):
 
     def prepare(self) -> None:
         self.hosts.check(self.request.host)
+        if is_cross_origin(self.request) and not (self.is_page and is_navigation(self.request)):
+            raise APIError(HTTPStatus.FORBIDDEN, "Pages of other sites cannot use the dashboard.")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
@@ -112,7 +137,8 @@ class BaseHandler(RequestHandler):
     def json_object(self, body: bytes) -> dict[str, Any]:
         """Return the JSON object in the body of a request. Raises APIError for anything else."""
         try:
-            found = json.loads(body)
+            # UTF-8 is the only encoding of JSON (RFC 8259 8.1). `json` would try to load others.
+            found = json.loads(body.decode().removeprefix("\N{BYTE ORDER MARK}"))
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -78,7 +79,7 @@ class ScenarioHandler(OrderHandler):
     def prepare(self) -> None:
         super().prepare()
         length = self.request.headers.get("Content-Length", "0")
-        if length.isdigit() and int(length) > MAX_UPLOAD:
+        if re.fullmatch("[0-9]{1,19}", length) and int(length) > MAX_UPLOAD:
             raise too_large()
         self.request.connection.set_max_body_size(MAX_UPLOAD)  # type: ignore[union-attr]
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from blackhole.metrics.counters import Counters
-from blackhole.process.logs import reopen
+from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.plan import ChildContext
 from blackhole.settings import Settings
 from blackhole.web.app import make_server
@@ -52,6 +52,7 @@ class Dashboard:
     def run(self, sockets: Sequence[socket.socket]) -> None:
         """Serve until a signal or the end of the master."""
         logging.getLogger("tornado").setLevel(logging.ERROR)  # mistakes of clients are not worth a warning
+        limit_repeated_lines()
         with asyncio.Runner() as runner:
             runner.run(self._serve(sockets))
 
@@ -64,7 +65,7 @@ class Dashboard:
         # The master holds the other end of this pipe: it becomes readable when the master ends.
         loop.add_reader(self._context.master_alive_fd, stop.set)
         self._events = EventStream(self._stats, self._control.choices)
-        server = make_server(
+        server = self._server = make_server(
             {
                 "hosts": self._hosts,
                 "files": self._files,
@@ -90,4 +91,5 @@ class Dashboard:
         self._counters.heartbeat(self._context.row)
         self._stats.sample()
         self._events.publish()
+        self._server.close_unread()
         loop.call_at(math.floor(loop.time()) + pause, self._sample)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from http import HTTPStatus
 from typing import Final
@@ -146,10 +145,7 @@ class RunsHandler(StatsBaseHandler):
         self.write_json(self.stats.run_report(self.find_run(name)))
 
     def _name(self) -> str:
-        try:
-            name = json.loads(self.request.body)["name"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            name = None
+        name = self.json_object(self.request.body).get("name")
         if not isinstance(name, str) or not re.fullmatch(RUN_NAME, name):
             raise APIError(
                 HTTPStatus.BAD_REQUEST,

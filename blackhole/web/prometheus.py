@@ -6,6 +6,7 @@ METRICS is the one table of all metrics: `/metrics` and the reference page of th
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -238,9 +239,17 @@ METRICS: Final = (
 """Every metric, in the order of the exposition."""
 
 
+FORMAT: Final = re.compile(
+    r"\s*(application/openmetrics-text|text/plain)\s*"
+    r"(;\s*(version=(0\.0\.1|0\.0\.4|1\.0\.0)|charset=utf-8|q=[01](\.[0-9]{0,3})?"
+    r"|escaping=(allow-utf-8|underscores|dots|values))\s*){0,4}"
+)
+"""Matches a format in the header field Accept that `choose_encoder` can take; of others it raises errors."""
+
+
 def text(snapshot: Snapshot, worker_cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:
     """Return the media type, one that the header field Accept asks for, and the exposition in it."""
-    encode, media_type = choose_encoder(accept)
+    encode, media_type = choose_encoder(",".join(filter(FORMAT.fullmatch, accept.split(","))))
     return media_type, encode(ReadingCollector(Reading(snapshot, worker_cpu)))
 
 

@@ -44,6 +44,7 @@ class StaticHandler(BaseHandler):
     """GET / and GET /static/NAME."""
 
     files: dict[str, StaticFile]
+    is_page = True
 
     def get(self, name: str = "index.html") -> None:
         file = self.files.get(name)
