@@ -1,4 +1,4 @@
-"""Write docs/reference/*.md, and the table of docs/metrics.md, from the tables of the program.
+"""Write docs/reference/*.md and the tables of docs/metrics.md and docs/design.md from the program.
 
 python docs/tables.py           write the pages that differ
 python docs/tables.py --check   write nothing; name the pages that differ, and exit with 1 if there are any
@@ -6,6 +6,7 @@ python docs/tables.py --check   write nothing; name the pages that differ, and e
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import blackhole  # noqa: E402
 from blackhole import settings  # noqa: E402
 from blackhole.option_table import OPTIONS, Option  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
@@ -187,14 +189,54 @@ PAGES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
 """File name without `.md` -> its title, and what yields its lines."""
 
 
-METRICS = HERE / "metrics.md"
-"""A page whose end, from NOTICE on, is generated."""
+PACKAGE = Path(blackhole.__file__).parent
+
+FOLDERS = ("web", "process", "net", "metrics", "store", "rules", "smtp")
+"""The folders of the package, from the top."""
+
+ABOVE_FOLDERS = ("__main__", "main", "service")
+"""The modules that may import from all folders. The other modules beside them are below all folders."""
+
+
+def first_sentences(file: Path) -> str:
+    """Return the first paragraph of a module's docstring in one line."""
+    docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+    return " ".join(docstring.partition("\n\n")[0].split())
+
+
+def module_tables() -> Iterator[str]:
+    """Yield a table for each folder, with a row for each module."""
+    top = [file for file in sorted(PACKAGE.glob("*.py")) if file.stem != "__init__"]
+    groups = [("blackhole/", [file for file in top if file.stem in ABOVE_FOLDERS])]
+    groups += [
+        (
+            f"blackhole/{folder}/",
+            [one for one in sorted((PACKAGE / folder).glob("*.py")) if one.stem != "__init__"],
+        )
+        for folder in FOLDERS
+    ]
+    groups.append(("blackhole/, below all folders", [file for file in top if file.stem not in ABOVE_FOLDERS]))
+    for name, files in groups:
+        yield from (f"### {name}", "")
+        about = files[0].with_name("__init__.py")
+        if about.parent != PACKAGE:
+            yield from (first_sentences(about), "")
+        yield from table(("module", "content"), ((code(file.name), first_sentences(file)) for file in files))
+        yield ""
+
+
+GENERATED_ENDS: dict[str, Callable[[], Iterator[str]]] = {"metrics": metric_table, "design": module_tables}
+"""File name without `.md` of a page whose end, from NOTICE on, is generated -> what yields its lines."""
 
 
 def pages() -> dict[Path, str]:
     """Return the text of every page by its path."""
-    head = METRICS.read_text("utf-8").partition(NOTICE)[0]
-    return {METRICS: "\n".join((head + NOTICE, "", *metric_table())) + "\n"} | {
+    ends: dict[Path, str] = {}
+    for name, lines in GENERATED_ENDS.items():
+        page = HERE / f"{name}.md"
+        head = page.read_text("utf-8").partition(NOTICE)[0]
+        ends[page] = "\n".join((head + NOTICE, "", *lines())).rstrip("\n") + "\n"
+    return ends | {
         REFERENCE / f"{name}.md": "\n".join((NOTICE, "", f"# {title}", "", *lines())).rstrip("\n") + "\n"
         for name, (title, lines) in PAGES.items()
     }
