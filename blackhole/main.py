@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -203,7 +202,7 @@ def _figures(settings: Settings, pid: int) -> str:
         snapshot = Counters.of(pid).snapshot()
     except OperatorError as error:
         return f"Blackhole is running, pid {pid}; {error}.\n"
-    uptime = time.time() - snapshot.started
+    uptime = snapshot.seconds
     if settings.json:
         return json.dumps({"pid": pid, "uptime": uptime, **snapshot.as_dict()}, indent=2) + "\n"
     return f"Blackhole is running, pid {pid}.\n{status.status_text(snapshot, uptime)}"

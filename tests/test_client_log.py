@@ -8,11 +8,15 @@ import signal
 import smtplib
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import EventCells
 from blackhole.store.client_log import MAX_CLIENTS, MAX_SHOWN_CLIENTS, Client, ClientLog
 from tests.http_api import Sink, ask
-from tests.program import Program, descriptors, free_port, run, wait_for
+from tests.program import Program, descriptors, free_port, run, scenario_option, wait_for
+from tests.smtp_client import SMTPClient
 
 MAP = "/memfd:blackhole.store.client_log (deleted)"
 
@@ -100,6 +104,86 @@ def test_clients_are_shown_with_show_clients(tmp_path: Path) -> None:
             (client,) = json.loads(text)["clients"]
             assert (client["address"], client["connections"]) == ("127.0.0.1", 2)
         assert "127.0.0.1" not in ask(program.http, "/metrics").body.decode().replace("127.0.0.1:", "")
+
+
+FAULTS = """
+[[rule]]
+recipient = "half@*"
+phase = "."
+then = "half-reply"
+[[rule]]
+recipient = "none@*"
+phase = "."
+then = "close-before-reply"
+[[rule]]
+recipient = "gone@*"
+phase = "."
+then = "close"
+[[rule]]
+recipient = "drip@*"
+phase = "."
+then = { drip = 1 }
+[[rule]]
+recipient = "late@*"
+phase = "."
+delay = "9s"
+"""
+
+
+def figures_of_the_client(program: Program) -> tuple[int, int, int]:
+    """Return the figures of the only client, after checking that no total is less."""
+    snapshot = program.snapshot()
+    totals = tuple(
+        sum(part.values()) for part in (snapshot.connections, snapshot.messages, snapshot.violations)
+    )
+    client = snapshot.clients[0][1:4] if snapshot.clients else (0, 0, 0)
+    assert all(figure <= total for figure, total in zip(client, totals, strict=True)), (client, totals)
+    return client
+
+
+def test_figures_by_client_do_not_add_up_to_more_than_the_totals(tmp_path: Path) -> None:
+    """A message counts by client too when its reply has left, whatever rules do to replies."""
+    with Program("--show_clients", scenario_option(tmp_path, FAULTS), "--workers=2") as program:
+        with ExitStack() as stack:
+            for recipient in (b"half", b"none", b"gone", b"drip", b"late", b"usual"):
+                client = stack.enter_context(SMTPClient(program.address))
+                client.send(b"HELO a.test\r\nMAIL FROM:<ann@a>\r\nRCPT TO:<%b@b>\r\nDATA\r\n" % recipient)
+                assert [client.read_reply()[:3] for _ in range(4)] == ["250", "250", "250", "354"]
+                client.send(b"Subject: a test\r\n\r\nHi\r\n.\r\n")
+            wait_for(lambda: figures_of_the_client(program)[:2] == (6, 1), "all connections are shown")
+            time.sleep(1.2)  # longer than the interval of the sweep, and less than the delay
+            assert figures_of_the_client(program)[:2] == (6, 1)
+        program.wait_until_idle(40)
+        connections, messages, violations = figures_of_the_client(program)
+        snapshot = program.snapshot()
+        assert connections == 6
+        assert messages == sum(snapshot.messages.values()) < 3
+        assert violations == sum(snapshot.violations.values()) > 3
+
+
+def test_reader_sees_no_message_of_a_client_that_it_does_not_see_in_the_total() -> None:
+    counters = Counters(1)
+    counters.client_log = ClientLog(1)
+    cells, writer = counters.cells(counters.allocate_row()), counters.client_log.writer(0)
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for number in range(1, 2**40):
+            cells[EventCells().reply(".", 250)] = number
+            writer.update("a", "192.0.2.1", number, 0)
+            if number == 1:
+                os.write(tell, b"!")
+    try:
+        os.read(ready, 1)
+        for _ in range(500):
+            snapshot = counters.snapshot()
+            assert snapshot.clients is not None
+            assert snapshot.clients[0].messages <= snapshot.messages["accepted"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(tell)
 
 
 def test_the_address_from_the_proxy_header_is_shown_instead_of_the_proxy() -> None:

@@ -531,8 +531,8 @@ def test_orders_are_logged(sink: Sink) -> None:
     put(sink, refuse(451))
     add_one_shot_rule(sink, 2, reply="452 4.3.1 Full")
     log = sink.output()
-    assert "order 2 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 0\n" in log
-    assert "order 3 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 1\n" in log
+    assert "order 1 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 0\n" in log
+    assert "order 2 over HTTP: scenario PUT /scenario, rules 1, one-shot rules 1\n" in log
 
 
 SENDER = """\

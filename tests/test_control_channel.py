@@ -51,6 +51,17 @@ def publish_in_child(count: int, channel: ControlChannel) -> int:
     return pid
 
 
+def test_first_order_has_the_number_1_and_no_other_order_has() -> None:
+    channel = ControlChannel()
+    assert [channel.publish(lambda before, number: before) for _ in range(3)] == [1, 2, 3]
+    counters = Counters(2)
+    rows = [counters.allocate_row() for _ in range(2)]
+    assert counters.applied_order() is None
+    for row, number in zip(rows, (INITIAL_NUMBER, 3), strict=True):
+        counters.set_applied_order(row, number)
+    assert counters.applied_order() == INITIAL_NUMBER == 0
+
+
 def test_orders_of_two_concurrent_writers_are_all_applied() -> None:
     channel = ControlChannel()
     for pid in [publish_in_child(200, channel), publish_in_child(200, channel)]:
@@ -213,7 +224,7 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
         finally:
             os._exit(0)
     try:
-        wait_for(stats.applied_order, "the worker sends heartbeats")
+        wait_for(lambda: stats.applied_order() is not None, "the worker sends heartbeats")
 
         def noop_reply() -> str:
             with smtplib.SMTP(*bound.getsockname(), timeout=20) as client:
@@ -224,7 +235,7 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
         number = channel.publish(lambda before, number: RuntimeOrder(name="good", text=text))
         wait_for(lambda: stats.applied_order() == number, "the worker applies the order")
         channel.publish(lambda before, number: RuntimeOrder(name="bad", text="nonsense"))
-        wait_for(lambda: "order 3 cannot be followed: bad: " in log.read_text(), "the error is logged")
+        wait_for(lambda: "order 2 cannot be followed: bad: " in log.read_text(), "the error is logged")
         assert (stats.applied_order(), noop_reply()) == (number, "2.0.0 Ordered")
         number = channel.publish(lambda before, number: RuntimeOrder())
         wait_for(lambda: stats.applied_order() == number, "the worker applies the next order")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, HISTOGRAM_INDEX, EventCells
@@ -44,6 +45,16 @@ def test_the_difference_of_two_snapshots_is_what_happened_between_them() -> None
     assert between.messages["accepted"] == 7
     assert between.total("received_bytes") == 100
     assert 0 <= between.seconds < 60
+
+
+def test_seconds_count_from_the_start_of_the_server_and_not_of_the_machine() -> None:
+    began = time.monotonic()
+    counters = Counters(1)
+    first = counters.snapshot()
+    time.sleep(0.05)
+    last = Counters.of(os.getpid()).snapshot()
+    assert 0 <= first.seconds <= last.seconds - 0.05 <= time.monotonic() - began
+    assert last.as_dict()["seconds"] == last.seconds
 
 
 def test_a_histogram_has_count_sum_mean_edges_and_quantiles() -> None:

@@ -22,6 +22,7 @@ from blackhole.metrics.layout import (
     CELL_INDEX,
     CELLS,
     HEADER_CELLS,
+    HEADER_CLOCK_ORIGIN,
     HEADER_CRC,
     HEADER_ROWS,
     HEADER_STARTED,
@@ -51,6 +52,7 @@ COUNTERS_MAP: Final = "blackhole.metrics.counters"
 """Name of the anonymous file."""
 
 HEARTBEAT: Final = CELL_INDEX["heartbeat"]
+APPLIED_ORDER: Final = CELL_INDEX["applied_order"]
 OPEN_CONNECTIONS: Final = CELL_INDEX["open"]
 
 
@@ -86,6 +88,7 @@ class Counters:
         self._used_rows = 0
         self._cells[HEADER_ROWS] = rows
         self._cells[HEADER_STARTED] = time.time_ns() // 1000
+        self._cells[HEADER_CLOCK_ORIGIN] = time.monotonic_ns() // 1000
         self._cells[HEADER_CRC] = LAYOUT_CRC
         self._allocated: Final[set[int]] = set()
         self._lock: Final = SharedLock("blackhole names")
@@ -163,7 +166,12 @@ class Counters:
 
     def applied_order(self) -> int | None:
         """Return the number of the last runtime order that every worker applied; None without workers."""
-        return min(filter(None, self._column(CELL_INDEX["applied_order"])), default=None)
+        applied = min(filter(None, self._column(APPLIED_ORDER)), default=None)
+        return None if applied is None else applied - 1
+
+    def set_applied_order(self, row: int, number: int) -> None:
+        """Record the number of the last runtime order that the owner of a row applied."""
+        self.cells(row)[APPLIED_ORDER] = number + 1
 
     def _column(self, cell: int) -> memoryview:
         """Return one cell of every row that was ever allocated."""
@@ -230,6 +238,8 @@ class Counters:
 
     def snapshot(self) -> Snapshot:
         """Return all counters as of now, in about a millisecond for a handful of workers."""
+        # Before the totals, of which they are parts.
+        clients = None if self.client_log is None else tuple(self.client_log.clients())
         now = time.monotonic()
         totals = [0] * ROW_CELLS
         processes = []
@@ -243,13 +253,14 @@ class Counters:
             for number in range(MAX_LISTENERS)
         )
         return Snapshot(
-            seconds=now,
+            at=now,
             started=self._cells[HEADER_STARTED] / 1e6,
             listeners=tuple(name for name in names if name),
             processes=tuple(sorted(processes)),
             rule_counters=self._known_rules(),
             cells=tuple(totals),
-            clients=None if self.client_log is None else tuple(self.client_log.clients()),
+            clock_origin=self._cells[HEADER_CLOCK_ORIGIN] / 1e6,
+            clients=clients,
         )
 
     def _process_status(self, row: int, values: Sequence[int], now: float) -> ProcessStatus:

@@ -57,7 +57,11 @@ CELLS: Final = (
     Cell("tls_failed", "TLS handshakes that failed"),
     Cell("tls_resumed", "TLS handshakes that resumed an earlier session"),
     Cell("cpu_microseconds", "processor time of all processes that had this row, in microseconds"),
-    Cell("applied_order", "number of the last runtime order that the process applied; 0: none", gauge=True),
+    Cell(
+        "applied_order",
+        "number of the last runtime order that the process applied, plus 1",
+        gauge=True,
+    ),
 )
 
 HISTOGRAMS: Final = (
@@ -120,11 +124,11 @@ ROW_CELLS: Final = -(-HISTOGRAM_INDEX[""] // CACHE_LINE) * CACHE_LINE
 NAME_CELLS: Final = 8
 """Cells for the name of a listener or a rule, as text."""
 
-HEADER_CRC, HEADER_ROWS, HEADER_USED_ROWS, HEADER_STARTED = range(4)
+HEADER_CRC, HEADER_ROWS, HEADER_USED_ROWS, HEADER_STARTED, HEADER_CLOCK_ORIGIN = range(5)
 """Cells of the header: LAYOUT_CRC, the number of rows, how many of them were ever allocated, and the start of
-the server in microseconds since 1970."""
+the server, in microseconds since 1970 and in microseconds of the monotonic clock."""
 
-LISTENER_NAMES_START: Final = 4
+LISTENER_NAMES_START: Final = 5
 RULE_NAMES_START: Final = LISTENER_NAMES_START + MAX_LISTENERS * NAME_CELLS
 HEADER_CELLS: Final = -(-(RULE_NAMES_START + MAX_RULE_NAMES * NAME_CELLS) // CACHE_LINE) * CACHE_LINE
 
@@ -132,7 +136,19 @@ OTHERS: Final = "others"
 """Name of the last listener and of the last rule, which stand for all that have no cell of their own."""
 
 LAYOUT_CRC: Final = zlib.crc32(
-    repr((PHASES, VIOLATIONS, EVENTS, CELLS, HISTOGRAMS, MAX_LISTENERS, MAX_RULE_NAMES, TITLE_CELLS)).encode()
+    repr(
+        (
+            LISTENER_NAMES_START,
+            PHASES,
+            VIOLATIONS,
+            EVENTS,
+            CELLS,
+            HISTOGRAMS,
+            MAX_LISTENERS,
+            MAX_RULE_NAMES,
+            TITLE_CELLS,
+        )
+    ).encode()
 )
 """Checksum of the layout, by which a reader of another version notices that cells have another meaning."""
 

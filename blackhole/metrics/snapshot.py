@@ -112,12 +112,11 @@ class Distribution:
 class Snapshot:
     """All counters at one moment, or the difference of two snapshots: what happened between them.
 
-    In a difference, `seconds` is the time between the two; gauges (`processes`, `open`) are those of the
-    later one.
+    In a difference, gauges (`processes`, `open`) are those of the later one.
     """
 
-    seconds: float
-    """Monotonic time, or the time between two snapshots."""
+    at: float
+    """Monotonic time; in a difference, the time between the two."""
     started: float
     """When the server began, in seconds since 1970."""
     listeners: tuple[str, ...]
@@ -127,18 +126,25 @@ class Snapshot:
     """Name of a rule -> index of the cell that counts its matches."""
     cells: tuple[int, ...]
     """The sum of all rows."""
+    clock_origin: float = 0.0
+    """Monotonic time of the start of the server; 0 in a difference."""
     clients: tuple[Client, ...] | None = None
     """The clients since the start, the busiest first; None without a client log, and in a difference."""
 
     def __sub__(self, earlier: Snapshot) -> Snapshot:
         return Snapshot(
-            self.seconds - earlier.seconds,
+            self.at - earlier.at,
             self.started,
             self.listeners,
             self.processes,
             self.rule_counters,
             tuple(map(sub, self.cells, earlier.cells)),
         )
+
+    @property
+    def seconds(self) -> float:
+        """The time that the counts took: since the start of the server, or between two snapshots."""
+        return max(0.0, self.at - self.clock_origin)
 
     def total(self, name: str) -> int:
         """Return the value of a counter of `layout.CELLS`. Raises KeyError for an unknown name."""

@@ -20,7 +20,7 @@ from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.metrics.counters import record_values
-from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START
+from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, OUTCOMES_START, VIOLATIONS_START
 from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
@@ -42,6 +42,8 @@ from blackhole.store.client_log import ClientLogWriter
 log = logging.getLogger(__name__)
 
 OPEN: Final = CELL_INDEX["open"]
+
+VIOLATION_EVENTS: Final = range(VIOLATIONS_START, OUTCOMES_START)
 
 LOG_INTERVAL: Final = 10
 """Seconds between two lines of the log about the same."""
@@ -338,7 +340,9 @@ class SMTPServer(TCPServer):
         session, peer = connection.session, connection.peer
         if self.listener.proxy and to_bytes(peer) in self.context.proxies:
             return  # the client behind the proxy is not known yet, or there is none
-        self._client_log.update(connection, peer, session.messages, session.violation_count)
+        pending = sum(map(VIOLATION_EVENTS.__contains__, session.counted_events))
+        violations = session.violation_count - pending  # as many as the counters have
+        self._client_log.update(connection, peer, session.answered_messages, violations)
 
     # Told by the worker.
 

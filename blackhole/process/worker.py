@@ -57,7 +57,6 @@ SETS_PER_SECOND: Final = 64
 """Sets of the outcome table that a worker looks through in a second: all of them in nine minutes."""
 
 CPU: Final = CELL_INDEX["cpu_microseconds"]
-APPLIED_ORDER: Final = CELL_INDEX["applied_order"]
 ACCEPTING: Final = CELL_INDEX["accepting"]
 NEVER_RETRIED: Final = EventCells().violation("never-retried")
 
@@ -104,6 +103,7 @@ class Worker:
         self._context: Final = context
         self._selector: Final = selector
         self._cells: Final = counters.cells(row)
+        self._set_applied_order: Final = partial(counters.set_applied_order, row)
         clients = context.clients
         self._clients: Final = None if clients is None else ClientTableView(clients, row, counters.live_rows)
         client_log = counters.client_log if context.settings.show_clients else None
@@ -151,10 +151,10 @@ class Worker:
         it finds this worker accepting, and waits until the worker has applied it.
         """
         self._cells[ACCEPTING] = 1
-        self._cells[APPLIED_ORDER] = INITIAL_NUMBER
+        self._set_applied_order(INITIAL_NUMBER)
         poller.attach(self._context.control.wakeup_read, self, EDGE_TRIGGERED)
         scenario = self._read_order()
-        self._cells[APPLIED_ORDER] = self._order
+        self._set_applied_order(self._order)
         return scenario
 
     def _open_servers(self, scenario: ActiveScenario, poller: Poller) -> None:
@@ -227,7 +227,7 @@ class Worker:
             return
         for server in self.servers:
             server.apply_scenario(scenario)
-        self._cells[APPLIED_ORDER] = self._order
+        self._set_applied_order(self._order)
 
     def _read_order(self) -> ActiveScenario:
         """Return the scenario in force, with a counter for each of its rules. Raises OperatorError."""

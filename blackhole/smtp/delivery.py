@@ -42,6 +42,7 @@ class ReplyDelivery(SessionState):
 
     __slots__ = (
         "body",
+        "cut_off_messages",
         "deferred",
         "engine",
         "in_body",
@@ -65,6 +66,8 @@ class ReplyDelivery(SessionState):
         """The event of the only reply, if there is no other event; else 0."""
         self.messages = 0
         """Messages that have come to their end."""
+        self.cut_off_messages = 0
+        """Those of them whose reply a fault has cut off."""
         self.in_body = False
         """A message is being received: what comes is its body."""
         self.body: MessageBody | None = None
@@ -73,6 +76,13 @@ class ReplyDelivery(SessionState):
         """The reply that is held back."""
         self.unprocessed = b""
         """Input that is not answered yet: an incomplete line, or what waits behind a reply or a look-up."""
+
+    @property
+    def answered_messages(self) -> int:
+        """The number of messages whose reply has left, or leaves now."""
+        answered, held = self.messages - self.cut_off_messages, self.deferred
+        drips = held is not None and held.rest is not None and held.command is self.engine.end_of_message
+        return answered - 1 if drips else answered
 
     def emit(self, out: list[bytes], command: BoundCommand, reply: Reply, fault: Fault | None) -> bool:
         """Emit a reply, or as much of it as a fault lets through."""
@@ -84,6 +94,7 @@ class ReplyDelivery(SessionState):
         if fault.share < 1:
             out.append(partial_reply(wire, fault.share))
             if command is self.engine.end_of_message:
+                self.cut_off_messages += 1
                 self.policy.message_answered(self, reply.code, fault)
         else:
             self._emit_all(out, command, reply, wire, fault)

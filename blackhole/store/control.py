@@ -57,11 +57,8 @@ PUBLISH_LOCK: Final = MAX_ONE_SHOT_RULES
 WRITER_MAX_WAIT: Final = 2.0
 """Seconds that a writer waits for another, which may be making certificates."""
 
-INITIAL_NUMBER: Final = 1
-"""Number of the order in force before any was published.
-
-0 in a row of the counters: the process applies none.
-"""
+INITIAL_NUMBER: Final = 0
+"""Number of the order in force before any was published."""
 
 
 class OneShotRule(NamedTuple):
@@ -99,7 +96,7 @@ class ControlChannel:
 
     >>> channel = ControlChannel()
     >>> channel.publish(lambda before, number: replace(before, name="outage.toml", text=""))
-    2
+    1
     >>> channel.read()[1].name
     'outage.toml'
     """

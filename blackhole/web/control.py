@@ -64,8 +64,8 @@ class ScenarioControl:
             ),
         ]
         """The scenarios that `switch` knows."""
-        self._rule_names: tuple[int, int, list[str]] = 0, 0, []
-        """Number of an order, and of its scenario the number of rules and their names."""
+        self._rule_names: tuple[int, int, list[str]] = -1, 0, []
+        """Number of an order (-1: of none), and of its scenario the number of rules and their names."""
 
     # Orders. Each method returns the number of the order that it published, and raises OperatorError.
 

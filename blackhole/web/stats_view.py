@@ -56,7 +56,7 @@ class StatsView:
 
     def recent(self) -> Snapshot:
         """Return the counters as they were at most MAX_AGE ago, which costs less for many who ask."""
-        if time.monotonic() - self._recent.seconds >= MAX_AGE:
+        if time.monotonic() - self._recent.at >= MAX_AGE:
             self._recent = self.snapshot()
         return self._recent
 
@@ -102,10 +102,7 @@ class StatsView:
             seconds = (at - run.began) / SECOND
             return Snapshot(seconds, now.started, now.listeners, now.processes, now.rule_counters, cells)
 
-        if run.ended:
-            last = snapshot(run.ended, run.last)
-        else:
-            last = snapshot(round(now.seconds * SECOND), now.cells)
+        last = snapshot(run.ended, run.last) if run.ended else snapshot(round(now.at * SECOND), now.cells)
         return snapshot(run.began, run.first), last
 
     def run_summary(self, run: Run, now: Snapshot) -> dict[str, Any]:
@@ -192,7 +189,7 @@ class StatsView:
         last = self._minute[-1]
         first = self._minute[max(0, len(self._minute) - 1 - LOAD_SECONDS)]
         before = {process.pid: process.cpu for process in first.processes}
-        elapsed = last.seconds - first.seconds
+        elapsed = last.at - first.at
         return {
             worker.pid: (worker.cpu - before[worker.pid]) / elapsed if elapsed else 0.0
             for worker in last.processes
@@ -225,7 +222,7 @@ class StatsView:
 def sample_of(snapshot: Snapshot) -> Sample:
     """Return what the history keeps of a snapshot."""
     return Sample(
-        round(snapshot.seconds * SECOND),
+        round(snapshot.at * SECOND),
         sum(snapshot.messages.values()),
         sum(snapshot.connections.values()),
         snapshot.total("received_bytes"),
