@@ -150,11 +150,16 @@ class Model:
 SETTINGS: tuple[dict[str, Any], ...] = ({"strict": True}, {}, {"max_recipients": MAX_RECIPIENTS})
 
 
-def engine_of(strict: bool = False, max_recipients: int = 0) -> SMTPEngine:
-    """Return an engine with one of SETTINGS."""
+def engine_of(strict: bool = False, max_recipients: int = 0, fast_path: bool = True) -> SMTPEngine:
+    """Return an engine with one of SETTINGS, with the fast path or without."""
     limits = ClientLimits(recipients=max_recipients) if max_recipients else None
     config = ListenerConfig(
-        hostname="mx.test", message_size_limit=MAX_SIZE, strict=strict, starttls=True, limits=limits
+        hostname="mx.test",
+        message_size_limit=MAX_SIZE,
+        strict=strict,
+        starttls=True,
+        limits=limits,
+        fast_path=fast_path,
     )
     return SMTPEngine(config, Random(7))
 
@@ -224,13 +229,17 @@ def compare_conversation(engine: SMTPEngine, model: Model, source: Random, lengt
 
 def run_block(seed: int, number: int, count: int = BLOCK_CONVERSATIONS) -> ModelResult:
     """Run a block of conversations, which is the same for the same seed and number."""
-    engines = [engine_of(**setting) for setting in SETTINGS]
+    kinds = [
+        (setting, engine_of(**setting, fast_path=fast_path))
+        for fast_path in (True, False)
+        for setting in SETTINGS
+    ]
     source, result = Random(f"{seed} {number}"), ModelResult()
     began = time.process_time()
     for turn in range(count):
-        index = turn % len(SETTINGS)
+        setting, engine = kinds[turn % len(kinds)]
         commands, difference = compare_conversation(
-            engines[index], Model(**SETTINGS[index]), source, 4 + int(source.random() * 24)
+            engine, Model(**setting), source, 4 + int(source.random() * 24)
         )
         result.conversations += 1
         result.commands += commands
