@@ -54,7 +54,7 @@ def ledger(
     return ClientTableView(table, row, lambda: others, clock)
 
 
-def test_connections_of_a_client_are_counted(table: ClientTable, clock: Clock) -> None:
+def test_open_connections_of_a_client_are_counted(table: ClientTable, clock: Clock) -> None:
     book = ledger(table, 0, clock)
     ann = [book.enter(b"\xc0\0\2\1") for _ in range(3)]
     bob = book.enter(b"\xc0\0\2\2")
@@ -74,7 +74,9 @@ def test_workers_count_together(table: ClientTable, clock: Clock) -> None:
     assert [place.count(MESSAGES) for place in places] == [1, 2, 3]
 
 
-def test_who_has_died_is_forgotten_with_the_next_sweep(table: ClientTable, clock: Clock) -> None:
+def test_connections_of_a_dead_worker_are_forgotten_at_the_next_sweep(
+    table: ClientTable, clock: Clock
+) -> None:
     alive = [0, 1]
     book = ClientTableView(table, 0, lambda: alive, clock)
     mine, theirs = book.enter(b"ann."), ClientTableView(table, 1, lambda: alive, clock).enter(b"ann.")
@@ -84,14 +86,14 @@ def test_who_has_died_is_forgotten_with_the_next_sweep(table: ClientTable, clock
     assert mine.open() == 1
 
 
-def test_a_row_begins_empty(table: ClientTable, clock: Clock) -> None:
+def test_new_worker_starts_with_an_empty_region(table: ClientTable, clock: Clock) -> None:
     ledger(table, 1, clock).enter(b"ann.")
     book = ledger(table, 0, clock)
     ledger(table, 1, clock)
     assert book.enter(b"ann.").open() == 1
 
 
-def test_a_row_begins_empty_where_the_kernel_cannot_help(
+def test_new_worker_starts_with_an_empty_region_without_madv_remove(
     table: ClientTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file system that knows no holes: here one that is asked for what no mapping has."""
@@ -101,7 +103,7 @@ def test_a_row_begins_empty_where_the_kernel_cannot_help(
     assert not any(table.cells[REGION : 2 * REGION])
 
 
-def test_a_minute_forgets_what_was_done_but_not_who_is_there(table: ClientTable, clock: Clock) -> None:
+def test_new_minute_resets_rates_but_not_open_connections(table: ClientTable, clock: Clock) -> None:
     book, other = ledger(table, 0, clock), ledger(table, 1, clock)
     place, beside = book.enter(b"ann."), other.enter(b"ann.")
     assert [place.count(CONNECTIONS) for _ in range(3)] == [1, 2, 3]
@@ -114,7 +116,7 @@ def test_a_minute_forgets_what_was_done_but_not_who_is_there(table: ClientTable,
     assert place.open() == 2
 
 
-def test_a_cell_counts_no_further_than_it_can(table: ClientTable, clock: Clock) -> None:
+def test_counts_saturate(table: ClientTable, clock: Clock) -> None:
     place = ledger(table, 0, clock).enter(b"ann.")
     assert place.count(RECEIVED, 3 << 30) == 3 << 30
     assert place.count(RECEIVED, 3 << 30) == 2**32 - 1
@@ -132,7 +134,7 @@ def fill(book: ClientTableView, table: ClientTable, bucket: int, random: Random)
             yield who
 
 
-def test_a_full_bucket_lets_the_newcomer_go_uncounted(
+def test_new_client_in_a_full_bucket_is_not_counted(
     table: ClientTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_table, "BUCKETS", 8)
@@ -148,7 +150,7 @@ def test_a_full_bucket_lets_the_newcomer_go_uncounted(
     assert [place.open() for place in places[:2]] == [1, 1]
 
 
-def test_who_was_seen_longest_ago_makes_room(
+def test_least_recently_seen_client_is_evicted(
     table: ClientTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_table, "BUCKETS", 8)
@@ -172,7 +174,7 @@ def test_who_was_seen_longest_ago_makes_room(
     } == {gone}
 
 
-def test_a_hundred_thousand_clients_take_no_more_room(table: ClientTable, clock: Clock) -> None:
+def test_table_does_not_grow_with_the_number_of_clients(table: ClientTable, clock: Clock) -> None:
     book = ledger(table, 0, clock)
     random = Random(7)
     for _ in range(100000):
@@ -183,7 +185,7 @@ def test_a_hundred_thousand_clients_take_no_more_room(table: ClientTable, clock:
     assert len(table.cells) == 4 * REGION
 
 
-def test_addresses_cannot_be_chosen_to_meet() -> None:
+def test_buckets_of_addresses_cannot_be_predicted() -> None:
     places = {ClientTableView(ClientTable(1), 0, list).enter(b"\xc0\0\2\1")._bucket for _ in range(20)}
     assert len(places) > 10
 
@@ -197,7 +199,7 @@ def work(table: ClientTable, row: int, times: int, start: object) -> None:
     os._exit(0)
 
 
-def test_processes_lose_no_count(table: ClientTable) -> None:
+def test_concurrent_processes_lose_no_count(table: ClientTable) -> None:
     fork = multiprocessing.get_context("fork")
     start = fork.Event()
     workers = [fork.Process(target=work, args=(table, row, 20000, start)) for row in (1, 2, 3)]
@@ -227,11 +229,11 @@ def test_processes_lose_no_count(table: ClientTable) -> None:
         ("not:an:address", b""),
     ],
 )
-def test_a_client_is_an_address_or_a_network_of_64_bits(address: str, who: bytes) -> None:
+def test_client_is_an_ipv4_address_or_an_ipv6_64(address: str, who: bytes) -> None:
     assert client_key(to_bytes(address)) == who
 
 
-def test_networks_know_who_is_in_them() -> None:
+def test_network_set_contains_the_addresses_of_its_networks() -> None:
     networks = NetworkSet(["192.0.2.0/24", "127.0.0.1", "2001:db8::/32", "::1"])
     inside = ("192.0.2.0", "192.0.2.255", "::ffff:192.0.2.7", "127.0.0.1", "2001:db8:ffff::1", "::1")
     outside = ("192.0.3.0", "127.0.0.2", "2001:db9::", "::2", "", "c000:200::")
@@ -240,7 +242,7 @@ def test_networks_know_who_is_in_them() -> None:
     assert to_bytes("127.0.0.1") not in NetworkSet([])
 
 
-def test_a_network_of_mapped_addresses_is_a_network_of_ipv4() -> None:
+def test_network_of_mapped_addresses_is_an_ipv4_network() -> None:
     networks = NetworkSet(["::ffff:10.0.0.0/104", "::ffff:192.0.2.1", "::fffe:0:0/95"])
     inside = ("10.1.2.3", "::ffff:10.1.2.3", "192.0.2.1", "::fffe:0:1")
     assert [to_bytes(address) in networks for address in inside] == [True] * len(inside)
@@ -248,6 +250,6 @@ def test_a_network_of_mapped_addresses_is_a_network_of_ipv4() -> None:
     assert to_bytes("203.0.113.1") in NetworkSet(["::ffff:0:0/96"])
 
 
-def test_everything_is_a_network_too() -> None:
+def test_network_of_all_addresses_contains_every_address() -> None:
     assert to_bytes("203.0.113.1") in NetworkSet(["0.0.0.0/0"])
     assert to_bytes("2001:db8::1") not in NetworkSet(["0.0.0.0/0"])

@@ -38,7 +38,7 @@ def calls(tmp_path: Path, *how: str) -> Counter[str]:
 
 
 @requires("smtp-source", "strace")
-def test_a_message_on_an_open_connection_is_four_reads_and_four_writes(tmp_path: Path) -> None:
+def test_message_on_an_open_connection_takes_four_reads_and_four_writes(tmp_path: Path) -> None:
     """MAIL, RCPT, DATA and the body; the connections' own calls are few."""
     found = calls(tmp_path, "-d")
     few = 4 * SESSIONS
@@ -50,7 +50,7 @@ def test_a_message_on_an_open_connection_is_four_reads_and_four_writes(tmp_path:
 
 
 @requires("smtp-source", "strace")
-def test_a_connection_costs_five_calls_of_its_own(tmp_path: Path) -> None:
+def test_connection_takes_five_system_calls_of_its_own(tmp_path: Path) -> None:
     """accept4, ioctl, epoll_ctl, close, and the greeting's write.
 
     Of one in sixteen, ioctl once more: whether the client talked before it was greeted.
@@ -67,7 +67,7 @@ def test_a_connection_costs_five_calls_of_its_own(tmp_path: Path) -> None:
     assert found["write"] <= 7 * MESSAGES + 20, found
 
 
-def test_a_body_leaves_no_trace_in_memory() -> None:
+def test_session_memory_does_not_depend_on_the_length_of_a_body() -> None:
     """What a session allocates does not depend on how long the message is."""
     tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy does not tell what is allocated")
     session = make_engine().session()
@@ -86,7 +86,7 @@ def test_a_body_leaves_no_trace_in_memory() -> None:
     assert peak < 4096
 
 
-def test_an_idle_connection_is_small() -> None:
+def test_idle_connection_takes_less_than_4_kib() -> None:
     """Ten times the allowance of a thousand connections is far beyond what noise could do to it."""
 
     def resident(pid: int) -> int:

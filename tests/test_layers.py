@@ -185,17 +185,17 @@ def users(library: str, at_once: bool = False) -> set[str]:
     }
 
 
-def test_who_knows_tornado() -> None:
+def test_only_some_modules_import_tornado() -> None:
     assert users("tornado") == TORNADO | {"usage"}
     assert users("tornado", at_once=True) == TORNADO
 
 
-def test_who_knows_the_daemon_library() -> None:
+def test_only_the_daemonizer_imports_python_daemon() -> None:
     assert users("daemon") == {"process.daemonizer"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_defines_and_does_not_act(module: str) -> None:
+def test_modules_only_define_when_imported(module: str) -> None:
     for node in MODULES[module].body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         entry = module == "__main__" and isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
@@ -203,7 +203,7 @@ def test_a_module_defines_and_does_not_act(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_says_what_it_is(module: str) -> None:
+def test_every_module_has_a_docstring(module: str) -> None:
     assert ast.get_docstring(MODULES[module])
 
 

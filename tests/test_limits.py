@@ -58,7 +58,7 @@ def greeted(stack: ExitStack, service: Service) -> socket.socket:
 # How many there may be
 
 
-def test_who_finds_no_room_is_told_so_at_once(
+def test_client_beyond_max_connections_gets_421_at_once(
     serve: Serve, clients: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = serve("--max_connections=3", "--stress_timeout=0")
@@ -78,7 +78,7 @@ def test_who_finds_no_room_is_told_so_at_once(
     caplog.clear()
 
 
-def test_who_finds_no_room_for_tls_hears_nothing(
+def test_tls_client_beyond_max_connections_is_closed_without_a_reply(
     serve: Serve, clients: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = serve("--max_connections=1", secure=True)
@@ -89,7 +89,7 @@ def test_who_finds_no_room_for_tls_hears_nothing(
     caplog.clear()
 
 
-def test_no_more_connections_than_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_limited_by_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
     assert server.capacity(10000) == 192
     assert server.capacity(10) == 10
@@ -117,7 +117,7 @@ def processor(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-def test_a_crowd_meets_few_descriptors(clients: ExitStack) -> None:
+def test_many_clients_with_few_descriptors_are_served_or_refused(clients: ExitStack) -> None:
     """256 descriptors, 600 clients: those who fit are served, the others are told, nothing burns."""
     with Program("--workers=1", "--stress_timeout=0", command=limited(FILES)) as program:
         (worker,) = program.workers()
@@ -141,7 +141,7 @@ def _is_greeted(address: tuple[str, int]) -> bool:
         return first(client).startswith(b"220 ")
 
 
-def test_descriptors_run_out_all_the_same(clients: ExitStack) -> None:
+def test_server_survives_running_out_of_descriptors(clients: ExitStack) -> None:
     """Something else took them: the spare one is given up for a moment, to say so to each who comes."""
     # The limit of a process that has changed its user is not ours to lower.
     ours = (f"--user={os.geteuid()}", f"--group={os.getegid()}")
@@ -165,7 +165,7 @@ def test_descriptors_run_out_all_the_same(clients: ExitStack) -> None:
 # How long it may take
 
 
-def test_a_client_that_does_not_read_is_closed(serve: Serve, clients: ExitStack) -> None:
+def test_client_that_does_not_read_replies_is_closed(serve: Serve, clients: ExitStack) -> None:
     service = serve("--write_timeout=5", "--timeout=10000")
     client = socket.socket()
     clients.enter_context(client)
@@ -178,7 +178,7 @@ def test_a_client_that_does_not_read_is_closed(serve: Serve, clients: ExitStack)
     wait_for(lambda: not service.open(), "it was closed")
 
 
-def test_a_client_that_reads_at_last_is_not(serve: Serve, clients: ExitStack) -> None:
+def test_client_that_reads_late_is_not_closed(serve: Serve, clients: ExitStack) -> None:
     """The time is for what is to be read, and begins anew with the next command."""
     service = serve("--write_timeout=60", "--timeout=30")
     client = clients.enter_context(socket.socket())
@@ -206,7 +206,7 @@ def deaf(address: tuple[str, int]) -> socket.socket:
     return client
 
 
-def test_a_worker_holds_little_for_clients_that_do_not_read(clients: ExitStack) -> None:
+def test_clients_that_do_not_read_cost_little_memory(clients: ExitStack) -> None:
     """Reading stops while they do: their octets stay in the kernel's buffers."""
     with Program("--workers=1") as program:
         (worker,) = program.workers()
@@ -219,7 +219,7 @@ def test_a_worker_holds_little_for_clients_that_do_not_read(clients: ExitStack) 
         assert program.workers() == [worker]
 
 
-def test_a_handshake_has_its_own_time(serve: Serve, clients: ExitStack) -> None:
+def test_tls_handshake_has_a_deadline(serve: Serve, clients: ExitStack) -> None:
     service = serve("--tls_timeout=3", "--timeout=10000", secure=True)
     client = clients.enter_context(dial(service.address))
     client.sendall(b"\x16\x03\x01")
@@ -227,7 +227,7 @@ def test_a_handshake_has_its_own_time(serve: Serve, clients: ExitStack) -> None:
     wait_for(lambda: not service.open(), "it was closed")
 
 
-def test_a_handshake_after_starttls_has_its_own_time(
+def test_handshake_after_starttls_has_a_deadline(
     serve: Serve, clients: ExitStack, certificate: Certificate
 ) -> None:
     service = serve(
@@ -238,7 +238,7 @@ def test_a_handshake_after_starttls_has_its_own_time(
     assert read_until_closed(client) == b"220 2.0.0 Ready to start TLS\r\n"
 
 
-def test_a_body_that_trickles_is_given_up(serve: Serve, clients: ExitStack) -> None:
+def test_body_slower_than_min_data_rate_times_out(serve: Serve, clients: ExitStack) -> None:
     """An octet now and then refills nothing to speak of."""
     service = serve("--trusted=none", "--min_data_rate=500", "--timeout=10")
     client = greeted(clients, service)
@@ -254,7 +254,7 @@ def test_a_body_that_trickles_is_given_up(serve: Serve, clients: ExitStack) -> N
     assert heard == SILENT
 
 
-def test_a_body_that_is_fast_enough_may_last(serve: Serve, clients: ExitStack) -> None:
+def test_body_at_min_data_rate_does_not_time_out(serve: Serve, clients: ExitStack) -> None:
     service = serve("--trusted=none", "--min_data_rate=500", "--timeout=10")
     client = greeted(clients, service)
     client.sendall(b"DATA\r\n")
@@ -266,7 +266,7 @@ def test_a_body_that_is_fast_enough_may_last(serve: Serve, clients: ExitStack) -
     assert first(client).startswith(b"250 ")
 
 
-def test_a_session_ends_however_busy_it_is(serve: Serve, clients: ExitStack) -> None:
+def test_session_timeout_ends_a_busy_session(serve: Serve, clients: ExitStack) -> None:
     service = serve("--trusted=none", "--session_timeout=10")
     client = greeted(clients, service)
     heard = b""
@@ -278,7 +278,7 @@ def test_a_session_ends_however_busy_it_is(serve: Serve, clients: ExitStack) -> 
     assert heard.endswith(b"421 4.4.2 The session has lasted too long, closing\r\n")
 
 
-def test_under_stress_clients_have_to_hurry(
+def test_stress_shortens_client_timeouts(
     serve: Serve, clients: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From 90 % of the connections on, until there are less than 70 %."""
@@ -296,7 +296,7 @@ def test_under_stress_clients_have_to_hurry(
     caplog.clear()
 
 
-def test_under_stress_bodies_have_to_hurry_too(
+def test_stress_requires_a_data_rate(
     serve: Serve, clients: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = serve("--max_connections=1", "--stress_timeout=5")
@@ -314,7 +314,7 @@ def test_under_stress_bodies_have_to_hurry_too(
     caplog.clear()
 
 
-def test_under_stress_little_is_borne(
+def test_stress_lowers_error_limits(
     serve: Serve, clients: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As Postfix has it: a mistake is one too many then. A client may say EHLO before and behind STARTTLS."""
@@ -344,7 +344,7 @@ def test_under_stress_little_is_borne(
 # Who may
 
 
-def test_one_client_cannot_take_it_all(serve: Serve, clients: ExitStack) -> None:
+def test_client_connections_limit_holds(serve: Serve, clients: ExitStack) -> None:
     service = serve("--trusted=none", "--client_connections=5")
     inside = [greeted(clients, service) for _ in range(5)]
     for _ in range(10):
@@ -356,7 +356,7 @@ def test_one_client_cannot_take_it_all(serve: Serve, clients: ExitStack) -> None
     greeted(clients, service)
 
 
-def test_one_client_cannot_come_for_ever(serve: Serve) -> None:
+def test_client_connection_rate_limit_holds(serve: Serve) -> None:
     service = serve("--trusted=none", "--client_connection_rate=5")
     heard = []
     for _ in range(8):
@@ -365,7 +365,7 @@ def test_one_client_cannot_come_for_ever(serve: Serve) -> None:
     assert [said == HURRIED for said in heard] == [False] * 5 + [True] * 3
 
 
-def test_whoever_is_trusted_may(serve: Serve, clients: ExitStack) -> None:
+def test_trusted_client_has_no_limits(serve: Serve, clients: ExitStack) -> None:
     service = serve("--public", "--client_connections=2", "--max_errors=2", "--client_connection_rate=1")
     for _ in range(5):
         client = greeted(clients, service)
@@ -374,7 +374,7 @@ def test_whoever_is_trusted_may(serve: Serve, clients: ExitStack) -> None:
         assert read_until_closed(client).endswith(b"221 2.0.0 Goodbye\r\n")
 
 
-def test_octets_have_their_rate(serve: Serve, clients: ExitStack) -> None:
+def test_client_byte_rate_limit_holds(serve: Serve, clients: ExitStack) -> None:
     """Those of all connections of a client, and of those that are over too."""
     service = serve("--trusted=none", "--client_byte_rate=300000")
     brief, other, idle = (greeted(clients, service) for _ in range(3))
@@ -395,7 +395,7 @@ def test_octets_have_their_rate(serve: Serve, clients: ExitStack) -> None:
     assert read_until_closed(idle).endswith(FLOODED)
 
 
-def test_messages_and_recipients_have_their_rates(serve: Serve, clients: ExitStack) -> None:
+def test_client_message_and_recipient_rate_limits_hold(serve: Serve, clients: ExitStack) -> None:
     service = serve("--trusted=none", "--client_message_rate=2", "--client_recipient_rate=3")
     said = b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\n"
     codes = []
@@ -415,7 +415,9 @@ def test_messages_and_recipients_have_their_rates(serve: Serve, clients: ExitSta
     assert first(client) == b"450 4.7.1 Too many messages from your network, try again later\r\n"
 
 
-def test_handshakes_have_their_rate(serve: Serve, clients: ExitStack, certificate: Certificate) -> None:
+def test_client_tls_rate_limit_holds_for_starttls(
+    serve: Serve, clients: ExitStack, certificate: Certificate
+) -> None:
     service = serve(
         f"--ssl_cert={certificate.cert}",
         f"--ssl_key={certificate.key}",
@@ -431,7 +433,7 @@ def test_handshakes_have_their_rate(serve: Serve, clients: ExitStack, certificat
         assert first(client).startswith(wanted)
 
 
-def test_handshakes_have_their_rate_where_tls_comes_first(
+def test_client_tls_rate_limit_holds_for_implicit_tls(
     serve: Serve, clients: ExitStack, certificate: Certificate
 ) -> None:
     service = serve("--trusted=none", "--client_tls_rate=1", secure=True)
@@ -494,7 +496,7 @@ def sockets() -> int:
         ("admit", b"", INTERNAL),
     ],
 )
-def test_a_fault_at_any_await_costs_one_connection(
+def test_exception_at_any_await_closes_one_connection_only(
     serve: Serve,
     certificate: Certificate,
     monkeypatch: pytest.MonkeyPatch,
@@ -541,7 +543,7 @@ def test_a_fault_at_any_await_costs_one_connection(
     caplog.clear()
 
 
-def test_bare_newlines_are_counted(serve: Serve, clients: ExitStack) -> None:
+def test_bare_newlines_are_counted_as_violations(serve: Serve, clients: ExitStack) -> None:
     """A command is one, and a message is one however many it has."""
     service = serve("--bare_newline=count")
     client = greeted(clients, service)
@@ -550,7 +552,7 @@ def test_bare_newlines_are_counted(serve: Serve, clients: ExitStack) -> None:
     assert service.stats.snapshot().violations["bare-lf"] == 2
 
 
-def test_a_public_sink_keeps_quiet(
+def test_public_server_logs_no_line_per_connection(
     serve: Serve, certificate: Certificate, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a client can bring about is a line of the log only where few clients are."""

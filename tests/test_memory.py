@@ -48,7 +48,7 @@ def send(client: socket.socket, body: bytes, times: int) -> None:
     [(LINES, 2048, False), (ONE_LINE, 512, False), (DOTS, 256, False), (LINES, 256, True)],
     ids=["two gibibytes", "one line", "dots", "under tls"],
 )
-def test_a_worker_does_not_grow_with_a_message(
+def test_worker_memory_does_not_grow_with_a_message(
     body: bytes, size: int, secure: bool, certificate: Certificate
 ) -> None:
     port = free_port()

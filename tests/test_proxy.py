@@ -113,14 +113,14 @@ def read(data: bytes, size: int) -> tuple[str, bytes]:
 
 @pytest.mark.parametrize("size", [1, 7, 100000])
 @pytest.mark.parametrize("header", GOOD)
-def test_a_header_is_taken_and_nothing_behind_it(header: str, size: int) -> None:
+def test_proxy_header_is_read_without_the_octets_behind_it(header: str, size: int) -> None:
     data, address = GOOD[header]
     assert read(data + b"\x16\x03\x01\n", size) == (address, b"\x16\x03\x01\n")
 
 
 @pytest.mark.parametrize("size", [1, 7, 100000])
 @pytest.mark.parametrize("header", BAD)
-def test_what_is_no_header_is_refused(header: str, size: int) -> None:
+def test_invalid_proxy_header_is_rejected(header: str, size: int) -> None:
     refused = False
     try:
         read(BAD[header], size)
@@ -130,7 +130,7 @@ def test_what_is_no_header_is_refused(header: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("header", GOOD)
-def test_half_a_header_is_none(header: str) -> None:
+def test_truncated_proxy_header_is_rejected(header: str) -> None:
     data, _ = GOOD[header]
     for length in range(len(data)):
         with pytest.raises(ValueError, match="ended before"):
@@ -149,7 +149,7 @@ def test_half_a_header_is_none(header: str) -> None:
         ),
     )
 )
-def test_nothing_else_than_a_refusal_comes_of_any_octets(data: bytes) -> None:
+def test_random_octets_raise_nothing_but_a_rejection(data: bytes) -> None:
     with suppress(ValueError):
         read(data, 100000)
 
@@ -176,13 +176,13 @@ def heard(service: Service, said: bytes, pause: float = 0) -> bytes:
 
 
 @pytest.mark.parametrize("header", ["v1", "v1 six", "v1 unknown", "v2", "v2 six", "v2 local"])
-def test_behind_a_header_all_is_as_always(serve: Serve, header: str) -> None:
+def test_session_behind_a_proxy_header_works_as_usual(serve: Serve, header: str) -> None:
     service = front(serve)
     said = heard(service, GOOD[header][0] + b"HELO client.test\r\nQUIT\r\n")
     assert said == b"220 mx.test ESMTP Blackhole\r\n250 mx.test\r\n221 2.0.0 Goodbye\r\n"
 
 
-def test_nothing_is_said_before_the_header(serve: Serve) -> None:
+def test_server_sends_nothing_before_the_proxy_header(serve: Serve) -> None:
     service = front(serve, "--proxy_timeout=3")
     with socket.create_connection(service.address, 0.2) as client:
         with pytest.raises(TimeoutError):
@@ -195,11 +195,11 @@ def test_nothing_is_said_before_the_header(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("header", ["none", "tls", "bare lf", "no end", "too long"])
-def test_what_is_no_header_is_closed_silently(serve: Serve, header: str) -> None:
+def test_connection_without_a_proxy_header_is_closed_silently(serve: Serve, header: str) -> None:
     assert heard(front(serve), BAD[header]) == b""
 
 
-def test_a_header_that_never_comes_is_not_waited_for(serve: Serve) -> None:
+def test_missing_proxy_header_times_out(serve: Serve) -> None:
     service = front(serve, "--proxy_timeout=3", "--timeout=10000")
     began = time.monotonic()
     assert heard(service, b"") == b""
@@ -207,7 +207,7 @@ def test_a_header_that_never_comes_is_not_waited_for(serve: Serve) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_half_a_header_costs_no_processor_time(serve: Serve) -> None:
+def test_partial_proxy_header_costs_no_cpu_time(serve: Serve) -> None:
     service = front(serve, "--proxy_timeout=20")
     with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         client.sendall(b"PRO")
@@ -217,12 +217,12 @@ def test_half_a_header_costs_no_processor_time(serve: Serve) -> None:
         assert time.process_time() - before < 0.5
 
 
-def test_a_stranger_is_no_proxy(serve: Serve) -> None:
+def test_client_outside_proxy_from_is_closed(serve: Serve) -> None:
     service = serve("--listen=127.0.0.1:0,proxy", "--proxy_from=192.0.2.0/24 ::1/128")
     assert heard(service, GOOD["v1"][0]) == b""
 
 
-def test_who_the_proxy_speaks_for_is_who_is_counted(serve: Serve) -> None:
+def test_address_in_the_proxy_header_is_the_one_counted(serve: Serve) -> None:
     """The proxy is trusted, its clients are not for that."""
     service = front(serve, "--client_connections=1")
     with socket.create_connection(service.address, REPLY_TIMEOUT) as first:
@@ -233,7 +233,7 @@ def test_who_the_proxy_speaks_for_is_who_is_counted(serve: Serve) -> None:
         assert heard(service, GOOD["v2 local"][0] + b"QUIT\r\n").startswith(b"220 ")
 
 
-def test_the_header_comes_before_tls(serve: Serve, certificate: Certificate) -> None:
+def test_proxy_header_comes_before_implicit_tls(serve: Serve, certificate: Certificate) -> None:
     """In one segment with the ClientHello, which has to reach OpenSSL whole."""
     service = front(serve, secure=True)
     with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
@@ -252,7 +252,7 @@ def test_the_header_comes_before_tls(serve: Serve, certificate: Certificate) -> 
         assert said.startswith(b"220 ")
 
 
-def test_many_who_never_say_who_they_are_cost_little() -> None:
+def test_connections_without_a_proxy_header_cost_little_memory() -> None:
     port = free_port()
     with Program(
         "--workers=1", f"--listen=127.0.0.1:{port},proxy", "--proxy_from=127.0.0.1", "--proxy_timeout=60"
@@ -273,7 +273,7 @@ def test_many_who_never_say_who_they_are_cost_little() -> None:
 # Without the package
 
 
-def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_proxy_package_is_one_error_line(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **more: Any) -> Any:
@@ -287,12 +287,12 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == os.EX_CONFIG
 
 
-def test_a_proxy_nobody_is_believed_to_be_is_a_mistake() -> None:
+def test_proxy_listener_without_proxy_from_is_an_error() -> None:
     done = run("--listen=127.0.0.1:0,proxy", "-t")
     assert (done.returncode, done.stdout) == (os.EX_USAGE, "")
     assert "proxy needs proxy_from" in done.stderr
 
 
-def test_a_good_one_is_checked_and_told() -> None:
+def test_valid_proxy_configuration_is_accepted_and_announced() -> None:
     done = run("--listen=127.0.0.1:2525,proxy", "--proxy_from=192.0.2.0/24", "--print-config")
     assert "#   127.0.0.1:2525, mode accept, behind a proxy" in done.stdout

@@ -43,7 +43,7 @@ def accelerators(request: pytest.FixtureRequest) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)
-def test_on_a_socket(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
+def test_transcript_on_a_socket(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
     service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=transcript.implicit_tls)
     with SocketPeer(service.address, certificate.client) as peer:
         play(transcript, peer)
@@ -57,7 +57,7 @@ def test_on_a_socket(transcript: Transcript, serve: Serve, certificate: Certific
 
 
 @pytest.mark.parametrize("transcript", [one for one in TRANSCRIPTS if one.path.parent.name != "tls"], ids=str)
-def test_under_tls(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
+def test_transcript_under_tls(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
     """TLS changes nothing of what is said. Those of the folder tls say themselves when it begins."""
     service = serve(*transcript.argv(certificate.cert, certificate.key)[1:], secure=True)
     with SocketPeer(service.address, certificate.client) as peer:
@@ -72,7 +72,9 @@ def connect(service: Service | Program) -> socket.socket:
     return client
 
 
-def test_what_comes_during_a_delay_is_never_run_under_tls(serve: Serve, certificate: Certificate) -> None:
+def test_input_during_a_delayed_starttls_is_never_executed_under_tls(
+    serve: Serve, certificate: Certificate
+) -> None:
     """CVE-2011-0411, with a command that arrives while the reply to STARTTLS waits."""
     service = serve("--delay=0.5", f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
     with connect(service) as client:
@@ -92,7 +94,7 @@ def test_what_comes_during_a_delay_is_never_run_under_tls(serve: Serve, certific
             assert read_until_closed(client) == b""
 
 
-def test_what_comes_before_the_handshake_ends_the_connection(serve: Serve, certificate: Certificate) -> None:
+def test_input_before_the_handshake_closes_the_connection(serve: Serve, certificate: Certificate) -> None:
     service = serve(f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
     with connect(service) as client:
         client.sendall(b"STARTTLS\r\n")
@@ -101,7 +103,7 @@ def test_what_comes_before_the_handshake_ends_the_connection(serve: Serve, certi
         assert b"250" not in read_until_closed(client)
 
 
-def test_a_delay_holds_up_nobody_else(serve: Serve) -> None:
+def test_delay_of_one_client_does_not_delay_others(serve: Serve) -> None:
     """Forty clients wait half a second each, all at the same time."""
     service = serve("--delay=0.5")
     clients = [connect(service) for _ in range(40)]
@@ -114,7 +116,7 @@ def test_a_delay_holds_up_nobody_else(serve: Serve) -> None:
     assert 0.5 <= time.monotonic() - began < 10
 
 
-def test_a_client_that_leaves_during_a_delay_is_let_go(serve: Serve) -> None:
+def test_client_that_closes_during_a_delay_is_released(serve: Serve) -> None:
     service = serve("--delay=600")
     client = connect(service)
     client.sendall(b"NOOP\r\n")
@@ -125,7 +127,7 @@ def test_a_client_that_leaves_during_a_delay_is_let_go(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("flood", [b"NOOP\r\n" * 10000, b"x" * 65536], ids=["commands", "body"])
-def test_a_client_that_never_stops_holds_up_nobody_else(serve: Serve, flood: bytes) -> None:
+def test_client_that_sends_without_pause_does_not_delay_others(serve: Serve, flood: bytes) -> None:
     service = serve("--message_size_limit=0")
     busy = connect(service)
     if flood.startswith(b"x"):
@@ -159,7 +161,7 @@ def test_a_client_that_never_stops_holds_up_nobody_else(serve: Serve, flood: byt
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_a_client_that_does_not_read_is_not_read_either(
+def test_server_stops_reading_from_a_client_that_does_not_read(
     serve: Serve, certificate: Certificate, secure: bool
 ) -> None:
     """What it sends stays in the kernel's buffers; once it reads, every command has had its reply."""
@@ -193,13 +195,13 @@ def test_a_client_that_does_not_read_is_not_read_either(
     client.close()
 
 
-def test_a_silent_client_is_sent_away(serve: Serve) -> None:
+def test_silent_client_times_out(serve: Serve) -> None:
     service = serve("--timeout=5")
     with connect(service) as client:
         assert read_until_closed(client) == b"421 4.4.2 Timeout waiting for the client\r\n"
 
 
-def test_a_client_that_gets_nothing_done_is_sent_away(serve: Serve) -> None:
+def test_client_that_completes_no_command_times_out(serve: Serve) -> None:
     """An octet now and then is no command: the time is for the command, not for each read."""
     service = serve("--timeout=5")
     with connect(service) as client:
@@ -213,7 +215,7 @@ def test_a_client_that_gets_nothing_done_is_sent_away(serve: Serve) -> None:
         assert heard == b"421 4.4.2 Timeout waiting for the client\r\n"
 
 
-def test_a_client_that_works_is_not_sent_away(serve: Serve) -> None:
+def test_active_client_does_not_time_out(serve: Serve) -> None:
     """Commands and pieces of a body, each well within the time; all of it together is not."""
     service = serve("--timeout=10")
     with connect(service) as client:
@@ -231,14 +233,14 @@ def test_a_client_that_works_is_not_sent_away(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01", b"EHLO x\r\n"], ids=["nothing", "half", "plain"])
-def test_a_handshake_that_never_ends_is_ended(serve: Serve, said: bytes) -> None:
+def test_unfinished_handshake_times_out(serve: Serve, said: bytes) -> None:
     service = serve("--timeout=5", secure=True)
     with socket.create_connection(service.address, REPLY_TIMEOUT) as client:
         client.sendall(said)
         assert b"220" not in read_until_closed(client)
 
 
-def test_a_client_that_closes_its_half_hears_all_replies(serve: Serve) -> None:
+def test_half_closed_client_gets_all_replies(serve: Serve) -> None:
     service = serve()
     with connect(service) as client:
         client.sendall(b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\nHello\r\n.\r\n")
@@ -251,7 +253,7 @@ def test_a_client_that_closes_its_half_hears_all_replies(serve: Serve) -> None:
         ]
 
 
-def test_a_client_that_closes_its_half_is_waited_for_with_a_delay(serve: Serve) -> None:
+def test_half_closed_client_gets_delayed_replies(serve: Serve) -> None:
     service = serve("--delay=0.1")
     with connect(service) as client:
         client.sendall(b"HELO client.test\r\nNOOP\r\n")
@@ -259,7 +261,7 @@ def test_a_client_that_closes_its_half_is_waited_for_with_a_delay(serve: Serve) 
         assert read_until_closed(client) == b"250 mx.test\r\n250 2.0.0 OK\r\n"
 
 
-def test_the_last_word_arrives_though_the_client_talks_on(serve: Serve) -> None:
+def test_final_reply_arrives_while_the_client_keeps_sending(serve: Serve) -> None:
     """Closing a socket with unread octets in it resets the connection, and the reset overtakes the reply."""
     service = serve()
     with connect(service) as client:
@@ -273,7 +275,9 @@ RUDE = [b"", b"HE", b"HELO x\r\n", b"DATA\r\n", b"DATA\r\nbody\r\n", b"DATA\r\n\
 # A reset in the middle of ssl.SSLSocket's construction leaves the closing to its destructor, which complains.
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_rude_clients_leave_nothing_behind(serve: Serve, certificate: Certificate, secure: bool) -> None:
+def test_clients_that_break_off_leave_nothing_behind(
+    serve: Serve, certificate: Certificate, secure: bool
+) -> None:
     """Each leaves in another state, by a close or by a reset, and no descriptor stays open."""
     service = serve(secure=secure)
     gc.collect()  # the figures of services that are gone have a descriptor each
@@ -293,7 +297,9 @@ def test_rude_clients_leave_nothing_behind(serve: Serve, certificate: Certificat
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_running_out_of_descriptors_is_no_catastrophe(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_recovers_from_running_out_of_descriptors(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     """One line in the log; old clients are served, new ones are told."""
     service = serve()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -324,7 +330,7 @@ def test_running_out_of_descriptors_is_no_catastrophe(serve: Serve, caplog: pyte
     caplog.clear()
 
 
-def test_a_fault_of_ours_costs_one_connection(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_internal_error_closes_one_connection_only(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     """The client hears 421, the log has the traceback, and everybody else is served."""
 
     def fail(*_: object) -> None:
@@ -343,7 +349,7 @@ def test_a_fault_of_ours_costs_one_connection(serve: Serve, caplog: pytest.LogCa
     caplog.clear()
 
 
-def test_a_server_that_stops_lets_a_message_end(serve: Serve) -> None:
+def test_stopping_server_lets_a_message_finish(serve: Serve) -> None:
     service = serve()
     with connect(service) as idle, connect(service) as busy:
         busy.sendall(b"DATA\r\n")
@@ -359,7 +365,7 @@ def test_a_server_that_stops_lets_a_message_end(serve: Serve) -> None:
         assert read_until_closed(busy) == b"421 4.3.2 Server is stopping, try again later\r\n"
 
 
-def test_what_was_said_is_counted(serve: Serve) -> None:
+def test_replies_are_counted(serve: Serve) -> None:
     service = serve("--message_size_limit=10")
     said = b"EHLO x\r\nXYZZY\r\nDATA\r\nHello\r\n.\r\nDATA\r\nToo large, this\r\n.\r\nNOOP\r\nQUIT\r\n"
     with connect(service) as client:
@@ -385,7 +391,7 @@ def test_what_was_said_is_counted(serve: Serve) -> None:
     assert service.cells[CELL_INDEX["received_bytes"]] == len(said)
 
 
-def test_nothing_holds_up_a_reply_under_tls(serve: Serve, certificate: Certificate) -> None:
+def test_replies_under_tls_are_not_delayed(serve: Serve, certificate: Certificate) -> None:
     """A greeting behind a handshake would wait 40 ms for the client's acknowledgement without it."""
     service = serve(secure=True)
     with SocketPeer(service.address, certificate.client) as peer:

@@ -124,7 +124,7 @@ def session_peer(
 @pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "general path"])
 @pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
 @pytest.mark.parametrize("transcript", all_transcripts(), ids=str)
-def test_replies_do_not_depend_on_the_cuts(
+def test_replies_do_not_depend_on_segmentation(
     transcript: Transcript, size: int, fast_path: bool, certificate: Certificate, pytestconfig: pytest.Config
 ) -> None:
     if transcript.whole_segments:
@@ -139,7 +139,7 @@ def test_replies_do_not_depend_on_the_cuts(
 @pytest.mark.parametrize(
     "transcript", [one for one in all_transcripts() if one.scenario or one.options], ids=str
 )
-def test_replies_do_not_depend_on_where_the_memory_is(
+def test_replies_do_not_depend_on_the_kind_of_attempt_store(
     transcript: Transcript, size: int, certificate: Certificate
 ) -> None:
     size = 0 if transcript.whole_segments else size
@@ -162,7 +162,7 @@ def accusations(session: Session) -> list[str]:
 @pytest.mark.parametrize(
     "transcript", [one for one in all_transcripts() if one.violations is not None], ids=str
 )
-def test_what_is_wrong_does_not_depend_on_the_cuts(
+def test_violations_do_not_depend_on_segmentation(
     transcript: Transcript, size: int, fast_path: bool, certificate: Certificate
 ) -> None:
     if transcript.whole_segments:
@@ -183,7 +183,7 @@ def conversation(mode: str = "accept", **more: object) -> Session:
 
 
 @pytest.mark.parametrize("verb", NOT_SMTP)
-def test_whoever_talks_http_is_sent_away(verb: str) -> None:
+def test_http_request_closes_the_connection(verb: str) -> None:
     session = conversation()
     said = f"{verb} / HTTP/1.1\r\nHost: mx.test\r\n\r\nHELO client.test\r\n"
     assert session.receive(said.encode()) == b"221 2.7.0 This is an SMTP server. Goodbye\r\n"
@@ -201,31 +201,31 @@ def draws(mode: str, messages: int) -> list[bytes]:
     return replies
 
 
-def test_replies_of_a_group_leave_together() -> None:
+def test_replies_to_a_pipelined_group_are_returned_together() -> None:
     """RFC 2920 3.2: one write for a group."""
     group = b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nRCPT TO:<eve@x.test>\r\nDATA\r\n"
     codes = [line[:3] for line in conversation().receive(group).splitlines()]
     assert codes == [b"250", b"250", b"250", b"354"]
 
 
-def test_bounce_draws_from_the_whole_bounce_set() -> None:
+def test_bounce_mode_draws_every_bounce_reply() -> None:
     drawn = Counter(int(reply[:3]) for reply in draws("bounce", 2000))
     assert set(drawn) == {reply.code for reply in BOUNCES}
     # Evenly: 125 of each are expected, and the seed is fixed.
     assert min(drawn.values()) > 80
 
 
-def test_random_tosses_a_fair_coin() -> None:
+def test_random_mode_accepts_half_of_the_messages() -> None:
     drawn = Counter(int(reply[:3]) for reply in draws("random", 2000))
     assert 900 < drawn[250] < 1100
     assert set(drawn) == {250, *(reply.code for reply in BOUNCES)}
 
 
-def test_accept_never_refuses() -> None:
+def test_accept_mode_never_refuses() -> None:
     assert {reply[:3] for reply in draws("accept", 200)} == {b"250"}
 
 
-def test_a_delay_is_drawn_from_its_range() -> None:
+def test_delay_is_drawn_from_its_range() -> None:
     session = conversation(delay=(0.1, 0.3))
     waits = []
     for _ in range(200):
@@ -236,7 +236,7 @@ def test_a_delay_is_drawn_from_its_range() -> None:
     assert 0.1 <= min(waits) < 0.12 < 0.28 < max(waits) <= 0.3
 
 
-def test_what_comes_during_a_delay_is_answered_behind_it() -> None:
+def test_input_during_a_delay_is_answered_after_it() -> None:
     session = conversation(delay=(1.0, 1.0))
     assert session.receive(b"HELO client.test\r\nNO") == b""
     assert session.resume() == b"250 mx.test\r\n"
@@ -245,7 +245,7 @@ def test_what_comes_during_a_delay_is_answered_behind_it() -> None:
     assert session.next_action is NextAction.READ
 
 
-def test_a_client_that_says_much_at_once_lets_others_have_a_turn() -> None:
+def test_session_yields_after_many_commands_in_one_chunk() -> None:
     session = conversation()
     out = session.receive(1000 * b"NOOP\r\n")
     turns = 0
@@ -257,7 +257,7 @@ def test_a_client_that_says_much_at_once_lets_others_have_a_turn() -> None:
     assert out == 1000 * b"250 2.0.0 OK\r\n"
 
 
-def test_a_transaction_has_an_id_and_reset_gives_a_new_one() -> None:
+def test_transaction_has_an_id_until_it_is_reset() -> None:
     session = conversation()
     first = session.id
     session.receive(b"MAIL FROM:<ann@example.com>\r\n")
@@ -270,7 +270,7 @@ def test_a_transaction_has_an_id_and_reset_gives_a_new_one() -> None:
     assert session.id not in (first, second)
 
 
-def test_nothing_of_a_body_is_kept() -> None:
+def test_session_keeps_nothing_of_a_body() -> None:
     """Nor of a line too long: a session is as small after a megabyte as before."""
     session = conversation()
     session.receive(b"DATA\r\n")
@@ -283,7 +283,7 @@ def test_nothing_of_a_body_is_kept() -> None:
         assert max(len(value) for name in names if isinstance(value := getattr(one, name, None), bytes)) <= 16
 
 
-def test_a_trace_has_every_line() -> None:
+def test_trace_has_every_line_received_and_sent() -> None:
     seen = []
     engine = make_engine(hostname="mx.test", trace=lambda session, way, line: seen.append((way, line)))
     session = engine.session()
@@ -313,7 +313,7 @@ def test_a_trace_has_every_line() -> None:
     ).map(b"".join),
     cut=st.integers(0, 100000),
 )
-def test_a_body_ends_at_the_first_end(body: bytes, cut: int) -> None:
+def test_body_ends_at_the_first_end_of_message(body: bytes, cut: int) -> None:
     """Compared with the plainest way to find it, on bodies long and short, with few dots and many."""
     text = body + b"\r\n.\r\n"
     cut %= (b"\r\n" + text).index(b"\r\n.\r\n") + 3
@@ -465,7 +465,7 @@ def held(session: Session, pieces: list[bytes]) -> tuple[bytes, NextAction, int]
     rules=st.sampled_from(["", MISCHIEF, MEMORABLE]).map(lambda text: parse_rules(text, "") if text else ()),
     memory=st.sampled_from([AttemptTable, RemoteStore]),
 )
-def test_no_conversation_depends_on_its_cuts(
+def test_no_conversation_depends_on_segmentation(
     said: bytes,
     cuts: list[int],
     delay: tuple[float, float] | None,
@@ -490,7 +490,7 @@ def test_no_conversation_depends_on_its_cuts(
     pieces=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(b"".join), max_size=8),
     delay=st.sampled_from([None, (0.5, 1.5)]),
 )
-def test_no_conversation_depends_on_where_the_memory_is(
+def test_no_conversation_depends_on_the_kind_of_attempt_store(
     pieces: list[bytes], delay: tuple[float, float] | None
 ) -> None:
     """Nor does what is counted: of what, and in which order."""
@@ -641,9 +641,7 @@ CHUNKS = st.one_of(
 
 @settings(deadline=None, max_examples=400)
 @given(st.lists(CHUNKS, min_size=2, max_size=14), st.sampled_from([0, 1000]), st.sampled_from(["", HEADED]))
-def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
-    said: list[bytes], limit: int, more: str
-) -> None:
+def test_fast_path_and_general_path_reply_and_count_alike(said: list[bytes], limit: int, more: str) -> None:
     """On the fast path or the general path: the same replies and the same counters,
     of what became of messages too."""
     rules = parse_rules(SELECTIVE + more, "")
@@ -664,7 +662,7 @@ def test_what_no_rule_has_a_word_in_is_treated_like_all_else(
         assert outcome(short, pieces) == outcome(long, pieces)
 
 
-def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
+def test_rule_that_refuses_nothing_tracks_no_retries() -> None:
     text = "[[rule]]\nphase = '.'\nrecipient = 'vip@*'\nreply = '250 2.0.0 At your service'\n"
     session = make_engine(rules=parse_rules(text, "")).session()
     said = []
@@ -675,7 +673,7 @@ def test_a_rule_that_refuses_nothing_has_no_witness() -> None:
     assert said[7] == b"250 2.0.0 At your service\r\n"
 
 
-def test_a_group_passes_where_a_rule_refuses_nothing() -> None:
+def test_rule_changes_a_reply_within_a_pipelined_group() -> None:
     text = "[[rule]]\nphase = 'RCPT'\nrecipient = 'vip@*'\nreply = '250 2.1.5 At your service'\n"
     session = make_engine(rules=parse_rules(text, "")).session()
     session.receive(b"EHLO client.test\r\n")
@@ -686,7 +684,7 @@ def test_a_group_passes_where_a_rule_refuses_nothing() -> None:
 
 
 @pytest.mark.parametrize(("recipients", "refused"), [(2, []), (3, [b"452"])])
-def test_limits_hold_where_there_are_rules(recipients: int, refused: list[bytes]) -> None:
+def test_client_limits_hold_in_a_pipelined_group_with_rules(recipients: int, refused: list[bytes]) -> None:
     """In a pipelined group too, which no rule has a word in."""
     made = parse_rules(REFUSE_NOBODY, "")
     session = make_engine(rules=made, limits=ClientLimits(recipients=2)).session()
@@ -718,7 +716,7 @@ def outcome(engine: SMTPEngine, pieces: list[bytes]) -> tuple[bytes, Counter[int
 
 @pytest.mark.parametrize("cuts", [1, 2, 3, 4])
 @pytest.mark.parametrize("body", [b"", b"Hi\r\n", b"\r\n", b"\n.\r\n.\n\r\n"])
-def test_the_end_of_a_message_may_be_cut_anywhere(cuts: int, body: bytes) -> None:
+def test_end_of_message_may_be_split_anywhere(cuts: int, body: bytes) -> None:
     text = b"DATA\r\n" + body + b".\r\nNOOP\r\n"
     engine = make_engine()
     for places in combinations(range(1, len(text)), cuts):

@@ -58,7 +58,7 @@ def s_client(port: int, *options: str, said: str = "QUIT\r\n") -> str:
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 @pytest.mark.parametrize("first", [True, False], ids=["first", "starttls"])
-def test_what_is_spoken(
+def test_tls_1_2_and_1_3_are_accepted(
     secure: tuple[Program, int], certificate: Certificate, version: str, first: bool
 ) -> None:
     program, port = secure
@@ -70,7 +70,7 @@ def test_what_is_spoken(
 
 
 @pytest.mark.parametrize("version", ["-tls1", "-tls1_1"])
-def test_what_is_too_old(secure: tuple[Program, int], version: str) -> None:
+def test_tls_1_1_and_older_are_refused(secure: tuple[Program, int], version: str) -> None:
     output = s_client(secure[1], version, "-cipher", "ALL:@SECLEVEL=0")
     assert "Cipher is (NONE)" in output
     assert "220 " not in output
@@ -79,7 +79,7 @@ def test_what_is_too_old(secure: tuple[Program, int], version: str) -> None:
 @pytest.mark.parametrize(
     "cipher", ["aNULL", "eNULL", "RC4", "3DES", "EXPORT", "MD5", "PSK", "SRP", "kRSA", "SHA256"]
 )
-def test_what_is_too_weak(secure: tuple[Program, int], cipher: str) -> None:
+def test_weak_ciphers_are_refused(secure: tuple[Program, int], cipher: str) -> None:
     output = s_client(secure[1], "-tls1_2", "-cipher", f"{cipher}:@SECLEVEL=0")
     assert "Cipher is (NONE)" in output or "no cipher match" in output or "Error with command" in output
 
@@ -104,22 +104,22 @@ def test_no_renegotiation(secure: tuple[Program, int]) -> None:
         assert b"no renegotiation" in output
 
 
-def test_what_protocol_it_is(secure: tuple[Program, int]) -> None:
+def test_alpn_protocol_of_the_server(secure: tuple[Program, int]) -> None:
     """ALPACA: a browser that was led here is told, if it asks, that this is no web server."""
     assert "ALPN protocol: smtp" in s_client(secure[1], "-alpn", "smtp")
     assert "ALPN protocol: http" not in s_client(secure[1], "-alpn", "http/1.1")
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_a_session_is_resumed_by_whichever_worker(
-    secure: tuple[Program, int], tmp_path: Path, version: str
-) -> None:
+def test_any_worker_resumes_a_tls_session(secure: tuple[Program, int], tmp_path: Path, version: str) -> None:
     ticket = str(tmp_path / "ticket")
     assert "New, TLS" in s_client(secure[1], version, "-sess_out", ticket)
     assert all("Reused, TLS" in s_client(secure[1], version, "-sess_in", ticket) for _ in range(4))
 
 
-def test_nothing_is_said_between_the_reply_and_the_handshake(serve: Serve, certificate: Certificate) -> None:
+def test_server_sends_nothing_between_the_reply_and_the_handshake(
+    serve: Serve, certificate: Certificate
+) -> None:
     """What comes in the clear after the 220 is no command and is never answered."""
     service = serve(f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
     with socket.create_connection(service.address, 20) as client:
@@ -138,7 +138,7 @@ def test_nothing_is_said_between_the_reply_and_the_handshake(serve: Serve, certi
         assert b"250" not in rest
 
 
-def test_a_handshake_in_pieces_is_none_the_worse(serve: Serve, certificate: Certificate) -> None:
+def test_handshake_in_small_segments_succeeds(serve: Serve, certificate: Certificate) -> None:
     service = serve(secure=True)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = certificate.client.wrap_bio(incoming, outgoing, server_hostname="mx.test")
@@ -167,7 +167,7 @@ def greeting_of(certificate: Certificate) -> bytes:
 @pytest.mark.parametrize(
     ("length", "begun"), [(0, False), (1, False), (4, False), (5, False), (200, False), (0xFFFF, True)]
 )
-def test_openssl_waits_for_a_whole_client_hello(
+def test_handshake_begins_only_with_a_whole_client_hello(
     serve: Serve, certificate: Certificate, length: int, begun: bool
 ) -> None:
     """It takes 40 KiB from the moment it begins, which whoever stalls would have cost."""
@@ -181,7 +181,7 @@ def test_openssl_waits_for_a_whole_client_hello(
 
 
 @pytest.mark.parametrize("shaken", [False, True], ids=["in the handshake", "behind it"])
-def test_who_stops_in_the_middle_holds_up_nobody(
+def test_client_that_stops_in_a_handshake_does_not_delay_others(
     serve: Serve, certificate: Certificate, shaken: bool
 ) -> None:
     service = serve(secure=True)
@@ -226,7 +226,7 @@ def test_who_stops_in_the_middle_holds_up_nobody(
         pytest.param(b"\x16\x03\x01\x00\x05hello", "UNEXPECTED_MESSAGE|LENGTH|EOF", id="nonsense"),
     ],
 )
-def test_a_failed_handshake_is_one_line(
+def test_failed_handshake_is_one_log_line(
     serve: Serve, caplog: pytest.LogCaptureFixture, said: bytes, reason: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -245,7 +245,7 @@ def test_a_failed_handshake_is_one_line(
 
 
 @pytest.mark.parametrize("length", [0, 3, 100, 0xFFFF])
-def test_a_client_that_resets_in_its_handshake(
+def test_reset_during_a_handshake_closes_the_connection(
     serve: Serve, certificate: Certificate, caplog: pytest.LogCaptureFixture, length: int
 ) -> None:
     """As port scanners do."""
@@ -261,7 +261,9 @@ def test_a_client_that_resets_in_its_handshake(
     ]
 
 
-def test_a_handshake_goes_on_when_there_is_room(serve: Serve, certificate: Certificate) -> None:
+def test_handshake_continues_when_the_socket_is_writable_again(
+    serve: Serve, certificate: Certificate
+) -> None:
     """The answer to a ClientHello finds the socket's buffer full, and the client reads on later."""
     service = serve(secure=True)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

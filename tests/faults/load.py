@@ -525,8 +525,8 @@ def many_names(trial: Trial) -> None:
 def exceptions(trial: Trial) -> None:
     """Run the tests that raise an exception at each await of a connection."""
     trial.pytest(
-        "test_limits.py::test_a_fault_at_any_await_costs_one_connection",
-        "test_server.py::test_a_fault_of_ours_costs_one_connection",
+        "test_limits.py::test_exception_at_any_await_closes_one_connection_only",
+        "test_server.py::test_internal_error_closes_one_connection_only",
     )
 
 

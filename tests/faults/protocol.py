@@ -77,8 +77,8 @@ def smuggling(trial: Trial) -> None:
 def injection(trial: Trial) -> None:
     """Run the tests of commands sent before a handshake; then try three injections on the real program."""
     trial.pytest(
-        "test_server.py::test_what_comes_during_a_delay_is_never_run_under_tls",
-        "test_server.py::test_what_comes_before_the_handshake_ends_the_connection",
+        "test_server.py::test_input_during_a_delayed_starttls_is_never_executed_under_tls",
+        "test_server.py::test_input_before_the_handshake_closes_the_connection",
     )
     options = f"--ssl_port={free_port()}", *issue(trial.folder).options
     with Program("--workers=1", *options) as program:
