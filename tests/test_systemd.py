@@ -15,6 +15,7 @@ import pytest
 from blackhole.process import systemd
 from blackhole.settings import DashboardAddress, Listener, OperatorError
 from tests.external_programs import requires
+from tests.http_api import ask
 from tests.program import SCRIPT, Program, environment, free_port, run, title, wait_for
 
 PASS_SOCKETS = """
@@ -75,6 +76,15 @@ def test_inherited_socket_without_a_listener_is_an_error() -> None:
     assert done.stderr == (
         f"blackhole: systemd passed a socket for 127.0.0.1 port {other}, but there is no listener for it\n"
     )
+
+
+def test_clients_of_an_inherited_dashboard_do_not_block_it() -> None:
+    """Several clients at once: after the first, accept(2) of a blocking socket would wait for the next."""
+    port, http = free_port(), free_port()
+    options = f"--port={port}", f"--dashboard=127.0.0.1:{http}"
+    with Program(*options, command=pass_sockets(f"127.0.0.1:{port}", f"127.0.0.1:{http}")):
+        for _ in range(2):
+            assert ask(http, "/healthz").status == 200
 
 
 def test_sockets_for_another_process_are_left_alone() -> None:

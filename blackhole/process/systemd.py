@@ -39,6 +39,7 @@ def _listening_socket(descriptor: int) -> socket.socket:
         found = socket.socket(fileno=descriptor)
         if found.family in FAMILIES and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             os.set_inheritable(descriptor, False)
+            found.setblocking(False)
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as for sockets bound here
             return found
         found.close()
