@@ -1,0 +1,248 @@
+"""A server for a test: started on free ports, asked what arrived, stopped at the end of a block."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from tempfile import TemporaryFile
+from typing import IO, Any, Final, Literal, Self
+
+from blackhole.metrics import report
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.snapshot import Snapshot
+from blackhole.process.systemd import LISTEN_FDS_START
+from blackhole.testing.launcher import LAUNCHER, ServerProcess, SinkError
+
+OptionValue = str | int | float | bool | Sequence[str]
+"""The value of an option of the command line; several for one that may be repeated."""
+
+Level = Literal["must", "should", "style"]
+
+BACKLOG: Final = 1024
+START_TIMEOUT: Final = 30.0
+STOP_TIMEOUT: Final = 5.0
+"""Seconds from SIGINT to SIGKILL."""
+
+REQUEST_TIMEOUT: Final = 10.0
+WAIT_INTERVAL: Final = 0.002
+"""Seconds after which `wait` reads the counters again."""
+
+
+class Sink:
+    """A server on free ports. Each option of the command line may be given as a keyword.
+
+    >>> with Sink(mode="unavailable") as sink:
+    ...     with socket.create_connection((sink.host, sink.port)) as client:
+    ...         client.recv(3)
+    b'421'
+
+    `scenario` is the path of a file, a profile ("profile:greylist"), or the rules themselves as TOML.
+    """
+
+    def __init__(
+        self,
+        mode: str = "accept",
+        scenario: str | os.PathLike[str] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        **options: OptionValue,
+    ) -> None:
+        if "dashboard" in options:
+            raise TypeError("a sink chooses the address of its dashboard: leave dashboard out")
+        self.host: Final = host
+        self.port = port
+        """The port for SMTP."""
+        self.tls_port = 0
+        """The port for implicit TLS, if there is a certificate."""
+        self.dashboard_port = 0
+        """The port of the dashboard and its HTTP API, on 127.0.0.1."""
+        self._scenario: Final = scenario
+        self._options: Final = {"mode": mode, "workers": 1, **options}
+        self._process: ServerProcess | None = None
+        self._output: IO[bytes] | None = None
+        self._log = ""
+        self._counters: Counters | None = None
+        self._first: Snapshot | None = None
+        """The counters at the last `reset`."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # Start and stop.
+
+    def start(self) -> None:
+        """Start the server, and return when it accepts connections. Raises SinkError."""
+        if self._process is not None:
+            raise SinkError("the sink runs already")
+        self._first = None
+        self._output = TemporaryFile()  # noqa: SIM115 (`stop` closes it)
+        try:
+            self._launch(self._output.fileno())
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self, output: int) -> None:
+        with ExitStack() as opened:
+            ready = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            ready.bind("")  # the kernel chooses an abstract address (unix(7))
+            listening = [opened.enter_context(one) for one in self._listen()]
+            descriptors = [output, *(one.fileno() for one in listening)]
+            scenario = self._scenario
+            if isinstance(scenario, str) and "\n" in scenario:
+                text = opened.enter_context(open(os.memfd_create("scenario"), "wb", buffering=0))
+                text.write(scenario.encode())
+                scenario = f"/proc/self/fd/{LISTEN_FDS_START + len(listening)}"
+                descriptors.append(text.fileno())
+            arguments = [*self._arguments(), *([f"--scenario={os.fspath(scenario)}"] if scenario else [])]
+            environ = {"NOTIFY_SOCKET": "@" + ready.getsockname()[1:].decode()}
+            self._process = LAUNCHER.start(arguments, environ, len(listening), descriptors)
+            self._wait_until_ready(ready)
+            self._counters = Counters.of(self._process.pid)
+
+    def _listen(self) -> Iterator[socket.socket]:
+        """Yield listening sockets, and note their ports: the server is given the sockets themselves."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listening = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
+        self._address, self.port = listening.getsockname()[:2]
+        yield listening
+        dashboard = socket.create_server(("127.0.0.1", 0))
+        self.dashboard_port = dashboard.getsockname()[1]
+        yield dashboard
+        if "ssl_cert" in self._options:
+            listening = socket.create_server((self._address, 0), family=family, backlog=BACKLOG)
+            self.tls_port = listening.getsockname()[1]
+            yield listening
+
+    def _arguments(self) -> Iterator[str]:
+        yield from (f"--host={self._address}", f"--port={self.port}")
+        yield f"--dashboard=127.0.0.1:{self.dashboard_port}"
+        yield from [f"--ssl_port={self.tls_port}"] if self.tls_port else []
+        for name, value in self._options.items():
+            values = [value] if isinstance(value, str | int | float) else value
+            for one in values:
+                yield f"--{name}={('no', 'yes')[one] if isinstance(one, bool) else one}"
+
+    def _wait_until_ready(self, ready: socket.socket) -> None:
+        """Wait for the message of sd_notify(3). Raises SinkError."""
+        assert self._process is not None
+        until = time.monotonic() + START_TIMEOUT
+        poller = select.poll()
+        poller.register(ready, select.POLLIN)
+        poller.register(self._process.descriptor, select.POLLIN)
+        while events := poller.poll(max(0.0, until - time.monotonic()) * 1000):
+            if ready.fileno() not in dict(events):
+                raise SinkError(f"the server has not started: {self.log.strip() or 'it wrote nothing'}")
+            if ready.recv(4096) == b"READY=1":
+                return
+        raise SinkError(f"the server is not ready after {START_TIMEOUT:g} s: {self.log.strip()}")
+
+    def stop(self) -> None:
+        """Stop the server at once; what it counted can still be read. Does nothing if it does not run."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+            if not process.has_ended(STOP_TIMEOUT):
+                process.send_signal(signal.SIGKILL)
+                process.has_ended(STOP_TIMEOUT)
+            process.close()
+        self._log = self.log
+        output, self._output = self._output, None
+        if output is not None:
+            output.close()
+
+    @property
+    def log(self) -> str:
+        """What the server wrote to standard error."""
+        if self._output is None:
+            return self._log
+        descriptor = self._output.fileno()
+        text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
+        return re.sub(r"/proc/self/fd/\d+", "scenario", text)
+
+    # What arrived.
+
+    @property
+    def received(self) -> int:
+        """Messages that got a final reply, accepted or not, since the start or the last `reset`."""
+        return sum(self._snapshot().messages.values())
+
+    def wait(self, messages: int = 1, timeout: float = 5.0) -> int:
+        """Wait for so many messages since the start or the last `reset`, and return how many there are.
+
+        Raises TimeoutError after `timeout` seconds.
+        """
+        until = time.monotonic() + timeout
+        while (received := self.received) < messages:
+            if time.monotonic() >= until:
+                raise TimeoutError(f"{received} of {messages} messages arrived within {timeout:g} s")
+            time.sleep(WAIT_INTERVAL)
+        return received
+
+    def report(self) -> dict[str, Any]:
+        """Return what `blackhole report --json` prints, since the start or the last `reset`."""
+        return report.as_dict(self._snapshot())
+
+    def assert_no_violations(self, level: Level = "style") -> None:
+        """Raise AssertionError if the sender broke a rule of this level or of a graver one."""
+        snapshot = self._snapshot()
+        if report.fails(snapshot, level):
+            raise AssertionError(report.report_text(snapshot))
+
+    def _snapshot(self) -> Snapshot:
+        if self._counters is None:
+            raise SinkError("the sink was never started")
+        now = self._counters.snapshot()
+        return now if self._first is None else now - self._first
+
+    # How it behaves.
+
+    def next(self, phase: str, reply: str, count: int = 1, **keys: object) -> None:
+        """Give the next `count` commands of a phase this reply; `keys` are further keys of the rule.
+
+        Returns when the server does so. Raises SinkError.
+        """
+        self.request("POST", "/next", {"phase": phase, "reply": reply, "count": count, **keys})
+
+    def load_scenario(self, text: str) -> None:
+        """Replace the scenario by these rules. Raises SinkError."""
+        self.request("PUT", "/scenario", text)
+
+    def reset(self) -> None:
+        """Return to the scenario of the start, drop replies that `next` left, and count from zero."""
+        self.request("DELETE", "/next")
+        self.request("DELETE", "/scenario")
+        assert self._counters is not None
+        self._first = self._counters.snapshot()
+
+    def request(self, method: str, path: str, body: str | Mapping[str, object] = "") -> Any:
+        """Send a request to the HTTP API of the dashboard, and return its JSON. Raises SinkError."""
+        if self._process is None:
+            raise SinkError("the sink does not run")
+        text = body if isinstance(body, str) else json.dumps(body)
+        connection = http.client.HTTPConnection("127.0.0.1", self.dashboard_port, timeout=REQUEST_TIMEOUT)
+        try:
+            connection.request(method, path, text.encode())
+            answer = connection.getresponse()
+            found = json.loads(answer.read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise SinkError(f"{method} {path}: {error}") from error
+        finally:
+            connection.close()
+        if answer.status >= http.client.BAD_REQUEST:
+            text = found.get("error", answer.reason)
+            raise SinkError(text if text.startswith(method) else f"{method} {path}: {text}")
+        return found

@@ -1,0 +1,403 @@
+"""Servers for the tests of others: blackhole.testing and the pytest plugin."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import smtplib
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from blackhole.testing import AsyncSink, Sink, SinkError
+from blackhole.testing.launcher import Launcher, clean_environment
+from tests.certificates import Certificate
+from tests.program import ROOT, alive, children, wait_for
+
+EXAMPLES = dict(
+    re.findall(
+        r"^```python\n# (test_\w+\.py)\n(.*?)^```$", (ROOT / "docs/testing.md").read_text(), re.M | re.S
+    )
+)
+"""The examples of the document: name of the file -> its text."""
+
+REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "550 5.1.1 No such user"\n'
+
+
+def send(sink: Sink | AsyncSink, messages: int = 1) -> None:
+    with smtplib.SMTP(sink.host, sink.port, local_hostname="app.example.com", timeout=30) as client:
+        for _ in range(messages):
+            client.sendmail("a@example.com", ["b@example.com"], "Subject: x\r\n\r\nx\r\n")
+
+
+def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests of a folder in a process of its own, as those who use the plugin do."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", "-W", "error", *options],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def write_tests(folder: Path, text: str) -> None:
+    (folder / "pytest.ini").write_text("[pytest]\nblackhole_options =\n    hostname = ini.test\n")
+    (folder / "test_it.py").write_text(text)
+
+
+# Sink
+
+
+def test_message_is_counted_and_the_report_finds_no_violation() -> None:
+    with Sink() as sink:
+        assert sink.received == 0
+        send(sink, 3)
+        assert sink.wait(messages=3, timeout=5) == 3
+        sink.assert_no_violations()
+    assert sink.report()["messages"] == {"accepted": 3, "deferred": 0, "rejected": 0}, "after the stop"
+
+
+def test_second_start_takes_a_fraction_of_a_second() -> None:
+    with Sink():
+        began = time.monotonic()
+        with Sink() as second:
+            started = time.monotonic()
+        stopped = time.monotonic()
+    assert second.received == 0
+    # Usually 0.05 and 0.01: the machine may be busy.
+    assert started - began < 3, "the launcher had to import nothing"
+    assert stopped - started < 3
+
+
+def test_options_reach_the_server() -> None:
+    with Sink("bounce", hostname="mx.test", strict=True, trusted=["none"], max_messages=3) as sink:
+        with smtplib.SMTP(sink.host, sink.port) as client:
+            assert b"mx.test" in client.ehlo()[1]
+            assert client.rcpt("b@example.com")[0] == 503
+        with pytest.raises(smtplib.SMTPResponseException):
+            send(sink)
+
+
+def test_ipv6_address_is_served() -> None:
+    with Sink(host="::1") as sink:
+        send(sink)
+        assert sink.wait() == 1
+
+
+def test_certificate_opens_a_port_for_implicit_tls(certificate: Certificate) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        Sink(ssl_cert=str(certificate.cert), ssl_key=str(certificate.key)) as sink,
+        smtplib.SMTP_SSL(sink.host, sink.tls_port, context=context) as client,
+    ):
+        assert client.noop()[0] == 250
+
+
+@pytest.mark.parametrize("form", ["text", "path"])
+def test_scenario_is_a_text_or_a_path(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(REFUSE)
+    with Sink(scenario=REFUSE if form == "text" else path) as sink, pytest.raises(smtplib.SMTPException):
+        send(sink)
+
+
+def test_scenario_is_a_profile() -> None:
+    with Sink(scenario="profile:outage") as sink:
+        assert sink.request("GET", "/scenario")["names"] == ["going down", "no route", "down", "coming up"]
+
+
+def test_next_replies_are_given_once_and_then_no_more() -> None:
+    with Sink() as sink:
+        sink.next("RCPT", "451 4.3.0 Try again", count=2, recipient="b@*")
+        for _ in range(2):
+            with pytest.raises(smtplib.SMTPRecipientsRefused):
+                send(sink)
+        send(sink)
+        assert sink.wait() == 1
+
+
+def test_reset_restores_the_scenario_and_counts_from_zero() -> None:
+    with Sink() as sink:
+        send(sink)
+        sink.next("MAIL", "451 4.3.0 Try again")
+        sink.load_scenario(REFUSE)
+        with pytest.raises(smtplib.SMTPException):
+            send(sink)
+        sink.reset()
+        assert sink.received == 0
+        send(sink)
+        assert (sink.wait(), sink.report()["recipients"]) == (1, 1)
+
+
+def test_violations_are_an_assertion_error_from_their_level_on() -> None:
+    with Sink() as sink:
+        with smtplib.SMTP(sink.host, sink.port, local_hostname="nodots") as client:
+            client.ehlo()
+        sink.assert_no_violations(level="must")
+        with pytest.raises(AssertionError, match="SHOULD hello-name"):
+            sink.assert_no_violations()
+
+
+def test_waiting_in_vain_is_a_timeout_that_says_how_many_arrived() -> None:
+    with Sink() as sink:
+        send(sink)
+        sink.wait()
+        with pytest.raises(TimeoutError, match=r"1 of 2 messages arrived within 0\.1 s"):
+            sink.wait(messages=2, timeout=0.1)
+
+
+def test_wrong_option_is_an_error_with_the_words_of_the_server() -> None:
+    with pytest.raises(SinkError, match="--mode: expected one of accept"):
+        Sink(mode="acept").start()
+    with pytest.raises(SinkError, match="scenario:2: rule 1: unknown key"):
+        Sink(scenario="[[rule]]\nx = 1\n").start()
+    with pytest.raises(TypeError, match="leave dashboard out"):
+        Sink(dashboard="off")
+
+
+def test_wrong_request_is_an_error_with_the_words_of_the_server() -> None:
+    with Sink() as sink:
+        with pytest.raises(SinkError, match=r"^POST /next: phase: expected"):
+            sink.next("NOWHERE", "451 no")
+        with pytest.raises(SinkError, match=r"^PUT /scenario: Expected"):
+            sink.load_scenario("[[rule]\n")
+        with pytest.raises(SinkError, match="runs already"):
+            sink.start()
+
+
+def test_sink_that_does_not_run_says_so() -> None:
+    sink = Sink()
+    sink.stop()
+    with pytest.raises(SinkError, match="never started"):
+        sink.report()
+    with pytest.raises(SinkError, match="does not run"):
+        sink.next("RCPT", "451 no")
+
+
+def test_port_in_use_is_an_error() -> None:
+    with Sink() as sink, pytest.raises(OSError, match="in use"):
+        Sink(port=sink.port).start()
+
+
+def test_sink_can_start_again() -> None:
+    sink = Sink()
+    for _ in range(2):
+        with sink:
+            send(sink)
+            assert sink.wait() == 1
+        assert "listening on 127.0.0.1" in sink.log
+
+
+def test_nothing_is_left_after_a_sink() -> None:
+    with Sink():
+        pass  # the launcher stays
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    with Sink(scenario=REFUSE) as sink:
+        assert sink._process
+        pid = sink._process.pid
+        processes = [pid, *children(pid)]
+        assert len(processes) == 3, "master, worker, dashboard"
+    assert not any(map(alive, processes))
+    del sink
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert not [name for name in os.listdir("/tmp") if "scenario" in name and str(pid) in name]
+
+
+# The launcher
+
+
+CRASH = """
+import os, signal, sys
+from blackhole.testing import Sink
+sink = Sink()
+sink.start()
+print(sink._process.pid, os.getpid(), flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)", "sys.exit(0)", "1 / 0"]
+)
+def test_server_ends_with_the_process_of_its_test(end: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH.format(end=end)],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    server = int(done.stdout.split()[0])
+    wait_for(lambda: not alive(server), "the server has ended")
+    assert "ResourceWarning" not in done.stderr
+
+
+def test_server_ends_when_the_launcher_is_killed_and_the_next_sink_starts_another() -> None:
+    launcher = Launcher()
+    launcher.prepare()
+    assert launcher._process
+    first = launcher._process.pid
+    output = os.memfd_create("output")
+    try:
+        process = launcher.start(["--port=0", "--host=127.0.0.1", "--dashboard=off"], {}, 0, [output])
+        os.kill(first, signal.SIGKILL)
+        assert process.has_ended(10)
+        process.close()
+        launcher._process.wait()
+        again = launcher.start(["--version"], {}, 0, [output])
+        assert launcher._process.pid != first
+        assert again.has_ended(10)
+        again.send_signal(signal.SIGINT)  # no error
+        again.close()
+    finally:
+        os.close(output)
+        launcher.close()
+
+
+def test_launcher_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blackhole.testing.launcher.PROGRAM", "raise SystemExit")
+    launcher = Launcher()
+    with pytest.raises(SinkError, match="cannot start a server"):
+        launcher.start(["--version"], {}, 0, [])
+
+
+def test_child_of_the_test_process_starts_a_launcher_of_its_own() -> None:
+    with Sink() as outer:
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                with Sink() as inner:
+                    send(inner)
+                    code = 0 if inner.wait() == 1 else 2
+                from blackhole.testing.launcher import LAUNCHER
+
+                LAUNCHER.close()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        send(outer)
+        assert outer.wait() == 1
+
+
+def test_sinks_of_several_threads_start_at_once() -> None:
+    received: list[int] = []
+
+    def use() -> None:
+        with Sink() as sink:
+            send(sink)
+            received.append(sink.wait())
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert received == [1, 1, 1, 1]
+
+
+# asyncio
+
+
+def test_async_sink_has_the_same_methods() -> None:
+    async def use() -> None:
+        async with AsyncSink() as sink:
+            await asyncio.to_thread(send, sink)
+            assert await sink.wait() == sink.received == 1
+            await sink.next("MAIL", "451 4.3.0 Try again")
+            await sink.load_scenario(REFUSE)
+            await sink.reset()
+            await asyncio.to_thread(send, sink)
+            assert await sink.wait() == 1
+            sink.assert_no_violations()
+            assert sink.report()["recipients"] == 1
+
+    asyncio.run(use())
+
+
+# The pytest plugin
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_example_of_the_document_passes_as_it_is_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(EXAMPLES[name])
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    done = run_pytest(tmp_path, "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_document_has_an_example_for_each_way() -> None:
+    assert {"test_smtplib.py", "test_django.py", "test_flask.py", "test_asyncio.py"} <= set(EXAMPLES)
+
+
+OPTIONS_TEST = """
+import smtplib, pytest
+
+def name(sink):
+    with smtplib.SMTP(sink.host, sink.port) as client:
+        return client.ehlo()[1].split()[0]
+
+def test_function(blackhole, blackhole_session):
+    assert name(blackhole) == EXPECTED and blackhole.port != blackhole_session.port
+
+def test_session(blackhole_session):
+    blackhole_session.reset()
+    assert name(blackhole_session) == EXPECTED
+
+@pytest.mark.blackhole(hostname="marker.test")
+def test_marker(blackhole):
+    assert name(blackhole) == b"marker.test"
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), b"ini.test"), (("--blackhole-option=hostname=line.test", "-n2"), b"line.test")],
+)
+def test_options_come_from_marker_command_line_and_ini_file(
+    options: Sequence[str], expected: bytes, tmp_path: Path
+) -> None:
+    write_tests(tmp_path, f"EXPECTED = {expected!r}\n{OPTIONS_TEST}")
+    done = run_pytest(tmp_path, *options)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_option_without_a_value_is_a_usage_error(tmp_path: Path) -> None:
+    write_tests(tmp_path, "def test_it(blackhole):\n    pass\n")
+    done = run_pytest(tmp_path, "--blackhole-option=strict")
+    assert "'strict': expected NAME=VALUE" in done.stdout + done.stderr
+
+
+def test_server_ends_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
+    write_tests(
+        tmp_path,
+        "import os, signal\n\ndef test_it(blackhole):\n"
+        "    open('pid', 'w').write(str(blackhole._process.pid))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    run_pytest(tmp_path)
+    server = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not alive(server), "the server has ended")
+
+
+def test_collecting_tests_starts_no_process(tmp_path: Path) -> None:
+    write_tests(tmp_path, "def test_it(blackhole):\n    pass\n")
+    done = run_pytest(tmp_path, "--collect-only", "-q")
+    assert done.returncode == 0
+    assert "test_it" in done.stdout
