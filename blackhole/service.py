@@ -20,6 +20,7 @@ from blackhole.metrics import rates
 from blackhole.process import configuration, daemonizer, logs, orphans, systemd, worker
 from blackhole.process.configuration import Configuration, Inputs
 from blackhole.process.console import print_stderr, print_warning
+from blackhole.process.order_guard import OrderGuard
 from blackhole.process.pidfile import MASTER_TITLE, Pidfile
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
 from blackhole.process.prctl import signal_when_parent_dies
@@ -169,6 +170,7 @@ class Service:
         self._master_pid = os.getpid()
         # Not before `detach`, in which python-daemon closes all descriptors it was not told to keep.
         self._shared = SharedState(SPARE_ROWS + ROWS_PER_WORKER * self._settings.workers)
+        self._order_guard = OrderGuard(self._shared.counters, self._shared.control)
         if self._pidfile is not None:
             self._pidfile.write()
         code = Supervisor(self._plan(self._current), self._shared.counters, self).run()
@@ -338,6 +340,10 @@ class Service:
     def reopen_log(self) -> None:
         """Open the log file again after its rotation."""
         logs.reopen()
+
+    def check_order(self, row: int, hung: bool) -> None:
+        """Drop the order in force if a child has died of it."""
+        self._order_guard.check(row, hung)
 
     def child_exited(self, row: int) -> None:
         """Release what a child that has exited still held in shared memory."""

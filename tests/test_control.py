@@ -21,11 +21,13 @@ from pathlib import Path
 import pytest
 
 from blackhole.store.control import MAX_ONE_SHOT_RULES
+from blackhole.web.control import MAX_CHECKS
 from blackhole.web.control_handlers import MAX_SCENARIO, MAX_UPLOAD
+from blackhole.web.order_check import MAX_RULES
 from tests.certificates import Certificate
 from tests.external_programs import requires
 from tests.http_api import Answer, Sink, ask, figures, post, raw
-from tests.program import ROOT, run, wait_for
+from tests.program import ROOT, children, descriptors, run, title, wait_for
 from tests.test_simulator import REFUSE, connected, outcome, refusal
 
 
@@ -183,6 +185,64 @@ def test_switching_needs_the_name_of_a_known_scenario(module: Sink, body: str) -
     answer = ask(module.http, "/scenario", "POST", body)
     assert answer.status == 400
     assert "profile:greylist" in answer.json["error"] or "in the body" in answer.json["error"]
+
+
+# Orders that are costly to read
+
+
+def quadratic(size: int) -> str:
+    """Return TOML that takes tomllib time that grows with the square of its size: 14 s for 34 KB."""
+    return "a" + ".a" * (size // 2) + " = 1\n"
+
+
+NESTED = "[" * 400 + "]" * 400
+MANY_RULES = "rule = [" + '{phase="*",reply="450 x"},' * (MAX_RULES + 1) + "]"
+HEADER = "[" + "a." * 15000 + "a]\n" + "".join(f"b{number}=1\n" for number in range(3000))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (quadratic(60000), "takes more than 3 s of processor time"),
+        (HEADER, "takes more than 3 s of processor time"),
+        (f"about = {NESTED}\n", "no [[rule]] in the file"),
+        (refuse(451, f"name = {NESTED}\n"), "expected printable text"),
+        (refuse(451, f"size = 0x{'f' * 5000}\n"), "a whole number of more than 64 bits"),
+        (MANY_RULES, "2001 rules; at most 2000 can be put in force at run time"),
+    ],
+    ids=["dotted key", "dotted header", "nested arrays", "a nested name", "a long number", "many rules"],
+)
+def test_a_costly_order_is_refused_while_mail_flows(module: Sink, text: str, said: str) -> None:
+    before = {*module.workers(), *module.dashboards()}
+    with ThreadPoolExecutor(1) as executor:
+        answering = executor.submit(put, module, text)
+        while not answering.done():
+            assert refusal(module) == "250"
+            assert ask(module.http, "/healthz").status == 200
+        answer = answering.result()
+    assert (answer.status, list(answer.json)) == (400, ["error"])
+    # A tomllib that is quick finds the mistake.
+    assert said in answer.json["error"] or "unknown key" in answer.json["error"]
+    assert {*module.workers(), *module.dashboards()} == before
+    assert "Traceback" not in module.output()
+
+
+def test_an_order_waits_for_the_check_of_another_but_not_of_many(module: Sink) -> None:
+    with ThreadPoolExecutor(MAX_CHECKS + 4) as executor:
+        answers = [*executor.map(lambda _: put(module, quadratic(7000)), range(MAX_CHECKS + 4))]
+    statuses = Counter(answer.status for answer in answers)
+    assert statuses[503] and statuses[400] >= MAX_CHECKS, statuses
+    assert set(statuses) == {400, 503}
+
+
+def test_the_process_of_a_check_ends_and_holds_no_connection(module: Sink) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        answering = executor.submit(put, module, quadratic(60000))
+        (pid,) = wait_for(lambda: children(module.dashboards()[0]), "the check runs")
+        wait_for(lambda: not [name for name in descriptors(pid) if name.startswith("socket:")], "it has none")
+        assert title(pid) == "blackhole: order"
+        assert answering.result().status == 400
+    assert children(module.dashboards()[0]) == []
 
 
 # What survives what

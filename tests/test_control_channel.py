@@ -231,10 +231,10 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
                 client.helo("client.test")
                 return client.docmd("NOOP")[1].decode()
 
-        text = '[[rule]]\nphase = "NOOP"\nreply = "250 2.0.0 Ordered"\n'
-        number = channel.publish(lambda before, number: RuntimeOrder(name="good", text=text))
+        tables = {"rule": [{"phase": "NOOP", "reply": "250 2.0.0 Ordered"}]}
+        number = channel.publish(lambda before, number: RuntimeOrder(name="good", tables=tables))
         wait_for(lambda: stats.applied_order() == number, "the worker applies the order")
-        channel.publish(lambda before, number: RuntimeOrder(name="bad", text="nonsense"))
+        channel.publish(lambda before, number: RuntimeOrder(name="bad", tables={"rule": 1}))
         wait_for(lambda: "order 2 cannot be followed: bad: " in log.read_text(), "the error is logged")
         assert (stats.applied_order(), noop_reply()) == (number, "2.0.0 Ordered")
         number = channel.publish(lambda before, number: RuntimeOrder())

@@ -53,6 +53,7 @@ COUNTERS_MAP: Final = "blackhole.metrics.counters"
 
 HEARTBEAT: Final = CELL_INDEX["heartbeat"]
 APPLIED_ORDER: Final = CELL_INDEX["applied_order"]
+READING_ORDER: Final = CELL_INDEX["reading_order"]
 OPEN_CONNECTIONS: Final = CELL_INDEX["open"]
 
 
@@ -171,7 +172,19 @@ class Counters:
 
     def set_applied_order(self, row: int, number: int) -> None:
         """Record the number of the last runtime order that the owner of a row applied."""
-        self.cells(row)[APPLIED_ORDER] = number + 1
+        cells = self.cells(row)
+        cells[APPLIED_ORDER] = number + 1
+        cells[READING_ORDER] = 0
+
+    def set_reading_order(self, row: int, number: int | None) -> None:
+        """Record the number of the runtime order that the owner of a row begins to read; None: it failed."""
+        self.cells(row)[READING_ORDER] = 0 if number is None else number + 1
+
+    def orders_of(self, row: int) -> tuple[int | None, int | None]:
+        """Return the numbers of the orders that the owner of a row is reading and has applied."""
+        cells = self.cells(row)
+        reading, applied = cells[READING_ORDER], cells[APPLIED_ORDER]
+        return (reading - 1 if reading else None), (applied - 1 if applied else None)
 
     def _column(self, cell: int) -> memoryview:
         """Return one cell of every row that was ever allocated."""

@@ -62,6 +62,7 @@ CELLS: Final = (
         "number of the last runtime order that the process applied, plus 1",
         gauge=True,
     ),
+    Cell("reading_order", "number of the runtime order that the process is reading, plus 1", gauge=True),
 )
 
 HISTOGRAMS: Final = (

@@ -36,6 +36,8 @@ class Child:
     """When its first heartbeat was seen; 0 until then."""
     stopping: bool = False
     """Whether it was told to stop."""
+    hung: bool = False
+    """Whether it was computing when its heartbeat was missing for too long."""
     reopen_pending: bool = False
     """Whether it has to be told yet that the log was reopened."""
 

@@ -32,6 +32,13 @@ class Process(NamedTuple):
         return self == Process.of(self.pid)
 
 
+def is_computing(pid: int) -> bool:
+    """Return whether a process runs, or waits for a processor: it neither sleeps nor is stopped."""
+    with suppress(OSError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"R"
+    return False
+
+
 def owner(pid: int) -> int | None:
     """Return the effective uid of a process; None if there is no such process."""
     with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/status", "rb") as file:

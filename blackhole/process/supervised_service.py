@@ -38,6 +38,12 @@ class SupervisedService(Protocol):
     def child_started(self, pid: int) -> None:
         """Take note of a new child."""
 
+    def check_order(self, row: int, hung: bool) -> None:
+        """Look at the runtime order under which a child has exited, before its row is freed.
+
+        `hung`: it was computing when its heartbeat was missing for too long.
+        """
+
     def child_exited(self, row: int) -> None:
         """Release what a child that has exited still held in shared memory."""
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from blackhole.metrics.counters import Counters
+from blackhole.process import processes
 from blackhole.process.children import Child, Generation, Slot, run_child
 from blackhole.process.forked_call import ForkedCall
 from blackhole.process.plan import ChildContext, ProcessPlan
@@ -244,6 +245,7 @@ class Supervisor:
         else:
             timeout = self._timing.heartbeat_timeout
             log.error("%s (pid %d) has sent no heartbeat for %d s", child.title, child.pid, timeout)
+            child.hung = processes.is_computing(child.pid)
             self._tell_to_stop(child, signal.SIGABRT, self._timing.abort_timeout)
 
     def _extend_deadlines(self, now: float) -> None:
@@ -351,6 +353,7 @@ class Supervisor:
         """
         if not child.ready_at and self._counters.last_heartbeat(child.row):
             child.ready_at = now
+        self._service.check_order(child.row, child.hung)
         self._counters.free_row(child.row)
         self._service.child_exited(child.row)
         what = f"{child.title} (pid {child.pid}) {_describe_exit(code)}"

@@ -104,6 +104,7 @@ class Worker:
         self._selector: Final = selector
         self._cells: Final = counters.cells(row)
         self._set_applied_order: Final = partial(counters.set_applied_order, row)
+        self._set_reading_order: Final = partial(counters.set_reading_order, row)
         clients = context.clients
         self._clients: Final = None if clients is None else ClientTableView(clients, row, counters.live_rows)
         client_log = counters.client_log if context.settings.show_clients else None
@@ -224,6 +225,7 @@ class Worker:
             scenario = self._read_order()
         except OperatorError as error:
             log.error("order %d cannot be followed: %s", self._order, error)
+            self._set_reading_order(None)
             return
         for server in self.servers:
             server.apply_scenario(scenario)
@@ -232,6 +234,7 @@ class Worker:
     def _read_order(self) -> ActiveScenario:
         """Return the scenario in force, with a counter for each of its rules. Raises OperatorError."""
         control = self._context.control
+        self._set_reading_order(control.number)  # the master drops an order that a worker dies of
         self._order, order = control.read()
         self._one_shot_rules = tuple(filter(control.remaining, order.one_shot_rules))
         found = effective_scenario(order, self._context.scenario, control, tls.context_from_pem)

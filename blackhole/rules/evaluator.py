@@ -128,7 +128,7 @@ class RuleEvaluator:
     """The policy of one session: finds the rules that match its commands, and tracks its client's retries.
 
     >>> from random import Random
-    >>> from blackhole.rules.scenario import parse_rules
+    >>> from blackhole.rules.scenario_file import parse_rules
     >>> from blackhole.smtp.engine import SMTPEngine
     >>> from blackhole.smtp.state import ListenerConfig
     >>> rules = parse_rules('''

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from blackhole import input_file
 from blackhole.rules.model import Rule
-from blackhole.rules.scenario_file import parse_rules
+from blackhole.rules.scenario_file import make_rules, parse_toml
 from blackhole.settings import OperatorError
 from blackhole.values import did_you_mean
 
@@ -21,18 +20,20 @@ PROFILE_PREFIX: Final = "profile:"
 
 
 class ScenarioSource(NamedTuple):
-    """The text of one scenario, as it was written."""
+    """The text of one scenario, as it was written, and its tables."""
 
     name: str
     """A path, or `profile:NAME`; errors begin with it."""
     text: str
+    tables: Mapping[str, Any]
+    """What the text says, as TOML: reading it may take long, making rules of it does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """Rules in their order, and the sources that they were read from.
 
-    >>> source = ScenarioSource("example", '[[rule]]\\nphase = "RCPT"\\nreply = "450 4.2.1 Later"')
+    >>> source = parse_source("example", '[[rule]]\\nphase = "RCPT"\\nreply = "450 4.2.1 Later"')
     >>> [rule.name for rule in Scenario.of([source]).rules]
     ['1']
     """
@@ -67,7 +68,12 @@ def read_source(name: str) -> ScenarioSource:
         octets = _read_profile(name) if is_profile else input_file.read(name).octets
     except OSError as error:
         raise OperatorError(f"scenario {name}: {error.strerror}") from None
-    return ScenarioSource(name, decode_source(octets, f"scenario {name}"))
+    return parse_source(name, decode_source(octets, f"scenario {name}"))
+
+
+def parse_source(name: str, text: str) -> ScenarioSource:
+    """Return a source of this text. Raises OperatorError."""
+    return ScenarioSource(name, text, parse_toml(text, name))
 
 
 def _read_profile(name: str) -> bytes:
@@ -90,7 +96,7 @@ def decode_source(octets: bytes, source: str) -> str:
 
 def about(source: ScenarioSource) -> str:
     """Return the description in a scenario; empty where it has none."""
-    return str(tomllib.loads(source.text).get("about", ""))
+    return str(source.tables.get("about", ""))
 
 
 def certificate_names(rules: Iterable[Rule]) -> frozenset[str]:
@@ -102,7 +108,7 @@ def parse_sources(sources: Iterable[ScenarioSource]) -> tuple[Rule, ...]:
     """Return the rules of several sources, one behind the other. Raises OperatorError."""
     rules: list[Rule] = []
     for source in sources:
-        rules += parse_rules(source.text, source.name, rules)
+        rules += make_rules(source.tables, source.name, source.text, rules)
     return tuple(rules)
 
 

@@ -75,14 +75,14 @@ def check_numbers(value: Any, source: str) -> None:
 
 
 def make_rules(
-    data: dict[str, Any], source: str, text: str = "", rules_before: Sequence[Rule] = ()
+    tables: Mapping[str, Any], source: str, text: str = "", rules_before: Sequence[Rule] = ()
 ) -> tuple[Rule, ...]:
     """Return the rules of a scenario's tables, numbered after those of the scenarios before it.
 
     The time that it takes grows with their size alone. Raises OperatorError, which names `source`, the rule,
     and the line of the `text` where there is one.
     """
-    return _File(text, source, data).rules(rules_before)
+    return _File(text, source, tables).rules(rules_before)
 
 
 def parse_rule(block: Mapping[str, Any], source: str) -> Rule:
@@ -99,7 +99,7 @@ def parse_rule(block: Mapping[str, Any], source: str) -> Rule:
 class _File:
     """One file being read."""
 
-    def __init__(self, text: str, source: str, data: dict[str, Any]) -> None:
+    def __init__(self, text: str, source: str, data: Mapping[str, Any]) -> None:
         self._lines: Final = text.splitlines()
         self._source: Final = source
         self._data: Final = data
@@ -171,7 +171,7 @@ def _with_own_keys(rules: Iterable[Rule], rules_before: Iterable[Rule]) -> tuple
 class _Block:
     """A [[rule]] or [[window]] of a file, or what stands before the first of them."""
 
-    def __init__(self, file: _File, kind: str, number: int, data: dict[str, Any]) -> None:
+    def __init__(self, file: _File, kind: str, number: int, data: Mapping[str, Any]) -> None:
         self._file: Final = file
         self._kind: Final = kind
         self.number: Final = number

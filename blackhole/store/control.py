@@ -25,13 +25,13 @@ from typing import Any, Final, NamedTuple
 from blackhole.rules.attempt_store import ScopedStore
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
-from blackhole.rules.scenario_file import parse_rule, parse_rules
+from blackhole.rules.scenario_file import make_rules, parse_rule
 from blackhole.settings import OperatorError
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.shared_lock import SharedLock
 
-MAX_ORDER_OCTETS: Final = 1 << 18
-"""Size of an order as JSON: a scenario of 64 KiB and all one-shot rules, escaped."""
+MAX_ORDER_OCTETS: Final = 1 << 19
+"""Size of an order as JSON: a scenario of 64 KiB as text and as tables, and all one-shot rules, escaped."""
 
 MAX_ONE_SHOT_RULES: Final = 16
 """One-shot rules that can wait at the same time."""
@@ -82,6 +82,8 @@ class RuntimeOrder:
     """Name of the scenario; empty for the loaded one."""
     text: str = ""
     """Text of the scenario."""
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """Its tables: workers never read the text, which may take them long."""
     at: float = 0.0
     """When the scenario was ordered, in seconds since 1970."""
     began: float = 0.0
@@ -215,7 +217,7 @@ def effective_scenario(
     if order.name:
         found = replace(
             loaded,
-            scenario=Scenario(parse_rules(order.text, order.name)),
+            scenario=Scenario(make_rules(order.tables, order.name)),
             clock_origin=order.began,
             attempt_store=ScopedStore(loaded.attempt_store, b"%d\0" % round(order.at * 1e6)),
         )

@@ -5,34 +5,29 @@ An order is checked completely before it is published, so that no worker finds a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from random import Random
+from functools import partial
 from typing import Any, Final
 
 from blackhole.metrics.counters import Counters, clipped
 from blackhole.metrics.layout import MAX_RULE_NAMES
 from blackhole.net import tls
 from blackhole.rules import scenario
-from blackhole.rules.evaluator import RulePolicy
-from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario, ScenarioSource
-from blackhole.rules.scenario_file import parse_rule, parse_rules
 from blackhole.settings import OperatorError, Settings
 from blackhole.store.control import MAX_ONE_SHOT_RULES, ControlChannel, OneShotRule, RuntimeOrder
 from blackhole.values import did_you_mean
+from blackhole.web.order_check import CheckedOrder, check_one_shot_rule, check_source, check_text, checked
 
 LOADED: Final = "loaded"
 """The name of the scenario of all files and profiles of --scenario together."""
 
-
-def check_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Return the rules, after making an index of them as workers do. Raises what a worker would raise."""
-    found = tuple(rules)
-    RulePolicy(found, "accept", "", Random()).for_session("127.0.0.1", False)
-    return found
+MAX_CHECKS: Final = 16
+"""Orders that can wait to be checked."""
 
 
 class ScenarioControl:
@@ -58,7 +53,7 @@ class ScenarioControl:
                 {
                     "name": source.name,
                     "about": scenario.about(source),
-                    "rules": len(scenario.parse_sources([source])),
+                    "rules": len(source.tables["rule"]),
                 }
                 for source in self._sources.values()
             ),
@@ -66,60 +61,90 @@ class ScenarioControl:
         """The scenarios that `switch` knows."""
         self._rule_names: tuple[int, int, list[str]] = -1, 0, []
         """Number of an order (-1: of none), and of its scenario the number of rules and their names."""
+        self._turn: Final = asyncio.Lock()
+        self._checks = 0
+        """Orders that are being checked or wait for it."""
 
     # Orders. Each method returns the number of the order that it published, and raises OperatorError.
 
-    def load(self, source: ScenarioSource) -> int:
-        """Replace the scenario in force."""
-        rules = check_rules(parse_rules(source.text, source.name))
+    async def load(self, name: str, octets: bytes) -> int:
+        """Replace the scenario in force by the text of another."""
+        return await self._replace(name, partial(check_text, name, octets))
 
-        def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
-            return replace(
-                self._with_certificates(before, rules),
-                name=source.name,
-                text=source.text,
-                at=time.time(),
-                began=time.monotonic(),
-            )
-
-        return self._channel.publish(change)
-
-    def switch(self, name: str) -> int:
+    async def switch(self, name: str) -> int:
         """Replace the scenario in force by one of the choices. A file has its path or its base name."""
         if name == LOADED:
-            return self.restore()
+            return await self.restore()
         for source in self._sources.values():
             if name in (source.name, os.path.basename(source.name)):
-                return self.load(source)
+                return await self._replace(source.name, partial(check_source, source))
         names = (LOADED, *self._sources)
         raise OperatorError(
             f"{name!r}: unknown scenario; there are {', '.join(names)}{did_you_mean(name, names)}"
         )
 
-    def restore(self) -> int:
-        """Return to the scenario of the configuration."""
-        return self._channel.publish(
-            lambda before, number: replace(before, name="", text="", at=time.time(), began=0.0)
-        )
+    async def _replace(self, name: str, check: Callable[[], CheckedOrder]) -> int:
+        """Replace the scenario in force by one that a check returns."""
+        order = await self._check(name, check)
 
-    def add_one_shot_rule(self, count: int, block: Mapping[str, Any]) -> int:
+        def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
+            return replace(
+                self._with_certificates(before, order.certificates),
+                name=name,
+                text=order.text,
+                tables=order.tables,
+                at=time.time(),
+                began=time.monotonic(),
+            )
+
+        return self._publish(name, change)
+
+    async def restore(self) -> int:
+        """Return to the scenario of the configuration."""
+
+        def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
+            return replace(before, name="", text="", tables={}, at=time.time(), began=0.0)
+
+        return self._publish(LOADED, change)
+
+    async def _check(self, name: str, check: Callable[[], CheckedOrder]) -> CheckedOrder:
+        """Check one order after the other, so that workers are never kept busy with reading orders."""
+        if self._checks >= MAX_CHECKS:
+            raise OperatorError(f"{name}: {MAX_CHECKS} orders are waiting already; try later", os.EX_TEMPFAIL)
+        self._checks += 1
+        try:
+            async with self._turn:
+                return await checked(name, check)
+        finally:
+            self._checks -= 1
+
+    def _publish(self, name: str, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
+        """Publish an order. Raises OperatorError if it is too large."""
+        try:
+            return self._channel.publish(change)
+        except ValueError as error:
+            raise OperatorError(f"{name}: {error}") from None
+
+    async def add_one_shot_rule(self, count: int, block: Mapping[str, Any]) -> int:
         """Let a rule match the next `count` times, after the one-shot rules that are waiting."""
-        rules = check_rules([parse_rule(block, "POST /next")])
+        name = "POST /next"
+        order = await self._check(name, partial(check_one_shot_rule, name, block))
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             waiting = self._waiting(before)
             free = set(range(MAX_ONE_SHOT_RULES)) - {one.place for one in waiting}
             if not free:
                 raise OperatorError(
-                    f"POST /next: {MAX_ONE_SHOT_RULES} rules are waiting already; DELETE /next removes them"
+                    f"{name}: {MAX_ONE_SHOT_RULES} rules are waiting already; DELETE /next removes them"
                 )
             one = OneShotRule(number, min(free), count, block)
             self._channel.set_budget(one, count)
-            return replace(self._with_certificates(before, rules), one_shot_rules=(*waiting, one))
+            wanted = self._with_certificates(before, order.certificates)
+            return replace(wanted, one_shot_rules=(*waiting, one))
 
-        return self._channel.publish(change)
+        return self._publish(name, change)
 
-    def remove_one_shot_rules(self) -> int:
+    async def remove_one_shot_rules(self) -> int:
         """Remove all one-shot rules that are waiting."""
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
@@ -127,14 +152,14 @@ class ScenarioControl:
                 self._channel.set_budget(one, 0)
             return replace(before, one_shot_rules=())
 
-        return self._channel.publish(change)
+        return self._publish("DELETE /next", change)
 
-    def _with_certificates(self, order: RuntimeOrder, rules: Iterable[Rule]) -> RuntimeOrder:
+    def _with_certificates(self, order: RuntimeOrder, names: frozenset[str]) -> RuntimeOrder:
         """Return the order with the faulty certificates that its new rules need.
 
         Those that the configuration made may be gone after a reload.
         """
-        wanted = scenario.certificate_names(rules) - set(order.certificates)
+        wanted = names - set(order.certificates)
         made = {name: tls.faulty_certificate(name, self._settings).decode() for name in wanted}
         return replace(order, certificates={**order.certificates, **made})
 
@@ -168,9 +193,13 @@ class ScenarioControl:
         """Return the scenario in force and the one-shot rules, in the words of the JSON."""
         number, order = self._channel.read()
         if self._rule_names[0] != number:
-            rules = parse_rules(order.text, order.name) if order.name else self._loaded.rules
-            names = dict.fromkeys(clipped(rule.name) for rule in rules)
-            self._rule_names = number, len(rules), [*names][:MAX_RULE_NAMES]
+            if order.name:
+                blocks = enumerate(order.tables["rule"], 1)
+                names = [block.get("name", str(position)) for position, block in blocks]
+            else:
+                names = [rule.name for rule in self._loaded.rules]
+            unique = [*dict.fromkeys(map(clipped, names))]
+            self._rule_names = number, len(names), unique[:MAX_RULE_NAMES]
         return {
             "name": order.name or LOADED,
             "ordered": bool(order.name),

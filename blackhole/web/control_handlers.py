@@ -10,14 +10,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Final
 
 from tornado.web import stream_request_body
 
-from blackhole.rules import scenario
-from blackhole.rules.scenario import ScenarioSource
 from blackhole.settings import OperatorError
 from blackhole.values import expected
 from blackhole.web.base_handler import APIError, BaseHandler
@@ -46,10 +44,10 @@ class OrderHandler(BaseHandler):
 
     control: ScenarioControl
 
-    async def publish(self, order: Callable[[], int]) -> None:
+    async def publish(self, order: Awaitable[int]) -> None:
         """Publish an order, and respond when all workers apply it."""
         try:
-            number = order()
+            number = await order
         except OperatorError as error:
             retry = error.code == os.EX_TEMPFAIL
             status = HTTPStatus.SERVICE_UNAVAILABLE if retry else HTTPStatus.BAD_REQUEST
@@ -103,23 +101,20 @@ class ScenarioHandler(OrderHandler):
             raise too_large()
         control = self.control
         if self.body.strip():
-            name = "PUT /scenario"
-            await self.publish(
-                lambda: control.load(ScenarioSource(name, scenario.decode_source(self.body, name)))
-            )
+            await self.publish(control.load("PUT /scenario", self.body))
         else:
-            await self.publish(control.restore)
+            await self.publish(control.restore())
 
     async def post(self) -> None:
         """Switch to a scenario by its name."""
         name = self.json_object(self.body).get("name")
         if not isinstance(name, str):
             raise APIError(HTTPStatus.BAD_REQUEST, 'Expected {"name": NAME} in the body.')
-        await self.publish(lambda: self.control.switch(name))
+        await self.publish(self.control.switch(name))
 
     async def delete(self) -> None:
         """Restore the scenario of the configuration."""
-        await self.publish(self.control.restore)
+        await self.publish(self.control.restore())
 
 
 def too_large() -> APIError:
@@ -141,7 +136,7 @@ class NextRulesHandler(OrderHandler):
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
             error = expected(f"a whole number from 1 to {MAX_COUNT}", count)
             raise APIError(HTTPStatus.BAD_REQUEST, f"POST /next: count: {error}")
-        await self.publish(lambda: self.control.add_one_shot_rule(count, block))
+        await self.publish(self.control.add_one_shot_rule(count, block))
 
     async def delete(self) -> None:
-        await self.publish(self.control.remove_one_shot_rules)
+        await self.publish(self.control.remove_one_shot_rules())
