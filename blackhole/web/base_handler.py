@@ -134,14 +134,19 @@ class BaseHandler(RequestHandler):
     def compute_etag(self) -> None:
         """Compute none: a response is different each time, and a static file has its own."""
 
-    def json_object(self, body: bytes) -> dict[str, Any]:
-        """Return the JSON object in the body of a request. Raises APIError for anything else."""
+    def json_body(self, body: bytes) -> dict[str, Any] | None:
+        """Return the JSON object in the body of a request; None for anything else."""
         try:
             # UTF-8 is the only encoding of JSON (RFC 8259 8.1). `json` would try to load others.
             found = json.loads(body.decode().removeprefix("\N{BYTE ORDER MARK}"))
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def json_object(self, body: bytes) -> dict[str, Any]:
+        """Return the JSON object in the body of a request. Raises APIError for anything else."""
+        found = self.json_body(body)
+        if found is None:
             raise APIError(HTTPStatus.BAD_REQUEST, "Expected a JSON object in the body.")
         return found
 

@@ -145,7 +145,7 @@ class RunsHandler(StatsBaseHandler):
         self.write_json(self.stats.run_report(self.find_run(name)))
 
     def _name(self) -> str:
-        name = self.json_object(self.request.body).get("name")
+        name = (self.json_body(self.request.body) or {}).get("name")
         if not isinstance(name, str) or not re.fullmatch(RUN_NAME, name):
             raise APIError(
                 HTTPStatus.BAD_REQUEST,
