@@ -169,17 +169,15 @@ class Command(NamedTuple):
 
 COMMANDS: Final = (
     Command("CONNECT", any_argument, connect),
-    Command("HELO", helo_name, helo, "HELO hostname", "greet the server, the old way", last=True),
-    Command(
-        "EHLO", helo_name, ehlo, "EHLO hostname", "greet the server and ask for its extensions", last=True
-    ),
-    Command("STARTTLS", no_argument, starttls, "STARTTLS", "go on under TLS", last=True),
+    Command("HELO", helo_name, helo, "HELO hostname", "begin a session without extensions", last=True),
+    Command("EHLO", helo_name, ehlo, "EHLO hostname", "begin a session and list the extensions", last=True),
+    Command("STARTTLS", no_argument, starttls, "STARTTLS", "start TLS", last=True),
     Command(
         "AUTH",
         credentials,
         auth,
         "AUTH mechanism [initial-response]",
-        "log in, where EHLO offers it",
+        "authenticate, if the reply to EHLO offers it",
         needs=GREETED,
         bars=MAIL,
         last=True,
@@ -189,7 +187,7 @@ COMMANDS: Final = (
         mailbox(b"FROM", local_names=(b"",)),
         mail,
         "MAIL FROM:<address> [SIZE=n] [BODY=7BIT|8BITMIME] [SMTPUTF8] [RET=FULL|HDRS] [ENVID=id]",
-        "begin a message; <> is the null sender",
+        "begin a transaction with its sender; <> is the null sender",
         needs=GREETED,
         bars=MAIL,
     ),
@@ -198,7 +196,7 @@ COMMANDS: Final = (
         mailbox(b"TO", local_names=(b"postmaster",)),
         rcpt,
         "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]",
-        "name one recipient",
+        "add a recipient",
         needs=MAIL,
     ),
     Command(
@@ -206,19 +204,19 @@ COMMANDS: Final = (
         no_argument,
         data,
         "DATA",
-        "send the message, ended by a dot on a line of its own",
+        "send the message, which ends with a line of a single dot",
         needs=RCPT,
         last=True,
     ),
     Command(".", any_argument, end),
-    Command("RSET", no_argument, rset, "RSET", "forget the message that was begun"),
+    Command("RSET", no_argument, rset, "RSET", "abandon the transaction"),
     Command("NOOP", any_argument, always(replies.OK), "NOOP [anything]", "do nothing", last=True),
     Command(
         "VRFY",
         required_argument,
         by_request(replies.CODES[252], replies.VERIFIED, replies.NOT_VERIFIED),
         "VRFY address",
-        "ask whether an address exists",
+        "verify an address",
         last=True,
     ),
     Command(
@@ -226,11 +224,11 @@ COMMANDS: Final = (
         required_argument,
         by_request(replies.CANNOT_EXPAND, replies.EXPANDED, replies.NOT_EXPANDED),
         "EXPN list",
-        "ask who is on a list",
+        "list the members of a mailing list",
         last=True,
     ),
-    Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or all of them", last=True),
-    Command("QUIT", no_argument, quit_, "QUIT", "leave", last=True),
+    Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or list all of them", last=True),
+    Command("QUIT", no_argument, quit_, "QUIT", "end the session", last=True),
     # A verb of SMTP that Blackhole does not offer.
     Command("BDAT", any_argument, always(replies.BDAT_NOT_OFFERED), last=True),
 )
@@ -263,7 +261,7 @@ def explanations() -> dict[bytes, Reply]:
     pages[b""] = Reply(
         214,
         "2.0.0",
-        "Blackhole takes any mail and forgets it. HELP verb explains one of:",
+        "Blackhole accepts any mail and discards it. HELP followed by a verb explains one of:",
         *(" ".join(row.verb for row in offered[start : start + 7]) for start in range(0, len(offered), 7)),
     )
     return pages
