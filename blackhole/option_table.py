@@ -226,5 +226,15 @@ OPTIONS: Final = (
 OPTION_BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
 """Name or alias -> option."""
 
+RENAMED: Final = {
+    "max_message_size": "write message_size_limit = BYTES",
+    "pidfile": "write pid = FILE",
+    "tls_cert": "write ssl_cert = FILE",
+    "tls_dhparams": "remove the line, OpenSSL has its own parameters",
+    "tls_key": "write ssl_key = FILE",
+    "tls_listen": "write listen = ADDRESS:PORT,tls",
+}
+"""Options of Blackhole 2.x that have no alias here -> what to do instead."""
+
 NAMES: Final = tuple(option.name for option in OPTIONS)
 """The names to suggest for a mistyped one."""

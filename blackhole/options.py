@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from blackhole import conf_file, values
 from blackhole.hostname import own_hostname
-from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, Option, variable
+from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, RENAMED, Option, variable
 from blackhole.settings import ACCELERATORS, Listener, OperatorError, Settings
 from blackhole.values import did_you_mean, shown, without_password
 
@@ -57,6 +57,15 @@ REQUEST_FLAGS: Final = {
 
 If several are given, the first in this table is done.
 """
+
+RENAMED_FLAGS: Final = {
+    "-b": "give the action start",
+    "-c": "write --conf FILE",
+    "-d": "write --debug",
+    "-ls": "leave it out",
+    "-q": "leave it out",
+}
+"""Flags of Blackhole 2.x alone -> what to do instead."""
 
 UNUSED: Final = ", not used"
 """The end of the origin of a value that has no effect."""
@@ -185,6 +194,8 @@ def _action(rest: Sequence[str], last: Sequence[str], daemon: bool) -> str:
     """Return the action word of what the parser left over. Raises OperatorError for anything else."""
     for word in rest:
         if word.startswith("-"):
+            if word in RENAMED_FLAGS:
+                raise OperatorError(f"{word}: an option of Blackhole 2.x; {RENAMED_FLAGS[word]}", os.EX_USAGE)
             name = word.partition("=")[0]
             known = (*_FLAGS.values(), *(f"--{option}" for option in NAMES))
             close = did_you_mean("--" + name.strip("-").replace("-", "_"), known)
@@ -253,6 +264,8 @@ def _from_conf_file(conf: GivenValue) -> GivenValues:
     found: GivenValues = {}
     for line in conf_file.read(conf.value, conf.where):
         option = OPTION_BY_NAME.get(line.name)
+        if line.name in RENAMED:
+            raise line.error(f"{line.name}: an option of Blackhole 2.x; {RENAMED[line.name]}")
         if not option:
             raise line.error(f"{shown(line.name)}: unknown option{did_you_mean(line.name, NAMES)}")
         if option.name == "conf":

@@ -9,6 +9,7 @@ Options come from the marker `blackhole`, from the command line, and from the in
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,6 +50,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def _testing() -> Any:
     """Return the package `blackhole.testing`: most runs of pytest do not need it."""
+    if sys.platform != "linux":
+        raise pytest.UsageError("the fixtures of Blackhole need Linux")
     import blackhole.testing
 
     return blackhole.testing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from blackhole import __version__
+from blackhole import __version__, copies
 from blackhole.conf_file import quoted
 from blackhole.option_table import OPTIONS, Option
 from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, UNUSED
@@ -110,10 +110,14 @@ def version_text() -> str:
 
     import tornado
 
-    return (
-        f"Blackhole {__version__}\nTornado {tornado.version}\n"
-        f"Python {platform.python_version()} ({platform.python_implementation()})\n{ssl.OPENSSL_VERSION}\n"
-    )
+    lines = [
+        f"Blackhole {__version__}",
+        f"Tornado {tornado.version}",
+        f"Python {platform.python_version()} ({platform.python_implementation()})",
+        ssl.OPENSSL_VERSION,
+        *copies.warnings(),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _groups() -> Iterator[tuple[str, list[Option]]]:

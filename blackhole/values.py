@@ -257,7 +257,8 @@ def listener(text: str, default_mode: str = "accept", default_delay: Delay | Non
     address, *words = re.split(",(?=[a-z])", text)  # the comma of delay=1,5 comes before a digit
     match = _ADDRESS_AND_PORT.fullmatch(address)
     if not match:
-        raise expected(f"{LISTEN}, an IPv6 address in brackets", text)
+        blanks = ", and a blank without a comma between two listeners" if text.endswith(",") else ""
+        raise expected(f"{LISTEN}, an IPv6 address in brackets{blanks}", text)
     found_mode, found_delay = default_mode, default_delay
     tls = proxy = False
     for word in words:

@@ -92,6 +92,20 @@ def test_quotes_and_comments_in_a_conf_file(line: str, value: str, write_conf: W
     ("text", "message"),
     [
         ("port = 25\nprot = 26", "2: prot: unknown option (did you mean port?)"),
+        (
+            "max_message_size = 512000",
+            "1: max_message_size: an option of Blackhole 2.x; write message_size_limit = BYTES",
+        ),
+        ("tls_listen=:465", "1: tls_listen: an option of Blackhole 2.x; write listen = ADDRESS:PORT,tls"),
+        (
+            "tls_dhparams = d.pem",
+            "1: tls_dhparams: an option of Blackhole 2.x; remove the line, OpenSSL has its own parameters",
+        ),
+        (
+            "listen = 10.0.0.1:25, :::25",
+            "1: listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS], an IPv6 address in "
+            "brackets, and a blank without a comma between two listeners, not '10.0.0.1:25,'",
+        ),
         ("\n\nxyzzy = 1", "3: xyzzy: unknown option"),
         ("port = 25\n\nport = 25", "3: port: already set at FILE:1; remove one of the two"),
         (

@@ -418,6 +418,8 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
             "--message-sise-limit=1",
             "--message-sise-limit: unknown option (did you mean --message_size_limit?)",
         ),
+        ("-c x.conf", "-c: an option of Blackhole 2.x; write --conf FILE"),
+        ("-b", "-b: an option of Blackhole 2.x; give the action start"),
         ("-port=25", "-port: unknown option (did you mean --port?)"),
         ("--verison", "--verison: unknown option (did you mean --version?)"),
         ("--xyzzy", "--xyzzy: unknown option"),

@@ -193,7 +193,7 @@ def test_a_missing_redis_package_is_a_configuration_error(tmp_path: Path) -> Non
     done = run("-t", "--attempt_store=redis://127.0.0.1", **path)
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == (
-        'blackhole: attempt_store: Redis needs the package redis: pip install "blackhole[redis]"\n'
+        'blackhole: attempt_store: Redis needs the package redis: pip install "blackhole-smtp[redis]"\n'
     )
     assert run("-t", "--attempt_store=local", **path).returncode == 0
 

@@ -53,7 +53,7 @@ def make_parser() -> Any:
         from proxyprotocol.detect import ProxyProtocolDetect
     except ImportError:
         raise OperatorError(
-            "a listener with proxy needs the package proxy-protocol: pip install 'blackhole[proxy]'",
+            "a listener with proxy needs the package proxy-protocol: pip install 'blackhole-smtp[proxy]'",
             os.EX_CONFIG,
         ) from None
     return ProxyProtocolDetect()

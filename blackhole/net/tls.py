@@ -58,7 +58,7 @@ def faulty_certificate(fault: str, settings: Settings) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError:
         raise OperatorError(
-            f'scenario: certificate = "{fault}" needs a package: pip install "blackhole[certs]"'
+            f'scenario: certificate = "{fault}" needs a package: pip install "blackhole-smtp[certs]"'
         ) from None
     name = "wrong-name.invalid" if fault == "wrong-name" else settings.hostname
     end = datetime.now(UTC) + (-YEAR if fault == "expired" else YEAR)

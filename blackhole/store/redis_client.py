@@ -37,7 +37,7 @@ def redis_errors() -> tuple[type[Exception], ...]:
         from redis.asyncio import RedisError
     except ImportError:
         raise OperatorError(
-            'attempt_store: Redis needs the package redis: pip install "blackhole[redis]"'
+            'attempt_store: Redis needs the package redis: pip install "blackhole-smtp[redis]"'
         ) from None
     return RedisError, OSError, TimeoutError
 
