@@ -18,7 +18,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Coroutine
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final, TypeVar
 
 from blackhole.rules.attempt_store import Answer, HeldSlot, Update
@@ -32,10 +32,15 @@ from blackhole.store.redis_script import ATTEMPT_KEY, RENEW_INTERVAL, request_wo
 log = logging.getLogger(__name__)
 
 QueryType = TypeVar("QueryType", bound=RedisQuery)
-Item = TypeVar("Item")
 
-RECONNECT_INTERVAL: Final = 1.0
-"""Seconds between two attempts to connect."""
+RECONNECT_DELAYS: Final = (0.0, 1.0, 2.0, 4.0, 5.0)
+"""Seconds before the next attempt to connect, by the number of failures since queries were last answered.
+
+A connection that breaks is replaced at once; a Redis that fails again is left alone for longer and longer.
+"""
+
+MAX_REASON: Final = 200
+"""Characters of an error message that are logged."""
 
 RELEASE_TIMEOUT: Final = 0.2
 """Seconds that a stopping worker takes to release its slots."""
@@ -60,7 +65,10 @@ class RedisAttemptStore:
         self._answering = False
         """Redis answered the last batch in time, so queries are accepted."""
         self._queries: Final[deque[RedisQuery]] = deque()
-        self._commands: Final[deque[RedisCommand]] = deque()
+        self._commands: Final[dict[str, RedisCommand]] = {}
+        """By the token of the slot, so that one waits for each slot, however long Redis does not answer."""
+        self._failures = 0
+        """Failures since queries were last answered."""
         self._leases: Final[set[SlotLease]] = set()
         """Slots of this worker. One whose answer never came counts from the next renewal on."""
         self._token_numbers: Final = count()
@@ -96,7 +104,7 @@ class RedisAttemptStore:
         assert isinstance(place, SlotLease)
         self._leases.discard(place)
         if place.may_be_held:
-            self._commands.append(place.command("release"))
+            self._commands[place.token] = place.command("release")
             self._wake()
 
     # The life of a worker.
@@ -106,6 +114,7 @@ class RedisAttemptStore:
         self._worker_id = f"w{os.urandom(8).hex()}"
         asyncio.get_running_loop().set_default_executor(NonWaitingResolver())
         if not await self._connect():
+            self._failures = 1
             self._start(self._reconnect())
         self._start(self._renew_regularly())
 
@@ -143,12 +152,12 @@ class RedisAttemptStore:
     async def _run_batch(self) -> None:
         """Run one batch, and settle its queries. If Redis does not answer, begin to reconnect."""
         late = asyncio.get_running_loop().call_later(self._settings.timeout, self._stop_answering)
-        queries = [query for query in take_batch(self._queries) if not query.settled]
-        commands = take_batch(self._commands)
+        queries = [query for query in self._take_queries() if not query.settled]
+        commands = self._take_commands()
         try:
-            answers = await self._client.run([*queries, *commands])
+            answers = await self._client.run([*queries, *commands.values()])
         except self._client.errors as error:
-            self._commands.extendleft(reversed(commands))
+            self._commands.update(commands | self._commands)
             self._stop_answering()
             for query in queries:
                 query.settle(None)
@@ -159,8 +168,18 @@ class RedisAttemptStore:
         finally:
             late.cancel()
         self._answering = True
+        if queries:
+            self._failures = 0
         for query, answer in zip(queries, answers, strict=False):
             query.settle(answer)
+
+    def _take_queries(self) -> list[RedisQuery]:
+        """Remove and return as many queries as a batch holds."""
+        return [self._queries.popleft() for _ in range(min(BATCH_SIZE, len(self._queries)))]
+
+    def _take_commands(self) -> dict[str, RedisCommand]:
+        """Remove and return as many commands as a batch holds."""
+        return {token: self._commands.pop(token) for token in [*islice(self._commands, BATCH_SIZE)]}
 
     def _stop_answering(self) -> None:
         """Accept no further queries, and answer those that wait with None."""
@@ -193,8 +212,11 @@ class RedisAttemptStore:
 
     async def _reconnect(self) -> None:
         """Try to connect until that succeeds."""
-        while not await self._connect():
-            await asyncio.sleep(RECONNECT_INTERVAL)
+        connected = False
+        while not connected:
+            await asyncio.sleep(RECONNECT_DELAYS[min(self._failures, len(RECONNECT_DELAYS) - 1)])
+            self._failures += 1
+            connected = await self._connect()
 
     async def _renew_regularly(self) -> None:
         """Renew the leases from time to time, which also notices a Redis that no longer answers."""
@@ -206,18 +228,21 @@ class RedisAttemptStore:
     def _renew(self) -> None:
         """Renew the lease of every slot that this worker may hold."""
         self._leases.intersection_update([lease for lease in self._leases if lease.may_be_held])
-        self._commands.extend(lease.command("renew") for lease in self._leases)
+        self._commands.update((lease.token, lease.command("renew")) for lease in self._leases)
         self._wake()
 
     def _warn(self, error: Exception) -> None:
-        """Log that Redis does not answer, unless a worker has logged it within LOG_INTERVAL."""
+        """Log that Redis does not answer, unless a worker has logged it within WARNING_INTERVAL."""
         change = WindowCount(1, 1, WARNING_INTERVAL).spend
-        if not self._warnings.update(b"", time.monotonic(), change, alone=True):
+        if self._warnings.update(b"", time.monotonic(), change, alone=True) is False:
             self._warned = True
-            reason = str(error) or "no answer in time"
+            reason = self._reason(error)
             log.warning("attempt_store: %s: %s; each rule's when_unknown applies", self._settings, reason)
 
-
-def take_batch(waiting: deque[Item]) -> list[Item]:
-    """Remove and return as many items as a batch holds."""
-    return [waiting.popleft() for _ in range(min(BATCH_SIZE, len(waiting)))]
+    def _reason(self, error: Exception) -> str:
+        """Return the message of an error as it is logged; Redis may have written it, and quote passwords."""
+        message = str(error) or "no answer in time"
+        if self._settings.password:
+            message = message.replace(self._settings.password, "***")
+        shown = "".join(character if character.isprintable() else "?" for character in message)
+        return shown if len(shown) <= MAX_REASON else f"{shown[:MAX_REASON]}..."

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from blackhole.settings import OperatorError, RedisSettings
+from blackhole.store.redis_replies import InvalidReply, ReplyParser, checked_answers, checked_secret
 from blackhole.store.redis_requests import Key, RedisCommand, RedisQuery
 from blackhole.store.redis_script import SCRIPT
 
@@ -28,6 +29,10 @@ ANSWER_TIMEOUT: Final = 1.0
 """Seconds without an answer after which a connection is given up, unless the operator allows more."""
 
 
+MAX_SECRETS: Final = 3
+"""Replies with another secret, to one batch: more than there are when several machines start at once."""
+
+
 def redis_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that mean "no answer".
 
@@ -39,7 +44,7 @@ def redis_errors() -> tuple[type[Exception], ...]:
         raise OperatorError(
             'attempt_store: Redis needs the package redis: pip install "blackhole-smtp[redis]"'
         ) from None
-    return RedisError, OSError, TimeoutError
+    return RedisError, OSError, TimeoutError, InvalidReply
 
 
 class NonWaitingResolver(ThreadPoolExecutor):
@@ -63,7 +68,7 @@ class RedisClient:
         # Import all that a connection needs now: after privileges are dropped, files may be unreadable.
         make_connection(settings)
         settings.host.encode("idna")
-        self._secret = os.urandom(16).hex()
+        self._secret = os.urandom(16).hex().encode()
         self._connection: Connection | None = None
 
     @property
@@ -97,18 +102,19 @@ class RedisClient:
 
     async def _run(self, connection: Connection, batch: Sequence[RedisQuery | RedisCommand]) -> list[int]:
         words = [request.words for request in batch]
-        while True:
+        for _ in range(MAX_SECRETS):
             keys = [f"{self._settings.prefix}:secret", *(self._key(request.key) for request in batch)]
             await connection.send_command("EVAL", SCRIPT, len(keys), *keys, self._secret, *words)
-            answers = await connection.read_response()
-            if isinstance(answers, list):
-                return answers
-            self._secret = answers.decode()
+            reply = await connection.read_response()
+            if not isinstance(reply, bytes):
+                return checked_answers(reply, len(batch))
+            self._secret = checked_secret(reply)
+        raise ConnectionError(f"another secret in each of {MAX_SECRETS} replies")
 
     def _key(self, key: Key) -> str:
         """Return the key in Redis."""
         kind, plain = key
-        digest = blake2b(plain, digest_size=16, key=self._secret.encode()).hexdigest()
+        digest = blake2b(plain, digest_size=16, key=self._secret).hexdigest()
         return f"{self._settings.prefix}:{kind}:{digest}"
 
 
@@ -125,6 +131,7 @@ def make_connection(settings: RedisSettings) -> Connection:
         "username": settings.user or None,
         "password": settings.password or None,
         "protocol": 2,
+        "parser_class": ReplyParser,
         "driver_info": None,
         "socket_timeout": None,
         "retry": Retry(NoBackoff(), 0),

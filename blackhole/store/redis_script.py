@@ -26,33 +26,56 @@ local now = time[1] * 1000000 + time[2]
 """
 
 SCRIPT: Final = f"""
-local secret = redis.call('GET', KEYS[1])
-if not secret then
-  redis.call('SET', KEYS[1], ARGV[1])
-elseif secret ~= ARGV[1] then
+local function is_of_wrong_type(reply)
+  if type(reply) ~= 'table' then
+    return false
+  end
+  return string.find(reply.err, 'WRONGTYPE', 1, true) and true or error(reply.err)
+end
+
+local secret = redis.pcall('GET', KEYS[1])
+if is_of_wrong_type(secret) or secret and (#secret == 0 or #secret > 64) then
+  return redis.error_reply('ERR ' .. KEYS[1] .. ' holds no secret of 1 to 64 octets; delete it')
+elseif secret and secret ~= ARGV[1] then
   return secret
+elseif not secret or #KEYS == 1 then
+  redis.call('SET', KEYS[1], ARGV[1])
 end
 {READ_CLOCK}
 local SECOND = 1000000
 local DAY = 86400 * SECOND
+local LARGEST = 2 ^ 53
 local LEASE = {LEASE_SECONDS:.0f} * SECOND
 
 local function decimal(number)
   return string.format('%.0f', number)
 end
 
+-- A key may hold anything: what is no record, or is from the future, counts as none.
 local function read_record(key)
-  local text = redis.call('GET', key)
-  if not text then
+  local text = redis.pcall('GET', key)
+  if is_of_wrong_type(text) or not text or #text > 64 then
     return 0, now, now
   end
-  local count, first, last = string.match(text, '(%d+) (%d+) (%d+)')
-  return tonumber(count), tonumber(first), tonumber(last)
+  local count, first, last = string.match(text, '^(%d+) (%d+) (%d+)$')
+  count, first, last = tonumber(count), tonumber(first), tonumber(last)
+  if not count or count > LARGEST or first > last or last > now + DAY then
+    return 0, now, now
+  end
+  return count, first, last
 end
 
 local function write_record(key, count, first, length)
   local text = decimal(count) .. ' ' .. decimal(first) .. ' ' .. decimal(now)
   redis.call('SET', key, text, 'PX', decimal(math.max(1, math.ceil(length / 1000))))
+end
+
+-- No lease is longer than LEASE: one that is was not made here, or before the clock was set back.
+local function drop_leases(key)
+  if is_of_wrong_type(redis.pcall('ZREMRANGEBYSCORE', key, '-inf', decimal(now))) then
+    redis.call('DEL', key)
+  end
+  redis.call('ZREMRANGEBYSCORE', key, decimal(now + 2 * LEASE), '+inf')
 end
 
 local function hold_slot(key, token)
@@ -102,7 +125,7 @@ end
 -- Concurrency slots: a sorted set of tokens by the time when their leases end.
 
 function change.acquire(key, limit, token)
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', decimal(now))
+  drop_leases(key)
   if redis.call('ZCARD', key) >= tonumber(limit) then
     return 1
   end
@@ -111,11 +134,13 @@ function change.acquire(key, limit, token)
 end
 
 function change.renew(key, token)
+  drop_leases(key)
   hold_slot(key, token)
   return 0
 end
 
 function change.release(key, token)
+  drop_leases(key)
   redis.call('ZREM', key, token)
   return 0
 end
@@ -134,6 +159,7 @@ return answers
 
 KEYS: the key of the secret, and a key for each request. ARGV: the secret, and the words of each request.
 It returns the answers (1 for yes, 0 for no), or the right secret if the batch was made with another one.
+A batch without requests writes the secret again, so that its answer tells whether Redis takes writes.
 """
 
 
