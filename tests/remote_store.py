@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blackhole.rules.attempt_store import Answer, HeldSlot, PendingAnswer, Update
+from blackhole.rules.turns import NextTurn
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
@@ -47,8 +48,9 @@ class UnavailableStore:
 
 
 def with_lookups(session: Session, out: bytes) -> bytes:
-    """Return the output of a session after it was given all answers that it waits for."""
+    """Return the output of a session after it was given all answers, and all turns, that it waits for."""
     while session.next_action is NextAction.LOOKUP:
-        assert isinstance(session.pending_lookup, PendingLookup)
-        out += session.resume_with_answer(session.pending_lookup.answer)
+        lookup = session.pending_lookup
+        assert isinstance(lookup, PendingLookup | NextTurn)
+        out += session.resume_with_answer(lookup.answer if isinstance(lookup, PendingLookup) else None)
     return out

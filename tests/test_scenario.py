@@ -14,9 +14,9 @@ from blackhole.rules import scenario
 from blackhole.rules.attempt_store import NULL_STORE
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.globs import GlobSet
 from blackhole.rules.listener_rules import MAX_CLIENT_KINDS
 from blackhole.rules.model import Condition, Rule, Window
-from blackhole.rules.patterns import GlobSet
 from blackhole.rules.scenario_file import parse_rule, parse_rules
 from blackhole.settings import OperatorError
 from blackhole.smtp.engine import SMTPEngine

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from blackhole.rules.attempt_store import HeldSlot
+from blackhole.rules.globs import GlobSet
 
 
 class RuleContext:
@@ -22,6 +23,7 @@ class RuleContext:
         "client",
         "elapsed",
         "header",
+        "header_matches",
         "held_slots",
         "helo",
         "id",
@@ -33,6 +35,7 @@ class RuleContext:
         "secure",
         "sender",
         "size",
+        "work",
     )
 
     def __init__(self, listener: str = "", client: str = "", secure: bool = False) -> None:
@@ -51,6 +54,8 @@ class RuleContext:
         """Octets: at MAIL as the client declared them, at the end of the message as received."""
         self.header: Sequence[bytes] = ()
         """Unfolded fields of the header section, at the end of the message and if a rule reads them."""
+        self.header_matches: Set[GlobSet] = frozenset()
+        """The conditions on header fields that these fulfil."""
         self.attempt = 1
         """Number of this attempt, from 1."""
         self.elapsed = 0.0
@@ -61,6 +66,8 @@ class RuleContext:
         """"MAIL" or "RCPT" if the last of them was refused; else empty."""
         self.quota_used: dict[tuple[str, bytes], int] = {}
         """What this connection took of its quotas, by the key of the rule and the domain, if any."""
+        self.work = 0
+        """Rules tried for this client, and as much other work, since other clients last had their turn."""
         self.held_slots: list[HeldSlot] = []
         """Concurrency slots that this connection holds in the store."""
 
@@ -81,6 +88,11 @@ class RuleContext:
         elif phase in ("HELO", "EHLO", "RSET"):
             self.sender, self.recipient, self.refused_phase = b"", b"", ""
             self.helo = argument or self.helo
+
+    @property
+    def texts_length(self) -> int:
+        """Octets that conditions on addresses and names have to look at."""
+        return len(self.sender) + len(self.recipient) + len(self.helo)
 
     @property
     def attempt_key(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -15,6 +15,7 @@ from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
 from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.rules.table import RuleTable
+from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp import replies
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.header_section import MAX_HEADER, fields
@@ -81,6 +82,7 @@ class RulePolicy:
         outcome_number: Callable[[str], int] = lambda name: 0,
     ) -> None:
         self.rules: Final = ListenerRules(rules, mode, listener)
+        self.rules.make_tables()
         self.random_source: Final = random_source
         self.environment: Final = environment
         self.phases: Final = frozenset(phase for phase in PHASES if _asks(self.rules, phase))
@@ -184,7 +186,7 @@ class RuleEvaluator:
             if self._policy.rules.reads_header:
                 context.header = fields(argument[:MAX_HEADER])
         tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
-        table = tables.get(phase)
+        table = tables[phase]
         if table is None:
             return None
         context.phase = phase
@@ -255,6 +257,20 @@ class RuleEvaluator:
     # How a rule is found.
 
     def _find(self, table: RuleTable) -> model.RuleMatch | model.PendingMatch | None:
+        """Return what the table says about the context."""
+        if table.reads_header:
+            return self._compare_header(table, table.compare_header(self.context))
+        return self._find_in(table)
+
+    def _compare_header(
+        self, table: RuleTable, turns: Iterator[None], answer: None = None
+    ) -> model.RuleMatch | model.PendingMatch | None:
+        """Go on comparing the fields of the header section until other clients should have their turn."""
+        for _ in turns:
+            return model.PendingMatch(NEXT_TURN, partial(self._compare_header, table, turns))
+        return self._find_in(table)
+
+    def _find_in(self, table: RuleTable) -> model.RuleMatch | model.PendingMatch | None:
         """Return what the table says about the context, after counting the attempt where a rule needs it."""
         context = self.context
         environment = self._policy.environment

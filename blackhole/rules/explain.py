@@ -36,10 +36,10 @@ def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
         raise _wrong("tls", "yes or no", tls)
     context.secure = tls.lower() == "yes"
     context.helo, context.sender, context.recipient = (
-        options.get(name, "").strip().removeprefix("<").removesuffix(">").encode()
+        _octets(options.get(name, "").strip().removeprefix("<").removesuffix(">"))
         for name in ("helo", "sender", "rcpt")
     )
-    context.header = [options["header"].encode()] if "header" in options else ()
+    context.header = [_octets(options["header"])] if "header" in options else ()
     context.size = _read_whole_number(options, "size", 0)
     context.attempt = _read_whole_number(options, "attempt", 1)
     at = options.get("at", "0")
@@ -48,6 +48,11 @@ def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
     except ValueError as error:
         raise OperatorError(f"--at: {error}", USAGE_ERROR) from None
     return context
+
+
+def _octets(argument: str) -> bytes:
+    """Return an argument of the command line as it was typed, UTF-8 or not."""
+    return argument.encode(errors="surrogateescape")
 
 
 def _wrong(option: str, expected: str, found: str) -> OperatorError:
@@ -95,7 +100,7 @@ def _described(context: RuleContext) -> Iterator[str]:
     yield f"from {context.client}{' under TLS' if context.secure else ''} at {context.listener},"
     for word, text in (("HELO", context.helo), ("MAIL", context.sender), ("RCPT", context.recipient)):
         if text:
-            yield f"{word} {text.decode()},"
+            yield f"{word} {text.decode(errors='backslashreplace')},"
     yield f"attempt {context.attempt}, {context.elapsed:g} s after the start"
 
 

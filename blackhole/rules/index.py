@@ -11,15 +11,15 @@ from functools import partial
 from operator import attrgetter
 from typing import Final, TypeVar
 
+from blackhole.rules.comparisons import Comparison, ThresholdIndex
 from blackhole.rules.context import RuleContext
+from blackhole.rules.glob_index import INDEX_THRESHOLD, GlobIndex
+from blackhole.rules.globs import GlobSet
+from blackhole.rules.letters import fold
 from blackhole.rules.model import Rule, Window
-from blackhole.rules.patterns import Comparison, GlobIndex, GlobSet, LiteralPart, ThresholdIndex, literal_part
 
 INDEXED_TEXTS: Final = ("recipient", "sender", "helo")
 """Attributes of a `RuleContext` by which rules are found, the most selective first."""
-
-INDEX_THRESHOLD: Final = 4
-"""An index pays from so many rules on; fewer are tried one by one."""
 
 Remaining = dict[int, Rule]
 """Number of a rule -> the rule: those that no index has taken yet."""
@@ -33,23 +33,25 @@ class RuleIndex:
     def __init__(self, rules: Sequence[Rule]) -> None:
         remaining = dict(enumerate(rules))
         self._texts: Final = _text_indexes(remaining)
-        self._fields: Final = _field_indexes(remaining)
+        self._headers: Final = _header_index(remaining)
         self._windows: Final = _window_index(remaining)
         self._sizes: Final = _size_index(remaining)
         self._unindexed: Final = tuple(remaining)
         self.is_useful: Final = len(remaining) < len(rules)
         """Whether it spares trying any rule."""
 
+    @property
+    def looks_up_texts(self) -> bool:
+        """Whether the length of addresses and names matters, as parts of them are looked up."""
+        return bool(self._texts)
+
     def candidates(self, context: RuleContext) -> Iterable[int]:
         """Return the numbers of the rules that may match, in their order."""
-        found = self._unindexed
+        found = [*self._unindexed]
         for text, index in self._texts:
-            found += index.find(text(context).lower())
-        if self._fields:
-            for field in context.header:
-                name, _, value = field.lower().partition(b":")
-                if name in self._fields:
-                    found += self._fields[name].find(value)
+            found += index.find(fold(text(context)))
+        for condition in context.header_matches:
+            found += self._headers.get(condition, ())
         for window, numbers in self._windows.items():
             if window.share(context.elapsed):
                 found += numbers
@@ -72,22 +74,24 @@ def _text_indexes(remaining: Remaining) -> list[tuple[Callable[[RuleContext], by
     indexes: list[tuple[Callable[[RuleContext], bytes], GlobIndex]] = []
     for name in INDEXED_TEXTS:
         parts = {
-            number: found for number, rule in remaining.items() if (found := _globs(rule, name).literal_parts)
+            number: globs.literal_parts
+            for number, rule in remaining.items()
+            if (globs := condition_globs(rule, name)) is not None and globs.literal_parts
         }
         if taken := _take(remaining, parts):
             indexes.append((attrgetter(name), GlobIndex(taken)))
     return indexes
 
 
-def _field_indexes(remaining: Remaining) -> dict[bytes, GlobIndex]:
-    """Return an index of field values by the name of the header field, in lower context."""
-    taken = _take(
-        remaining, {number: parts for number, rule in remaining.items() if (parts := field_parts(rule))}
-    )
-    return {
-        name: GlobIndex({number: parts[name] for number, parts in taken.items() if name in parts})
-        for name in {name for parts in taken.values() for name in parts}
+def _header_index(remaining: Remaining) -> dict[GlobSet, tuple[int, ...]]:
+    """Return the numbers of the rules with each condition on header fields."""
+    conditions = {
+        number: globs for number, rule in remaining.items() if (globs := condition_globs(rule, "header"))
     }
+    index: dict[GlobSet, tuple[int, ...]] = {}
+    for number, globs in _take(remaining, conditions).items():
+        index[globs] = (*index.get(globs, ()), number)
+    return index
 
 
 def _window_index(remaining: Remaining) -> dict[Window, tuple[int, ...]]:
@@ -115,22 +119,9 @@ def _size_index(remaining: Remaining) -> ThresholdIndex | None:
     return ThresholdIndex(taken) if taken else None
 
 
-def _globs(rule: Rule, key: str) -> GlobSet:
-    """Return the globs of a rule's condition with this key; an empty set where it has none."""
+def condition_globs(rule: Rule, key: str) -> GlobSet | None:
+    """Return the globs of a rule's condition with this key; None where it has none."""
     found = (
         test.index_key for test in rule.conditions if test.key == key and isinstance(test.index_key, GlobSet)
     )
-    return next(found, GlobSet(()))
-
-
-def field_parts(rule: Rule) -> dict[bytes, frozenset[LiteralPart]]:
-    """Return the literal parts of which a header field's value must have one for the rule to match, by field
-    name; empty where a glob has no literal part, or a field name has wildcards."""
-    found: dict[bytes, frozenset[LiteralPart]] = {}
-    for glob in _globs(rule, "header").globs:
-        name, _, value = glob.partition(":")
-        part = literal_part(value)
-        if part is None or "*" in name or "?" in name:
-            return {}
-        found[name.encode()] = found.get(name.encode(), frozenset()) | {part}
-    return found
+    return next(found, None)

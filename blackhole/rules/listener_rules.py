@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from typing import Final
 
 from blackhole.rules.context import RuleContext
@@ -10,11 +10,23 @@ from blackhole.rules.model import CLIENT_CONDITIONS, Rule
 from blackhole.rules.modes import MODE_RULES
 from blackhole.rules.table import RuleTable
 
-Tables = Mapping[str, RuleTable]
-"""Phase -> the table of its rules."""
-
 MAX_CLIENT_KINDS: Final = 256
-"""Sets of tables that are kept, one for each set of rules that a client can match."""
+"""Kinds of clients that have tables of their own. Further kinds share tables that look at the client too."""
+
+
+class PhaseTables(dict[str, RuleTable | None]):
+    """The table of each phase, made when it is first asked for; None for a phase without rules."""
+
+    def __init__(self, rules: Sequence[Rule], decided: Set[str]) -> None:
+        super().__init__()
+        self._rules: Final = rules
+        self._decided: Final = decided
+        """Conditions that all rules fulfil."""
+
+    def __missing__(self, phase: str) -> RuleTable | None:
+        rules = [rule for rule in self._rules if phase in rule.phases]
+        table = self[phase] = RuleTable(rules, self._decided) if rules else None
+        return table
 
 
 class ListenerRules:
@@ -43,20 +55,28 @@ class ListenerRules:
         """Whether a rule can refuse, defer, delay or cut off a message."""
         self.reads_header: Final = "header" in keys
         self._per_client: Final = not keys.isdisjoint(("client", "tls"))
-        self._tables: Final[dict[tuple[bool, ...], Tables]] = {}
+        self._tables: Final[dict[tuple[bool, ...], PhaseTables]] = {}
+        """Which rules a client can match -> their tables."""
+        self._tables_for_all: Final = PhaseTables(self.rules, frozenset())
 
-    def tables_for(self, context: RuleContext) -> Tables:
-        """Return the tables of the rules that a client can match, by phase."""
+    def make_tables(self) -> None:
+        """Make the tables that all clients share, before the first client comes."""
+        if not self._per_client:
+            tables = self.tables_for(RuleContext(self.listener))
+            for phase in self.phases:
+                assert tables[phase] is not None
+
+    def tables_for(self, context: RuleContext) -> PhaseTables:
+        """Return the tables of the rules that a client can match."""
         matching = tuple(_can_match(rule, context) for rule in self.rules) if self._per_client else ()
         tables = self._tables.get(matching)
         if tables is None:
             if len(self._tables) >= MAX_CLIENT_KINDS:
-                self._tables.clear()
+                return self._tables_for_all
             rules = self.rules
             if matching:
                 rules = tuple(rule for rule, matches in zip(rules, matching, strict=True) if matches)
-            tables = _by_phase(rules)
-            self._tables[matching] = tables
+            tables = self._tables[matching] = PhaseTables(rules, CLIENT_CONDITIONS)
         return tables
 
 
@@ -65,9 +85,3 @@ def _can_match(rule: Rule, context: RuleContext) -> bool:
     return all(
         condition.matches(context) for condition in rule.conditions if condition.key in CLIENT_CONDITIONS
     )
-
-
-def _by_phase(rules: Sequence[Rule]) -> Tables:
-    """Return a table for each phase that has rules."""
-    phases = {phase for rule in rules for phase in rule.phases}
-    return {phase: RuleTable(rule for rule in rules if phase in rule.phases) for phase in phases}

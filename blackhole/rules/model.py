@@ -10,10 +10,11 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules.attempt_store import PendingAnswer
+from blackhole.rules.comparisons import Comparison
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
+from blackhole.rules.globs import GlobSet
 from blackhole.rules.limiters import Limiter
-from blackhole.rules.patterns import Comparison, GlobSet
 from blackhole.smtp.randomness import RandomSource
 
 Draws = tuple[float, float, float, float]

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, to_bytes
+from blackhole.rules.comparisons import Comparison
 from blackhole.rules.context import RuleContext
-from blackhole.rules.patterns import Comparison, GlobSet
+from blackhole.rules.globs import GlobSet
 from blackhole.rules.value_readers import (
     read_certificate,
     read_chance,

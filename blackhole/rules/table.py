@@ -8,9 +8,29 @@ from typing import Final
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer
 from blackhole.rules.context import RuleContext
-from blackhole.rules.index import RuleIndex
-from blackhole.rules.model import CLIENT_CONDITIONS, NO_DRAWS, Draws, PendingMatch, Rule, RuleMatch
+from blackhole.rules.globs import GlobSet
+from blackhole.rules.header_index import HeaderIndex
+from blackhole.rules.index import RuleIndex, condition_globs
+from blackhole.rules.model import (
+    CLIENT_CONDITIONS,
+    NO_DRAWS,
+    Condition,
+    Draws,
+    PendingMatch,
+    Rule,
+    RuleMatch,
+)
+from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.randomness import RandomSource
+
+TURN: Final = 2000
+"""Rules tried, or as much other work, before other clients have their turn: about a millisecond."""
+
+FEW: Final = 100
+"""Rules, or as much other work, whose time does not matter: a turn has no more than 128 commands."""
+
+CHEAP: Final = 4
+"""Characters of an address that are looked up in the time in which a rule is tried."""
 
 RuleRow = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, bool]
 """The conditions to ask, the rule, and a fact about it, worked out beforehand.
@@ -21,7 +41,15 @@ It is a plain tuple, as unpacking a named one takes twice as long.
 
 def _conditions(rule: Rule, decided: Set[str]) -> tuple[Callable[[RuleContext], bool], ...]:
     """Return the conditions of a rule but for those that are decided already."""
-    return tuple(condition.matches for condition in rule.conditions if condition.key not in decided)
+    return tuple(_test(condition) for condition in rule.conditions if condition.key not in decided)
+
+
+def _test(condition: Condition) -> Callable[[RuleContext], bool]:
+    """Return the test of a condition. Fields of the header section have been compared beforehand."""
+    globs = condition.index_key
+    if condition.key == "header" and isinstance(globs, GlobSet):
+        return lambda context: globs in context.header_matches
+    return condition.matches
 
 
 class RuleTable:
@@ -36,16 +64,17 @@ class RuleTable:
     450
     """
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[Rule], decided: Set[str] = CLIENT_CONDITIONS) -> None:
+        """`decided` names the conditions that all contexts fulfil which the table is asked about."""
         rules = tuple(rules)
         self._rules: Final = rules
+        self._decided: Final = decided
         self._rows: Final[Sequence[RuleRow]] = tuple(
-            (_conditions(rule, CLIENT_CONDITIONS), rule, rule.is_random) for rule in rules
+            (_conditions(rule, decided), rule, rule.is_random) for rule in rules
         )
         """With all conditions; the third column tells whether anything is drawn."""
         self._rows_without_attempts: Final[Sequence[RuleRow]] = tuple(
-            (_conditions(rule, CLIENT_CONDITIONS | {"attempt"}), rule, rule.needs_attempt_count)
-            for rule in rules
+            (_conditions(rule, {*decided, "attempt"}), rule, rule.needs_attempt_count) for rule in rules
         )
         """Without those on the number of the attempt; the third column tells whether the rule needs it."""
         self._without_attempts: RuleTable | None = None
@@ -55,14 +84,29 @@ class RuleTable:
         )
         self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
+        headers = {globs for rule in rules if (globs := condition_globs(rule, "header"))}
+        self._header_index: Final = HeaderIndex(headers)
+        self.reads_header: Final = bool(headers)
+        """Whether a rule looks at header fields."""
         index = RuleIndex(rules)
         self._index: Final = index if index.is_useful else None
+        self._looks_up_texts: Final = index.looks_up_texts or any(
+            isinstance(condition.index_key, GlobSet) and condition.index_key.is_indexed
+            for rule in rules
+            for condition in rule.conditions
+        )
 
     def _candidates(self, context: RuleContext, rows: Sequence[RuleRow]) -> Sequence[RuleRow]:
         """Return those of all rows whose rules may match, in their order."""
         if self._index is None:
             return rows
         return [rows[number] for number in self._index.candidates(context)]
+
+    def compare_header(self, context: RuleContext) -> Iterator[None]:
+        """Compare the header fields of a context, before rules are looked for. Yields when other clients
+        should have their turn."""
+        context.header_matches = matches = set[GlobSet]()
+        return self._header_index.search(context.header, matches)
 
     def needs_attempt_count(self, context: RuleContext) -> bool:
         """Return whether attempts of this context have to be counted.
@@ -82,9 +126,8 @@ class RuleTable:
     def without_attempts(self) -> RuleTable:
         """The same rules for an attempt of unknown number."""
         if self._without_attempts is None:
-            self._without_attempts = RuleTable(
-                left for rule in self._rules if (left := rule.without_attempts())
-            )
+            left = (rule.without_attempts() for rule in self._rules)
+            self._without_attempts = RuleTable(filter(None, left), self._decided)
         return self._without_attempts
 
     def find(
@@ -96,10 +139,21 @@ class RuleTable:
     ) -> RuleMatch | PendingMatch | None:
         """Return the decision of the first rule that matches; None where none does.
 
-        `rows` are those left to ask, where an answer of the store was waited for.
+        `rows` are those left to ask, where something was waited for.
         """
         if rows is None:
-            rows = iter(self._candidates(context, self._rows))
+            candidates = self._candidates(context, self._rows)
+            rows = iter(candidates)
+            work = len(candidates)
+            if self._looks_up_texts:
+                work += context.texts_length // CHEAP
+            if work > FEW:
+                context.work += work
+                if context.work > TURN:
+                    context.work = 0
+                    return PendingMatch(
+                        NEXT_TURN, partial(self._after_turn, context, random_source, store, rows)
+                    )
         draw_key = b""
         for conditions, rule, is_random in rows:
             for matches in conditions:
@@ -124,6 +178,17 @@ class RuleTable:
                 if match := rule.match(blocked, draws):
                     return match
         return None
+
+    def _after_turn(
+        self,
+        context: RuleContext,
+        random_source: RandomSource,
+        store: AttemptStore,
+        rows: Iterator[RuleRow],
+        answer: None,
+    ) -> RuleMatch | PendingMatch | None:
+        """Go on after other clients have had their turn."""
+        return self.find(context, random_source, store, rows)
 
     def _resume(
         self,

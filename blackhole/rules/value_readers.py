@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from blackhole.addresses import NetworkSet, network
+from blackhole.rules.comparisons import Comparison, comparison
 from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
 from blackhole.rules.faults import FAULTS
+from blackhole.rules.globs import GlobSet
 from blackhole.rules.limiters import QUOTA_OWNERS, ConcurrencyLimit, Greylist, RateLimit
 from blackhole.rules.modes import DEFAULT_GREYLIST
-from blackhole.rules.patterns import Comparison, GlobSet, comparison
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
