@@ -205,8 +205,8 @@ HEADER = "[" + "a." * 15000 + "a]\n" + "".join(f"b{number}=1\n" for number in ra
     [
         (quadratic(60000), "takes more than 3 s of processor time"),
         (HEADER, "takes more than 3 s of processor time"),
-        (f"about = {NESTED}\n", "no [[rule]] in the file"),
-        (refuse(451, f"name = {NESTED}\n"), "expected printable text"),
+        (f"about = {NESTED}\n", "nested too deeply"),
+        (refuse(451, f"name = {NESTED}\n"), "nested too deeply"),
         (refuse(451, f"size = 0x{'f' * 5000}\n"), "a whole number of more than 64 bits"),
         (MANY_RULES, "2001 rules; at most 2000 can be put in force at run time"),
     ],

@@ -19,7 +19,7 @@ from blackhole.metrics.layout import CELL_INDEX
 from blackhole.settings import ACCELERATORS
 from tests.certificates import Certificate
 from tests.external_programs import requires
-from tests.program import Program, free_port, wait_for
+from tests.program import Program, free_port, run, wait_for
 from tests.service import Serve
 
 pytestmark = requires("openssl")
@@ -136,6 +136,19 @@ def test_server_sends_nothing_between_the_reply_and_the_handshake(
             while data := client.recv(4096):
                 rest += data
         assert b"250" not in rest
+
+
+def test_byte_order_mark_before_certificate_and_key_is_skipped(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    paths = []
+    for name, original in (("cert", certificate.cert), ("key", certificate.key)):
+        path = tmp_path / name
+        path.write_bytes("\N{BYTE ORDER MARK}".encode() + Path(original).read_bytes())
+        path.chmod(0o600)
+        paths.append(f"--ssl_{name}={path}")
+    done = run("-t", *paths)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_handshake_in_small_segments_succeeds(serve: Serve, certificate: Certificate) -> None:

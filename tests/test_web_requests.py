@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from blackhole.web.app import (
-    MAX_CLIENT_CONNECTIONS,
+    CLIENT_SHARE,
     MAX_CONNECTIONS,
     MAX_REQUEST_BODY,
     MAX_REQUEST_HEADER,
@@ -19,7 +19,9 @@ from blackhole.web.app import (
 from blackhole.web.base_handler import SECURITY_HEADERS
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
 from tests.http_api import Sink, ask, figures, raw, reached, send, total
-from tests.program import descriptors, free_port, wait_for
+from tests.program import SCRIPT, descriptors, free_port, wait_for
+
+CLIENT_MOST = int(MAX_CONNECTIONS * CLIENT_SHARE)
 
 NAMES = ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "192.0.2.1", "sink.example.com", "{host}"]
 OTHER_NAMES = ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "example.com"]
@@ -200,13 +202,13 @@ def test_clients_that_never_read_are_disconnected_and_leave_places_to_others() -
         program.dashboard()
         before = len(descriptors(*program.dashboards()))
         for number in range(MAX_CONNECTIONS):
-            source = f"127.0.0.{1 + number // MAX_CLIENT_CONNECTIONS}", 0
+            source = f"127.0.0.{1 + number // CLIENT_MOST}", 0
             address = "127.0.0.1", program.http
             client = stack.enter_context(socket.create_connection(address, source_address=source))
             client.setblocking(False)
             client.send(requests)
         wait_for(
-            lambda: len(descriptors(*program.dashboards())) > before + MAX_CLIENT_CONNECTIONS,
+            lambda: len(descriptors(*program.dashboards())) > before + CLIENT_MOST,
             "they take the places of more than one client",
         )
         wait_for(
@@ -221,10 +223,10 @@ def test_a_client_has_a_part_of_the_connections_only(sink: Sink) -> None:
     with ExitStack() as stack:
         sink.dashboard()
         before = len(descriptors(*sink.dashboards()))
-        for _ in range(MAX_CLIENT_CONNECTIONS + 50):
+        for _ in range(CLIENT_MOST + 50):
             stack.enter_context(socket.create_connection(("127.0.0.1", sink.http)))
         wait_for(
-            lambda: abs(len(descriptors(*sink.dashboards())) - before - MAX_CLIENT_CONNECTIONS) <= 2,
+            lambda: abs(len(descriptors(*sink.dashboards())) - before - CLIENT_MOST) <= 2,
             "those beyond the limit are closed",
         )
         other = stack.enter_context(
@@ -232,6 +234,7 @@ def test_a_client_has_a_part_of_the_connections_only(sink: Sink) -> None:
         )
         other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert other.recv(100).startswith(b"HTTP/1.1 200 ")
+    wait_for(lambda: len(descriptors(*sink.dashboards())) <= before, "all are closed")
 
 
 WILD_ACCEPTS = [
@@ -261,3 +264,18 @@ def test_a_body_in_another_encoding_than_utf_8_is_refused(sink: Sink, path: str,
     )
     assert raw(sink.http, head.encode() + b"\r\n" + octets).startswith(b"HTTP/1.1 400 ")
     assert "Traceback" not in sink.output()
+
+
+@pytest.mark.parametrize("path", ["/stats.json", "/metrics"])
+def test_a_dashboard_with_few_descriptors_has_few_connections(path: str) -> None:
+    command = ("sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", *SCRIPT)
+    with Sink("--workers=1", command=command) as program, ExitStack() as stack:
+        program.dashboard()
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", program.http)))
+        other = stack.enter_context(socket.socket())
+        other.bind(("127.0.0.2", 0))
+        other.connect(("127.0.0.1", program.http))
+        other.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert other.recv(100).startswith(b"HTTP/1.1 200 ")
+        assert "Traceback" not in program.output()

@@ -6,6 +6,7 @@ import os
 import resource
 import ssl
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ def read(settings: Settings, warn: Warn) -> Inputs:
 
 def _read_pem(path: str) -> bytes:
     try:
-        return input_file.read(path).octets
+        return input_file.read(path).octets.removeprefix(BOM_UTF8)
     except OSError as error:
         raise OperatorError(f"cannot read {path}: {error.strerror}") from None
 

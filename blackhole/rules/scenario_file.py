@@ -22,6 +22,9 @@ from blackhole.values import did_you_mean, shown
 REGEX_KEYS: Final = frozenset(("regex", "regexp", "match", "re"))
 """Keys that an operator may expect regular expressions under."""
 
+MAX_NESTING: Final = 16
+"""Tables and arrays in one another, from the file itself to the innermost value. The keys need six."""
+
 MAX_BITS: Final = 64
 """Bits of the largest whole number, such as a seed."""
 
@@ -54,24 +57,30 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
         raise OperatorError(f"{source}: {error}") from None
     except RecursionError:
         raise OperatorError(f"{source}: nested too deeply") from None
-    check_numbers(data, source)
+    check_values(data, source)
     return data
 
 
-def check_numbers(value: Any, source: str) -> None:
-    """Raise OperatorError, which names `source`, for a whole number of more than 64 bits anywhere in a value.
+def check_values(tables: Mapping[str, Any], source: str) -> None:
+    """Raise OperatorError, which names `source`, for a value that is out of all proportion.
 
-    TOML need not have any. Python refuses to write one of thousands of digits.
+    That is one that is nested more than MAX_NESTING deep, or a whole number of more than MAX_BITS bits. TOML
+    need not have such numbers, and Python refuses to write one of thousands of digits.
     """
-    values = [value]
-    while values:
-        match values.pop():
-            case dict() as table:
-                values += table.values()
-            case list() as array:
-                values += array
-            case int() as number if number.bit_length() > MAX_BITS:
-                raise OperatorError(f"{source}: a whole number of more than {MAX_BITS} bits")
+    level: list[Any] = [tables]
+    for _ in range(MAX_NESTING):
+        inner: list[Any] = []
+        for value in level:
+            match value:
+                case Mapping():
+                    inner += value.values()
+                case list():
+                    inner += value
+                case int() if value.bit_length() > MAX_BITS:
+                    raise OperatorError(f"{source}: a whole number of more than {MAX_BITS} bits")
+        level = inner
+    if level:
+        raise OperatorError(f"{source}: nested too deeply")
 
 
 def make_rules(
@@ -87,7 +96,7 @@ def make_rules(
 
 def parse_rule(block: Mapping[str, Any], source: str) -> Rule:
     """Return the rule of a block without windows and limiters. Raises OperatorError, which names `source`."""
-    check_numbers(block, source)
+    check_values(block, source)
     file = _File("", source, {"rule": [block]})
     for key in block:
         if key in NOT_IN_SINGLE_RULE:

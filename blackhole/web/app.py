@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping
@@ -44,8 +45,11 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 256
 
-MAX_CLIENT_CONNECTIONS: Final = 128
-"""Connections from one IPv4 address, or from one IPv6 network of 64 bits."""
+CLIENT_SHARE: Final = 0.5
+"""The share of all connections that one IPv4 address, or one IPv6 network of 64 bits, can have."""
+
+RESERVED_DESCRIPTORS: Final = 32
+"""Descriptors that the dashboard needs for itself."""
 
 MAX_REQUEST_HEADER: Final = 8192
 """Octets of a request line and header fields."""
@@ -132,6 +136,9 @@ class DashboardServer(HTTPServer):
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         super().initialize(*args, **kwargs)
+        available, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(2, min(MAX_CONNECTIONS, available - RESERVED_DESCRIPTORS))
+        """The number of connections; when descriptors run out, Tornado tries to accept without a pause."""
         self._clients: dict[IOStream, bytes] = {}
         """The client of each open connection."""
         self._client_connections: Counter[bytes] = Counter()
@@ -142,10 +149,7 @@ class DashboardServer(HTTPServer):
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Serve a connection; close it if there are too many, at all or of its client."""
         client = to_bytes(str(address[0]))[:8]
-        if (
-            len(self._clients) >= MAX_CONNECTIONS
-            or self._client_connections[client] >= MAX_CLIENT_CONNECTIONS
-        ):
+        if len(self._clients) >= self._most or self._client_connections[client] >= self._most * CLIENT_SHARE:
             stream.close()
             return
         self._clients[stream] = client

@@ -39,6 +39,13 @@ MAX_COUNT: Final = 1_000_000
 """Times that a one-shot rule can match."""
 
 
+ERROR_STATUS: Final = {
+    os.EX_TEMPFAIL: HTTPStatus.SERVICE_UNAVAILABLE,
+    os.EX_SOFTWARE: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""Code of an OperatorError -> status of the response; all others are mistakes in the request."""
+
+
 class OrderHandler(BaseHandler):
     """The base of the handlers that publish orders."""
 
@@ -49,9 +56,9 @@ class OrderHandler(BaseHandler):
         try:
             number = await order
         except OperatorError as error:
-            retry = error.code == os.EX_TEMPFAIL
-            status = HTTPStatus.SERVICE_UNAVAILABLE if retry else HTTPStatus.BAD_REQUEST
-            raise APIError(status, str(error)) from None
+            if error.code == os.EX_SOFTWARE:
+                log.error("an order could not be checked: %s", error)
+            raise APIError(ERROR_STATUS.get(error.code, HTTPStatus.BAD_REQUEST), str(error)) from None
         state = self.control.state()
         log.info(
             "order %d over HTTP: scenario %s, rules %d, one-shot rules %d",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import resource
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ class Dashboard:
         """Serve until a signal or the end of the master."""
         logging.getLogger("tornado").setLevel(logging.ERROR)  # mistakes of clients are not worth a warning
         limit_repeated_lines()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with asyncio.Runner() as runner:
             runner.run(self._serve(sockets))
 

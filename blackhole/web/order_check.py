@@ -146,6 +146,10 @@ def _within_limits(check: Callable[[], CheckedOrder]) -> CheckedOrder:
         return check()
     except MemoryError:
         os._exit(os.EX_SOFTWARE)
+    except OperatorError:
+        raise
+    except Exception as error:  # the log of the dashboard is limited, that of this process is not
+        raise OperatorError(f"internal error: {error!r}", os.EX_SOFTWARE) from None
 
 
 def _close_sockets() -> None:
