@@ -52,7 +52,8 @@ dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
 	@rm -rf dist
 	@$(BIN)/python -W error -m build
 	@$(BIN)/twine check --strict dist/*
-	@$(BIN)/python -m zipfile -l dist/*.whl | grep blackhole/py.typed >/dev/null || { echo 'py.typed is not in the wheel' >&2; exit 1; }
+	@for file in blackhole/py.typed man1/blackhole.1 completions/blackhole site-functions/_blackhole; do \
+	$(BIN)/python -m zipfile -l dist/*.whl | grep "$$file" >/dev/null || { echo "$$file is not in the wheel" >&2; exit 1; }; done
 
 bench: $(VENV)/.program  ## compare the speed with other sinks
 	@$(BIN)/python -m benchmarks

@@ -1,3 +1,46 @@
-from setuptools import setup
+"""The build: makes the description, the man page and the completions. The metadata is in setup.cfg."""
 
-setup()
+import configparser
+import re
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+SHARED = Path("build", "shared")
+INSTALLED = (
+    "share/man/man1/blackhole.1",
+    "share/bash-completion/completions/blackhole",
+    "share/zsh/site-functions/_blackhole",
+)
+
+
+def description() -> str:
+    """Return README.md with absolute links, as an index page needs; without a Source URL, without links."""
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg", "utf-8")
+    urls = dict(line.split(" = ", 1) for line in metadata["metadata"]["project_urls"].split("\n") if line)
+    base = urls.get("Source")
+    link = rf"[\1]({base}/blob/HEAD/\2)" if base else r"\1"
+    return re.sub(r"\[([^]]+)\]\((?![a-z]+:|#)([^)]+)\)", link, (ROOT / "README.md").read_text("utf-8"))
+
+
+class BuildWithManual(build_py):
+    """Makes the man page and the completions before they are installed."""
+
+    def run(self) -> None:
+        super().run()
+        sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+        import manual
+
+        manual.write(SHARED)
+
+
+setup(
+    cmdclass={"build_py": BuildWithManual},
+    data_files=[(str(Path(place).parent), [str(SHARED / place)]) for place in INSTALLED],
+    long_description=description(),
+    long_description_content_type="text/markdown",
+)
