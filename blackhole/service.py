@@ -200,6 +200,7 @@ class Service:
         settings, shared = wanted.settings, self._shared
         shared.counters.set_owner(child.row, title)
         self._close_unneeded(wanted, wanted.smtp_sockets)
+        logs.receive_from(child.log_channel)
         self._drop_privileges(settings)
         active = replace(shared.attach(wanted, child.row), clock_origin=self._began)
         worker.run(
@@ -220,6 +221,7 @@ class Service:
         settings, shared = wanted.settings, self._shared
         shared.counters.set_owner(child.row, DASHBOARD_TITLE)
         self._close_unneeded(wanted, set(wanted.dashboard_sockets))
+        logs.receive_from(child.log_channel)
         from blackhole.web.control import ScenarioControl
         from blackhole.web.dashboard import Dashboard
 
@@ -348,6 +350,10 @@ class Service:
     def child_exited(self, row: int) -> None:
         """Release what a child that has exited still held in shared memory."""
         self._shared.release_row(row)
+
+    def send_log(self, channel: socket) -> None:
+        """Send the log file to a child, which may not be able to open it."""
+        logs.send(channel)
 
     def stop_listening(self) -> None:
         """Close the sockets: as long as the master has one open, clients connect and wait in vain."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
+from socket import socket
 
 from setproctitle import setproctitle
 
@@ -131,6 +132,9 @@ class ScriptedService:
 
     def reopen_log(self) -> None:
         self.write("master reopens its log")
+
+    def send_log(self, channel: socket) -> None:
+        pass
 
     def stop_listening(self) -> None:
         self.write("stop listening")

@@ -293,6 +293,25 @@ def test_sigusr1_reopens_a_rotated_log() -> None:
             assert "listening on" in Path(f"{log}.1").read_text()
 
 
+@as_root
+def test_workers_use_a_rotated_log_that_they_cannot_open_themselves(tmp_path: Path) -> None:
+    """The log is in a directory that only root can enter."""
+    folder = tmp_path / "private"
+    folder.mkdir(mode=0o700)
+    log = folder / "log"
+    with Sink(f"--log={log}", "--user=nobody") as sink:
+        pids = [sink.pid, *sink.workers(), sink.dashboard()]
+        for number in (1, 2):
+            log.rename(f"{log}.{number}")
+            sink.process.send_signal(signal.SIGUSR1)
+            for pid in pids:
+                files = partial(lambda pid: [file for file in descriptors(pid) if str(log) in file], pid)
+                wait_for(lambda files=files: files() == [str(log)], f"{title(pid)} uses the new log alone")
+            assert len(descriptors(pids[1])) == len(descriptors(pids[2]))
+        assert "not reopened" not in log.read_text()
+        assert listens(sink.port)
+
+
 def test_reopen_lets_the_pidfile_owner_open_its_log_again(tmp_path: Path) -> None:
     pid, log = tmp_path / "pid", tmp_path / "log"
     assert run("reopen", f"--pid={pid}").returncode == 7

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from socket import socket
 from typing import Final, NoReturn
 
 from setproctitle import setproctitle
@@ -30,6 +31,8 @@ class Child:
     row: int
     """Its row of the shared counters."""
     title: str
+    log_channel: socket
+    """The master's end of the child's log channel."""
     deadline: float
     """When it is killed: unless a heartbeat comes before, or, once told to stop, unless it exits before."""
     ready_at: float = 0.0

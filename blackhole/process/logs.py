@@ -6,6 +6,7 @@ import faulthandler
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,6 +71,8 @@ class DescriptorHandler(logging.Handler):
         super().__init__()
         self.path: Final = path
         self.owner: Final = owner
+        self.channel: socket.socket | None = None
+        """In a child, where the master sends the file after a rotation."""
         self.descriptor: Final = self._open() if path else 2
 
     def _open(self) -> int:
@@ -84,11 +87,34 @@ class DescriptorHandler(logging.Handler):
             os.write(self.descriptor, f"{self.format(record)}\n".encode())
 
     def reopen(self) -> None:
-        """Open the file at the path again. Raises OperatorError (EX_CANTCREAT)."""
+        """Use the file that the master has sent, or open the path again.
+
+        Raises OperatorError (EX_CANTCREAT).
+        """
         if self.path:
-            fresh = self._open()
+            received = self._received()
+            fresh = self._open() if received is None else received
             os.dup2(fresh, self.descriptor, inheritable=False)
             os.close(fresh)
+
+    def _received(self) -> int | None:
+        """Return the last descriptor that the master has sent, if any came since the last call."""
+        last = None
+        with suppress(BlockingIOError):
+            while self.channel is not None:
+                data, descriptors, _, _ = socket.recv_fds(self.channel, 1, 1)
+                if not data:  # the master is gone
+                    break
+                if last is not None:
+                    os.close(last)
+                (last,) = descriptors
+        return last
+
+    def send(self, channel: socket.socket) -> None:
+        """Send the open file to a child, unless the child takes none."""
+        if self.path:
+            with suppress(OSError):
+                socket.send_fds(channel, [b"L"], [self.descriptor])
 
 
 class RateLimitFilter(logging.Filter):
@@ -154,9 +180,24 @@ def set_level(debug: bool) -> None:
 
 def reopen() -> None:
     """Open the log file again after its rotation; if that fails, log the reason into the old one."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, DescriptorHandler):
-            try:
-                handler.reopen()
-            except OperatorError as error:
-                log.error("log file not reopened, the old one stays in use: %s", error)
+    for handler in _handlers():
+        try:
+            handler.reopen()
+        except OperatorError as error:
+            log.error("log file not reopened, the old one stays in use: %s", error)
+
+
+def send(channel: socket.socket) -> None:
+    """Send the log file to a child, in the master."""
+    for handler in _handlers():
+        handler.send(channel)
+
+
+def receive_from(channel: socket.socket | None) -> None:
+    """Let `reopen` use the file that comes from the master, in a child."""
+    for handler in _handlers():
+        handler.channel = channel
+
+
+def _handlers() -> list[DescriptorHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, DescriptorHandler)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from socket import socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,8 @@ class ChildContext:
     """The child's row of the shared counters."""
     master_alive_fd: int
     """Read end of a pipe that only the master holds open for writing: end of file when the master is gone."""
+    log_channel: socket | None = None
+    """From it come descriptors of the log file, which the child may not be able to open after a rotation."""
 
 
 @dataclass(frozen=True, slots=True)

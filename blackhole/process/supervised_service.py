@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from socket import socket
 from typing import Protocol
 
 from blackhole.process.plan import ProcessPlan
@@ -52,6 +53,9 @@ class SupervisedService(Protocol):
 
     def reopen_log(self) -> None:
         """Open the master's log file again."""
+
+    def send_log(self, channel: socket) -> None:
+        """Send the descriptor of the log file to a child, which is then told to use it."""
 
     def stop_listening(self) -> None:
         """Close the listening sockets. Called once, before the children are told to stop."""

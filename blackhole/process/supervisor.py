@@ -14,8 +14,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from typing import Final
 
 from blackhole.metrics.counters import Counters
@@ -234,6 +235,7 @@ class Supervisor:
             child.deadline = max(child.deadline, last_heartbeat + self._timing.heartbeat_timeout)
         if child.ready_at and child.reopen_pending:  # before it is ready, the signal would kill it
             child.reopen_pending = False
+            self._service.send_log(child.log_channel)
             os.kill(child.pid, signal.SIGUSR1)
 
     def _kill_unresponsive(self, child: Child) -> None:
@@ -331,19 +333,26 @@ class Supervisor:
     # Starts and exits of children.
 
     def _start(self, slot: Slot, now: float) -> None:
-        row = self._counters.allocate_row()
+        row, channels = self._counters.allocate_row(), ExitStack()
         try:
+            ours, theirs = map(channels.enter_context, socketpair(AF_UNIX, SOCK_SEQPACKET))
+            for end in (ours, theirs):
+                end.setblocking(False)  # send_fds and recv_fds of CPython ignore MSG_DONTWAIT
             pid = os.fork()
         except OSError as error:  # the machine is short of something: never a reason to give up a slot
+            channels.close()
             self._counters.free_row(row)
             slot.failures = min(slot.failures + 1, GIVE_UP - 1)
             self._schedule_start(slot, now, f"cannot fork {slot.job.title}: {error.strerror}")
             return
         if pid == 0:
             os.close(self._master_fd)
-            run_child(slot.job, ChildContext(row, self._master_alive_fd), MASTER_SIGNALS)
+            for other in (ours, *(child.log_channel for child in self._children.values())):
+                other.close()
+            run_child(slot.job, ChildContext(row, self._master_alive_fd, theirs), MASTER_SIGNALS)
+        theirs.close()
         deadline = now + self._timing.heartbeat_timeout
-        slot.child = self._children[pid] = Child(pid, row, slot.job.title, deadline)
+        slot.child = self._children[pid] = Child(pid, row, slot.job.title, ours, deadline)
         self._service.child_started(pid)
 
     def _handle_exit(self, child: Child, code: int, now: float) -> None:
@@ -356,6 +365,7 @@ class Supervisor:
         self._service.check_order(child.row, child.hung)
         self._counters.free_row(child.row)
         self._service.child_exited(child.row)
+        child.log_channel.close()
         what = f"{child.title} (pid {child.pid}) {_describe_exit(code)}"
         slot = next((slot for slot in self._slots() if slot.child is child), None)
         if slot is None:
