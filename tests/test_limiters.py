@@ -19,7 +19,7 @@ from blackhole.rules.attempt_store import (
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.limiters import MAX_CONNECTION_QUOTAS, Greylist, RateLimit, client_network
-from blackhole.rules.scenario import ScenarioSource, parse_sources
+from blackhole.rules.scenario import parse_source, parse_sources
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
@@ -239,7 +239,7 @@ def test_no_two_rules_share_their_draws(rules: str) -> None:
 
 def test_rules_of_the_same_name_in_two_files_share_nothing() -> None:
     text = "[[rule]]\nname = 'limit'\nphase = 'RCPT'\nreply = '450 4.7.1 No'\n"
-    rules = parse_sources([ScenarioSource("one.toml", text + text), ScenarioSource("two.toml", text)])
+    rules = parse_sources([parse_source("one.toml", text + text), parse_source("two.toml", text)])
     assert len({rule.key for rule in rules}) == len(rules)
 
 

@@ -616,3 +616,22 @@ def test_report_shows_retries_and_uncertain_outcomes() -> None:
     suite = ElementTree.fromstring(report.report_junit(seen))
     assert "deferred with 4xx: 12 recipients" in str(suite.findtext("system-out"))
     assert ElementTree.fromstring(report.report_junit(snapshot_of())).find("system-out") is None
+
+
+@pytest.mark.parametrize("phase", ["NOOP", "RSET", "EHLO"])
+def test_recipients_are_tracked_through_a_command_that_ends_no_transaction(phase: str) -> None:
+    reply = "accept" if phase == "NOOP" else "450 4.3.0 Not now"
+    name = "x" if phase == "EHLO" else "client*"
+    refused = f"[[rule]]\nphase = '{phase}'\nhelo = '{name}'\nreply = '{reply}'\n"
+    events = []
+    for command in (b"", f"{phase} x\r\n".encode().replace(b"RSET x", b"RSET")):
+        listener = SimulatedListener(at_end("reply = '451 4.3.0 Later'") + refused)
+        for at in (0.0, 60.0):
+            listener.now = at
+            session = listener.arrive()
+            session.receive(b"HELO client.example.com\r\n")
+            session.receive(b"MAIL FROM:<ann@a>\r\nRCPT TO:<bob@b>\r\n" + command + b"DATA\r\n")
+            session.receive(b"Message-ID: <1@client>\r\n\r\nHello\r\n.\r\n")
+            listener.leave(session)
+        events.append({name: listener.counts[name] for name in ("deferred", "accepted_on_retry")})
+    assert events == [{"deferred": 1, "accepted_on_retry": 1}] * 2

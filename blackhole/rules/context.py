@@ -6,6 +6,7 @@ from collections.abc import Sequence, Set
 
 from blackhole.rules.attempt_store import HeldSlot
 from blackhole.rules.globs import GlobSet
+from blackhole.rules.letters import fold_octets
 
 
 class RuleContext:
@@ -78,15 +79,17 @@ class RuleContext:
         return context
 
     def update(self, phase: str, argument: bytes = b"", size: int = 0) -> None:
-        """Take in a command: its address or name, and the octets of the message, where the phase has them."""
+        """Take in a command: its address or name, and the octets of the message, where the phase has them.
+
+        What it makes a client start anew with is forgotten when it has been carried out.
+        """
         if phase == "MAIL":
             self.sender, self.recipient, self.refused_phase, self.size = argument, b"", "", size
         elif phase == "RCPT":
             self.recipient = argument
         elif phase == ".":
             self.size = size
-        elif phase in ("HELO", "EHLO", "RSET"):
-            self.sender, self.recipient, self.refused_phase = b"", b"", ""
+        elif phase in ("HELO", "EHLO"):
             self.helo = argument or self.helo
 
     @property
@@ -98,7 +101,7 @@ class RuleContext:
     def attempt_key(self) -> bytes:
         """The key by which attempts are counted: phase, sender and recipient, or phase and client."""
         if self.sender or self.recipient:
-            return b"\0".join((self.phase.encode(), self.sender.lower(), self.recipient.lower()))
+            return b"\0".join((self.phase.encode(), fold_octets(self.sender), fold_octets(self.recipient)))
         return b"\0".join((self.phase.encode(), self.client.encode()))
 
     @property

@@ -25,6 +25,9 @@ from blackhole.smtp.state import GREETED, PHASES, SessionState
 
 ENVELOPE: Final = frozenset(("MAIL", "RCPT"))
 
+RESETS: Final = frozenset(("HELO", "EHLO", "RSET"))
+"""Phases after which nothing is left of what was refused before."""
+
 CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
 """Phases that change the context of rules, or depend on what was refused before."""
 
@@ -154,8 +157,8 @@ class RuleEvaluator:
         self._tables = policy.rules.tables_for(context)
         self._argument = b""
         """The argument of the command that was decided on last."""
-        self._before = b"", b""
-        """Sender and recipient before that command, which hold if it is refused."""
+        self._before = b"", b"", b"", 0
+        """Name, sender, recipient and declared size before that command, which hold if it is refused."""
         self._tracker = tracker
         if tracker is None and policy.tracks_retries and policy.environment.outcome_store is not None:
             environment = policy.environment
@@ -174,7 +177,7 @@ class RuleEvaluator:
             context.sender = context.recipient = b""
             context.size = 0
         self._argument = argument
-        self._before = context.sender, context.recipient
+        self._before = context.helo, context.sender, context.recipient, context.size
         if context.refused_phase and not session.recipients:
             refusal = OUT_OF_SEQUENCE.get((context.refused_phase, phase))
             if refusal is not None:
@@ -200,12 +203,14 @@ class RuleEvaluator:
         """Take note of the reply to the command that was decided on last."""
         context = self.context
         if code >= 400:
+            context.helo, context.sender, context.recipient, context.size = self._before
             if phase in ENVELOPE:
-                context.sender, context.recipient = self._before
                 if context.refused_phase != "MAIL" or session.recipients:
                     context.refused_phase = phase
             elif phase == "DATA" and context.refused_phase == "RCPT" and not session.recipients:
                 return
+        elif context.refused_phase and phase in RESETS:
+            context.refused_phase = ""
         if self._tracker is not None:
             self._tracker.command_answered(session, phase, self._argument, code)
 

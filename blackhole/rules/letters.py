@@ -14,6 +14,11 @@ VARIANTS: Final = str.maketrans(
 """Small letters that share their capital with another one, as both Greek sigmas do -> the other one."""
 
 
+def fold_octets(text: bytes) -> bytes:
+    """Return the octets of a folded text, as parts of keys."""
+    return text.lower() if text.isascii() else fold(text).encode(errors="surrogateescape")
+
+
 def fold(text: bytes) -> str:
     """Return a text with small letters only, of as many characters. An octet that is no UTF-8 is one.
 

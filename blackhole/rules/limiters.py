@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from blackhole.rules.attempt_store import AttemptStore, PendingAnswer, Record
 from blackhole.rules.context import RuleContext
+from blackhole.rules.letters import fold_octets
 
 
 def client_network(client: str) -> bytes:
@@ -48,8 +49,8 @@ class Greylist(NamedTuple):
 
     def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
         """Return whether the rule with this key matches; see AttemptStore for other answers."""
-        triplet = client_network(context.client), context.sender.lower(), context.recipient.lower()
-        key = b"\0".join((b"greylist", rule_key.encode(), *triplet))
+        addresses = fold_octets(context.sender), fold_octets(context.recipient)
+        key = b"\0".join((b"greylist", rule_key.encode(), client_network(context.client), *addresses))
         return store.update(key, context.elapsed, self.blocks_attempt)
 
     def blocks_attempt(self, record: Record, now: float) -> tuple[Record, bool]:
@@ -73,7 +74,7 @@ class Greylist(NamedTuple):
 
 def _domain(address: bytes) -> bytes:
     """Return the domain of an address; empty for the null sender."""
-    return address[address.rfind(b"@") + 1 :].lower()
+    return fold_octets(address[address.rfind(b"@") + 1 :])
 
 
 QUOTA_OWNERS: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxyType(

@@ -36,6 +36,10 @@ MAX_TRACKED_RECIPIENTS: Final = 1000
 """Recipients of a message; further ones are not tracked."""
 
 
+ENDS_TRANSACTION: Final = frozenset(("HELO", "EHLO", "STARTTLS", "RSET", "QUIT"))
+"""Phases that end a transaction, besides MAIL. Recipients that were accepted then have been."""
+
+
 def unknown_address() -> str:
     """Return no address."""
     return ""
@@ -109,13 +113,14 @@ class RetryTracker:
         self._unconfirmed.clear()
         if phase == "RCPT":
             self._recipient(state, address, code)
-        elif phase != "DATA":
-            if self._answers:
-                self._finish_recipients(state, ACCEPTED)
-            if phase == "MAIL":
-                self._sender, self._mail_refusal = address.lower(), code if code >= 400 else 0
-        elif code >= 400:
-            self._finish_recipients(state, outcome_of(code, None))
+        elif phase == "MAIL":
+            self._finish_recipients(state, ACCEPTED)
+            self._sender, self._mail_refusal = address.lower(), code if code >= 400 else 0
+        elif phase == "DATA":
+            if code >= 400:
+                self._finish_recipients(state, outcome_of(code, None))
+        elif code < 400 and phase in ENDS_TRANSACTION:
+            self._finish_recipients(state, ACCEPTED)
 
     def _recipient(self, state: SessionState, address: bytes, code: int) -> None:
         if len(self._answers) == MAX_TRACKED_RECIPIENTS:

@@ -107,6 +107,7 @@ class EngineTables:
         self.end_of_message: Final = commands.pop(".")
         self.unknown: Final = other.pop("other")
         self.auth: Final = commands["AUTH"]
+        self.mail: Final = commands["MAIL"]
         self.starttls: Final = commands["STARTTLS"]
         self.commands: Final[Mapping[bytes, BoundCommand]] = {
             verb.encode(): command for verb, command in (other | commands).items()

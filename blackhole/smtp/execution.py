@@ -92,6 +92,8 @@ class CommandExecution(ReplyDelivery):
             self.certificate = decision.certificate
             if decision.replaces_command:
                 reply = decision.reply or replies.NO_REPLY
+                if command is self.engine.mail:
+                    self.reset()  # MAIL ends the transaction before it, refused or not.
             else:
                 reply = decision.amend(command.do(self, argument))
         if command is self.engine.connect:
