@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import weakref
 from typing import Any
 
 import pytest
@@ -177,6 +178,30 @@ class TestWhatIsDirect(AsyncTestCase):
             self.client.send(word)
             await asyncio.sleep(0.01)
             assert self.client.recv(100) == word.upper()
+
+    @gen_test
+    async def test_a_stream_whose_coroutine_has_ended_is_freed_without_the_garbage_collector(self) -> None:
+        class Echo:
+            def __init__(self, stream: DirectStream) -> None:
+                self.stream = stream
+
+            def answer(self, data: bytes) -> bytes:
+                return data
+
+            async def run(self) -> None:
+                with contextlib.suppress(StreamClosedError):
+                    await self.stream.exchange(self.answer)
+
+        ours, client = socket.socketpair()
+        stream: DirectStream | None = DirectStream(ours)
+        assert stream is not None
+        stream.run(Echo(stream).run())
+        freed = weakref.ref(stream)
+        client.close()
+        await asyncio.sleep(0.01)
+        assert stream.closed()
+        stream = None
+        assert freed() is None
 
     @gen_test
     async def test_an_exchange_that_another_task_awaits_reads_with_a_future(self) -> None:

@@ -139,16 +139,16 @@ class Connection:
             self._turns = self.context.latency.turns_to_sample() - 1
             out: bytes | None = self._greet()
             while out is not None:
-                if out:
-                    await self._send(out)
+                if out and not (written := self._send(out)).done():
+                    await self._drain(written)
                 if session.next_action is not READ:
                     out = await self._act(session.next_action, out)
                 elif not self._turns:
                     out = await self._measure_turn()
                 else:
-                    written = await self.stream.exchange(self._answer)
-                    if written is not None:
-                        await self._drain(written)
+                    unfinished = await self.stream.exchange(self._answer)
+                    if unfinished is not None:
+                        await self._drain(unfinished)
                     out, self._out = self._out, b""
         except (OSError, asyncio.CancelledError):
             pass  # StreamClosedError, or what else a broken connection raises; `close` while waiting
@@ -193,8 +193,8 @@ class Connection:
         self._turns = SAMPLE_EVERY - 1
         if session.next_action is not READ:
             return out
-        if out:
-            await self._send(out)
+        if out and not (written := self._send(out)).done():
+            await self._drain(written)
         self.context.latency.add(answered, received, clock())
         return b""
 
@@ -202,13 +202,11 @@ class Connection:
         """Leave a chunk to the coroutine."""
         self._input = data
 
-    async def _send(self, out: bytes) -> None:
-        """Send replies. They count when they are handed to the socket."""
+    def _send(self, out: bytes) -> asyncio.Future[None]:
+        """Write replies, which count when they are handed to the socket; return the future of the write."""
         self.idle = 0
         self._count_replies()
-        written = self.stream.write(out)
-        if not written.done():
-            await self._drain(written)
+        return self.stream.write(out)
 
     # Before the greeting.
 

@@ -98,8 +98,8 @@ class DirectStream(ClientStream):
     _close_callback: Callable[[], None] | None = None
     _closed = False
     _coroutine: Any = None
-    _answer: Answer
-    """Answers the client in an exchange."""
+    _answer: Any = None
+    """Answers the client in an exchange: an Answer."""
     _successor: DirectStream | None = None
     """The stream under TLS that has taken the place of this one."""
     _socket: Any = None
@@ -301,7 +301,8 @@ class DirectStream(ClientStream):
                 self._wait_for(awaited)
 
     def _ended(self, error: BaseException) -> None:
-        self._coroutine, self._coroutine_state = None, AWAITS_OTHER
+        # The answer refers to this stream: a cycle would leave each connection to the garbage collector.
+        self._coroutine, self._coroutine_state, self._answer = None, AWAITS_OTHER, None
         if not isinstance(error, StopIteration):
             # The connection answers for its own faults. This protects the loop.
             log.error("the coroutine of a connection failed", exc_info=error)
