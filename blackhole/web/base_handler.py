@@ -150,10 +150,13 @@ class BaseHandler(RequestHandler):
             raise APIError(HTTPStatus.BAD_REQUEST, "Expected a JSON object in the body.")
         return found
 
-    def write_json(self, value: object) -> None:
-        """Write the response as JSON."""
+    def write_json(self, value: object, key: str = "", text: str = "") -> None:
+        """Write the response as JSON; with a key, an object with that key, whose value is JSON already."""
+        written = json.dumps(value, indent=1)
+        if key:
+            written = f'{written.removesuffix("}").rstrip()},\n "{key}": {text}\n}}'
         self.set_header("Content-Type", "application/json")
-        self.write(json.dumps(value, indent=1) + "\n")
+        self.write(f"{written}\n")
 
     def number_argument(self, name: str, least: float, most: float, default: str) -> float:
         """Return a number from the query. Raises APIError if it is outside the limits."""

@@ -19,9 +19,14 @@ VIEWER_TIMEOUT: Final = 10
 """Seconds for a page to receive an event."""
 
 
-def event(name: str, data: object) -> str:
-    """Return a server-sent event with JSON data."""
-    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+def event(name: str, data: str) -> str:
+    """Return a server-sent event with JSON data, which must be one line."""
+    return f"event: {name}\ndata: {data}\n\n"
+
+
+def compact_json(data: object) -> str:
+    """Return data as JSON in one line."""
+    return json.dumps(data, separators=(",", ":"))
 
 
 class EventStream:
@@ -38,7 +43,7 @@ class EventStream:
     def first(self) -> str:
         """Return the events that a new viewer gets: the history and the latest figures."""
         constants = {"rules": self._stats.violation_rules(), "choices": self._scenarios}
-        return event("past", self._stats.past() | constants) + self._now()
+        return event("past", f"{self._stats.past_json()[:-1]},{compact_json(constants)[1:]}") + self._now()
 
     def publish(self) -> None:
         """Send the latest figures to all viewers."""
@@ -51,7 +56,7 @@ class EventStream:
         return await asyncio.shield(self._next)
 
     def _now(self) -> str:
-        return event("now", self._stats.current(self._stats.last_sample()))
+        return event("now", compact_json(self._stats.current(self._stats.last_sample())))
 
 
 class EventsHandler(BaseHandler):

@@ -72,8 +72,9 @@ class StatsHandler(StatsBaseHandler):
 
     def get(self) -> None:
         stats = self.stats
-        constants = {"history": stats.past(), "rules": stats.violation_rules()}
-        self.write_json(stats.current(stats.snapshot()) | constants)
+        self.write_json(
+            stats.current(stats.snapshot()) | {"rules": stats.violation_rules()}, "history", stats.past_json()
+        )
 
 
 class MetricsHandler(StatsBaseHandler):
