@@ -60,6 +60,12 @@ class RuleIndex:
         return sorted({*found}) if len(found) > 1 else found
 
 
+def useful_index(rules: Sequence[Rule]) -> RuleIndex | None:
+    """Return an index of rules; None where all of them would have to be tried."""
+    index = RuleIndex(rules)
+    return index if index.is_useful else None
+
+
 def _take(remaining: Remaining, named: Mapping[int, Named]) -> Mapping[int, Named]:
     """Take the rules of an index away from those that remain; return none where they are too few for one."""
     if len(named) < INDEX_THRESHOLD:

@@ -41,7 +41,7 @@ class Condition(NamedTuple):
 CLIENT_CONDITIONS: Final = frozenset(("listener", "client", "tls"))
 """Conditions that are decided once for a connection, and again after STARTTLS."""
 
-ENVELOPE_CONDITIONS: Final = CLIENT_CONDITIONS | {"sender", "recipient", "attempt"}
+ENVELOPE_CONDITIONS: Final = CLIENT_CONDITIONS | {"sender", "recipient"}
 """Conditions that depend only on the client and on what attempts are counted by."""
 
 
@@ -119,10 +119,10 @@ class Rule:
             self.seed is not None and self.is_random
         )
 
-    @property
-    def depends_only_on_envelope(self) -> bool:
-        """Whether its conditions depend on nothing but client, sender, recipient and attempt."""
-        return all(condition.key in ENVELOPE_CONDITIONS for condition in self.conditions)
+    def for_envelope(self) -> Rule:
+        """Return a rule for all commands that this one can match by client, sender and recipient."""
+        conditions = tuple(one for one in self.conditions if one.key in ENVELOPE_CONDITIONS)
+        return replace(self, conditions=conditions, window=None)
 
     @property
     def needs_store(self) -> bool:

@@ -10,7 +10,7 @@ from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswe
 from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.header_index import HeaderIndex
-from blackhole.rules.index import RuleIndex, condition_globs
+from blackhole.rules.index import RuleIndex, condition_globs, useful_index
 from blackhole.rules.model import (
     CLIENT_CONDITIONS,
     NO_DRAWS,
@@ -52,6 +52,11 @@ def _test(condition: Condition) -> Callable[[RuleContext], bool]:
     return condition.matches
 
 
+def _candidates(context: RuleContext, index: RuleIndex | None, rows: Sequence[RuleRow]) -> Sequence[RuleRow]:
+    """Return those of all rows whose rules may match, in their order."""
+    return rows if index is None else [rows[number] for number in index.candidates(context)]
+
+
 class RuleTable:
     """Finds the first rule that matches a context.
 
@@ -73,34 +78,27 @@ class RuleTable:
             (_conditions(rule, decided), rule, rule.is_random) for rule in rules
         )
         """With all conditions; the third column tells whether anything is drawn."""
-        self._rows_without_attempts: Final[Sequence[RuleRow]] = tuple(
-            (_conditions(rule, {*decided, "attempt"}), rule, rule.needs_attempt_count) for rule in rules
-        )
-        """Without those on the number of the attempt; the third column tells whether the rule needs it."""
         self._without_attempts: RuleTable | None = None
         self.counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
-        self._attempt_dependent: Final = any(
-            rule.needs_attempt_count and not rule.depends_only_on_envelope for rule in rules
+        counting = [rule.for_envelope() for rule in rules if rule.needs_attempt_count]
+        self._counting_rows: Final[Sequence[RuleRow]] = tuple(
+            (_conditions(rule, decided), rule, True) for rule in counting
         )
+        """The rules that need the number of the attempt, by their conditions on addresses."""
+        self._counting_index: Final = useful_index(counting)
+        self._counts_all: Final = any(not conditions for conditions, _, _ in self._counting_rows)
         self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
         headers = {globs for rule in rules if (globs := condition_globs(rule, "header"))}
         self._header_index: Final = HeaderIndex(headers)
         self.reads_header: Final = bool(headers)
         """Whether a rule looks at header fields."""
-        index = RuleIndex(rules)
-        self._index: Final = index if index.is_useful else None
-        self._looks_up_texts: Final = index.looks_up_texts or any(
+        self._index: Final = useful_index(rules)
+        self._looks_up_texts: Final = (self._index is not None and self._index.looks_up_texts) or any(
             isinstance(condition.index_key, GlobSet) and condition.index_key.is_indexed
             for rule in rules
             for condition in rule.conditions
         )
-
-    def _candidates(self, context: RuleContext, rows: Sequence[RuleRow]) -> Sequence[RuleRow]:
-        """Return those of all rows whose rules may match, in their order."""
-        if self._index is None:
-            return rows
-        return [rows[number] for number in self._index.candidates(context)]
 
     def compare_header(self, context: RuleContext) -> Iterator[None]:
         """Compare the header fields of a context, before rules are looked for. Yields when other clients
@@ -114,11 +112,11 @@ class RuleTable:
         They need not where each rule that reads the count is for other addresses: a count belongs to an
         envelope, which those rules never see.
         """
-        return self._attempt_dependent or (
+        return self._counts_all or (
             self.counts_attempts
             and any(
-                needs_count and all(matches(context) for matches in conditions)
-                for conditions, _, needs_count in self._candidates(context, self._rows_without_attempts)
+                all(matches(context) for matches in conditions)
+                for conditions, _, _ in _candidates(context, self._counting_index, self._counting_rows)
             )
         )
 
@@ -142,7 +140,7 @@ class RuleTable:
         `rows` are those left to ask, where something was waited for.
         """
         if rows is None:
-            candidates = self._candidates(context, self._rows)
+            candidates = _candidates(context, self._index, self._rows)
             rows = iter(candidates)
             work = len(candidates)
             if self._looks_up_texts:
