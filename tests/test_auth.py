@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import os
 import smtplib
 import subprocess
@@ -113,6 +114,26 @@ def test_users_in_the_file_authenticate_with_their_passwords_only(
     assert replies(session_for_ann(), f"AUTH PLAIN {plain}")[0][:3] == code
     assert replies(session_for_ann(), "AUTH LOGIN", b64(user), b64(password))[2][:3] == code
     assert replies(session_for_ann(), f"AUTH XOAUTH2 {b64(token)}", "")[0 if code == "235" else 1][:3] == code
+
+
+@pytest.mark.parametrize("user", ["", "ann", "fail=1"])
+@pytest.mark.parametrize("mechanism", [row.name for row in MECHANISMS])
+def test_any_accepts_an_empty_user_with_every_mechanism(mechanism: str, user: str) -> None:
+    session = make_engine(auth=True, auth_plaintext=True).session()
+    session.greet()
+    challenge = replies(session, f"AUTH {mechanism}")[0].removeprefix("334").strip()
+    digest = hmac.new(b"", base64.b64decode(challenge), "md5").hexdigest()
+    responses = {
+        "PLAIN": [f"\0{user}\0"],
+        "LOGIN": [user, ""],
+        "CRAM-MD5": [f"{user} {digest}"],
+        "XOAUTH2": [f"user={user}\x01auth=Bearer \x01\x01"],
+    }
+    code = "535" if user == "fail=1" else "235"
+    answer = replies(session, *map(b64, responses[mechanism]))[-1]
+    if mechanism == "XOAUTH2" and code == "535":
+        answer = replies(session, "")[-1]
+    assert answer[:3] == code
 
 
 def test_cram_md5_challenges_are_unique() -> None:

@@ -30,9 +30,9 @@ class Credentials(NamedTuple):
 
 Exchange = Generator[bytes, bytes, Credentials | Reply]
 
-TOKEN: Final = re.compile(rb"user=([^\x01]+)\x01auth=Bearer +([^\x01]+)\x01\x01", re.IGNORECASE)
+TOKEN: Final = re.compile(rb"user=([^\x01]*)\x01auth=Bearer +([^\x01]*)\x01\x01", re.IGNORECASE)
 
-DIGEST: Final = re.compile(rb"(.+) ([0-9a-f]{32})", re.DOTALL)
+DIGEST: Final = re.compile(rb"(.*) ([0-9a-f]{32})", re.DOTALL)
 
 NO_TOKEN: Final = b'{"status":"401","schemes":"bearer","scope":"https://mail.example/"}'
 
@@ -40,7 +40,7 @@ NO_TOKEN: Final = b'{"status":"401","schemes":"bearer","scope":"https://mail.exa
 def plain(nonce: bytes) -> Exchange:
     """RFC 4616: one response with both the user and the password."""
     words = (yield b"").split(b"\0")
-    if len(words) != 3 or not words[1]:
+    if len(words) != 3:
         return replies.BAD_AUTH_RESPONSE
     # The authorization identity, the first word, makes no difference here.
     return Credentials(words[1], partial(hmac.compare_digest, words[2]))

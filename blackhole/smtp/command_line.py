@@ -9,13 +9,14 @@ from blackhole.smtp import replies
 from blackhole.smtp.replies import Reply
 
 MAX_LINE: Final = 2048
-"""Octets of a command line. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix takes 2048 too."""
+"""Octets of a command line with its line end. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix
+takes 2048 too."""
 
 MAX_AUTH_LINE: Final = 12288
-"""Octets of AUTH and of the responses behind it (RFC 4954 4), where it is offered."""
+"""Octets of AUTH and of the responses behind it (RFC 4954 4), with the line end, where it is offered."""
 
 MAX_DISCARDED: Final = 65536
-"""Octets of an over-long line that are discarded in search of its end, before the session is closed."""
+"""Octets of an over-long line with its line end that are discarded before the session is closed."""
 
 STANDARD_LINE: Final = 510
 """Octets of a command line without its end that every server takes (RFC 5321 4.5.3.1.4)."""
@@ -31,6 +32,9 @@ OTHER_PROTOCOL: Final = re.compile(rb"[^A-Za-z\s]|[^\s:]*:")
 
 TLS_HANDSHAKE: Final = b"\x16"
 """The first octet of a TLS ClientHello (RFC 8446 5.1)."""
+
+BEHIND_BLANKS: Final = re.compile(rb"([ \t]*+)([^ \t]++)(?:[ \t]++(.*))?", re.DOTALL)
+"""Blanks, a verb, and an argument that may be separated from it by tabs."""
 
 PRIVATE_VERB: Final = (b"X", b"x")
 """The first letter of verbs that client and server may agree on between them (RFC 5321 4.1.5)."""

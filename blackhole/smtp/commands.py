@@ -18,7 +18,7 @@ from blackhole.smtp.arguments import (
     helo_name,
     mailbox,
     no_argument,
-    required_argument,
+    string,
 )
 from blackhole.smtp.auth import FAIL, PASS, Credentials, authenticate, challenge, failure_challenge
 from blackhole.smtp.events import EventNumbers, violation_events
@@ -213,7 +213,7 @@ COMMANDS: Final = (
     Command("NOOP", any_argument, always(replies.OK), "NOOP [anything]", "do nothing", last=True),
     Command(
         "VRFY",
-        required_argument,
+        string,
         by_request(replies.CODES[252], replies.VERIFIED, replies.NOT_VERIFIED),
         "VRFY address",
         "verify an address",
@@ -221,7 +221,7 @@ COMMANDS: Final = (
     ),
     Command(
         "EXPN",
-        required_argument,
+        string,
         by_request(replies.CANNOT_EXPAND, replies.EXPANDED, replies.NOT_EXPANDED),
         "EXPN list",
         "list the members of a mailing list",

@@ -23,6 +23,7 @@ from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find
 from blackhole.smtp.message_body import FINAL_DOT
+from blackhole.smtp.paths import USUAL_ADDRESS
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import GREETED, ClientLimits
@@ -41,11 +42,11 @@ USUAL_CODES: Final = (221, 250, 354)
 UNLIMITED: Final = 1 << 62
 """More octets than any message has."""
 
-# Printable ASCII without brackets, not long, no parameters. Where the order is enforced, an address has a "@"
-# and at most 254 octets; quotation marks are left to the parser.
-LENIENT_ADDRESS: Final = rb"<[!-;=?-~]{1,480}+>"
-STRICT_ADDRESS: Final = rb"<[!#-;=?A-~]{1,127}+@[!#-;=?A-~]{1,126}+>"
+# No parameters, and an address that is correct, also in its length: all else is counted as a violation.
+ADDRESS: Final = rb"(?=[^>]{1,254}+>)" + USUAL_ADDRESS
 
+MAX_USUAL: Final = len(b"RCPT TO:<>\r\n") + 254
+"""Octets of a usual command, at most: no address in it is longer than 254 (RFC 5321 4.5.3.1.3)."""
 
 ADDRESSES: Final = re.compile(rb"<([^>]*)>")
 """The addresses of a group."""
@@ -73,12 +74,11 @@ class UsualInput:
 
     def __init__(self, engine: EngineTables) -> None:
         config = engine.config
-        address = STRICT_ADDRESS if config.strict else LENIENT_ADDRESS
         self._match: Final = re.compile(
-            rb"(?:MAIL FROM|RCPT TO):" + address + rb"\r\n|(?:HELO|EHLO) [!-~]{1,480}+\r\n"
+            rb"(?:MAIL FROM|RCPT TO):<" + USUAL_ADDRESS + rb">\r\n|(?:HELO|EHLO) [!-~]++\r\n"
         ).fullmatch
         self._match_group: Final = re.compile(
-            rb"MAIL FROM:" + address + rb"\r\n(?:RCPT TO:" + address + rb"\r\n)++DATA\r\n"
+            rb"MAIL FROM:<" + ADDRESS + rb">\r\n(?:RCPT TO:<" + ADDRESS + rb">\r\n)++DATA\r\n"
         ).fullmatch
         self._bare: Final = {
             verb + b"\r\n": UsualCommand(engine.commands[verb], verb, b"\r\n")
@@ -115,7 +115,7 @@ class UsualInput:
         usual = self._bare.get(data) if len(data) == BARE_COMMAND else None
         if usual is None:
             match = self._match
-            if match(data) is None:
+            if len(data) > MAX_USUAL or match(data) is None:
                 return self._answer_group(session, data) if self._match_group(data) is not None else None
             usual = self._by_first_octet[data[0]]
         if usual.unasked[session.stage]:

@@ -9,6 +9,7 @@ from blackhole.smtp.arguments import NO_PARAMETERS
 from blackhole.smtp.auth import redacted
 from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY, BodyInspector
 from blackhole.smtp.command_line import (
+    BEHIND_BLANKS,
     MAX_AUTH_LINE,
     MAX_DISCARDED,
     MAX_LINE,
@@ -120,13 +121,13 @@ class InputReader(CommandExecution):
         """Answer the command line at `start`; return None if it is incomplete."""
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
-        if self.discarded or (len(line) > MAX_LINE and self._is_too_long(line)):
+        if self.discarded or (len(line) >= MAX_LINE and self._is_too_long(line)):
             return self._discard(len(line), end, len(data))
         if end < 0 and not is_binary(line):
             self.unprocessed = line
             return None
         if line.endswith(b"\r"):
-            line = line[:-1]
+            line = line[:-1] if not line.endswith(b"\r\r") else self._without_line_end(line)
         elif end >= 0 and not is_binary(line) and (refusal := self._check_bare_newline()) is not None:
             return end + 1, self.engine.unknown, refusal
         command, reply = self._answer_line(line, 0 <= end < len(data) - 1)
@@ -139,7 +140,8 @@ class InputReader(CommandExecution):
             command, argument = engine.auth, line
         else:
             verb, _, argument = line.partition(b" ")
-            command = engine.commands.get(verb) or engine.commands.get(verb.upper()) or engine.unknown
+            found = engine.commands.get(verb) or engine.commands.get(verb.upper())
+            command, argument = (found, argument) if found is not None else self._find_behind_blanks(line)
         if engine.trace is not None:
             engine.trace(self, "RECV", self._redacted(command, line))
         if len(line) > STANDARD_LINE and exceeds_standard(line) and command is not engine.auth:
@@ -153,17 +155,36 @@ class InputReader(CommandExecution):
             reply = self.check_pipelining(command, reply, offered, followed)
         return command, reply
 
+    def _find_behind_blanks(self, line: bytes) -> tuple[BoundCommand, bytes]:
+        """Return the command and its argument where blanks precede the verb, or a tab ends it."""
+        engine, match = self.engine, BEHIND_BLANKS.fullmatch(line)
+        command = None if match is None else engine.commands.get(match[2].upper())
+        if match is None or command is None:
+            return engine.unknown, line.partition(b" ")[2]
+        if match[1] or match[3]:  # else there are just blanks at the end, which do no harm (RFC 5321 4.1.1)
+            if engine.config.strict:
+                return engine.unknown, b""
+            self.record_violation("syntax")
+        return command, match[3] or b""
+
+    def _without_line_end(self, line: bytes) -> bytes:
+        """Return a line that ends with several CRs and a LF without them, but with all but one if strict."""
+        if self.engine.config.strict:
+            return line[:-1]
+        self.record_violation("bare-cr")
+        return line.rstrip(b"\r")
+
     def _is_too_long(self, line: bytes) -> bool:
-        """Return whether a line of more than MAX_LINE octets is longer than its command may be."""
+        """Return whether a line of MAX_LINE octets or more, without its LF, is longer than it may be."""
         is_auth = self.auth_exchange is not None or line[:5].upper() == b"AUTH "
         limit = MAX_AUTH_LINE if is_auth and self.engine.config.auth else MAX_LINE
-        return len(line) > limit and not is_binary(line)
+        return len(line) >= limit and not is_binary(line)
 
     def _discard(self, length: int, end: int, available: int) -> Answered | None:
         """Discard a piece of an over-long line; return the reply to it once its end has come, if ever."""
         engine = self.engine
         self.discarded += length
-        if self.discarded > MAX_DISCARDED:
+        if self.discarded >= MAX_DISCARDED:
             self.record_violation("long-command")
             return available, engine.unknown, replies.FAR_TOO_LONG
         if end < 0:

@@ -43,7 +43,10 @@ class ClientLimits(NamedTuple):
     """Messages and recipients are also counted over all connections of the client."""
 
 
-Checks = Mapping[bytes, Callable[[bytes], bool]]
+ValueCheck = Callable[[bytes, bool], bool]
+"""Takes the value of an ESMTP parameter, and whether to overlook what other servers overlook."""
+
+Checks = Mapping[bytes, ValueCheck]
 """ESMTP parameters by upper-case name, each with the check of its value."""
 
 
