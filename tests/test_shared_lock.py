@@ -108,7 +108,7 @@ def test_lock_that_the_kernel_has_no_memory_for_is_not_had(monkeypatch: pytest.M
 
     lock = SharedLock("test")
     with monkeypatch.context() as patch:
-        patch.setattr(shared_lock.fcntl, "lockf", no_locks_available)
+        patch.setattr(shared_lock, "lockf", no_locks_available)
         assert not lock.acquire(OCTET, 0.01)
     assert lock.acquire(OCTET)
 

@@ -116,7 +116,9 @@ class AttemptTable:
         not to be had. A new record with a count of 0 is not kept.
         """
         key_hash = self.key_hash(key)
-        return (self._update_alone if alone else self.update_hash)(key_hash, now, change)
+        if alone:
+            return self._update_alone(key_hash, now, change)
+        return self.update_hash(key_hash, now, change)
 
     def _update_alone(self, key_hash: int, now: float, change: Update[Answer]) -> Answer | None:
         """Do as `update_hash` under the lock of the key's set; return None if that is not to be had."""

@@ -7,10 +7,10 @@ processor time keeps it for a while; the others must go on without it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 import weakref
+from fcntl import F_GETLK, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_UN, fcntl, lockf
 from struct import Struct
 from typing import Final
 
@@ -23,6 +23,8 @@ MAX_WAIT_AGAIN: Final = 0.002
 FIRST_PAUSE: Final = 10e-6
 LONGEST_PAUSE: Final = 1e-3
 """Seconds between two tries. They double, so that a lock that is held for microseconds is had soon."""
+
+TRY: Final = LOCK_EX | LOCK_NB
 
 LOCK_DESCRIPTION: Final = Struct("hhqqi0q")
 """struct flock of fcntl(2): type, origin, start, length, pid of the owner."""
@@ -47,19 +49,21 @@ class SharedLock:
 
     def acquire(self, octet: int = 0, max_wait: float = MAX_WAIT) -> bool:
         """Lock an octet, and return True; return False if its owner is stopped, or keeps it for too long."""
-        if self._try(octet):
-            if self._overdue:
-                self._overdue.discard(octet)
-            return True
-        return self._wait(octet, max_wait)
+        try:  # here and not in `_try`, since a call takes as long as half a system call
+            lockf(self._file, TRY, 1, octet)
+        except OSError:
+            return self._wait(octet, max_wait)
+        if self._overdue:
+            self._overdue.discard(octet)
+        return True
 
     def release(self, octet: int = 0) -> None:
         """Unlock an octet that this process has locked."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, octet)
+        lockf(self._file, LOCK_UN, 1, octet)
 
     def _try(self, octet: int) -> bool:
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, octet)
+            lockf(self._file, TRY, 1, octet)
         except OSError:  # another process has it, or the kernel is out of memory
             return False
         return True
@@ -79,9 +83,9 @@ class SharedLock:
 
     def _owner(self, octet: int) -> int:
         """Return the pid of the process that has locked an octet; 0 if there is none, or none to be seen."""
-        wanted = LOCK_DESCRIPTION.pack(fcntl.F_WRLCK, os.SEEK_SET, octet, 1, 0)
-        kind, *_, pid = LOCK_DESCRIPTION.unpack(fcntl.fcntl(self._file, fcntl.F_GETLK, wanted))
-        return 0 if kind == fcntl.F_UNLCK else int(pid)
+        wanted = LOCK_DESCRIPTION.pack(F_WRLCK, os.SEEK_SET, octet, 1, 0)
+        kind, *_, pid = LOCK_DESCRIPTION.unpack(fcntl(self._file, F_GETLK, wanted))
+        return 0 if kind == F_UNLCK else int(pid)
 
 
 def is_stopped(pid: int) -> bool:
