@@ -34,9 +34,11 @@ def read(path: str) -> InputFile:
         if not stat.S_ISREG(status.st_mode):
             raise not_regular
         with open(descriptor, "rb", closefd=False) as file:
-            octets = file.read(MAX_OCTETS + 1)
+            octets: bytes | None = file.read(MAX_OCTETS + 1)
     finally:
         os.close(descriptor)
+    if octets is None:  # as of /proc/kmsg
+        raise not_regular
     if len(octets) > MAX_OCTETS:
         raise OSError(errno.EFBIG, f"larger than {MAX_OCTETS >> 20} MiB", path)
     return InputFile(octets, status)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, chdir, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from socket import socket
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
@@ -27,7 +27,7 @@ from blackhole.process.prctl import signal_when_parent_dies
 from blackhole.process.privileges import drop_privileges
 from blackhole.process.program_files import ProgramFiles
 from blackhole.process.shared_state import SharedState
-from blackhole.process.supervisor import Supervisor
+from blackhole.process.supervisor import MASTER_SIGNALS, Supervisor
 from blackhole.process.terminal import Terminal
 from blackhole.process.worker import RETIRE_SIGNAL, WorkerContext
 from blackhole.rules import scenario
@@ -45,6 +45,9 @@ PROGRESS_TITLE: Final = "blackhole: progress"
 
 FIXED_SETTINGS: Final = ("user", "group", "pid", "log")
 """Settings that a reload cannot change: files were opened and given to a user by them."""
+
+ENDING_SIGNALS: Final = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+"""Signals that end a start; afterwards the supervisor takes them."""
 
 MAX_LOAD_SECONDS: Final = 5.0
 """Processor time that a reload may take in the master, which answers no signal meanwhile."""
@@ -87,6 +90,10 @@ class CommandLine:
 
 def serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
     """Run a server until it is told to stop; return the exit status. Raises OperatorError."""
+    # Others end the process before the supervisor takes them, and what they ask for can wait until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, MASTER_SIGNALS.keys() - ENDING_SIGNALS)
+    for number in ENDING_SIGNALS:
+        signal.signal(number, _end)
     with ExitStack() as on_exit:
         pidfile = None
         if settings.pid:  # before the ports: a second copy should hear "already running", not "port in use"
@@ -99,6 +106,11 @@ def serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
         if detached:
             service.detach()
         return service.run()
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """End during the start, and remove the pidfile."""
+    raise SystemExit(128 + number)
 
 
 def _working_directory() -> str:

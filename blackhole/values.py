@@ -183,7 +183,7 @@ def path(text: str) -> str:
     except OSError:  # from getcwd
         raise expected("an absolute path because the current directory is deleted", text) from None
     except UnicodeEncodeError:
-        raise expected("a path in UTF-8", text) from None
+        raise expected("a path in UTF-8", found) from None
     printable(text)
     return found
 

@@ -18,7 +18,7 @@ import time
 import zipapp
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -368,6 +368,64 @@ def test_server_that_nohup_started_outlives_its_terminal() -> None:
     assert listens(port)
     os.kill(pid, signal.SIGINT)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "number", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGALRM", "SIGCHLD"]
+)
+def test_signal_during_the_start_does_not_end_the_server(number: str) -> None:
+    code = f"""
+import os, signal, sys
+from blackhole import main, service
+detach, run = service.Service.detach, service.Service.run
+def signalled(self):
+    os.kill(os.getpid(), signal.{number})
+    return run(self)
+service.Service.run = signalled
+sys.exit(main.main())
+"""
+    with Program(command=(*PYTHON, "-c", code)) as program:
+        program.process.send_signal(getattr(signal, number))
+        time.sleep(0.3)
+        assert listens(program.port)
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_signal_that_ends_the_start_leaves_no_pidfile(tmp_path: Path, number: signal.Signals) -> None:
+    pid = tmp_path / "pid"
+    code = f"""
+import os, sys
+from blackhole import main, service
+service.Service.run = lambda self: os.kill(os.getpid(), {int(number)})
+sys.exit(main.main())
+"""
+    done = run(f"--pid={pid}", "--host=127.0.0.1", "--port=0", command=(*PYTHON, "-c", code))
+    assert (done.returncode, done.stderr) == (128 + number, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reader_of_standard_error_that_stops_does_not_stop_the_server() -> None:
+    """As a pager does, or Ctrl-S in a terminal."""
+    read_end, write_end = os.pipe()
+    port = free_port()
+    command = [*SCRIPT, "--host=127.0.0.1", f"--port={port}", "--workers=2"]
+    with subprocess.Popen(command, env=environment(), stderr=write_end) as process:
+        wait_for(lambda: len(children(process.pid)) == 2 and listens(port), "it serves")
+        os.set_blocking(write_end, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(write_end, b"x")
+        os.set_blocking(write_end, True)
+        for _ in range(3):
+            workers = children(process.pid)
+            os.kill(workers[0], signal.SIGKILL)
+            wait_for(lambda old=workers: set(children(process.pid)) - set(old), "a new worker", 10.0)
+            wait_for(lambda: listens(port), "it serves")
+        process.terminate()
+        assert process.wait(20) == 0
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_sigttin_adds_a_worker_and_sigttou_removes_one() -> None:

@@ -112,6 +112,8 @@ def read(settings: Settings, warn: Warn) -> Inputs:
             f"max_connections is {connections} instead of {settings.max_connections}:"
             f" a worker may open only {files} files; raise the limit (ulimit -n, LimitNOFILE)"
         )
+    if settings.attempt_store.ca:
+        _read_pem(settings.attempt_store.ca)  # workers open it by its name
     sources = tuple(map(scenario.read_source, settings.scenario))
     names = scenario.certificate_names(scenario.parse_sources(sources))
     passwords = None

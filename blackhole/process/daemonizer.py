@@ -65,7 +65,9 @@ def detach(keep: list[int]) -> LauncherPipe:
 
 def _wait_for_exit_code(pid: int, answer: int) -> NoReturn:
     """Wait in the launcher for the daemon's exit code, and exit with it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):  # the pidfile is the daemon's
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.waitpid(pid, 0)
     code = os.read(answer, 1)
     if not code:

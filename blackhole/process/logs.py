@@ -6,7 +6,9 @@ import faulthandler
 import logging
 import os
 import re
+import select
 import socket
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +26,9 @@ MAX_MESSAGE: Final = 500
 
 MAX_TRACEBACK: Final = 8000
 """Characters of a traceback that are logged, counted from its end, where the exception stands."""
+
+STALL_MILLISECONDS: Final = 1000
+"""How long a line waits for the reader of a pipe or a terminal. The next ones then do not wait."""
 
 _ESCAPES: Final = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0x100))} | {
     ord(char): escape for char, escape in zip("\t\n\r\\", (r"\t", r"\n", r"\r", r"\\"), strict=True)
@@ -63,7 +68,7 @@ class DescriptorHandler(logging.Handler):
 
     The file is opened with O_APPEND, so processes do not overwrite each other's lines. faulthandler
     keeps the number of the descriptor, and still writes into the right file after a rotation. A full
-    disk loses lines, and nothing else.
+    disk loses lines, and nothing else; so does a pipe or a terminal whose reader has stopped.
     """
 
     def __init__(self, path: str, owner: tuple[int, int] | None) -> None:
@@ -73,7 +78,9 @@ class DescriptorHandler(logging.Handler):
         self.owner: Final = owner
         self.channel: socket.socket | None = None
         """In a child, where the master sends the file after a rotation."""
-        self.descriptor: Final = self._open() if path else 2
+        self.descriptor: Final = self._open() if path else _unblocked(2)
+        self._may_stall: Final = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
+        self._stalled = False
 
     def _open(self) -> int:
         users = () if self.owner is None else self.owner[:1]
@@ -84,7 +91,15 @@ class DescriptorHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            os.write(self.descriptor, f"{self.format(record)}\n".encode())
+            if not self._may_stall or self._is_writable():
+                os.write(self.descriptor, f"{self.format(record)}\n".encode())
+
+    def _is_writable(self) -> bool:
+        """Return whether the reader takes a line, if need be after a time, but not again and again."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLOUT)
+        self._stalled = not poll.poll(0 if self._stalled else STALL_MILLISECONDS)
+        return not self._stalled
 
     def reopen(self) -> None:
         """Use the file that the master has sent, or open the path again.
@@ -115,6 +130,18 @@ class DescriptorHandler(logging.Handler):
         if self.path:
             with suppress(OSError):
                 socket.send_fds(channel, [b"L"], [self.descriptor])
+
+
+def _unblocked(descriptor: int) -> int:
+    """Return a descriptor of the same pipe or terminal that can be written to without waiting.
+
+    Without a second one, the first: its flags are those of other processes, too.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with suppress(OSError):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{descriptor}", flags)
+    return descriptor
 
 
 class RateLimitFilter(logging.Filter):

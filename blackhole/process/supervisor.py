@@ -427,5 +427,6 @@ MASTER_SIGNALS: Final[dict[signal.Signals, Callable[[Supervisor], None]]] = {
     signal.SIGTTOU: Supervisor.remove_worker,
     signal.SIGCHLD: Supervisor.reap,
     signal.SIGALRM: Supervisor.wake,
+    signal.SIGUSR2: Supervisor.wake,
 }
-"""The signals of the master, and what each does."""
+"""The signals of the master, and what each does. SIGUSR2 is meant for workers, and would end it."""
