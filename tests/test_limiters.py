@@ -304,12 +304,24 @@ def test_attempts_are_counted_only_for_envelopes_that_a_rule_can_match(
 ) -> None:
     memory = CountingTable()
     listener = SimulatedListener(
-        f"[[rule]]\nphase = 'RCPT'\n{conditions}\nreply = '450 4.2.1 Later'\n", memory=memory
+        f"seed = 7\n[[rule]]\nphase = 'RCPT'\n{conditions}\nreply = '450 4.2.1 Later'\n", memory=memory
     )
     session, _ = listener.arrive()
     for line in ("EHLO me", "MAIL FROM:<ann@a>", "RCPT TO:<bob@b>", "RCPT TO:<carl@b>", "RCPT TO:<carl@c>"):
         say(session, line)
     assert [key.rpartition(b"\0")[2].decode() for key in memory.keys] == counted
+
+
+def test_attempts_are_not_counted_for_chances_without_a_seed() -> None:
+    memory = CountingTable()
+    listener = SimulatedListener(
+        "[[rule]]\nphase = 'RCPT'\nchance = 0.5\nreply = ['450 4.2.1 Later', '451 4.2.1 Later']\n",
+        memory=memory,
+    )
+    session, _ = listener.arrive()
+    heard = {say(session, f"RCPT TO:<{number}@b>") for number in range(64)}
+    assert heard == {"250", "450", "451"}
+    assert memory.keys == []
 
 
 def test_scopes_of_a_store_do_not_share_slots() -> None:

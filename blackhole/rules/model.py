@@ -113,6 +113,11 @@ class Rule:
         )
 
     @property
+    def hangs_on_chance_alone(self) -> bool:
+        """Whether nothing but an unseeded chance, which never changes, decides whether it matches."""
+        return self.chance < 1.0 and self.seed is None and self.window is None and self.limiter is None
+
+    @property
     def needs_attempt_count(self) -> bool:
         """Whether it depends on the number of the attempt: by a condition, or by its seeded draws."""
         return any(condition.key == "attempt" for condition in self.conditions) or (
@@ -140,12 +145,8 @@ class Rule:
     def draw(self, key: bytes, random_source: RandomSource) -> Draws:
         """Return the draws for a key; with a seed they are the same in every process and run."""
         if self.seed is None:
-            return (
-                random_source.random(),
-                random_source.random(),
-                random_source.random(),
-                random_source.random(),
-            )
+            random = random_source.random
+            return random(), random(), random(), random()
         drawing = keyed_hash(self.seed, self.key).copy()
         drawing.update(key)
         first, second, third, fourth = DRAWS_DIGEST.unpack(drawing.digest())

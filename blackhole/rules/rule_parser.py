@@ -44,7 +44,11 @@ class InvalidKey(Exception):
 
 
 def make_rule(
-    block: Mapping[str, Any], values: dict[str, Any], windows: Mapping[str, Window], seed: int, number: str
+    block: Mapping[str, Any],
+    values: dict[str, Any],
+    windows: Mapping[str, Window],
+    seed: int | None,
+    number: str,
 ) -> Rule:
     """Return the rule of a block, whose values were read; `number` is its name where it has none.
 

@@ -117,7 +117,7 @@ class _File:
         """Return the rules of the file. Raises OperatorError."""
         top = _Block(self, "", 0, self._data)
         top.check_keys(FILE_KEYS)
-        seed = top.read("seed", read_seed, 0)
+        seed = top.read("seed", read_seed, None)
         windows: dict[str, Window] = {}
         for block in self._blocks(top, "window"):
             window = _window(block)
@@ -224,7 +224,7 @@ def _window(block: _Block) -> Window:
     return Window(found["name"], found["at"], found["for"], found["every"], found["ramp"])
 
 
-def _rule(block: _Block, windows: Mapping[str, Window], seed: int, rules_before: int) -> Rule:
+def _rule(block: _Block, windows: Mapping[str, Window], seed: int | None, rules_before: int) -> Rule:
     block.check_keys(RULE_KEYS)
     values = {key: block.read(key, RULE_KEYS[key], None) for key in block.data}
     try:

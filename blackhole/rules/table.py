@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer
+from blackhole.rules.chances import ChanceRun, runs
 from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.header_index import HeaderIndex
@@ -32,7 +33,7 @@ FEW: Final = 100
 CHEAP: Final = 4
 """Characters of an address that are looked up in the time in which a rule is tried."""
 
-RuleRow = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, bool]
+RuleRow = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, ChanceRun | bool]
 """The conditions to ask, the rule, and a fact about it, worked out beforehand.
 
 It is a plain tuple, as unpacking a named one takes twice as long.
@@ -74,10 +75,15 @@ class RuleTable:
         rules = tuple(rules)
         self._rules: Final = rules
         self._decided: Final = decided
+        groups = runs(rules, decided)
         self._rows: Final[Sequence[RuleRow]] = tuple(
-            (_conditions(rule, decided), rule, rule.is_random) for rule in rules
+            ((), group[0], ChanceRun(group))
+            if group[0].hangs_on_chance_alone and not _conditions(group[0], decided)
+            else (_conditions(group[0], decided), group[0], group[0].is_random)
+            for group in groups
         )
-        """With all conditions; the third column tells whether anything is drawn."""
+        """With all conditions, and one row for a run; the third column tells whether anything is drawn, or is
+        the run."""
         self._without_attempts: RuleTable | None = None
         self.counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
         counting = [rule.for_envelope() for rule in rules if rule.needs_attempt_count]
@@ -93,7 +99,7 @@ class RuleTable:
         self._header_index: Final = HeaderIndex(headers)
         self.reads_header: Final = bool(headers)
         """Whether a rule looks at header fields."""
-        self._index: Final = useful_index(rules)
+        self._index: Final = useful_index([first for first, *_ in groups])
         self._looks_up_texts: Final = (self._index is not None and self._index.looks_up_texts) or any(
             isinstance(condition.index_key, GlobSet) and condition.index_key.is_indexed
             for rule in rules
@@ -158,6 +164,10 @@ class RuleTable:
                 if not matches(context):
                     break
             else:
+                if isinstance(is_random, ChanceRun):
+                    if match := is_random.match(random_source):
+                        return match
+                    continue
                 probability = rule.probability(context.elapsed)
                 if not probability:
                     continue

@@ -1,0 +1,63 @@
+"""Runs of rules that hang on chance alone, and are decided by one draw."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from blackhole.rules.model import Rule, RuleMatch
+from blackhole.smtp.randomness import RandomSource
+
+
+class ChanceRun:
+    """Rules in a row that have no conditions, and a chance that never changes.
+
+    They miss together with the product of the probabilities by which each one misses.
+
+    >>> from random import Random
+    >>> from blackhole.rules.effects import Effect
+    >>> run = ChanceRun([Rule(frozenset(("RCPT",)), Effect(), chance=chance) for chance in (0.5, 0.25)])
+    >>> run.thresholds
+    [0.5, 0.625]
+    """
+
+    __slots__ = ("_rules", "thresholds")
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._rules: Final = tuple(rules)
+        self.thresholds: Final[list[float]] = []
+        """The probability that this rule or one before it matches, for each."""
+        reached = 1.0
+        for rule in self._rules:
+            reached *= 1.0 - rule.chance
+            self.thresholds.append(1.0 - reached)
+
+    def match(self, random_source: RandomSource) -> RuleMatch | None:
+        """Return the match of the first rule that the draw hits; None where it misses all."""
+        number = bisect(self.thresholds, random_source.random())
+        if number == len(self.thresholds):
+            return None
+        rule = self._rules[number]
+        return RuleMatch(rule.effect, rule.draw(b"", random_source), rule.counter)
+
+
+def runs(rules: Iterable[Rule], decided: Iterable[str]) -> Sequence[Sequence[Rule]]:
+    """Return the rules in their order: those that a run decides together, all others by themselves.
+
+    `decided` names conditions that are fulfilled.
+    """
+    known = frozenset(decided)
+
+    def joins(rule: Rule) -> bool:
+        return rule.hangs_on_chance_alone and known.issuperset(condition.key for condition in rule.conditions)
+
+    found: list[list[Rule]] = []
+    together = False
+    for rule in rules:
+        if together and joins(rule):
+            found[-1].append(rule)
+        else:
+            together = joins(rule)
+            found.append([rule])
+    return found
