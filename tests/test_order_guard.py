@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from blackhole.process.order_guard import OrderGuard
 from blackhole.process.processes import is_computing
 from blackhole.settings import OperatorError
 from blackhole.store.control import ControlChannel, OneShotRule, RuntimeOrder
-from tests.program import wait_for
+from tests.http_api import Sink, ask, sent
+from tests.program import PYTHON, wait_for
 
 TABLES = {"rule": [{"phase": "NOOP", "reply": "250 2.0.0 Ordered"}]}
 
@@ -51,7 +53,7 @@ def test_an_order_is_dropped_after_a_worker_died_while_reading_it(
     guarded.counters.set_reading_order(guarded.row, number)
     guarded.guard.check(guarded.row, hung=False)
     following, order = guarded.control.read()
-    assert (following, order) == (number + 1, RuntimeOrder(at=order.at))
+    assert (following, order) == (number + 1, RuntimeOrder(at=order.at, dropped=number))
     assert caplog.messages == [
         f"order {number} is dropped, because a worker has died of it; "
         f"order {following} restores the configuration"
@@ -136,3 +138,40 @@ def test_a_process_computes_while_it_neither_sleeps_nor_is_stopped() -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert not is_computing(pid)
+
+
+FATAL = """
+import os, sys
+from blackhole.process import worker
+
+read = worker.effective_scenario
+
+def read_or_die(order, *others):
+    if order.name:
+        {die}
+    return read(order, *others)
+
+worker.effective_scenario = read_or_die
+from blackhole.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("die", "seconds"), [("os._exit(9)", 0), ("while True: pass", 9)])
+def test_mail_flows_again_after_an_order_that_kills_every_worker(die: str, seconds: int) -> None:
+    command = (*PYTHON, "-c", FATAL.format(die=die))
+    with Sink("--workers=2", command=command) as program:
+        program.dashboard()
+        rule = '[[rule]]\nphase = "RCPT"\nreply = "450 4.2.1 Later"\n'
+        began = time.monotonic()
+        answer = ask(program.http, "/scenario", "PUT", rule)
+        if seconds:
+            assert answer.status == 504
+        else:
+            dropped = "The order was dropped, because a worker has died of it."
+            assert (answer.status, answer.json) == (400, {"error": dropped})
+        wait_for(lambda: "order 1 is dropped" in program.output(), "the master drops it", 20)
+        assert time.monotonic() - began >= seconds
+        program.wait_until_accepting(2)
+        assert sent(program.port)
+        assert ask(program.http, "/scenario").json["name"] == "loaded"

@@ -52,7 +52,9 @@ class OrderGuard:
         """Put an empty order in force in place of this one."""
 
         def change(before: RuntimeOrder, following: int) -> RuntimeOrder:
-            return RuntimeOrder(at=time.time()) if following == number + 1 else before
+            if following > number + 1:
+                return before
+            return RuntimeOrder(at=time.time(), dropped=number)
 
         try:
             following = self._control.publish(change)

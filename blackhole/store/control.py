@@ -91,6 +91,8 @@ class RuntimeOrder:
     certificates: Mapping[str, str] = field(default_factory=dict)
     """Faulty certificates that its rules show to clients, by name, as PEM."""
     one_shot_rules: tuple[OneShotRule, ...] = ()
+    dropped: int = -1
+    """Number of the last order that was dropped because a worker has died of it."""
 
 
 class ControlChannel:

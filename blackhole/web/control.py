@@ -173,6 +173,10 @@ class ScenarioControl:
         least = self._counters.applied_order()
         return least is None or least >= number
 
+    def is_dropped(self, number: int) -> bool:
+        """Return whether this order was dropped because a worker has died of it."""
+        return self._channel.read()[1].dropped == number
+
     def source(self) -> str:
         """Return the text of the scenario in force."""
         _, order = self._channel.read()

@@ -72,6 +72,8 @@ class OrderHandler(BaseHandler):
                     f"The order is in force, but a worker did not apply it within {APPLY_TIMEOUT:g} s.",
                 )
             await asyncio.sleep(APPLY_INTERVAL)
+        if self.control.is_dropped(number):
+            raise APIError(HTTPStatus.BAD_REQUEST, "The order was dropped, because a worker has died of it.")
         self.write_json(self.control.state())
 
 
