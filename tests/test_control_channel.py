@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import select
 import signal
 import smtplib
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from blackhole.store.active_scenario import NO_SCENARIO
 from blackhole.store.control import (
     INITIAL_NUMBER,
     MAX_ORDER_OCTETS,
+    SLOT_HEADER,
     SLOTS_START,
     ControlChannel,
     OneShotRule,
@@ -119,6 +122,71 @@ def test_a_one_shot_rule_cannot_consume_the_budget_of_its_successor() -> None:
     assert not channel.consume(old)
     assert channel.consume(new)
     assert (channel.remaining(old), channel.remaining(new)) == (0, 4)
+
+
+def write_order(channel: ControlChannel, text: bytes, number: int | None = None) -> None:
+    """Write something into the map as an order, as any process that has it could."""
+    number = channel.number + 1 if number is None else number
+    start = channel._slot(number)
+    SLOT_HEADER.pack_into(channel._map, start, zlib.crc32(text), len(text))
+    channel._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + len(text)] = text
+    channel._cells[0] = number
+
+
+def order_text(**fields: object) -> bytes:
+    """Return an order as it stands in the map, with these fields."""
+    order = {name: getattr(RuntimeOrder(), name) for name in RuntimeOrder.__slots__}
+    return json.dumps(order | fields).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b"9" * 5000,
+        order_text(more=1),
+        order_text(name=None),
+        order_text(text=1),
+        order_text(at="now"),
+        order_text(at=float("nan")),
+        order_text(at=1e300),
+        order_text(began=-1),
+        order_text(certificates=[1]),
+        order_text(certificates={"expired": 1}),
+        order_text(one_shot_rules=1),
+        order_text(one_shot_rules=[1]),
+        order_text(one_shot_rules=[[1, 0, 1]]),
+        order_text(one_shot_rules=[[1, 99, 1, {}]]),
+        order_text(one_shot_rules=[[1, -1, 1, {}]]),
+        order_text(one_shot_rules=[["1", 0, 1, {}]]),
+        order_text(one_shot_rules=[[1, 0, 1, "rule"]]),
+    ],
+    ids=lambda text: repr(text[:30] + text[-40:]),
+)
+def test_what_is_no_order_is_not_read_and_can_be_replaced(text: bytes) -> None:
+    channel = ControlChannel()
+    whole = channel.publish(lambda before, number: named("whole"))
+    channel.read()
+    write_order(channel, text)
+    assert channel.read() == (whole, named("whole"))
+    number = channel.publish(lambda before, number: replace(before, name="next"))
+    assert number == whole + 2
+    assert channel.read()[1].name == "next"
+
+
+@pytest.mark.parametrize("number", [2**32 - 1, 2**32, 2**64 - 1])
+def test_order_after_one_with_a_number_of_any_size_can_be_published(number: int) -> None:
+    channel = ControlChannel()
+    channel._cells[0] = number
+    one = OneShotRule(channel.publish(lambda before, number: named("next")), 0, 3, {})
+    channel.set_budget(one, 3)
+    assert channel.remaining(one) == 3
+    assert channel.read() == (one.number, named("next"))
 
 
 def publish_stopped(before: RuntimeOrder, number: int) -> RuntimeOrder:

@@ -40,6 +40,12 @@ BUDGET_BITS: Final = 32
 """A budget is a number of remaining uses in the low bits of a cell, and the number of its order above
 them."""
 
+MAX_TIME: Final = 1e12
+"""Seconds: more than any clock shows."""
+
+MAX_NUMBER: Final = 2**BUDGET_BITS - 1
+"""The largest number of an order."""
+
 SLOT_HEADER: Final = Struct("QQ")
 """Checksum and length of the order in a slot."""
 
@@ -95,6 +101,34 @@ class RuntimeOrder:
     """Number of the last order that was dropped because a worker has died of it."""
 
 
+def parse_order(text: bytes) -> RuntimeOrder | None:
+    """Return an order as `publish` has written it; None for anything else.
+
+    The master reads orders too, and any worker could write into the map.
+    """
+    try:
+        fields = json.loads(text)
+        rules = tuple(OneShotRule(*one) for one in fields.pop("one_shot_rules"))
+        order = RuntimeOrder(**fields, one_shot_rules=rules)
+        valid = _is_valid(order)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+    return order if valid else None
+
+
+def _is_valid(order: RuntimeOrder) -> bool:
+    """Return whether the values of an order are of the types and in the ranges that readers rely on."""
+    texts = order.name, order.text, *order.certificates, *order.certificates.values()
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(at, float | int) and 0 <= at < MAX_TIME for at in (order.at, order.began))
+        and all(
+            all(map(isinstance, one, (int, int, int, dict))) and one.place in range(MAX_ONE_SHOT_RULES)
+            for one in order.one_shot_rules
+        )
+    )
+
+
 class ControlChannel:
     """The channel, made before the fork.
 
@@ -123,17 +157,16 @@ class ControlChannel:
         return self._cells[0]
 
     def read(self) -> tuple[int, RuntimeOrder]:
-        """Return the order in force and its number, or the one read before where that is being
-        overwritten."""
+        """Return the order in force and its number; the one read before while that is being overwritten, or
+        where it is no order."""
         number = self.number
         if number != self._last_read[0]:
             start = self._slot(number)
             checksum, length = SLOT_HEADER.unpack_from(self._map, start)
             text = self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + length]
-            if zlib.crc32(text) == checksum:
-                fields = json.loads(text)
-                rules = tuple(OneShotRule(*one) for one in fields.pop("one_shot_rules"))
-                self._last_read = number, RuntimeOrder(**fields, one_shot_rules=rules)
+            order = parse_order(text) if zlib.crc32(text) == checksum else None
+            if order is not None:
+                self._last_read = number, order
         return self._last_read
 
     def publish(self, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
@@ -145,7 +178,7 @@ class ControlChannel:
         self._acquire(PUBLISH_LOCK)
         try:
             _, before = self.read()
-            number = self.number + 1
+            number = self.number % MAX_NUMBER + 1
             self._write(number, change(before, number))
         finally:
             self._lock.release(PUBLISH_LOCK)
