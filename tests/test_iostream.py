@@ -8,11 +8,9 @@ certificate check) and `TestStreamBuffer` (a private class of Tornado's).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
-import weakref
 from typing import Any
 
 import pytest
@@ -143,117 +141,23 @@ class TestWhatIsDirect(AsyncTestCase):
             await waiting
 
     @gen_test
-    async def test_an_exchange_goes_on_from_within_the_read_events(self) -> None:
+    async def test_the_coroutine_that_it_runs_is_resumed_from_within_the_read_event(self) -> None:
         seen: list[object] = []
-
-        def answer(data: bytes) -> bytes | None:
-            seen.append(asyncio.current_task())
-            return None if data == b"end" else data
 
         async def echo() -> None:
             while True:
-                seen.append(await self.stream.exchange(answer))
-                await self.stream.write(b"ended")
+                data = await self.stream.read_bytes(CHUNK, partial=True)
+                seen.append(asyncio.current_task())
+                await self.stream.write(data)
                 await asyncio.sleep(0)
 
         self.stream.run(echo())
-        for word in (b"one", b"two", b"end", b"three"):
-            self.client.send(word)
-            await asyncio.sleep(0.01)
-            assert self.client.recv(100) == (b"ended" if word == b"end" else word)
-        assert seen == [None] * 5
-        assert self.stream._direct
-
-    @gen_test
-    async def test_an_exchange_that_waits_goes_on_when_the_stream_becomes_ordinary(self) -> None:
-        async def echo() -> None:
-            with contextlib.suppress(StreamClosedError):
-                while True:
-                    await self.stream.exchange(bytes.upper)
-
-        self.stream.run(echo())
-        assert self.stream.reading()
-        assert self.stream.read_chunk_size
         for word in (b"one", b"two"):
             self.client.send(word)
             await asyncio.sleep(0.01)
-            assert self.client.recv(100) == word.upper()
-
-    @gen_test
-    async def test_a_stream_whose_coroutine_has_ended_is_freed_without_the_garbage_collector(self) -> None:
-        class Echo:
-            def __init__(self, stream: DirectStream) -> None:
-                self.stream = stream
-
-            def answer(self, data: bytes) -> bytes:
-                return data
-
-            async def run(self) -> None:
-                with contextlib.suppress(StreamClosedError):
-                    await self.stream.exchange(self.answer)
-
-        ours, client = socket.socketpair()
-        stream: DirectStream | None = DirectStream(ours)
-        assert stream is not None
-        stream.run(Echo(stream).run())
-        freed = weakref.ref(stream)
-        client.close()
-        await asyncio.sleep(0.01)
-        assert stream.closed()
-        stream = None
-        assert freed() is None
-
-    @gen_test
-    async def test_an_exchange_that_another_task_awaits_reads_with_a_future(self) -> None:
-        answered = asyncio.ensure_future(self.exchange_once())
-        await asyncio.sleep(0)
-        self.client.send(b"hello")
-        await answered
-        assert self.client.recv(100) == b"HELLO"
+            assert self.client.recv(100) == word
+        assert seen == [None, None]
         assert self.stream._direct
-
-    async def exchange_once(self) -> None:
-        await self.stream.exchange(bytes.upper)
-
-    @gen_test
-    async def test_an_exchange_raises_in_the_coroutine_what_the_answer_raises(self) -> None:
-        raised: list[ValueError] = []
-
-        def answer(data: bytes) -> bytes:
-            raise ValueError(data)
-
-        async def talk() -> None:
-            try:
-                await self.stream.exchange(answer)
-            except ValueError as error:
-                raised.append(error)
-
-        self.stream.run(talk())
-        self.client.send(b"hello")
-        await asyncio.sleep(0.01)
-        assert raised[0].args == (b"hello",)
-
-    @gen_test
-    async def test_an_answer_that_the_socket_does_not_take_whole_ends_the_exchange(self) -> None:
-        reply, ended = b"x" * (1 << 22), asyncio.Event()
-
-        async def talk() -> None:
-            written = await self.stream.exchange(lambda data: reply)
-            assert written is not None
-            await written
-            ended.set()
-
-        self.stream.run(talk())
-        self.client.send(b"hello")
-        self.client.setblocking(False)
-        heard = 0
-        while heard < len(reply):
-            await asyncio.sleep(0)
-            try:
-                heard += len(self.client.recv(1 << 20))
-            except BlockingIOError:
-                await asyncio.sleep(0.001)
-        await ended.wait()
 
     @gen_test
     async def test_the_coroutine_goes_on_when_the_stream_becomes_ordinary(self) -> None:

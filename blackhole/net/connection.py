@@ -9,15 +9,15 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 
 from blackhole.addresses import to_bytes
 from blackhole.metrics.counters import record_value
 from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
 from blackhole.net.admission import RECEIVED_OCTETS
-from blackhole.net.latency import SAMPLE_EVERY, clock
-from blackhole.net.stream import CHUNK, ClientStream, abort, close, has_unread_input, shutdown_write
+from blackhole.net.latency import clock
+from blackhole.net.stream import CHUNK, abort, close, has_unread_input, shutdown_write
 from blackhole.smtp.replies import (
     INTERNAL_ERROR,
     SERVER_STOPPING,
@@ -68,11 +68,11 @@ STRESS_RATE: Final = 500
 
 
 class Connection:
-    """Serves one client over a ClientStream.
+    """Serves one client over an IOStream.
 
     Tornado's `handle_stream` needs nothing else:
 
-        async def handle_stream(self, stream: ClientStream, address: tuple) -> None:
+        async def handle_stream(self, stream: IOStream, address: tuple) -> None:
             await Connection(stream, address[0], self.context, self.connection_closed).handle()
 
     `idle` counts the seconds since a command was answered, or octets of a body were read. The
@@ -80,10 +80,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_input",
         "_on_close",
-        "_out",
-        "_turns",
         "_waiting",
         "age",
         "closed_by_server",
@@ -100,12 +97,12 @@ class Connection:
 
     def __init__(
         self,
-        stream: ClientStream,
+        stream: IOStream,
         peer: str,
         context: ListenerContext,
         on_close: Callable[[Connection], None],
     ) -> None:
-        self.stream: ClientStream = stream
+        self.stream: IOStream = stream
         self.peer = peer
         """The client's address; behind a proxy, the one in the PROXY header."""
         self.context = context
@@ -125,31 +122,43 @@ class Connection:
         self._on_close = on_close
         self._waiting: asyncio.Future[Any] | None = None
         """What the coroutine waits for, other than the client's data."""
-        self._turns = 0
-        """Turns until the next one that is measured."""
-        self._input = self._out = b""
-        """What `_keep` and `_answer` left to the coroutine."""
 
     async def handle(self) -> None:
         """Serve the client until the connection ends. Raises nothing."""
         try:
             if not (self.context.greets_at_once or await self._open()):
                 return
-            session = self.session
-            self._turns = self.context.latency.turns_to_sample() - 1
+            session, stream, counters = self.session, self.stream, self.context.counters
+            latency = self.context.latency
+            turns, answered, received = latency.turns_to_sample(), 0, 0
             out: bytes | None = self._greet()
             while out is not None:
-                if out and not (written := self._send(out)).done():
-                    await self._drain(written)
+                if out:
+                    self.idle = 0
+                    event = session.single_event
+                    # A reply counts when it is handed to the socket.
+                    if session.counted_events or not event:
+                        self._count_replies()
+                    else:
+                        counters[event] += 1
+                    written = stream.write(out)
+                    if not written.done():
+                        await self._drain(written)
                 if session.next_action is not READ:
                     out = await self._act(session.next_action, out)
-                elif not self._turns:
-                    out = await self._measure_turn()
-                else:
-                    unfinished = await self.stream.exchange(self._answer)
-                    if unfinished is not None:
-                        await self._drain(unfinished)
-                    out, self._out = self._out, b""
+                    stream, received = self.stream, 0
+                    continue
+                turns -= 1
+                if turns <= 0:
+                    if turns:
+                        turns = latency.add(answered, received, clock())
+                    else:
+                        answered = clock()
+                data = await stream.read_bytes(CHUNK, True)
+                if not turns:
+                    received = clock()
+                self.received += len(data)
+                out = session.receive(data)
         except (OSError, asyncio.CancelledError):
             pass  # StreamClosedError, or what else a broken connection raises; `close` while waiting
         except Exception:
@@ -158,55 +167,6 @@ class Connection:
             self._try_send(INTERNAL_ERROR)
         finally:
             self._end()
-
-    # A turn of the client.
-
-    def _answer(self, data: bytes) -> bytes | None:
-        """Return the replies to a chunk; None where the coroutine is to send them, because it is to do
-        something else then."""
-        self.received += len(data)
-        session = self.session
-        out = session.receive(data)
-        self._turns -= 1
-        if session.next_action is not READ or not self._turns:
-            self._out = out
-            return None
-        if out:
-            self.idle = 0
-            event = session.single_event
-            # A reply counts when it is handed to the socket.
-            if session.counted_events or not event:
-                self._count_replies()
-            else:
-                self.context.counters[event] += 1
-        return out
-
-    async def _measure_turn(self) -> bytes:
-        """Serve one turn, and add it to the samples if it is answered at once. Return what to send then."""
-        session, answered = self.session, clock()
-        await self.stream.exchange(self._keep)
-        data, self._input, received = self._input, b"", clock()
-        if not data:
-            return data
-        self.received += len(data)
-        out = session.receive(data)
-        self._turns = SAMPLE_EVERY - 1
-        if session.next_action is not READ:
-            return out
-        if out and not (written := self._send(out)).done():
-            await self._drain(written)
-        self.context.latency.add(answered, received, clock())
-        return b""
-
-    def _keep(self, data: bytes) -> None:
-        """Leave a chunk to the coroutine."""
-        self._input = data
-
-    def _send(self, out: bytes) -> asyncio.Future[None]:
-        """Write replies, which count when they are handed to the socket; return the future of the write."""
-        self.idle = 0
-        self._count_replies()
-        return self.stream.write(out)
 
     # Before the greeting.
 
@@ -345,7 +305,6 @@ class Connection:
             self.closed_by_server = True
             context.counters[TLS_FAILED] += 1
             raise StreamClosedError(error) from None
-        assert isinstance(stream, ClientStream)
         self.stream, self.deadline_override = stream, None
         context.counters[TLS_OK] += 1
         context.counters[TLS_RESUMED] += bool(stream.socket.session_reused)
@@ -451,12 +410,9 @@ class Connection:
     def _count_replies(self) -> None:
         """Count the replies in what is sent next, and what else happened."""
         session = self.session
-        events, event = session.counted_events, session.single_event
-        if event and not events:
-            self.context.counters[event] += 1
-            return
-        if event:
-            events.append(event)
+        events = session.counted_events
+        if session.single_event:
+            events.append(session.single_event)
         session.single_event, session.counted_events = NO_EVENT, []
         self._count(events)
 

@@ -22,6 +22,7 @@ class LatencySampler:
     >>> sampler.turns_to_sample(), sampler.turns_to_sample()
     (1, 2)
     >>> sampler.add(1000, 251000, 252000)
+    63
     >>> sampler.think_times, sampler.service_times
     ([250], [1])
     """
@@ -43,7 +44,12 @@ class LatencySampler:
         self._connections = self._connections % SAMPLE_EVERY + 1
         return self._connections
 
-    def add(self, answered: int, received: int, replied: int) -> None:
-        """Add a turn, from three values of `monotonic_ns`."""
-        self.think_times.append((received - answered) // 1000)
-        self.service_times.append((replied - received) // 1000)
+    def add(self, answered: int, received: int, replied: int) -> int:
+        """Add a turn, from three values of `monotonic_ns`; return the turns to the next sample.
+
+        A turn that was not answered at once has `received` 0, and is left out.
+        """
+        if received:
+            self.think_times.append((received - answered) // 1000)
+            self.service_times.append((replied - received) // 1000)
+        return SAMPLE_EVERY - 1

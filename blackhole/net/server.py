@@ -15,6 +15,7 @@ from itertools import chain
 from random import Random
 from typing import Any, Final
 
+from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import NetworkSet, to_bytes
@@ -218,9 +219,7 @@ class SMTPServer(TCPServer):
         stream = self._make_stream(fd)
         stream.run(self.handle_stream(stream, address))
 
-    def handle_stream(  # type: ignore[override]  # `accept` makes the streams
-        self, stream: ClientStream, address: tuple[Any, ...]
-    ) -> Coroutine[Any, Any, None]:
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> Coroutine[Any, Any, None]:
         """Return the coroutine that serves a stream.
 
         This is no coroutine itself: another frame would take a third of a KiB of each idle connection.

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from fcntl import ioctl
 from termios import FIONREAD
@@ -26,9 +26,6 @@ stays empty fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead 
 
 NO_OCTETS: Final = bytes(4)
 """What FIONREAD answers where there is nothing to read."""
-
-Answer = Callable[[bytes], bytes | None]
-"""Takes a chunk, and returns what to write; None leaves it to the coroutine of the stream."""
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with a time of 0: close() sends RST (socket(7))."""
@@ -82,16 +79,6 @@ class ClientStream(IOStream):
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the coroutine that serves this stream."""
         self._task = asyncio.ensure_future(work)
-
-    async def exchange(self, answer: Answer) -> asyncio.Future[None] | None:
-        """Read a chunk and write the answer to it; or several, one after the other.
-
-        Return the future of a write that is not done, or None: `answer` has left the chunk to the caller,
-        or there is more to exchange. Raises StreamClosedError.
-        """
-        out = answer(await self.read_bytes(CHUNK, True))
-        written = self.write(out) if out else None
-        return None if written is None or written.done() else written
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read as IOStream does, but say that there is nothing where there is an end that no read awaits."""
