@@ -10,6 +10,8 @@ from typing import Final
 MAPPED: Final = b"\0" * 10 + b"\xff" * 2
 """Prefix of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
 
+IPV4_OCTETS: Final = 4
+
 
 def to_bytes(address: str) -> bytes:
     """Return the 4 or 16 octets of an address; none for anything else, such as a Unix socket.
@@ -24,6 +26,16 @@ def to_bytes(address: str) -> bytes:
     except OSError:
         return b""
     return octets.removeprefix(MAPPED)
+
+
+def canonical(address: str) -> str:
+    """Return the address of a client as it is known everywhere: IPv4 as IPv4, also if it is mapped into IPv6.
+
+    >>> canonical("::ffff:192.0.2.1"), canonical("2001:db8::1")
+    ('192.0.2.1', '2001:db8::1')
+    """
+    octets = to_bytes(address) if address.startswith("::ffff:") else b""
+    return socket.inet_ntop(socket.AF_INET, octets) if len(octets) == IPV4_OCTETS else address
 
 
 def network(text: str, strict: bool = True) -> IPv4Network | IPv6Network:

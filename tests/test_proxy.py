@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import logging
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackhole.net import proxy
+from blackhole.net.connection import local_address
 from blackhole.settings import ACCELERATORS, OperatorError
 from tests.certificates import Certificate
 from tests.program import Program, free_port, run, status
@@ -38,11 +40,15 @@ def v2(
 
 
 SIX = socket.inet_pton(socket.AF_INET6, "2001:db8::9") + bytes(16) + struct.pack("!HH", 4711, 25)
+MAPPED = socket.inet_pton(socket.AF_INET6, "::ffff:192.0.2.9")
 TLV = bytes((192, 0, 2, 9, 127, 0, 0, 1)) + struct.pack("!HH", 4711, 25) + b"\x04\0\x05xxxxx"
 
 GOOD = {
     "v1": (b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 25\r\n", "192.0.2.9"),
     "v1 six": (b"PROXY TCP6 2001:db8::9 ::1 4711 25\r\n", "2001:db8::9"),
+    "v1 mapped": (b"PROXY TCP6 ::ffff:192.0.2.9 ::ffff:127.0.0.1 4711 25\r\n", "192.0.2.9"),
+    "v1 mapped in digits": (b"PROXY TCP6 0:0:0:0:0:FFFF:C000:0209 ::1 4711 25\r\n", "192.0.2.9"),
+    "v2 mapped": (v2(family=0x21, body=MAPPED + SIX[16:]), "192.0.2.9"),
     "v1 unknown": (b"PROXY UNKNOWN\r\n", ""),
     "v1 unknown with addresses": (b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n", ""),
     "v2": (v2(), "192.0.2.9"),
@@ -197,6 +203,51 @@ def test_server_sends_nothing_before_the_proxy_header(serve: Serve) -> None:
 @pytest.mark.parametrize("header", ["none", "tls", "bare lf", "no end", "too long"])
 def test_connection_without_a_proxy_header_is_closed_silently(serve: Serve, header: str) -> None:
     assert heard(front(serve), BAD[header]) == b""
+
+
+def test_unreadable_header_is_logged_once_a_minute_for_each_proxy(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(proxy.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(proxy, "MAX_PROXIES", 2)
+    caplog.set_level(logging.INFO)
+    errors = proxy.HeaderErrorLog()
+    for seconds, address in ((0, "192.0.2.1"), (59, "192.0.2.1"), (0, "192.0.2.2"), (1, "192.0.2.1")):
+        now[0] += seconds
+        errors.add(address, ValueError("wrong"))
+    errors.add("192.0.2.3", ValueError("wrong"))
+    errors.add("192.0.2.4", ValueError("wrong"))  # The others are forgotten.
+    errors.add("192.0.2.1", ValueError("wrong"))
+    errors.add("192.0.2.9", proxy.NoHeader())
+    numbers = [record.getMessage().split()[4] for record in caplog.records]
+    assert numbers == [f"192.0.2.{number}" for number in (1, 2, 1, 3, 4, 1)]
+
+
+def test_header_that_ends_with_lf_alone_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    service = front(serve)
+    for header in ("bare lf", "bare lf", "none"):
+        assert heard(service, BAD[header]) == b""
+    assert heard(service, GOOD["v1"][0] + b"QUIT\r\n").startswith(b"220 ")
+    lines = [record.getMessage() for record in caplog.records if "PROXY" in record.getMessage()]
+    assert lines == ["the PROXY header of 127.0.0.1 cannot be read: its line ends with LF alone"]
+
+
+def test_ipv4_client_of_a_dual_stack_socket_is_a_client_of_ipv4(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dual = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    dual.setblocking(False)
+    monkeypatch.setattr("tests.service.bind", lambda listener, backlog: [dual])
+    service = serve("--listen=127.0.0.1:0")
+    with socket.create_connection(("127.0.0.1", service.address[1]), REPLY_TIMEOUT) as client:
+        assert client.recv(4096).startswith(b"220 ")
+        (connection,) = service.server.connections
+        assert (connection.peer, connection.session.client) == ("127.0.0.1", "127.0.0.1")
+        name = connection.stream.socket.getsockname()
+        assert local_address(name) == local_address(client.getpeername()) == f"127.0.0.1 {name[1]}"
+    assert local_address("") == ""
 
 
 def test_missing_proxy_header_times_out(serve: Serve) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tornado.iostream import IOStream, StreamClosedError
 
-from blackhole.addresses import to_bytes
+from blackhole.addresses import canonical, to_bytes
 from blackhole.metrics.counters import record_value
 from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
@@ -200,7 +200,7 @@ class Connection:
         try:
             address = await self._wait(asyncio.ensure_future(proxy.read_header(source, context.proxy_parser)))
         except (OSError, ValueError) as error:
-            log.debug("%s: no PROXY header: %s", self.peer, error)
+            context.proxy_errors.add(self.peer, error)
             return False
         self.closed_by_server, self.deadline_override = False, None
         if address:
@@ -231,7 +231,7 @@ class Connection:
         """Return the greeting, or what is sent in its place."""
         session, stream, context = self.session, self.stream, self.context
         if context.proxy_parser is None:
-            session.policy.set_local_address(lambda: str(stream.socket.getsockname()))
+            session.policy.set_local_address(lambda: local_address(stream.socket.getsockname()))
         out = session.greet()
         if (session.sampled or context.settings.strict) and out and has_unread_input(stream):
             out = session.client_spoke_first(out)
@@ -440,6 +440,11 @@ class Connection:
 def cancel(future: asyncio.Future[Any]) -> None:
     """Cancel a future, as a callback that returns nothing."""
     future.cancel()
+
+
+def local_address(name: tuple[Any, ...] | str) -> str:
+    """Return what getsockname() has returned as text."""
+    return name if isinstance(name, str) else f"{canonical(str(name[0]))} {name[1]}"
 
 
 def count_rejection(counters: memoryview, reply: Reply) -> None:

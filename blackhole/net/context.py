@@ -10,6 +10,7 @@ from typing import Any
 from blackhole.addresses import NetworkSet
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.latency import LatencySampler
+from blackhole.net.proxy import HeaderErrorLog
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.state import ClientLimits
@@ -47,6 +48,8 @@ class ListenerContext:
     """Logs what a client can bring about: at debug level in public, where that is too much."""
     greets_at_once: bool
     """Nothing comes before the greeting: no PROXY header, no limits, no TLS handshake."""
+    proxy_errors: HeaderErrorLog = field(default_factory=HeaderErrorLog)
+    """Logs which proxies send headers that cannot be read."""
     stressed: bool = False
     """Connections are running out, so timeouts are reduced."""
     latency: LatencySampler = field(default_factory=LatencySampler)

@@ -8,19 +8,54 @@ socket still.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
+import time
 from typing import Any, Final, Protocol
 
+from blackhole.addresses import canonical
 from blackhole.net.readiness import wait_readable
 from blackhole.settings import OperatorError
+
+log = logging.getLogger(__name__)
 
 MAX_V1: Final = 107
 """Octets of the longest header of version 1, with its line end."""
 
 MAX_V2: Final = 16 + 2048
 """Octets of the longest header of version 2 that is accepted. The protocol allows 64 KiB of extensions."""
+
+
+ERROR_INTERVAL: Final = 60
+"""Seconds between two lines of the log about the headers of one proxy."""
+
+MAX_PROXIES: Final = 1000
+"""Proxies that are remembered for this."""
+
+
+class NoHeader(ValueError):
+    """A proxy closed its connection without a word, as it does to check whether the server is there."""
+
+
+class HeaderErrorLog:
+    """Logs at INFO that headers of a proxy cannot be read, but at most once a minute for each proxy."""
+
+    def __init__(self) -> None:
+        self._logged: Final[dict[str, float]] = {}
+        """When the last line about each proxy was written, in seconds of the monotonic clock."""
+
+    def add(self, proxy: str, error: Exception) -> None:
+        """Log the error that `read_header` has raised."""
+        now = time.monotonic()
+        is_due = now - self._logged.get(proxy, -ERROR_INTERVAL) >= ERROR_INTERVAL
+        level = logging.INFO if is_due and not isinstance(error, NoHeader) else logging.DEBUG
+        if level == logging.INFO:
+            if len(self._logged) >= MAX_PROXIES:
+                self._logged.clear()
+            self._logged[proxy] = now
+        log.log(level, "the PROXY header of %s cannot be read: %s", proxy, error)
 
 
 class ProxiedSource(Protocol):
@@ -68,11 +103,13 @@ async def read_header(source: ProxiedSource, parser: Any) -> str:
     while (wanted := _wanted(parser, header)) is not None:
         seen = await source.peek(MAX_V2)
         if not seen:
-            raise ValueError("it ended before its header did")
+            raise (ValueError if header else NoHeader)("it ended before its header did")
         size = min(wanted, len(seen)) if wanted else seen.find(b"\n") + 1 or len(seen)
         if len(header) + max(size, wanted) > (MAX_V1 if header.startswith(b"PROXY ") else MAX_V2):
             raise ValueError("the header is too long")
         header += source.consume(size)
+        if header.startswith(b"PROXY ") and header.endswith(b"\n") and not header.endswith(b"\r\n"):
+            raise ValueError("its line ends with LF alone")
     return _address(parser, header)
 
 
@@ -93,4 +130,4 @@ def _address(parser: Any, header: bytes) -> str:
     from proxyprotocol.result import is_ipv4, is_ipv6
 
     result = parser.unpack(header)
-    return str(result.source[0]) if is_ipv4(result) or is_ipv6(result) else ""
+    return canonical(str(result.source[0])) if is_ipv4(result) or is_ipv6(result) else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from blackhole.addresses import canonical
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
 from blackhole.rules.model import NO_DRAWS, Draws, Rule
@@ -29,7 +30,7 @@ LATEST_PHASE: Final = (
 
 def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
     """Return the context that the options of `explain` describe. Raises OperatorError."""
-    context = RuleContext(options.get("listener", listener), options.get("client", "127.0.0.1"))
+    context = RuleContext(options.get("listener", listener), canonical(options.get("client", "127.0.0.1")))
     context.phase = _read_phase(options)
     tls = options.get("tls", "no")
     if tls.lower() not in ("yes", "no"):
