@@ -151,6 +151,8 @@ def _serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
 
 def _stop(settings: Settings, arguments: Sequence[str]) -> int:
     stopped = pidfile.stop(settings.pid, settings.drain_timeout + 2)
+    for line in pidfile.clear(settings.pid):
+        print_warning(line)
     print_stdout("Blackhole has stopped.\n" if stopped else "Blackhole was not running.\n")
     return os.EX_OK
 

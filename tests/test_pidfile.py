@@ -237,6 +237,7 @@ def test_stop_removes_what_a_killed_master_left(tmp_path: Path) -> None:
         other.kill()
         other.wait()
     assert pidfile.stop(str(path), 1.0) is False
+    assert pidfile.clear(str(path)) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -244,7 +245,18 @@ def test_stop_leaves_a_file_that_is_no_pidfile(tmp_path: Path) -> None:
     path = tmp_path / "passwd"
     path.write_text("root:x:0:0:root:/root:/bin/sh\n")
     assert pidfile.stop(str(path), 1.0) is False
+    assert pidfile.clear(str(path)) == []
     assert path.read_text() == "root:x:0:0:root:/root:/bin/sh\n"
+
+
+@pytest.mark.parametrize("name", ["pid", "pid.lock"])
+def test_file_that_is_no_pidfile_is_left_alone_at_the_start(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("something that another program wrote\n")
+    with pytest.raises(OperatorError, match=f"cannot use {tmp_path / 'pid'}: ") as caught:
+        Pidfile(str(tmp_path / "pid"))
+    assert caught.value.code == os.EX_CANTCREAT
+    assert path.read_text() == "something that another program wrote\n"
 
 
 def test_lock_file_can_be_opened_by_its_owner_alone(tmp_path: Path) -> None:

@@ -218,8 +218,11 @@ time.sleep(60)
         master.kill()
     try:
         if stops_first:
-            assert run("stop", f"--pid={pid}").returncode == 0
+            done = run("stop", f"--pid={pid}")
+            assert (done.returncode, done.stdout) == (0, "Blackhole was not running.\n")
+            assert f"worker 2 (pid {hung}) of a server that was killed kept its port" in done.stderr
             assert not alive(hung)
+            assert list(tmp_path.iterdir()) == []
         with Program(f"--pid={pid}", f"--port={port}") as program:
             assert listens(port)
             assert alive(idle)

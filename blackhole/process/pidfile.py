@@ -45,7 +45,7 @@ MAX_LOCK_OCTETS: Final = 1 << 16
 """The most that is read of a lock file."""
 
 MAX_STALE_OCTETS: Final = 20
-"""A stale pidfile is not larger. A larger file is another one, named by mistake."""
+"""A pidfile is not larger. A larger file is another one, named by mistake."""
 
 
 class Holder(NamedTuple):
@@ -77,14 +77,22 @@ class Pidfile:
         self._children: list[Process] = []
         self.descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            if os.fstat(self.descriptor).st_size > MAX_STALE_OCTETS:
+                raise OperatorError(f"cannot use {path}: it is not a pidfile", os.EX_CANTCREAT)
             self._take_lock(time.monotonic() + LOCK_TIMEOUT)
         except OperatorError:
             os.close(self.descriptor)
             raise
         os.close(self.descriptor)
         self.descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, 0o644)  # the previous owner removed it
-        self.left_behind: Final = _read_lock(self.lock_descriptor).children
+        previous = _read_lock(self.lock_descriptor)
+        self.left_behind: Final = previous.children
         """The children of the previous master: if it was killed, they may still live."""
+        if previous.process is None and os.fstat(self.lock_descriptor).st_size > len("\n"):
+            self.close()
+            raise OperatorError(
+                f"cannot use {path}: {path}{LOCK_SUFFIX} is a file of another program", os.EX_CANTCREAT
+            )
         try:
             for descriptor, mode in ((self.descriptor, 0o644), (self.lock_descriptor, 0o600)):
                 os.ftruncate(descriptor, 0)
@@ -305,27 +313,30 @@ def stop(path: str, timeout: float) -> bool:
     (EX_UNAVAILABLE) if the process survives SIGKILL.
     """
     if not send(path, signal.SIGTERM):
-        clear(path)
         return False
     if not _wait_released(path, timeout):
         send(path, signal.SIGKILL)
         if not _wait_released(path, KILL_TIMEOUT):
             raise OperatorError(f"pid {pidfile_owner(path)} does not end after SIGKILL", os.EX_UNAVAILABLE)
-        clear(path)
     return True
 
 
-def clear(path: str) -> None:
-    """Remove what a killed master left: its files, and children that keep its ports."""
+def clear(path: str) -> list[str]:
+    """Remove what a killed master left: its files, and children that keep its ports.
+
+    Returns a line for each child that was ended.
+    """
     try:
         status = os.lstat(path)
     except OSError:
-        return
+        return []
     if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_STALE_OCTETS:
         with suppress(OperatorError):  # another master has just started, or this user may not
             pidfile = Pidfile(path)
-            orphans.end_listening(pidfile.left_behind)
+            ended = orphans.end_listening(pidfile.left_behind)
             pidfile.remove()
+            return ended
+    return []
 
 
 def _wait_released(path: str, timeout: float) -> bool:

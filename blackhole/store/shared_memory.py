@@ -15,8 +15,13 @@ from blackhole.settings import OperatorError
 
 CELL_OCTETS: Final = 8
 
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-"""A map keeps its size: a process that shrank it would kill all that read it (SIGBUS)."""
+SEALS: Final = 0x2 | 0x4
+"""F_SEAL_SHRINK and F_SEAL_GROW: a map keeps its size. A process that shrank it would kill all that
+read it (SIGBUS)."""
+
+F_ADD_SEALS: Final = 1033
+F_GET_SEALS: Final = 1034
+"""From linux/fcntl.h; PyPy does not have them."""
 
 
 def create(name: str, cells: int) -> memoryview:
@@ -24,7 +29,7 @@ def create(name: str, cells: int) -> memoryview:
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, cells * CELL_OCTETS)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(descriptor, F_ADD_SEALS, SEALS)
         # mmap duplicates the descriptor, so that /proc/PID/fd shows the file after this one is closed.
         return memoryview(mmap.mmap(descriptor, 0)).cast("Q")
     finally:
@@ -54,7 +59,7 @@ def attach(pid: int, name: str) -> memoryview | None:
 
 def _map_to_read(descriptor: int) -> memoryview | None:
     """Return the map in a file; None if another program made it, whose size may change at any time."""
-    if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS or not os.fstat(descriptor).st_size:
+    if fcntl.fcntl(descriptor, F_GET_SEALS) & SEALS != SEALS or not os.fstat(descriptor).st_size:
         return None
     octets = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
     return octets[: len(octets) // CELL_OCTETS * CELL_OCTETS].cast("Q")
