@@ -77,8 +77,8 @@ class FakeRedis:
                 connection.sendall(reply)
                 number += 1
 
-    def url(self, login: str = "") -> str:
-        return f"redis://{login}127.0.0.1:{self.listening.getsockname()[1]}/0?timeout=2"
+    def url(self, login: str = "", database: int = 0) -> str:
+        return f"redis://{login}127.0.0.1:{self.listening.getsockname()[1]}/{database}?timeout=2"
 
 
 @contextmanager
@@ -149,15 +149,15 @@ def test_unexpected_reply_to_a_batch_is_no_answer(reply: bytes, caplog: pytest.L
 @pytest.mark.parametrize(
     "reply", [b"+OK\r\n", b":1\r\n", b"$-1\r\n", b"*0\r\n", b"$2147483647\r\n", b"-ERR no\r\n"]
 )
-@pytest.mark.parametrize("login", [":geheim@", "u:geheim@"])
-def test_unexpected_reply_to_a_login_is_no_answer(
-    reply: bytes, login: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("login", "database"), [(":geheim@", 0), ("u:geheim@", 0), ("", 3), (":geheim@", 3)])
+def test_unexpected_reply_to_auth_and_select_is_no_answer(
+    reply: bytes, login: str, database: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(store: RedisAttemptStore) -> None:
         assert await answer(store) is None
 
     with fake(reply) as server:
-        run_with_store(server.url(login), work)
+        run_with_store(server.url(login, database), work)
     assert len(warnings(caplog)) == 1
 
 

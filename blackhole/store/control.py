@@ -184,7 +184,8 @@ class ControlChannel:
             self._lock.release(PUBLISH_LOCK)
         with suppress(BlockingIOError):
             os.read(self.wakeup_read, 1 << 16)
-        os.write(self._wakeup_write, b"!")
+        with suppress(BlockingIOError):  # full again, which wakes readers up as well
+            os.write(self._wakeup_write, b"!")
         return number
 
     def _acquire(self, octet: int) -> None:
