@@ -17,7 +17,7 @@ from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
 from blackhole.net.admission import RECEIVED_OCTETS
 from blackhole.net.latency import clock
-from blackhole.net.stream import CHUNK, abort, close, has_unread_input, shutdown_write
+from blackhole.net.stream import CHUNK, abort, close, has_ended, has_unread_input, shutdown_write
 from blackhole.smtp.replies import (
     INTERNAL_ERROR,
     SERVER_STOPPING,
@@ -145,7 +145,7 @@ class Connection:
                     if not written.done():
                         await self._drain(written)
                 if session.next_action is not READ:
-                    out = await self._act(session.next_action, out)
+                    out = await self._act(session.next_action)
                     stream, received = self.stream, 0
                     continue
                 turns -= 1
@@ -184,7 +184,7 @@ class Connection:
         while session.next_action is NextAction.LOOKUP:
             session.resume_with_answer(await self._wait(asyncio.shield(session.pending_lookup)))
         if session.next_action is not READ:
-            await self._finish(session.next_action, b"")
+            await self._finish(session.next_action)
             return False
         await self._start_tls()
         return True
@@ -239,7 +239,7 @@ class Connection:
 
     # What the session asks for besides reading.
 
-    async def _act(self, action: NextAction, out: bytes) -> bytes | None:
+    async def _act(self, action: NextAction) -> bytes | None:
         """Do what the session asks for. Return what to send then, or None at the end of the connection."""
         if action in PAUSES:
             return await self._pause(action)
@@ -247,7 +247,7 @@ class Connection:
             await self._start_tls()
             return b""
         if not (action is NextAction.CLOSE and self.session.quit_received):
-            await self._finish(action, out)
+            await self._finish(action)
         return None
 
     async def _pause(self, action: NextAction) -> bytes:
@@ -268,7 +268,7 @@ class Connection:
         if has_unread_input(stream):
             if not self.received and session.next_action not in PAUSES:
                 out = session.client_spoke_first(out)
-            out = session.client_sent_early(out)
+            out = session.client_sent_early(out, has_ended(stream))
         return out
 
     async def _wait(self, future: asyncio.Future[Result], watched: bool = False) -> Result:
@@ -312,8 +312,8 @@ class Connection:
 
     # The end.
 
-    async def _finish(self, action: NextAction, out: bytes) -> None:
-        """End the connection as the session says, after it sent `out`."""
+    async def _finish(self, action: NextAction) -> None:
+        """End the connection as the session says."""
         self.closed_by_server = True
         self._count_violations()  # a client that waits for nothing may be here for an hour
         if action is NextAction.ABORT:
@@ -323,20 +323,21 @@ class Connection:
             while True:
                 await self.stream.read_bytes(CHUNK, True)
         elif not self.session.quit_received:
-            await self._close_gracefully(out)
+            await self._close_gracefully()
 
-    async def _close_gracefully(self, out: bytes) -> None:
+    async def _close_gracefully(self) -> None:
         """Close, but not before the client can have read what was sent last."""
         shutdown_write(self.stream)
         self.deadline_override, self.idle = LINGER, 0
-        refused = not self.session.pipelines and b"\r\n421 " in b"\r\n" + out
-        left = LINGER_OCTETS
-        while left > 0:
-            data = await self.stream.read_bytes(CHUNK, True)
-            left -= len(data)
-            if refused and data[:4].upper() != b"QUIT":
-                refused = False
-                self.received += len(data)
+        after_421, left = self.session.after_421, LINGER_OCTETS
+        try:
+            while left > 0:
+                data = await self.stream.read_bytes(CHUNK, True)
+                left -= len(data)
+                if after_421 is not None:
+                    after_421.feed(data)
+        finally:
+            if after_421 is not None and after_421.talked:
                 self.session.record_violation("talk-after-421")
 
     def _end(self) -> None:

@@ -7,6 +7,7 @@ accepted socket; `blackhole.net.direct` has a faster one.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 import struct
@@ -38,15 +39,28 @@ def has_unread_input(stream: IOStream) -> bool:
     return ioctl(stream.fileno(), FIONREAD, NO_OCTETS) != NO_OCTETS
 
 
+def has_ended(stream: IOStream) -> bool:
+    """Return whether the client has closed its side, though what it sent before may be unread."""
+    if stream.closed():
+        return True
+    poller = select.poll()
+    poller.register(stream.fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))
+
+
 def shutdown_write(stream: IOStream) -> None:
-    """Tell the client that nothing more will be sent, and go on reading.
+    """Tell the client that nothing more will be sent, under TLS with close_notify, and go on reading.
 
     Closing a socket with unread octets in it resets the connection, and the reset can overtake
     the last reply (RFC 1122 4.2.2.13).
     """
     if not stream.closed():
-        with suppress(OSError, ValueError):
-            stream.socket.shutdown(socket.SHUT_WR)
+        if isinstance(stream, SSLIOStream):
+            with suppress(OSError, ValueError):
+                stream.socket.unwrap()  # it does not wait for the client's close_notify
+        with suppress(OSError):
+            # SSLSocket's own method would go on reading without TLS.
+            socket.socket.shutdown(stream.socket, socket.SHUT_WR)
 
 
 def close(stream: IOStream) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.auth import BY_NAME, Credentials, Exchange, challenge, decoded
+from blackhole.smtp.offer import BINARY
 from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, read_path
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import GREETED, Checks, SessionState
@@ -147,14 +148,14 @@ def mailbox(word: bytes, local_names: tuple[bytes, ...]) -> ArgumentReader:
 
 def _with_parameters(state: SessionState, word: bytes, path: Path) -> Mailbox | Reply:
     """Return a mailbox with its parameters, or the reply that refuses one of them."""
-    known = state.listener.parameters[state.secure][word]
-    parameters = parse_parameters(path.parameters, known)
-    if parameters is replies.BAD_PARAMETER:
-        state.record_violation("bad-parameter")
-        if not state.listener.config.strict:
-            parameters = parse_parameters(path.parameters, known, lenient=True)
-    elif parameters is replies.UNKNOWN_PARAMETER or (parameters and not state.esmtp):
+    known, text = state.listener.parameters[state.secure][word], path.parameters
+    parameters = parse_parameters(text, known)
+    if not all(map(state.offered.has_parameter, text.split())):
         state.record_violation("unknown-parameter")
+    elif parameters is replies.BAD_PARAMETER and BINARY not in text.upper():
+        state.record_violation("bad-parameter")
+    if parameters is replies.BAD_PARAMETER and not state.listener.config.strict:
+        parameters = parse_parameters(text, known, lenient=True)
     if isinstance(parameters, Reply):
         return parameters
     # SMTPUTF8 of MAIL holds for the recipients of the message (RFC 6531 3.4), not for the next sender. An

@@ -23,8 +23,17 @@ from blackhole.smtp.arguments import (
 from blackhole.smtp.auth import FAIL, PASS, Credentials, authenticate, challenge, failure_challenge
 from blackhole.smtp.events import EventNumbers, violation_events
 from blackhole.smtp.extensions import keywords, parameters
+from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import GREETED, MAIL, RCPT, ListenerConfig, ListenerConstants, SessionState
+from blackhole.smtp.state import (
+    GREETED,
+    MAIL,
+    RCPT,
+    UNDECLARED,
+    ListenerConfig,
+    ListenerConstants,
+    SessionState,
+)
 
 Action = Callable[[SessionState, Any], Reply]
 """Carries a command out: changes the state and returns the reply."""
@@ -39,7 +48,7 @@ def helo(state: SessionState, argument: bytes) -> Reply:
     """Begin a session without extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
-    state.esmtp = False
+    state.offered = NO_OFFER
     return state.listener.helo
 
 
@@ -47,7 +56,7 @@ def ehlo(state: SessionState, argument: bytes) -> Reply:
     """Begin a session, and offer the extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
-    state.esmtp = True
+    state.offered = state.listener.offers[state.secure]
     return state.listener.ehlo_secure if state.secure else state.listener.ehlo
 
 
@@ -56,7 +65,7 @@ def mail(state: SessionState, sender: Mailbox) -> Reply:
     if state.stage > GREETED:
         state.reset()
     if sender.parameters:
-        size = int(sender.parameters.get(b"SIZE", b"0"))
+        size = int(sender.parameters.get(b"SIZE", UNDECLARED))
         limit = state.listener.config.message_size_limit
         if limit and size > limit:
             return replies.TOO_LARGE
@@ -64,7 +73,7 @@ def mail(state: SessionState, sender: Mailbox) -> Reply:
         state.smtputf8 = b"SMTPUTF8" in sender.parameters
         state.eightbit = state.smtputf8 or sender.parameters.get(b"BODY", b"").upper() == b"8BITMIME"
     state.stage |= MAIL
-    state.envelope_refused = False
+    state.refused = 0
     return replies.SENDER_OK
 
 
@@ -84,9 +93,6 @@ def end(state: SessionState, argument: bytes) -> Reply:
     """Accept a message, unless it is larger than the limit (RFC 1870 6.3)."""
     limit = state.listener.config.message_size_limit
     if 0 < limit < state.octets:
-        # Up to a quarter of it may be doubled dots, which the size of a message leaves out (RFC 1870 5).
-        if state.esmtp and 3 * state.octets > 4 * limit:
-            state.record_violation("size-over-limit")
         return replies.TOO_LARGE if state.octets <= 2 * limit else replies.FAR_TOO_LARGE
     return replies.QUEUED
 
@@ -227,10 +233,10 @@ COMMANDS: Final = (
         "list the members of a mailing list",
         last=True,
     ),
-    Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or list all of them", last=True),
+    Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or list all of them"),
     Command("QUIT", no_argument, quit_, "QUIT", "end the session", last=True),
     # A verb of SMTP that Blackhole does not offer.
-    Command("BDAT", any_argument, always(replies.BDAT_NOT_OFFERED), last=True),
+    Command("BDAT", any_argument, always(replies.BDAT_NOT_OFFERED)),
 )
 
 NOT_OFFERED: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
@@ -276,6 +282,7 @@ def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> Listene
         helo=Reply(250, "", name),
         ehlo=Reply(250, "", name, *keywords(config, False)),
         ehlo_secure=Reply(250, "", name, *keywords(config, True)),
+        offers=(Offer(keywords(config, False)), Offer(keywords(config, True))),
         help=explanations(),
         parameters=(parameters(config, False), parameters(config, True)),
         violation_events=violation_events(numbers),

@@ -6,6 +6,7 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from blackhole.smtp import replies
+from blackhole.smtp.after_421 import InputAfter421
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.faults import Fault, partial_reply
 from blackhole.smtp.message_body import MessageBody
@@ -41,6 +42,7 @@ class ReplyDelivery(SessionState):
     """
 
     __slots__ = (
+        "after_421",
         "body",
         "cut_off_messages",
         "deferred",
@@ -74,6 +76,8 @@ class ReplyDelivery(SessionState):
         """What is known of the body under way; None before its first octet."""
         self.deferred: DeferredReply | None = None
         """The reply that is held back."""
+        self.after_421: InputAfter421 | None = None
+        """Judges what the client says behind a 421; None: there was none."""
         self.unprocessed = b""
         """Input that is not answered yet: an incomplete line, or what waits behind a reply or a look-up."""
 
@@ -120,7 +124,8 @@ class ReplyDelivery(SessionState):
         self.next_action = NextAction.SLEEP
         self.wait = seconds
         if deferred.command is self.engine.end_of_message:
-            self.policy.message_reply_delayed(self, early)
+            # The client may wait for this reply and those behind it together (RFC 2920 3.1).
+            self.policy.message_reply_delayed(self, early and not self.offered.pipelining)
 
     def _drip(self, out: list[bytes], command: BoundCommand, reply: Reply, fault: Fault, wire: bytes) -> bool:
         """Emit the next drop of a reply; True while there is more of it."""
@@ -149,6 +154,8 @@ class ReplyDelivery(SessionState):
         if reply.next_action is READ_BODY:
             self.begin_body()
             return False
+        if reply.code == replies.NO_REPLY.code:
+            self.after_421 = InputAfter421(self.engine, command, self.offered.pipelining)
         return self._stop(reply.next_action)
 
     def begin_body(self) -> None:
@@ -161,7 +168,7 @@ class ReplyDelivery(SessionState):
         """End the message, accepted or not; return the reply to it as octets."""
         self.messages += 1
         self.engine.sizes.append(self.octets)
-        if self.size:
+        if self.size >= 0:
             self._check_declared_size()
         wire = reply.wire
         if reply is replies.QUEUED:

@@ -44,11 +44,13 @@ class BoundCommand:
         "phase",
         "read",
         "syntax_error",
+        "verb",
     )
 
     def __init__(
         self, command: Command, config: ListenerConfig, policy: ListenerPolicy, events: EventNumbers
     ) -> None:
+        self.verb: Final = command.verb.encode()
         self.phase: Final = command.verb if command.verb in PHASES else "other"
         self.read: Final = command.read
         self.do: Final = with_limits(self.phase, command.do, config.limits)

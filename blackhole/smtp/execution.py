@@ -8,6 +8,7 @@ from blackhole.smtp import replies
 from blackhole.smtp.delivery import DeferredReply, ReplyDelivery
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import TARPIT, ErrorBudget, Meter
+from blackhole.smtp.offer import Offer
 from blackhole.smtp.policy import Decision, PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.sequence import check_pipelining, record_wrong_order
@@ -17,6 +18,14 @@ Decided = Decision | PendingDecision | None
 
 Answered = tuple[int, BoundCommand, Reply]
 """A command that has been carried out: where it ends in the input, its row, and its reply."""
+
+
+class Sent(NamedTuple):
+    """A command that was answered, and what the client knew of when it sent it."""
+
+    command: BoundCommand
+    reply: Reply
+    offered: Offer
 
 
 class Waiting(NamedTuple):
@@ -36,6 +45,7 @@ class CommandExecution(ReplyDelivery):
         "directive_delay",
         "error_budget",
         "rejected",
+        "unfollowed",
         "waiting",
     )
 
@@ -51,6 +61,8 @@ class CommandExecution(ReplyDelivery):
         """The command that a look-up holds up."""
         self.directive_delay: tuple[float, float] | None = None
         """Seconds for which the message asks its reply to be delayed, at least and at most."""
+        self.unfollowed: Sent | None = None
+        """The command that was read last, if nothing has come behind it so far."""
         self.rejected = False
         """The greeting was a refusal: only QUIT is served (RFC 5321 3.1)."""
 
@@ -95,15 +107,19 @@ class CommandExecution(ReplyDelivery):
                 if command is self.engine.mail:
                     self.reset()  # MAIL ends the transaction before it, refused or not.
             else:
-                reply = decision.amend(command.do(self, argument))
+                done = command.do(self, argument)
+                reply = decision.amend(done)
+                if reply is not done and command.phase == "EHLO":
+                    self.offered = Offer(reply.lines[1:])
         if command is self.engine.connect:
             self.rejected = reply.code >= 400
         if command is not self.engine.end_of_message:
             self.policy.answered(self, command.phase, reply.code)
         return reply
 
-    def check_pipelining(self, command: BoundCommand, reply: Reply, offered: bool, followed: bool) -> Reply:
+    def check_pipelining(self, command: BoundCommand, reply: Reply, offered: Offer, followed: bool) -> Reply:
         """Return the reply to a command, which may be another one if input has come behind it too early."""
+        self.unfollowed = None if followed else Sent(command, reply, offered)
         checked = check_pipelining(self, command, reply, offered, followed)
         if checked is not reply and self.decision is not None:
             self.decision = self.decision._replace(fault=None)
@@ -137,5 +153,6 @@ class CommandExecution(ReplyDelivery):
     def wait_for(self, waiting: Waiting) -> None:
         """Hold a command up until the answer that its decision depends on has come."""
         self.waiting = waiting
+        self.unfollowed = None
         self.single_event = 0
         self.next_action = NextAction.LOOKUP

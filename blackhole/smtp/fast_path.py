@@ -23,6 +23,7 @@ from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find
 from blackhole.smtp.message_body import FINAL_DOT
+from blackhole.smtp.offer import UNLIMITED
 from blackhole.smtp.paths import USUAL_ADDRESS
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
@@ -38,9 +39,6 @@ DOT: Final = ord(".")
 
 USUAL_CODES: Final = (221, 250, 354)
 """Codes of the replies to usual input; all others are left to the session."""
-
-UNLIMITED: Final = 1 << 62
-"""More octets than any message has."""
 
 # No parameters, and an address that is correct, also in its length: all else is counted as a violation.
 ADDRESS: Final = rb"(?=[^>]{1,254}+>)" + USUAL_ADDRESS
@@ -108,7 +106,7 @@ class UsualInput:
 
     def answer(self, session: Session, data: bytes) -> bytes | None:
         """Return the replies to all of the input; None leaves it, untouched, to the session."""
-        if session.busy:
+        if session.needs_general_path:
             return None
         if session.in_body:
             return self._answer_body(session, data)
@@ -147,14 +145,13 @@ class UsualInput:
 
     def _answer_group(self, session: Session, data: bytes) -> bytes | None:
         """Answer MAIL, RCPT, ..., DATA."""
-        if session.stage != GREETED or not session.esmtp:
+        if session.stage != GREETED or not session.offered.pipelining:
             return None
         recipients = data.count(b"\n") - len(("MAIL", "DATA"))
         budget = session.error_budget
         if budget is not None and not within_limits(budget.limits, recipients, session.messages):
             return None
         session.single_event = 0
-        session.pipelines = True
         if self._groups_ask:
             return self._answer_each(session, data)
         mail, rcpt, start = self._mail, self._rcpt, self._data
@@ -198,6 +195,8 @@ class UsualInput:
         """Answer a whole body: it has just begun, and its end is the end of the chunk and not before."""
         size = len(data) - FINAL_DOT
         if session.body is not None or data[0] == DOT or not data.endswith(END) or size > self._max_octets:
+            return None
+        if size > session.offered.max_octets:
             return None
         # In a short body any dot at the beginning of a line is left to the session, doubled or not.
         if (data.find(DOTTED) if size < SHORT_BODY else find(data, 0)) != size - 2:

@@ -26,12 +26,11 @@ from blackhole.smtp.execution import Answered, CommandExecution
 from blackhole.smtp.header_section import HeaderCollector, fields
 from blackhole.smtp.message_body import FINAL_DOT, MessageBody
 from blackhole.smtp.replies import Reply
+from blackhole.smtp.sequence import record_body_after_refusal, record_unoffered
+from blackhole.smtp.state import BODY, DATA
 
 NEVER: Final = 1 << 62
 """More messages than any session has."""
-
-NOT_AVAILABLE: Final = frozenset((replies.UNKNOWN, replies.NOT_OFFERED, replies.BDAT_NOT_OFFERED))
-"""Replies to commands that EHLO did not offer."""
 
 
 class InputReader(CommandExecution):
@@ -68,8 +67,7 @@ class InputReader(CommandExecution):
         self.octets = body.octets
         if 0 < 2 * engine.config.message_size_limit < body.octets - FINAL_DOT:
             # It might go on for ever, and its reply can be sent now.
-            if self.esmtp:
-                self.record_violation("size-over-limit")
+            self._check_size_limit()
             self.in_body = False
             return end, engine.end_of_message, replies.FAR_TOO_LARGE
         if position < 0:
@@ -77,11 +75,23 @@ class InputReader(CommandExecution):
         self.in_body = False
         self.octets = body.octets - FINAL_DOT
         self.schedule_inspection()
-        if position < len(data) and not self.esmtp:
-            self.record_violation("unoffered-pipelining")
-        if body.has_bare_newline and (refusal := self._check_bare_newline()) is not None:
-            return position, engine.end_of_message, refusal
-        return position, engine.end_of_message, self._end_message(body.header)
+        self._check_size_limit()
+        reply: Reply | None = None
+        if body.has_bare_newline:
+            reply = self._check_bare_newline()
+        if reply is None:
+            reply = self._end_message(body.header)
+        if reply is not replies.PENDING:
+            self.check_pipelining(engine.end_of_message, reply, self.offered, position < len(data))
+        return position, engine.end_of_message, reply
+
+    def _check_size_limit(self) -> None:
+        """Record a message that is larger than EHLO said is taken.
+
+        Up to a quarter of it may be doubled dots, which the size of a message leaves out (RFC 1870 5).
+        """
+        if 3 * self.octets > 4 * self.offered.max_octets:
+            self.record_violation("size-over-limit")
 
     def _new_body(self, data: bytes, start: int) -> MessageBody:
         """Return what is to be known of the body that begins at `start`."""
@@ -136,7 +146,8 @@ class InputReader(CommandExecution):
     def _answer_line(self, line: bytes, followed: bool) -> tuple[BoundCommand, Reply]:
         """Answer a command or a response in an AUTH exchange. `followed`: more input has come."""
         engine = self.engine
-        if self.auth_exchange is not None and not is_binary(line):
+        answers = self.auth_exchange is not None and not is_binary(line)
+        if answers:
             command, argument = engine.auth, line
         else:
             verb, _, argument = line.partition(b" ")
@@ -146,12 +157,16 @@ class InputReader(CommandExecution):
             engine.trace(self, "RECV", self._redacted(command, line))
         if len(line) > STANDARD_LINE and exceeds_standard(line) and command is not engine.auth:
             self.record_violation("long-command")
-        offered = self.esmtp
+        offered = self.offered
         rejected = reject_line(line, command is engine.unknown)
+        if self.refused & (DATA | BODY):
+            is_private = rejected is None and line.startswith(PRIVATE_VERB)
+            record_body_after_refusal(self, command is not engine.unknown or is_private)
+        if rejected is None and not (answers or self.rejected):
+            is_known = command is not engine.unknown
+            record_unoffered(self, command, command.verb if is_known else line.partition(b" ")[0], argument)
         reply = self.execute(command, argument) if rejected is None else self._reject(*rejected)
-        if reply in NOT_AVAILABLE and not (command.asks_policy or line.startswith(PRIVATE_VERB)):
-            self.record_violation("unknown-command")
-        if (followed or reply.code >= 400) and reply is not replies.PENDING:
+        if reply is not replies.PENDING:
             reply = self.check_pipelining(command, reply, offered, followed)
         return command, reply
 

@@ -1,50 +1,113 @@
 """The sequence of commands: what a client sends too early, too late or in the wrong order.
 
-Sources: RFC 5321 4.1.4 (order), RFC 2920 3.1 (pipelining), RFC 3207 4.2 (after STARTTLS).
+Each verdict follows from what the client was offered, what it was told, whether it had to know that, and the
+command. Sources: RFC 5321 4.1.4 (order), RFC 2920 3.1 (pipelining), RFC 3207 4.2 (after STARTTLS), RFC 4954 4
+(AUTH).
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from blackhole.smtp import replies
+from blackhole.smtp.command_line import PRIVATE_VERB
+from blackhole.smtp.commands import NOT_SMTP
 from blackhole.smtp.engine_tables import BoundCommand
+from blackhole.smtp.offer import Offer
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import GREETED, MAIL, SessionState
+from blackhole.smtp.state import BODY, DATA, GREETED, MAIL, RCPT, SessionState
+
+OTHER_VERBS: Final = frozenset(verb.encode() for verb in NOT_SMTP)
+"""Verbs of another protocol, whose client has no verdict."""
+
+STAGES: Final = {"MAIL": MAIL, "RCPT": RCPT, "DATA": DATA}
+"""The phases whose refusal a client has to act on, as bits."""
 
 
 def record_wrong_order(state: SessionState, command: BoundCommand) -> None:
-    """Record that a command came at a stage where RFC 5321 4.1.4 does not allow it."""
+    """Record that a command came at a stage where RFC 5321 4.1.4 does not allow it.
+
+    A command that follows from one that was refused is no violation while the client may not have seen that.
+    """
     if not (state.stage & GREETED or state.greeting_omitted):
         state.greeting_omitted = True
         state.record_violation("no-hello-after-starttls" if state.tls_started else "no-hello")
-    if state.pipelines and state.envelope_refused:
-        return  # It was sent before MAIL or RCPT was refused, which is the server's problem (RFC 2920 3.1).
-    if command.phase == "DATA":
-        state.record_violation("no-recipient" if state.envelope_refused else "wrong-order")
-    elif command.phase == "RCPT" or state.stage & MAIL:
+    if command.phase == "RCPT":
+        if not (state.outstanding and state.refused & MAIL):
+            state.record_violation("wrong-order")
+    elif command.phase == "DATA":
+        if not state.refused & RCPT:
+            state.record_violation("wrong-order")
+        elif not state.outstanding:
+            state.record_violation("no-recipient")
+    elif state.stage & MAIL:
         state.record_violation("wrong-order")
 
 
-def check_pipelining(
-    state: SessionState, command: BoundCommand, reply: Reply, offered: bool, followed: bool
-) -> Reply:
-    """Return the reply to a command, which may be another one if input has come behind it too early.
+def record_unoffered(state: SessionState, command: BoundCommand, verb: bytes, argument: bytes) -> None:
+    """Record a verb or a mechanism that the reply to EHLO did not offer, and AUTH after it succeeded."""
+    if verb in OTHER_VERBS or state.refused & BODY:
+        return
+    # Who begins without EHLO has a verdict of its own, and is not blamed for using what EHLO would offer.
+    offered = state.offered if state.stage & GREETED else state.listener.offers[state.secure]
+    if not (offered.has_verb(verb.upper()) or verb.startswith(PRIVATE_VERB)):
+        state.record_violation("unknown-command")
+    elif command.phase == "AUTH":
+        mechanism = argument.split(None, 1)[:1]
+        if state.authenticated:
+            state.record_violation("wrong-order")
+        elif mechanism and not offered.has_mechanism(mechanism[0].upper()):
+            state.record_violation("unknown-command")
 
-    `offered`: the client knew of PIPELINING when it sent the command. `followed`: more input has come.
+
+def record_body_after_refusal(state: SessionState, is_command: bool) -> None:
+    """Record that a message came though DATA was refused (RFC 5321 4.1.1.4): once for all of its lines.
+
+    `is_command`: the line behind DATA begins with a verb, and so is no body.
     """
-    if command.is_envelope and reply.code >= 400:
-        state.envelope_refused = True
-    if not followed:
-        return reply
-    state.pipelines = True
-    starts_tls = reply.next_action is NextAction.START_TLS
-    if starts_tls:
+    if is_command:
+        state.refused &= ~(DATA | BODY)
+    elif state.refused & DATA:
+        state.refused ^= DATA | BODY
+        state.record_violation("body-after-refusal")
+
+
+def note_reply(
+    state: SessionState, command: BoundCommand, reply: Reply, offered: Offer, followed: bool
+) -> None:
+    """Take note of what the client is told, and whether it has to know that before it goes on."""
+    if reply.code >= 400 and command.phase in STAGES:
+        state.refused |= STAGES[command.phase]
+        state.outstanding = offered.pipelining or followed
+    if command.last and not followed:
+        state.outstanding = False
+
+
+def record_early_input(state: SessionState, command: BoundCommand, reply: Reply, offered: Offer) -> None:
+    """Record that input came behind a command before the reply to it was sent, if that is not allowed."""
+    if reply.next_action is NextAction.START_TLS:
         state.record_violation("talk-behind-starttls")
-    elif not offered:
+    elif not offered.pipelining:
         state.record_violation("unoffered-pipelining")
     elif command.last:
         state.record_violation("pipelined-behind-last")
+
+
+def check_pipelining(
+    state: SessionState, command: BoundCommand, reply: Reply, offered: Offer, followed: bool
+) -> Reply:
+    """Return the reply to a command, which may be another one if input has come behind it too early.
+
+    `offered`: what the client knew of when it sent the command. `followed`: more input has come.
+    """
+    note_reply(state, command, reply, offered, followed)
+    if not followed or (command.phase == "BDAT" and offered.has_verb(b"BDAT")):  # its chunk (RFC 3030 2)
+        return reply
+    record_early_input(state, command, reply, offered)
     # Commands that somebody put in front of a handshake would run as if they had come under TLS
     # (CVE-2011-0411). What follows DATA before its reply is refused only where the order is enforced.
-    if starts_tls or (reply.next_action is NextAction.READ_BODY and command.ordered):
+    if reply.next_action is NextAction.START_TLS or (
+        reply.next_action is NextAction.READ_BODY and command.ordered
+    ):
         return replies.IMPROPER_PIPELINING
     return reply

@@ -32,6 +32,7 @@ from blackhole.smtp.execution import Answered, Decided, Waiting
 from blackhole.smtp.input_reader import InputReader
 from blackhole.smtp.policy import PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
+from blackhole.smtp.sequence import record_early_input
 from blackhole.smtp.state import GREETED, ClientLimits
 
 MAX_TURN: Final = 128
@@ -56,13 +57,15 @@ class Session(InputReader):
     (b'221 2.0.0 Goodbye\\r\\n', <NextAction.CLOSE: 'close'>)
     """
 
-    __slots__ = ("busy", "client")
+    __slots__ = ("busy", "client", "needs_general_path")
 
     def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter, sampled: bool) -> None:
         InputReader.__init__(self, engine, secure, client, meter, sampled)
         self.client = client
         self.busy = False
         """Input is unanswered, a reply is held back, or replies are slowed down or refused altogether."""
+        self.needs_general_path = False
+        """It is busy, or a part of the transaction was refused, so that what follows has to be judged."""
 
     # The beginning of a connection.
 
@@ -112,15 +115,21 @@ class Session(InputReader):
         self.record_violation("early-talk")
         return greeting
 
-    def client_sent_early(self, out: bytes) -> bytes:
-        """Take note that input came, or the connection was closed, while the replies `out` were held back.
+    def client_sent_early(self, out: bytes, gone: bool = False) -> bytes:
+        """Take note that input came while the replies `out` were held back.
+
+        `gone`: the client will not send anything more, and may have left without them.
 
         Return what to send in their place: nothing may be taken from the time before a TLS handshake
         (CVE-2011-0411).
         """
-        self.policy.client_sent_early()
+        if gone or not self.offered.pipelining:
+            self.policy.client_sent_early()
+        sent, self.unfollowed = self.unfollowed, None
         if self.next_action is NextAction.START_TLS:
-            return self._replace_last_reply(self.engine.starttls)
+            out = self._replace_last_reply(self.engine.starttls)
+        if sent is not None and sent.command is not self.engine.connect:
+            record_early_input(self, *sent)
         return out
 
     def _replace_last_reply(self, command: BoundCommand) -> bytes:
@@ -177,15 +186,14 @@ class Session(InputReader):
             self.wait_for(Waiting(decision, command, argument))
             self.unprocessed = rest
             return b""
-        offered = self.esmtp
+        offered = self.offered
         reply = self.carry_out(command, argument, decision)
-        if command is not self.engine.end_of_message:
-            reply = self.check_pipelining(command, reply, offered, bool(rest))
+        reply = self.check_pipelining(command, reply, offered, bool(rest))
         return self._process(rest, (0, command, reply))
 
     def go_on_with_reply(self, command: BoundCommand, reply: Reply) -> bytes:
         """Deliver the reply to a command that has been carried out, with nothing behind it."""
-        return self._process(b"", (0, command, self.check_pipelining(command, reply, self.esmtp, False)))
+        return self._process(b"", (0, command, self.check_pipelining(command, reply, self.offered, False)))
 
     # The general path: any input, command by command.
 
@@ -220,6 +228,11 @@ class Session(InputReader):
         slow = self.error_budget is not None and self.error_budget.slow
         pending = self.unprocessed or self.discarded or self.deferred or self.auth_exchange
         self.busy = bool(pending) or slow or self.rejected
+        self.needs_general_path = self.busy or self.refused > 0
+        if not (self.offered.pipelining or self.unprocessed or self.deferred):
+            self.outstanding = False
+        if self.after_421 is not None and self.offered.pipelining:
+            self.after_421.feed(data[position:])
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _switch_to_successor(self) -> None:

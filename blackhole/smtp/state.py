@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from blackhole.smtp.auth import Exchange
+from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
 
 PHASES: Final = (
@@ -24,6 +25,13 @@ MAIL: Final = 2
 RCPT: Final = 4
 """What has been accepted so far, as bits, so that a command can name what it needs. They are plain integers
 because `&` of an enum.Flag takes 0.6 microseconds."""
+
+DATA: Final = 8
+BODY: Final = 16
+"""Further bits of what was refused: DATA, until another command comes, and a body that came in its place."""
+
+UNDECLARED: Final = -1
+"""The size that MAIL declared, where it declared none."""
 
 
 class ClientLimits(NamedTuple):
@@ -88,6 +96,8 @@ class ListenerConstants:
     helo: Reply
     ehlo: Reply
     ehlo_secure: Reply
+    offers: tuple[Offer, Offer]
+    """What EHLO offers: without TLS, and under it."""
     help: Mapping[bytes, Reply]
     """Replies to HELP, by verb."""
     parameters: tuple[Mapping[bytes, Checks], Mapping[bytes, Checks]]
@@ -99,8 +109,11 @@ class ListenerConstants:
 class SessionState:
     """The protocol state of one session, which commands read and change.
 
-    No address is kept. `size` is what MAIL declared, `octets` what has come of the message so far: without
-    the line with the final dot, and with dots still doubled.
+    No address is kept. `size` is what MAIL declared, or UNDECLARED, `octets` what has come of the message so
+    far: without the line with the final dot, and with dots still doubled.
+
+    What a sender does wrong is judged by three facts: what the client was offered (`offered`), what it was
+    told (`stage` and `refused`), and whether it had to know that when it sent a command (`outstanding`).
     """
 
     __slots__ = (
@@ -109,15 +122,15 @@ class SessionState:
         "authenticated",
         "counted_events",
         "eightbit",
-        "envelope_refused",
-        "esmtp",
         "greeting_omitted",
         "listener",
         "new_id",
         "octets",
-        "pipelines",
+        "offered",
+        "outstanding",
         "quit_received",
         "recipients",
+        "refused",
         "sampled",
         "secure",
         "size",
@@ -139,18 +152,19 @@ class SessionState:
         """The AUTH exchange under way: the next line is a response, not a command."""
         self.recipients = 0
         self.octets = 0
-        self.size = 0
+        self.size = UNDECLARED
         self.smtputf8 = False
         self.eightbit = False
         """MAIL announced octets above 127."""
         self.sampled = True
         """Inspect the client's name and its messages more closely than is needed to serve it."""
-        self.esmtp = False
-        """The client said EHLO, and so knows the extensions."""
-        self.pipelines = False
-        """The client has sent a command before the reply to the one before."""
-        self.envelope_refused = False
-        """The last MAIL, or a RCPT since then, was refused."""
+        self.offered = NO_OFFER
+        """What the reply to the last EHLO offered, as it was sent; nothing after HELO."""
+        self.refused = 0
+        """What was refused in this transaction, as bits."""
+        self.outstanding = False
+        """The client may have sent what comes now before it saw the last refusal: it may pipeline (RFC 2920
+        3.1), and has sent no command since whose reply it had to wait for."""
         self.greeting_omitted = False
         """The client has begun without EHLO or HELO, which has been recorded."""
         self.tls_started = False
@@ -170,9 +184,10 @@ class SessionState:
         """Forget the transaction (RFC 5321 4.1.1.5), after RSET, HELO, EHLO, STARTTLS or a message."""
         self._id = 0
         self.stage &= GREETED
+        self.refused = 0
         self.recipients = 0
         self.octets = 0
-        self.size = 0
+        self.size = UNDECLARED
         self.smtputf8 = False
         self.eightbit = False
 
@@ -181,7 +196,8 @@ class SessionState:
         self.reset()
         self.stage = 0
         self.secure = True
-        self.authenticated = self.esmtp = self.greeting_omitted = False
+        self.authenticated = self.greeting_omitted = False
+        self.offered = NO_OFFER
         self.tls_started = after_starttls
 
     def record_violation(self, name: str) -> None:

@@ -83,6 +83,11 @@ VIOLATIONS: Final = (
         "sent DATA although MAIL or every RCPT had been refused",
         "send RSET or QUIT when no recipient was accepted",
     ),
+    Violation(
+        "body-after-refusal", "must", 5321, "4.1.1.4",
+        "sent the message though DATA had been refused",
+        "begin the message only when DATA is answered with 354",
+    ),
     # Commands.
     Violation(
         "long-command", "should", 5321, "4.5.3.1.4",

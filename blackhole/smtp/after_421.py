@@ -1,0 +1,54 @@
+"""Input after 421: what a client may still send once such a reply has closed the session.
+
+It may say QUIT (RFC 5321 3.8). Where it was offered PIPELINING, what was on its way belongs to the group of
+the refused command, which ends with a command whose reply has to be waited for (RFC 2920 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blackhole.smtp.engine_tables import BoundCommand, EngineTables
+
+QUIT: Final = b"QUIT"
+
+MAX_KEPT: Final = 2048
+"""Octets of an unfinished line that are kept."""
+
+
+class InputAfter421:
+    """Judges what comes behind a 421. The verdict does not depend on how the octets are cut."""
+
+    __slots__ = ("_commands", "_ended", "_line", "_on_its_way", "talked")
+
+    def __init__(self, engine: EngineTables, command: BoundCommand, pipelining: bool) -> None:
+        self._commands = engine.commands
+        self._on_its_way = pipelining and not command.last and command is not engine.connect
+        """What comes next may have been sent before the client saw the 421."""
+        self._line = b""
+        self._ended = False
+        self.talked = False
+        """The client has sent something else than it may."""
+
+    def feed(self, data: bytes) -> None:
+        """Take what came next."""
+        if self._ended:
+            return
+        *lines, self._line = (self._line + data).split(b"\n")
+        self._line = self._line[:MAX_KEPT]
+        for line in lines:
+            self._take(line.rstrip().upper())
+            if self._ended:
+                return
+        if not (self._on_its_way or QUIT.startswith(self._line.rstrip().upper())):
+            self._ended = self.talked = True
+
+    def _take(self, line: bytes) -> None:
+        """Take a whole line, in upper case."""
+        if line == QUIT:
+            self._ended = True
+        elif not self._on_its_way:
+            self._ended = self.talked = True
+        else:
+            command = self._commands.get(line.partition(b" ")[0])
+            self._on_its_way = command is None or not command.last
