@@ -92,6 +92,7 @@ TORNADO = {
     "web.control_handlers",
     "web.events",
     "web.prometheus",
+    "web.server",
 }
 """Modules that import Tornado; `usage` asks for its version, inside a function."""
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
 
-from blackhole.web.app import (
+from blackhole.web.base_handler import SECURITY_HEADERS
+from blackhole.web.server import (
     CLIENT_SHARE,
     MAX_CONNECTIONS,
     MAX_REQUEST_BODY,
     MAX_REQUEST_HEADER,
     RESPONSE_TIMEOUT,
 )
-from blackhole.web.base_handler import SECURITY_HEADERS
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
 from tests.http_api import Sink, ask, figures, raw, reached, send, total
 from tests.program import SCRIPT, descriptors, free_port, wait_for
@@ -217,6 +218,30 @@ def test_clients_that_never_read_are_disconnected_and_leave_places_to_others() -
             timeout=RESPONSE_TIMEOUT + 20,
         )
         assert "Traceback" not in program.output()
+
+
+@pytest.mark.parametrize("extra", [b"", b"G", b"GET /healthz HTTP/1.1\r\n\r\n", b"x" * 20000])
+@pytest.mark.parametrize("path", ["/wait?messages=99&timeout=600", "/events"])
+def test_a_client_that_is_gone_holds_no_place(sink: Sink, path: str, extra: bytes) -> None:
+    """Tornado looks for the end of a connection only while nothing of it is left to read."""
+    sink.dashboard()
+    before = len(descriptors(*sink.dashboards()))
+    for _ in range(8):
+        with socket.create_connection(("127.0.0.1", sink.http)) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() + extra)
+    wait_for(lambda: len(descriptors(*sink.dashboards())) <= before, "all places are free")
+
+
+def test_a_client_that_has_closed_its_side_gets_every_response(sink: Sink) -> None:
+    requests = b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
+    with socket.create_connection(("127.0.0.1", sink.http), timeout=20) as client:
+        client.sendall(requests)
+        client.shutdown(socket.SHUT_WR)
+        said = b""
+        while more := client.recv(65536):
+            said += more
+            time.sleep(0.001)
+    assert said.count(b"HTTP/1.1 200 ") == 100
 
 
 def test_a_client_has_a_part_of_the_connections_only(sink: Sink) -> None:

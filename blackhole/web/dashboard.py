@@ -20,11 +20,12 @@ from blackhole.metrics.counters import Counters
 from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.plan import ChildContext
 from blackhole.settings import Settings
-from blackhole.web.app import make_server
+from blackhole.web.app import make_application
 from blackhole.web.base_handler import AllowedHosts
 from blackhole.web.control import ScenarioControl
 from blackhole.web.events import EventStream
 from blackhole.web.history import History
+from blackhole.web.server import make_server
 from blackhole.web.static_files import StaticFile
 from blackhole.web.stats_view import StatsView
 
@@ -68,7 +69,7 @@ class Dashboard:
         # The master holds the other end of this pipe: it becomes readable when the master ends.
         loop.add_reader(self._context.master_alive_fd, stop.set)
         self._events = EventStream(self._stats, self._control.choices)
-        server = self._server = make_server(
+        application = make_application(
             {
                 "hosts": self._hosts,
                 "files": self._files,
@@ -78,6 +79,7 @@ class Dashboard:
                 "waiting": set(),
             }
         )
+        server = self._server = make_server(application)
         for listening in sockets:  # connections inherit it
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         server.add_sockets(sockets)
@@ -94,5 +96,5 @@ class Dashboard:
         self._counters.heartbeat(self._context.row)
         self._stats.sample()
         self._events.publish()
-        self._server.close_unread()
+        self._server.sweep()
         loop.call_at(math.floor(loop.time()) + pause, self._sample)
