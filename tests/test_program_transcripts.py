@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import smtplib
 import socket
@@ -126,7 +127,38 @@ def test_debug_logs_every_line_and_no_client_can_forge_one() -> None:
         ("RECV", "QUIT"),
         ("SEND", "221 2.0.0 Goodbye"),
     ]
-    # The accepted transaction and what follows it have different ids.
+    # The accepted transaction, with its reply, and what follows it have different ids.
     assert len({number for number, _, _ in lines}) == 2
+    (queued,) = [(number, text) for number, _, text in lines if "queued as" in text]
+    assert queued == (lines[0][0], f"250 2.0.0 OK: queued as {lines[0][0]}")
+
+
+@pytest.mark.parametrize("options", [(), ("--delay=0.05",)])
+def test_debug_names_client_connection_and_transaction_in_each_line(
+    certificate: Certificate, options: tuple[str, ...]
+) -> None:
+    tls = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")
+    with Program("--debug", "--hostname=mx.test", "--workers=1", *tls, *options) as program:
+        for _ in range(2):
+            with smtplib.SMTP(*program.address, timeout=20) as client:
+                client.starttls(context=certificate.client)
+                for _ in range(2):
+                    client.sendmail("ann@example.com", ["bob@example.com"], "Subject: a test\n\nHello\n")
+        assert program.stop() == 0
+        lines = re.findall(
+            r"DEBUG 127\.0\.0\.1 connection \[(.{10})\] transaction \[(.{10})\] (RECV|SEND): (.*)",
+            program.output(),
+        )
+    for one, other in itertools.pairwise(lines):
+        if other[2] == "SEND" and not other[3].endswith("ESMTP Blackhole"):  # A reply to a command
+            assert one[:2] == other[:2]
+    connections = [connection for connection, *_ in lines]
+    assert connections == sorted(connections, key=connections.index)
+    assert len(set(connections)) == 2
+    assert len([text for *_, text in lines if "EHLO" in text]) == 4
+    for number, text in [(number, text) for _, number, _, text in lines if "queued as" in text]:
+        first, *_, last = [text for _, its_number, _, text in lines if its_number == number]
+        assert first.upper().startswith("MAIL FROM:<ANN@EXAMPLE.COM>")
+        assert last == text == f"250 2.0.0 OK: queued as {number}"
     (accepted,) = (text for _, _, text in lines if "queued as" in text)
     assert accepted == f"250 2.0.0 OK: queued as {lines[0][0]}"

@@ -33,7 +33,7 @@ from blackhole.process.plan import ChildContext
 from blackhole.rules.outcomes import OutcomeStore, mark_if_never_retried
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.engine_tables import TraceFunction
-from blackhole.smtp.state import SessionState
+from blackhole.smtp.session import Session
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.control import INITIAL_NUMBER, ControlChannel, OneShotRule, effective_scenario
 from blackhole.store.redis_attempts import RedisAttemptStore
@@ -87,9 +87,19 @@ def run(context: WorkerContext) -> None:
         runner.run(Worker(context, selector).serve())
 
 
-def trace(session: SessionState, direction: str, line: bytes) -> None:
-    """Log a line of the conversation with the id of its transaction, as Blackhole 1.x did with --debug."""
-    log.debug("[%010X] %s: %s", session.id, direction, printable(line))
+def trace(session: Session, direction: str, line: bytes) -> None:
+    """Log a line that was sent, with the client's address and the ids of its connection and transaction.
+
+    Blackhole 1.x logged the id of the transaction with --debug.
+    """
+    log.debug(
+        "%s connection [%010X] transaction [%010X] %s: %s",
+        session.client or "unknown",
+        session.connection_id,
+        session.traced_id,
+        direction,
+        printable(line),
+    )
 
 
 class Worker:

@@ -14,10 +14,11 @@ from blackhole.smtp.events import EventNumbers, ReplyEvents
 from blackhole.smtp.policy import ListenerPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import GREETED, MAIL, PHASES, RCPT, ListenerConfig, ListenerConstants, SessionState
+from blackhole.smtp.state import GREETED, MAIL, PHASES, RCPT, ListenerConfig, ListenerConstants
 
-TraceFunction = Callable[[SessionState, str, bytes], None]
-"""Takes the session, "RECV" or "SEND", and a line without its end."""
+TraceFunction = Callable[[Any, str, bytes], None]
+"""Takes the session, "RECV" or "SEND", and a line without its end. The session's `traced_id` is the id of the
+transaction to which the line belongs."""
 
 
 FastPath = Callable[[Any, bytes], bytes | None]

@@ -60,6 +60,7 @@ class InputReader(CommandExecution):
         position = body.feed(data, start)
         end = position if position >= 0 else len(data)
         if engine.trace is not None:
+            self.traced_id = self.id
             for line in data[start:end].splitlines():
                 engine.trace(self, "RECV", line)
         for violation in body.new_violations:
@@ -154,6 +155,7 @@ class InputReader(CommandExecution):
             found = engine.commands.get(verb) or engine.commands.get(verb.upper())
             command, argument = (found, argument) if found is not None else self._find_behind_blanks(line)
         if engine.trace is not None:
+            self.traced_id = self.id
             engine.trace(self, "RECV", self._redacted(command, line))
         if len(line) > STANDARD_LINE and exceeds_standard(line) and command is not engine.auth:
             self.record_violation("long-command")

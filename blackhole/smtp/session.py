@@ -102,6 +102,8 @@ class Session(InputReader):
             self._switch_to_successor()
         connect = self.engine.connect
         if connect.asks_policy or self.engine.trace is not None:
+            if self.engine.trace is not None:
+                self.traced_id = self.id
             return self.go_on(connect, b"", self.policy.decide(self, connect.phase))
         do = connect.do
         greeting = do(self, b"")

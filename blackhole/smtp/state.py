@@ -117,6 +117,7 @@ class SessionState:
     """
 
     __slots__ = (
+        "_connection_id",
         "_id",
         "auth_exchange",
         "authenticated",
@@ -137,13 +138,16 @@ class SessionState:
         "smtputf8",
         "stage",
         "tls_started",
+        "traced_id",
         "violation_count",
     )
 
     def __init__(self, listener: ListenerConstants, new_id: Callable[[], int], secure: bool) -> None:
         self.listener = listener
         self.new_id = new_id
-        self._id = 0
+        self._id = self._connection_id = 0
+        self.traced_id = 0
+        """The id of the transaction to which the command belongs that was traced last, as does its reply."""
         self.secure = secure
         self.quit_received = False
         self.stage = 0
@@ -179,6 +183,13 @@ class SessionState:
         if not self._id:
             self._id = self.new_id()
         return self._id
+
+    @property
+    def connection_id(self) -> int:
+        """The connection's id, 40 bits; drawn when it is first asked for."""
+        if not self._connection_id:
+            self._connection_id = self.new_id()
+        return self._connection_id
 
     def reset(self) -> None:
         """Forget the transaction (RFC 5321 4.1.1.5), after RSET, HELO, EHLO, STARTTLS or a message."""
