@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import comparison, fairness, features, idle, latency, machine, spread, startup
+from benchmarks import comparison, fairness, features, idle, latency, machine, scenarios, spread, startup
 from benchmarks.failure import Failure
 from benchmarks.plan import Plan
 from benchmarks.server import SERVERS, Server, blackhole
@@ -26,6 +26,7 @@ SHAPES: dict[str, Callable[[Plan], Table]] = {
     "start": startup.measure,
     "noops": fairness.NOOPS,
     "data": fairness.DATA,
+    "scenarios": scenarios.measure,
     "features": features.measure,
 }
 

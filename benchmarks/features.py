@@ -16,6 +16,7 @@ from typing import Final
 from benchmarks.comparison import LOADS, Candidate, compare
 from benchmarks.failure import Failure
 from benchmarks.plan import Plan, record_failure
+from benchmarks.scenarios import USUAL
 from benchmarks.server import Server, Site, blackhole
 from benchmarks.table import Row, Table
 
@@ -33,32 +34,6 @@ phase = "RCPT"
 recipient = "{recipient}"
 reply = "{reply}"
 """
-
-USUAL_SCENARIO: Final = """
-[[rule]]
-phase = "RCPT"
-recipient = "nobody@*"
-reply = "550 5.1.1 No such user"
-
-[[rule]]
-phase = "RCPT"
-recipient = "full@*"
-reply = "452 4.2.2 Mailbox full"
-
-[[rule]]
-phase = "RCPT"
-recipient = "*@unreliable.example"
-chance = 0.05
-reply = "451 4.3.0 Try again later"
-
-[[rule]]
-phase = "."
-recipient = "*@unreliable.example"
-chance = 0.02
-reply = "451 4.3.0 Try again later"
-"""
-"""Two rules by recipient, and a chance at RCPT and at the end of the message, none of which matches the
-load."""
 
 
 def never_matching(*recipients: str, reply: str = "550 5.1.1 No such user") -> str:
@@ -130,7 +105,7 @@ FEATURES: Final[Sequence[Feature]] = (
         "100 rules with globs open at both ends",
         scenario=never_matching(*(f"*@host{number}.invalid*" for number in range(100))),
     ),
-    Feature("a usual scenario", scenario=USUAL_SCENARIO),
+    Feature("a usual scenario", scenario=USUAL),
     Feature("`--public`, untrusted sender", f"--public --trusted none {LIMITS_OUT_OF_REACH}"),
 )
 
