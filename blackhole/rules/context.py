@@ -64,7 +64,7 @@ class RuleContext:
         self.id = 0
         """Number of the transaction."""
         self.refused_phase = ""
-        """"MAIL" or "RCPT" if the last of them was refused; else empty."""
+        """"MAIL" or "RCPT" if MAIL was refused last, or each RCPT of the transaction so far; else empty."""
         self.quota_used: dict[tuple[str, bytes], int] = {}
         """What this connection took of its quotas, by the key of the rule and the domain, if any."""
         self.work = 0

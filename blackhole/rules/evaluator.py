@@ -25,8 +25,8 @@ from blackhole.smtp.state import GREETED, PHASES, SessionState
 
 ENVELOPE: Final = frozenset(("MAIL", "RCPT"))
 
-RESETS: Final = frozenset(("HELO", "EHLO", "RSET"))
-"""Phases after which nothing is left of what was refused before."""
+ENDS_REFUSAL: Final = frozenset(("HELO", "EHLO", "RSET", "RCPT"))
+"""Phases after which it does not matter what was refused before, if they are not."""
 
 CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
 """Phases that change the context of rules, or depend on what was refused before."""
@@ -205,11 +205,11 @@ class RuleEvaluator:
         if code >= 400:
             context.helo, context.sender, context.recipient, context.size = self._before
             if phase in ENVELOPE:
-                if context.refused_phase != "MAIL" or session.recipients:
+                if not (context.refused_phase or session.recipients):
                     context.refused_phase = phase
             elif phase == "DATA" and context.refused_phase == "RCPT" and not session.recipients:
                 return
-        elif context.refused_phase and phase in RESETS:
+        elif context.refused_phase and phase in ENDS_REFUSAL:
             context.refused_phase = ""
         if self._tracker is not None:
             self._tracker.command_answered(session, phase, self._argument, code)

@@ -1,5 +1,5 @@
-"""Fuzzing: random octets for the engine, conversations compared with a model, random input over sockets.
+"""Fuzzing: random octets, conversations and scenarios compared with models, random input over sockets.
 
-`python -m tests.fuzz --inputs N`, `--model N`, `--live SECONDS`. `--seed` repeats a run; its findings do not
-depend on `--workers`.
+`python -m tests.fuzz --inputs N`, `--model N`, `--scenarios N`, `--live SECONDS`. `--seed` repeats a run; its
+findings do not depend on `--workers`.
 """

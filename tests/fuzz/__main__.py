@@ -1,4 +1,4 @@
-"""The command line: python -m tests.fuzz [--inputs N] [--model N] [--live SECONDS] [--seed N] ..."""
+"""The command line: python -m tests.fuzz [--inputs N] [--model N] [--scenarios N] [--live SECONDS] ..."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
 
-from tests.fuzz import inputs, live, model
+from tests.fuzz import inputs, live, model, scenarios
 
 REPORT_INTERVAL = 60.0
 """Seconds between two lines of progress."""
@@ -93,6 +93,22 @@ def compare_with_model(count: int, seed: int, workers: int) -> int:
     return result.differences
 
 
+def compare_scenarios(count: int, seed: int, workers: int) -> int:
+    """Run random scenarios, and return the number of those in which server and interpreter differ."""
+    progress, result = Progress("scenarios", count), scenarios.ScenarioResult()
+    for block in run_blocks(scenarios.run_block, seed, count, scenarios.BLOCK_SCENARIOS, workers):
+        result.add(block)
+        progress.report(result.scenarios, result.differences)
+    for example in result.examples:
+        print(example)
+    print(
+        f"{result.scenarios} scenarios, {result.commands} commands in {progress.seconds:.0f} s: "
+        f"{result.differences} differences",
+        flush=True,
+    )
+    return result.differences
+
+
 def fuzz_live(seconds: float, seed: int) -> int:
     """Fuzz the real program with each of its options in turn, and return the number of findings."""
     total = live.LiveResult()
@@ -138,6 +154,7 @@ def main() -> int:
     add = parser.add_argument
     add("--inputs", type=int, default=0, metavar="N", help="random inputs for a session")
     add("--model", type=int, default=0, metavar="N", help="random conversations against the model")
+    add("--scenarios", type=int, default=0, metavar="N", help="random scenarios against their interpreter")
     add(
         "--live",
         type=float,
@@ -167,6 +184,8 @@ def main() -> int:
         findings += fuzz_inputs(arguments.inputs, arguments.seed, arguments.workers)
     if arguments.model:
         findings += compare_with_model(arguments.model, arguments.seed, arguments.workers)
+    if arguments.scenarios:
+        findings += compare_scenarios(arguments.scenarios, arguments.seed, arguments.workers)
     if arguments.live:
         findings += fuzz_live(arguments.live, arguments.seed)
     if arguments.keep:

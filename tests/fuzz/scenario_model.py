@@ -1,0 +1,454 @@
+"""An interpreter of scenarios that is naive, and written from docs/scenarios.md and not from the rules.
+
+Rules are the tables of a scenario file. What is random cannot be predicted: where a rule has a random choice,
+the reply that was received tells which choice was made, and the model takes it if it was a possible one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+Rule = dict[str, Any]
+
+IN_BRACKETS = re.compile(r"<([^>]*)>(?:.* SIZE=([0-9]+))?")
+
+UNITS = {"k": 1 << 10, "s": 1, "m": 60, "h": 3600}
+
+PERIODS = {"second": 1, "minute": 60, "hour": 3600}
+
+USUAL = {
+    "CONNECT": 220, "STARTTLS": 220, "AUTH": 502, "DATA": 354, "BDAT": 502, "VRFY": 252, "EXPN": 252,
+    "HELP": 214, "QUIT": 221, "other": 500,
+}  # fmt: skip
+"""Codes of the replies to commands that are carried out, where they are not 250."""
+
+THROTTLED_AT = {"messages": "MAIL", "recipients": "RCPT", "bytes": ".", "connections": "CONNECT"}
+
+NOTHING = "nothing"
+CLOSES = {"close", "close-before-reply", "half-reply", "close-after-reply"}
+
+
+def same(one: str, other: str) -> bool:
+    """Return whether two letters are the same but for their case."""
+    return one == other or one.lower() == other.lower() or one.upper() == other.upper()
+
+
+def fits(glob: str, text: str) -> bool:
+    """Return whether a glob matches the whole text."""
+    reached = {0}
+    for sign in glob:
+        if sign == "*":
+            reached = {place for start in reached for place in range(start, len(text) + 1)}
+        else:
+            reached = {
+                place + 1
+                for place in reached
+                if place < len(text) and (sign == "?" or same(sign, text[place]))
+            }
+    return len(text) in reached
+
+
+def any_fits(globs: str | list[str], text: str) -> bool:
+    listed = globs if isinstance(globs, list) else [globs]
+    return any(fits("" if glob == "<>" else glob, text) for glob in listed)
+
+
+def compares(comparison: str | int, number: int) -> bool:
+    """Return whether a number is, say, "<= 2"."""
+    sign, digits = str(comparison).split() if " " in str(comparison) else ("=", str(comparison))
+    limit = int(digits.rstrip("k")) * (UNITS["k"] if digits.endswith("k") else 1)
+    return {
+        "<=": number <= limit,
+        ">=": number >= limit,
+        "<": number < limit,
+        ">": number > limit,
+        "=": number == limit,
+    }[sign]
+
+
+def seconds(value: Any) -> float:
+    if not isinstance(value, str):
+        return float(value)
+    return PERIODS.get(value) or float(value[:-1]) * UNITS[value[-1]]
+
+
+def network(client: str) -> str:
+    """Return the network that a greylist counts by."""
+    length = 24 if ip_address(client).version == 4 else 64
+    return str(ip_network(f"{client}/{length}", strict=False))
+
+
+def domain(address: str) -> str:
+    return address.rpartition("@")[2].lower()
+
+
+def shown(text: str) -> str:
+    """Return a text as replies show it."""
+    return re.sub("[^ -~]", "?", text.encode().decode("latin-1"))
+
+
+def is_random(rule: Rule, windows: dict[str, Rule]) -> bool:
+    """Return whether a rule has a random choice."""
+    return (
+        "chance" in rule
+        or (isinstance(rule.get("reply"), list) and len(rule["reply"]) > 1)
+        or (isinstance(rule.get("delay"), list) and rule["delay"][0] != rule["delay"][1])
+        or bool(windows.get(rule.get("window", ""), {}).get("ramp"))
+    )
+
+
+@dataclass
+class Received:
+    """A reply, and the seconds for which it was held back."""
+
+    lines: list[str]
+    waited: float
+
+    @property
+    def code(self) -> int:
+        return int(self.lines[-1][:3])
+
+    @property
+    def text(self) -> str:
+        return "\n".join([self.lines[0], *(line[4:] for line in self.lines[1:])])
+
+
+@dataclass
+class Memory:
+    """What the rules of all sessions remember."""
+
+    attempts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    first_seen: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    passed: set[tuple[Any, ...]] = field(default_factory=set)
+    quotas: dict[tuple[Any, ...], tuple[int, float]] = field(default_factory=dict)
+    held: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+
+
+@dataclass
+class Model:
+    """A listener with its scenario."""
+
+    rules: list[Rule]
+    windows: dict[str, Rule]
+    listener: str
+    mode: str = "accept"
+    strict: bool = False
+    available: bool = True
+    """The attempt store answers."""
+    now: float = 0.0
+    memory: Memory = field(default_factory=Memory)
+
+
+class ModelSession:
+    """One connection. Its methods for commands return what is wrong with the reply; empty: nothing."""
+
+    def __init__(self, model: Model, client: str) -> None:
+        self.model, self.client = model, client
+        self.tls = self.greeted = self.refused = False
+        self.helo = ""
+        self.quotas: Counter[tuple[Any, ...]] = Counter()
+        self.slots: list[tuple[Any, ...]] = []
+        self.ended = ""
+        """What became of the connection: "close", "reset" or "stall"."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin without a transaction."""
+        self.sender = self.recipient = ""
+        self.size = 0
+        self.has_sender = self.utf8 = self.mail_refused = self.recipient_refused = False
+        self.recipients = 0
+
+    def close(self) -> None:
+        for slot in self.slots:
+            self.model.memory.held[slot] -= 1
+
+    def command(self, line: str, received: Received | None) -> str:
+        """Take a command and the reply to it; return what is wrong with the reply."""
+        verb, _, argument = line.partition(" ")
+        phase = verb if verb in (*USUAL, "HELO", "EHLO", "MAIL", "RCPT", "RSET", "NOOP") else "other"
+        if self.refused and phase != "QUIT":
+            return self.expect(received, 503)
+        if self.model.strict and not self.in_order(phase):
+            return self.expect(received, 503)
+        before = self.helo, self.sender, self.recipient, self.size
+        if phase in ("HELO", "EHLO"):
+            self.helo = argument
+        if phase in ("MAIL", "RCPT"):
+            match = IN_BRACKETS.search(argument)
+            assert match
+            address = match[1]
+            if self.model.strict and address and "@" not in address:
+                return self.expect(received, 501)
+            if not address.isascii() and "SMTPUTF8" not in argument and not (phase == "RCPT" and self.utf8):
+                return self.expect(received, 553)
+            if phase == "RCPT" and self.mail_refused:
+                return self.expect(received, 503)
+            if phase == "MAIL":
+                self.sender, self.recipient, self.size = address, "", int(match[2] or 0)
+            else:
+                self.recipient = address
+        if phase == "DATA" and (self.mail_refused or (self.recipient_refused and not self.recipients)):
+            return self.expect(received, 503)
+        problem, done = self.decide(phase, received)
+        if done:
+            self.carry_out(phase, argument)
+        else:
+            self.helo, self.sender, self.recipient, self.size = before
+            if phase == "MAIL":
+                self.clear()
+                self.mail_refused = True
+            elif phase == "RCPT":
+                self.recipient_refused = True
+        return problem
+
+    def in_order(self, phase: str) -> bool:
+        if phase in ("MAIL", "AUTH"):
+            return self.greeted and not self.has_sender
+        return (phase != "RCPT" or self.has_sender) and (phase != "DATA" or self.recipients > 0)
+
+    def carry_out(self, phase: str, argument: str) -> None:
+        if phase in ("HELO", "EHLO", "RSET"):
+            self.clear()
+            self.greeted = self.greeted or phase != "RSET"
+        elif phase == "MAIL":
+            sender, size = self.sender, self.size
+            self.clear()
+            self.sender, self.size, self.has_sender = sender, size, True
+            self.utf8 = "SMTPUTF8" in argument
+        elif phase == "RCPT":
+            self.recipients += 1
+        elif phase == "STARTTLS" and not self.tls:
+            self.clear()
+            self.tls, self.greeted, self.helo = True, False, ""
+        elif phase in ("QUIT", "BDAT"):
+            self.ended = "close"
+
+    def greeting(self, received: Received | None) -> str:
+        problem, done = self.decide("CONNECT", received)
+        self.refused = not done
+        return problem
+
+    def end_of_message(self, fields: list[str], octets: int, received: Received | None) -> str:
+        self.size = octets
+        problem, _ = self.decide(".", received, fields)
+        self.clear()
+        return problem
+
+    def decide(
+        self, phase: str, received: Received | None, fields: list[str] | None = None
+    ) -> tuple[str, bool]:
+        """Return what is wrong with a reply, and whether the command is carried out."""
+        usual = USUAL.get(phase, 250)
+        if phase == "STARTTLS" and self.tls:
+            usual = 503
+        if received is not None and received.code == 421:
+            self.ended = "close"
+        self.count_attempt(phase)
+        for number, rule in enumerate(self.model.rules):
+            reply = self.answer(number, rule, phase, received, fields or [])
+            if reply != NOTHING:
+                return self.obey(rule, reply, usual, received)
+        code = usual
+        if self.model.mode == "bounce" and phase == ".":
+            code = 0
+        if self.model.mode == "greylist" and phase == "RCPT" and self.model.available:
+            code = 450 if self.greylisted("mode", {"min": 300, "max": 172800}) else usual
+        return self.expect(received, code), code == usual
+
+    def count_attempt(self, phase: str) -> None:
+        """Count an attempt, if a rule that reads the count may match it."""
+        pair = self.sender.lower(), self.recipient.lower()
+        key = (phase, *pair) if any(pair) else (phase, self.client)
+        for rule in self.model.rules:
+            needs = "attempt" in rule or is_random(rule, self.model.windows)
+            if needs and phase in rule["phase"] and self.matches_addresses(rule):
+                self.model.memory.attempts[key] += 1
+                break
+        self.attempt = self.model.memory.attempts[key]
+
+    def matches_addresses(self, rule: Rule) -> bool:
+        clients = rule.get("client", [])
+        clients = clients if isinstance(clients, list) else [clients]
+        return (
+            ("client" not in rule or any(ip_address(self.client) in ip_network(one) for one in clients))
+            and ("listener" not in rule or any_fits(rule["listener"], self.model.listener))
+            and rule.get("tls", self.tls) is self.tls
+            and any_fits(rule.get("sender", "*"), self.sender)
+            and any_fits(rule.get("recipient", "*"), self.recipient)
+        )
+
+    def answer(
+        self, number: int, rule: Rule, phase: str, received: Received | None, fields: list[str]
+    ) -> Any:
+        """Return the reply of a rule if it matches, as its file has it, or None for none; else NOTHING."""
+        if (
+            phase not in rule["phase"]
+            or not self.matches_addresses(rule)
+            or not any_fits(rule.get("helo", "*"), self.helo)
+            or not compares(rule.get("size", ">= 0"), self.size)
+            or ("header" in rule and not any(any_fits(rule["header"], one) for one in fields))
+            or not self.is_open(rule)
+        ):
+            return NOTHING
+        unknown = not self.model.available and ("attempt" in rule or self.asks_store(rule))
+        reply = self.reply_of(rule)
+        if unknown:
+            reply = rule.get("when_unknown", "accept")
+        elif "attempt" in rule and not compares(rule["attempt"], self.attempt):
+            return NOTHING
+        if ("chance" in rule or self.model.windows.get(rule.get("window", ""), {}).get("ramp")) and (
+            received is None or received.text not in self.possible(reply)
+        ):
+            return NOTHING
+        if unknown:
+            return NOTHING if reply == "accept" else reply
+        return reply if self.is_blocked(number, rule) else NOTHING
+
+    def asks_store(self, rule: Rule) -> bool:
+        return "greylist" in rule or rule.get("throttle", {"per": "connection"}).get("per") != "connection"
+
+    def is_open(self, rule: Rule) -> bool:
+        if "window" not in rule:
+            return True
+        window = self.model.windows[rule["window"]]
+        since = self.model.now - seconds(window["at"])
+        if since >= 0 and "every" in window:
+            since %= seconds(window["every"])
+        return 0 <= since < seconds(window["for"])
+
+    def reply_of(self, rule: Rule) -> Any:
+        if "blocklist" in rule:
+            listed = [
+                (key, word)
+                for key, word in (
+                    ("client", "Client host [{client}]"),
+                    ("helo", "Helo command [{helo}]"),
+                    ("sender", "Sender address [{sender}]"),
+                    ("recipient", "Recipient address [{recipient}]"),
+                )
+                if key in rule
+            ]
+            return f"554 5.7.1 Service unavailable; {listed[0][1]} blocked using {rule['blocklist']}"
+        if "greylist" in rule and not {"reply", "delay", "then", "hide", "add"} & rule.keys():
+            return "450 4.7.1 Greylisted, try again later"
+        return rule.get("reply")
+
+    def possible(self, reply: Any) -> list[str]:
+        """Return the replies that may be received for a reply of a rule."""
+        words = {
+            "client": self.client,
+            "helo": self.helo,
+            "sender": self.sender,
+            "recipient": self.recipient,
+        }
+        found = []
+        for one in reply if isinstance(reply, list) else [reply]:
+            text = str(one)
+            for name, word in words.items():
+                text = text.replace(f"{{{name}}}", shown(word))
+            found.append(text)
+        return found
+
+    # Limiters.
+
+    def is_blocked(self, number: int, rule: Rule) -> bool:
+        if "greylist" in rule:
+            bounds = rule["greylist"] if isinstance(rule["greylist"], dict) else {}
+            return self.greylisted(number, {"min": 300, "max": 172800} | bounds)
+        if "throttle" not in rule:
+            return True
+        throttle = rule["throttle"]
+        owner = {
+            "client": self.client,
+            "sender-domain": domain(self.sender),
+            "recipient-domain": domain(self.recipient),
+            "all": "",
+        }[throttle.get("by", "client")]
+        if "concurrent" in throttle:
+            slot = number, owner
+            if self.model.memory.held[slot] >= throttle["concurrent"]:
+                return True
+            self.model.memory.held[slot] += 1
+            self.slots.append(slot)
+            return False
+        (what,) = throttle.keys() & THROTTLED_AT.keys()
+        amount = self.size if what == "bytes" else 1
+        if throttle["per"] == "connection":
+            if self.quotas[number, owner] + amount > throttle[what]:
+                return True
+            self.quotas[number, owner] += amount
+            return False
+        used, began = self.model.memory.quotas.get((number, owner), (0, self.model.now))
+        if not used or self.model.now - began >= seconds(throttle["per"]):
+            used, began = 0, self.model.now
+        if used + amount > throttle[what]:
+            return True
+        self.model.memory.quotas[number, owner] = used + amount, began
+        return False
+
+    def greylisted(self, rule: int | str, bounds: dict[str, Any]) -> bool:
+        triplet = rule, network(self.client), self.sender.lower(), self.recipient.lower()
+        memory, now = self.model.memory, self.model.now
+        if triplet in memory.passed:
+            return False
+        first = memory.first_seen.get(triplet)
+        if first is None or now - first > seconds(bounds["max"]):
+            memory.first_seen[triplet] = now
+            return True
+        if now - first < seconds(bounds["min"]):
+            return True
+        memory.passed.add(triplet)
+        return False
+
+    # Effects.
+
+    def obey(self, rule: Rule, reply: Any, usual: int, received: Received | None) -> tuple[str, bool]:
+        """Return what is wrong with a reply by a rule, and whether the command is carried out."""
+        if reply is not None and reply == rule.get("when_unknown"):
+            rule = {"reply": reply}
+        fault = rule.get("then", "")
+        own = reply not in (None, "accept")
+        replaced = fault in ("close", "reset", "stall")
+        done = not replaced and not (own and int(self.possible(reply)[0][:3]) >= 400)
+        if isinstance(fault, str) and fault:
+            self.ended = "close" if fault in CLOSES else fault
+        if fault == "close-before-reply" or (replaced and not own):
+            return ("" if received is None else f"{received} in place of none"), done
+        if fault == "half-reply":
+            return ("" if received is None else f"{received} in place of half a reply"), done
+        if received is None:
+            return "no reply", done
+        if not own or (usual >= 400 and int(self.possible(reply)[0][:3]) < 400):
+            problem = self.expect(received, usual, rule)
+        else:
+            allowed = self.possible(reply)
+            problem = "" if received.text in allowed else f"{received.lines} in place of {allowed}"
+        return problem or self.check_wait(rule, received), done
+
+    def check_wait(self, rule: Rule, received: Received) -> str:
+        if isinstance(rule.get("then"), dict):
+            return ""
+        delay = rule.get("delay", 0)
+        least, most = delay if isinstance(delay, list) else (seconds(delay), seconds(delay))
+        waited = received.waited
+        return "" if least - 1e-6 <= waited <= most + 1e-6 else f"held back for {waited} and not {delay}"
+
+    def expect(self, received: Received | None, code: int, rule: Rule | None = None) -> str:
+        """Return what is wrong with a reply that should have a code; 0 is any refusal."""
+        if received is None:
+            return f"no reply in place of {code}"
+        if not code:
+            return "" if received.code >= 400 else f"{received.lines} in place of a refusal"
+        if received.code != code:
+            return f"{received.lines} in place of {code}"
+        offered = {line[4:] for line in received.lines[1:]}
+        for key, expected in (("hide", False), ("add", True)):
+            for line in (rule or {}).get(key, ()):
+                if (line in offered) is not expected:
+                    return f"{key} {line}: {received.lines}"
+        return "" if rule or not received.waited else f"held back for {received.waited}"
