@@ -18,7 +18,7 @@ from blackhole.rules.attempt_store import Record, count_attempt
 from blackhole.rules.limiters import WindowCount
 from blackhole.store import attempts
 from blackhole.store.attempts import COUNTERS_PER_ROW, SLOTS_PER_SET, AttemptTable
-from tests.test_shared_lock import process_that_stops, stop
+from tests.stopped_process import process_that_stops, stop
 
 
 def count_and_return_record(known: Record, now: float) -> tuple[Record, Record]:

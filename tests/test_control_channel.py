@@ -33,7 +33,7 @@ from blackhole.store.control import (
     effective_scenario,
 )
 from tests.program import wait_for
-from tests.test_shared_lock import process_that_stops, stop
+from tests.stopped_process import process_that_stops, stop
 
 # The map
 

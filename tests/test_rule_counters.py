@@ -23,8 +23,8 @@ from blackhole.smtp.session import Session
 from tests.engines import make_engine
 from tests.http_api import Sink, ask, figures, post
 from tests.program import Program, run, wait_for
+from tests.stopped_process import process_that_stops, stop
 from tests.test_exact_counts import replaced
-from tests.test_shared_lock import process_that_stops, stop
 from tests.test_simulator import outcome
 
 # In the engine

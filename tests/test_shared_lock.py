@@ -5,40 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from blackhole.store import shared_lock
 from blackhole.store.shared_lock import MAX_WAIT, SharedLock
+from tests.stopped_process import process_that_stops, stop
 
 OCTET = 5
-
-
-def wait_until_stopped(pid: int) -> None:
-    """Wait until a child has stopped."""
-    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
-
-
-@contextmanager
-def process_that_stops(work: Callable[[], object]) -> Iterator[int]:
-    """Run `work` in a child, which is expected to stop itself; let it go on, or kill it, at the end."""
-    pid = os.fork()
-    if pid == 0:
-        work()
-        os._exit(0)
-    try:
-        wait_until_stopped(pid)
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGCONT)
-        os.waitpid(pid, 0)
-
-
-def stop() -> None:
-    """Stop the calling process, as SIGSTOP from elsewhere does."""
-    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def hold_stopped(lock: SharedLock) -> None:
