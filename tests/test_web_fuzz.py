@@ -16,7 +16,7 @@ from tests.http_api import Sink, ask, reached
 from tests.resource_usage import memory
 
 SEED = 20131
-REQUESTS = 2500
+REQUESTS = 6000
 
 PATHS = [
     *(re.sub(r"\(.*?\)(?=/|$)", "nightly", route.path) for route in ROUTES),
@@ -161,6 +161,36 @@ def status_of(port: int, octets: bytes) -> int:
     return 0
 
 
+INSERTED = (
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\0",
+    b": ",
+    b" ",
+    b"HTTP/1.1",
+    b"0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+)
+
+
+def mutated(draw: random.Random, octets: bytes) -> bytes:
+    """Return octets with some of them removed, replaced, inserted or repeated."""
+    for _ in range(draw.randint(1, 5)):
+        place = draw.randrange(len(octets) + 1)
+        before, after = octets[:place], octets[place:]
+        octets = draw.choice(
+            (
+                before + after[draw.randint(1, 20) :],
+                before + draw.randbytes(draw.randint(1, 8)) + after,
+                before + draw.choice(INSERTED) + after,
+                before + before[-30:] + after,
+                before + after if draw.random() < 0.8 else before,
+            )
+        )
+    return octets
+
+
 def documented(path: str) -> tuple[int, ...]:
     """Return the statuses from 500 on that a path may have."""
     return {
@@ -191,3 +221,15 @@ def test_no_request_makes_a_handler_raise(dashboard: Sink) -> None:
     assert (dashboard.dashboards(), reached(dashboard.http)) == (pid, True)
     assert memory(pid[0])["Private_Dirty"] - sizes[-2] < 2048, sizes
     assert ask(dashboard.http, "/scenario", "DELETE").status == 200
+
+
+def test_no_octets_make_the_server_raise(dashboard: Sink) -> None:
+    """Requests with octets changed at random, one behind the other."""
+    draw = random.Random(SEED)
+    pid = dashboard.dashboards()
+    for _ in range(REQUESTS // 2):
+        paths = [draw.choice(PATHS) for _ in range(2)]
+        octets = b"".join(mutated(draw, wild_request(draw, draw.choice(METHODS[:7]), path)) for path in paths)
+        assert status_of(dashboard.http, octets) not in (500, 501, 502), octets
+    assert "Traceback" not in dashboard.output()
+    assert (dashboard.dashboards(), reached(dashboard.http)) == (pid, True)
