@@ -8,7 +8,7 @@ DOCS = docs/_build
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test check coverage lint docs reference dist bench bench-quick faults soak clean
+.PHONY: help run test check coverage lint docs reference dist image bench bench-quick faults soak clean
 
 help:
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
 	@$(BIN)/twine check --strict dist/*
 	@for file in blackhole/py.typed man1/blackhole.1 completions/blackhole site-functions/_blackhole; do \
 	$(BIN)/python -m zipfile -l dist/*.whl | grep "$$file" >/dev/null || { echo "$$file is not in the wheel" >&2; exit 1; }; done
+
+image: $(VENV)/.test  ## build the container image with buildah and mmdebstrap, and test it; needs root
+	@$(BIN)/python -m pytest -q tests/images/image_test.py $(ARGS)
 
 bench: $(VENV)/.program  ## compare the speed with other sinks
 	@$(BIN)/python -m benchmarks

@@ -210,6 +210,13 @@ def _figures(settings: Settings, pid: int) -> str:
     return f"Blackhole is running, pid {pid}.\n{status.status_text(snapshot, uptime)}"
 
 
+def _check_health(settings: Settings, arguments: Sequence[str]) -> int:
+    from blackhole import health_check
+
+    print_stdout(f"{health_check.check(settings)}\n")
+    return os.EX_OK
+
+
 def _running_pid(settings: Settings) -> int:
     """Return the pid of the pidfile's owner, or of the only server on this machine.
 
@@ -244,6 +251,7 @@ ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
     "reload": _reload,
     "reopen": _reopen,
     "status": _status,
+    "check": _check_health,
     "report": _report,
     "top": _top,
 }

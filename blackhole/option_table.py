@@ -184,7 +184,7 @@ OPTIONS: Final = (
     Option("session_timeout", values.seconds(0, 604800), "0", "SECONDS", _PER_CLIENT,
            "seconds that a session may last", public_default="3600"),
     Option("workers", values.workers, "auto", "COUNT", "Process", "number of worker processes",
-           default_note="one for each CPU core"),
+           default_note="one for each processor that the process may use"),
     Option("user", values.printable, "", "USER", "Process",
            "user that the workers run as, if root starts the server",
            default_note="blackhole if it exists, else nobody"),

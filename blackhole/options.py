@@ -26,6 +26,7 @@ ACTION_HELP: Final = {
     "reload": "read the conf file, scenarios and certificates again; no connection is lost",
     "reopen": "open the log file again, after it was rotated",
     "status": "show the state and counters of the server; exits with 0 if it runs, 1 if it died, else 3",
+    "check": "connect as a client does; exits with 0 if the server greets within 5 seconds, else 1",
     "report": "show what senders did wrong; see --fail_on",
     "top": "show the current rates, one line a second",
     "explain": "show which rule of a scenario would answer in a given case, and why",

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from blackhole import addresses
+from blackhole import addresses, processors
 from blackhole.settings import MODES, DashboardAddress, Delay, Listener, RedisSettings
 
 MAX_REPEATED: Final = 60
@@ -145,18 +145,10 @@ def delay(text: str) -> Delay | None:
     return found if found[1] else None
 
 
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use, or of all where that is not known (PyPy)."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
 def workers(text: str) -> int:
-    """Read a number of worker processes; `auto` is one for each available CPU."""
+    """Read a number of worker processes; `auto` is one for each available processor."""
     if text == "auto":
-        return min(available_cpus(), 1024)
+        return min(processors.available(), 1024)
     try:
         return whole_number(1, 1024)(text)
     except ValueError:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from blackhole import hostname, usage, values
+from blackhole import hostname, processors, usage
 from blackhole.option_table import OPTIONS, Option
 from blackhole.options import ACTION_HELP, REQUEST_FLAGS, Invocation, parse
 from blackhole.settings import CLIENT_LIMITS, Listener, OperatorError, Settings
@@ -92,7 +92,7 @@ def test_the_value_of_an_option_reaches_the_settings(option: Option, write_conf:
 
 
 def test_options_and_settings_have_the_same_defaults() -> None:
-    assert read() == replace(Settings(), workers=values.available_cpus(), hostname=hostname.own_hostname())
+    assert read() == replace(Settings(), workers=processors.available(), hostname=hostname.own_hostname())
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         (
             "start -- --port",
             "'--port': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " report, top, explain (did you mean report?)",
+            " check, report, top, explain (did you mean report?)",
         ),
         ("--port", "--port: expected one argument"),
         ("--user=--", "--user: expected a value, not '--'"),
@@ -494,12 +494,12 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         (
             "strat",
             "'strat': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " report, top, explain (did you mean start?)",
+            " check, report, top, explain (did you mean start?)",
         ),
         (
             "",
             "'': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " report, top, explain",
+            " check, report, top, explain",
         ),
         ("start stop", "expected one action, not start and stop"),
         ("stop --daemon", "expected one action, not stop and start"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blackhole import __version__, usage, values
+from blackhole import __version__, processors, usage
 from blackhole.option_table import OPTIONS
 from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
 from blackhole.settings import MODES, Settings
@@ -108,7 +108,7 @@ def test_print_config_shows_where_each_value_comes_from(write_conf: WriteConf) -
         f"mode = bounce # conf {path}:1",
         "delay = 1,2.5 # environment BLACKHOLE_DELAY",
         "strict = no # default",
-        f"workers = {values.available_cpus()} # default",
+        f"workers = {processors.available()} # default",
         f"#conf = {path} # command line",
     ):
         assert wanted in lines
