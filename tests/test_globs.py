@@ -233,7 +233,7 @@ def test_many_globs_take_short_turns_whatever_the_addresses(key: str) -> None:
 
 def test_rules_that_no_index_finds_take_turns_too() -> None:
     rules = '[[rule]]\nphase = "NOOP"\nchance = 0.0001\nreply = "450 4.7.1 No"\n' * 500
-    session = make_engine(rules=parse_rules(rules, "test.toml")).session()
+    session = make_engine(rules=parse_rules(f"seed = 7\n{rules}", "test.toml")).session()
     assert len(turns_of(session, b"NOOP\r\n" * 100)) == 21
 
 

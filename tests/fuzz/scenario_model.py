@@ -139,6 +139,8 @@ class Model:
     strict: bool = False
     available: bool = True
     """The attempt store answers."""
+    seeded: bool = False
+    """The file has a seed."""
     now: float = 0.0
     memory: Memory = field(default_factory=Memory)
 
@@ -265,7 +267,8 @@ class ModelSession:
         pair = self.sender.lower(), self.recipient.lower()
         key = (phase, *pair) if any(pair) else (phase, self.client)
         for rule in self.model.rules:
-            needs = "attempt" in rule or is_random(rule, self.model.windows)
+            draws = self.model.seeded and is_random(rule, self.model.windows)
+            needs = "attempt" in rule or draws
             if needs and phase in rule["phase"] and self.matches_addresses(rule):
                 self.model.memory.attempts[key] += 1
                 break

@@ -331,8 +331,9 @@ class Comparison:
         rules = random_rules(source)
         mode = source.choice(("accept", "accept", "accept", "greylist", "bounce"))
         available = source.random() < 0.85
-        self.text = "".join(table("rule", rule) for rule in rules) + WINDOW_TEXT
-        self.model = Model(rules, WINDOWS, LISTENER, mode, source.random() < 0.3, available)
+        seeded = source.random() < 0.5
+        self.text = "seed = 7\n" * seeded + "".join(table("rule", rule) for rule in rules) + WINDOW_TEXT
+        self.model = Model(rules, WINDOWS, LISTENER, mode, source.random() < 0.3, available, seeded)
         config = ListenerConfig(
             hostname="mx.test", strict=self.model.strict, starttls=True, fast_path=source.random() < 0.6
         )
