@@ -104,11 +104,14 @@ def test_rules_that_take_workers_too_long_are_refused(monkeypatch: pytest.Monkey
     assert "its rules take each worker" in error(partial(check_text, "test", RULE))[1]
 
 
-def test_a_machine_without_processes_is_asked_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fork() -> int:
+@pytest.mark.parametrize("call", ["fork", "pipe2"])
+def test_a_machine_without_processes_or_descriptors_is_asked_again_later(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: int) -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(os, "fork", fork)
-    with pytest.raises(OperatorError, match="cannot fork") as caught:
-        asyncio.run(checked("test", fail))
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OperatorError, match="cannot be checked now") as caught:
+        asyncio.run(checked("test", sleep))
     assert caught.value.code == os.EX_TEMPFAIL

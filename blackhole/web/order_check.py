@@ -91,14 +91,10 @@ def _check_rules(name: str, make: Callable[[], list[Rule] | tuple[Rule, ...]]) -
 
 async def checked(name: str, check: Callable[[], CheckedOrder]) -> CheckedOrder:
     """Call one of the checks above in a process of its own, with limits. Raises OperatorError."""
-    ended, child_end = os.pipe2(os.O_CLOEXEC)  # the end of the child's life is the end of this file
     try:
-        call = ForkedCall(CHECK_TITLE, partial(_within_limits, check), DASHBOARD_SIGNALS)
+        call, ended = _fork(check)
     except OSError as error:
-        os.close(ended)
-        raise OperatorError(f"{name}: cannot fork: {error.strerror}", os.EX_TEMPFAIL) from None
-    finally:
-        os.close(child_end)
+        raise OperatorError(f"{name}: cannot be checked now: {error.strerror}", os.EX_TEMPFAIL) from None
     try:
         async with asyncio.timeout(CHECK_TIMEOUT):
             await _readable(ended)
@@ -120,6 +116,18 @@ async def checked(name: str, check: Callable[[], CheckedOrder]) -> CheckedOrder:
             f"{name}: takes more than {CPU_SECONDS} s of processor time, or too much memory"
         ) from None
     return found
+
+
+def _fork(check: Callable[[], CheckedOrder]) -> tuple[ForkedCall, int]:
+    """Return the call, and a descriptor that is at its end when the process is. Raises OSError."""
+    ended, child_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        return ForkedCall(CHECK_TITLE, partial(_within_limits, check), DASHBOARD_SIGNALS), ended
+    except OSError:
+        os.close(ended)
+        raise
+    finally:
+        os.close(child_end)
 
 
 async def _readable(descriptor: int) -> None:
