@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 NOT_RUNNING: Final = 7
 """Exit status of an action that needs a running server (LSB 5.0, 22.2: "program is not running")."""
 
+DEFERRED_SIGNALS: Final = frozenset(
+    (
+        *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+        *(signal.SIGTTIN, signal.SIGTTOU, signal.SIGALRM),
+    )
+)
+"""Signals that would end a server during its start, and whose meaning can wait until it runs."""
+
 SHORTAGES: Final = frozenset(
     (
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
@@ -144,6 +152,7 @@ def _start(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED_SIGNALS)
     from blackhole import service
 
     return service.serve(settings, arguments, detached)

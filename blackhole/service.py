@@ -27,7 +27,7 @@ from blackhole.process.prctl import signal_when_parent_dies
 from blackhole.process.privileges import drop_privileges
 from blackhole.process.program_files import ProgramFiles
 from blackhole.process.shared_state import SharedState
-from blackhole.process.supervisor import MASTER_SIGNALS, Supervisor
+from blackhole.process.supervisor import Supervisor
 from blackhole.process.terminal import Terminal
 from blackhole.process.worker import RETIRE_SIGNAL, WorkerContext
 from blackhole.rules import scenario
@@ -90,8 +90,6 @@ class CommandLine:
 
 def serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
     """Run a server until it is told to stop; return the exit status. Raises OperatorError."""
-    # Others end the process before the supervisor takes them, and what they ask for can wait until then.
-    signal.pthread_sigmask(signal.SIG_BLOCK, MASTER_SIGNALS.keys() - ENDING_SIGNALS)
     for number in ENDING_SIGNALS:
         signal.signal(number, _end)
     with ExitStack() as on_exit:
