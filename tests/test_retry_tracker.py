@@ -628,3 +628,40 @@ def test_recipients_are_tracked_through_a_command_that_ends_no_transaction(phase
             listener.leave(session)
         events.append({name: listener.counts[name] for name in ("deferred", "accepted_on_retry")})
     assert events == [{"deferred": 1, "accepted_on_retry": 1}] * 2
+
+
+def test_552_at_rcpt_may_be_taken_for_too_many_recipients() -> None:
+    """RFC 5321 4.5.3.1.10."""
+    rule = "[[rule]]\nphase = 'RCPT'\nrecipient = 'bob@b'\nattempt = 1\nreply = '%s No'\n"
+    for code, violations in (("552 5.5.3", 0), ("550 5.1.1", 1)):
+        listener = SimulatedListener(rule % code)
+        listener.send(0, "bob@b", "carol@c")
+        listener.send(60, "bob@b")
+        assert listener.new_events().get("retried-5xx", 0) == violations
+
+
+@pytest.mark.parametrize("quit_", [b"", b"QUIT\r\n"], ids=["alone", "with QUIT behind"])
+@pytest.mark.parametrize(
+    ("effect", "attempts", "violation"),
+    [
+        ("reply = '250 2.0.0 OK'", 2, "duplicate"),
+        ("reply = '554 5.0.0 No'", 2, "retried-5xx"),
+        ("reply = '451 4.3.0 Later'", 3, "retried-at-once"),
+    ],
+)
+def test_verdicts_on_retries_do_not_depend_on_a_delay(
+    effect: str, attempts: int, violation: str, quit_: bytes
+) -> None:
+    refusing = at_end("then = 'close'\nrecipient = 'nobody'")
+    for delay in ("", "delay = 10"):
+        listener = SimulatedListener(f"[[rule]]\nphase = '.'\n{effect}\n{delay}\n{refusing}")
+        for _ in range(attempts):
+            assert listener.new_events().get(violation, 0) == 0
+            session = listener.arrive()
+            say(session, ("bob@b",), "1@client", quit_)
+            if session.busy:
+                listener.now += 10
+                session.resume()
+            listener.leave(session, politely=True) if not quit_ else listener.count(session)
+            listener.now += 0.1
+        assert listener.new_events().get(violation, 0) == 1

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from blackhole.metrics.layout import CELL_INDEX
+from blackhole.metrics.layout import CELL_INDEX, VIOLATION_NUMBERS, VIOLATIONS_START
 from blackhole.settings import ACCELERATORS
 from tests.certificates import Certificate
 from tests.external_programs import requires
 from tests.program import Program, free_port, run, wait_for
 from tests.service import Serve
+from tests.smtp_client import SMTPClient
 
 pytestmark = requires("openssl")
 
@@ -225,7 +226,6 @@ def test_client_that_stops_in_a_handshake_does_not_delay_others(
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        pytest.param(b"", "EOF", id="nothing"),
         pytest.param(b"\x16\x03", "EOF", id="half a header"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", "EOF", id="half a ClientHello"),
         pytest.param(
@@ -257,7 +257,7 @@ def test_failed_handshake_is_one_log_line(
     assert service.cells[CELL_INDEX["tls_failed"]] == 1
 
 
-@pytest.mark.parametrize("length", [0, 3, 100, 0xFFFF])
+@pytest.mark.parametrize("length", [3, 100, 0xFFFF])
 def test_reset_during_a_handshake_closes_the_connection(
     serve: Serve, certificate: Certificate, caplog: pytest.LogCaptureFixture, length: int
 ) -> None:
@@ -272,6 +272,53 @@ def test_reset_during_a_handshake_closes_the_connection(
     assert [record.getMessage()[:37] for record in caplog.records if record.name != "asyncio"] == [
         "127.0.0.1: TLS handshake failed: [Err"
     ]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_connection_that_is_closed_before_a_handshake_is_a_probe(
+    serve: Serve, caplog: pytest.LogCaptureFixture, reset: bool
+) -> None:
+    """HAProxy checks so whether the port is open."""
+    caplog.set_level(logging.DEBUG)
+    service = serve(secure=True)
+    with socket.create_connection(service.address, 20) as wire:
+        wait_for(lambda: service.open(), "it is there")
+        if reset:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    service.settle()
+    assert [record.getMessage() for record in caplog.records if record.name != "asyncio"] == []
+    assert service.cells[CELL_INDEX["tls_failed"]] == 0
+    assert service.cells[CELL_INDEX["closed_without_command"]] == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "violations"),
+    [
+        ((), 0),
+        ((b"QUIT\r\n",), 0),
+        ((b"QU", b"IT\r\n"), 0),
+        ((b"EHLO client.test\r\n",), 1),
+        ((b"NO", b"OP\r\n"), 1),
+    ],
+)
+def test_client_that_goes_on_after_421_under_tls_is_told_from_one_that_leaves(
+    serve: Serve, said: tuple[bytes, ...], violations: int
+) -> None:
+    service = serve("--mode=unavailable", secure=True)
+    with SMTPClient(service.address, read_greeting=False) as client:
+        client.start_tls()
+        assert client.read_reply()[:3] == "421"
+        for segment in said:
+            time.sleep(0.05)
+            client.send(segment)
+        assert client.read_reply() == ""  # close_notify (RFC 8446 6.1): else this raises ssl.SSLError
+        client.send(b"")
+        assert isinstance(client.socket, ssl.SSLSocket)
+        with suppress(OSError):
+            client.socket.unwrap()
+    service.settle()
+    assert service.cells[VIOLATIONS_START + VIOLATION_NUMBERS["talk-after-421"]] == violations
+    assert service.cells[VIOLATIONS_START + VIOLATION_NUMBERS["no-quit"]] == 0
 
 
 def test_handshake_continues_when_the_socket_is_writable_again(

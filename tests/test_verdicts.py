@@ -160,6 +160,9 @@ CLOSES_AT_RCPT = "[[rule]]\nphase = 'RCPT'\nreply = '421 4.3.2 Bye'\n"
 CLOSES_AT_DATA = "[[rule]]\nphase = 'DATA'\nreply = '421 4.3.2 Bye'\n"
 HIDES_PIPELINING = "[[rule]]\nphase = 'EHLO'\nhide = 'PIPELINING'\n"
 GROUP = MAIL + RCPT + DATA
+SIZED = b"MAIL FROM:<a@b.test> SIZE=%d\r\n"
+LINE = 70 * b"x" + b"\r\n"
+END = b"\r\n.\r\n"
 
 CASES: dict[str, tuple[str, tuple[bytes, ...], str]] = {
     # Refusals that are still on their way (RFC 2920 3.1).
@@ -233,6 +236,32 @@ CASES: dict[str, tuple[str, tuple[bytes, ...], str]] = {
         "[[rule]]\nphase = 'EHLO'\nhide = 'SIZE'\nadd = 'SIZE 10'\n",
         (EHLO, GROUP, BODY, QUIT), "size-over-limit",
     ),
+    # Sizes, lines and octets.
+    "size of 1024 too much": ("", (EHLO, SIZED % (len(BODY) - 3 + 1024) + RCPT + DATA, BODY, QUIT), ""),
+    "size of 1025 too much": (
+        "", (EHLO, SIZED % (len(BODY) - 3 + 1025) + RCPT + DATA, BODY, QUIT), "size-wrong",
+    ),
+    "size of 0 that was declared": (
+        "", (EHLO, SIZED % 0 + RCPT + DATA, 100 * LINE + b".\r\n", QUIT), "size-wrong",
+    ),
+    "no size declared": ("", (EHLO, GROUP, 100 * LINE + b".\r\n", QUIT), ""),
+    "998 octets behind a doubled dot": ("", (EHLO, GROUP, b".." + 997 * b"x" + END, QUIT), ""),
+    "999 octets behind a doubled dot": ("", (EHLO, GROUP, b".." + 998 * b"x" + END, QUIT), "long-line"),
+    "998 octets behind a doubled dot in pieces": (
+        "", (EHLO, GROUP, b"a\r\n.", b"." + 500 * b"x", 497 * b"x" + END, QUIT), "",
+    ),
+    "999 octets behind a doubled dot in pieces": (
+        "", (EHLO, GROUP, b"a\r\n.", b"." + 500 * b"x", 498 * b"x" + END, QUIT), "long-line",
+    ),
+    "path of 256 octets": ("", (EHLO, b"MAIL FROM:<%s@b.test>\r\n" % (247 * b"x"), QUIT), ""),
+    "path of 257 octets": ("", (EHLO, b"MAIL FROM:<%s@b.test>\r\n" % (248 * b"x"), QUIT), "long-path"),
+    "octets that are no UTF-8": ("", (EHLO, b"MAIL FROM:<\xff@b.test>\r\n", QUIT), "utf8-undeclared"),
+    "octets that are no UTF-8 with SMTPUTF8": (
+        "", (EHLO, b"MAIL FROM:<\xff@b.test> SMTPUTF8\r\n", QUIT), "syntax",
+    ),
+    "recipient that is no UTF-8 with SMTPUTF8": (
+        "", (EHLO, b"MAIL FROM:<a@b.test> SMTPUTF8\r\n", b"RCPT TO:<\xff@b.test>\r\n", QUIT), "syntax",
+    ),
     # Pipelining.
     "HELP in a group": ("", (EHLO, b"HELP\r\n" + MAIL, QUIT), ""),
     "NOOP in a group": ("", (EHLO, b"NOOP\r\n" + MAIL, QUIT), "pipelined-behind-last"),
@@ -301,3 +330,25 @@ def test_input_during_a_look_up_is_behind_no_command_yet() -> None:
     assert session.client_sent_early(b"") == b""
     assert session.client_sent_early(b"") == b""
     assert verdicts(session) == ["unoffered-pipelining"]
+
+
+@pytest.mark.parametrize("bare_newline", ["normalize", "count", "reject"])
+def test_bare_lf_is_counted_in_a_message_that_never_ends(bare_newline: str) -> None:
+    session = greeted(bare_newline=bare_newline)
+    assert say(session, EHLO, GROUP, b"Hello\n", b".\n") == ["bare-lf"]
+
+
+def test_bare_lf_is_counted_once_in_a_message_that_ends() -> None:
+    session = greeted(bare_newline="count")
+    assert say(session, EHLO, GROUP, b"one\ntwo\n", b"three\n.\r\n", b"\r\n.\r\n", QUIT) == ["bare-lf"]
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize(
+    "address", [b"a b@x.test", b"@x.test", b"a..b@x.test", b"ann@-x.test", b"ann@x..org", b"a@b@x"]
+)
+def test_address_that_rfc_5321_does_not_know_is_taken_and_counted(address: bytes, fast_path: bool) -> None:
+    session = greeted(fast_path=fast_path)
+    hear(session, EHLO)
+    assert hear(session, b"MAIL FROM:<%s>\r\n" % address)[:3] == b"250"
+    assert verdicts(session) == ["syntax"]

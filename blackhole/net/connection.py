@@ -16,6 +16,7 @@ from blackhole.metrics.counters import record_value
 from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
 from blackhole.net.admission import RECEIVED_OCTETS
+from blackhole.net.handshake import ClosedWithoutHello
 from blackhole.net.latency import clock
 from blackhole.net.stream import CHUNK, abort, close, has_ended, has_unread_input, shutdown_write
 from blackhole.smtp.replies import (
@@ -300,6 +301,8 @@ class Connection:
         try:
             stream = await self._wait(self.stream.start_tls(True, tls))
         except (OSError, ValueError) as error:
+            if isinstance(error, ClosedWithoutHello) and not self.received:
+                raise StreamClosedError(error) from None  # where TLS begins at once, this is a probe
             reason = getattr(error, "reason", None) or error
             context.log_connection("%s: TLS handshake failed: %s", self.peer, reason)
             self.closed_by_server = True
@@ -327,11 +330,14 @@ class Connection:
 
     async def _close_gracefully(self) -> None:
         """Close, but not before the client can have read what was sent last."""
-        shutdown_write(self.stream)
         self.deadline_override, self.idle = LINGER, 0
-        after_421, left = self.session.after_421, LINGER_OCTETS
+        after_421, left, is_shut = self.session.after_421, LINGER_OCTETS, False
         try:
             while left > 0:
+                # OpenSSL cannot read what came before close_notify was sent, and was not read by then.
+                if not (is_shut or (self.session.secure and has_unread_input(self.stream))):
+                    shutdown_write(self.stream)
+                    is_shut = True
                 data = await self.stream.read_bytes(CHUNK, True)
                 left -= len(data)
                 if after_421 is not None:

@@ -23,12 +23,26 @@ LARGEST_RECORD: Final = HEADER + 16384
 """Octets of a record that is not encrypted."""
 
 
+class ClosedWithoutHello(ConnectionError):
+    """The client has closed the connection before it sent anything, as health checks do."""
+
+
 async def wait_for_client_hello(plain: socket.socket) -> None:
-    """Wait until the first record is there, or something that cannot become one; leave it in the socket."""
+    """Wait until the first record is there, or something that cannot become one; leave it in the socket.
+
+    Raises ClosedWithoutHello.
+    """
     wanted = 1
     while True:
         await wait_readable(plain.fileno())
-        seen = plain.recv(LARGEST_RECORD, socket.MSG_PEEK)
+        try:
+            seen = plain.recv(LARGEST_RECORD, socket.MSG_PEEK)
+        except ConnectionResetError:
+            if wanted > 1:
+                raise
+            seen = b""
+        if not seen:
+            raise ClosedWithoutHello("the client closed the connection without a ClientHello")
         size = record_size(seen)
         if len(seen) >= size or not wanted < size <= LARGEST_RECORD:
             break

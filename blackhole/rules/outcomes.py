@@ -168,12 +168,18 @@ def update_message(
     return (outcome | hasty_retries << 8 | address << 16, now, now), (events, violations)
 
 
-def resolve_late_reply(outcome: int, record: Record, now: float) -> tuple[Record, None]:
-    """Return the record of a message whose late reply reached the client, unless it was retried before."""
+def resolve_late_reply(
+    outcome: int, local_address: Callable[[], int], record: Record, now: float
+) -> tuple[Record, None]:
+    """Return the record of a message whose late reply reached the client, unless it was retried before.
+
+    `now` is when the reply left. A retry may not follow it at once, however long the client waited for it.
+    """
     count, first, _ = record
     if count & 255 != REPLY_TOO_LATE:
         return record, None
-    return (count & ~255 | outcome, first, now), None
+    address = local_address() if outcome == DEFERRED else 0
+    return (outcome | count & 0xFF00 | address << 16, first, now), None
 
 
 def forget_unconfirmed(record: Record, now: float) -> tuple[Record, None]:

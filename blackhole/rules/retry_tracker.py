@@ -40,6 +40,14 @@ ENDS_TRANSACTION: Final = frozenset(("HELO", "EHLO", "STARTTLS", "RSET", "QUIT")
 """Phases that end a transaction, besides MAIL. Recipients that were accepted then have been."""
 
 
+def outcome_at_rcpt(code: int) -> int:
+    """Return the outcome of a message for a recipient whose RCPT was refused with this code.
+
+    Clients may take 552 for 452, "too many recipients", and try again (RFC 5321 4.5.3.1.10).
+    """
+    return UNKNOWN_OUTCOME if code == 552 else outcome_of(code, None)
+
+
 def unknown_address() -> str:
     """Return no address."""
     return ""
@@ -60,6 +68,7 @@ class RetryTracker:
         "_mail_refusal",
         "_message",
         "_outcome",
+        "_replied_at",
         "_reply_deferred",
         "_sender",
         "_store",
@@ -91,6 +100,8 @@ class RetryTracker:
         """The client sent something more before that reply."""
         self._outcome = 0
         """Outcome of the message whose reply had to wait."""
+        self._replied_at = 0.0
+        """When that reply left."""
         self._unconfirmed: list[int] = []
         """Hashes of the message last replied to, one for each recipient, until the client sends a command."""
 
@@ -144,6 +155,7 @@ class RetryTracker:
         may be retried before the client is known to have gone.
         """
         if self._awaiting_reply:
+            self._replied_at = self._clock()
             self._reply_deferred, self._client_spoke_early, self._outcome = True, early, REPLY_TOO_LATE
             self._update_message(state, REPLY_TOO_LATE)
 
@@ -158,7 +170,7 @@ class RetryTracker:
             return
         outcome = outcome_of(code, fault)
         if self._reply_deferred:
-            self._outcome = outcome
+            self._outcome, self._replied_at = outcome, self._clock()
         else:
             self._update_message(state, outcome)
         if outcome in UNCERTAIN_OUTCOMES:
@@ -205,7 +217,8 @@ class RetryTracker:
         """Record the outcome of the message whose reply had to wait."""
         self._reply_deferred = False
         for message in self._unconfirmed:
-            self._store.update_hash(message, self._clock(), partial(resolve_late_reply, self._outcome))
+            change = partial(resolve_late_reply, self._outcome, self._local_address_hash)
+            self._store.update_hash(message, self._replied_at, change)
 
     def _update_message(self, state: SessionState, outcome: int) -> None:
         """Record the outcome of the message, and count what its earlier records show."""
@@ -218,7 +231,7 @@ class RetryTracker:
         for envelope, code in self._answers.items():
             message = store.key_hash((envelope, self._client, name))
             self._unconfirmed.append(message)
-            own_outcome = outcome if code < 400 else outcome_of(code, None)
+            own_outcome = outcome if code < 400 else outcome_at_rcpt(code)
             change = partial(update_message, own_outcome, self._local_address_hash)
             its_events, its_violations = store.update_hash(message, now, change)
             events.update(its_events)

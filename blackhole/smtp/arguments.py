@@ -134,8 +134,9 @@ def mailbox(word: bytes, local_names: tuple[bytes, ...]) -> ArgumentReader:
         path = read_path(text[length:], local_names)
         if path is None:
             return None
+        if len(path.address) > MAX_PATH - len(b"<>"):
+            state.record_violation("long-path")
         if strict and len(path.address) > MAX_PATH - len(b"<>"):
-            state.record_violation("syntax")
             return replies.LONG_SENDER if word == b"FROM" else replies.LONG_RECIPIENT
         if not path.is_correct or argument[:1].isspace():
             if strict or not (path.address or b"" in local_names):

@@ -32,12 +32,14 @@ def is_well_formed(body: bytes, eightbit: bool) -> bool:
     return len(body.translate(None, TEXT[eightbit])) == 2 * body.count(b"\r\n")
 
 
-def find_violations(piece: bytes, before: bytes, run: int, eightbit: bool) -> Iterator[str]:
+def find_violations(
+    piece: bytes, before: bytes, run: int, eightbit: bool, dotted: bool = False
+) -> Iterator[str]:
     """Yield the names of the violations in the next piece of a body.
 
     `before` has the octets before the piece, CR LF at the beginning of the body. `run` octets of the line
-    that the piece begins in have come already. An octet is judged together with the next one, so that the
-    result does not depend on how a body is cut into pieces.
+    that the piece begins in have come already; that line is `dotted` if its first octet is a dot. An octet is
+    judged together with the next one, so that the result does not depend on how a body is cut into pieces.
     """
     if not is_well_formed(b"\r" + piece if before.endswith(b"\r") else piece, eightbit):
         if b"\0" in piece:
@@ -53,37 +55,47 @@ def find_violations(piece: bytes, before: bytes, run: int, eightbit: bool) -> It
     text = before[-3:] + piece
     if b"." in text and text.count(b"\r\n.", 0, -1) > text.count(b"\r\n..") + text.count(b"\r\n.\r"):
         yield "unstuffed-dot"
-    if run + len(piece) > MAX_LINE + 1 and has_long_line(piece, run):
+    if run + len(piece) > MAX_LINE + 1 and has_long_line(piece, run, dotted):
         yield "long-line"
 
 
-def has_long_line(piece: bytes, run: int) -> bool:
-    """Return whether a line is too long; `run` octets of the first one came before the piece."""
-    start = -run
-    while len(piece) - start > MAX_LINE + 1:
+def has_long_line(piece: bytes, run: int, dotted: bool) -> bool:
+    """Return whether a line is too long; `run` octets of the first one came before the piece.
+
+    A dot at the beginning of a line is no part of it (RFC 5321 4.5.2); `dotted`: the first one had one.
+    """
+    start, dot = -run, dotted if run else piece.startswith(b".")
+    while len(piece) - start > MAX_LINE + dot + 1:
         # The last line end that this line may reach.
-        end = piece.rfind(b"\n", max(start, 0), max(start + MAX_LINE + 2, 0))
+        end = piece.rfind(b"\n", max(start, 0), max(start + MAX_LINE + dot + 2, 0))
         if end < 0:
             return True
         start = end + 1
+        dot = piece.startswith(b".", start)
     return False
 
 
 class BodyInspector:
     """Inspects the body of one message, piece by piece, and reports each violation once."""
 
-    __slots__ = ("_eightbit", "_found", "_run")
+    __slots__ = ("_dotted", "_eightbit", "_found", "_run")
 
     def __init__(self, eightbit: bool) -> None:
         self._eightbit = eightbit
         self._found: set[str] = set()
         self._run = 0
         """Octets of the line that the next piece goes on with."""
+        self._dotted = False
+        """It begins with a dot."""
 
     def inspect(self, piece: bytes, before: bytes) -> list[str]:
         """Return the violations that show first in this piece; `before` has the octets before it."""
-        new = sorted(set(find_violations(piece, before, self._run, self._eightbit)) - self._found)
+        new = sorted(
+            set(find_violations(piece, before, self._run, self._eightbit, self._dotted)) - self._found
+        )
         self._found.update(new)
         end = piece.rfind(b"\n")
+        if end >= 0 or not self._run:
+            self._dotted = piece.startswith(b".", end + 1)
         self._run = len(piece) - 1 - end + (self._run if end < 0 else 0)
         return new

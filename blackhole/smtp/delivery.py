@@ -21,8 +21,10 @@ READ_BODY: Final = NextAction.READ_BODY
 DRIP_INTERVAL: Final = 0.1
 """Seconds between two pieces of a reply that drips."""
 
-SIZE_TOLERANCE: Final = 512
-"""Octets by which the declared size of a message may be wrong in any case."""
+MISSING_SIZE: Final = 512
+EXCESS_SIZE: Final = 1024
+"""Octets by which the declared size of a message may be too small or too large in any case. Exim adds 1024 to
+what it knows, for what it may add to the message."""
 
 
 class DeferredReply(NamedTuple):
@@ -185,7 +187,7 @@ class ReplyDelivery(SessionState):
         Clients do not count the dots that they double (RFC 1870 5), which are a third of a line of one dot.
         """
         missing = self.octets - self.size
-        if missing > max(self.size // 3, SIZE_TOLERANCE) or -missing > max(self.size // 10, SIZE_TOLERANCE):
+        if missing > max(self.size // 3, MISSING_SIZE) or -missing > max(self.size // 10, EXCESS_SIZE):
             self.record_violation("size-wrong")
 
     def _stop(self, next_action: NextAction) -> bool:

@@ -64,7 +64,7 @@ class InputReader(CommandExecution):
             for line in data[start:end].splitlines():
                 engine.trace(self, "RECV", line)
         for violation in body.new_violations:
-            self._record_in_body(violation)
+            self.record_violation(violation)
         self.octets = body.octets
         if 0 < 2 * engine.config.message_size_limit < body.octets - FINAL_DOT:
             # It might go on for ever, and its reply can be sent now.
@@ -78,8 +78,8 @@ class InputReader(CommandExecution):
         self.schedule_inspection()
         self._check_size_limit()
         reply: Reply | None = None
-        if body.has_bare_newline:
-            reply = self._check_bare_newline()
+        if body.has_bare_newline and engine.config.bare_newline == "reject":
+            reply = replies.BARE_NEWLINE
         if reply is None:
             reply = self._end_message(body.header)
         if reply is not replies.PENDING:
@@ -105,11 +105,6 @@ class InputReader(CommandExecution):
             searches_bare_newlines=config.bare_newline != "normalize",
             header=HeaderCollector() if reads_header else None,
         )
-
-    def _record_in_body(self, violation: str) -> None:
-        """Record a violation in a body. Bare LF is recorded at its end where all of it is searched."""
-        if violation != "bare-lf" or self.engine.config.bare_newline == "normalize":
-            self.record_violation(violation)
 
     def schedule_inspection(self) -> None:
         """Choose the next message whose body is inspected, at the end of one."""
@@ -161,6 +156,8 @@ class InputReader(CommandExecution):
             self.record_violation("long-command")
         offered = self.offered
         rejected = reject_line(line, command is engine.unknown)
+        if rejected is not None and rejected[1] is replies.NOT_TEXT and self._declares_utf8(line):
+            rejected = "syntax", replies.NOT_TEXT
         if self.refused & (DATA | BODY):
             is_private = rejected is None and line.startswith(PRIVATE_VERB)
             record_body_after_refusal(self, command is not engine.unknown or is_private)
@@ -171,6 +168,10 @@ class InputReader(CommandExecution):
         if reply is not replies.PENDING:
             reply = self.check_pipelining(command, reply, offered, followed)
         return command, reply
+
+    def _declares_utf8(self, line: bytes) -> bool:
+        """Return whether SMTPUTF8 holds for a line. What is no UTF-8 is wrong all the same."""
+        return self.smtputf8 or b"SMTPUTF8" in line.upper().split()
 
     def _find_behind_blanks(self, line: bytes) -> tuple[BoundCommand, bytes]:
         """Return the command and its argument where blanks precede the verb, or a tab ends it."""

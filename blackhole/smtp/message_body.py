@@ -12,6 +12,10 @@ FINAL_DOT: Final = len(b".\r\n")
 """Octets of the line that ends a body, which are no part of it (RFC 5321 4.1.1.4)."""
 
 
+BARE_LF: Final = "bare-lf"
+"""The name of the violation that is looked for in all of a body where a listener counts or refuses it."""
+
+
 class MessageBody:
     """What a session keeps of the body under way: at most four octets of it, besides its header section."""
 
@@ -50,7 +54,11 @@ class MessageBody:
         if self._inspector is not None and self.octets < INSPECTED_OCTETS:
             stop = min(end if position < 0 else end - FINAL_DOT, start + INSPECTED_OCTETS - self.octets)
             self.new_violations = self._inspector.inspect(data[start : max(start, stop)], tail)
-        if self._searches_bare_newlines and has_bare_newline(data, start, end, tail):
-            self.has_bare_newline = True
+        if self._searches_bare_newlines:
+            found = [violation for violation in self.new_violations if violation != BARE_LF]
+            if not self.has_bare_newline and has_bare_newline(data, start, end, tail):
+                self.has_bare_newline = True
+                found.append(BARE_LF)
+            self.new_violations = found
         self.octets += end - start
         return position

@@ -95,6 +95,11 @@ VIOLATIONS: Final = (
         "shorten the address; only the parameters of extensions may make the line longer",
     ),
     Violation(
+        "long-path", "should", 5321, "4.5.3.1.3",
+        "sent an address of more than 256 octets with its brackets",
+        "shorten the address; a server may refuse it",
+    ),
+    Violation(
         "syntax", "must", 5321, "4.1.1",
         "sent a command whose syntax is wrong",
         "write MAIL FROM:<address> and RCPT TO:<address>: with brackets, without a blank after the colon",
