@@ -12,6 +12,9 @@ from typing import Final
 from blackhole.rules.glob_index import INDEX_THRESHOLD, LITERAL, ONE, GlobIndex, LiteralPart, literal_part
 from blackhole.rules.letters import fold
 
+NONE: Final[frozenset[str]] = frozenset()
+"""Stands for each empty set, as most sets of a rule are."""
+
 
 class Glob:
     """A pattern for a whole folded text.
@@ -108,13 +111,13 @@ class GlobSet:
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs: Final = tuple(dict.fromkeys(fold(glob.encode()) for glob in globs))
         literal = {glob for glob in self.globs if LITERAL.fullmatch(glob)}
-        self._exact: Final = frozenset(glob for glob in literal if not glob.startswith("*"))
-        self._domains: Final = frozenset(glob[1:] for glob in literal if glob.startswith("*"))
+        self._exact: Final = frozenset(glob for glob in literal if not glob.startswith("*")) or NONE
+        self._domains: Final = frozenset(glob[1:] for glob in literal if glob.startswith("*")) or NONE
         """Domains with the "@" before them."""
         self._others: Final = tuple(Glob(glob) for glob in self.globs if glob not in literal)
         parts = {glob: literal_part(glob) for glob in self.globs}
-        self.literal_parts: Final[frozenset[LiteralPart]] = (
-            frozenset() if None in parts.values() else frozenset(filter(None, parts.values()))
+        self.literal_parts: Final[tuple[LiteralPart, ...]] = (
+            () if None in parts.values() else tuple(filter(None, parts.values()))
         )
         """Parts of which a matching text has one; empty if a glob has no literal part."""
         indexed = {number: part for number, glob in enumerate(self._others) if (part := parts[glob.text])}
