@@ -8,7 +8,7 @@ DOCS = docs/_build
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test check coverage lint docs reference dist image bench bench-quick faults soak clean
+.PHONY: help run test check coverage lint docs reference dist image deb deb-test bench bench-quick faults soak clean
 
 help:
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,12 @@ dist: $(VENV)/.dist  ## build and check dist/*.tar.gz and dist/*.whl
 
 image: $(VENV)/.test  ## build the container image with buildah and mmdebstrap, and test it; needs root
 	@$(BIN)/python -m pytest -q tests/images/image_test.py $(ARGS)
+
+deb: $(VENV)/.test  ## build a Debian package in dist/, for the Python of .venv
+	@$(BIN)/python contrib/debian/build.py dist
+
+deb-test: $(VENV)/.test  ## build the Debian package, install and purge it in a Debian of mmdebstrap; needs root
+	@$(BIN)/python -m pytest -q tests/images/deb_test.py $(ARGS)
 
 bench: $(VENV)/.program  ## compare the speed with other sinks
 	@$(BIN)/python -m benchmarks
