@@ -22,7 +22,7 @@ class ChanceRun:
     [0.5, 0.625]
     """
 
-    __slots__ = ("_rules", "thresholds")
+    __slots__ = ("_reach", "_rules", "thresholds")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._rules: Final = tuple(rules)
@@ -32,13 +32,14 @@ class ChanceRun:
         for rule in self._rules:
             reached *= 1.0 - rule.chance
             self.thresholds.append(1.0 - reached)
+        self._reach: Final = self.thresholds[-1]
 
     def match(self, random_source: RandomSource) -> RuleMatch | None:
         """Return the match of the first rule that the draw hits; None where it misses all."""
-        number = bisect(self.thresholds, random_source.random())
-        if number == len(self.thresholds):
+        draw = random_source.random()
+        if draw >= self._reach:
             return None
-        rule = self._rules[number]
+        rule = self._rules[bisect(self.thresholds, draw)]
         return RuleMatch(rule.effect, rule.draw(b"", random_source), rule.counter)
 
 

@@ -79,7 +79,7 @@ class RuleContext:
         return context
 
     def update(self, phase: str, argument: bytes = b"", size: int = 0) -> None:
-        """Take in a command: its address or name, and the octets of the message, where the phase has them.
+        """Take in a command: its address or name, and the size that MAIL declares.
 
         What it makes a client start anew with is forgotten when it has been carried out.
         """
@@ -87,8 +87,6 @@ class RuleContext:
             self.sender, self.recipient, self.refused_phase, self.size = argument, b"", "", size
         elif phase == "RCPT":
             self.recipient = argument
-        elif phase == ".":
-            self.size = size
         elif phase in ("HELO", "EHLO"):
             self.helo = argument or self.helo
 

@@ -25,6 +25,9 @@ from blackhole.smtp.state import GREETED, PHASES, SessionState
 
 ENVELOPE: Final = frozenset(("MAIL", "RCPT"))
 
+UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
+"""Phases whose commands change what rules know of the client, unless they are refused."""
+
 ENDS_REFUSAL: Final = frozenset(("HELO", "EHLO", "RSET", "RCPT"))
 """Phases after which it does not matter what was refused before, if they are not."""
 
@@ -177,13 +180,16 @@ class RuleEvaluator:
             context.sender = context.recipient = b""
             context.size = 0
         self._argument = argument
-        self._before = context.helo, context.sender, context.recipient, context.size
         if context.refused_phase and not session.recipients:
             refusal = OUT_OF_SEQUENCE.get((context.refused_phase, phase))
             if refusal is not None:
+                self._before = context.helo, context.sender, context.recipient, context.size
                 return refusal
-        context.update(phase, argument, size)
-        if phase == ".":
+        if phase in UPDATES:
+            self._before = context.helo, context.sender, context.recipient, context.size
+            context.update(phase, argument, size)
+        elif phase == ".":
+            context.size = size
             if self._tracker is not None:
                 self._tracker.message_received(argument)
             if self._policy.rules.reads_header:
@@ -193,7 +199,10 @@ class RuleEvaluator:
         if table is None:
             return None
         context.phase = phase
-        found = self._find(table)
+        if table.looks_at_command_alone:
+            found = table.find(context, self._policy.random_source)
+        else:
+            found = self._find(table)
         if found is None:
             context.header = ()
             return None
@@ -203,7 +212,8 @@ class RuleEvaluator:
         """Take note of the reply to the command that was decided on last."""
         context = self.context
         if code >= 400:
-            context.helo, context.sender, context.recipient, context.size = self._before
+            if phase in UPDATES:
+                context.helo, context.sender, context.recipient, context.size = self._before
             if phase in ENVELOPE:
                 if not (context.refused_phase or session.recipients):
                     context.refused_phase = phase

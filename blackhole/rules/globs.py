@@ -34,6 +34,11 @@ class Glob:
         self._inner = tuple(filter(None, rest))
         self._ends_are_literal = ONE not in f"{self._first}{self._last}"
 
+    @property
+    def is_beginning(self) -> bool:
+        """Whether the only sign is a star at the end."""
+        return self._last == "" and not self._inner and ONE not in self._first
+
     def match(self, text: str) -> bool:
         """Return whether the whole text matches."""
         first, last = self._first, self._last
@@ -106,7 +111,17 @@ class GlobSet:
     (True, False)
     """
 
-    __slots__ = ("_domains", "_exact", "_index", "_others", "_unindexed", "globs", "literal_parts")
+    __slots__ = (
+        "_beginnings",
+        "_domains",
+        "_exact",
+        "_has_others",
+        "_index",
+        "_others",
+        "_unindexed",
+        "globs",
+        "literal_parts",
+    )
 
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs: Final = tuple(dict.fromkeys(fold(glob.encode()) for glob in globs))
@@ -126,9 +141,10 @@ class GlobSet:
         self._index: Final = (
             GlobIndex({number: (part,) for number, part in indexed.items()}) if indexed else None
         )
-        self._unindexed: Final = tuple(
-            glob for number, glob in enumerate(self._others) if number not in indexed
-        )
+        unindexed = [glob for number, glob in enumerate(self._others) if number not in indexed]
+        self._beginnings: Final = tuple(glob.text[:-1] for glob in unindexed if glob.is_beginning)
+        self._unindexed: Final = tuple(glob for glob in unindexed if not glob.is_beginning)
+        self._has_others: Final = bool(self._unindexed or indexed)
 
     @property
     def is_indexed(self) -> bool:
@@ -138,11 +154,11 @@ class GlobSet:
     def match(self, text: bytes) -> bool:
         """Return whether a glob matches the whole text."""
         folded = text.lower().decode() if text.isascii() else fold(text)
-        if folded in self._exact:
+        if folded in self._exact or folded.startswith(self._beginnings):
             return True
         if self._domains and folded[folded.rfind("@") :] in self._domains:
             return True
-        return bool(self._others) and self._match_others(folded)
+        return self._has_others and self._match_others(folded)
 
     def _match_others(self, folded: str) -> bool:
         """Return whether a glob matches that cannot be looked up."""

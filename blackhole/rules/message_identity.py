@@ -20,6 +20,10 @@ The line feed before them and the class for the first letter leave few places to
 """
 
 
+USUAL_HEADER: Final = 1024
+"""Octets that most header sections are shorter than. To look at 10 KiB takes as long as all else here."""
+
+
 def message_identity(message: bytes) -> tuple[Hashable, bool]:
     """Return what identifies a message, and whether it does for certain, by a Message-ID.
 
@@ -29,12 +33,20 @@ def message_identity(message: bytes) -> tuple[Hashable, bool]:
     >>> message_identity(b"Message-ID: <1@a.example>\\r\\n\\r\\nHello")
     (((b'<1@a.example>', b''),), True)
     """
-    text = b"\n" + message[: header_section.MAX_HEADER]
-    end = text.find(b"\n\r\n")
-    # Four times as fast as an expression, of two hundred octets.
-    bare = text.find(b"\n\n", 0, end if end >= 0 else len(text))
-    end = (end if bare < 0 else bare) + 1 or len(text)
+    text = b"\n" + message[:USUAL_HEADER]
+    end = _header_end(text)
+    if not end:
+        text = b"\n" + message[: header_section.MAX_HEADER]
+        end = _header_end(text) or len(text)
     found = MESSAGE_ID_FIELD.findall(text, 0, end)
     if not found:
         return text[1:end], False
     return tuple(found), True
+
+
+def _header_end(text: bytes) -> int:
+    """Return where the blank line of a text begins, with CRLF or LF; 0 if it has none."""
+    end = text.find(b"\n\r\n")
+    # Four times as fast as an expression, of two hundred octets.
+    bare = text.find(b"\n\n", 0, end if end >= 0 else len(text))
+    return (end if bare < 0 else bare) + 1

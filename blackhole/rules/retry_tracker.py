@@ -121,11 +121,13 @@ class RetryTracker:
                 self._count_uncertain(state, REPLY_TOO_LATE)
             else:
                 self._resolve()
-        self._unconfirmed.clear()
+        if self._unconfirmed:
+            self._unconfirmed = []
         if phase == "RCPT":
             self._recipient(state, address, code)
         elif phase == "MAIL":
-            self._finish_recipients(state, ACCEPTED)
+            if self._answers:
+                self._finish_recipients(state, ACCEPTED)
             self._sender, self._mail_refusal = address.lower(), code if code >= 400 else 0
         elif phase == "DATA":
             if code >= 400:
@@ -134,12 +136,13 @@ class RetryTracker:
             self._finish_recipients(state, ACCEPTED)
 
     def _recipient(self, state: SessionState, address: bytes, code: int) -> None:
-        if len(self._answers) == MAX_TRACKED_RECIPIENTS:
+        answers = self._answers
+        if len(answers) == MAX_TRACKED_RECIPIENTS:
             return
         envelope = self._store.key_hash((self._sender, address.lower()))
-        if envelope not in self._answers:  # else the list has it twice
+        if envelope not in answers:  # else the list has it twice
             # After a refused MAIL the replies to RCPT only follow from it.
-            code = self._answers[envelope] = self._mail_refusal or code
+            code = answers[envelope] = self._mail_refusal or code
             if code >= 400:
                 self._update_envelope(state, envelope, outcome_of(code, None))
 

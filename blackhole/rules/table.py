@@ -97,6 +97,8 @@ class RuleTable:
         """Whether a rule looks at the clock."""
         headers = {globs for rule in rules if (globs := condition_globs(rule, "header"))}
         self._header_index: Final = HeaderIndex(headers)
+        self.looks_at_command_alone: Final = not (self.counts_attempts or self.reads_clock or headers)
+        """Whether no rule looks at the clock, the header section or what is stored."""
         self.reads_header: Final = bool(headers)
         """Whether a rule looks at header fields."""
         self._index: Final = useful_index([first for first, *_ in groups])
@@ -146,7 +148,7 @@ class RuleTable:
         `rows` are those left to ask, where something was waited for.
         """
         if rows is None:
-            candidates = _candidates(context, self._index, self._rows)
+            candidates = self._rows if self._index is None else _candidates(context, self._index, self._rows)
             rows = iter(candidates)
             work = len(candidates)
             if self._looks_up_texts:

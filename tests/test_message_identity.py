@@ -1,0 +1,36 @@
+"""The identity of a message does not depend on how much of it is looked at first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blackhole.rules import message_identity as module
+from blackhole.rules.message_identity import message_identity
+
+pytestmark = pytest.mark.pure
+
+PIECES = st.sampled_from(
+    (
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"\t",
+        b"Message-ID:",
+        b"Resent-Message-Id: ",
+        b"<1@a.example>",
+        b"Subject: x",
+        b".",
+    )
+)
+
+
+@given(st.lists(PIECES, max_size=14).map(b"".join), st.integers(0, 40))
+def test_where_the_first_look_ends_makes_no_difference(message: bytes, octets: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "USUAL_HEADER", octets)
+        found = message_identity(message)
+        patch.setattr(module, "USUAL_HEADER", len(message))
+        assert found == message_identity(message)
