@@ -99,6 +99,7 @@ def test_a_letter_and_its_capital_are_the_same_and_remain_one_character() -> Non
         ("???@*", "日本語@example.com", True),
         ("*@?.example", "x@é.example", True),
         ("*l?b*", "xx@löb.example", True),
+        ("*l?b*", "b@öl", False),
     ],
 )
 def test_question_mark_is_one_character_however_many_octets(glob: str, text: str, matched: bool) -> None:
@@ -216,6 +217,12 @@ def test_a_message_with_usual_header_fields_takes_one_turn() -> None:
     session.receive(b"EHLO x\r\nMAIL FROM:<a@a.example>\r\nRCPT TO:<b@b.example>\r\nDATA\r\n")
     header = b"".join(b"X-Field-%d: %s\r\n" % (number, b"text " * 12) for number in range(40))
     assert len(turns_of(session, header + b"\r\nHello\r\n.\r\n")) == 1
+
+
+def test_long_fields_that_no_rule_names_take_short_turns() -> None:
+    fields = [b"X-Other: " + b"x" * 320_000, b"X-Other: " + b"x" * 320_000]
+    index = HeaderIndex([GlobSet(["Subject: *invoice*"])])
+    assert len(list(index.search(fields, set()))) == 2
 
 
 @pytest.mark.parametrize("key", ["recipient", "sender", "helo"])
