@@ -244,7 +244,11 @@ def _running_pid(settings: Settings) -> int:
 
 def _report(settings: Settings, arguments: Sequence[str]) -> int:
     snapshot = Counters.of(_running_pid(settings)).snapshot()
-    print_stdout(report.FORMATS["json" if settings.json else settings.format](snapshot))
+    wanted = "json" if settings.json else settings.format
+    if wanted == "junit":
+        print_stdout(report.report_junit(snapshot, settings.fail_on))
+    else:
+        print_stdout(report.FORMATS[wanted](snapshot))
     return REPORT_FAILED if report.fails(snapshot, settings.fail_on) else os.EX_OK
 
 

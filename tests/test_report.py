@@ -57,6 +57,24 @@ def test_junit_has_a_case_for_each_violation_and_fails_those_found() -> None:
     assert {case.get("name") for case in suite if len(case)} == {"bare-lf", "nul"}
 
 
+@pytest.mark.parametrize(
+    ("fail_on", "failed"),
+    [
+        ("never", set()),
+        ("must", {"bare-lf"}),
+        ("should", {"bare-lf", "hello-name"}),
+        ("style", {"bare-lf", "hello-name", "size-wrong"}),
+    ],
+)
+def test_junit_fails_only_what_fail_on_counts(fail_on: str, failed: set[str]) -> None:
+    snapshot = snapshot_with(bare_lf=1, hello_name=2, size_wrong=3)
+    suite = ElementTree.fromstring(report.report_junit(snapshot, fail_on))
+    assert suite.get("failures") == str(len(failed))
+    assert {case.get("name") for case in suite if case.find("failure") is not None} == failed
+    (passed,) = [case.findtext("system-out") for case in suite if case.get("name") == "size-wrong"]
+    assert (passed is None) == ("size-wrong" in failed)
+
+
 def test_the_table_of_violations_is_consistent() -> None:
     assert len({rule.name for rule in VIOLATIONS}) == len(VIOLATIONS)
     for rule in VIOLATIONS:
@@ -80,7 +98,9 @@ def test_report_and_status_of_a_running_server(tmp_path: Path) -> None:
         assert sorted(reported_violations(program, pid)) == ["bare-lf", "no-hello", "no-quit"]
         done = run("report", f"--pid={pid}", "--fail_on=must")
         assert (done.returncode, "MUST   bare-lf" in done.stdout) == (1, True)
-        ElementTree.fromstring(run("report", f"--pid={pid}", "--format=junit").stdout)
+        for fail_on, failures in (("never", "0"), ("must", "3")):
+            said = run("report", f"--pid={pid}", "--format=junit", f"--fail_on={fail_on}").stdout
+            assert ElementTree.fromstring(said).get("failures") == failures
         sent = json.loads(run("status", f"--pid={pid}", "--json").stdout)
         assert (sent["pid"], sent["connections"]["total"]) == (program.pid, 1)
         assert "worker 2: pid" in run("status", f"--pid={pid}").stdout

@@ -31,9 +31,14 @@ def findings(snapshot: Snapshot) -> list[Finding]:
     return sorted(found, key=lambda finding: (LEVELS.index(finding.rule.level), -finding.times))
 
 
+def levels_from(level: str) -> tuple[str, ...]:
+    """Return this level and all graver ones; none for the level "never"."""
+    return LEVELS[: LEVELS.index(level) + 1] if level in LEVELS else ()
+
+
 def fails(snapshot: Snapshot, level: str) -> bool:
     """Return whether a rule of this level or of a graver one was broken; False for the level "never"."""
-    counted = LEVELS[: LEVELS.index(level) + 1] if level in LEVELS else ()
+    counted = levels_from(level)
     return any(finding.rule.level in counted for finding in findings(snapshot))
 
 
@@ -171,15 +176,21 @@ def report_json(snapshot: Snapshot) -> str:
     return json.dumps(as_dict(snapshot), indent=2) + "\n"
 
 
-def report_junit(snapshot: Snapshot) -> str:
-    """Return the report as JUnit XML, for CI servers: a case for each rule, failed where it was broken."""
-    failures = str(len(findings(snapshot)))
+def report_junit(snapshot: Snapshot, fail_on: str = LEVELS[-1]) -> str:
+    """Return the report as JUnit XML, for CI servers: a case for each rule.
+
+    A rule that was broken fails from the level `fail_on` on; below it, the case says so and passes.
+    """
+    counted = levels_from(fail_on)
+    failures = str(sum(finding.rule.level in counted for finding in findings(snapshot)))
     suite = ElementTree.Element("testsuite", name="blackhole", tests=str(len(VIOLATIONS)), failures=failures)
     for rule in VIOLATIONS:
         case = ElementTree.SubElement(suite, "testcase", classname=f"blackhole.{rule.level}", name=rule.name)
         count = snapshot.violations[rule.name]
-        if count:
-            message = f"{rule.meaning} ({count})"
+        message = f"{rule.meaning} ({count})"
+        if count and rule.level not in counted:
+            ElementTree.SubElement(case, "system-out").text = f"{message}\n{rule.source}: {rule.hint}"
+        elif count:
             failure = ElementTree.SubElement(case, "failure", message=message, type=rule.level)
             failure.text = f"{rule.source}: {rule.hint}"
     output = [*retry_lines(snapshot), *rule_match_lines(snapshot)]
