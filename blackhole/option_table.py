@@ -114,6 +114,10 @@ OPTIONS: Final = (
            "how to treat bare LF line endings: normalize, count or reject",
            "normalize takes it as a line ending, except in the end of a message. count does too, and counts "
            "the commands and messages that contain it. reject answers them with 550 and closes."),
+    Option("inspect", values.one_of(("all", "sample", "off")), "sample", "all|sample|off", "Replies",
+           "which sessions and messages to inspect for what report counts in samples",
+           "all inspects each session, and the first 2 KiB of each message. sample inspects the first 16 and "
+           "then every sixteenth. off inspects none."),
     Option("message_directives", values.switch, "yes", "yes|no", "Replies",
            "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",
            "They apply to that message alone, with a delay of at most 60 seconds. Rules override them.",

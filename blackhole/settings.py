@@ -178,6 +178,8 @@ class Settings:
     fail_on: str = "never"
     bare_newline: str = "normalize"
     """A key of NEWLINES."""
+    inspect: str = "sample"
+    """Which sessions and messages are inspected: all, sample or off."""
 
     # Limits that protect the process.
     max_connections: int = 10000

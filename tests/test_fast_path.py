@@ -130,6 +130,31 @@ def test_bodies_are_inspected_at_first_and_then_one_in_sixteen() -> None:
     assert inspected == [*range(ALWAYS_INSPECT), *(ALWAYS_INSPECT - 1 + INSPECT_EVERY * n for n in (1, 2, 3))]
 
 
+@pytest.mark.parametrize(("inspect", "found"), [("all", 100), ("sample", 21), ("off", 0)])
+def test_names_are_inspected_in_all_sessions_in_a_sample_or_in_none(inspect: str, found: int) -> None:
+    engine = make_engine(inspect=inspect)
+    event, count = EVENT_NUMBERS.violation("hello-name"), 0
+    for _ in range(100):
+        session = engine.session()
+        session.greet()
+        session.receive(b"EHLO nodot\r\n")
+        count += events_of(session)[event]
+    assert count == found
+
+
+@pytest.mark.parametrize(("inspect", "found"), [("all", 100), ("sample", 21), ("off", 0)])
+def test_bodies_are_inspected_in_all_messages_in_a_sample_or_in_none(inspect: str, found: int) -> None:
+    session = make_engine(inspect=inspect).session()
+    session.greet()
+    session.receive(EHLO)
+    event, count = EVENT_NUMBERS.violation("nul"), 0
+    for _ in range(100):
+        session.receive(GROUP)
+        session.receive(b"\0\r\n.\r\n")
+        count += events_of(session)[event]
+    assert count == found
+
+
 @pytest.mark.parametrize("traced", [False, True])
 def test_greeting_is_replaced_for_a_client_that_speaks_first_to_a_strict_listener(traced: bool) -> None:
     engine = make_engine(strict=True, trace=(lambda session, way, line: None) if traced else None)

@@ -78,6 +78,7 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
         delay=listener.delay,
         starttls=bool(settings.ssl_cert) and not listener.tls,
         bare_newline=settings.bare_newline,
+        inspect=settings.inspect,
         limits=client_limits(settings) if settings.limits_clients else None,
         message_directives=settings.message_directives,
         auth=settings.auth != "off",

@@ -38,11 +38,15 @@ class SMTPEngine(EngineTables):
         self.fast_path = fast_path(self)
         self._events = events
         self._sessions = 0
+        self._inspects_all = config.inspect == "all"
 
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """Return a session with the client at this address. `secure`: the TLS handshake came before it."""
         self._sessions += 1
-        sampled = self._sessions <= ALWAYS_INSPECT or not self._sessions % INSPECT_EVERY
+        sampled = self._inspects_all or (
+            self.config.inspect == "sample"
+            and (self._sessions <= ALWAYS_INSPECT or not self._sessions % INSPECT_EVERY)
+        )
         return Session(self, secure, client, meter, sampled)
 
     def replace_policy(self, policy: ListenerPolicy) -> SMTPEngine:

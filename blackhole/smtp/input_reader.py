@@ -108,7 +108,9 @@ class InputReader(CommandExecution):
 
     def schedule_inspection(self) -> None:
         """Choose the next message whose body is inspected, at the end of one."""
-        if self.messages >= self.next_inspection and self.messages >= ALWAYS_INSPECT - 1:
+        if self.messages < self.next_inspection or self.engine.config.inspect == "all":
+            return
+        if self.messages >= ALWAYS_INSPECT - 1:
             self.next_inspection = self.messages + INSPECT_EVERY
 
     def _end_message(self, header: HeaderCollector | None) -> Reply:

@@ -73,6 +73,8 @@ class ListenerConfig:
     """Offer STARTTLS: there is a certificate."""
     bare_newline: str = "normalize"
     """How to treat lines that end with LF alone: normalize, count or reject."""
+    inspect: str = "sample"
+    """Which sessions and messages to inspect more closely than is needed to serve them: all, sample, off."""
     limits: ClientLimits | None = None
     """Limits on each client; None: no limits at all."""
     message_directives: bool = False
