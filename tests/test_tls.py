@@ -357,3 +357,83 @@ def test_handshake_continues_when_the_socket_is_writable_again(
                 heard = client.read(4096)
             wire.sendall(outgoing.read())
         assert heard.startswith(b"220 ")
+
+
+RULES = """
+[[rule]]
+phase = "MAIL"
+sender = "reply@example.com"
+reply = "421 4.3.2 Later"
+
+[[rule]]
+phase = "MAIL"
+sender = "close@example.com"
+reply = "451 4.3.0 Later"
+then = "close-after-reply"
+
+[[rule]]
+phase = "MAIL"
+sender = "drip@example.com"
+reply = "421 4.3.2 Later"
+then = { drip = 100 }
+"""
+
+ENDS = {
+    "421 of a rule": b"MAIL FROM:<reply@example.com>\r\n",
+    "a rule that closes": b"MAIL FROM:<close@example.com>\r\n",
+    "421 in drops": b"MAIL FROM:<drip@example.com>\r\n",
+    "a limit on errors": b"XYZZY\r\n" * 3,
+    "BDAT": b"BDAT 4 LAST\r\n",
+    "HTTP": b"GET / HTTP/1.0\r\n\r\n",
+    "a header line": b"Subject: test\r\n",
+    "a line without an end": b"x" * 70000,
+    "QUIT": b"QUIT\r\n",
+    "a timeout": b"MAIL FROM:<ann@example.com>\r\n",
+}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("end", ENDS)
+def test_close_notify_comes_before_the_end_of_a_connection(
+    serve: Serve, certificate: Certificate, tmp_path: Path, end: str, version: ssl.TLSVersion
+) -> None:
+    """RFC 8446 6.1: without it, nobody knows whether the last reply was cut off."""
+    scenario = tmp_path / "rules.toml"
+    scenario.write_text(RULES)
+    seconds = "--timeout=3" if end == "a timeout" else "--timeout=1000"
+    service = serve(
+        f"--scenario={scenario}",
+        "--client_connections=9",
+        "--max_errors=3",
+        "--trusted=none",
+        seconds,
+        secure=True,
+    )
+    context = ssl.create_default_context(cafile=certificate.ca)
+    context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(service.address, 20) as wire,
+        context.wrap_socket(wire, server_hostname="mx.test", suppress_ragged_eofs=False) as client,
+    ):
+        assert client.recv(4096).startswith(b"220 ")
+        client.sendall(ENDS[end])
+        while client.recv(4096):  # raises SSLEOFError where there is no close_notify
+            pass
+
+
+@pytest.mark.parametrize("said", [b"", b"EHLO client.test\r\nMAIL FROM:<ann@example.com>\r\n"])
+def test_close_notify_is_answered_with_close_notify(
+    serve: Serve, certificate: Certificate, said: bytes
+) -> None:
+    service = serve(secure=True)
+    with (
+        socket.create_connection(service.address, 20) as wire,
+        certificate.client.wrap_socket(wire, server_hostname="mx.test", suppress_ragged_eofs=False) as client,
+    ):
+        assert client.recv(4096).startswith(b"220 ")
+        client.sendall(said)
+        if said:
+            assert client.recv(4096)
+            time.sleep(0.1)
+        with suppress(ssl.SSLWantReadError):
+            client.unwrap()  # raises SSLEOFError where there is no answer

@@ -34,7 +34,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
 from blackhole.net.direct_loop import DirectLoop
-from blackhole.net.stream import CHUNK, ClientStream, TLSClientStream
+from blackhole.net.stream import CHUNK, ClientStream, TLSClientStream, send_close_notify
 
 log = logging.getLogger(__name__)
 
@@ -278,6 +278,7 @@ class DirectStream(ClientStream):
             self.close(error)
             return
         if not data:
+            send_close_notify(self)
             self.close()
             return
         if len(data) == SMALL_READ:
@@ -347,6 +348,7 @@ class DirectStream(ClientStream):
             if not future.cancelled():
                 future.set_result(data)
         else:
+            send_close_notify(self)
             self.close()
 
     def _watch(self, events: int) -> None:

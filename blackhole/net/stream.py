@@ -48,6 +48,13 @@ def has_ended(stream: IOStream) -> bool:
     return bool(poller.poll(0))
 
 
+def send_close_notify(stream: IOStream) -> None:
+    """Tell a client under TLS that nothing more will be sent, without waiting until it says so too."""
+    if isinstance(stream, SSLIOStream):
+        with suppress(OSError, ValueError):
+            stream.socket.unwrap()
+
+
 def shutdown_write(stream: IOStream) -> None:
     """Tell the client that nothing more will be sent, under TLS with close_notify, and go on reading.
 
@@ -55,9 +62,7 @@ def shutdown_write(stream: IOStream) -> None:
     the last reply (RFC 1122 4.2.2.13).
     """
     if not stream.closed():
-        if isinstance(stream, SSLIOStream):
-            with suppress(OSError, ValueError):
-                stream.socket.unwrap()  # it does not wait for the client's close_notify
+        send_close_notify(stream)
         with suppress(OSError):
             # SSLSocket's own method would go on reading without TLS.
             socket.socket.shutdown(stream.socket, socket.SHUT_WR)
@@ -67,9 +72,7 @@ def close(stream: IOStream) -> None:
     """Close the connection at once; under TLS, send close_notify before."""
     if stream.closed() or stream.fileno() is None:
         return  # the second: a failed `start_tls` has taken its socket and closed it
-    if isinstance(stream, SSLIOStream):
-        with suppress(OSError, ValueError):
-            stream.socket.unwrap()  # it does not wait for the client's close_notify
+    send_close_notify(stream)
     stream.close()
 
 
@@ -155,3 +158,10 @@ class ClientStream(IOStream):
 
 class TLSClientStream(ClientStream, SSLIOStream):
     """A `ClientStream` under TLS."""
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """Read as a ClientStream, and answer close_notify with close_notify (RFC 8446 6.1)."""
+        count = super().read_from_fd(buf)
+        if count == 0:
+            send_close_notify(self)
+        return count
