@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -21,7 +21,7 @@ from blackhole.settings import ACCELERATORS
 from blackhole.smtp.state import PHASES
 from tests.certificates import Certificate
 from tests.engines import EVENT_NUMBERS
-from tests.program import Program
+from tests.program import Program, wait_for
 from tests.service import Serve, Service
 from tests.smtp_client import read_until_closed
 from tests.transcript import (
@@ -259,6 +259,86 @@ def test_half_closed_client_gets_delayed_replies(serve: Serve) -> None:
         client.sendall(b"HELO client.test\r\nNOOP\r\n")
         client.shutdown(socket.SHUT_WR)
         assert read_until_closed(client) == b"250 mx.test\r\n250 2.0.0 OK\r\n"
+
+
+def test_half_closed_client_with_unread_input_gets_delayed_replies(serve: Serve) -> None:
+    service = serve()
+    with connect(service) as client:
+        began = time.monotonic()
+        client.sendall(DELAYED % b"0.3" + b"NOOP\r\n")
+        time.sleep(0.05)
+        client.sendall(b"NOOP\r\n")
+        client.shutdown(socket.SHUT_WR)
+        codes = [line[:3] for line in read_until_closed(client).splitlines()]
+        assert codes == [b"250", b"250", b"354", b"250", b"250", b"250"]
+        assert time.monotonic() - began >= 0.3
+
+
+DELAYED = (
+    b"MAIL FROM:<ann@example.com>\r\nRCPT TO:<bob@example.com>\r\nDATA\r\n"
+    b"X-Blackhole-Delay: %s\r\n\r\nHello\r\n.\r\n"
+)
+
+
+def leave_in_a_delay(service: Service, certificate: Certificate | None, unread: bytes, reset: bool) -> None:
+    """Send a message whose reply takes a minute, and close the connection before."""
+    client: socket.socket = socket.create_connection(service.address, REPLY_TIMEOUT)
+    if certificate is not None:
+        client = certificate.client.wrap_socket(client, server_hostname="mx.test")
+    with client:
+        assert client.recv(4096).startswith(b"220 ")
+        client.sendall(DELAYED % b"60" + unread)
+        heard = b""
+        while b"354 " not in heard:
+            heard += client.recv(4096)
+        if unread:
+            client.sendall(unread)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+@pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
+@pytest.mark.parametrize("unread", [b"", b"N"], ids=["nothing", "unread"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_place_of_a_client_that_left_in_a_delay_is_free_soon(
+    serve: Serve, certificate: Certificate, secure: bool, unread: bytes, reset: bool
+) -> None:
+    service = serve(secure=secure)
+    began = time.monotonic()
+    for _ in range(5):
+        leave_in_a_delay(service, certificate if secure else None, unread, reset)
+    wait_for(lambda: service.open() == 0, "all are gone", 5)
+    assert time.monotonic() - began < 5
+
+
+def test_clients_that_left_in_a_delay_make_room_for_new_ones(serve: Serve) -> None:
+    service = serve("--max_connections=20", "--stress_timeout=0")
+    for _ in range(60):
+        leave_in_a_delay(service, None, b"N", reset=False)
+    with connect(service):
+        pass
+
+
+def test_under_stress_half_closed_clients_in_a_delay_are_ended_first(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = serve("--max_connections=10")
+    with ExitStack() as stack:
+        stays = stack.enter_context(connect(service))
+        stays.sendall(DELAYED % b"1.5")
+        closed = [stack.enter_context(connect(service)) for _ in range(8)]
+        for client in closed:
+            client.sendall(DELAYED % b"60")
+            client.shutdown(socket.SHUT_WR)
+        began = time.monotonic()
+        for client in closed:
+            assert read_until_closed(client).count(b"\r\n") == 3
+        assert time.monotonic() - began < 1
+        heard = b""
+        while heard.count(b"\r\n") < 4:
+            heard += stays.recv(4096)
+    caplog.clear()
 
 
 def test_final_reply_arrives_while_the_client_keeps_sending(serve: Serve) -> None:

@@ -19,6 +19,7 @@ from blackhole.net.admission import RECEIVED_OCTETS
 from blackhole.net.handshake import ClosedWithoutHello
 from blackhole.net.latency import clock
 from blackhole.net.stream import CHUNK, abort, close, has_ended, has_unread_input, shutdown_write
+from blackhole.net.waits import cancel, finish_early, timer
 from blackhole.smtp.replies import (
     INTERNAL_ERROR,
     SERVER_STOPPING,
@@ -259,8 +260,8 @@ class Connection:
             out = session.resume_with_answer(answer)
         elif session.wait:
             self.idle = -session.wait
-            await self._wait(asyncio.ensure_future(asyncio.sleep(session.wait)), watched=True)
-            record_value(self.context.counters, "delay_seconds", int(session.wait * 1e6))
+            if await self._wait(timer(session.wait), watched=True):
+                record_value(self.context.counters, "delay_seconds", int(session.wait * 1e6))
             out = session.resume()
         else:
             self.idle = 0
@@ -283,6 +284,17 @@ class Connection:
             self._waiting = None
             if watched:
                 self.stream.set_close_callback(None)
+
+    @property
+    def holds_reply_back(self) -> bool:
+        """Whether the connection is in a delay or a look-up."""
+        return self._waiting is not None and self.session.next_action in PAUSES and not self.stream.closed()
+
+    def limit_delay(self, seconds: float) -> None:
+        """Send a delayed reply now if it was held back for so many seconds. A look-up goes on."""
+        waiting, session = self._waiting, self.session
+        if waiting and session.next_action is NextAction.SLEEP and self.idle + session.wait >= seconds:
+            finish_early(waiting)
 
     async def _drain(self, written: Awaitable[None]) -> None:
         """Wait until the socket has taken the whole reply."""
@@ -442,11 +454,6 @@ class Connection:
         counters = self.context.counters
         for event in set(events):  # of a pipelined group most are the same
             counters[event] += events.count(event)
-
-
-def cancel(future: asyncio.Future[Any]) -> None:
-    """Cancel a future, as a callback that returns nothing."""
-    future.cancel()
 
 
 def local_address(name: tuple[Any, ...] | str) -> str:

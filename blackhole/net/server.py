@@ -27,6 +27,7 @@ from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_li
 from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import EVENT_CELLS, RECEIVED, Connection, count_rejection
 from blackhole.net.context import ListenerContext
+from blackhole.net.departures import DepartureWatch
 from blackhole.net.poller import Poller
 from blackhole.net.stream import ClientStream
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
@@ -185,6 +186,7 @@ class SMTPServer(TCPServer):
         self._client_log: Final = client_log
         self._connection_messages: Final[list[int]] = []
         """How many messages each client sent that has left since the last sweep."""
+        self._departures: Final = DepartureWatch()
         self._warned = -float(LOG_INTERVAL)
         self._acceptors: Final[list[Acceptor]] = []
         self._reserved: ReservedDescriptor | None = None
@@ -213,7 +215,7 @@ class SMTPServer(TCPServer):
 
     def accept(self, fd: int, address: tuple[Any, ...]) -> None:
         """Serve an accepted connection, or reject it where there are too many."""
-        if self.counters[OPEN] >= self.capacity:
+        if self.counters[OPEN] >= self.capacity and not self._departures.make_room(self.connections):
             self.warn_limited("%d connections are open: no more are accepted", self.capacity)
             self.reject(socket.socket(fileno=fd))
             return
@@ -291,6 +293,7 @@ class SMTPServer(TCPServer):
             self._reserved.acquire()
         if self.settings.stress_timeout:
             self._check_stress()
+        self._departures.sweep(self.connections, self.context.stressed)
         for connection in list(self.connections):
             connection.sweep()
         if self._client_log is not None:

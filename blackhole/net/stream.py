@@ -32,6 +32,12 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with a time of 0: close() sends RST (socket(7))."""
 
 
+def descriptor(stream: IOStream) -> int:
+    """Return the descriptor of an open stream. Tornado's own `fileno` returns the socket."""
+    file = stream.fileno()
+    return file if isinstance(file, int) else file.fileno()
+
+
 def has_unread_input(stream: IOStream) -> bool:
     """Return whether the client sent something that `stream` has not returned from a read."""
     if stream._read_buffer_size or stream.closed():
