@@ -29,8 +29,6 @@ ROUTE: Final = re.compile(rb"@" + DOMAIN + rb"(?:,@" + DOMAIN + rb")*+:")
 
 MAILBOX: Final = re.compile(LOCAL_PART + rb"@(?:" + DOMAIN + rb"|(\[[^\[\]]*+\]))")
 
-DOMAIN_NAME: Final = re.compile(DOMAIN)
-
 QUOTED: Final = rb'"(?:[^"\\]|\\.)*+"'
 COMMENT: Final = rb"\([^()]*+\)"
 
@@ -99,11 +97,6 @@ def is_mailbox(address: bytes) -> bool:
     """Return whether an address is a mailbox (RFC 5321 4.1.2)."""
     match = MAILBOX.fullmatch(address)
     return match is not None and (match[1] is None or is_address_literal(match[1]))
-
-
-def is_domain(name: bytes) -> bool:
-    """Return whether a name is a domain (RFC 5321 4.1.2), of one label or more."""
-    return DOMAIN_NAME.fullmatch(name) is not None
 
 
 def is_address_literal(text: bytes) -> bool:
