@@ -68,12 +68,13 @@ def test_program_without_affinity_counts_all_processors(monkeypatch: pytest.Monk
 
 
 def test_quota_of_a_real_control_group_limits_the_workers() -> None:
-    """Of version 1, where root may make a group."""
+    """Of version 1, where root may make a group; elsewhere, the group of this process has no quota or one."""
     group = Path("/sys/fs/cgroup/cpu/blackhole-test")
     try:
         group.mkdir()
     except OSError:
-        pytest.xfail("no control group of version 1 can be made here")
+        assert processors.quota() > 0
+        return
     try:
         (group / "cpu.cfs_quota_us").write_text("50000")
         code = (
