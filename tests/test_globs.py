@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blackhole.rules import explain
@@ -48,6 +48,7 @@ def test_glob_matches_what_its_definition_says(glob: str, text: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example(["**"], "")
 @given(st.lists(GLOBS, max_size=9), TEXTS)
 def test_set_matches_what_one_of_its_globs_matches(globs: list[str], text: str) -> None:
     assert GlobSet(globs).match(text.encode()) is any(matches(glob, text) for glob in globs)

@@ -36,7 +36,7 @@ class Glob:
 
     @property
     def is_beginning(self) -> bool:
-        """Whether the only sign is a star at the end."""
+        """Whether the only signs are stars at the end."""
         return self._last == "" and not self._inner and ONE not in self._first
 
     def match(self, text: str) -> bool:
@@ -142,7 +142,7 @@ class GlobSet:
             GlobIndex({number: (part,) for number, part in indexed.items()}) if indexed else None
         )
         unindexed = [glob for number, glob in enumerate(self._others) if number not in indexed]
-        self._beginnings: Final = tuple(glob.text[:-1] for glob in unindexed if glob.is_beginning)
+        self._beginnings: Final = tuple(glob.text.rstrip("*") for glob in unindexed if glob.is_beginning)
         self._unindexed: Final = tuple(glob for glob in unindexed if not glob.is_beginning)
         self._has_others: Final = bool(self._unindexed or indexed)
 
