@@ -338,6 +338,18 @@ def test_same_seed_has_the_same_outcomes() -> None:
     assert outcomes(CHANCE) != outcomes(CHANCE.replace("seed = 7", "seed = 8"))
 
 
+def test_what_a_seed_gives_stays_the_same() -> None:
+    heard = [reply[:3] for reply in outcomes(CHANCE, 24)]
+    refused = {number: code for number, code in enumerate(heard) if code != "250"}
+    assert refused == {6: "451", 14: "452", 16: "451", 18: "450", 20: "452", 23: "451"}
+
+
+def test_without_a_seed_the_random_source_of_the_session_draws() -> None:
+    text = CHANCE.replace("seed = 7", "")
+    assert outcomes(text) == outcomes(text), "the engines of these tests have the same random source"
+    assert outcomes(text) != outcomes(CHANCE)
+
+
 def test_draws_of_a_named_rule_do_not_depend_on_its_position() -> None:
     other = REFUSE + "recipient = 'nobody@example.net'\n"
     assert outcomes(CHANCE) == outcomes(CHANCE + other)

@@ -22,6 +22,7 @@ class RuleContext:
     __slots__ = (
         "attempt",
         "client",
+        "counted_key",
         "elapsed",
         "header",
         "header_matches",
@@ -57,6 +58,8 @@ class RuleContext:
         """Unfolded fields of the header section, at the end of the message and if a rule reads them."""
         self.header_matches: Set[GlobSet] = frozenset()
         """The conditions on header fields that these fulfil."""
+        self.counted_key = b""
+        """The key by which this attempt was counted; empty if it was not."""
         self.attempt = 1
         """Number of this attempt, from 1."""
         self.elapsed = 0.0
@@ -105,4 +108,4 @@ class RuleContext:
     @property
     def draw_key(self) -> bytes:
         """The key of what is drawn for this attempt."""
-        return b"%b\0%d" % (self.attempt_key, self.attempt)
+        return b"%b\0%d" % (self.counted_key or self.attempt_key, self.attempt)

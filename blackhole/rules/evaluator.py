@@ -199,6 +199,7 @@ class RuleEvaluator:
         if table is None:
             return None
         context.phase = phase
+        context.counted_key = b""
         if table.looks_at_command_alone:
             found = table.find(context, self._policy.random_source)
         else:
@@ -292,7 +293,8 @@ class RuleEvaluator:
         if table.reads_clock:
             context.elapsed = environment.clock()
         if table.counts_attempts and table.needs_attempt_count(context):
-            count = environment.attempt_store.update(context.attempt_key, context.elapsed, count_attempt)
+            key = context.counted_key = context.attempt_key
+            count = environment.attempt_store.update(key, context.elapsed, count_attempt)
             if isinstance(count, PendingAnswer):
                 return model.PendingMatch(count, partial(self._find_counted, table))
             if count is None:

@@ -22,6 +22,8 @@ Draws = tuple[float, float, float, float]
 
 NO_DRAWS: Final[Draws] = (0.0, 0.0, 0.0, 0.0)
 
+UNIT: Final = 2.0**-53
+
 DRAWS_DIGEST: Final = Struct(">4Q")
 """The digest of a keyed hash, as four numbers of 64 bits."""
 
@@ -151,7 +153,7 @@ class Rule:
         drawing.update(key)
         first, second, third, fourth = DRAWS_DIGEST.unpack(drawing.digest())
         # The upper 53 of 64 bits: a float has no more.
-        return (first >> 11) / 2**53, (second >> 11) / 2**53, (third >> 11) / 2**53, (fourth >> 11) / 2**53
+        return (first >> 11) * UNIT, (second >> 11) * UNIT, (third >> 11) * UNIT, (fourth >> 11) * UNIT
 
     def match(self, blocked: bool | None, draws: Draws) -> RuleMatch | None:
         """Return what the limiter's answer makes the rule do; `blocked` is None where there is no answer."""
