@@ -393,13 +393,18 @@ def test_late_reply_does_not_change_the_record_of_a_message_that_was_retried_mea
     assert listener.new_events() == {"duplicate": 1}
 
 
-def test_sender_that_speaks_and_leaves_before_a_late_reply_may_send_again() -> None:
-    """Postfix says QUIT and goes when it has waited long enough."""
+@pytest.mark.parametrize("together", [True, False])
+def test_sender_that_says_quit_and_leaves_before_a_late_reply_may_send_again(together: bool) -> None:
+    """Postfix sends QUIT behind the message, and goes when it has waited long enough."""
     listener = SimulatedListener(at_end("delay = 600"))
     session = listener.arrive()
-    say(session, ("bob@b",), "1@client")
-    session.client_sent_early(session.resume(), gone=True)
-    listener.leave(session)
+    say(session, ("bob@b",), "1@client", b"QUIT\r\n" if together else b"")
+    session.client_left()
+    session.resume()
+    if together:
+        listener.count(session)
+    else:
+        listener.leave(session)
     assert listener.new_events() == {"reply_too_late": 1}
     listener.send(60)
     assert listener.new_events() == {"reply_too_late_retried": 1}

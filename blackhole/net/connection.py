@@ -257,11 +257,15 @@ class Connection:
         session, stream = self.session, self.stream
         if action is NextAction.LOOKUP:
             answer = await self._wait(asyncio.shield(session.pending_lookup), watched=True)
+            if has_ended(stream):
+                session.client_left()
             out = session.resume_with_answer(answer)
         elif session.wait:
             self.idle = -session.wait
             if await self._wait(timer(session.wait), watched=True):
                 record_value(self.context.counters, "delay_seconds", int(session.wait * 1e6))
+            if has_ended(stream):
+                session.client_left()
             out = session.resume()
         else:
             self.idle = 0
@@ -270,7 +274,7 @@ class Connection:
         if has_unread_input(stream):
             if not self.received and session.next_action not in PAUSES:
                 out = session.client_spoke_first(out)
-            out = session.client_sent_early(out, has_ended(stream))
+            out = session.client_sent_early(out)
         return out
 
     async def _wait(self, future: asyncio.Future[Result], watched: bool = False) -> Result:

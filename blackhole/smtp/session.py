@@ -117,15 +117,17 @@ class Session(InputReader):
         self.record_violation("early-talk")
         return greeting
 
-    def client_sent_early(self, out: bytes, gone: bool = False) -> bytes:
-        """Take note that input came while the replies `out` were held back.
+    def client_left(self) -> None:
+        """Take note that the client closed its side before the replies that are held back could leave."""
+        self.policy.client_sent_early()
 
-        `gone`: the client will not send anything more, and may have left without them.
+    def client_sent_early(self, out: bytes) -> bytes:
+        """Take note that input came while the replies `out` were held back.
 
         Return what to send in their place: nothing may be taken from the time before a TLS handshake
         (CVE-2011-0411).
         """
-        if gone or not self.offered.pipelining:
+        if not self.offered.pipelining:
             self.policy.client_sent_early()
         sent, self.unfollowed = self.unfollowed, None
         if self.next_action is NextAction.START_TLS:
