@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from blackhole.smtp.header_section import MAX_HEADER, MAX_HEADER_LINES
+
 MODES: Final = frozenset((b"accept", b"bounce", b"random"))
 """Modes that apply to one message."""
 
@@ -25,6 +27,9 @@ FIELD_MARK: Final = b"lackhole-"
 """Octets that the fields contain. All messages are searched for them. X-BLACKHOLE is not recognized, as to
 search for more spellings would take twice the time."""
 
+MAX_FIELD: Final = 512
+"""Octets of a field that asks for something, at most, with all its lines. Longer ones are ignored."""
+
 END_OF_HEADER: Final = b"\r\n\r\n"
 
 
@@ -37,10 +42,16 @@ class Directives(NamedTuple):
     """Seconds before the reply, at least and at most; None: the delay of the listener."""
 
 
-def parse_directives(fields: Iterable[bytes]) -> Directives:
-    """Return what the fields of a header section, each as "Name: value", ask for. The first value counts."""
-    mode, delay = "", None
+NOTHING_ASKED: Final = Directives()
+
+
+def parse_directives(fields: Iterable[bytes], before: Directives = NOTHING_ASKED) -> Directives:
+    """Return what the fields of a header section, each as "Name: value", ask for. The first value counts;
+    `before` is what earlier fields asked for."""
+    mode, delay = before
     for field in fields:
+        if len(field) > MAX_FIELD:
+            continue
         name, _, value = field.partition(b": ")
         if FIELD_MARK not in name:
             continue
@@ -65,3 +76,79 @@ def has_no_directives(data: bytes, start: int) -> bool:
     """Return whether the header section that begins at `start` is complete and asks for nothing."""
     end = data.find(END_OF_HEADER, start)
     return end >= 0 and FIELD_MARK not in data[start:end]
+
+
+class DirectiveReader:
+    """Reads the directives of a message that arrives in pieces.
+
+    Keeps the beginning of one line, and one field if it may be a directive: less than MAX_FIELD octets each.
+
+    >>> reader = DirectiveReader()
+    >>> for piece in (b"Subject: hello\\r\\nX-Black", b"hole-Mode: bou", b"nce\\r\\n\\r\\nHello"):
+    ...     reader.feed(piece)
+    >>> reader.directives()
+    Directives(mode='bounce', delay=None)
+    """
+
+    __slots__ = ("_asked", "_ended", "_field", "_line", "_lines", "_octets")
+
+    def __init__(self) -> None:
+        self._asked = NOTHING_ASKED
+        self._field = b""
+        """The last field, as "Name: value", if it may be a directive."""
+        self._line = b""
+        """The line that is incomplete, or something shorter that has the same effect."""
+        self._lines = 0
+        self._octets = 0
+        self._ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next octets of the message, with dots still doubled."""
+        if self._ended:
+            return
+        data = data[: MAX_HEADER - self._octets]
+        self._octets += len(data)
+        *lines, rest = data.split(b"\n", MAX_HEADER_LINES)
+        for line in lines:
+            self._take(self._line + line)
+            self._line = b""
+            if self._ended:
+                return
+        self._line = abridged(self._line + rest)
+        self._ended = self._octets == MAX_HEADER
+
+    def directives(self) -> Directives:
+        """Return what the message asks for."""
+        self._end_field()
+        return self._asked
+
+    def _take(self, line: bytes) -> None:
+        """Take a complete line, without its LF."""
+        line = line.removesuffix(b"\r")
+        self._lines += 1
+        if line[:1] in (b" ", b"\t"):
+            if self._field:
+                self._field += b" " + line.strip()
+                if max(len(line), len(self._field)) > MAX_FIELD:
+                    self._field = b""
+        else:
+            self._end_field()
+            name, colon, value = line.partition(b":")
+            self._ended = not colon  # the blank line, the final dot, or a body without a blank line
+            if FIELD_MARK in name and len(line) <= MAX_FIELD:
+                self._field = name.rstrip() + b": " + value.strip()
+        self._ended = self._ended or self._lines == MAX_HEADER_LINES
+
+    def _end_field(self) -> None:
+        if self._field:
+            self._asked = parse_directives((self._field,), self._asked)
+            self._field = b""
+
+
+def abridged(line: bytes) -> bytes:
+    """Return the beginning of an incomplete line; of one that is too long, what has the same effect."""
+    if len(line) <= MAX_FIELD + len(b"\r"):
+        return line
+    if line[:1] in (b" ", b"\t"):
+        return b" " + b"x" * MAX_FIELD  # makes the field too long
+    return b"x:" if b":" in line else b"x"

@@ -19,7 +19,7 @@ from blackhole.smtp.command_line import (
     is_binary,
     reject_line,
 )
-from blackhole.smtp.directives import has_no_directives, parse_directives
+from blackhole.smtp.directives import DirectiveReader, has_no_directives, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
@@ -97,13 +97,15 @@ class InputReader(CommandExecution):
     def _new_body(self, data: bytes, start: int) -> MessageBody:
         """Return what is to be known of the body that begins at `start`."""
         config = self.engine.config
-        reads_header = self.engine.policy.reads_header or (
-            config.message_directives and not has_no_directives(data, start)
-        )
+        header: HeaderCollector | DirectiveReader | None = None
+        if self.engine.policy.reads_header:
+            header = HeaderCollector()
+        elif config.message_directives and not has_no_directives(data, start):
+            header = DirectiveReader()
         return MessageBody(
             inspector=BodyInspector(self.eightbit) if self.messages >= self.next_inspection else None,
             searches_bare_newlines=config.bare_newline != "normalize",
-            header=HeaderCollector() if reads_header else None,
+            header=header,
         )
 
     def schedule_inspection(self) -> None:
@@ -113,10 +115,12 @@ class InputReader(CommandExecution):
         if self.messages >= ALWAYS_INSPECT - 1:
             self.next_inspection = self.messages + INSPECT_EVERY
 
-    def _end_message(self, header: HeaderCollector | None) -> Reply:
+    def _end_message(self, header: HeaderCollector | DirectiveReader | None) -> Reply:
         """Answer the end of a message, as its own directives ask for where they are obeyed."""
         end, text, mode = self.engine.end_of_message, b"", ""
-        if header is not None:
+        if isinstance(header, DirectiveReader):
+            mode, self.directive_delay = header.directives()
+        elif header is not None:
             text = header.text
             if self.engine.config.message_directives:
                 mode, self.directive_delay = parse_directives(fields(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from blackhole.smtp.body_checks import INSPECTED_OCTETS, BodyInspector
+from blackhole.smtp.directives import DirectiveReader
 from blackhole.smtp.framing import START, has_bare_newline, skip
 from blackhole.smtp.header_section import HeaderCollector
 
@@ -17,7 +18,8 @@ BARE_LF: Final = "bare-lf"
 
 
 class MessageBody:
-    """What a session keeps of the body under way: at most four octets of it, besides its header section."""
+    """What a session keeps of the body under way: at most four octets of it, and of its header section what
+    `header` keeps."""
 
     __slots__ = (
         "_inspector",
@@ -30,13 +32,16 @@ class MessageBody:
     )
 
     def __init__(
-        self, inspector: BodyInspector | None, searches_bare_newlines: bool, header: HeaderCollector | None
+        self,
+        inspector: BodyInspector | None,
+        searches_bare_newlines: bool,
+        header: HeaderCollector | DirectiveReader | None,
     ) -> None:
         self._inspector = inspector
         self._searches_bare_newlines = searches_bare_newlines
         self.tail = START
         self.header = header
-        """Collects the header section, if somebody wants it."""
+        """Collects the header section, or reads the directives in it; None if nobody wants it."""
         self.octets = 0
         """Octets so far, the line with the final dot included."""
         self.has_bare_newline = False
