@@ -200,6 +200,7 @@ CASES: dict[str, tuple[str, tuple[bytes, ...], str]] = {
     "command behind 421 after HELO": (CLOSES_AT_RCPT, (HELO, MAIL, RCPT, RCPT), "talk-after-421"),
     "command behind 421 to DATA": (CLOSES_AT_DATA, (EHLO, GROUP, MAIL), "talk-after-421"),
     "QUIT in two segments behind 421": (CLOSES_AT_DATA, (EHLO, GROUP, b"QU", b"it\r\n", b"more"), ""),
+    "unfinished word behind 421": (CLOSES_AT_DATA, (EHLO, GROUP, b"NO"), "talk-after-421"),
     "other word behind 421": (CLOSES_AT_DATA, (EHLO, GROUP, b"QU", b"X\r\n"), "talk-after-421"),
     # Offers.
     "parameter that a rule added": (

@@ -346,18 +346,21 @@ class Connection:
 
     async def _close_gracefully(self) -> None:
         """Close, but not before the client can have read what was sent last."""
+        # OpenSSL cannot read what came before close_notify was sent, and was not read by then.
+        is_shut = not (self.session.secure and has_unread_input(self.stream))
+        if is_shut:
+            shutdown_write(self.stream)
         self.deadline_override, self.idle = LINGER, 0
-        after_421, left, is_shut = self.session.after_421, LINGER_OCTETS, False
+        after_421, left = self.session.after_421, LINGER_OCTETS
         try:
             while left > 0:
-                # OpenSSL cannot read what came before close_notify was sent, and was not read by then.
-                if not (is_shut or (self.session.secure and has_unread_input(self.stream))):
-                    shutdown_write(self.stream)
-                    is_shut = True
                 data = await self.stream.read_bytes(CHUNK, True)
                 left -= len(data)
                 if after_421 is not None:
                     after_421.feed(data)
+                if not is_shut:
+                    shutdown_write(self.stream)
+                    is_shut = True
         finally:
             if after_421 is not None and after_421.talked:
                 self.session.record_violation("talk-after-421")
