@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from blackhole.metrics.layout import CELL_INDEX, VIOLATION_NUMBERS, VIOLATIONS_START
-from blackhole.settings import ACCELERATORS
+from blackhole.net.tls import make_context
+from blackhole.settings import ACCELERATORS, OperatorError
 from tests.certificates import Certificate
 from tests.external_programs import requires
 from tests.program import Program, free_port, run, wait_for
@@ -437,3 +438,18 @@ def test_close_notify_is_answered_with_close_notify(
             time.sleep(0.1)
         with suppress(ssl.SSLWantReadError):
             client.unwrap()  # raises SSLEOFError where there is no answer
+
+
+def test_errors_about_certificates_name_the_part_that_is_missing(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.write_text("nothing\n")
+    for cert, key, wanted in (
+        (certificate.cert, str(empty), f"there is no private key in {empty}; it must be in PEM"),
+        (str(empty), certificate.key, f"there is no certificate in {empty}; it must be in PEM"),
+        (certificate.key, "", f"there is no certificate in {certificate.key}; it must be in PEM"),
+    ):
+        with pytest.raises(OperatorError) as raised:
+            make_context(cert, key)
+        assert str(raised.value) == wanted

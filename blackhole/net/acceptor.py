@@ -7,8 +7,9 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from ipaddress import IPv6Address
 from typing import Any, Final
 
 from tornado.netutil import bind_sockets
@@ -26,6 +27,9 @@ EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 EPOLLEXCLUSIVE: Final = 1 << 28
 """Of linux/eventpoll.h; PyPy's `select` does not have it."""
 
+NO_SUCH_ADDRESS: Final = frozenset((errno.EADDRNOTAVAIL, errno.EINVAL, errno.ENODEV))
+"""Errors of bind() for an address that this machine does not have."""
+
 ACCEPT_EVENTS: Final = select.EPOLLIN | EPOLLEXCLUSIVE
 """A new connection wakes one idle worker, not all of them."""
 
@@ -37,34 +41,66 @@ PAUSE: Final = 0.1
 processor."""
 
 
-def bind(listener: Listener | DashboardAddress, backlog: int) -> list[socket.socket]:
+Address = Listener | DashboardAddress
+
+
+def bind(address: Address, backlog: int, others: Iterable[Address] = ()) -> list[socket.socket]:
     """Return the listening sockets of an address, with the options that connections inherit from them.
+
+    `others` are the addresses that this program listens on already.
 
     Raises OperatorError: EX_NOPERM for a port that needs a privilege, EX_OSERR for one that
     is in use, EX_CONFIG for an address that this machine does not have.
     """
     try:
-        sockets = bind_sockets(listener.port, listener.host or None, backlog=backlog)
+        sockets = bind_sockets(address.port, address.host or None, backlog=backlog)
     except PermissionError:
         raise OperatorError(
-            f"no permission to listen on {listener}: run as root, or choose a port above 1023 with --port,"
-            " or grant it: setcap cap_net_bind_service=+ep $(readlink -f $(which python3))",
+            f"no permission to listen on {address}: choose a port above 1023 with {options_for(address)},"
+            " or start as root, by systemd with AmbientCapabilities=CAP_NET_BIND_SERVICE, or by authbind",
             os.EX_NOPERM,
         ) from None
     except socket.gaierror as error:
-        raise OperatorError(f"cannot listen on {listener}: {error.strerror}", os.EX_CONFIG) from None
+        raise OperatorError(f"cannot listen on {address}: {error.strerror}", os.EX_CONFIG) from None
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise OperatorError(
-                f"cannot listen on {listener}: something else does; see `ss -ltnp`", os.EX_OSERR
-            ) from None
-        code = os.EX_CONFIG if error.errno == errno.EADDRNOTAVAIL else os.EX_OSERR
-        raise OperatorError(f"cannot listen on {listener}: {os.strerror(error.errno or 0)}", code) from None
+        code = os.EX_CONFIG if error.errno in NO_SUCH_ADDRESS else os.EX_OSERR
+        raise OperatorError(
+            f"cannot listen on {address}: {bind_problem(address, error, others)}", code
+        ) from None
     for bound in sockets:
         # Inherited by every accepted socket, which saves a system call for each. Without it a
         # reply behind a TLS handshake waits 40 ms for the client's acknowledgement.
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sockets
+
+
+def options_for(address: Address) -> str:
+    """Return the options that may have given an address."""
+    if isinstance(address, DashboardAddress):
+        return "--dashboard"
+    return "--ssl_port or --listen" if address.tls else "--port or --listen"
+
+
+def bind_problem(address: Address, error: OSError, others: Iterable[Address]) -> str:
+    """Return what an error of bind(2) means, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        same = next((other for other in others if other.port == address.port), None)
+        if same is None:
+            return "something else does; see `ss -ltnp`"
+        return (
+            f"Blackhole itself does, for {options_for(same)}; choose another port with {options_for(address)}"
+        )
+    if error.errno == errno.EINVAL and is_link_local(address.host):
+        return f"a link-local address needs its interface: {address.host}%eth0"
+    return os.strerror(error.errno or 0)
+
+
+def is_link_local(host: str) -> bool:
+    """Return whether a host is a link-local IPv6 address (RFC 4291 2.5.6) without its scope."""
+    try:
+        return "%" not in host and IPv6Address(host).is_link_local
+    except ValueError:
+        return False
 
 
 class ReservedDescriptor:

@@ -11,6 +11,9 @@ from blackhole.settings import OperatorError, Settings
 
 YEAR: Final = timedelta(days=365)
 
+MAX_PEM: Final = 1 << 20
+"""Octets of a file that are searched for a certificate or a key."""
+
 
 def make_context(cert: str, key: str) -> ssl.SSLContext:
     """Return a server's context from PEM files. With an empty `key`, `cert` contains the key too.
@@ -31,18 +34,27 @@ def make_context(cert: str, key: str) -> ssl.SSLContext:
     made.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     # The AEAD ciphers of TLS 1.2; TLS 1.3 has no others.
     made.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    # ALPACA attack: a client of another protocol is told that this is SMTP (IANA: "smtp").
+    # ALPACA attack: a client that offers "smtp" (IANA) can see that this is SMTP. Python's ssl accepts
+    # clients that offer other protocols only, and answers them nothing.
     made.set_alpn_protocols(["smtp"])
     try:
         made.load_cert_chain(cert, key or None, password=_no_password)
     except ssl.SSLError as error:
-        files = f"{cert} and {key} are" if key else f"{cert} is"
-        raise OperatorError(
-            f"{files} not a certificate and its key: {error.reason or error}", os.EX_CONFIG
-        ) from None
+        raise OperatorError(_certificate_problem(cert, key, error), os.EX_CONFIG) from None
     except ValueError as error:
         raise OperatorError(f"{key or cert}: {error}", os.EX_CONFIG) from None
     return made
+
+
+def _certificate_problem(cert: str, key: str, error: ssl.SSLError) -> str:
+    """Return why OpenSSL does not take two files; it says little about a part that is missing."""
+    for path, part in ((cert, b"CERTIFICATE"), (key or cert, b"PRIVATE KEY")):
+        with open(path, "rb") as file:
+            if part + b"-----" not in file.read(MAX_PEM):
+                return f"there is no {part.decode().lower()} in {path}; it must be in PEM"
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"the key in {key or cert} is not that of the certificate in {cert}"
+    return f"cannot use {cert}{key and ' and ' + key}: {error.reason or error}"
 
 
 def faulty_certificate(fault: str, settings: Settings) -> bytes:

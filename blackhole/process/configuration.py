@@ -193,7 +193,7 @@ def open_sockets(
             bound[listener] = (
                 _kept(current, listener)
                 or systemd.take(inherited, listener)
-                or acceptor.bind(listener, settings.backlog)
+                or acceptor.bind(listener, settings.backlog, bound)
             )
         if settings.dashboard.host:
             opened.dashboard_sockets[:] = (
@@ -226,7 +226,7 @@ def _kept_dashboard(current: Configuration | None, asked: DashboardAddress) -> l
 def _bind_dashboard(settings: Settings, warn: Warn) -> list[socket]:
     """Return the sockets of the dashboard; none if its address is the default one and in use."""
     try:
-        return acceptor.bind(settings.dashboard, settings.backlog)
+        return acceptor.bind(settings.dashboard, settings.backlog, settings.listeners)
     except OperatorError as error:
         if settings.origins.get("dashboard") != "default":
             raise

@@ -1,0 +1,69 @@
+"""What is said about an address that cannot be listened on."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from blackhole.net import acceptor
+from blackhole.settings import DashboardAddress, Listener, OperatorError
+
+
+def problem(address: acceptor.Address, code: int, others: tuple[acceptor.Address, ...] = ()) -> str:
+    return acceptor.bind_problem(address, OSError(code, ""), others)
+
+
+def error_of(
+    monkeypatch: pytest.MonkeyPatch,
+    raised_by_bind: OSError,
+    address: acceptor.Address,
+    *others: acceptor.Address,
+) -> OperatorError:
+    """The error where Tornado raises this one."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise raised_by_bind
+
+    monkeypatch.setattr(acceptor, "bind_sockets", refuse)
+    with pytest.raises(OperatorError) as raised:
+        acceptor.bind(address, 1, others)
+    return raised.value
+
+
+def test_an_address_that_blackhole_has_itself_is_said_to_be_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = OSError(errno.EADDRINUSE, "")
+    error = error_of(monkeypatch, taken, DashboardAddress("127.0.0.1", 465), Listener("", 465, tls=True))
+    assert str(error) == (
+        "cannot listen on 127.0.0.1:465: Blackhole itself does, for --ssl_port or --listen;"
+        " choose another port with --dashboard"
+    )
+    assert problem(Listener("", 25), errno.EADDRINUSE) == "something else does; see `ss -ltnp`"
+
+
+@pytest.mark.parametrize(
+    ("address", "option"),
+    [
+        (Listener("", 465, tls=True), "--ssl_port or --listen"),
+        (Listener("", 25), "--port or --listen"),
+        (DashboardAddress("::1", 80), "--dashboard"),
+    ],
+)
+def test_error_about_a_privileged_port_names_its_option(
+    monkeypatch: pytest.MonkeyPatch, address: acceptor.Address, option: str
+) -> None:
+    error = error_of(monkeypatch, PermissionError(), address)
+    assert f"above 1023 with {option}, or " in str(error)
+    assert "setcap" not in str(error)
+    assert error.code == os.EX_NOPERM
+
+
+def test_link_local_address_without_its_interface_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = error_of(monkeypatch, OSError(errno.EINVAL, ""), Listener("fe80::1", 0))
+    assert str(error) == (
+        "cannot listen on [fe80::1]:0: a link-local address needs its interface: fe80::1%eth0"
+    )
+    assert error.code == os.EX_CONFIG
+    assert problem(Listener("fe80::1%lo", 0), errno.EINVAL) == "Invalid argument"
+    assert problem(Listener("", 0), errno.EINVAL) == "Invalid argument"
