@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final
+from typing import Any, Final
 
 MAPPED: Final = b"\0" * 10 + b"\xff" * 2
 """Prefix of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
@@ -36,6 +36,17 @@ def canonical(address: str) -> str:
     """
     octets = to_bytes(address) if address.startswith("::ffff:") else b""
     return socket.inet_ntop(socket.AF_INET, octets) if len(octets) == IPV4_OCTETS else address
+
+
+def socket_host(name: tuple[Any, ...]) -> str:
+    """Return the host of what getsockname() returned, a link-local address with its interface."""
+    host, scope = str(name[0]), name[3] if len(name) == len(("host", "port", "flow", "scope")) else 0
+    if not scope or "%" in host:
+        return host
+    try:
+        return f"{host}%{socket.if_indextoname(scope)}"
+    except OSError:  # the interface is gone
+        return f"{host}%{scope}"
 
 
 def network(text: str, strict: bool = True) -> IPv4Network | IPv6Network:

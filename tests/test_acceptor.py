@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 
 import pytest
 
+from blackhole.addresses import socket_host
 from blackhole.net import acceptor
 from blackhole.settings import DashboardAddress, Listener, OperatorError
 
@@ -67,3 +69,12 @@ def test_link_local_address_without_its_interface_is_told_so(monkeypatch: pytest
     assert error.code == os.EX_CONFIG
     assert problem(Listener("fe80::1%lo", 0), errno.EINVAL) == "Invalid argument"
     assert problem(Listener("", 0), errno.EINVAL) == "Invalid argument"
+
+
+def test_link_local_address_keeps_its_interface_in_what_is_said() -> None:
+    loopback = socket.if_nametoindex("lo")
+    assert socket_host(("fe80::1", 25, 0, loopback)) == "fe80::1%lo"
+    assert socket_host(("fe80::1%lo", 25, 0, loopback)) == "fe80::1%lo"
+    assert socket_host(("fe80::1", 25, 0, 1 << 30)) == f"fe80::1%{1 << 30}"
+    assert socket_host(("::1", 25, 0, 0)) == "::1"
+    assert socket_host(("127.0.0.1", 25)) == "127.0.0.1"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tornado.iostream import IOStream, StreamClosedError
 
-from blackhole.addresses import canonical, to_bytes
+from blackhole.addresses import canonical, socket_host, to_bytes
 from blackhole.metrics.counters import record_value
 from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
@@ -465,7 +465,7 @@ class Connection:
 
 def local_address(name: tuple[Any, ...] | str) -> str:
     """Return what getsockname() has returned as text."""
-    return name if isinstance(name, str) else f"{canonical(str(name[0]))} {name[1]}"
+    return name if isinstance(name, str) else f"{canonical(socket_host(name))} {name[1]}"
 
 
 def count_rejection(counters: memoryview, reply: Reply) -> None:

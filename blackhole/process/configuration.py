@@ -14,6 +14,7 @@ from socket import getaddrinfo, socket
 from typing import NamedTuple
 
 from blackhole import input_file
+from blackhole.addresses import socket_host
 from blackhole.net import acceptor, proxy, tls
 from blackhole.net.server import RESERVED_FDS
 from blackhole.process import auth_file, privileges, systemd
@@ -74,7 +75,7 @@ def _count(number: int, noun: str) -> str:
 def _where(asked: Listener | DashboardAddress, sockets: Iterable[socket]) -> str:
     """Return the addresses that were bound: the kernel has chosen a port where 0 was asked for."""
     names = [bound.getsockname() for bound in sockets]
-    return " and ".join(str(replace(asked, host=host, port=port)) for host, port, *_ in names)
+    return " and ".join(str(replace(asked, host=socket_host(name), port=name[1])) for name in names)
 
 
 class Inputs(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Final
 
+from blackhole.addresses import socket_host
 from blackhole.settings import DashboardAddress, Listener, OperatorError
 
 LISTEN_FDS_START: Final = 3
@@ -53,7 +54,7 @@ def take(sockets: list[socket.socket], asked: Listener | DashboardAddress) -> li
 
     A wildcard host takes a socket bound to any wildcard host; other hosts must be equal.
     """
-    names = [(found, *found.getsockname()[:2]) for found in sockets]
+    names = [(found, socket_host(found.getsockname()), found.getsockname()[1]) for found in sockets]
     taken = [found for found, host, port in names if (host, port) == (asked.host, asked.port)] or [
         found
         for found, host, port in names
@@ -67,7 +68,8 @@ def take(sockets: list[socket.socket], asked: Listener | DashboardAddress) -> li
 def reject_unclaimed(sockets: list[socket.socket]) -> None:
     """Raise OperatorError (EX_CONFIG) if a socket is left: its clients would wait for ever."""
     if sockets:
-        host, port = sockets[0].getsockname()[:2]
+        name = sockets[0].getsockname()
+        host, port = socket_host(name), name[1]
         raise OperatorError(
             f"systemd passed a socket for {host} port {port}, but there is no listener for it", os.EX_CONFIG
         )
