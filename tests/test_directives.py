@@ -51,6 +51,8 @@ def test_field_that_is_longer_than_512_octets_is_ignored() -> None:
         reader.feed(b"X-Blackhole-Delay: 1,\r\n" + b" \r\n" * 500 + b" " * 400 + b"x" * 200 + b"2\r\n")
     reader.feed(b"X-Blackhole-Mode: bounce\r\n\r\n")
     assert reader.directives() == Directives()
+    whole = b"X-Blackhole-Delay: 1," + b" " * MAX_FIELD + b"2"
+    assert parse_directives([whole, b"X-Blackhole-Mode: bounce"]) == Directives("bounce")
 
 
 def test_header_section_of_64_kib_takes_less_than_two_kib_of_a_session() -> None:
