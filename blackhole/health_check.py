@@ -13,7 +13,7 @@ from typing import Final
 
 from blackhole.settings import Listener, OperatorError, Settings
 
-TIMEOUT: Final = 5.0
+HEALTH_CHECK_TIMEOUT: Final = 5.0
 """Seconds for a greeting, beside the delay of the listener."""
 
 RETRY_INTERVAL: Final = 0.1
@@ -31,7 +31,7 @@ PROXY_HEADER: Final = b"PROXY UNKNOWN\r\n"
 """What a proxy sends for a connection of its own (PROXY protocol, version 1)."""
 
 
-def check(settings: Settings, timeout: float = TIMEOUT) -> str:
+def check(settings: Settings, timeout: float = HEALTH_CHECK_TIMEOUT) -> str:
     """Return the greeting of a listener. Raises OperatorError if there is none within `timeout` seconds.
 
     The connection is closed after the greeting, which counts as a probe and violates no rule.

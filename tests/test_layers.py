@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -293,3 +294,24 @@ def test_nothing_of_the_package_is_imported_after_the_start() -> None:
         "blackhole.web.dashboard",
         "blackhole.web.static_files",
     }
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield the name and the value of each class and constant of a module; "class" for a class."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name, "class"
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            yield node.target.id, ast.unparse(node.value)
+        elif isinstance(node, ast.Assign):
+            yield from ((ast.unparse(target), ast.unparse(node.value)) for target in node.targets)
+
+
+def test_no_name_has_two_meanings() -> None:
+    """A class or constant of one name stands in one module; short names of one enum's member may repeat."""
+    meanings: dict[str, set[str]] = {}
+    for module, tree in MODULES.items():
+        for defined, value in definitions(tree):
+            alias = re.fullmatch(r"[A-Za-z]+\.[A-Z_]+|logging\.getLogger\(__name__\)", value)
+            meanings.setdefault(defined, set()).add(value if alias else module)
+    assert {name: found for name, found in meanings.items() if len(found) > 1} == {}

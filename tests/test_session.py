@@ -20,7 +20,7 @@ from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario
 from blackhole.rules.scenario_file import parse_rules
-from blackhole.smtp.commands import NOT_SMTP
+from blackhole.smtp.commands import HTTP_VERBS
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import BOUNCES, NextAction
 from blackhole.smtp.session import Session
@@ -182,7 +182,7 @@ def conversation(mode: str = "accept", **more: object) -> Session:
     return session
 
 
-@pytest.mark.parametrize("verb", NOT_SMTP)
+@pytest.mark.parametrize("verb", HTTP_VERBS)
 def test_http_request_closes_the_connection(verb: str) -> None:
     session = conversation()
     said = f"{verb} / HTTP/1.1\r\nHost: mx.test\r\n\r\nHELO client.test\r\n"

@@ -104,7 +104,7 @@ VERBS = [
 ]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in commands.NOT_SMTP])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in commands.HTTP_VERBS])
 def test_every_verb_is_sent_in_a_transcript(verb: str) -> None:
     assert verb in {line.split(" ")[0].upper() for line in CLIENT_LINES}
 

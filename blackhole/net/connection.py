@@ -49,7 +49,7 @@ NO_EVENT: Final = 0
 
 EVENT_CELLS: Final = EventCells()
 
-RECEIVED: Final = CELL_INDEX["received_bytes"]
+RECEIVED_CELL: Final = CELL_INDEX["received_bytes"]
 TIMED_OUT: Final = CELL_INDEX["timed_out"]
 CLOSED_WITHOUT_COMMAND: Final = CELL_INDEX["closed_without_command"]
 TLS_OK: Final = CELL_INDEX["tls_ok"]
@@ -406,7 +406,7 @@ class Connection:
         context, settings = self.context, self.context.settings
         fresh = self.received - self.counted
         if fresh:
-            context.counters[RECEIVED] += fresh
+            context.counters[RECEIVED_CELL] += fresh
             self.counted = self.received
             if self.session.in_body:
                 self._credit_body(fresh)

@@ -25,7 +25,7 @@ from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
-from blackhole.net.connection import EVENT_CELLS, RECEIVED, Connection, count_rejection
+from blackhole.net.connection import EVENT_CELLS, RECEIVED_CELL, Connection, count_rejection
 from blackhole.net.context import ListenerContext
 from blackhole.net.departures import DepartureWatch
 from blackhole.net.poller import Poller
@@ -42,7 +42,7 @@ from blackhole.store.client_log import ClientLogWriter
 
 log = logging.getLogger(__name__)
 
-OPEN: Final = CELL_INDEX["open"]
+OPEN_CELL: Final = CELL_INDEX["open"]
 
 VIOLATION_EVENTS: Final = range(VIOLATIONS_START, OUTCOMES_START)
 
@@ -215,7 +215,7 @@ class SMTPServer(TCPServer):
 
     def accept(self, fd: int, address: tuple[Any, ...]) -> None:
         """Serve an accepted connection, or reject it where there are too many."""
-        if self.counters[OPEN] >= self.capacity and not self._departures.make_room(self.connections):
+        if self.counters[OPEN_CELL] >= self.capacity and not self._departures.make_room(self.connections):
             self.warn_limited("%d connections are open: no more are accepted", self.capacity)
             self.reject(socket.socket(fileno=fd))
             return
@@ -232,16 +232,16 @@ class SMTPServer(TCPServer):
         )
         self.connections.add(connection)
         self.counters[self._number] += 1
-        self.counters[OPEN] += 1
+        self.counters[OPEN_CELL] += 1
         return connection.handle()
 
     def connection_closed(self, connection: Connection) -> None:
         """Account for a connection that has ended."""
         session, usage = connection.session, connection.usage
         self.connections.discard(connection)
-        self.counters[OPEN] -= 1
+        self.counters[OPEN_CELL] -= 1
         fresh = connection.received - connection.counted
-        self.counters[RECEIVED] += fresh
+        self.counters[RECEIVED_CELL] += fresh
         self._connection_messages.append(session.messages)
         if usage is not None:
             usage.meter(RECEIVED_OCTETS, fresh)
@@ -315,7 +315,7 @@ class SMTPServer(TCPServer):
 
     def _check_stress(self) -> None:
         """Reduce timeouts and limits while connections run out."""
-        share = self.counters[OPEN] / self.capacity
+        share = self.counters[OPEN_CELL] / self.capacity
         if share >= STRESS_ON and not self.context.stressed:
             self.warn_limited(
                 "%d %% of all connections are in use: client timeouts are reduced to %g s",

@@ -13,13 +13,13 @@ from typing import Final
 from blackhole.process import processes
 from blackhole.process.processes import Process
 
-RELEASE_TIMEOUT: Final = 1.5
+PORT_RELEASE_TIMEOUT: Final = 1.5
 """Seconds that an orphan may take to close its listening sockets."""
 
-KILL_TIMEOUT: Final = 2.0
+ORPHAN_KILL_TIMEOUT: Final = 2.0
 """Seconds from SIGKILL until an orphan must have ended."""
 
-POLL: Final = 0.02
+ORPHAN_POLL: Final = 0.02
 """Seconds between two looks at the orphans."""
 
 
@@ -31,7 +31,7 @@ def end_listening(recorded: Iterable[Process]) -> list[str]:
     orphans = [one for one in recorded if one.is_alive() and processes.title(one.pid).startswith("blackhole")]
     for orphan in orphans:
         _signal(orphan, signal.SIGCONT)
-    listening = _wait_released(orphans, RELEASE_TIMEOUT)
+    listening = _wait_released(orphans, PORT_RELEASE_TIMEOUT)
     lines = [
         f"{processes.title(orphan.pid)} (pid {orphan.pid}) of a server that was killed kept its port;"
         " it is killed, too"
@@ -39,7 +39,7 @@ def end_listening(recorded: Iterable[Process]) -> list[str]:
     ]
     for orphan in listening:
         _signal(orphan, signal.SIGKILL)
-    _wait_released(listening, KILL_TIMEOUT)
+    _wait_released(listening, ORPHAN_KILL_TIMEOUT)
     return lines
 
 
@@ -51,7 +51,7 @@ def _wait_released(orphans: list[Process], timeout: float) -> list[Process]:
     """Return the orphans that still keep a port after `timeout` seconds, or none before."""
     deadline = time.monotonic() + timeout
     while (left := [one for one in orphans if _is_listening(one)]) and time.monotonic() < deadline:
-        time.sleep(POLL)
+        time.sleep(ORPHAN_POLL)
     return left
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from blackhole.rules.glob_index import INDEX_THRESHOLD, LITERAL, ONE, GlobIndex, LiteralPart, literal_part
 from blackhole.rules.letters import fold
 
-NONE: Final[frozenset[str]] = frozenset()
+NO_GLOBS: Final[frozenset[str]] = frozenset()
 """Stands for each empty set, as most sets of a rule are."""
 
 
@@ -126,8 +126,8 @@ class GlobSet:
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs: Final = tuple(dict.fromkeys(fold(glob.encode()) for glob in globs))
         literal = {glob for glob in self.globs if LITERAL.fullmatch(glob)}
-        self._exact: Final = frozenset(glob for glob in literal if not glob.startswith("*")) or NONE
-        self._domains: Final = frozenset(glob[1:] for glob in literal if glob.startswith("*")) or NONE
+        self._exact: Final = frozenset(glob for glob in literal if not glob.startswith("*")) or NO_GLOBS
+        self._domains: Final = frozenset(glob[1:] for glob in literal if glob.startswith("*")) or NO_GLOBS
         """Domains with the "@" before them."""
         self._others: Final = tuple(Glob(glob) for glob in self.globs if glob not in literal)
         parts = {glob: literal_part(glob) for glob in self.globs}

@@ -9,7 +9,7 @@ from blackhole.rules.glob_index import INDEX_THRESHOLD, GlobIndex, LiteralPart, 
 from blackhole.rules.globs import Glob, GlobSet
 from blackhole.rules.letters import fold
 
-TURN: Final = 20_000
+CHARACTERS_PER_TURN: Final = 20_000
 """Characters compared, or as much other work, before other clients have their turn: some two milliseconds."""
 
 PER_FIELD: Final = 10
@@ -18,7 +18,7 @@ PER_FIELD: Final = 10
 PER_GLOB: Final = 5
 """What the comparison with a glob costs besides its characters."""
 
-CHEAP: Final = 16
+CHARACTERS_PER_LOOKUP: Final = 16
 """Characters in which a single glob is searched in the time in which the index looks up one."""
 
 PIECE: Final = 4096
@@ -52,7 +52,7 @@ class _FieldGlobs:
             if condition not in found:
                 if glob.match(text):
                     found.add(condition)
-                yield PER_GLOB + len(text) // CHEAP
+                yield PER_GLOB + len(text) // CHARACTERS_PER_LOOKUP
 
 
 class HeaderIndex:
@@ -85,13 +85,13 @@ class HeaderIndex:
         for field in fields:
             text = fold(field)
             name, _, value = text.partition(":")
-            work += PER_FIELD + len(text) // CHEAP
+            work += PER_FIELD + len(text) // CHARACTERS_PER_LOOKUP
             for globs, compared in ((self._by_name.get(name), value), (self._any_name, text)):
                 for cost in () if globs is None else globs.search(compared, found):
                     work += cost
-                    if work >= TURN:
+                    if work >= CHARACTERS_PER_TURN:
                         work = 0
                         yield
-            if work >= TURN:
+            if work >= CHARACTERS_PER_TURN:
                 work = 0
                 yield

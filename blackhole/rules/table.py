@@ -24,13 +24,13 @@ from blackhole.rules.model import (
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.randomness import RandomSource
 
-TURN: Final = 2000
+RULES_PER_TURN: Final = 2000
 """Rules tried, or as much other work, before other clients have their turn: about a millisecond."""
 
 FEW: Final = 100
 """Rules, or as much other work, whose time does not matter: a turn has no more than 128 commands."""
 
-CHEAP: Final = 4
+CHARACTERS_PER_RULE: Final = 4
 """Characters of an address that are looked up in the time in which a rule is tried."""
 
 RuleRow = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, ChanceRun | bool]
@@ -152,10 +152,10 @@ class RuleTable:
             rows = iter(candidates)
             work = len(candidates)
             if self._looks_up_texts:
-                work += context.texts_length // CHEAP
+                work += context.texts_length // CHARACTERS_PER_RULE
             if work > FEW:
                 context.work += work
-                if context.work > TURN:
+                if context.work > RULES_PER_TURN:
                     context.work = 0
                     return PendingMatch(
                         NEXT_TURN, partial(self._after_turn, context, random_source, store, rows)

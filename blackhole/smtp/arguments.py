@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.auth import BY_NAME, Credentials, Exchange, challenge, decoded
-from blackhole.smtp.offer import BINARY
+from blackhole.smtp.offer import BINARYMIME
 from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, read_path
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import GREETED, Checks, SessionState
@@ -21,7 +21,7 @@ from blackhole.smtp.state import GREETED, Checks, SessionState
 ArgumentReader = Callable[[SessionState, bytes], Any]
 
 
-NONE: Final[Mapping[bytes, bytes]] = MappingProxyType({})
+NO_VALUES: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
 
 class Mailbox:
@@ -29,14 +29,14 @@ class Mailbox:
 
     __slots__ = ("address", "parameters")
 
-    def __init__(self, address: bytes, parameters: Mapping[bytes, bytes] = NONE) -> None:
+    def __init__(self, address: bytes, parameters: Mapping[bytes, bytes] = NO_VALUES) -> None:
         self.address: Final = address
         """Without its brackets; empty for the null reverse-path."""
         self.parameters: Final = parameters
         """Values by upper-case name; a parameter without a value has an empty one."""
 
 
-NO_PARAMETERS: Final = Mailbox(b"")
+ANY_MAILBOX: Final = Mailbox(b"")
 """Stands for any mailbox without parameters: commands do not look at addresses, only policies do."""
 
 MAX_PATH: Final = 256
@@ -44,7 +44,7 @@ MAX_PATH: Final = 256
 
 LAST_DIGIT: Final = ord("9")
 
-ADDRESS: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
+IP_ADDRESS: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
 """An IPv4 or IPv6 address without the brackets of an address literal (RFC 5321 4.1.3)."""
 
 
@@ -107,7 +107,7 @@ def check_helo_name(state: SessionState, name: bytes) -> None:
         state.record_violation("utf8-undeclared")  # RFC 6531 3.7.1: the server has not offered it yet.
     elif b"." in name and name[-1] > LAST_DIGIT:
         return
-    elif ADDRESS.fullmatch(name):
+    elif IP_ADDRESS.fullmatch(name):
         state.record_violation("hello-literal")
     elif b"." not in name:
         state.record_violation("hello-name")
@@ -153,7 +153,7 @@ def _with_parameters(state: SessionState, word: bytes, path: Path) -> Mailbox | 
     parameters = parse_parameters(text, known)
     if not all(map(state.offered.has_parameter, text.split())):
         state.record_violation("unknown-parameter")
-    elif parameters is replies.BAD_PARAMETER and BINARY not in text.upper():
+    elif parameters is replies.BAD_PARAMETER and BINARYMIME not in text.upper():
         state.record_violation("bad-parameter")
     if parameters is replies.BAD_PARAMETER and not state.listener.config.strict:
         parameters = parse_parameters(text, known, lenient=True)

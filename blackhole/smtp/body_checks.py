@@ -20,7 +20,7 @@ TEXT: Final = (
 )
 """Octets that are always right; the second where octets above 127 were announced."""
 
-MAX_LINE: Final = 998
+MAX_BODY_LINE: Final = 998
 """Octets of a line without its end (RFC 5322 2.1.1)."""
 
 
@@ -55,7 +55,7 @@ def find_violations(
     text = before[-3:] + piece
     if b"." in text and text.count(b"\r\n.", 0, -1) > text.count(b"\r\n..") + text.count(b"\r\n.\r"):
         yield "unstuffed-dot"
-    if run + len(piece) > MAX_LINE + 1 and has_long_line(piece, run, dotted):
+    if run + len(piece) > MAX_BODY_LINE + 1 and has_long_line(piece, run, dotted):
         yield "long-line"
 
 
@@ -65,9 +65,9 @@ def has_long_line(piece: bytes, run: int, dotted: bool) -> bool:
     A dot at the beginning of a line is no part of it (RFC 5321 4.5.2); `dotted`: the first one had one.
     """
     start, dot = -run, dotted if run else piece.startswith(b".")
-    while len(piece) - start > MAX_LINE + dot + 1:
+    while len(piece) - start > MAX_BODY_LINE + dot + 1:
         # The last line end that this line may reach.
-        end = piece.rfind(b"\n", max(start, 0), max(start + MAX_LINE + dot + 2, 0))
+        end = piece.rfind(b"\n", max(start, 0), max(start + MAX_BODY_LINE + dot + 2, 0))
         if end < 0:
             return True
         start = end + 1

@@ -8,7 +8,7 @@ from typing import Final
 from blackhole.smtp import replies
 from blackhole.smtp.replies import Reply
 
-MAX_LINE: Final = 2048
+MAX_COMMAND_LINE: Final = 2048
 """Octets of a command line with its line end. RFC 5321 4.5.3.1.4 asks for 512, extensions for more; Postfix
 takes 2048 too."""
 

@@ -239,18 +239,18 @@ COMMANDS: Final = (
     Command("BDAT", any_argument, always(replies.BDAT_NOT_OFFERED)),
 )
 
-NOT_OFFERED: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
+UNOFFERED_VERBS: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
 """Registered verbs without a phase of their own: 502, as RFC 5321 4.2.4 asks for known commands."""
 
-NOT_SMTP: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+HTTP_VERBS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 """Verbs of HTTP. They close the connection, so that a browser that was made to send a request to a mail port
 cannot have commands run that stand in the body of the request (cross-protocol scripting; ALPACA, USENIX
 Security 2021)."""
 
 OTHER: Final = (
     Command("other", any_argument, always(replies.UNKNOWN)),
-    *(Command(verb, any_argument, always(replies.NOT_OFFERED)) for verb in NOT_OFFERED),
-    *(Command(verb, any_argument, always(replies.NOT_SMTP)) for verb in NOT_SMTP),
+    *(Command(verb, any_argument, always(replies.NOT_OFFERED)) for verb in UNOFFERED_VERBS),
+    *(Command(verb, any_argument, always(replies.NOT_SMTP)) for verb in HTTP_VERBS),
 )
 """The rows of the phase "other". The first answers verbs that are in no table."""
 

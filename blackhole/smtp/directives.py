@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from blackhole.smtp.header_section import MAX_HEADER, MAX_HEADER_LINES
 
-MODES: Final = frozenset((b"accept", b"bounce", b"random"))
+DIRECTIVE_MODES: Final = frozenset((b"accept", b"bounce", b"random"))
 """Modes that apply to one message."""
 
 MAX_DELAY: Final = 60.0
@@ -56,7 +56,7 @@ def parse_directives(fields: Iterable[bytes], before: Directives = NOTHING_ASKED
         if FIELD_MARK not in name:
             continue
         name, value = name.lower(), value.strip().lower()
-        if name == FIELD_PREFIX + b"mode" and not mode and value in MODES:
+        if name == FIELD_PREFIX + b"mode" and not mode and value in DIRECTIVE_MODES:
             mode = value.decode()
         elif name == FIELD_PREFIX + b"delay" and delay is None:
             delay = span(value)

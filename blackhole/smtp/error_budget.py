@@ -58,12 +58,12 @@ class ErrorBudget:
 # Each function below returns an action that applies limits before it carries the command out. Without a limit
 # that concerns it, it returns the action itself, as each of these is one call more.
 
-Action = Callable[[Any, Any], Reply]
+UntypedAction = Callable[[Any, Any], Reply]
 
-LimitedAction = Callable[[Action, ClientLimits], Action]
+LimitedAction = Callable[[UntypedAction, ClientLimits], UntypedAction]
 
 
-def limit_rcpt(do: Action, limits: ClientLimits) -> Action:
+def limit_rcpt(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     """Refuse recipients beyond the limit of a message, or of the client."""
     most = limits.recipients or UNLIMITED
     metered = limits.metered
@@ -83,7 +83,7 @@ def limit_rcpt(do: Action, limits: ClientLimits) -> Action:
     return limited if metered or limits.recipients else do
 
 
-def limit_data(do: Action, limits: ClientLimits) -> Action:
+def limit_data(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     """Refuse a message beyond the limit of the session, or of the client."""
     most = limits.messages or UNLIMITED
     metered = limits.metered
@@ -98,7 +98,7 @@ def limit_data(do: Action, limits: ClientLimits) -> Action:
     return limited if metered or limits.messages else do
 
 
-def limit_end(do: Action, limits: ClientLimits) -> Action:
+def limit_end(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     """Clear errors and junk at the end of a message."""
 
     def limited(session: Any, argument: Any) -> Reply:
@@ -108,7 +108,7 @@ def limit_end(do: Action, limits: ClientLimits) -> Action:
     return limited
 
 
-def limit_starttls(do: Action, limits: ClientLimits) -> Action:
+def limit_starttls(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     """Refuse a TLS handshake beyond the limit of the client."""
 
     def limited(session: Any, argument: Any) -> Reply:
@@ -121,7 +121,7 @@ def limit_starttls(do: Action, limits: ClientLimits) -> Action:
     return limited
 
 
-def limit_junk(do: Action, limits: ClientLimits) -> Action:
+def limit_junk(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     """Count a command that a client could repeat for ever without sending mail."""
 
     def limited(session: Any, argument: Any) -> Reply:
@@ -144,7 +144,7 @@ LIMITED_ACTIONS: Final[Mapping[str, LimitedAction]] = {
 """By phase, what applies the limits to its command."""
 
 
-def with_limits(phase: str, do: Action, limits: ClientLimits | None) -> Action:
+def with_limits(phase: str, do: UntypedAction, limits: ClientLimits | None) -> UntypedAction:
     """Return the action of a phase for clients with these limits; None: there are none."""
     limit = LIMITED_ACTIONS.get(phase)
     return do if limits is None or limit is None else limit(do, limits)

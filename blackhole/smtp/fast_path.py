@@ -17,13 +17,13 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from blackhole.smtp.arguments import NO_PARAMETERS, check_helo_name
-from blackhole.smtp.body_checks import MAX_LINE, is_well_formed
+from blackhole.smtp.arguments import ANY_MAILBOX, check_helo_name
+from blackhole.smtp.body_checks import MAX_BODY_LINE, is_well_formed
 from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find
 from blackhole.smtp.message_body import FINAL_DOT
-from blackhole.smtp.offer import UNLIMITED
+from blackhole.smtp.offer import UNLIMITED_OCTETS
 from blackhole.smtp.paths import USUAL_ADDRESS
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
@@ -41,7 +41,7 @@ USUAL_CODES: Final = (221, 250, 354)
 """Codes of the replies to usual input; all others are left to the session."""
 
 # No parameters, and an address that is correct, also in its length: all else is counted as a violation.
-ADDRESS: Final = rb"(?=[^>]{1,254}+>)" + USUAL_ADDRESS
+BRACKETED_ADDRESS: Final = rb"(?=[^>]{1,254}+>)" + USUAL_ADDRESS
 
 MAX_USUAL: Final = len(b"RCPT TO:<>\r\n") + 254
 """Octets of a usual command, at most: no address in it is longer than 254 (RFC 5321 4.5.3.1.3)."""
@@ -76,7 +76,11 @@ class UsualInput:
             rb"(?:MAIL FROM|RCPT TO):<" + USUAL_ADDRESS + rb">\r\n|(?:HELO|EHLO) [!-~]++\r\n"
         ).fullmatch
         self._match_group: Final = re.compile(
-            rb"MAIL FROM:<" + ADDRESS + rb">\r\n(?:RCPT TO:<" + ADDRESS + rb">\r\n)++DATA\r\n"
+            rb"MAIL FROM:<"
+            + BRACKETED_ADDRESS
+            + rb">\r\n(?:RCPT TO:<"
+            + BRACKETED_ADDRESS
+            + rb">\r\n)++DATA\r\n"
         ).fullmatch
         self._bare: Final = {
             verb + b"\r\n": UsualCommand(engine.commands[verb], verb, b"\r\n")
@@ -102,7 +106,7 @@ class UsualInput:
         self._end_events: Final = {code: engine.end_of_message.events[code] for code in USUAL_CODES}
         self._groups_ask: Final = any(row.asks_policy for row in (self._mail, self._rcpt, self._data))
         self._directives: Final = config.message_directives
-        self._max_octets: Final = config.message_size_limit or UNLIMITED
+        self._max_octets: Final = config.message_size_limit or UNLIMITED_OCTETS
 
     def answer(self, session: Session, data: bytes) -> bytes | None:
         """Return the replies to all of the input; None leaves it, untouched, to the session."""
@@ -120,15 +124,15 @@ class UsualInput:
             if usual.is_helo and session.sampled:
                 check_helo_name(session, data[usual.argument])
             do = usual.do
-            reply = do(session, NO_PARAMETERS)
+            reply = do(session, ANY_MAILBOX)
         elif usual.allowed[session.stage]:
             command = usual.command
             if usual.is_helo and session.sampled:
                 check_helo_name(session, data[usual.argument])
             decision = session.policy.decide(session, command.phase, data[usual.argument])
             if decision is not None:
-                return session.go_on(command, NO_PARAMETERS, decision)
-            reply = usual.do(session, NO_PARAMETERS)
+                return session.go_on(command, ANY_MAILBOX, decision)
+            reply = usual.do(session, ANY_MAILBOX)
             session.policy.answered(session, command.phase, reply.code)
         else:
             return None
@@ -155,9 +159,9 @@ class UsualInput:
         if self._groups_ask:
             return self._answer_each(session, data)
         mail, rcpt, start = self._mail, self._rcpt, self._data
-        sender = mail.do(session, NO_PARAMETERS)
-        recipient = rcpt.do(session, NO_PARAMETERS)
-        begin = start.do(session, NO_PARAMETERS)
+        sender = mail.do(session, ANY_MAILBOX)
+        recipient = rcpt.do(session, ANY_MAILBOX)
+        begin = start.do(session, ANY_MAILBOX)
         accepted = [rcpt.events[recipient.code]] * recipients
         session.counted_events += (mail.events[sender.code], *accepted, start.events[begin.code])
         session.recipients = recipients
@@ -173,9 +177,9 @@ class UsualInput:
             asks = command.asks_policy
             decision = policy.decide(session, command.phase, argument) if asks else None
             if decision is not None:
-                out.append(session.go_on(command, NO_PARAMETERS, decision, data[position:]))
+                out.append(session.go_on(command, ANY_MAILBOX, decision, data[position:]))
                 return b"".join(out)
-            reply = command.do(session, NO_PARAMETERS)
+            reply = command.do(session, ANY_MAILBOX)
             if asks:
                 policy.answered(session, command.phase, reply.code)
             out.append(reply.wire)
@@ -207,7 +211,7 @@ class UsualInput:
             if header.find(FIELD_MARK) >= 0:
                 return None
         if session.messages >= session.next_inspection:
-            if size > MAX_LINE or not is_well_formed(data, session.eightbit):
+            if size > MAX_BODY_LINE or not is_well_formed(data, session.eightbit):
                 return None
             session.schedule_inspection()
         session.in_body = False
@@ -215,9 +219,9 @@ class UsualInput:
         if self._end_asks:
             decision = session.policy.decide(session, self._end.phase, data, size)
             if decision is not None:
-                return session.go_on(self._end, NO_PARAMETERS, decision)
+                return session.go_on(self._end, ANY_MAILBOX, decision)
         do = self._end_do
-        reply = do(session, NO_PARAMETERS)
+        reply = do(session, ANY_MAILBOX)
         session.single_event = self._end_events[reply.code]
         wire = session.finish_message(reply)
         if self._end_asks:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from blackhole.smtp import replies
-from blackhole.smtp.arguments import NO_PARAMETERS
+from blackhole.smtp.arguments import ANY_MAILBOX
 from blackhole.smtp.auth import redacted
 from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY, BodyInspector
 from blackhole.smtp.command_line import (
     BEHIND_BLANKS,
     MAX_AUTH_LINE,
+    MAX_COMMAND_LINE,
     MAX_DISCARDED,
-    MAX_LINE,
     PRIVATE_VERB,
     STANDARD_LINE,
     exceeds_standard,
@@ -125,15 +125,15 @@ class InputReader(CommandExecution):
             if self.engine.config.message_directives:
                 mode, self.directive_delay = parse_directives(fields(text))
         if not (mode or end.asks_policy):
-            return end.do(self, NO_PARAMETERS)
+            return end.do(self, ANY_MAILBOX)
         decision = self.policy.decide(self, end.phase, text, self.octets, mode)
-        return self.obey(end, NO_PARAMETERS, decision)
+        return self.obey(end, ANY_MAILBOX, decision)
 
     def read_command(self, data: bytes, start: int) -> Answered | None:
         """Answer the command line at `start`; return None if it is incomplete."""
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
-        if self.discarded or (len(line) >= MAX_LINE and self._is_too_long(line)):
+        if self.discarded or (len(line) >= MAX_COMMAND_LINE and self._is_too_long(line)):
             return self._discard(len(line), end, len(data))
         if end < 0 and not is_binary(line):
             self.unprocessed = line
@@ -201,7 +201,7 @@ class InputReader(CommandExecution):
     def _is_too_long(self, line: bytes) -> bool:
         """Return whether a line of MAX_LINE octets or more, without its LF, is longer than it may be."""
         is_auth = self.auth_exchange is not None or line[:5].upper() == b"AUTH "
-        limit = MAX_AUTH_LINE if is_auth and self.engine.config.auth else MAX_LINE
+        limit = MAX_AUTH_LINE if is_auth and self.engine.config.auth else MAX_COMMAND_LINE
         return len(line) >= limit and not is_binary(line)
 
     def _discard(self, length: int, end: int, available: int) -> Answered | None:

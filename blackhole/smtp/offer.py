@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-UNLIMITED: Final = 1 << 62
+UNLIMITED_OCTETS: Final = 1 << 62
 """More octets than any message has."""
 
 BASIC_VERBS: Final = frozenset(
@@ -44,7 +44,7 @@ WITHOUT_OTHER_PARAMETERS: Final = frozenset(
 """Keywords whose parameters are all known. Those of any other extension are not."""
 
 
-BINARY: Final = b"BODY=BINARYMIME"
+BINARYMIME: Final = b"BODY=BINARYMIME"
 """A value of BODY that has a keyword of its own (RFC 3030 3)."""
 
 
@@ -71,7 +71,7 @@ class Offer:
         self.pipelining: Final = b"PIPELINING" in self._keywords
         """Commands may be sent before the replies to those before them (RFC 2920)."""
         limit = b"".join(self._keywords.get(b"SIZE", ())[:1])
-        self.max_octets: Final = (int(limit) if limit.isdigit() else 0) or UNLIMITED
+        self.max_octets: Final = (int(limit) if limit.isdigit() else 0) or UNLIMITED_OCTETS
         """Octets of the largest message that is taken (RFC 1870 4), or more than any message has."""
 
     def has_verb(self, verb: bytes) -> bool:
@@ -81,7 +81,7 @@ class Offer:
     def has_parameter(self, parameter: bytes) -> bool:
         """Return whether a client may use a parameter of MAIL or RCPT, written as NAME or NAME=value."""
         parameter = parameter.upper()
-        if parameter == BINARY:
+        if parameter == BINARYMIME:
             return b"BINARYMIME" in self._keywords
         name = parameter.partition(b"=")[0]
         keywords = PARAMETER_KEYWORDS.get(name)

@@ -11,13 +11,13 @@ from typing import Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.command_line import PRIVATE_VERB
-from blackhole.smtp.commands import NOT_SMTP
+from blackhole.smtp.commands import HTTP_VERBS
 from blackhole.smtp.engine_tables import BoundCommand
 from blackhole.smtp.offer import Offer
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import BODY, DATA, GREETED, MAIL, RCPT, SessionState
 
-OTHER_VERBS: Final = frozenset(verb.encode() for verb in NOT_SMTP)
+OTHER_VERBS: Final = frozenset(verb.encode() for verb in HTTP_VERBS)
 """Verbs of another protocol, whose client has no verdict."""
 
 STAGES: Final = {"MAIL": MAIL, "RCPT": RCPT, "DATA": DATA}

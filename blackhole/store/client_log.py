@@ -25,8 +25,8 @@ ADDRESS_HIGH, ADDRESS_LOW, CONNECTION_COUNT, MESSAGE_COUNT, VIOLATION_COUNT, LAS
 """Cells of a slot: both halves of an IPv6 address (IPv4 as IPv4-mapped, RFC 4291 2.5.5.2), three counts,
 and the time of the last update in microseconds since 1970. A slot without connections is free."""
 
-SLOT_CELLS: Final = 6
-SECTION_CELLS: Final = MAX_CLIENTS * SLOT_CELLS
+CLIENT_CELLS: Final = 6
+SECTION_CELLS: Final = MAX_CLIENTS * CLIENT_CELLS
 
 MAX_SHOWN_CLIENTS: Final = 100
 """Clients that are shown: those with the most messages."""
@@ -77,8 +77,8 @@ class ClientLog:
             if not self._cells[start + CONNECTION_COUNT]:
                 continue  # slots are taken in order: an unused section is not read, so it stays unallocated
             values = self._cells[start : start + SECTION_CELLS].tolist()
-            for slot in range(0, SECTION_CELLS, SLOT_CELLS):
-                high, low, *counts, seen = values[slot : slot + SLOT_CELLS]
+            for slot in range(0, SECTION_CELLS, CLIENT_CELLS):
+                high, low, *counts, seen = values[slot : slot + CLIENT_CELLS]
                 if counts[0]:
                     *before, last_seen = totals.get((high, low), (0, 0, 0, 0))
                     sums = [one + other for one, other in zip(counts, before, strict=True)]
@@ -103,7 +103,7 @@ class ClientLogWriter:
     def __init__(self, cells: memoryview) -> None:
         self._cells: Final = cells
         self._slots: Final[dict[tuple[int, int], int]] = {}
-        for slot in range(0, SECTION_CELLS, SLOT_CELLS):
+        for slot in range(0, SECTION_CELLS, CLIENT_CELLS):
             if cells[slot + CONNECTION_COUNT]:  # left by a process that had this section before
                 self._slots[cells[slot + ADDRESS_HIGH], cells[slot + ADDRESS_LOW]] = slot
         self._counted: Final[dict[Hashable, tuple[int, int]]] = {}
@@ -137,11 +137,11 @@ class ClientLogWriter:
         """Return an empty slot for a new client: a free one, or that of the client seen longest ago."""
         cells = self._cells
         if len(self._slots) < MAX_CLIENTS:
-            slot = len(self._slots) * SLOT_CELLS
+            slot = len(self._slots) * CLIENT_CELLS
         else:
             oldest = min(self._slots, key=lambda known: cells[self._slots[known] + LAST_SEEN])
             slot = self._slots.pop(oldest)
-        for cell in range(slot, slot + SLOT_CELLS):
+        for cell in range(slot, slot + CLIENT_CELLS):
             cells[cell] = 0
         cells[slot + ADDRESS_HIGH], cells[slot + ADDRESS_LOW] = key
         self._slots[key] = slot

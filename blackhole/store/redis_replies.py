@@ -21,7 +21,7 @@ MAX_SECRET_OCTETS: Final = 64
 MAX_DIGITS: Final = 19
 """Digits of an integer of 64 bits."""
 
-Reply = str | bytes | int | None | list[Any] | Exception
+RedisReply = str | bytes | int | None | list[Any] | Exception
 
 
 class InvalidReply(Exception):
@@ -50,7 +50,7 @@ class ReplyParser:
         """Return whether the connection is not usable: nothing is read between two commands."""
         return self._stream is None or self._stream.at_eof()
 
-    async def read_response(self, disable_decoding: bool = False) -> Reply:
+    async def read_response(self, disable_decoding: bool = False) -> RedisReply:
         """Return the next reply; a redis.ResponseError for the reply that is an error.
 
         Raises InvalidReply, and ConnectionError at the end of the connection.
@@ -64,7 +64,7 @@ class ReplyParser:
         except LimitOverrunError:
             raise InvalidReply("a line of the reply is too long") from None
 
-    async def _read(self, stream: StreamReader, array_allowed: bool) -> Reply:
+    async def _read(self, stream: StreamReader, array_allowed: bool) -> RedisReply:
         line = (await stream.readuntil(b"\r\n"))[:-2]
         kind, text = line[:1], line[1:]
         if len(text) > MAX_STRING_OCTETS:
@@ -91,7 +91,7 @@ class ReplyParser:
             raise InvalidReply("a string is longer than announced")
         return octets[:-2]
 
-    async def _read_array(self, stream: StreamReader, size: int) -> list[Reply] | None:
+    async def _read_array(self, stream: StreamReader, size: int) -> list[RedisReply] | None:
         if size == -1:
             return None
         if not 0 <= size <= MAX_ELEMENTS:

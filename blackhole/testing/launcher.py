@@ -21,7 +21,7 @@ PROGRAM: Final = (
 )
 """What the process runs: with the path of this process, so that it finds the same Blackhole."""
 
-ACCELERATORS: Final = "BLACKHOLE_ACCELERATORS"
+ACCELERATORS_VARIABLE: Final = "BLACKHOLE_ACCELERATORS"
 """The one variable of Blackhole that servers for tests obey."""
 
 LAUNCH_TIMEOUT: Final = 30.0
@@ -132,7 +132,7 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("BLACKHOLE_") or name == ACCELERATORS
+        if not name.startswith("BLACKHOLE_") or name == ACCELERATORS_VARIABLE
     }
 
 

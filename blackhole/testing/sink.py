@@ -31,8 +31,8 @@ START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 5.0
 """Seconds from SIGINT to SIGKILL."""
 
-REQUEST_TIMEOUT: Final = 10.0
-WAIT_INTERVAL: Final = 0.002
+CONTROL_TIMEOUT: Final = 10.0
+POLL_INTERVAL: Final = 0.002
 """Seconds after which `wait` reads the counters again."""
 
 
@@ -189,7 +189,7 @@ class Sink:
         while (received := self.received) < messages:
             if time.monotonic() >= until:
                 raise TimeoutError(f"{received} of {messages} messages arrived within {timeout:g} s")
-            time.sleep(WAIT_INTERVAL)
+            time.sleep(POLL_INTERVAL)
         return received
 
     def report(self) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class Sink:
         if self._process is None:
             raise SinkError("the sink does not run")
         text = body if isinstance(body, str) else json.dumps(body)
-        connection = http.client.HTTPConnection("127.0.0.1", self.dashboard_port, timeout=REQUEST_TIMEOUT)
+        connection = http.client.HTTPConnection("127.0.0.1", self.dashboard_port, timeout=CONTROL_TIMEOUT)
         try:
             connection.request(method, path, text.encode())
             answer = connection.getresponse()

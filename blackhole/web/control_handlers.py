@@ -35,7 +35,7 @@ APPLY_TIMEOUT: Final = 5.0
 APPLY_INTERVAL: Final = 0.005
 """Seconds after which the workers are checked again."""
 
-MAX_COUNT: Final = 1_000_000
+MAX_ONE_SHOT_COUNT: Final = 1_000_000
 """Times that a one-shot rule can match."""
 
 
@@ -142,8 +142,8 @@ class NextRulesHandler(OrderHandler):
     async def post(self) -> None:
         block = self.json_object(self.request.body)
         count = block.pop("count", 1)
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
-            error = expected(f"a whole number from 1 to {MAX_COUNT}", count)
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_ONE_SHOT_COUNT:
+            error = expected(f"a whole number from 1 to {MAX_ONE_SHOT_COUNT}", count)
             raise APIError(HTTPStatus.BAD_REQUEST, f"POST /next: count: {error}")
         await self.publish(self.control.add_one_shot_rule(count, block))
 

@@ -16,7 +16,7 @@ from blackhole.web.stats_view import StatsView
 MAX_WAITING: Final = 64
 """Requests to /wait at the same time."""
 
-MAX_WAIT: Final = 3600
+MAX_WAIT_SECONDS: Final = 3600
 """Seconds that /wait may wait."""
 
 WAIT_INTERVAL: Final = 0.02
@@ -94,7 +94,7 @@ class WaitHandler(StatsBaseHandler):
 
     async def get(self) -> None:
         wanted = self.number_argument("messages", 1, 1e15, "1")
-        timeout = self.number_argument("timeout", 0, MAX_WAIT, "60")
+        timeout = self.number_argument("timeout", 0, MAX_WAIT_SECONDS, "60")
         first = self.stats.snapshot()
         name = self.get_query_argument("run", "")
         start = self._messages_before(name) if name else sum(first.messages.values())

@@ -21,7 +21,7 @@ from blackhole.metrics.layout import CELL_INDEX, HISTOGRAMS
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 
-PREFIX: Final = "blackhole_"
+METRIC_PREFIX: Final = "blackhole_"
 
 
 class Reading(NamedTuple):
@@ -61,7 +61,7 @@ class MetricRow(NamedTuple):
     @property
     def full_name(self) -> str:
         """The name in the exposition."""
-        return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
+        return f"{METRIC_PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
 
 
 BUILD: Final = {"version": __version__, "tornado": tornado.version, "python": platform.python_version()}
@@ -230,7 +230,7 @@ METRICS: Final = (
     *(
         MetricRow(
             row.name, "histogram", f"{row.meaning}.",
-            f"histogram_quantile(0.99, rate({PREFIX}{row.name}_bucket[5m]))",
+            f"histogram_quantile(0.99, rate({METRIC_PREFIX}{row.name}_bucket[5m]))",
             lambda reading, name=row.name: _buckets(reading, name),  # type: ignore[misc]
         )
         for row in HISTOGRAMS
@@ -267,7 +267,7 @@ class ReadingCollector(Collector):
 
 def _family(row: MetricRow, value: MetricValue) -> Metric:
     """Return a metric with its samples."""
-    name = PREFIX + row.name
+    name = METRIC_PREFIX + row.name
     if isinstance(value, Buckets):
         return _histogram(name, row.help, value)
     kind = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily

@@ -33,7 +33,7 @@ from blackhole.rules.attempt_store import Answer, HeldSlot, Record, Update
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.outcomes import EVENTS
 from blackhole.smtp.body_checks import ALWAYS_INSPECT
-from blackhole.smtp.command_line import MAX_AUTH_LINE, MAX_LINE
+from blackhole.smtp.command_line import MAX_AUTH_LINE, MAX_COMMAND_LINE
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
@@ -217,7 +217,7 @@ class Harness:
         if kind.admission_settings is not None:
             self.clients = ClientTableView(ClientTable(1), 0, tuple, lambda: self.minute)
             self.admission = AdmissionControl(kind.admission_settings, self.clients)
-        self.max_line = MAX_AUTH_LINE if kind.config.auth else MAX_LINE
+        self.max_line = MAX_AUTH_LINE if kind.config.auth else MAX_COMMAND_LINE
         self.reply_pattern = REPLIES if kind.sends_whole_replies else CUT_OFF_REPLIES
         self.session_count = 2 if kind.remembers_clients else 1
         """A client that returns shows what a rule remembers."""
@@ -303,7 +303,7 @@ class Harness:
             raise InvariantViolation(f"not a reply: {out!r}")
         if (
             session.next_action is NextAction.READ
-            and len(session.unprocessed) > MAX_LINE
+            and len(session.unprocessed) > MAX_COMMAND_LINE
             and len(session.unprocessed) > self.max_line
         ):
             raise InvariantViolation(f"keeps {len(session.unprocessed)} octets of a command")
