@@ -68,7 +68,7 @@ def test_run_of_random_inputs_has_no_findings() -> None:
 def test_run_finds_a_session_that_keeps_too_many_octets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(inputs, "MAX_LINE", 3)
+    monkeypatch.setattr(inputs, "MAX_COMMAND_LINE", 3)
     monkeypatch.setattr(inputs, "MAX_AUTH_LINE", 3)
     harness.cache_clear()
     try:

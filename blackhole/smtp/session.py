@@ -4,7 +4,7 @@ A session takes chunks, not lines. It answers every complete command in a chunk,
 search for its end, and returns all replies that may leave at once together (RFC 2920 3.2). A reply with a
 delay stops it in the middle of a chunk, and so does a policy that has to wait for an answer: `resume` and
 `resume_with_answer` go on from there. Nothing of a message is kept, except its header section if somebody
-reads it, and of a command at most `MAX_LINE` octets.
+reads it, and of a command at most `MAX_COMMAND_LINE` octets.
 
 A session is built in layers, each of which can be read alone: `state` (what is remembered), `delivery` (how
 replies leave), `execution` (how commands are carried out), `input_reader` (how they are read), and this
