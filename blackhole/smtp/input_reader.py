@@ -199,7 +199,7 @@ class InputReader(CommandExecution):
         return line.rstrip(b"\r")
 
     def _is_too_long(self, line: bytes) -> bool:
-        """Return whether a line of MAX_COMMAND_LINE octets or more, without its LF, is longer than it may be."""
+        """Return whether a line of at least MAX_COMMAND_LINE octets, without its LF, is too long."""
         is_auth = self.auth_exchange is not None or line[:5].upper() == b"AUTH "
         limit = MAX_AUTH_LINE if is_auth and self.engine.config.auth else MAX_COMMAND_LINE
         return len(line) >= limit and not is_binary(line)

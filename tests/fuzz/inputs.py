@@ -2,7 +2,8 @@
 
 - No exception is raised.
 - Replies are whole lines of printable ASCII, of at most 512 octets (RFC 5321 4.5.3.1.5).
-- A session keeps at most MAX_COMMAND_LINE octets of a command (of AUTH: MAX_AUTH_LINE) and four octets of a body.
+- A session keeps at most MAX_COMMAND_LINE octets of a command (of AUTH: MAX_AUTH_LINE), and four octets of
+  a body.
 - Replies and the final state do not depend on how the input is split into pieces, or on whether the answers
   of the store of attempts arrive at once or later.
 
