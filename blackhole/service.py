@@ -134,6 +134,7 @@ class Service:
         self._detached = False
         self._began: Final = time.monotonic()
         """When the clock of all scenarios began. A reload does not restart an outage."""
+        self._terminal: Final = Terminal()
         self._current = configuration.open_sockets(
             configuration.load(settings, print_warning),
             None,
@@ -145,7 +146,6 @@ class Service:
         self._profiles: Final = scenario.read_profiles()
         self._prepare_dashboard()
         self._program: Final = ProgramFiles()
-        self._terminal: Final = Terminal()
         owner = int(self._current.settings.user), int(self._current.settings.group)
         if owner[0] == 0:
             print_warning("workers run as root, as you asked for")

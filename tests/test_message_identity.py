@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blackhole.rules import message_identity as module
@@ -27,6 +27,7 @@ PIECES = st.sampled_from(
 )
 
 
+@example(b"Subject: x\n\n\r\n", 12)
 @given(st.lists(PIECES, max_size=14).map(b"".join), st.integers(0, 40))
 def test_where_the_first_look_ends_makes_no_difference(message: bytes, octets: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

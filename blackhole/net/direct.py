@@ -154,7 +154,7 @@ class DirectStream(ClientStream):
         unread, pending, callback, error = self._unread, self._pending, self._close_callback, self.error
         args, kwargs = self._arguments
         if self._closed:
-            BaseIOStream.__init__(self, *args, **kwargs)
+            BaseIOStream.__init__(self)
             self._closed, self.error, self._write_buffer = True, error, None
         else:
             if self._events != UNWATCHED:
@@ -445,7 +445,8 @@ class DirectStream(ClientStream):
         if pending is not None and not pending.done():
             pending.set_exception(StreamClosedError(real_error=self.error))
             pending.exception()  # asyncio logs those that nobody has looked at
-        if self._coroutine_state == AWAITS_CHUNK:
+        # The garbage collector closes a coroutine of a loop that has ended, and the coroutine its stream.
+        if self._coroutine_state == AWAITS_CHUNK and not self._coroutine.cr_running:
             self._resume(error=StreamClosedError(real_error=self.error))
 
 

@@ -48,5 +48,5 @@ def _header_end(text: bytes) -> int:
     """Return where the blank line of a text begins, with CRLF or LF; 0 if it has none."""
     end = text.find(b"\n\r\n")
     # Four times as fast as an expression, of two hundred octets.
-    bare = text.find(b"\n\n", 0, end if end >= 0 else len(text))
+    bare = text.find(b"\n\n", 0, end + 1 if end >= 0 else len(text))
     return (end if bare < 0 else bare) + 1
