@@ -16,6 +16,7 @@ from blackhole import options
 from blackhole.net import server
 from blackhole.rules import scenario
 from blackhole.rules.attempt_store import AttemptStore
+from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario
@@ -734,3 +735,16 @@ def test_end_of_message_may_be_split_anywhere(cuts: int, body: bytes) -> None:
         pieces = [text[start:end] for start, end in pairwise(edges)]
         codes = [line[:3] for line in heard(engine, pieces)[0].splitlines()]
         assert codes == [b"220", b"354", b"250", b"250"]
+
+
+def test_helo_name_that_ends_with_a_digit_and_is_no_address_is_no_violation() -> None:
+    session = make_engine().session()
+    assert session.receive(b"EHLO mx.host1\r\n").startswith(b"250")
+    assert len(session.counted_events) <= 1
+
+
+def test_command_without_an_argument_leaves_the_context_of_rules_as_it_is() -> None:
+    context = RuleContext("127.0.0.1:25", "192.0.2.1")
+    context.update("MAIL", b"ann@a.example", 1)
+    context.update("DATA")
+    assert (context.sender, context.size) == (b"ann@a.example", 1)
