@@ -740,7 +740,7 @@ def test_end_of_message_may_be_split_anywhere(cuts: int, body: bytes) -> None:
 def test_helo_name_that_ends_with_a_digit_and_is_no_address_is_no_violation() -> None:
     session = make_engine().session()
     assert session.receive(b"EHLO mx.host1\r\n").startswith(b"250")
-    assert len(session.counted_events) <= 1
+    assert session.counted_events == []
 
 
 def test_command_without_an_argument_leaves_the_context_of_rules_as_it_is() -> None:
