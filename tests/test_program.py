@@ -346,6 +346,7 @@ def test_terminal_that_is_closed_ends_a_server_in_the_foreground() -> None:
     port = free_port()
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, if it started the tests, ignores it
         os.execve(SCRIPT[0], [*SCRIPT, "--host=127.0.0.1", f"--port={port}", "--workers=1"], environment())
     wait_for(lambda: listens(port), "the server runs")
     workers = children(pid)
