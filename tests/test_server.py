@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import resource
@@ -17,13 +18,15 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from blackhole.metrics.layout import CELL_INDEX
+from blackhole.net import stream
+from blackhole.net.handshake import handshake
 from blackhole.settings import ACCELERATORS
 from blackhole.smtp.state import PHASES
 from tests.certificates import Certificate
 from tests.engines import EVENT_NUMBERS
 from tests.program import Program, wait_for
 from tests.service import Serve, Service
-from tests.smtp_client import read_until_closed
+from tests.smtp_client import read_until_closed, reset_on_close
 from tests.transcript import (
     PIPELINING_VIOLATIONS,
     REPLY_TIMEOUT,
@@ -375,6 +378,31 @@ def test_clients_that_break_off_leave_nothing_behind(
         gc.collect()
         time.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_client_that_resets_at_the_end_of_a_tls_handshake_leaves_nothing_behind(
+    serve: Serve, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream whose client is gone when it is made must not wait for an event that never comes."""
+
+    async def handshake_and_reset(secure: ssl.SSLSocket) -> None:
+        await handshake(secure)
+        is_complete.set()
+        with suppress(OSError):
+            while secure.getpeername():
+                await asyncio.sleep(0.01)
+
+    is_complete = threading.Event()
+    monkeypatch.setattr(stream, "handshake", handshake_and_reset)
+    service = serve(secure=True)
+    with (
+        socket.create_connection(service.address, REPLY_TIMEOUT) as plain,
+        certificate.client.wrap_socket(plain, server_hostname="mx.test") as client,
+    ):
+        assert is_complete.wait(REPLY_TIMEOUT)
+        reset_on_close(client)
+    service.settle()
+    assert service.open() == 0
 
 
 def test_server_recovers_from_running_out_of_descriptors(

@@ -159,6 +159,10 @@ class ClientStream(IOStream):
             max_buffer_size=self.max_buffer_size,
             read_chunk_size=self.read_chunk_size,
         )
+        if stream._state is None:
+            # The client has reset the connection. Tornado then waits for no event, and for ever.
+            stream.close()
+            raise ConnectionResetError("the client reset the connection in the TLS handshake")
         return await stream.wait_for_handshake()
 
 

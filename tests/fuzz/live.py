@@ -117,6 +117,7 @@ class LiveFuzzer:
             for one, future in zip(results, futures, strict=True):
                 future.result()
                 self.result.add(one)
+        self.check_program()  # a loaded machine may have left no time before
 
     def check_program(self) -> None:
         """Add a finding for replaced workers, and once for each traceback."""
