@@ -1,0 +1,97 @@
+// The scenario. A choice is one of the scenarios that the server can switch to; "loaded" is that of its configuration.
+"use strict";
+
+let scenarioChoices = [];
+const MAX_NAMES = 2;  // files that are named where there is little room
+
+const baseName = (path) => path.slice(path.lastIndexOf("/") + 1);
+const findChoice = (name) => scenarioChoices.find((one) => one.name === name) || { name, about: "" };
+
+function label({ name, about }) {
+  if (name === "loaded") return about || "none";
+  return name.startsWith("PUT ") ? name : baseName(name);
+}
+
+function shortLabel(choice) {
+  const files = choice.name === "loaded" ? choice.about.split(", ").length : 1;
+  return files > MAX_NAMES ? plural(files, "file") : label(choice);
+}
+
+function renderScenario(now) {
+  const { name, ordered, rules, since } = now.scenario;
+  const choice = findChoice(name);
+  const select = $("scenario-name");
+  const choices = JSON.stringify(scenarioChoices);
+  if (select.dataset.text !== choices) {
+    select.dataset.text = choices;
+    select.replaceChildren(...scenarioChoices.map((one) => create("option", { value: one.name },
+      one.name === "loaded" ? `configured (${shortLabel(one)})` : label(one))));
+  }
+  const line = $("scenario-current");
+  const text = JSON.stringify([name, ordered, rules]);
+  if (line.dataset.text !== text) {
+    line.dataset.text = text;
+    line.replaceChildren(create("b", { class: "mono", title: name }, label(choice)), " ",
+      create("span", {}, rules ? plural(rules, "rule") : "no rules: each listener follows its mode"), " ",
+      create("span", {}), " ", ...(ordered ? [create("span", { class: "warn" }, "set over HTTP")] : []));
+  }
+  setText(line.children[2], `for ${formatAge(Math.max(0, now.time - since))}`);
+  const current = `${name} ${since}`;
+  const details = $("scenario-text");
+  details.hidden = !rules;
+  if (details.dataset.of !== current) {
+    details.dataset.of = current;
+    if (details.open) loadScenarioText();
+    if (document.activeElement !== select) select.value = scenarioChoices.includes(choice) ? name : "loaded";
+    renderDescription();
+  }
+}
+
+// Describe the selected scenario, with its name if it is not in force.
+function renderDescription() {
+  const choice = findChoice($("scenario-name").value);
+  const inForce = $("scenario-current").firstElementChild.title;
+  const text = inForce === choice.name ? choice.about : `${label(choice)}: ${choice.about}`;
+  setText($("scenario-about"), choice.name === "loaded" || !choice.about ? "" : text);
+}
+
+async function loadScenarioText() {
+  const response = await fetch("/scenario", { headers: { Accept: "application/toml" } });
+  setText(document.querySelector("#scenario-text pre"), await response.text());
+}
+
+function renderOneShotRules(now) {
+  const rules = now.scenario.next;
+  $("one-shot-section").hidden = !rules.length;
+  const describe = ([key, value]) =>
+    (key === "reply" ? String(value) : `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`);
+  updateRows("one-shot-rules", rules.map((rule, i) => ({ key: JSON.stringify({ ...rule, left: i }), rule })), ({ rule }) => {
+    const { phase, count, left, ...rest } = rule;
+    return create("tr", {}, create("th", { scope: "row", class: "mono" }, [phase].flat().join(" ")),
+      create("td", { class: "text mono" }, Object.entries(rest).map(describe).join(", ")), create("td"));
+  }, (row, { rule }) => setText(row.cells[2], `${formatCount(rule.left)} of ${formatCount(rule.count)}`));
+}
+
+// Rules in force in their order, then others that matched: of earlier scenarios, or one-shot rules.
+function renderRuleMatches(now) {
+  const counts = now.rule_hits;
+  const inForce = now.scenario.names.filter((name) => Object.hasOwn(counts, name));
+  const others = Object.keys(counts).filter((name) => counts[name] && !inForce.includes(name));
+  const max = Math.max(1, ...Object.values(counts));
+  $("matches-section").hidden = !inForce.length && !others.length;
+  updateRows("matches", [...inForce, ...others].map((key) => ({ key })), ({ key }) =>
+    create("tr", {}, create("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), createBar(""), create("td")),
+  (row, { key }) => {
+    row.className = inForce.includes(key) ? "" : "note";
+    setBar(row.cells[1], counts[key] / max);
+    setText(row.cells[2], formatCount(counts[key]));
+  });
+}
+
+$("scenario-name").addEventListener("change", renderDescription);
+$("scenario-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  request("POST", "/scenario", { name: $("scenario-name").value }, "scenario-message");
+});
+$("one-shot-remove").addEventListener("click", () => request("DELETE", "/next", {}, "scenario-message"));
+$("scenario-text").addEventListener("toggle", (event) => { if (event.target.open) loadScenarioText(); });
