@@ -21,10 +21,11 @@ from blackhole.process import configuration, daemonizer, logs, orphans, systemd,
 from blackhole.process.configuration import Configuration, Inputs
 from blackhole.process.console import print_stderr, print_warning
 from blackhole.process.order_guard import OrderGuard
-from blackhole.process.pidfile import MASTER_TITLE, Pidfile
+from blackhole.process.pidfile import Pidfile
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
 from blackhole.process.prctl import signal_when_parent_dies
 from blackhole.process.privileges import drop_privileges
+from blackhole.process.processes import MASTER_TITLE
 from blackhole.process.program_files import ProgramFiles
 from blackhole.process.shared_state import SharedState
 from blackhole.process.supervisor import Supervisor

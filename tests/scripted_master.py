@@ -24,8 +24,8 @@ from setproctitle import setproctitle
 
 from blackhole.metrics.counters import Counters
 from blackhole.process import logs
-from blackhole.process.pidfile import MASTER_TITLE
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
+from blackhole.process.processes import MASTER_TITLE
 from blackhole.process.supervisor import Supervisor, Timing
 from blackhole.settings import OperatorError
 

@@ -31,7 +31,8 @@ def locked_by_another(path: Path, then: str = "file.write()") -> Iterator[subpro
     code = f"""
 import os, signal, sys, time
 from setproctitle import setproctitle
-from blackhole.process.pidfile import MASTER_TITLE, Pidfile
+from blackhole.process.pidfile import Pidfile
+from blackhole.process.processes import MASTER_TITLE
 setproctitle(MASTER_TITLE)
 file = Pidfile({str(path)!r})
 {dedent(then)}

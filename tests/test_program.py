@@ -187,6 +187,41 @@ def test_stopped_worker_of_a_killed_master_continues_and_ends(user: str) -> None
         assert greeting(program.port) == ""
 
 
+def test_start_ends_a_hanging_child_of_a_killed_master_without_a_pidfile() -> None:
+    """It keeps the port, as it does not notice the death of its master. One with a master is left alone."""
+    port = free_port()
+    code = f"""
+import os, socket, time
+from setproctitle import setproctitle
+setproctitle("blackhole: master")
+listening = socket.create_server(("127.0.0.1", {port}))
+if not os.fork():
+    setproctitle("blackhole: worker 1")
+    time.sleep(60)
+listening.close()
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], env=environment()) as master:
+        try:
+            wait_for(lambda: [*map(title, children(master.pid))] == ["blackhole: worker 1"], "the child runs")
+            (hung,) = children(master.pid)
+            wait_for(lambda: tcp(master.pid)["listening"] == 0, "the master has closed its socket")
+            refused = run("--host=127.0.0.1", f"--port={port}")
+            assert refused.returncode == os.EX_OSERR
+            assert "something else does" in refused.stderr
+            assert alive(hung)
+        finally:
+            master.kill()
+    try:
+        with Program(f"--port={port}") as program:
+            assert listens(port)
+            assert not alive(hung)
+            assert f"worker 1 (pid {hung}) of a server that was killed kept its port" in program.output()
+    finally:
+        if alive(hung):
+            os.kill(hung, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("stops_first", [False, True])
 def test_start_ends_children_of_a_killed_master_that_keep_the_port_and_no_others(
     tmp_path: Path, stops_first: bool

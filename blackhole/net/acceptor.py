@@ -44,13 +44,18 @@ processor."""
 Address = Listener | DashboardAddress
 
 
+class AddressInUseError(OperatorError):
+    """Another process listens on an address."""
+
+
 def bind(address: Address, backlog: int, others: Iterable[Address] = ()) -> list[socket.socket]:
     """Return the listening sockets of an address, with the options that connections inherit from them.
 
     `others` are the addresses that this program listens on already.
 
     Raises OperatorError: EX_NOPERM for a port that needs a privilege, EX_OSERR for one that
-    is in use, EX_CONFIG for an address that this machine does not have.
+    is in use (AddressInUseError if by another process), EX_CONFIG for an address that this machine does not
+    have.
     """
     try:
         sockets = bind_sockets(address.port, address.host or None, backlog=backlog)
@@ -63,10 +68,11 @@ def bind(address: Address, backlog: int, others: Iterable[Address] = ()) -> list
     except socket.gaierror as error:
         raise OperatorError(f"cannot listen on {address}: {error.strerror}", os.EX_CONFIG) from None
     except OSError as error:
+        message = f"cannot listen on {address}: {bind_problem(address, error, others)}"
+        if error.errno == errno.EADDRINUSE and not any(other.port == address.port for other in others):
+            raise AddressInUseError(message, os.EX_OSERR) from None
         code = os.EX_CONFIG if error.errno in NO_SUCH_ADDRESS else os.EX_OSERR
-        raise OperatorError(
-            f"cannot listen on {address}: {bind_problem(address, error, others)}", code
-        ) from None
+        raise OperatorError(message, code) from None
     for bound in sockets:
         # Inherited by every accepted socket, which saves a system call for each. Without it a
         # reply behind a TLS handshake waits 40 ms for the client's acknowledgement.

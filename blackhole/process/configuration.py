@@ -16,8 +16,9 @@ from typing import NamedTuple
 from blackhole import input_file
 from blackhole.addresses import socket_host
 from blackhole.net import acceptor, proxy, tls
+from blackhole.net.acceptor import Address, AddressInUseError
 from blackhole.net.server import RESERVED_FDS
-from blackhole.process import auth_file, privileges, systemd
+from blackhole.process import auth_file, orphans, privileges, systemd
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
@@ -194,13 +195,13 @@ def open_sockets(
             bound[listener] = (
                 _kept(current, listener)
                 or systemd.take(inherited, listener)
-                or acceptor.bind(listener, settings.backlog, bound)
+                or _bind(listener, settings, bound, warn if current is None else None)
             )
         if settings.dashboard.host:
             opened.dashboard_sockets[:] = (
                 _kept_dashboard(current, settings.dashboard)
                 or systemd.take(inherited, settings.dashboard)
-                or _bind_dashboard(settings, warn)
+                or _bind_dashboard(settings, warn, current is None)
             )
         systemd.reject_unclaimed(inherited)
     except OperatorError:
@@ -224,10 +225,28 @@ def _kept_dashboard(current: Configuration | None, asked: DashboardAddress) -> l
     return current.dashboard_sockets if (before.host, before.port) == (asked.host, asked.port) else []
 
 
-def _bind_dashboard(settings: Settings, warn: Warn) -> list[socket]:
+def _bind(address: Address, settings: Settings, others: Iterable[Address], warn: Warn | None) -> list[socket]:
+    """Return the sockets of an address. Raises OperatorError.
+
+    With `warn`, children of a killed master that keep the port are ended first, which may take seconds.
+    """
+    others = tuple(others)
+    try:
+        return acceptor.bind(address, settings.backlog, others)
+    except AddressInUseError:
+        users = {os.geteuid(), int(settings.user)} if os.geteuid() == 0 else {os.geteuid()}
+        found = orphans.search(address.port, users) if warn is not None else []
+        if warn is None or not found:
+            raise
+        for line in orphans.end_listening(found):
+            warn(line)
+        return acceptor.bind(address, settings.backlog, others)
+
+
+def _bind_dashboard(settings: Settings, warn: Warn, starts: bool) -> list[socket]:
     """Return the sockets of the dashboard; none if its address is the default one and in use."""
     try:
-        return acceptor.bind(settings.dashboard, settings.backlog, settings.listeners)
+        return _bind(settings.dashboard, settings, settings.listeners, warn if starts else None)
     except OperatorError as error:
         if settings.origins.get("dashboard") != "default":
             raise

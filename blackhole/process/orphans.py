@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Final
 
 from blackhole.process import processes
-from blackhole.process.processes import Process
+from blackhole.process.processes import MASTER_TITLE, Process
+
+CHILD_TITLES: Final = ("blackhole: worker", "blackhole: dashboard")
+"""Beginnings of the titles of children that have ports."""
 
 PORT_RELEASE_TIMEOUT: Final = 1.5
 """Seconds that an orphan may take to close its listening sockets."""
@@ -21,6 +24,22 @@ ORPHAN_KILL_TIMEOUT: Final = 2.0
 
 ORPHAN_POLL: Final = 0.02
 """Seconds between two looks at the orphans."""
+
+
+def search(port: int, users: Collection[int]) -> list[Process]:
+    """Return the orphans of these users that listen on a port. Their master had perhaps no pidfile.
+
+    A process whose parent is a master is none.
+    """
+    return [
+        process
+        for pid in processes.pids()
+        if processes.title(pid).startswith(CHILD_TITLES)
+        and processes.owner(pid) in users
+        and processes.title(processes.parent(pid)) != MASTER_TITLE
+        and processes.is_listening(pid, port)
+        and (process := Process.of(pid)) is not None
+    ]
 
 
 def end_listening(recorded: Iterable[Process]) -> list[str]:

@@ -19,12 +19,9 @@ from typing import Final, NamedTuple
 
 from blackhole import __version__
 from blackhole.process import orphans, processes
-from blackhole.process.processes import Process
+from blackhole.process.processes import MASTER_TITLE, Process
 from blackhole.process.safe_open import open_directory, open_regular
 from blackhole.settings import OperatorError
-
-MASTER_TITLE: Final = "blackhole: master"
-"""The process title of the master, the process whose pid a pidfile contains."""
 
 LOCK_SUFFIX: Final = ".lock"
 """Appended to the path of a pidfile, it is that of the lock file."""

@@ -6,6 +6,9 @@ import os
 from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
+MASTER_TITLE: Final = "blackhole: master"
+"""The process title of the master, the process whose pid a pidfile contains."""
+
 LISTENING: Final = "0A"
 """State of a socket in /proc/PID/net/tcp."""
 
@@ -48,6 +51,13 @@ def owner(pid: int) -> int | None:
     return None
 
 
+def parent(pid: int) -> int:
+    """Return the pid of the parent of a process; 0 if there is no such process."""
+    with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
+    return 0
+
+
 def title(pid: int) -> str:
     """Return the title of a process; empty if there is no such process."""
     try:
@@ -62,10 +72,11 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def is_listening(pid: int) -> bool:
-    """Return whether a process has a listening TCP socket; True if this user may not know."""
+def is_listening(pid: int, port: int | None = None) -> bool:
+    """Return whether a process has a listening TCP socket, on a port if given; True if this user may not
+    know."""
     try:
-        inodes = _listening_inodes(pid)
+        inodes = _listening_inodes(pid, port)
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):  # closed since the listing
                 if os.readlink(f"/proc/{pid}/fd/{name}") in inodes:
@@ -77,10 +88,11 @@ def is_listening(pid: int) -> bool:
     return False
 
 
-def _listening_inodes(pid: int) -> set[str]:
+def _listening_inodes(pid: int, port: int | None) -> set[str]:
     found = set()
+    end = "" if port is None else f":{port:04X}"
     for table in ("tcp", "tcp6"):
         with suppress(FileNotFoundError), open(f"/proc/{pid}/net/{table}") as file:
             rows = (line.split() for line in file)
-            found |= {f"socket:[{row[9]}]" for row in rows if row[3] == LISTENING}
+            found |= {f"socket:[{row[9]}]" for row in rows if row[3] == LISTENING and row[1].endswith(end)}
     return found
