@@ -15,6 +15,7 @@ from typing import Final
 from blackhole import __version__, options, usage
 from blackhole.metrics import rates, report, status
 from blackhole.metrics.counters import Counters
+from blackhole.options import Invocation
 from blackhole.process import pidfile
 from blackhole.process.console import print_stdout, print_warning, reserve_standard_streams
 from blackhole.settings import OperatorError, Settings
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for warning in invocation.warnings:
             print_warning(warning)
         if invocation.request:
-            return REQUESTS[invocation.request](invocation.settings)
+            return REQUESTS[invocation.request](invocation)
         if invocation.action == "explain":
             return _explain(invocation.settings, invocation.explain_options)
         return ACTIONS[invocation.action](invocation.settings, arguments)
@@ -86,23 +87,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 # Requests: options that take the place of an action.
 
 
-def _help(settings: Settings) -> int:
-    print_stdout(usage.help_text())
+def _help(invocation: Invocation) -> int:
+    word = invocation.action
+    print_stdout(usage.help_text() if word == "help" else usage.action_help(word))
     return os.EX_OK
 
 
-def _version(settings: Settings) -> int:
+def _version(invocation: Invocation) -> int:
     print_stdout(usage.version_text())
     return os.EX_OK
 
 
-def _print_config(settings: Settings) -> int:
-    print_stdout(usage.print_config(settings))
+def _print_config(invocation: Invocation) -> int:
+    print_stdout(usage.print_config(invocation.settings))
     return os.EX_OK
 
 
-def _test(settings: Settings) -> int:
-    _check(settings)
+def _test(invocation: Invocation) -> int:
+    _check(invocation.settings)
     print_stdout("The configuration is good.\n")
     return os.EX_OK
 
@@ -114,7 +116,7 @@ def _check(settings: Settings) -> None:
     configuration.load(settings, print_warning)
 
 
-REQUESTS: Final[dict[str, Callable[[Settings], int]]] = {
+REQUESTS: Final[dict[str, Callable[[Invocation], int]]] = {
     "help": _help,
     "version": _version,
     "print-config": _print_config,
@@ -268,4 +270,4 @@ ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
     "report": _report,
     "top": _top,
 }
-"""Every action except `explain`, which takes the case to explain as well."""
+"""Every action except `explain`, which takes the case to explain as well, and what is a request too."""

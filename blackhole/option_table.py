@@ -1,6 +1,6 @@
 """The option table: one row for each option, from which everything else about it is made.
 
-A row of `OPTIONS` is an option of the command line (`--ssl_port 465`), of the environment
+A row of `OPTIONS` is an option of the command line (`--ssl-port 465`), of the environment
 (`BLACKHOLE_SSL_PORT=465`) and of the conf file (`ssl_port = 465`), and a line of --help,
 --print-config, blackhole.conf.sample and the documents. A new option is one more row here, and a
 field of the same name in `Settings` for its value.
@@ -40,9 +40,14 @@ class Option(NamedTuple):
     """Earlier names, which stay accepted everywhere."""
 
     @property
+    def flag(self) -> str:
+        """Return the option as help and errors show it; with underscores it is the same option."""
+        return flag(self.name)
+
+    @property
     def usage(self) -> str:
         """Return the option as one types it."""
-        return f"--{self.name} {self.metavar}".rstrip()
+        return f"{self.flag} {self.metavar}".rstrip()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,6 +66,11 @@ class Option(NamedTuple):
         if self.public_default:
             default = f"{default}; with --public {self.public_default}"
         return f"{self.help} [{default}]" if default else self.help
+
+
+def flag(name: str) -> str:
+    """Return the flag for the name of an option: "--ssl-port" for "ssl_port"."""
+    return f"--{name.replace('_', '-')}"
 
 
 def variable(name: str) -> str:
@@ -85,19 +95,19 @@ OPTIONS: Final = (
     Option("proxy_from", values.networks, "", "NETWORKS", "Listeners",
            "networks whose PROXY headers are trusted",
            "A listener with proxy closes connections from any other address."),
-    Option("proxy_timeout", values.seconds(0.1, 86400), "5", "SECONDS", "Listeners",
-           "seconds to wait for a PROXY header"),
+    Option("proxy_timeout", values.seconds(0.1, 86400), "5s", "TIME", "Listeners",
+           "time to wait for a PROXY header"),
     Option("mode", values.mode, "accept", "MODE", "Replies",
            "whether to accept, reject or defer mail",
            f"The modes are {', '.join(MODES)}."),
-    Option("delay", values.delay, "0", "S|MIN,MAX", "Replies", "seconds to wait before each reply",
+    Option("delay", values.delay, "0", "TIME|MIN,MAX", "Replies", "time to wait before each reply",
            "With MIN,MAX, a random time for each reply. Other clients do not wait."),
     Option("strict", values.switch, "no", "", "Replies", "enforce the command order and syntax of RFC 5321",
            "Otherwise commands are accepted in any order, even DATA as the first."),
     Option("hostname", values.hostname, "", "NAME", "Replies",
            "name of this server in the greeting and the EHLO reply",
            default_note="from /etc/mailname, else this machine's name"),
-    Option("message_size_limit", values.whole_number(0, 2**63 - 1), "52428800", "BYTES", "Replies",
+    Option("message_size_limit", values.octets(0, 2**63 - 1), "50M", "SIZE", "Replies",
            "size of the largest message to accept; 0 is no limit", "The EHLO reply announces it as SIZE."),
     Option("scenario", values.scenarios, "", "FILE|profile:NAME", "Replies",
            "rules for refusals, delays and faults; may be repeated",
@@ -106,7 +116,7 @@ OPTIONS: Final = (
     Option("attempt_store", values.attempt_store, "local", "local|URL", "Replies",
            "where rules remember delivery attempts: on this machine or in a Redis server",
            "A URL is redis://[USER:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS. "
-           "Append ?prefix=NAME&timeout=SECONDS to set the prefix of all keys and the time limit for an "
+           "Append ?prefix=NAME&timeout=TIME to set the prefix of all keys and the time limit for an "
            "answer, and with rediss ca=FILE for the CA certificate. "
            "A password is safer in a conf file or in the environment than on a command line.",
            aliases=("attempts",)),
@@ -128,9 +138,9 @@ OPTIONS: Final = (
            "AUTH is offered only under TLS, unless auth_plaintext is set."),
     Option("auth_plaintext", values.switch, "no", "", "Replies", "offer AUTH without TLS too",
            warning="passwords may be sent unencrypted, and anyone on the network path can read them"),
-    Option("timeout", values.seconds(0.1, 86400), "300", "SECONDS", "Replies",
-           "seconds to wait for the next command or the next part of a message",
-           "RFC 5321 section 4.5.3.2 recommends at least 300."),
+    Option("timeout", values.seconds(0.1, 86400), "5m", "TIME", "Replies",
+           "time to wait for the next command or the next part of a message",
+           "RFC 5321 section 4.5.3.2 recommends at least 5 minutes."),
     Option("ssl", values.switch, "yes", "yes|no", "TLS", "offer TLS if there is a certificate"),
     Option("ssl_port", values.port, "465", "PORT", "TLS", "port for implicit TLS",
            "Opened on host, if there is a certificate. With listen and neither host nor port, it is opened "
@@ -144,12 +154,12 @@ OPTIONS: Final = (
     Option("max_connections", values.whole_number(1, 1000000), "10000", "COUNT", "Limits",
            "connections per worker; any more are answered with 421",
            "Lowered if a worker may not open that many files."),
-    Option("write_timeout", values.seconds(0.1, 86400), "60", "SECONDS", "Limits",
-           "seconds to wait for the client to read a reply"),
-    Option("tls_timeout", values.seconds(0.1, 86400), "30", "SECONDS", "Limits",
-           "seconds that a TLS handshake may take"),
-    Option("stress_timeout", values.seconds(0, 86400), "10", "SECONDS", "Limits",
-           "client timeout in seconds while connections are running out; 0 is off",
+    Option("write_timeout", values.seconds(0.1, 86400), "1m", "TIME", "Limits",
+           "time to wait for the client to read a reply"),
+    Option("tls_timeout", values.seconds(0.1, 86400), "30s", "TIME", "Limits",
+           "time that a TLS handshake may take"),
+    Option("stress_timeout", values.seconds(0, 86400), "10s", "TIME", "Limits",
+           "client timeout while connections are running out; 0 is off",
            "In effect from 90 % of max_connections until fewer than 70 % are in use."),
     Option("public", values.switch, "no", "", _PER_CLIENT, "turn on the limits in this section",
            "Each limit has an option of its own, where 0 is no limit."),
@@ -168,7 +178,7 @@ OPTIONS: Final = (
            "recipients from a client per minute"),
     Option("client_tls_rate", values.count, "0", "COUNT", _PER_CLIENT,
            "TLS handshakes of a client per minute", public_default="120"),
-    Option("client_byte_rate", values.count, "0", "BYTES", _PER_CLIENT,
+    Option("client_byte_rate", values.octets(0, 2**31 - 1), "0", "SIZE", _PER_CLIENT,
            "bytes from a client per minute; a client that sends more is answered with 421",
            "Checked once a second."),
     Option("soft_errors", values.count, "0", "COUNT", _PER_CLIENT,
@@ -182,11 +192,11 @@ OPTIONS: Final = (
            "recipients of a message; any more are answered with 452", public_default="1000"),
     Option("max_messages", values.count, "0", "COUNT", _PER_CLIENT,
            "messages in a session; the next is answered with 421", public_default="1000"),
-    Option("min_data_rate", values.count, "0", "BYTES", _PER_CLIENT,
+    Option("min_data_rate", values.octets(0, 2**31 - 1), "0", "SIZE", _PER_CLIENT,
            "least average bytes per second of a message body",
-           "Averaged over as many seconds as timeout says.", public_default="500"),
-    Option("session_timeout", values.seconds(0, 604800), "0", "SECONDS", _PER_CLIENT,
-           "seconds that a session may last", public_default="3600"),
+           "Averaged over the time that timeout says.", public_default="500"),
+    Option("session_timeout", values.seconds(0, 604800), "0", "TIME", _PER_CLIENT,
+           "time that a session may last", public_default="1h"),
     Option("workers", values.workers, "auto", "COUNT", "Process", "number of worker processes",
            default_note="one for each processor that the process may use"),
     Option("user", values.printable, "", "USER", "Process",
@@ -197,8 +207,8 @@ OPTIONS: Final = (
     Option("pid", values.path, "", "FILE", "Process", "pidfile, locked while the server runs",
            "Without root, the default is $XDG_RUNTIME_DIR/blackhole.pid, or ~/.blackhole.pid.",
            default_note="/run/blackhole.pid; none in the foreground"),
-    Option("drain_timeout", values.seconds(0, 86400), "30", "SECONDS", "Process",
-           "seconds that open sessions have to finish when the server stops"),
+    Option("drain_timeout", values.seconds(0, 86400), "30s", "TIME", "Process",
+           "time that open sessions have to finish when the server stops"),
     Option("conf", values.path, "", "FILE", "Process", "read options from this file too"),
     Option("log", values.path, "", "FILE", "Logging", "log file",
            "Without root, the default is blackhole.log in $XDG_STATE_HOME or ~/.local/state.",
@@ -231,7 +241,7 @@ OPTION_BY_NAME: Final = {name: option for option in OPTIONS for name in option.n
 """Name or alias -> option."""
 
 RENAMED: Final = {
-    "max_message_size": "write message_size_limit = BYTES",
+    "max_message_size": "write message_size_limit = SIZE",
     "pidfile": "write pid = FILE",
     "tls_cert": "write ssl_cert = FILE",
     "tls_dhparams": "remove the line, OpenSSL has its own parameters",

@@ -8,30 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, NamedTuple, NoReturn
 
 from blackhole import conf_file, values
+from blackhole.action_table import ACTION_BY_WORD, ACTION_HELP
 from blackhole.hostname import own_hostname
-from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, RENAMED, Option, variable
+from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, RENAMED, Option, flag, variable
 from blackhole.settings import ACCELERATORS, Listener, OperatorError, Settings
 from blackhole.values import did_you_mean, shown, without_password
-
-ACTION_HELP: Final = {
-    "run": "run in the foreground until Ctrl-C; the default",
-    "start": "detach from the terminal and run in the background (also: --daemon)",
-    "stop": "stop the detached server and wait until it has exited",
-    "restart": "stop, then start",
-    "reload": "read the conf file, scenarios and certificates again; no connection is lost",
-    "reopen": "open the log file again, after it was rotated",
-    "status": "show the state and counters of the server; exits with 0 if it runs, 1 if it died, else 3",
-    "check": "connect as a client does; exits with 0 if the server greets within 5 seconds, else 1",
-    "report": "show what senders did wrong; see --fail_on",
-    "top": "show the current rates, one line a second",
-    "explain": "show which rule of a scenario would answer in a given case, and why",
-}
-"""Every action word and what it does."""
 
 EXPLAIN_OPTIONS: Final = {
     "phase": ("PHASE", "phase of the session [the last that fits the other options]"),
@@ -41,7 +27,7 @@ EXPLAIN_OPTIONS: Final = {
     "helo": ("NAME", "argument of HELO or EHLO"),
     "sender": ("ADDRESS", "address in MAIL"),
     "rcpt": ("ADDRESS", "address in RCPT"),
-    "size": ("BYTES", "size of the message [0]"),
+    "size": ("SIZE", "size of the message [0]"),
     "header": ("FIELD", 'a header field of the message, as "Subject: hello"'),
     "attempt": ("COUNT", "number of the attempt, from 1 [1]"),
     "at": ("TIME", "time since the server started: 90, 90s or 5m [0]"),
@@ -49,8 +35,8 @@ EXPLAIN_OPTIONS: Final = {
 """Options of the action explain alone: name -> (metavar, meaning)."""
 
 REQUEST_FLAGS: Final = {
-    "help": (("-h", "--help"), "show this text"),
-    "version": (("-v", "-V", "--version"), "show versions: Blackhole, Tornado, Python, OpenSSL"),
+    "help": (("-h", "--help"), "show this text, or with an action its own help"),
+    "version": (("-v", "-V", "--version"), ACTION_HELP["version"]),
     "print-config": (("--print-config",), "show the value of every option and where it was set"),
     "test": (("-t", "--test-config", "--check-config"), "check the configuration without opening a port"),
 }
@@ -77,7 +63,7 @@ class Invocation:
     """What one command line, with its environment and conf file, asks for."""
 
     action: str = "run"
-    """A key of ACTION_HELP."""
+    """A key of ACTION_HELP; with the request for help, the action to be explained, or "help" for all."""
     settings: Settings = field(default_factory=Settings)
     request: str = ""
     """Empty, or a key of REQUEST_FLAGS: what to do instead of the action."""
@@ -118,10 +104,12 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     """
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, rest = _parser().parse_known_args(_normalized(argv[:end]))
-    request = next((request for request in REQUEST_FLAGS if request in (arguments.requests or ())), "")
+    words = (*rest, *argv[end + 1 :])
+    request = _request(arguments.requests or (), words)
     if request in ("help", "version"):
-        return Invocation(request=request)
+        return Invocation(_topic(words) if request == "help" else "version", request=request)
     action = _action(rest, argv[end + 1 :], arguments.daemon)
+    _check_options_of(action, arguments)
     of_explain = _explain_options(arguments, action)
     warnings: list[str] = []
     given = _from_environment(environ, warnings) | _from_command_line(arguments)
@@ -162,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in EXPLAIN_OPTIONS:
         parser.add_argument(f"--{name}")
     for option in OPTIONS:
-        parser.add_argument(f"--{option.name}", action="append" if option.repeats else "store")
+        parser.add_argument(option.flag, dest=option.name, action="append" if option.repeats else "store")
     return parser
 
 
@@ -171,7 +159,7 @@ _FLAGS: Final = {
     for flag in ("--daemon", *(flag for flags, _ in REQUEST_FLAGS.values() for flag in flags))
     if flag.startswith("--")
 }
-_SPELLINGS: Final = _FLAGS | {name: f"--{option.name}" for name, option in OPTION_BY_NAME.items()}
+_SPELLINGS: Final = _FLAGS | {name: option.flag for name, option in OPTION_BY_NAME.items()}
 """Name with underscores, or alias -> the flag that the parser knows."""
 
 
@@ -198,8 +186,8 @@ def _action(rest: Sequence[str], last: Sequence[str], daemon: bool) -> str:
             if word in RENAMED_FLAGS:
                 raise OperatorError(f"{word}: an option of Blackhole 2.x; {RENAMED_FLAGS[word]}", os.EX_USAGE)
             name = word.partition("=")[0]
-            known = (*_FLAGS.values(), *(f"--{option}" for option in NAMES))
-            close = did_you_mean("--" + name.strip("-").replace("-", "_"), known)
+            known = (*_FLAGS.values(), *(option.flag for option in OPTIONS))
+            close = did_you_mean(flag(name.strip("-")), known)
             raise OperatorError(f"{shown(name)}: unknown option{close}", os.EX_USAGE)
     words = dict.fromkeys((*rest, *last, *(["start"] if daemon else [])))
     for word in words:
@@ -211,6 +199,36 @@ def _action(rest: Sequence[str], last: Sequence[str], daemon: bool) -> str:
     if len(words) > 1:
         raise OperatorError(f"expected one action, not {' and '.join(words)}", os.EX_USAGE)
     return next(iter(words), "run")
+
+
+def _request(flags: Collection[str], words: Collection[str]) -> str:
+    """Return the first of REQUEST_FLAGS that was asked for, by a flag or by a word; or nothing."""
+    words = {"help", "version"}.intersection(words)
+    return next((request for request in REQUEST_FLAGS if request in flags or request in words), "")
+
+
+def _topic(words: Iterable[str]) -> str:
+    """Return the action whose help is asked for, "help" for that of all.
+
+    Other mistakes do not matter then, but `blackhole help` names an action that it does not know.
+    """
+    words = [word for word in words if not word.startswith("-")]
+    if words[:1] == ["help"] and len(words) > 1:
+        return _action(words[1:], (), False)
+    return next((word for word in words if word in ACTION_HELP), "help")
+
+
+def _check_options_of(action: str, arguments: argparse.Namespace) -> None:
+    """Raise OperatorError for an option that a reload would not obey, as its effect is waited for in vain."""
+    known = ACTION_BY_WORD["reload"].options
+    given = (option for option in OPTIONS if getattr(arguments, option.name) is not None)
+    other = next((option for option in given if option.name not in known), None)
+    if action == "reload" and other is not None:
+        raise OperatorError(
+            f"{other.flag}: reload takes no options but {' and '.join(map(flag, known))}; the server reads"
+            " its own command line and conf file again: change the conf file, or restart",
+            os.EX_USAGE,
+        )
 
 
 def _explain_options(arguments: argparse.Namespace, action: str) -> dict[str, str]:
@@ -229,7 +247,7 @@ def _from_command_line(arguments: argparse.Namespace) -> GivenValues:
         text = getattr(arguments, option.name)
         if text is not None:
             text = " ".join(text) if option.repeats else text
-            found[option.name] = _read(option, text, "command line", f"--{option.name}", os.EX_USAGE)
+            found[option.name] = _read(option, text, "command line", option.flag, os.EX_USAGE)
     return found
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from blackhole import __version__, copies
+from blackhole.action_table import ACTION_BY_WORD, ACTION_HELP, ActionWord
 from blackhole.conf_file import quoted
-from blackhole.option_table import OPTIONS, Option
-from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, UNUSED
+from blackhole.option_table import OPTION_BY_NAME, OPTIONS, Option
+from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, UNUSED
 from blackhole.settings import MODES, Settings
 from blackhole.values import value_text
 
@@ -28,6 +29,12 @@ EXAMPLES: Final = {
     "blackhole --listen :2525 --listen [::1]:2526,mode=bounce,delay=1,5":
         "two listeners: one accepts mail, one rejects it slowly",
 }  # fmt: skip
+
+UNITS: Final = (
+    "A TIME is a number of seconds, or has a unit: 250ms, 1.5s, 5m, 2h, 1d. "
+    "A SIZE is a number of bytes, or has a unit: 64k, 50M, 1G, which are powers of 1024."
+)
+"""How times and sizes are written."""
 
 WIDTH: Final = 79
 """Columns of all texts: one less than those of the usual terminal."""
@@ -58,11 +65,41 @@ def help_text() -> str:
             "the conf file. In names, - and _ are the same."
         ),
         "",
+        *_wrapped(UNITS),
+        "",
+        *_wrapped("blackhole ACTION --help shows the help of one action."),
+        "",
         "Examples:",
     ]
     for command, about in EXAMPLES.items():
         lines += [f"  {command}", f"      {about}"]
     return "\n".join(lines) + "\n"
+
+
+def action_help(word: str) -> str:
+    """Return the text of `blackhole ACTION --help`."""
+    action = ACTION_BY_WORD[word]
+    takes = " [OPTIONS]" if action.takes_options else " [ACTION]" if word == "help" else ""
+    lines = [f"Usage: blackhole {word}{takes}", "", *_wrapped(_sentence(action.help))]
+    if action.notes:
+        lines += ["", *_wrapped(action.notes)]
+    lines += _options_of(action)
+    if word == "explain":
+        explain = [(f"--{name} {value}", about) for name, (value, about) in EXPLAIN_OPTIONS.items()]
+        lines += _section("The case to explain", 28, explain)
+    statuses = {**action.statuses, **({64: "mistake on the command line"} if action.takes_options else {})}
+    if statuses:
+        lines += _section("Exit status", 7, ((str(code), about) for code, about in sorted(statuses.items())))
+    return "\n".join(lines) + "\n"
+
+
+def _options_of(action: ActionWord) -> Iterator[str]:
+    """Yield the options that make a difference to an action."""
+    if action.options:
+        rows = (OPTION_BY_NAME[name] for name in action.options)
+        yield from _section("Options", 28, ((row.usage, row.summary) for row in rows))
+    elif action.takes_options:
+        yield from ("", *_wrapped("It takes all options that blackhole --help lists."))
 
 
 def sample_conf() -> str:
@@ -72,6 +109,7 @@ def sample_conf() -> str:
         "#",
         "# It lists every option with its default. To change one, remove the # before its name.",
         "# Write one name = value per line. Values may be in quotes; # begins a comment.",
+        *_wrapped(UNITS, "# "),
         "# The environment (BLACKHOLE_PORT=25) overrides this file, the command line both.",
     ]
     for title, rows in _groups():

@@ -89,13 +89,43 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
+SIZE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+"""Unit of a size in lower case -> octets."""
+
+
+def octets(least: int, most: int) -> Callable[[str], int]:
+    """Return a reader of a size in octets, with a unit of SIZE_UNITS or without, from `least` to `most`.
+
+    >>> octets(0, 2**31)("50M")
+    52428800
+    """
+
+    def read(text: str) -> int:
+        match = re.fullmatch("([0-9]{1,19})([kKmMgG]?)", text)
+        if match and least <= (found := int(match[1]) * SIZE_UNITS[match[2].lower()]) <= most:
+            return found
+        raise expected(f"a size from {least} to {most}, as 1000, 64k, 50M or 1G", text)
+
+    return read
+
+
+TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+"""Unit of a time -> seconds."""
+
+
 def seconds(least: float, most: float) -> Callable[[str], float]:
-    """Return a reader of seconds, with up to six decimal places, from `least` to `most`."""
+    """Return a reader of a time, with a unit of TIME_UNITS or in seconds, from `least` to `most` seconds.
+
+    >>> [seconds(0, 3600)(text) for text in ("90", "1.5", "250ms", "5m")]
+    [90.0, 1.5, 0.25, 300.0]
+    """
 
     def read(text: str) -> float:
-        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?|\.[0-9]{1,6}", text) and least <= float(text) <= most:
-            return float(text)
-        raise expected(f"seconds from {least:g} to {most:g}", text)
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?|\.[0-9]{1,6})(ms|s|m|h|d)?", text)
+        # To microseconds, as `value_text` shows them.
+        if match and least <= (found := round(float(match[1]) * TIME_UNITS[match[2] or "s"], 6)) <= most:
+            return found
+        raise expected(f"a time from {least:g} to {most:g} seconds, as 90, 1.5s, 250ms or 5m", text)
 
     return read
 
@@ -134,12 +164,12 @@ _delay_seconds: Final = seconds(0, 3600)
 
 
 def delay(text: str) -> Delay | None:
-    """Read seconds, or a range of them; None for no delay."""
+    """Read a time, or a range of times; None for no delay."""
     least, comma, most = (part.strip() for part in text.partition(","))
     try:
         found = (_delay_seconds(least), _delay_seconds(most if comma else least))
     except ValueError:
-        raise expected("SECONDS or MIN,MAX, from 0 to 3600", text) from None
+        raise expected("TIME or MIN,MAX, from 0 to 3600 seconds, as 2, 0.5s or 1s,5m", text) from None
     if found[0] > found[1]:
         raise expected("MIN,MAX with MIN not above MAX", text)
     return found if found[1] else None
@@ -200,7 +230,7 @@ HOSTNAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
 _IPV6: Final = re.compile(r"([0-9A-Fa-f:.]+)(%[A-Za-z0-9_.-]+)?")
 _ADDRESS_AND_PORT: Final = re.compile(r"(\[[^][]+\]|[^][:]*):([0-9]+)")
 
-LISTEN: Final = "ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS]"
+LISTEN: Final = "ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=TIME]"
 """How a listener is written."""
 
 
@@ -264,7 +294,7 @@ def listener(text: str, default_mode: str = "accept", default_delay: Delay | Non
         elif key == "delay":
             found_delay = delay(value)
         else:
-            raise expected("tls, proxy, mode=MODE or delay=SECONDS after the port", word)
+            raise expected("tls, proxy, mode=MODE or delay=TIME after the port", word)
     return Listener(host(match[1] or "0.0.0.0"), port(match[2]), tls, found_mode, found_delay, proxy)
 
 
@@ -328,7 +358,7 @@ def _redis_query(query: Mapping[str, str], tls: bool) -> dict[str, Any]:
     """Return the settings in the query of the URL of a Redis server, with their defaults."""
     if not query.keys() <= {"prefix", "timeout", *(["ca"] if tls else [])}:
         raise ValueError(
-            "expected only prefix=NAME, timeout=SECONDS and, with rediss, ca=FILE after the question mark"
+            "expected only prefix=NAME, timeout=TIME and, with rediss, ca=FILE after the question mark"
         )
     default = RedisSettings()
     prefix = query.get("prefix", default.prefix)

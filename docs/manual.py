@@ -13,8 +13,9 @@ from pathlib import Path
 import shtab
 
 from blackhole import __version__, usage
+from blackhole.action_table import ACTION_HELP
 from blackhole.option_table import OPTIONS, Option
-from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS
+from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS
 from blackhole.settings import MODES
 
 CHOICES = {"MODE": tuple(MODES), "yes|no": ("yes", "no")}
@@ -56,6 +57,7 @@ def _man_lines() -> Iterator[str]:
     yield "Options can also be set in a conf file (port = 2525) or in the environment (BLACKHOLE_PORT=2525)."
     yield "The command line overrides the environment, which overrides the conf file."
     yield r"In names, \- and _ are the same. Defaults are in [brackets]."
+    yield _roff(usage.UNITS)
     for group in dict.fromkeys(option.group for option in OPTIONS):
         yield f".SS {_roff(group)}"
         yield from _list((option.usage, _about(option)) for option in OPTIONS if option.group == group)
@@ -104,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
             else ()
         )
         added = found.add_argument(
-            f"--{option.name}",
+            option.flag,
             choices=choices or None,
             nargs=None if option.metavar else "?",
             help=_plain(option.help),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from blackhole.action_table import ACTION_HELP
 from blackhole.option_table import OPTIONS
-from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
+from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
 from blackhole.settings import MODES, OperatorError, Settings
 
 CERT = {"BLACKHOLE_SSL_CERT": "/etc/ssl/mx.pem"}

@@ -38,7 +38,7 @@ def test_an_address_that_blackhole_has_itself_is_said_to_be_its_own(monkeypatch:
     taken = OSError(errno.EADDRINUSE, "")
     error = error_of(monkeypatch, taken, DashboardAddress("127.0.0.1", 465), Listener("", 465, tls=True))
     assert str(error) == (
-        "cannot listen on 127.0.0.1:465: Blackhole itself does, for --ssl_port or --listen;"
+        "cannot listen on 127.0.0.1:465: Blackhole itself does, for --ssl-port or --listen;"
         " choose another port with --dashboard"
     )
     assert problem(Listener("", 25), errno.EADDRINUSE) == "something else does; see `ss -ltnp`"
@@ -47,7 +47,7 @@ def test_an_address_that_blackhole_has_itself_is_said_to_be_its_own(monkeypatch:
 @pytest.mark.parametrize(
     ("address", "option"),
     [
-        (Listener("", 465, tls=True), "--ssl_port or --listen"),
+        (Listener("", 465, tls=True), "--ssl-port or --listen"),
         (Listener("", 25), "--port or --listen"),
         (DashboardAddress("::1", 80), "--dashboard"),
     ],

@@ -94,7 +94,7 @@ def test_quotes_and_comments_in_a_conf_file(line: str, value: str, write_conf: W
         ("port = 25\nprot = 26", "2: prot: unknown option (did you mean port?)"),
         (
             "max_message_size = 512000",
-            "1: max_message_size: an option of Blackhole 2.x; write message_size_limit = BYTES",
+            "1: max_message_size: an option of Blackhole 2.x; write message_size_limit = SIZE",
         ),
         ("tls_listen=:465", "1: tls_listen: an option of Blackhole 2.x; write listen = ADDRESS:PORT,tls"),
         (
@@ -103,7 +103,7 @@ def test_quotes_and_comments_in_a_conf_file(line: str, value: str, write_conf: W
         ),
         (
             "listen = 10.0.0.1:25, :::25",
-            "1: listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS], an IPv6 address in "
+            "1: listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=TIME], an IPv6 address in "
             "brackets, and a blank without a comma between two listeners, not '10.0.0.1:25,'",
         ),
         ("\n\nxyzzy = 1", "3: xyzzy: unknown option"),

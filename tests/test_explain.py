@@ -172,7 +172,7 @@ def test_explain_says_why_rules_do_not_match() -> None:
         ("phase=RSVP", "--phase: expected one of CONNECT, "),
         ("tls=perhaps", "--tls: expected yes or no, not 'perhaps'"),
         ("attempt=0", "--attempt: expected a whole number from 1, not '0'"),
-        ("size=-1", "--size: expected a whole number from 0, not '-1'"),
+        ("size=-1", f"--size: expected a size from 0 to {2**63 - 1}, as 1000, 64k, 50M or 1G, not '-1'"),
         ("at=soon", "--at: expected a time, as 90, "),
     ],
 )

@@ -36,6 +36,7 @@ LEAVES = frozenset(
     (
         *(
             "blackhole",
+            "action_table",
             "addresses",
             "conf_file",
             "copies",

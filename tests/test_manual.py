@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from blackhole.option_table import NAMES
-from blackhole.options import ACTION_HELP
+from blackhole.action_table import ACTION_HELP
+from blackhole.option_table import OPTIONS
 from tests.external_programs import output_of, requires
 from tests.program import ROOT
 
@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_man_page_names_every_option_and_action(made: Path) -> None:
     text = (made / "man/man1/blackhole.1").read_text().replace("\\-", "-")
-    assert {name for name in NAMES if f"\n.B --{name}" not in text} == set()
+    assert {option.name for option in OPTIONS if f"\n.B {option.flag}" not in text} == set()
     assert {name for name in ACTION_HELP if f"\n.B {name}\n" not in text} == set()
 
 
@@ -59,7 +59,7 @@ def completions(made: Path, *words: str) -> set[str]:
 @requires("bash")
 def test_bash_offers_actions_options_and_their_values(made: Path) -> None:
     assert {"start", "status", "stop"} <= completions(made, "blackhole", "st")
-    assert completions(made, "blackhole", "--message_s") == {"--message_size_limit"}
+    assert completions(made, "blackhole", "--message-s") == {"--message-size-limit"}
     assert {"bounce"} == completions(made, "blackhole", "--mode", "b")
     assert {"junit"} == completions(made, "blackhole", "--format", "ju")
 

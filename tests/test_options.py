@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blackhole import hostname, processors, usage
+from blackhole.action_table import ACTION_HELP
 from blackhole.option_table import OPTIONS, Option
-from blackhole.options import ACTION_HELP, REQUEST_FLAGS, Invocation, parse
+from blackhole.options import REQUEST_FLAGS, Invocation, parse
 from blackhole.settings import CLIENT_LIMITS, Listener, OperatorError, Settings
 from tests.option_samples import (
     CERT,
@@ -30,6 +31,8 @@ from tests.option_samples import (
 
 ROOT = Path(__file__).parent.parent
 PLAIN = Listener("0.0.0.0", 25)
+WITH_OPTIONS = [action for action in ACTION_HELP if action not in ("help", "version", "reload")]
+"""The actions that take the options of a server."""
 
 
 ROWS = [pytest.param(option, id=option.name) for option in OPTIONS]
@@ -185,8 +188,8 @@ def test_the_last_of_several_equal_options_wins() -> None:
         ("--daemon", "start"),
         ("start --daemon", "start"),
         ("-- start", "start"),
-        *((f"--port 26 {action}", action) for action in ACTION_HELP),
-        *((f"{action} --port 26", action) for action in ACTION_HELP),
+        *((f"--port 26 {action}", action) for action in WITH_OPTIONS),
+        *((f"{action} --port 26", action) for action in WITH_OPTIONS),
     ],
 )
 def test_an_action_may_come_before_or_after_the_options(argv: str, action: str) -> None:
@@ -351,7 +354,7 @@ def test_a_relative_path_in_a_deleted_directory_is_an_error(
     )
 
 
-@pytest.mark.parametrize("action", ACTION_HELP)
+@pytest.mark.parametrize("action", WITH_OPTIONS)
 def test_default_pidfile_and_log_of_a_user_without_root(
     action: str, unprivileged: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,7 +419,7 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("--por 25", "--por: unknown option (did you mean --port?)"),
         (
             "--message-sise-limit=1",
-            "--message-sise-limit: unknown option (did you mean --message_size_limit?)",
+            "--message-sise-limit: unknown option (did you mean --message-size-limit?)",
         ),
         ("-c x.conf", "-c: an option of Blackhole 2.x; write --conf FILE"),
         ("-b", "-b: an option of Blackhole 2.x; give the action start"),
@@ -429,7 +432,7 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         (
             "start -- --port",
             "'--port': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, explain (did you mean report?)",
+            " check, report, top, explain, help, version (did you mean report?)",
         ),
         ("--port", "--port: expected one argument"),
         ("--user=--", "--user: expected a value, not '--'"),
@@ -441,14 +444,29 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("--port=65536", "--port: expected a whole number from 0 to 65535, not '65536'"),
         ("--port=-1", "--port: expected a whole number from 0 to 65535, not '-1'"),
         ("--port=٢٥", "--port: expected a whole number from 0 to 65535, not '٢٥'"),
-        ("--ssl-port=1_0", "--ssl_port: expected a whole number from 0 to 65535, not '1_0'"),
+        ("--ssl-port=1_0", "--ssl-port: expected a whole number from 0 to 65535, not '1_0'"),
         ("--workers=0", "--workers: expected auto or a whole number from 1 to 1024, not '0'"),
         ("--backlog=0", "--backlog: expected a whole number from 1 to 65535, not '0'"),
-        ("--timeout=0", "--timeout: expected seconds from 0.1 to 86400, not '0'"),
-        ("--timeout=inf", "--timeout: expected seconds from 0.1 to 86400, not 'inf'"),
-        ("--drain_timeout=1e9", "--drain_timeout: expected seconds from 0 to 86400, not '1e9'"),
-        ("--delay=3601", "--delay: expected SECONDS or MIN,MAX, from 0 to 3600, not '3601'"),
-        ("--delay=1,", "--delay: expected SECONDS or MIN,MAX, from 0 to 3600, not '1,'"),
+        (
+            "--timeout=0",
+            "--timeout: expected a time from 0.1 to 86400 seconds, as 90, 1.5s, 250ms or 5m, not '0'",
+        ),
+        (
+            "--timeout=inf",
+            "--timeout: expected a time from 0.1 to 86400 seconds, as 90, 1.5s, 250ms or 5m, not 'inf'",
+        ),
+        (
+            "--drain_timeout=1e9",
+            "--drain-timeout: expected a time from 0 to 86400 seconds, as 90, 1.5s, 250ms or 5m, not '1e9'",
+        ),
+        (
+            "--delay=3601",
+            "--delay: expected TIME or MIN,MAX, from 0 to 3600 seconds, as 2, 0.5s or 1s,5m, not '3601'",
+        ),
+        (
+            "--delay=1,",
+            "--delay: expected TIME or MIN,MAX, from 0 to 3600 seconds, as 2, 0.5s or 1s,5m, not '1,'",
+        ),
         ("--delay=2,1", "--delay: expected MIN,MAX with MIN not above MAX, not '2,1'"),
         (
             "--mode=acept",
@@ -467,21 +485,24 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("--log=/a\udcff", "--log: expected a path in UTF-8, not '/a\\udcff'"),
         (
             "--listen=25",
-            "--listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS], an IPv6 address"
+            "--listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=TIME], an IPv6 address"
             " in brackets,"
             " not '25'",
         ),
         (
             "--listen=::1:25",
-            "--listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=SECONDS], an IPv6 address"
+            "--listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=TIME], an IPv6 address"
             " in brackets,"
             " not '::1:25'",
         ),
         (
             "--listen=:25,ssl",
-            "--listen: expected tls, proxy, mode=MODE or delay=SECONDS after the port, not 'ssl'",
+            "--listen: expected tls, proxy, mode=MODE or delay=TIME after the port, not 'ssl'",
         ),
-        ("--listen=:25,delay=x", "--listen: expected SECONDS or MIN,MAX, from 0 to 3600, not 'x'"),
+        (
+            "--listen=:25,delay=x",
+            "--listen: expected TIME or MIN,MAX, from 0 to 3600 seconds, as 2, 0.5s or 1s,5m, not 'x'",
+        ),
         ("--listen=:99999", "--listen: expected a whole number from 0 to 65535, not '99999'"),
         ("--listen=[::g]:25", "--listen: expected an IPv4 or IPv6 address or a host name, not '[::g]'"),
         ("--listen=:26,tls", "--listen: :26,tls: tls needs ssl_cert"),
@@ -489,17 +510,17 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("--listen=:26 --listen=:26", "--listen: 0.0.0.0:26 is used by two listeners; change one of them"),
         ("--listen=:25 --port=25", "--listen: 0.0.0.0:25 is used by two listeners; change one of them"),
         ("--ssl_cert=c --port=465", "--port: 0.0.0.0:465 is used by two listeners; change one of them"),
-        ("--ssl_cert=c --ssl_port=25", "--ssl_port: 0.0.0.0:25 is used by two listeners; change one of them"),
-        ("--ssl_key=k", "--ssl_key: a key without a certificate; set ssl_cert too"),
+        ("--ssl_cert=c --ssl_port=25", "--ssl-port: 0.0.0.0:25 is used by two listeners; change one of them"),
+        ("--ssl_key=k", "--ssl-key: a key without a certificate; set ssl_cert too"),
         (
             "strat",
             "'strat': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, explain (did you mean start?)",
+            " check, report, top, explain, help, version (did you mean start?)",
         ),
         (
             "",
             "'': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, explain",
+            " check, report, top, explain, help, version",
         ),
         ("start stop", "expected one action, not start and stop"),
         ("stop --daemon", "expected one action, not stop and start"),
@@ -550,10 +571,10 @@ def test_a_mistake_in_the_environment_is_named_with_its_variable() -> None:
         (
             "--ssl-ca-certs-dir=/etc",
             {},
-            ["--ssl_ca_certs_dir: ignored, because Blackhole asks no client for a certificate; remove it"],
+            ["--ssl-ca-certs-dir: ignored, because Blackhole asks no client for a certificate; remove it"],
         ),
         ("--ssl=yes", {"SSL_PORT": "1"}, ["--ssl: no effect without ssl_cert"]),
-        ("--ssl_port=1", {}, ["--ssl_port: no effect without ssl_cert"]),
+        ("--ssl_port=1", {}, ["--ssl-port: no effect without ssl_cert"]),
         ("--ssl_port=1 --ssl=no", {}, []),
         (
             "",
@@ -679,7 +700,7 @@ def test_networks_are_separated_by_blanks_or_commas(text: str, networks: tuple[s
 def test_a_mistyped_network_is_an_error(text: str) -> None:
     code, message = refusal(f"--proxy_from={text}")
     assert code == os.EX_USAGE
-    assert message.startswith("--proxy_from: expected networks such as 192.0.2.0/24")
+    assert message.startswith("--proxy-from: expected networks such as 192.0.2.0/24")
 
 
 def test_a_listener_with_proxy_needs_trusted_networks() -> None:
@@ -693,3 +714,86 @@ def test_a_listener_with_proxy_needs_trusted_networks() -> None:
 def test_bare_newline_is_one_of_three_words() -> None:
     assert refusal("--bare_newline=rejekt")[1].endswith("not 'rejekt' (did you mean reject?)")
     assert read("--bare_newline=REJECT").bare_newline == "reject"
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("text", "octets"),
+    [("50M", 50 << 20), ("50m", 50 << 20), ("64k", 65536), ("1G", 1 << 30), ("1000", 1000)],
+)
+def test_a_size_may_have_a_unit_in_every_source(text: str, octets: int, write_conf: WriteConf) -> None:
+    assert read(f"--message-size-limit={text}").message_size_limit == octets
+    assert read(BLACKHOLE_MESSAGE_SIZE_LIMIT=text).message_size_limit == octets
+    assert load(write_conf(f"message_size_limit = {text}\nmin_data_rate = {text}")).min_data_rate == octets
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("1.5s", 1.5), ("250ms", 0.25), ("5m", 300.0), ("2h", 7200.0)]
+)
+def test_a_time_may_have_a_unit_in_every_source(text: str, seconds: float, write_conf: WriteConf) -> None:
+    assert read(f"--timeout={text}").timeout == seconds
+    assert read(BLACKHOLE_TIMEOUT=text).timeout == seconds
+    assert load(write_conf(f"timeout = {text}")).timeout == seconds
+
+
+def test_a_delay_may_have_units() -> None:
+    assert read("--delay=500ms,1m").listeners[0].delay == (0.5, 60.0)
+    assert read("--listen=:26,mode=bounce,delay=1s,5m").listeners[0].delay == (1.0, 300.0)
+    assert read("--attempt-store=redis://h?timeout=20ms").attempt_store.timeout == 0.02
+
+
+@pytest.mark.parametrize(
+    "text", ["50MB", "50 M", "-1", "1.5M", "M", "", "8388608T", "9999999999G", "\u0661M"]
+)
+def test_a_wrong_size_is_an_error_that_shows_the_form(text: str) -> None:
+    code, message = refusal(f"--message-size-limit={text}")
+    assert (code, message.partition(",")[2]) == (
+        os.EX_USAGE,
+        f" as 1000, 64k, 50M or 1G, not {text!r}",
+    )
+
+
+# Help, and options that an action does not take
+
+
+@pytest.mark.parametrize(
+    ("argv", "topic"),
+    [
+        ("--help", "help"),
+        ("help", "help"),
+        ("status --help", "status"),
+        ("help status", "status"),
+        ("--help status --port=x", "status"),
+        ("help help", "help"),
+        ("help version", "version"),
+        ("--prot help", "help"),
+    ],
+)
+def test_help_is_an_action_and_an_option_of_each_action(argv: str, topic: str) -> None:
+    got = parse(argv.split(), {})
+    assert (got.request, got.action) == ("help", topic)
+
+
+def test_help_about_an_unknown_action_is_an_error() -> None:
+    code, message = refusal("help", "strat")
+    assert (code, message[:24], message[-21:]) == (
+        os.EX_USAGE,
+        "'strat': unknown action;",
+        "(did you mean start?)",
+    )
+
+
+def test_version_is_an_action() -> None:
+    assert parse(["version"], {}).request == parse(["version", "--port=x"], {}).request == "version"
+
+
+def test_reload_names_an_option_that_it_does_not_take(write_conf: WriteConf) -> None:
+    code, message = refusal("reload", "--mode", "bounce")
+    assert code == os.EX_USAGE
+    assert message.startswith("--mode: reload takes no options but --pid and --conf; the server reads")
+    got = parse(
+        ["reload", "--pid=/run/x", f"--conf={write_conf('mode = bounce')}"], {"BLACKHOLE_MODE": "random"}
+    )
+    assert got.action == "reload"

@@ -27,6 +27,7 @@ import pytest
 import trustme
 
 from blackhole import __version__, main, options
+from blackhole.action_table import ACTION_HELP
 from blackhole.process import privileges
 from tests.certificates import Certificate
 from tests.http_api import Sink, ask
@@ -952,7 +953,7 @@ def test_internal_error_exits_with_70(debug: bool) -> None:
 
 
 def test_every_action_and_request_of_the_options_is_implemented() -> None:
-    assert main.ACTIONS.keys() | {"explain"} == options.ACTION_HELP.keys()
+    assert main.ACTIONS.keys() | {"explain", "help", "version"} == ACTION_HELP.keys()
     assert main.REQUESTS.keys() == options.REQUEST_FLAGS.keys()
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from blackhole import __version__, processors, usage
-from blackhole.option_table import OPTIONS
-from blackhole.options import ACTION_HELP, EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
+from blackhole.action_table import ACTION_BY_WORD, ACTION_HELP
+from blackhole.option_table import OPTION_BY_NAME, OPTIONS
+from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
 from blackhole.settings import MODES, Settings
 from blackhole.usage import EXAMPLES, SIGNALS
 from tests.option_samples import (
@@ -28,7 +29,7 @@ def test_help_fits_80_columns_and_lists_everything() -> None:
     lines = text.splitlines()
     assert [line for line in lines if len(line) > 79 or line != line.rstrip()] == []
     for option in OPTIONS:
-        assert f"  --{option.name} {option.metavar}".rstrip() in text
+        assert f"  --{option.name.replace('_', '-')} {option.metavar}".rstrip() in text
         assert option.help in " ".join(text.split())
         if option.default:
             assert f"[{option.default_note or option.default}" in " ".join(text.split())
@@ -125,3 +126,19 @@ def test_version_lists_the_parts_a_bug_report_needs() -> None:
     assert of_tornado == f"Tornado {tornado.version}"
     assert python.startswith(f"Python {'.'.join(map(str, sys.version_info[:3]))}")
     assert openssl == ssl.OPENSSL_VERSION
+
+
+@pytest.mark.parametrize("word", ACTION_HELP)
+def test_the_help_of_an_action_fits_80_columns_and_names_what_it_takes(word: str) -> None:
+    text = usage.action_help(word)
+    lines = text.splitlines()
+    assert lines[0].startswith(f"Usage: blackhole {word}")
+    assert [line for line in lines if len(line) > 79 or line != line.rstrip()] == []
+    action = ACTION_BY_WORD[word]
+    for name in action.options:
+        assert f"\n  {OPTION_BY_NAME[name].flag} " in text
+    for code, about in action.statuses.items():
+        assert f"\n  {code} " in text
+        assert about in " ".join(text.split())
+    assert ("It takes all options" in text) == (word in ("run", "start", "restart"))
+    assert ("--rcpt" in text) == (word == "explain")

@@ -84,7 +84,7 @@ def options_for(address: Address) -> str:
     """Return the options that may have given an address."""
     if isinstance(address, DashboardAddress):
         return "--dashboard"
-    return "--ssl_port or --listen" if address.tls else "--port or --listen"
+    return "--ssl-port or --listen" if address.tls else "--port or --listen"
 
 
 def bind_problem(address: Address, error: OSError, others: Iterable[Address]) -> str:

@@ -14,6 +14,7 @@ from blackhole.rules.value_readers import read_seconds
 from blackhole.settings import MODES, OperatorError
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.state import PHASES
+from blackhole.values import octets
 
 USAGE_ERROR: Final = 64
 """EX_USAGE of sysexits.h."""
@@ -41,7 +42,7 @@ def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
         for name in ("helo", "sender", "rcpt")
     )
     context.header = [_octets(options["header"])] if "header" in options else ()
-    context.size = _read_whole_number(options, "size", 0)
+    context.size = _read_size(options.get("size", "0"))
     context.attempt = _read_whole_number(options, "attempt", 1)
     at = options.get("at", "0")
     try:
@@ -74,6 +75,13 @@ def _read_whole_number(options: Mapping[str, str], option: str, least: int) -> i
     if text.isascii() and text.isdigit() and int(text) >= least:
         return int(text)
     raise _wrong(option, f"a whole number from {least}", text)
+
+
+def _read_size(text: str) -> int:
+    try:
+        return octets(0, 2**63 - 1)(text)
+    except ValueError as error:
+        raise OperatorError(f"--size: {error}", USAGE_ERROR) from None
 
 
 def explain(

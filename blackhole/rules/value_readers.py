@@ -22,7 +22,7 @@ from blackhole.rules.modes import DEFAULT_GREYLIST
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
-from blackhole.values import did_you_mean, expected, shown
+from blackhole.values import SIZE_UNITS, TIME_UNITS, did_you_mean, expected, shown
 
 # Texts, numbers and times
 
@@ -70,9 +70,6 @@ def read_chance(value: Any) -> float:
     raise expected("a probability above 0, at most 1", value)
 
 
-TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
 def read_seconds(value: Any) -> float:
     """Read a time: a number of seconds, or text with its unit, and return seconds.
 
@@ -87,10 +84,6 @@ def read_seconds(value: Any) -> float:
     if read_number(value) < 0:
         raise expected("no time before 0", value)
     return float(value)
-
-
-SIZE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-"""Octets."""
 
 
 def read_comparison(value: Any) -> Comparison:

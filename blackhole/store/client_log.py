@@ -1,4 +1,4 @@
-"""The client log: which clients connected, by address, where the operator asks for it (--show_clients).
+"""The client log: which clients connected, by address, where the operator asks for it (--show-clients).
 
 It is the only place where addresses are kept; without the option there is none. Like the counters it is a map
 that all processes share, with a section for each process, which is its only writer. A section outlives its

@@ -126,7 +126,7 @@ function renderReplies(now) {
 
 const MAX_CLIENTS = 20;  // /stats.json has more
 
-// Clients are known with --show_clients only.
+// Clients are known with --show-clients only.
 function renderClients(now) {
   const items = (now.clients || []).slice(0, MAX_CLIENTS).map((one) => ({ key: one.address, one }));
   $("clients-section").hidden = !now.clients;
