@@ -79,7 +79,7 @@ class DashboardServer(HTTPServer):
         self._unread_since: dict[IOStream, float] = {}
         """When a connection was first seen with a response that its client does not read."""
         self._gone: set[IOStream] = set()
-        """Connections that their clients have closed, as the last sweep has seen."""
+        """Connections that their clients have closed, as the last sweep has seen, without a request since."""
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Serve a connection; close it if there are too many, at all or of its client."""
@@ -92,6 +92,7 @@ class DashboardServer(HTTPServer):
         super().handle_stream(stream, address)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        self._gone.discard(server_conn.stream)  # type: ignore[attr-defined]
         return RequestGuard(super().start_request(server_conn, request_conn))
 
     def on_close(self, server_conn: object) -> None:
@@ -111,7 +112,8 @@ class DashboardServer(HTTPServer):
         unread = {stream for stream, began in since.items() if now - began >= RESPONSE_TIMEOUT}
         gone = closed_by_peer(stream for stream in self._clients if stream not in since)
         before, self._unread_since, self._gone = self._gone, since, gone
-        # Twice: between two responses to a client that has closed its side, nothing is written for a moment.
+        # A client that has closed its side may have sent many requests before: what is answered between two
+        # sweeps is no sign that it is gone, though nothing is being written at the time of either.
         for stream in unread | (gone & before):
             stream.close()
 
