@@ -77,7 +77,6 @@ def forgetful_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         original(self, session, phase, code)
         if phase in ("RSET", "EHLO", "HELO"):
             self.context.sender = self.context.recipient = b""
-            self.context.refused_phase = ""
 
     monkeypatch.setattr(RuleEvaluator, "answered", changed)
 

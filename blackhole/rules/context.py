@@ -33,7 +33,6 @@ class RuleContext:
         "phase",
         "quota_used",
         "recipient",
-        "refused_phase",
         "secure",
         "sender",
         "size",
@@ -66,8 +65,6 @@ class RuleContext:
         """Seconds since the rules came into force."""
         self.id = 0
         """Number of the transaction."""
-        self.refused_phase = ""
-        """"MAIL" or "RCPT" if MAIL was refused last, or each RCPT of the transaction so far; else empty."""
         self.quota_used: dict[tuple[str, bytes], int] = {}
         """What this connection took of its quotas, by the key of the rule and the domain, if any."""
         self.work = 0
@@ -87,7 +84,7 @@ class RuleContext:
         What it makes a client start anew with is forgotten when it has been carried out.
         """
         if phase == "MAIL":
-            self.sender, self.recipient, self.refused_phase, self.size = argument, b"", "", size
+            self.sender, self.recipient, self.size = argument, b"", size
         elif phase == "RCPT":
             self.recipient = argument
         elif phase in ("HELO", "EHLO"):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules import model
@@ -16,33 +15,18 @@ from blackhole.rules.outcomes import EVENTS, OutcomeStore
 from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.rules.table import RuleTable
 from blackhole.rules.turns import NEXT_TURN
-from blackhole.smtp import replies
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.header_section import MAX_HEADER, fields
 from blackhole.smtp.policy import Decision, NoSessionPolicy, PendingDecision, SessionPolicy
 from blackhole.smtp.randomness import RandomSource
-from blackhole.smtp.state import GREETED, PHASES, SessionState
-
-ENVELOPE: Final = frozenset(("MAIL", "RCPT"))
+from blackhole.smtp.sequence import refusal_in_consequence
+from blackhole.smtp.state import GREETED, PHASES, RCPT, SessionState
 
 UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
 """Phases whose commands change what rules know of the client, unless they are refused."""
 
-ENDS_REFUSAL: Final = frozenset(("HELO", "EHLO", "RSET", "RCPT"))
-"""Phases after which it does not matter what was refused before, if they are not."""
-
 CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
-"""Phases that change the context of rules, or depend on what was refused before."""
-
-OUT_OF_SEQUENCE: Final[Mapping[tuple[str, str], Decision]] = MappingProxyType(
-    {
-        ("MAIL", "RCPT"): Decision(replies.BAD_SEQUENCE, replaces_command=True),
-        ("MAIL", "DATA"): Decision(replies.BAD_SEQUENCE, replaces_command=True),
-        ("RCPT", "DATA"): Decision(replies.NO_RECIPIENT, replaces_command=True),
-    }
-)
-"""Without an accepted sender there are no recipients, and without a recipient no message (RFC 5321 3.3): by
-the phase that was refused and the phase that follows, where no recipient was accepted."""
+"""Phases that change the context of rules, or what the retry tracker knows of the transaction."""
 
 
 class RuleEnvironment(NamedTuple):
@@ -180,11 +164,9 @@ class RuleEvaluator:
             context.sender = context.recipient = b""
             context.size = 0
         self._argument = argument
-        if context.refused_phase and not session.recipients:
-            refusal = OUT_OF_SEQUENCE.get((context.refused_phase, phase))
-            if refusal is not None:
-                self._before = context.helo, context.sender, context.recipient, context.size
-                return refusal
+        if session.refused and refusal_in_consequence(session, phase) is not None:
+            self._before = context.helo, context.sender, context.recipient, context.size
+            return None
         if phase in UPDATES:
             self._before = context.helo, context.sender, context.recipient, context.size
             context.update(phase, argument, size)
@@ -215,13 +197,8 @@ class RuleEvaluator:
         if code >= 400:
             if phase in UPDATES:
                 context.helo, context.sender, context.recipient, context.size = self._before
-            if phase in ENVELOPE:
-                if not (context.refused_phase or session.recipients):
-                    context.refused_phase = phase
-            elif phase == "DATA" and context.refused_phase == "RCPT" and not session.recipients:
+            elif phase == "DATA" and session.refused & RCPT and not session.recipients:
                 return
-        elif context.refused_phase and phase in ENDS_REFUSAL:
-            context.refused_phase = ""
         if self._tracker is not None:
             self._tracker.command_answered(session, phase, self._argument, code)
 
@@ -253,7 +230,7 @@ class RuleEvaluator:
         """Hand over what the client has said, and what it has used up if it is kept in the same store."""
         if isinstance(successor, RuleEvaluator):
             mine, theirs = self.context, successor.context
-            theirs.helo, theirs.refused_phase = mine.helo, mine.refused_phase
+            theirs.helo = mine.helo
             successor._tracker = successor._tracker and self._tracker
             if successor._policy.environment.attempt_store == self._policy.environment.attempt_store:
                 theirs.quota_used, theirs.held_slots = mine.quota_used, mine.held_slots

@@ -11,7 +11,7 @@ from blackhole.smtp.error_budget import TARPIT, ErrorBudget, Meter
 from blackhole.smtp.offer import Offer
 from blackhole.smtp.policy import Decision, PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.sequence import check_pipelining, record_wrong_order
+from blackhole.smtp.sequence import check_pipelining, record_wrong_order, refusal_in_consequence
 
 Decided = Decision | PendingDecision | None
 """What a policy says about a command."""
@@ -83,7 +83,7 @@ class CommandExecution(ReplyDelivery):
         if isinstance(parsed, Reply):
             return parsed
         if not command.asks_policy:
-            return command.do(self, parsed)
+            return self._do(command, parsed)
         decision = self.policy.decide(self, command.phase, *command.described(parsed))
         return self.obey(command, parsed, decision)
 
@@ -97,7 +97,7 @@ class CommandExecution(ReplyDelivery):
     def carry_out(self, command: BoundCommand, argument: Any, decision: Decision | None) -> Reply:
         """Carry a command out, or what the policy has decided on in its place; return the reply."""
         if decision is None:
-            reply = command.do(self, argument)
+            reply = self._do(command, argument)
         else:
             self.decision = decision
             self.record_event(decision.event)
@@ -116,6 +116,11 @@ class CommandExecution(ReplyDelivery):
         if command is not self.engine.end_of_message:
             self.policy.answered(self, command.phase, reply.code)
         return reply
+
+    def _do(self, command: BoundCommand, argument: Any) -> Reply:
+        """Carry a command out, unless it follows from one that was refused."""
+        refusal = refusal_in_consequence(self, command.phase) if self.refused else None
+        return command.do(self, argument) if refusal is None else refusal
 
     def check_pipelining(self, command: BoundCommand, reply: Reply, offered: Offer, followed: bool) -> Reply:
         """Return the reply to a command, which may be another one if input has come behind it too early."""

@@ -44,6 +44,19 @@ def record_wrong_order(state: SessionState, command: BoundCommand) -> None:
         state.record_violation("wrong-order")
 
 
+def refusal_in_consequence(state: SessionState, phase: str) -> Reply | None:
+    """Return the reply to a command that has no meaning because of one that was refused; None if it has.
+
+    Without an accepted sender there are no recipients, and without a recipient no message (RFC 5321 3.3).
+    """
+    if not state.recipients:
+        if state.refused & MAIL and not state.stage & MAIL and phase in ("RCPT", "DATA"):
+            return replies.BAD_SEQUENCE
+        if state.refused & RCPT and phase == "DATA":
+            return replies.NO_RECIPIENT
+    return None
+
+
 def record_unoffered(state: SessionState, command: BoundCommand, verb: bytes, argument: bytes) -> None:
     """Record a verb or a mechanism that the reply to EHLO did not offer, and AUTH after it succeeded."""
     if verb in OTHER_VERBS or state.refused & BODY:

@@ -79,6 +79,7 @@ class Model:
     def clear(self) -> None:
         """Clear the transaction (RFC 5321 4.1.1.5)."""
         self.sender = self.utf8 = False
+        self.mail_refused = self.recipient_refused = False
         self.recipients = 0
         self.recipients_sent = 0
 
@@ -101,6 +102,11 @@ class Model:
         return 250
 
     def mail(self, name: str) -> int:
+        code = self.mail_code(name)
+        self.mail_refused = code >= 400
+        return code
+
+    def mail_code(self, name: str) -> int:
         if self.strict and (not self.greeted or self.sender):
             return 503
         if name in ("mail utf8 undeclared", "mail wrong", "mail unknown"):
@@ -112,6 +118,11 @@ class Model:
         return 250
 
     def rcpt(self, name: str) -> int:
+        code = self.rcpt_code(name)
+        self.recipient_refused |= code >= 400
+        return code
+
+    def rcpt_code(self, name: str) -> int:
         if self.strict and not self.sender:
             return 503
         if name != "rcpt":
@@ -119,17 +130,26 @@ class Model:
                 return 501
             if not self.utf8:
                 return 553
+        if self.has_no_sender:
+            return 503
         self.recipients_sent += 1
         if self.max_recipients and self.recipients_sent > self.max_recipients:
             return 452
         self.recipients += 1
         return 250
 
+    @property
+    def has_no_sender(self) -> bool:
+        """Whether MAIL was refused, and nothing before it is left of the transaction."""
+        return self.mail_refused and not (self.sender or self.recipients)
+
     def data(self, name: str) -> int:
         if self.strict and not (self.sender and self.recipients):
             return 503
         if name == "data wrong":
             return 501
+        if self.has_no_sender or (self.recipient_refused and not self.recipients):
+            return 503
         self.body = True
         return 354
 

@@ -176,7 +176,7 @@ class ModelSession:
         if self.refused and phase != "QUIT":
             return self.expect(received, 503)
         if self.model.strict and not self.in_order(phase):
-            return self.expect(received, 503)
+            return self.refuse(phase, received, 503)
         before = self.helo, self.sender, self.recipient, self.size
         if phase in ("HELO", "EHLO"):
             self.helo = argument
@@ -185,16 +185,17 @@ class ModelSession:
             assert match
             address = match[1]
             if self.model.strict and address and "@" not in address:
-                return self.expect(received, 501)
+                return self.refuse(phase, received, 501)
             if not address.isascii() and "SMTPUTF8" not in argument and not (phase == "RCPT" and self.utf8):
-                return self.expect(received, 553)
-            if phase == "RCPT" and self.mail_refused:
+                return self.refuse(phase, received, 553)
+            if phase == "RCPT" and self.has_no_sender:
                 return self.expect(received, 503)
             if phase == "MAIL":
                 self.sender, self.recipient, self.size = address, "", int(match[2] or 0)
             else:
                 self.recipient = address
-        if phase == "DATA" and (self.mail_refused or (self.recipient_refused and not self.recipients)):
+        has_no_recipient = self.recipient_refused and not self.recipients
+        if phase == "DATA" and (self.has_no_sender or has_no_recipient):
             return self.expect(received, 503)
         problem, done = self.decide(phase, received)
         if done:
@@ -207,6 +208,17 @@ class ModelSession:
             elif phase == "RCPT":
                 self.recipient_refused = True
         return problem
+
+    @property
+    def has_no_sender(self) -> bool:
+        """Whether MAIL was refused, and nothing before it is left of the transaction."""
+        return self.mail_refused and not (self.has_sender or self.recipients)
+
+    def refuse(self, phase: str, received: Received | None, code: int) -> str:
+        """Refuse a command for what is wrong with it; return what is wrong with the reply."""
+        self.mail_refused |= phase == "MAIL"
+        self.recipient_refused |= phase == "RCPT"
+        return self.expect(received, code)
 
     def in_order(self, phase: str) -> bool:
         if phase in ("MAIL", "AUTH"):
