@@ -24,8 +24,8 @@ class RemoteStore:
         self.answers = answers
         self.released: list[HeldSlot] = []
 
-    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> PendingAnswer:
-        return PendingLookup(self.table.update(key, now, change, alone) if self.answers else None)
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> PendingAnswer:
+        return PendingLookup(self.table.update(key, now, change) if self.answers else None)
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> PendingAnswer:
         return PendingLookup(self.table.refuse_or_acquire(key, limit) if self.answers else None)
@@ -37,7 +37,7 @@ class RemoteStore:
 class UnavailableStore:
     """A store that is known to have no answers, so that nothing waits for them."""
 
-    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> None:
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> None:
         pass
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> None:

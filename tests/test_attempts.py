@@ -32,12 +32,11 @@ def test_a_new_key_has_no_record() -> None:
     assert table.update(b"bob", 11.0, count_and_return_record) == (0, 11.0, 11.0)
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_record_keeps_the_count_and_the_first_and_last_time(alone: bool) -> None:
+def test_a_record_keeps_the_count_and_the_first_and_last_time() -> None:
     table = AttemptTable(sets=4)
-    table.update(b"ann", 10.0, count_and_return_record, alone)
-    assert table.update(b"ann", 12.5, count_and_return_record, alone) == (1, 10.0, 10.0)
-    assert table.update(b"ann", 20.0, count_and_return_record, alone) == (2, 10.0, 12.5)
+    table.update(b"ann", 10.0, count_and_return_record)
+    assert table.update(b"ann", 12.5, count_and_return_record) == (1, 10.0, 10.0)
+    assert table.update(b"ann", 20.0, count_and_return_record) == (2, 10.0, 12.5)
 
 
 @given(st.floats(0, 1e9), st.integers(2, 20))
@@ -72,7 +71,7 @@ def count_in_child(table: AttemptTable, *keys: bytes, times: int = 1) -> int:
     if pid == 0:
         for _ in range(times):
             for key in keys:
-                table.update(key, 2.0, count_attempt, alone=True)
+                table.update(key, 2.0, count_attempt)
         os._exit(0)
     return pid
 
@@ -84,7 +83,7 @@ def test_processes_of_one_fork_share_the_table() -> None:
     assert table.update(b"ann", 3.0, count_and_return_record) == (2, 1.0, 2.0)
 
 
-def test_updates_under_the_lock_are_exact_over_all_processes() -> None:
+def test_updates_are_exact_over_all_processes() -> None:
     table = AttemptTable(sets=1)
     pids = [count_in_child(table, b"ann", b"bob", times=5000) for _ in range(4)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
@@ -96,9 +95,24 @@ def test_process_killed_during_an_update_releases_the_lock() -> None:
     table = AttemptTable(sets=1)
     pid = os.fork()
     if pid == 0:
-        table.update(b"ann", 2.0, lambda known, now: os.kill(os.getpid(), signal.SIGKILL), alone=True)
+        table.update(b"ann", 2.0, lambda known, now: os.kill(os.getpid(), signal.SIGKILL))
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
-    assert table.update(b"ann", 3.0, count_attempt, alone=True) == 1
+    assert table.update(b"ann", 3.0, count_attempt) == 1
+
+
+def test_slot_that_another_key_takes_during_an_update_keeps_the_record_of_that_key() -> None:
+    """`add` takes no lock."""
+
+    def count_while_added(known: Record, now: float) -> tuple[Record, bool]:
+        return (99, 1.0, 1.0), table.add(new, 5, 100.0)
+
+    table = AttemptTable(sets=1)
+    new = table.key_hash(b"new")
+    for number in range(SLOTS_PER_SET):
+        table.update(b"%d" % number, float(number), count_attempt)
+    assert table.update(b"0", 50.0, count_while_added) is True
+    assert table.update(b"new", 101.0, count_and_return_record) == (5, 100.0, 100.0)
+    assert table.update(b"0", 102.0, count_and_return_record) == (0, 102.0, 102.0)
 
 
 def count_after_a_stop(known: Record, now: float) -> tuple[Record, int]:
@@ -109,18 +123,20 @@ def count_after_a_stop(known: Record, now: float) -> tuple[Record, int]:
 
 def test_process_stopped_during_an_update_blocks_no_other_process() -> None:
     table = AttemptTable(sets=1)
-    with process_that_stops(lambda: table.update(b"ann", 2.0, count_after_a_stop, alone=True)):
+    with process_that_stops(lambda: table.update(b"ann", 2.0, count_after_a_stop)):
         began = time.monotonic()
-        assert [table.update(b"ann", 2.0, count_attempt, alone=True) for _ in range(100)] == [None] * 100
+        assert [table.update(b"ann", 2.0, count_attempt) for _ in range(100)] == [None] * 100
         assert time.monotonic() - began < 0.5
-        assert table.update(b"ann", 2.0, count_and_return_record) == (0, 2.0, 2.0), "without the lock"
-    assert table.update(b"ann", 3.0, count_attempt, alone=True) == 2
+        hashed = table.key_hash(b"ann")
+        assert table.update_hash(hashed, 2.0, count_and_return_record) == (0, 2.0, 2.0), "as if new"
+        assert not table.contains(hashed)
+    assert table.update(b"ann", 3.0, count_attempt) == 2
 
 
 def test_sweep_leaves_out_records_while_another_process_is_stopped_with_the_lock() -> None:
     table = AttemptTable(sets=1)
     table.update(b"ann", 1.0, count_attempt)
-    with process_that_stops(lambda: table.update(b"bob", 2.0, count_after_a_stop, alone=True)):
+    with process_that_stops(lambda: table.update(b"bob", 2.0, count_after_a_stop)):
         assert list(table.sweep(0, 3.0, count_attempt)) == []
     assert sorted(table.sweep(0, 3.0, count_attempt)) == [2, 2]
 
@@ -130,7 +146,7 @@ def answers_in_child(table: AttemptTable, times: int) -> tuple[int, IO[bytes]]:
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     pid = os.fork()
     if pid == 0:
-        asked = iter(lambda: table.update(b"ann", 2.0, count_attempt, alone=True), 0)
+        asked = iter(lambda: table.update(b"ann", 2.0, count_attempt), 0)
         answers = islice((answer for answer in asked if answer is not None), times)
         file.write(b"".join(b"%d " % answer for answer in answers))
         file.flush()

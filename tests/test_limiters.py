@@ -281,10 +281,10 @@ class CountingTable(AttemptTable):
         super().__init__(sets=4)
         self.keys: list[bytes] = []
 
-    def update(self, key: Hashable, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+    def update(self, key: Hashable, now: float, change: Update[Answer]) -> Answer:
         assert isinstance(key, bytes)
         self.keys.append(key)
-        return super().update(key, now, change, alone)
+        return super().update(key, now, change)
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,8 @@ class AttemptStore(Protocol):
     None where the store has no answer.
     """
 
-    def update(
-        self, key: bytes, now: float, change: Update[Answer], alone: bool = False
-    ) -> Answer | PendingAnswer | None:
-        """Change the record of a key and return the answer; with `alone` no other process changes it at the
-        same time."""
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> Answer | PendingAnswer | None:
+        """Change the record of a key and return the answer. No other process changes it at the same time."""
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
         """Return True if `limit` slots of a key are held; otherwise take one and return False."""
@@ -63,7 +60,7 @@ class NullStore:
     [1, 1]
     """
 
-    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer:
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> Answer:
         return change((0, now, now), now)[1]
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool:
@@ -83,10 +80,8 @@ class ScopedStore(NamedTuple):
     prefix: bytes
     """Stands before each key."""
 
-    def update(
-        self, key: bytes, now: float, change: Update[Answer], alone: bool = False
-    ) -> Answer | PendingAnswer | None:
-        return self.store.update(self.prefix + key, now, change, alone)
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> Answer | PendingAnswer | None:
+        return self.store.update(self.prefix + key, now, change)
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> bool | PendingAnswer | None:
         return self.store.refuse_or_acquire(self.prefix + key, limit)

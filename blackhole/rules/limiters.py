@@ -140,7 +140,7 @@ class RateLimit(NamedTuple):
         quota = f"{self.what} {self.period} {self.by} {rule_key}"
         key = b"\0".join((quota.encode(), QUOTA_OWNERS[self.by](context)))
         spend = WindowCount(amount, self.limit, self.period).spend
-        return store.update(key, context.elapsed, spend, alone=True)
+        return store.update(key, context.elapsed, spend)
 
     def _blocks_connection(self, rule_key: str, amount: int, context: RuleContext) -> bool:
         """Return whether the rule matches where it counts for each connection."""

@@ -6,10 +6,12 @@ is Python's own (SipHash, PEP 456), which all processes of one fork have in comm
 long.
 
 The table is an anonymous map made before the fork: sets of eight slots. A key belongs to one set; in a full
-set, a new key replaces the one that was used longest ago. Where a count may be one too low after two workers
-counted the same key within the same microsecond, no lock is taken: an update takes 4 microseconds. Rate
-limits have to be exact and are updated under a lock, which takes 1 more. A worker that is killed releases it.
-While a worker is stopped with the lock in its hands, the others have no answer for the keys of that set.
+set, a new key replaces the one that was used longest ago. Records are updated under a lock of their set,
+which takes 1.5 microseconds of 3. A worker that is killed releases it. While a worker is stopped with the
+lock in its hands, the others have no answer for the keys of that set.
+
+The outcome of a new message is added without a lock, as this is done for each message. If two workers take
+the same slot at once, one of two outcomes is lost: a retry of that message is not noticed.
 
 The slots of concurrency limits are another table, with a row for each process, so that the slots that a
 process holds end with it.
@@ -109,24 +111,21 @@ class AttemptTable:
 
     # AttemptStore.
 
-    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer | None:
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> Answer | None:
         """Change the record of a key, and return the answer of the change. `now` must not be negative.
 
-        `alone` takes a lock, for changes of which none may be lost; return None and change nothing if it is
-        not to be had. A new record with a count of 0 is not kept.
+        Return None and change nothing if the lock is not to be had. A new record with a count of 0 is not
+        kept.
         """
-        key_hash = self.key_hash(key)
-        if alone:
-            return self._update_alone(key_hash, now, change)
-        return self.update_hash(key_hash, now, change)
+        return self._update(self.key_hash(key), now, change)
 
-    def _update_alone(self, key_hash: int, now: float, change: Update[Answer]) -> Answer | None:
-        """Do as `update_hash` under the lock of the key's set; return None if that is not to be had."""
+    def _update(self, key_hash: int, now: float, change: Update[Answer]) -> Answer | None:
+        """Do as `update` for a key that is known by its hash."""
         octet = key_hash % self._sets
         if not self._lock.acquire(octet):
             return None
         try:
-            return self.update_hash(key_hash, now, change)
+            return self._change(key_hash, now, change)
         finally:
             self._lock.release(octet)
 
@@ -168,7 +167,31 @@ class AttemptTable:
         return True
 
     def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
-        """Do as `update` for a key that is known by its hash, without a lock."""
+        """Do as `update` for a key that is known by its hash.
+
+        Return the answer for a new key, and change nothing, if the lock is not to be had.
+        """
+        octet = key_hash % self._sets
+        if not self._lock.acquire(octet):
+            return change((0, now, now), now)[1]
+        try:
+            return self._change(key_hash, now, change)
+        finally:
+            self._lock.release(octet)
+
+    def sweep(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
+        """Change every record of one set, under a lock, and yield the answers.
+
+        `number` is taken modulo the sets. A record whose lock is not to be had is left for the next time.
+        """
+        chosen = number % self._sets
+        for key_hash in filter(None, read_hashes(self._table, chosen * CELLS_PER_SET * CELL_OCTETS)):
+            answer = self._update(key_hash, now, change)
+            if answer is not None:
+                yield answer
+
+    def _change(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
+        """Change a record under the lock of its set."""
         start = key_hash % self._sets * CELLS_PER_SET
         entries = read_hashes_and_times(self._table, start * CELL_OCTETS)
         if key_hash not in entries:
@@ -179,23 +202,14 @@ class AttemptTable:
         cells, at = self._cells, start + entries.index(key_hash)
         known = cells[at + COUNT], _to_seconds(cells[at + FIRST]), _to_seconds(cells[at + LAST])
         (count, first, last), answer = change(known, now)
+        if cells[at] != key_hash:  # `add`, which takes no lock, has used the slot for another key
+            return answer
         # In this sequence, a process that is killed in between leaves no count of a window that has ended in
         # a window that begins, and no triplet of a greylist that seems to have waited.
         cells[at + COUNT] = count
         cells[at + FIRST] = _to_microseconds(first)
         cells[at + LAST] = _to_microseconds(last)
         return answer
-
-    def sweep(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
-        """Change every record of one set, under a lock, and yield the answers.
-
-        `number` is taken modulo the sets. A record whose lock is not to be had is left for the next time.
-        """
-        chosen = number % self._sets
-        for key_hash in filter(None, read_hashes(self._table, chosen * CELLS_PER_SET * CELL_OCTETS)):
-            answer = self._update_alone(key_hash, now, change)
-            if answer is not None:
-                yield answer
 
     def _insert(
         self, key_hash: int, start: int, entries: tuple[int, ...], last: int, first: int, count: int

@@ -79,12 +79,10 @@ class RedisAttemptStore:
 
     # AttemptStore.
 
-    def update(
-        self, key: bytes, now: float, change: Update[Answer], alone: bool = False
-    ) -> RedisQuery | None:
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> RedisQuery | None:
         """Query a change of a record; return None while Redis does not answer.
 
-        `now` and `alone` mean nothing here: Redis has its own clock, and changes every record exclusively.
+        `now` means nothing here: Redis has its own clock.
         """
         if not self._answering:
             return None
@@ -234,7 +232,7 @@ class RedisAttemptStore:
     def _warn(self, error: Exception) -> None:
         """Log that Redis does not answer, unless a worker has logged it within WARNING_INTERVAL."""
         change = WindowCount(1, 1, WARNING_INTERVAL).spend
-        if self._warnings.update(b"", time.monotonic(), change, alone=True) is False:
+        if self._warnings.update(b"", time.monotonic(), change) is False:
             self._warned = True
             reason = self._reason(error)
             log.warning("attempt_store: %s: %s; each rule's when_unknown applies", self._settings, reason)
