@@ -168,6 +168,39 @@ def test_workers_answer_at_once_while_a_process_is_stopped_with_the_locks(tmp_pa
         assert program.stop() == 0
 
 
+def test_attempts_and_greylists_are_unknown_while_a_process_is_stopped_with_the_locks(tmp_path: Path) -> None:
+    text = """
+[[rule]]
+recipient = "bob@*"
+attempt = "<= 2"
+reply = "450 4.2.1 Later"
+when_unknown = "451 4.3.0 Try again later"
+[[rule]]
+recipient = "carl@*"
+greylist = { min = "1ms", max = "1h" }
+reply = "450 4.7.1 Greylisted"
+when_unknown = "451 4.3.0 Try again later"
+"""
+    with four_workers(tmp_path, text) as program:
+        with open_clients(program, 4) as clients:
+            for client in clients:
+                client.command_code("MAIL FROM:<ann@a>")
+            assert clients[0].command_code("RCPT TO:<bob@b>") == "450"
+            with stopped_with_the_locks_of(program.workers()[0]):
+                for client in clients:
+                    for recipient in ("bob", "carl"):
+                        assert client.command_code(f"RCPT TO:<{recipient}@b>") == "451"
+            assert [client.command_code("RCPT TO:<bob@b>") for client in clients] == [
+                "450",
+                "250",
+                "250",
+                "250",
+            ], "while the number was not known, nothing was counted"
+            codes = [client.command_code("RCPT TO:<carl@b>") for client in clients]
+            assert codes == ["450", "250", "250", "250"]
+        assert program.stop() == 0
+
+
 def test_slot_of_a_message_under_way_at_the_end_of_the_drain_is_free_again(tmp_path: Path) -> None:
     """The worker that a reload has replaced ends with the message still under way."""
     text = "[[rule]]\nthrottle = { concurrent = 1, by = 'all' }\nreply = '421 4.7.0 Too many'\n"
