@@ -19,6 +19,7 @@ from blackhole.options import Invocation
 from blackhole.process import pidfile
 from blackhole.process.console import print_stdout, print_warning, reserve_standard_streams
 from blackhole.settings import OperatorError, Settings
+from blackhole.store.server_facts import ServerFacts
 
 # What begins a server or loads a scenario is imported in the function that needs it: Tornado,
 # asyncio and ssl take several times as long to import as --help, `status` and `stop` to run.
@@ -148,9 +149,35 @@ def _run(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _start(settings: Settings, arguments: Sequence[str]) -> int:
-    if pidfile.known_owner(settings.pid) is not None:
-        return _status(settings, arguments)  # success: LSB has `start` of a running server succeed
-    return _serve(settings, arguments, detached=True)
+    pid = pidfile.known_owner(settings.pid)
+    if pid is None:
+        return _serve(settings, arguments, detached=True)
+    differing = _differences(settings, pid)
+    if differing:
+        raise OperatorError(
+            f"already running, pid {pid}, with other options: {'; '.join(differing)}", os.EX_TEMPFAIL
+        )
+    return _status(settings, arguments)  # success: LSB has `start` of a running server succeed
+
+
+def _differences(settings: Settings, pid: int, of_command_line: bool = False) -> list[str]:
+    """Return what a running server has set otherwise: none if that cannot be told.
+
+    `of_command_line`: only options of the command line are compared, else all that were given, to either.
+    """
+    facts = ServerFacts.of(pid) if os.access(f"/proc/{pid}/fd", os.R_OK) else {}
+    running, given = facts.get("options", {}), facts.get("given", ())
+    return [
+        f"{name} is {running[name] or 'empty'}, not {text or 'empty'}"
+        for name, text in settings.texts.items()
+        if name not in options.READERS_OPTIONS
+        and running.get(name, text) != text
+        and (
+            settings.origins[name].startswith("command line")
+            if of_command_line
+            else name in given or options.is_given(settings.origins[name])
+        )
+    ]
 
 
 def _serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
@@ -176,7 +203,14 @@ def _restart(settings: Settings, arguments: Sequence[str]) -> int:
 
 def _reload(settings: Settings, arguments: Sequence[str]) -> int:
     _check(settings)
-    version = pidfile.running_version(settings.pid)
+    pid, version = pidfile.known_owner(settings.pid), pidfile.running_version(settings.pid)
+    differing = [] if pid is None else _differences(settings, pid, of_command_line=True)
+    if differing:
+        raise OperatorError(
+            f"reload takes no options: the server reads its own command line and conf file again, and there"
+            f" {'; '.join(differing)}; change the conf file, or restart",
+            os.EX_USAGE,
+        )
     _send(settings, signal.SIGHUP)
     if version not in ("", __version__):
         print_warning(f"the server still runs Blackhole {version}: restart it to run {__version__}")
@@ -196,6 +230,8 @@ def _send(settings: Settings, number: signal.Signals) -> None:
 
 def _status(settings: Settings, arguments: Sequence[str]) -> int:
     pid = pidfile.pidfile_owner(settings.pid)
+    if pid is None and not os.path.lexists(settings.pid):
+        pid = _only_master(settings)
     if pid:
         print_stdout(_figures(settings, pid))
         return os.EX_OK
@@ -213,12 +249,23 @@ def _figures(settings: Settings, pid: int) -> str:
     """Return the figures of a running server, or why this user may not read them."""
     try:
         snapshot = Counters.of(pid).snapshot()
+        facts = ServerFacts.of(pid)
+        from blackhole.store.control import ControlChannel
+
+        order, one_shot_replies = ControlChannel.order_of(pid)
     except OperatorError as error:
         return f"Blackhole is running, pid {pid}; {error}.\n"
     uptime = snapshot.seconds
     if settings.json:
-        return json.dumps({"pid": pid, "uptime": uptime, **snapshot.as_dict()}, indent=2) + "\n"
-    return f"Blackhole is running, pid {pid}.\n{status.status_text(snapshot, uptime)}"
+        shown = {name: value for name, value in facts.items() if name not in ("lines", "options", "given")}
+        in_force = {"runtime_scenario": order.name or None, "one_shot_replies": one_shot_replies}
+        return (
+            json.dumps({"pid": pid, "uptime": uptime, **shown, **in_force, **snapshot.as_dict()}, indent=2)
+            + "\n"
+        )
+    head = f"Blackhole {facts.get('version', '')}".rstrip()
+    server = status.server_lines(facts, order.name, one_shot_replies)
+    return f"{head} is running, pid {pid}.\n{status.status_text(snapshot, uptime, server)}"
 
 
 def _check_health(settings: Settings, arguments: Sequence[str]) -> int:
@@ -233,15 +280,25 @@ def _running_pid(settings: Settings) -> int:
 
     Raises OperatorError if there is none, or if there are several.
     """
-    pid = pidfile.pidfile_owner(settings.pid)
-    if pid:
-        return pid
+    pid = pidfile.pidfile_owner(settings.pid) or _only_master(settings)
+    if not pid:
+        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
+    return pid
+
+
+def _only_master(settings: Settings) -> int | None:
+    """Return the pid of the only server on this machine, unless a pidfile was named; None without one.
+
+    Raises OperatorError if there are several.
+    """
     found = [] if settings.origins.get("pid") != "default" else pidfile.running_masters()
     if len(found) > 1:
-        raise OperatorError(f"{len(found)} servers are running; choose one with --pid", os.EX_USAGE)
-    if not found:
-        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
-    return found[0]
+        pids = ", ".join(map(str, found))
+        raise OperatorError(
+            f"{len(found)} servers are running (pids {pids}); choose one by its pidfile, with --pid FILE",
+            os.EX_USAGE,
+        )
+    return found[0] if found else None
 
 
 def _report(settings: Settings, arguments: Sequence[str]) -> int:

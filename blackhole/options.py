@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, NamedTuple, NoReturn
 
 from blackhole import conf_file, values
-from blackhole.action_table import ACTION_BY_WORD, ACTION_HELP
+from blackhole.action_table import ACTION_HELP
 from blackhole.hostname import own_hostname
 from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, RENAMED, Option, flag, variable
 from blackhole.settings import ACCELERATORS, Listener, OperatorError, Settings
@@ -53,6 +53,9 @@ RENAMED_FLAGS: Final = {
     "-q": "leave it out",
 }
 """Flags of Blackhole 2.x alone -> what to do instead."""
+
+READERS_OPTIONS: Final = frozenset(("conf", "pid", "format", "json", "fail_on"))
+"""Options of the commands that read from a server, or find it: not of the server itself."""
 
 UNUSED: Final = ", not used"
 """The end of the origin of a value that has no effect."""
@@ -109,7 +112,6 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     if request in ("help", "version"):
         return Invocation(_topic(words) if request == "help" else "version", request=request)
     action = _action(rest, argv[end + 1 :], arguments.daemon)
-    _check_options_of(action, arguments)
     of_explain = _explain_options(arguments, action)
     warnings: list[str] = []
     given = _from_environment(environ, warnings) | _from_command_line(arguments)
@@ -216,19 +218,6 @@ def _topic(words: Iterable[str]) -> str:
     if words[:1] == ["help"] and len(words) > 1:
         return _action(words[1:], (), False)
     return next((word for word in words if word in ACTION_HELP), "help")
-
-
-def _check_options_of(action: str, arguments: argparse.Namespace) -> None:
-    """Raise OperatorError for an option that a reload would not obey, as its effect is waited for in vain."""
-    known = ACTION_BY_WORD["reload"].options
-    given = (option for option in OPTIONS if getattr(arguments, option.name) is not None)
-    other = next((option for option in given if option.name not in known), None)
-    if action == "reload" and other is not None:
-        raise OperatorError(
-            f"{other.flag}: reload takes no options but {' and '.join(map(flag, known))}; the server reads"
-            " its own command line and conf file again: change the conf file, or restart",
-            os.EX_USAGE,
-        )
 
 
 def _explain_options(arguments: argparse.Namespace, action: str) -> dict[str, str]:
@@ -338,6 +327,11 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     of_settings = {field.name: found[field.name] for field in fields(Settings) if field.name in found}
     of_settings["accelerators"] = _accelerators(environ)
     return Settings(listeners=listeners, origins=origins, texts=texts, **of_settings)
+
+
+def is_given(origin: str) -> bool:
+    """Return whether a value with this origin in `Settings.origins` was given, and is no default."""
+    return not origin.startswith(("default", "public"))
 
 
 def _accelerators(environ: Mapping[str, str]) -> frozenset[str]:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from setproctitle import setproctitle
 
 from blackhole import __version__, options
-from blackhole.metrics import rates
+from blackhole.metrics import rates, status
 from blackhole.process import configuration, daemonizer, logs, orphans, systemd, worker
 from blackhole.process.configuration import Configuration, Inputs
-from blackhole.process.console import print_stderr, print_warning
+from blackhole.process.console import print_stderr, print_warning, try_print_stderr
 from blackhole.process.order_guard import OrderGuard
 from blackhole.process.pidfile import Pidfile
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
@@ -182,13 +182,33 @@ class Service:
         # Not before `detach`, in which python-daemon closes all descriptors it was not told to keep.
         self._shared = SharedState(SPARE_ROWS + ROWS_PER_WORKER * self._settings.workers)
         self._order_guard = OrderGuard(self._shared.counters, self._shared.control)
+        self._write_facts(())
         if self._pidfile is not None:
             self._pidfile.write()
         code = Supervisor(self._plan(self._current), self._shared.counters, self).run()
         if code and self._settings.log:
             print_warning(f"no worker can be kept running, see {self._settings.log}")
+        if not code:
+            self._tell_figures()
         self._launcher.send_exit_code(code or os.EX_UNAVAILABLE)
         return code
+
+    def _tell_figures(self) -> None:
+        """Tell the figures of the run: in the foreground the operator, and a log file."""
+        lines = list(status.end_lines(self._shared.counters.snapshot()))
+        if not self._detached:
+            all(try_print_stderr(f"blackhole: {line}") for line in lines)
+        if self._settings.log:
+            for line in lines:
+                log.info("%s", line)
+
+    def _write_facts(self, failed: Collection[str]) -> None:
+        """Write what other processes may know of the server. `failed` are the jobs that did not start."""
+        facts = self._current.facts(DASHBOARD_TITLE not in failed)
+        at_start = {
+            name: self._settings.texts[name] for name in FIXED_SETTINGS if name in self._settings.texts
+        }
+        self._shared.facts.write(facts | {"options": facts["options"] | at_start})
 
     def _plan(self, wanted: Configuration) -> ProcessPlan:
         self._shared.prepare(wanted)
@@ -316,6 +336,7 @@ class Service:
 
     def ready(self, failed: Collection[str]) -> None:
         """Tell the operator, the launcher and systemd that the first workers accept connections."""
+        self._write_facts(failed)
         for line in self._current.describe(DASHBOARD_TITLE not in failed):
             print_stderr(f"blackhole {__version__}: {line}")
             if self._settings.log:
@@ -337,6 +358,7 @@ class Service:
         if not new.settings.show_clients:
             self._shared.counters.client_log = None
         configuration.close(old.sockets - new.sockets)
+        self._write_facts(failed)
         for line in new.describe(DASHBOARD_TITLE not in failed):
             log.info("%s %s", "reloaded:" if succeeded else "still", line)
         systemd.notify("READY=1")

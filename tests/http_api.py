@@ -42,9 +42,9 @@ def ask(port: int, path: str, method: str = "GET", body: str | None = None, **he
         connection.close()
 
 
-def figures(port: int) -> Any:
+def figures(port: int, query: str = "") -> Any:
     """Return /stats.json."""
-    return ask(port, "/stats.json").json
+    return ask(port, f"/stats.json{query}").json
 
 
 def post(port: int, path: str, what: object = None) -> Answer:

@@ -96,7 +96,7 @@ def test_a_reader_keeps_the_previous_order_while_the_new_one_is_half_written() -
     assert channel.read()[0] == number
     number = channel.publish(lambda before, number: named("two"))
     start = channel._slot(number) + 100
-    kept, channel._map[start : start + 1] = channel._map[start : start + 1], b"?"
+    kept, channel._map[start : start + 1] = bytes(channel._map[start : start + 1]), b"?"
     channel._last_read = number - 1, named("one")
     assert channel.read() == (number - 1, named("one"))
     channel._map[start : start + 1] = kept

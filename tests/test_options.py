@@ -31,7 +31,7 @@ from tests.option_samples import (
 
 ROOT = Path(__file__).parent.parent
 PLAIN = Listener("0.0.0.0", 25)
-WITH_OPTIONS = [action for action in ACTION_HELP if action not in ("help", "version", "reload")]
+WITH_OPTIONS = [action for action in ACTION_HELP if action not in ("help", "version")]
 """The actions that take the options of a server."""
 
 
@@ -755,7 +755,7 @@ def test_a_wrong_size_is_an_error_that_shows_the_form(text: str) -> None:
     )
 
 
-# Help, and options that an action does not take
+# Help
 
 
 @pytest.mark.parametrize(
@@ -787,13 +787,3 @@ def test_help_about_an_unknown_action_is_an_error() -> None:
 
 def test_version_is_an_action() -> None:
     assert parse(["version"], {}).request == parse(["version", "--port=x"], {}).request == "version"
-
-
-def test_reload_names_an_option_that_it_does_not_take(write_conf: WriteConf) -> None:
-    code, message = refusal("reload", "--mode", "bounce")
-    assert code == os.EX_USAGE
-    assert message.startswith("--mode: reload takes no options but --pid and --conf; the server reads")
-    got = parse(
-        ["reload", "--pid=/run/x", f"--conf={write_conf('mode = bounce')}"], {"BLACKHOLE_MODE": "random"}
-    )
-    assert got.action == "reload"

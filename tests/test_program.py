@@ -96,15 +96,26 @@ def test_start_prints_what_runs_and_how_to_stop_it(command: tuple[str, ...]) -> 
             assert client.sendmail("a@example.com", "b@example.com", "hello") == {}
 
 
-def test_ctrl_c_stops_at_once_and_prints_nothing() -> None:
+def test_ctrl_c_stops_at_once_and_prints_the_figures_of_the_run() -> None:
     with Program() as program, socket.create_connection(program.address) as client:
         client.recv(999)
+        with smtplib.SMTP(*program.address) as sender:
+            sender.sendmail("a@example.com", ["b@example.com", "c@example.com"], "hello")
         workers, before = program.workers(), program.output()
         began = time.monotonic()
         program.interrupt()
         assert program.process.wait(20) == 0
         assert time.monotonic() - began < 10, "the drain timeout of 30 s is not waited for"
-        assert program.output() == before
+        lines = program.output().removeprefix(before).splitlines()
+        stopping, stopped, messages, connections, octets, *_ = lines
+        assert [stopping.partition("INFO ")[2], stopped.partition("INFO ")[2]] == [
+            "stopping at once",
+            "stopped",
+        ], lines
+        figures = r"blackhole: 1 message \(1 accepted, 0 deferred, 0 rejected\), 2 recipients in \d+ s"
+        assert re.fullmatch(figures, messages)
+        assert connections == "blackhole: 2 connections, 0 closed by clients without QUIT"
+        assert re.fullmatch(r"blackhole: \d+ octets received", octets)
         assert not any(map(alive, workers))
 
 
@@ -632,6 +643,9 @@ def test_reload_warns_of_settings_that_it_cannot_change(conf: Path, tmp_path: Pa
 # Detached
 
 
+RUNS = f"Blackhole {__version__} is running"
+
+
 class Detached:
     """Options of a daemon in a directory of its own, and its pid."""
 
@@ -672,9 +686,9 @@ def test_start_status_reload_restart_and_stop_of_a_daemon(detached: Detached) ->
         assert streams == [os.devnull] * 3
 
     again = detached.run("start")
-    assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"Blackhole is running, pid {first}.")
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"{RUNS}, pid {first}.")
     known = detached.run("status")
-    assert (known.returncode, known.stdout.splitlines()[0]) == (0, f"Blackhole is running, pid {first}.")
+    assert (known.returncode, known.stdout.splitlines()[0]) == (0, f"{RUNS}, pid {first}.")
     second_copy = detached.run("run")
     assert (second_copy.returncode, second_copy.stderr) == (
         os.EX_TEMPFAIL,
@@ -732,7 +746,7 @@ def test_start_in_a_deleted_directory(tmp_path: Path, detached: Detached) -> Non
     command = shlex.join([*SCRIPT, "start", *detached.options, "--workers=1"])
     subprocess.run(["sh", "-c", f"{in_gone} {command}"], env=environment(), check=True, timeout=60)
     assert listens(detached.port)
-    assert detached.run("reload").returncode == 0
+    assert run("reload", *detached.options).returncode == 0
     wait_for(lambda: "reloaded: listening on" in detached.log.read_text(), "the reload")
 
 
@@ -937,7 +951,7 @@ def test_server_runs_with_a_closed_standard_error(tmp_path: Path) -> None:
 def test_warning_does_not_prevent_a_start() -> None:
     done = run("-t", "--ssl_ca_certs_dir=/tmp")
     assert done.returncode == 0
-    assert done.stderr.startswith("blackhole: --ssl_ca_certs_dir: ignored")
+    assert done.stderr.startswith("blackhole: --ssl-ca-certs-dir: ignored")
 
 
 @pytest.mark.parametrize("debug", [False, True])

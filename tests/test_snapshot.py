@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from blackhole.metrics.counters import Counters
+import pytest
+
+from blackhole.metrics.counters import Counters, record_values
 from blackhole.metrics.layout import CELL_INDEX, HISTOGRAM_INDEX, EventCells
 
 NUMBERS = EventCells()
@@ -68,7 +70,8 @@ def test_a_histogram_has_count_sum_mean_edges_and_quantiles() -> None:
     assert (seen.count, seen.sum) == (100, 144)
     assert seen.mean == 1.44
     assert seen.edges[:5] == (0, 1, 3, 7, 15)
-    assert [seen.quantile(share) for share in (0.01, 0.5, 0.99)] == [0, 1, 7]
+    assert [seen.quantile(share) for share in (0.01, 0.5)] == [0, 1]
+    assert seen.quantile(0.99) == pytest.approx(4 + 3 * 8 / 9), "between 4 and 7: the eighth of nine values"
     assert seen.as_dict()["buckets"] == {"0": 1, "1": 90, "7": 9}
 
 
@@ -79,3 +82,22 @@ def test_a_quantile_in_the_last_bucket_is_the_last_edge() -> None:
     assert seen.quantile(0.5) == seen.edges[-1]
     assert seen.as_dict()["beyond"] == 1
     assert counters.snapshot().histograms["delay_seconds"].mean == 0
+
+
+def test_a_quantile_of_even_values_is_exact() -> None:
+    counters = Counters(1)
+    cells = counters.cells(counters.allocate_row())
+    record_values(cells, "message_bytes", range(1 << 13))
+    sizes = counters.snapshot().histograms["message_bytes"]
+    for share in (0.1, 0.5, 0.9):
+        assert sizes.quantile(share) == pytest.approx(share * (1 << 13), rel=0.001)
+    assert sizes.as_dict()["sampled"] is False
+
+
+def test_a_quantile_of_nothing_is_not_known() -> None:
+    nothing = Counters(1).snapshot().histograms["service_seconds"]
+    assert nothing.quantile(0.5) is None
+    assert nothing.as_dict() == {
+        "sampled": True, "count": 0, "sum": 0, "mean": None,
+        "p50": None, "p90": None, "p99": None, "buckets": {}, "beyond": 0,
+    }  # fmt: skip

@@ -50,7 +50,7 @@ def test_stats_are_exact_over_several_senders() -> None:
             "blackhole: worker 2",
         ]
         wait_for(lambda: figures(program.http)["rates"]["messages"]["10"] > 0, "a rate")
-        last = figures(program.http)
+        last = figures(program.http, "?history=1")
         assert 0 < max(filter(None, last["history"]["seconds"]["messages"])) <= 110
         assert 0 < last["rates"]["messages"]["60"] <= last["rates"]["messages"]["peak"] + 0.5 <= 111
 
@@ -67,9 +67,27 @@ def test_a_rejected_message_is_not_counted_as_accepted() -> None:
 
 def test_open_connections_appear_in_stats_and_history(sink: Sink) -> None:
     with smtplib.SMTP("127.0.0.1", sink.port), smtplib.SMTP("127.0.0.1", sink.port):
-        wait_for(lambda: figures(sink.http)["history"]["seconds"]["open"][-1] == 2, "two are open")
+        wait_for(
+            lambda: figures(sink.http, "?history=1")["history"]["seconds"]["open"][-1] == 2, "two are open"
+        )
         assert figures(sink.http)["connections"]["open"] == 2
     wait_for(lambda: figures(sink.http)["connections"]["open"] == 0, "all connections are closed")
+
+
+@pytest.mark.parametrize(("query", "has_history"), [("", False), ("?history=0", False), ("?history=1", True)])
+def test_stats_have_the_history_only_if_asked_for(sink: Sink, query: str, has_history: bool) -> None:
+    answer = ask(sink.http, f"/stats.json{query}")
+    assert ("history" in answer.json) is has_history
+    assert (len(answer.body) < 20_000) is not has_history
+
+
+def test_percentiles_of_nothing_are_null_and_sampled_figures_say_so(sink: Sink) -> None:
+    found = figures(sink.http)
+    empty = found["histograms"]["delay_seconds"]
+    assert (empty["count"], empty["p50"], empty["p99"], empty["mean"]) == (0, None, None, None)
+    sampled = {name for name, one in found["histograms"].items() if one["sampled"]}
+    assert sampled == {"service_seconds", "client_think_seconds"}
+    assert [found["minute"][part]["sampled"] for part in ("sink", "client", "delay")] == [True, True, False]
 
 
 def test_healthz_and_readyz_answer_200_while_workers_accept(sink: Sink) -> None:

@@ -43,6 +43,8 @@ class Histogram(NamedTuple):
     buckets: int
     unit: float = 1
     """What the recorded integer 1 means, in the unit that the name ends with."""
+    sampled: bool = False
+    """Whether only a sample of the values is recorded."""
 
 
 CELLS: Final = (
@@ -67,9 +69,11 @@ CELLS: Final = (
 
 HISTOGRAMS: Final = (
     Histogram(
-        "service_seconds", "Time from the arrival of a client's input to its reply (sampled)", 28, 1e-6
+        "service_seconds", "Time from the arrival of a client's input to its reply (sampled)", 28, 1e-6, True
     ),
-    Histogram("client_think_seconds", "Time from a reply to the client's next input (sampled)", 32, 1e-6),
+    Histogram(
+        "client_think_seconds", "Time from a reply to the client's next input (sampled)", 32, 1e-6, True
+    ),
     Histogram("delay_seconds", "Delays that rules and modes added before a reply", 34, 1e-6),
     Histogram("message_bytes", "Size of a message as received, in octets", 40),
     Histogram("connection_messages", "Messages in a connection that has ended", 28),

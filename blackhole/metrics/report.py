@@ -62,24 +62,25 @@ def report_text(snapshot: Snapshot) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count and its noun: "1 message", "2 messages"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, plural_noun: str = "") -> str:
+    """Return a count and its noun: "1 message", "2,000 messages"."""
+    return f"{count:,} {noun if count == 1 else plural_noun or f'{noun}s'}"
 
 
 def times(count: int) -> str:
-    """Return "once" or "12 times"."""
-    return "once" if count == 1 else f"{count} times"
+    """Return "once" or "1,200 times"."""
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def summary_lines(snapshot: Snapshot) -> list[str]:
     """Return the totals of messages, recipients and connections."""
     connections = sum(snapshot.connections.values())
-    dispositions = ", ".join(f"{count} {name}" for name, count in snapshot.messages.items())
+    dispositions = ", ".join(f"{count:,} {name}" for name, count in snapshot.messages.items())
     return [
         f"{plural(sum(snapshot.messages.values()), 'message')} ({dispositions}),"
         f" {plural(snapshot.recipients, 'recipient')}",
-        f"{plural(connections, 'connection')}, {snapshot.closed_without_quit} closed by clients without QUIT",
+        f"{plural(connections, 'connection')},"
+        f" {snapshot.closed_without_quit:,} closed by clients without QUIT",
     ]
 
 
@@ -94,7 +95,7 @@ def client_lines(snapshot: Snapshot) -> Iterator[str]:
 
 def rule_match_lines(snapshot: Snapshot) -> list[str]:
     """Return a line for each rule of the scenarios: how often it matched."""
-    return [f"  {'rule ' * name.isdecimal()}{name}: {count}" for name, count in snapshot.rule_hits.items()]
+    return [f"  {'rule ' * name.isdecimal()}{name}: {count:,}" for name, count in snapshot.rule_hits.items()]
 
 
 def retry_lines(snapshot: Snapshot) -> list[str]:

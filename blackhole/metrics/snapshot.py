@@ -56,14 +56,16 @@ class Distribution:
     """A histogram as it was read.
 
     >>> sizes = Distribution(counts=(1, 0, 3, 0), sum=10.0, unit=1)
-    >>> sizes.count, sizes.mean, sizes.quantile(0.5)
-    (4, 2.5, 3)
+    >>> sizes.count, sizes.mean, sizes.quantile(0.625)
+    (4, 2.5, 2.5)
     """
 
     counts: tuple[int, ...]
     """Number of values in each bucket."""
     sum: float
     unit: float
+    sampled: bool = False
+    """Whether only a sample of the values was recorded."""
 
     @property
     def count(self) -> int:
@@ -82,22 +84,28 @@ class Distribution:
             ((1 << k) - 1 if self.unit == 1 else 1 << k) * self.unit for k in range(len(self.counts) - 1)
         )
 
-    def quantile(self, share: float) -> float:
-        """Return an upper limit of the quantile: the edge of the bucket that it falls into."""
+    def quantile(self, share: float) -> float | None:
+        """Return a quantile, interpolated in its bucket as if the values were spread evenly; None without
+        values.
+
+        In the last bucket, which has no upper limit, it is the lower limit.
+        """
         wanted = share * self.count
         seen = 0
-        for edge, count in zip(self.edges, self.counts, strict=False):
+        for k, (edge, count) in enumerate(zip(self.edges, self.counts, strict=False)):
+            if count and seen + count >= wanted:
+                lower = (1 << k >> 1) * self.unit
+                return lower + (edge - lower) * (wanted - seen) / count
             seen += count
-            if seen >= wanted:
-                return edge
-        return self.edges[-1]
+        return self.edges[-1] if self.count else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the form for JSON. Empty buckets are left out."""
+        """Return the form for JSON. Empty buckets are left out; null stands for what is not known."""
         return {
+            "sampled": self.sampled,
             "count": self.count,
             "sum": self.sum,
-            "mean": self.mean,
+            "mean": self.mean if self.count else None,
             "p50": self.quantile(0.5),
             "p90": self.quantile(0.9),
             "p99": self.quantile(0.99),
@@ -300,4 +308,4 @@ class Snapshot:
     def _histogram(self, row: Histogram) -> Distribution:
         start = HISTOGRAM_INDEX[row.name]
         *counts, total = self.cells[start : start + row.buckets + 1]
-        return Distribution(tuple(counts), total * row.unit, row.unit)
+        return Distribution(tuple(counts), total * row.unit, row.unit, row.sampled)

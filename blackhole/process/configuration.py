@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from socket import getaddrinfo, socket
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from blackhole import input_file
+from blackhole import __version__, input_file, options
 from blackhole.addresses import socket_host
 from blackhole.net import acceptor, proxy, tls
 from blackhole.net.acceptor import Address, AddressInUseError
@@ -50,6 +50,36 @@ class Configuration:
     def sockets(self) -> set[socket]:
         return self.smtp_sockets.union(self.dashboard_sockets)
 
+    def facts(self, dashboard_runs: bool) -> dict[str, Any]:
+        """Return what `blackhole status` shows of it, and how its options are set, for JSON."""
+        settings = self.settings
+        dashboard = self.dashboard_sockets if dashboard_runs else []
+        return {
+            "version": __version__,
+            "listeners": [
+                {
+                    "address": _where(one, sockets),
+                    "mode": one.mode,
+                    "delay": one.delay,
+                    "tls": "implicit" if one.tls else "starttls" if self.tls else "off",
+                    "proxy": one.proxy,
+                }
+                for one, sockets in self.bound.items()
+            ],
+            "scenario": list(settings.scenario),
+            "rules": len(self.scenario.rules),
+            "dashboard": self._dashboard_url() if dashboard else None,
+            "log": settings.log,
+            "pidfile": settings.pid,
+            "lines": list(self.describe(dashboard_runs)),
+            "options": settings.texts,
+            "given": [name for name, origin in settings.origins.items() if options.is_given(origin)],
+        }
+
+    def _dashboard_url(self) -> str:
+        where = _where(replace(self.settings.dashboard, names=()), self.dashboard_sockets)
+        return f"http://{where.replace(' and ', '/ and http://')}/"
+
     def describe(self, dashboard_runs: bool) -> Iterator[str]:
         """Yield a line for each listener, for the dashboard and for a shared attempt store."""
         workers = _count(self.settings.workers, "worker")
@@ -63,8 +93,7 @@ class Configuration:
         if self.dashboard_sockets and not dashboard_runs:
             yield "the dashboard does not start; the log says why"
         elif self.dashboard_sockets:
-            where = _where(replace(self.settings.dashboard, names=()), self.dashboard_sockets)
-            yield f"dashboard on http://{where.replace(' and ', '/ and http://')}/"
+            yield f"dashboard on {self._dashboard_url()}"
         if self.settings.attempt_store.host:
             yield f"attempts are stored in {self.settings.attempt_store}"
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from contextlib import suppress
+from typing import Final
+
+MAX_WAIT_MILLISECONDS: Final = 1000
+"""How long `try_print_stderr` waits."""
 
 
 def reserve_standard_streams() -> None:
@@ -41,6 +46,19 @@ def print_stderr(line: str) -> None:
     """Write a line to standard error. A closed standard error is no reason to end."""
     with suppress(OSError):
         os.write(2, f"{visible(line)}\n".encode(errors="backslashreplace"))
+
+
+def try_print_stderr(line: str) -> bool:
+    """Write a line to standard error, unless its reader has stopped; return whether it was written.
+
+    For the end of a server, which waits a second for a terminal or a pipe and not for ever.
+    """
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    is_writable = bool(poll.poll(MAX_WAIT_MILLISECONDS))
+    if is_writable:
+        print_stderr(line)
+    return is_writable
 
 
 def print_warning(message: str) -> None:

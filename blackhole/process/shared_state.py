@@ -14,6 +14,7 @@ from blackhole.store.attempts import AttemptTable
 from blackhole.store.client_log import ClientLog
 from blackhole.store.control import ControlChannel
 from blackhole.store.redis_attempts import RedisAttemptStore
+from blackhole.store.server_facts import ServerFacts
 
 
 class SharedState:
@@ -23,6 +24,8 @@ class SharedState:
         """Make the counters, with a row for each of at most `rows` child processes."""
         self.counters = Counters(rows)
         self.control = ControlChannel()
+        self.facts = ServerFacts()
+        """What other processes may know of the server."""
         self._clients: ClientTable | None = None
         self._attempts: AttemptTable | None = None
         self._outcomes: AttemptTable | None = None

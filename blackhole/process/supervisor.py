@@ -115,6 +115,7 @@ class Supervisor:
             last_poll = now
             self._poll(now)
             if self._stopping and not self._children:
+                log.info("stopped")
                 return self._code
             # Not sigtimedwait: when SIGCONT arrives at its deadline, CPython 3.11 returns a bogus signal.
             signal.setitimer(signal.ITIMER_REAL, self._seconds_to_next_poll(now))
@@ -133,12 +134,15 @@ class Supervisor:
             self.stop()
         else:
             self._begin_stop()
-            timeout = self._current.plan.drain_timeout + self._timing.drain_grace
+            timeout = self._current.plan.drain_timeout
+            log.info("stopping: open sessions have %g s to finish", timeout)
+            timeout += self._timing.drain_grace
             for child in self._children.values():
                 self._tell_to_stop(child, signal.SIGTERM, timeout)
 
     def stop(self) -> None:
         """Stop now."""
+        log.info("stopping at once")
         self._begin_stop()
         for child in self._children.values():
             self._tell_to_stop(child, signal.SIGINT, self._timing.fast_stop_timeout)
@@ -157,6 +161,7 @@ class Supervisor:
     def reopen_log(self) -> None:
         """Open the log again: first the master, which may create the file, then the children."""
         self._service.reopen_log()
+        log.info("log opened again")
         for child in self._children.values():
             child.reopen_pending = True
 
@@ -165,6 +170,7 @@ class Supervisor:
         workers, plan = self._current.workers, self._current.plan
         if len(self._current.slots) < self.max_children:
             workers.append(Slot(plan.worker(len(workers) + 1)))
+            log.info("one worker more: %d until the next reload", len(workers))
         else:
             log.warning("there are %d workers, and not more until the next start", len(workers))
 
@@ -172,6 +178,7 @@ class Supervisor:
         """Run one worker less, until the next reload; the last one stays."""
         if len(self._current.workers) > 1:
             self._retire(self._current.workers.pop(), self._current.plan)
+            log.info("one worker less: %d until the next reload", len(self._current.workers))
         else:
             log.info("the last worker stays")
 

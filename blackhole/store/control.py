@@ -12,7 +12,6 @@ is for a reader whose slot is overwritten by the second order since it began to 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import ssl
 import zlib
@@ -29,6 +28,10 @@ from blackhole.rules.scenario_file import make_rules, parse_rule
 from blackhole.settings import OperatorError
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.shared_lock import SharedLock
+from blackhole.store.shared_memory import CELL_OCTETS, attach, create
+
+CONTROL_MAP: Final = "blackhole.store.control"
+"""Name of the anonymous file."""
 
 MAX_ORDER_OCTETS: Final = 1 << 19
 """Size of an order as JSON: a scenario of 64 KiB as text and as tables, and all one-shot rules, escaped."""
@@ -141,8 +144,9 @@ class ControlChannel:
 
     def __init__(self) -> None:
         self._lock: Final = SharedLock("blackhole orders")
-        self._map: Final = mmap.mmap(-1, SLOTS_START + 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS))
-        self._cells: Final = memoryview(self._map)[:SLOTS_START].cast("Q")
+        cells = create(CONTROL_MAP, (SLOTS_START + 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS)) // CELL_OCTETS)
+        self._map = cells.cast("B")
+        self._cells = cells[: SLOTS_START // CELL_OCTETS]
         self._cells[0] = INITIAL_NUMBER
         self.wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         """Becomes readable with each order, for edge-triggered waiting.
@@ -150,6 +154,21 @@ class ControlChannel:
         Writers empty it, readers never do.
         """
         self._last_read = INITIAL_NUMBER, RuntimeOrder()
+
+    @classmethod
+    def order_of(cls, pid: int) -> tuple[RuntimeOrder, int]:
+        """Return the order in force of a running master, and how many one-shot replies are still to come.
+
+        Raises OperatorError if the process has ended, or is not ours to read.
+        """
+        channel = cls.__new__(cls)
+        channel._last_read = INITIAL_NUMBER, RuntimeOrder()
+        cells = attach(pid, CONTROL_MAP)
+        if cells is None:  # another version
+            return RuntimeOrder(), 0
+        channel._map, channel._cells = cells.cast("B"), cells[: SLOTS_START // CELL_OCTETS]
+        _, order = channel.read()
+        return order, sum(map(channel.remaining, order.one_shot_rules))
 
     @property
     def number(self) -> int:
@@ -163,7 +182,7 @@ class ControlChannel:
         if number != self._last_read[0]:
             start = self._slot(number)
             checksum, length = SLOT_HEADER.unpack_from(self._map, start)
-            text = self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + length]
+            text = self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + length].tobytes()
             order = parse_order(text) if zlib.crc32(text) == checksum else None
             if order is not None:
                 self._last_read = number, order

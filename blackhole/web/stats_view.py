@@ -221,6 +221,7 @@ class StatsView:
                 part: {
                     "sum": one.sum if part == "delay" else one.mean * replies,
                     "count": one.count,
+                    "sampled": one.sampled,
                     "p50": one.quantile(0.5),
                     "p99": one.quantile(0.99),
                 }
