@@ -185,7 +185,7 @@ class Recorder(NoSessionPolicy):
     """A policy that is asked about RCPT, and refuses the second recipient."""
 
     phases = frozenset(("RCPT",))
-    reads_header = False
+    header_names: frozenset[bytes] = frozenset()
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []

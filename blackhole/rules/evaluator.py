@@ -10,13 +10,20 @@ from blackhole.rules import model
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer, count_attempt
 from blackhole.rules.context import RuleContext
 from blackhole.rules.listener_rules import ListenerRules
+from blackhole.rules.message_identity import IDENTITY_FIELDS
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
 from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.rules.table import RuleTable
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.faults import Fault
-from blackhole.smtp.header_section import MAX_HEADER, fields
+from blackhole.smtp.header_section import (
+    FIELD_ROOM,
+    MAX_HEADER,
+    CollectedHeader,
+    HeaderCollector,
+    fields,
+)
 from blackhole.smtp.policy import Decision, NoSessionPolicy, PendingDecision, SessionPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.sequence import refusal_in_consequence
@@ -78,8 +85,9 @@ class RulePolicy:
         self.phases: Final = frozenset(phase for phase in PHASES if _asks(self.rules, phase))
         """The phases whose commands a session asks about."""
         self.tracks_retries: Final = self.rules.may_refuse and environment.outcome_store is not None
-        self.reads_header: Final = self.rules.reads_header or self.tracks_retries
-        """Sessions have to collect the header section of each message."""
+        names = self.rules.header_names
+        self.header_names: Final = names | IDENTITY_FIELDS if self.tracks_retries else names
+        """The header fields that sessions have to collect from each message."""
         self.event_numbers: Final = tuple(outcome_number(event.name) for event in EVENTS)
         self._scenario: Final = tuple(rules)
         self._modes: Final[dict[str, ListenerRules]] = {}
@@ -90,6 +98,14 @@ class RulePolicy:
         if not self.rules.phases:
             return self._without_rules
         return RuleEvaluator(self, RuleContext(self.rules.listener, client, secure))
+
+    def shortened(self, message: bytes) -> bytes:
+        """Return as much of a header section as sessions keep of one that arrives in pieces."""
+        if isinstance(message, CollectedHeader) or message.find(b"\n\r\n", 0, FIELD_ROOM) >= 0:
+            return message
+        collector = HeaderCollector(self.header_names)
+        collector.feed(message[:MAX_HEADER])
+        return collector.text
 
     def in_mode(self, mode: str) -> ListenerRules:
         """Return the rules of the listener in another mode. Raises KeyError for an unknown mode."""
@@ -174,8 +190,8 @@ class RuleEvaluator:
             context.size = size
             if self._tracker is not None:
                 self._tracker.message_received(argument)
-            if self._policy.rules.reads_header:
-                context.header = fields(argument[:MAX_HEADER])
+            if self._policy.rules.header_names:
+                context.header = fields(self._policy.shortened(argument))
         tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
         table = tables[phase]
         if table is None:

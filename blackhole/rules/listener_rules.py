@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Final
 
 from blackhole.rules.context import RuleContext
+from blackhole.rules.globs import GlobSet
+from blackhole.rules.index import condition_globs
 from blackhole.rules.model import CLIENT_CONDITIONS, Rule
 from blackhole.rules.modes import MODE_RULES
 from blackhole.rules.table import RuleTable
+from blackhole.smtp.header_section import ANY_NAME
 
 MAX_CLIENT_KINDS: Final = 256
 """Kinds of clients that have tables of their own. Further kinds share tables that look at the client too."""
@@ -53,7 +56,10 @@ class ListenerRules:
         """Whether rules look at earlier commands."""
         self.may_refuse: Final = any(rule.may_refuse for rule in self.rules)
         """Whether a rule can refuse, defer, delay or cut off a message."""
-        self.reads_header: Final = "header" in keys
+        self.header_names: Final = frozenset(
+            name for rule in self.rules for name in _header_names(condition_globs(rule, "header"))
+        )
+        """The names, in lower case, of header fields that rules look at; ANY_NAME for those of every name."""
         self._per_client: Final = not keys.isdisjoint(("client", "tls"))
         self._tables: Final[dict[tuple[bool, ...], PhaseTables]] = {}
         """Which rules a client can match -> their tables."""
@@ -78,6 +84,14 @@ class ListenerRules:
                 rules = tuple(rule for rule, matches in zip(rules, matching, strict=True) if matches)
             tables = self._tables[matching] = PhaseTables(rules, CLIENT_CONDITIONS)
         return tables
+
+
+def _header_names(globs: GlobSet | None) -> Iterator[bytes]:
+    """Yield the names in globs of header fields, in lower case."""
+    for glob in () if globs is None else globs.globs:
+        name = glob.partition(":")[0].strip()
+        if name.isascii():  # a collector keeps all others
+            yield ANY_NAME if "*" in name or "?" in name else name.encode()
 
 
 def _can_match(rule: Rule, context: RuleContext) -> bool:

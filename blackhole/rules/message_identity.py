@@ -11,6 +11,9 @@ from blackhole.smtp import header_section
 FIELD_VALUE: Final = rb"[ \t]*:[ \t]*(?:\r?\n[ \t]+)*(\S[^\r\n]*(?:(?:\r?\n(?=[ \t])|\r(?!\n))[^\r\n]*)*)"
 """Matches the rest of a field after its name, folded or not, and captures a value that is not blank."""
 
+IDENTITY_FIELDS: Final = frozenset((b"message-id", b"resent-message-id"))
+"""The names of the fields, in lower case."""
+
 MESSAGE_ID_FIELD: Final = re.compile(
     rb"\n(?:[Mm](?i:essage-id)" + FIELD_VALUE + rb"|[Rr](?i:esent-message-id)" + FIELD_VALUE + rb")"
 )
@@ -27,8 +30,8 @@ USUAL_HEADER: Final = 1024
 def message_identity(message: bytes) -> tuple[Hashable, bool]:
     """Return what identifies a message, and whether it does for certain, by a Message-ID.
 
-    Without one the whole header section identifies it; the result is empty if there is none. A text without
-    a blank line is all header section.
+    Without one a digest of the header section identifies it; the result is empty if there is none. A text
+    without a blank line is all header section.
 
     >>> message_identity(b"Message-ID: <1@a.example>\\r\\n\\r\\nHello")
     (((b'<1@a.example>', b''),), True)
@@ -40,7 +43,9 @@ def message_identity(message: bytes) -> tuple[Hashable, bool]:
         end = _header_end(text) or len(text)
     found = MESSAGE_ID_FIELD.findall(text, 0, end)
     if not found:
-        return text[1:end], False
+        if isinstance(message, header_section.CollectedHeader):
+            return message.digest, False
+        return header_section.header_digest(text[1:end]) if end > 1 else b"", False
     return tuple(found), True
 
 

@@ -23,6 +23,9 @@ DELAY: Final = re.compile(rb"([0-9]{1,9}(?:\.[0-9]{1,6})?)(?:\s*,\s*([0-9]{1,9}(
 FIELD_PREFIX: Final = b"x-blackhole-"
 """The beginning of the names of the fields, in lower case."""
 
+DIRECTIVE_FIELDS: Final = frozenset((FIELD_PREFIX + b"mode", FIELD_PREFIX + b"delay"))
+"""The names of the fields, in lower case."""
+
 FIELD_MARK: Final = b"lackhole-"
 """Octets that the fields contain. All messages are searched for them. X-BLACKHOLE is not recognized, as to
 search for more spellings would take twice the time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import blake2b
 from typing import Final
 
 MAX_HEADER: Final = 65536
@@ -11,8 +12,22 @@ MAX_HEADER: Final = 65536
 MAX_HEADER_LINES: Final = 1000
 """Lines of a header section that are read."""
 
-BLANK: Final = re.compile(rb"(?:\A|\n)\r?\n")
+FIELD_ROOM: Final = 2048
+"""Octets that are kept of all fields of one name, with their lines."""
+
+LINE_ROOM: Final = 512
+"""Octets that are kept of an incomplete line, until it is taken without its end."""
+
+ANY_NAME: Final = b"*"
+"""Among the names of fields to collect: those of every name."""
+
+NO_FIELD: Final = b"-\r\n"
+"""A line at which `fields` stops, in place of the one at which the fields of a message end."""
+
+BLANK: Final = re.compile(rb"\n\r?\n")
 """The blank line behind the header section, of senders that end lines with LF alone too."""
+
+DIGEST_OCTETS: Final = 16
 
 
 def fields(text: bytes) -> list[bytes]:
@@ -37,24 +52,147 @@ def fields(text: bytes) -> list[bytes]:
     return found
 
 
+def header_digest(text: bytes) -> bytes:
+    """Return a digest of a header section, without the blank line behind it."""
+    return blake2b(text, digest_size=DIGEST_OCTETS).digest()
+
+
+class CollectedHeader(bytes):
+    """A header section of which only some fields are left."""
+
+    digest: bytes
+    """That of the whole header section; empty if there is none."""
+
+
 class HeaderCollector:
-    """Collects the header section of a message that arrives in pieces."""
+    """Collects the fields of some names from the header section of a message that arrives in pieces.
 
-    __slots__ = ("_ended", "_text")
+    Nothing is kept of other fields, and FIELD_ROOM octets of those of one name. `names` are in lower case.
+    Fields whose names are not ASCII are all kept, like those of one name.
 
-    def __init__(self) -> None:
-        self._text = bytearray()
+    >>> collector = HeaderCollector(frozenset((b"subject",)))
+    >>> for piece in (b"To: bob@example.com\\r\\nSub", b"ject: hello\\r\\n\\r\\nHow are you?"):
+    ...     collector.feed(piece)
+    >>> collector.text
+    b'Subject: hello\\r\\n\\r\\n'
+    """
+
+    __slots__ = (
+        "_digest",
+        "_ended",
+        "_fields_ended",
+        "_has_colon",
+        "_is_long",
+        "_kept",
+        "_key",
+        "_line",
+        "_lines",
+        "_names",
+        "_octets",
+        "_room",
+    )
+
+    def __init__(self, names: frozenset[bytes]) -> None:
+        self._names = names
+        self._room: dict[bytes, int] = {}
+        """How many octets more may be kept, by the key of a name."""
+        self._kept: list[bytes] = []
+        self._digest = blake2b(digest_size=DIGEST_OCTETS)
+        self._key: bytes | None = None
+        """The key of the field that the last line belongs to; None if it is not kept."""
+        self._line = b""
+        """The incomplete line, or what was not taken of it."""
+        self._is_long = False
+        """The incomplete line was taken in part."""
+        self._has_colon = False
+        self._lines = 0
+        self._octets = 0
+        self._fields_ended = False
+        """A line was no field, or there were too many; a blank line may still follow."""
         self._ended = False
 
     def feed(self, data: bytes) -> None:
         """Take the next octets of the message, with dots still doubled."""
         if self._ended:
             return
-        seen = max(0, len(self._text) - 2)
-        self._text += data[: MAX_HEADER - len(self._text)]
-        self._ended = len(self._text) == MAX_HEADER or BLANK.search(self._text, seen) is not None
+        data = data[: MAX_HEADER - self._octets]
+        self._octets += len(data)
+        position = 0
+        while not self._fields_ended:
+            end = data.find(b"\n", position) + 1
+            if not end:
+                self._line += data[position:]
+                if len(self._line) > LINE_ROOM:
+                    self._take(self._line, False)
+                    self._line = b""
+                break
+            line, self._line = self._line + data[position:end], b""
+            position = end
+            if not self._is_long and line in (b"\n", b"\r\n"):
+                self._ended = True
+                return
+            self._take(line, True)
+        else:
+            self._look_for_blank_line(self._line + data[position:])
+        self._ended = self._ended or self._octets == MAX_HEADER
 
     @property
-    def text(self) -> bytes:
-        """The header section, and perhaps some octets of the body."""
-        return bytes(self._text)
+    def text(self) -> CollectedHeader:
+        """The fields that were asked for. Nothing can be fed afterwards."""
+        if self._fields_ended:
+            self._digest.update(self._line)
+        elif self._line:
+            self._take(self._line, False)
+        self._ended, self._line = True, b""
+        kept = b"".join(self._kept)
+        if kept and not kept.endswith(b"\n"):
+            kept += b"\r\n"
+        text = CollectedHeader(kept + (NO_FIELD if self._fields_ended else b"") + b"\r\n")
+        text.digest = self._digest.digest() if self._lines else b""
+        return text
+
+    def _take(self, line: bytes, is_complete: bool) -> None:
+        """Take a line, or a piece of one that is long."""
+        if not self._is_long:
+            self._lines += 1
+            self._begin_line(line)
+        self._has_colon = self._has_colon or b":" in line
+        self._is_long = not is_complete
+        if is_complete and (not self._has_colon or self._lines == MAX_HEADER_LINES):
+            self._fields_ended = True
+            self._line = line[-1:]  # may be the beginning of the blank line
+            self._digest.update(line[:-1])
+        else:
+            self._digest.update(line)
+        if self._key is not None:
+            self._keep(self._key, line)
+
+    def _begin_line(self, line: bytes) -> None:
+        """Find out to which field a line belongs."""
+        if line[:1] in (b" ", b"\t"):
+            self._has_colon = True
+            return
+        name, colon, _ = line.partition(b":")
+        name = name.rstrip().lower()
+        self._has_colon, self._key = bool(colon), None
+        if colon and name in self._names:
+            self._key = name
+        elif ANY_NAME in self._names or (colon and not name.isascii()):
+            self._key = ANY_NAME
+
+    def _keep(self, key: bytes, line: bytes) -> None:
+        whole = MAX_HEADER if key == ANY_NAME and key in self._names else FIELD_ROOM
+        room = self._room.setdefault(key, whole)
+        self._room[key] = max(0, room - len(line))
+        if len(line) > room > 0:
+            line = line[:room].rstrip(b"\n") + b"\r\n"
+        if room:
+            self._kept.append(line)
+
+    def _look_for_blank_line(self, text: bytes) -> None:
+        """Take octets behind the last field, up to a blank line."""
+        found = BLANK.search(text)
+        end = found.start() + 1 if found is not None else max(0, len(text) - 2)
+        self._digest.update(text[:end])
+        self._line = text[end:] if found is None else b""
+        self._ended = found is not None

@@ -19,7 +19,7 @@ from blackhole.smtp.command_line import (
     is_binary,
     reject_line,
 )
-from blackhole.smtp.directives import DirectiveReader, has_no_directives, parse_directives
+from blackhole.smtp.directives import DIRECTIVE_FIELDS, DirectiveReader, has_no_directives, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
@@ -98,8 +98,8 @@ class InputReader(CommandExecution):
         """Return what is to be known of the body that begins at `start`."""
         config = self.engine.config
         header: HeaderCollector | DirectiveReader | None = None
-        if self.engine.policy.reads_header:
-            header = HeaderCollector()
+        if self.engine.policy.header_names:
+            header = HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
         elif config.message_directives and not has_no_directives(data, start):
             header = DirectiveReader()
         return MessageBody(

@@ -113,8 +113,9 @@ class ListenerPolicy(Protocol):
         """The phases whose commands a session asks about."""
 
     @property
-    def reads_header(self) -> bool:
-        """Whether sessions have to collect the header section of each message."""
+    def header_names(self) -> frozenset[bytes]:
+        """The names, in lower case, of the fields that sessions have to collect from each message: see
+        `HeaderCollector`. Empty if no header section is wanted."""
 
     def for_session(self, client: str, secure: bool) -> SessionPolicy:
         """Return the policy for a new session with the client at this address."""
@@ -164,7 +165,7 @@ class NoListenerPolicy:
     __slots__ = ()
 
     phases: frozenset[str] = frozenset()
-    reads_header = False
+    header_names: frozenset[bytes] = frozenset()
 
     def for_session(self, client: str, secure: bool) -> SessionPolicy:
         return NO_SESSION_POLICY
