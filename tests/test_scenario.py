@@ -20,7 +20,6 @@ from blackhole.rules.model import Condition, Rule, Window
 from blackhole.rules.scenario_file import parse_rule, parse_rules
 from blackhole.settings import OperatorError
 from blackhole.smtp.engine import SMTPEngine
-from blackhole.smtp.header_section import fields
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
@@ -556,5 +555,4 @@ def test_session_keeps_no_more_of_a_message_than_the_fields_that_rules_look_at()
     assert header is not None
     for _ in range(16):
         session.receive(b"x" * 65536)
-    assert fields(header.text) == [b"X-Last: y"]
-    assert len(header._text) < 100
+    assert header.text == b"X-Last: y\r\n\r\n"
