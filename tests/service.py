@@ -22,6 +22,7 @@ from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, Settings
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
+from blackhole.store.outcome_table import OutcomeTable
 from blackhole.store.redis_attempts import RedisAttemptStore
 from tests.transcript import REPLY_TIMEOUT
 
@@ -61,7 +62,7 @@ class Service:
         fleet = RedisAttemptStore(self.settings.attempt_store) if self.settings.attempt_store.host else None
         if fleet is not None:
             await fleet.open()
-        active = ActiveScenario(Scenario(rules), time.monotonic(), fleet or AttemptTable(), AttemptTable())
+        active = ActiveScenario(Scenario(rules), time.monotonic(), fleet or AttemptTable(), OutcomeTable())
         self.server = server.SMTPServer(
             self.listener,
             self.settings,

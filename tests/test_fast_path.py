@@ -186,6 +186,7 @@ class Recorder(NoSessionPolicy):
 
     phases = frozenset(("RCPT",))
     header_names: frozenset[bytes] = frozenset()
+    phases_after_refusals = frozenset[str]()
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -200,6 +201,14 @@ class Recorder(NoSessionPolicy):
         assert phase == "RCPT"
         self.asked.append(argument)
         return Decision(CODES[550], replaces_command=True) if len(self.asked) == 2 else None
+
+    def accept(
+        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
+    ) -> Decision | PendingDecision | None:
+        decision = self.decide(session, phase, argument, size)
+        if decision is None:
+            self.answers.append(250)
+        return decision
 
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         self.answers.append(code)

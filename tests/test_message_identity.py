@@ -19,6 +19,9 @@ PIECES = st.sampled_from(
         b" ",
         b"\t",
         b"Message-ID:",
+        b"Message-Id: ",
+        b"\r\nReceived: x\r\n",
+        b"MIME",
         b"Resent-Message-Id: ",
         b"<1@a.example>",
         b"Subject: x",
@@ -34,4 +37,22 @@ def test_where_the_first_look_ends_makes_no_difference(message: bytes, octets: i
         patch.setattr(module, "USUAL_HEADER", octets)
         found = message_identity(message)
         patch.setattr(module, "USUAL_HEADER", len(message))
+        assert found == message_identity(message)
+
+
+class NoMatch:
+    """A search that finds no usual header section."""
+
+    @staticmethod
+    def match(text: bytes, start: int, end: int) -> None:
+        return None
+
+
+@example(b"X\nMessage-ID: <1@a.example>\r\n\n")
+@example(b"R\rMessage-ID: <1@a.example>\r\nMessage-ID: <2@a.example>\r\n\r\n")
+@given(st.lists(PIECES, max_size=14).map(b"".join))
+def test_usual_header_section_is_identified_as_by_a_search(message: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = message_identity(message)
+        patch.setattr(module, "USUAL_HEADER_SECTION", NoMatch.match)
         assert found == message_identity(message)

@@ -35,6 +35,7 @@ from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import SETS, SLOTS_PER_SET, AttemptTable
 from blackhole.store.control import ControlChannel
+from blackhole.store.outcome_table import OutcomeTable
 from tests.engines import make_engine, tracker_of
 
 pytestmark = pytest.mark.pure
@@ -55,7 +56,7 @@ class SimulatedListener:
 
     def __init__(self, text: str, mode: str = "accept", **more: Any) -> None:
         self.now = 0.0
-        self.memory, self.past = AttemptTable(sets=64), AttemptTable(sets=64)
+        self.memory, self.past = AttemptTable(sets=64), OutcomeTable(sets=64)
         made = parse_rules(text, "test.toml") if text else ()
         outside = RuleEnvironment(lambda: self.now, self.memory, self.past, lambda: self.now)
         self.engine = make_engine(made, mode, environment=outside, hostname="mx.test", **more)
@@ -439,15 +440,15 @@ def test_message_without_message_id_is_identified_by_its_header_section() -> Non
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        (b"Message-ID: <1@a>\r\n\r\nMessage-ID: <2@a>\r\n.\r\n", ((b"<1@a>", b""),)),
-        (b"Subject: x\r\nMESSAGE-ID :\r\n\t<1@a>\r\nTo: y\r\n\r\n.\r\n", ((b"<1@a>", b""),)),
-        (b"Subject: x\nMessage-ID: <1@a>\n\nMessage-ID: <2@a>\n\r\n\r\n.\r\n", ((b"<1@a>", b""),)),
+        (b"Message-ID: <1@a>\r\n\r\nMessage-ID: <2@a>\r\n.\r\n", b"<1@a>"),
+        (b"Subject: x\r\nMESSAGE-ID :\r\n\t<1@a>\r\nTo: y\r\n\r\n.\r\n", b"<1@a>"),
+        (b"Subject: x\nMessage-ID: <1@a>\n\nMessage-ID: <2@a>\n\r\n\r\n.\r\n", b"<1@a>"),
         (
             b"resent-Message-id: <2@a>\r\nMessage-ID: <1@a>\r\n\r\n.\r\n",
             ((b"", b"<2@a>"), (b"<1@a>", b"")),
         ),
-        (b"Message-ID: <1@a>\rx\r\n\r\n.\r\n", ((b"<1@a>\rx", b""),)),
-        (b"Message-ID: <1@a\r\n b>\r\n\r\n.\r\n", ((b"<1@a\r\n b>", b""),)),
+        (b"Message-ID: <1@a>\rx\r\n\r\n.\r\n", b"<1@a>\rx"),
+        (b"Message-ID: <1@a\r\n b>\r\n\r\n.\r\n", b"<1@a\r\n b>"),
         (b"X-Message-ID: <1@a>\r\n\r\n.\r\n", None),
         (b"Not-Message-ID: <1@a>\r\n Message-ID: <2@a>\r\n\r\n.\r\n", None),
         (b"Message-ID: \r\nTo: y\r\n\r\n.\r\n", None),
@@ -457,7 +458,7 @@ def test_message_without_message_id_is_identified_by_its_header_section() -> Non
     ],
 )
 def test_message_identity_is_its_message_id(
-    text: bytes, name: tuple[tuple[bytes, bytes], ...] | None
+    text: bytes, name: bytes | tuple[tuple[bytes, bytes], ...] | None
 ) -> None:
     found, certain = message_identity(text)
     assert certain == bool(name)

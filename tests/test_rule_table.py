@@ -14,7 +14,9 @@ from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.model import Condition, Rule, RuleMatch, Window
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.rules.table import RuleTable
+from blackhole.rules.text_screen import FEW_ENDS, TextScreen, can_screen
 
 pytestmark = pytest.mark.pure
 
@@ -119,6 +121,13 @@ def test_table_finds_the_first_rule_whose_conditions_match(
     found = table.find(context, Random(7))
     assert found is None or isinstance(found, RuleMatch)
     assert (found.counter if found else 0) == (wanted or [0])[0]
+    narrowed = table.narrowed(context)
+    if narrowed is None:
+        assert not wanted
+        return
+    for _ in narrowed.compare_header(context):
+        pass
+    assert narrowed.find(context, Random(7)) == found
 
 
 @pytest.mark.parametrize(
@@ -134,6 +143,59 @@ def test_indexed_rule_is_found_by_any_part_of_an_address(glob: str) -> None:
     context.recipient = b"Bob@BULK.example.com"
     found = RuleTable(rules).find(context, Random(7))
     assert isinstance(found, RuleMatch) and globs[found.counter] == glob
+
+
+@pytest.mark.parametrize("count", [1, FEW_ENDS + 1])
+@given(st.lists(GLOB, min_size=1, max_size=3), TEXT)
+def test_screen_passes_every_text_that_a_glob_matches(count: int, globs: list[str], text: str) -> None:
+    """However many other ends there are, of whatever length."""
+    others = [f"{'x' * number}*" for number in range(1, count)] + [
+        f"*{'y' * number}" for number in range(1, count)
+    ]
+    parts = [part for glob in (*globs, *others) for part in GlobSet([glob]).literal_parts]
+    screened = [part for part in parts if can_screen([part])]
+    screen = TextScreen(screened)
+    may_match = any(GlobSet([glob]).match(text.encode()) for glob in globs if _is_screened(glob))
+    assert screen.may_match(text.upper().encode()) or not may_match
+
+
+def _is_screened(glob: str) -> bool:
+    return can_screen(GlobSet([glob]).literal_parts)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_screen_stops_texts_that_have_none_of_the_parts(count: int) -> None:
+    rules = parse_rules(
+        "".join(
+            f"[[rule]]\nphase = 'RCPT'\nrecipient = {recipient!r}\nreply = '550 5.1.1 No'\n"
+            for number in range(count)
+            for recipient in (f"user{number}@*", f"*@host{number}.test", f"*-{number}@lists.test")
+        ),
+        "test",
+    )
+    table, context = RuleTable(rules), RuleContext()
+    for recipient, may_match in (
+        ("USER0@a.example", True),
+        ("ann@host0.test", True),
+        ("ann-0@Lists.test", True),
+        ("ann@a.example", False),
+        ("usher0@host.test", False),
+        ("", False),
+    ):
+        context.recipient = recipient.encode()
+        assert (table.narrowed(context) is not None) is may_match
+
+
+def test_rules_that_cannot_be_screened_are_left() -> None:
+    texts = ("recipient = 'full@*'", "sender = '*'", "recipient = 'bob@*'\nsender = 'ann@*'", "chance = 0.5")
+    rules = parse_rules(
+        "".join(f"[[rule]]\nphase = 'RCPT'\n{text}\nreply = '550 5.1.1 No'\n" for text in texts), "test"
+    )
+    table, context = RuleTable(rules), RuleContext()
+    context.recipient = b"eve@a.example"
+    narrowed = table.narrowed(context)
+    assert narrowed is not None
+    assert [rule.name for rule in narrowed._rules] == ["2", "4"]
 
 
 @pytest.mark.parametrize(("at", "matched"), [(9.0, None), (10.0, 2), (13.0, 2), (15.0, 4), (20.0, None)])

@@ -29,6 +29,7 @@ from blackhole.smtp.state import ClientLimits, ListenerConfig
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
+from blackhole.store.outcome_table import OutcomeTable
 from tests.conftest import Certificate
 from tests.engines import EVENT_NUMBERS, make_engine
 from tests.remote_store import RemoteStore, with_lookups
@@ -115,7 +116,7 @@ def session_peer(
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit_tls)
     active = ActiveScenario(Scenario(scenario.load_rules(settings.scenario)))
     outside = RuleEnvironment(
-        attempt_store=memory or AttemptTable(sets=64), outcome_store=AttemptTable(sets=64)
+        attempt_store=memory or AttemptTable(sets=64), outcome_store=OutcomeTable(sets=64)
     )
     config = replace(server.listener_config(settings, listener), fast_path=fast_path)
     engine = make_engine(active.rules, listener.mode, str(listener), outside, config=config)
@@ -661,7 +662,7 @@ def test_fast_path_and_general_path_reply_and_count_alike(said: list[bytes], lim
         make_engine(
             rules,
             environment=RuleEnvironment(
-                attempt_store=AttemptTable(sets=64), outcome_store=AttemptTable(sets=64)
+                attempt_store=AttemptTable(sets=64), outcome_store=OutcomeTable(sets=64)
             ),
             hostname="mx.test",
             message_size_limit=limit,

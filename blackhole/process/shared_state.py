@@ -13,6 +13,7 @@ from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.client_log import ClientLog
 from blackhole.store.control import ControlChannel
+from blackhole.store.outcome_table import OutcomeTable
 from blackhole.store.redis_attempts import RedisAttemptStore
 from blackhole.store.server_facts import ServerFacts
 
@@ -28,7 +29,7 @@ class SharedState:
         """What other processes may know of the server."""
         self._clients: ClientTable | None = None
         self._attempts: AttemptTable | None = None
-        self._outcomes: AttemptTable | None = None
+        self._outcomes: OutcomeTable | None = None
         """What became of each message. In a table of its own, so as not to displace what rules read."""
         self._redis_stores: dict[RedisSettings, RedisAttemptStore] = {}
 
@@ -50,7 +51,7 @@ class SharedState:
         if self._attempts is None and (has_dashboard or server.needs_attempt_store(bound, scenario)):
             self._attempts = AttemptTable(self.counters.rows)
         if self._outcomes is None and (has_dashboard or server.tracks_retries(bound, scenario)):
-            self._outcomes = AttemptTable()
+            self._outcomes = OutcomeTable()
         if settings.attempt_store.host and settings.attempt_store not in self._redis_stores:
             self._redis_stores[settings.attempt_store] = RedisAttemptStore(settings.attempt_store)
 

@@ -84,6 +84,8 @@ class RulePolicy:
         self.environment: Final = environment
         self.phases: Final = frozenset(phase for phase in PHASES if _asks(self.rules, phase))
         """The phases whose commands a session asks about."""
+        self.phases_after_refusals: Final = self.phases & {"DATA"} - self.rules.phases
+        """Those of them whose commands pass unless something was refused in the transaction."""
         self.tracks_retries: Final = self.rules.may_refuse and environment.outcome_store is not None
         names = self.rules.header_names
         self.header_names: Final = names | IDENTITY_FIELDS if self.tracks_retries else names
@@ -175,6 +177,30 @@ class RuleEvaluator:
         self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0, mode: str = ""
     ) -> Decision | PendingDecision | None:
         """Return the decision of the first rule that matches the command; None where none does."""
+        refusal = self._take_in(session, phase, argument, size)
+        if refusal is not None:
+            return refusal
+        context = self.context
+        tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
+        table = tables[phase]
+        if table is not None:
+            table = table.narrowed(context)
+        if table is None:
+            context.header = ()
+            return None
+        context.phase = phase
+        context.counted_key = b""
+        if table.looks_at_command_alone:
+            found = table.find(context, self._policy.random_source)
+        else:
+            found = self._find(table)
+        if found is None:
+            context.header = ()
+            return None
+        return self._decision(session, found)
+
+    def _take_in(self, session: SessionState, phase: str, argument: bytes, size: int) -> Decision | None:
+        """Take in a command before it is decided on; return a decision if it is out of sequence."""
         context = self.context
         if session.stage <= GREETED:
             context.sender = context.recipient = b""
@@ -192,20 +218,7 @@ class RuleEvaluator:
                 self._tracker.message_received(argument)
             if self._policy.rules.header_names:
                 context.header = fields(self._policy.shortened(argument))
-        tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
-        table = tables[phase]
-        if table is None:
-            return None
-        context.phase = phase
-        context.counted_key = b""
-        if table.looks_at_command_alone:
-            found = table.find(context, self._policy.random_source)
-        else:
-            found = self._find(table)
-        if found is None:
-            context.header = ()
-            return None
-        return self._decision(session, found)
+        return True
 
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         """Take note of the reply to the command that was decided on last."""
@@ -217,6 +230,55 @@ class RuleEvaluator:
                 return
         if self._tracker is not None:
             self._tracker.command_answered(session, phase, self._argument, code)
+
+    def accept(
+        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
+    ) -> Decision | PendingDecision | None:
+        """Return the decision on a command; if it is None, take note that the command was accepted.
+
+        Most commands cannot match more than a chance, which is all that has to be asked about.
+        """
+        context, tracker = self.context, self._tracker
+        table = self._tables[phase]
+        recipient_before = context.recipient
+        if context.refused_phase or phase not in ("RCPT", ".", "MAIL"):
+            return self._accept_any(session, phase, argument, size)
+        if phase == "RCPT":
+            context.recipient = argument
+        elif phase == "MAIL":
+            if table is not None:
+                return self._accept_any(session, phase, argument, size)
+            context.sender, context.recipient, context.size = argument, b"", 0
+            if tracker is not None:
+                tracker.sender_accepted(session, argument)
+            return None
+        if table is not None and (table := table.narrowed(context)) is not None:
+            match = None if table.chances is None else table.chances.match(self._policy.random_source)
+            if table.chances is None or match is not None:
+                context.recipient = recipient_before
+                if match is None:
+                    return self._accept_any(session, phase, argument, size)
+                self._take_in(session, phase, argument, size)
+                return self._decision(session, match)
+        if tracker is not None:
+            if phase == "RCPT":
+                tracker.recipient_accepted(session, argument)
+            else:
+                tracker.message_accepted(session, argument)
+        return None
+
+    def _accept_any(
+        self, session: SessionState, phase: str, argument: bytes, size: int
+    ) -> Decision | PendingDecision | None:
+        """Do as `accept` for any command."""
+        decision = self.decide(session, phase, argument, size)
+        if decision is not None:
+            return decision
+        if phase == ".":
+            self.message_answered(session, 250, None)
+        else:
+            self.answered(session, phase, 250)
+        return None
 
     def message_reply_delayed(self, session: SessionState, early: bool) -> None:
         """Take note that the reply to a message waits."""

@@ -22,6 +22,16 @@ MESSAGE_ID_FIELD: Final = re.compile(
 The line feed before them and the class for the first letter leave few places to try.
 """
 
+UNNAMED_LINE: Final = rb"(?:[^\r\nRrMm]|[Rr](?![Ee][Ss])|[Mm](?![Ee][Ss]))[^\n]*+\n"
+"""Matches a line that begins neither of these fields, unless it is empty."""
+
+USUAL_HEADER_SECTION: Final = re.compile(
+    rb"(?:" + UNNAMED_LINE + rb")*+Message-I[Dd]: (<[^>\n]*+>)\r\n(?![ \t])(?:" + UNNAMED_LINE + rb")*+\r?\n"
+).match
+"""Matches a header section with one Message-ID as nearly every program writes it, and no Resent-Message-ID.
+
+It takes a third of the time of a search for any of them.
+"""
 
 USUAL_HEADER: Final = 1024
 """Octets that most header sections are shorter than. To look at 10 KiB takes as long as all else here."""
@@ -34,8 +44,11 @@ def message_identity(message: bytes) -> tuple[Hashable, bool]:
     without a blank line is all header section.
 
     >>> message_identity(b"Message-ID: <1@a.example>\\r\\n\\r\\nHello")
-    (((b'<1@a.example>', b''),), True)
+    (b'<1@a.example>', True)
     """
+    usual = USUAL_HEADER_SECTION(message, 0, USUAL_HEADER)
+    if usual is not None:
+        return usual[1], True
     text = b"\n" + message[:USUAL_HEADER]
     end = _header_end(text)
     if not end:
@@ -46,7 +59,7 @@ def message_identity(message: bytes) -> tuple[Hashable, bool]:
         if isinstance(message, header_section.CollectedHeader):
             return message.digest, False
         return header_section.header_digest(text[1:end]) if end > 1 else b"", False
-    return tuple(found), True
+    return found[0][0] if len(found) == 1 and found[0][0] else tuple(found), True
 
 
 def _header_end(text: bytes) -> int:

@@ -1,5 +1,8 @@
 """Outcomes of messages and envelopes, the records of them, and the events that are counted.
 
+A message that was accepted at once, as nearly all are, has no record: the store keeps its hash alone. All
+other outcomes are records.
+
 An envelope is a sender and a recipient. Its record is the same for all clients, as many senders have several
 machines, and says whether the last attempt was deferred or refused. A message is a client's network, an
 envelope and what the header section identifies it by; its record says what became of it.
@@ -87,6 +90,10 @@ and qmail's 9 after a week.
 """
 
 
+MessageFindings = tuple[Sequence[int], Sequence[str]]
+"""What the earlier record of a message shows: numbers of events, and names of violations."""
+
+
 class OutcomeStore(Protocol):
     """What a retry tracker needs of a store, which answers at once."""
 
@@ -96,8 +103,14 @@ class OutcomeStore(Protocol):
     def contains(self, key_hash: int) -> bool:
         """Return whether there is a record for a hash."""
 
-    def add(self, key_hash: int, count: int, now: float) -> bool:
-        """Add a new record with this count; return False and change nothing if there is one already."""
+    def has_records(self) -> bool:
+        """Return whether there is any record, or was one."""
+
+    def add_accepted(self, key_hash: int) -> bool:
+        """Keep the hash of an accepted message; return False if it is known."""
+
+    def remove_accepted(self, key_hash: int) -> bool:
+        """Forget the hash of an accepted message; return False if it is not known."""
 
     def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
         """Change the record of a hash and return the answer. A new record with count 0 need not be kept."""
@@ -145,7 +158,7 @@ def update_envelope(outcome: int, record: Record, now: float) -> tuple[Record, l
 
 def update_message(
     outcome: int, local_address: Callable[[], int], record: Record, now: float
-) -> tuple[Record, tuple[Sequence[int], Sequence[str]]]:
+) -> tuple[Record, MessageFindings]:
     """Return the record of a message with this outcome, the numbers of its events, and its violations.
 
     `local_address` returns a hash of the address that the client connected to, 0 if that is unknown; it is
@@ -166,6 +179,11 @@ def update_message(
     elif before in UNCERTAIN_OUTCOMES:
         events.append(EVENT_NUMBERS[f"{UNCERTAIN_OUTCOMES[before][0]}_retried"])
     return (outcome | hasty_retries << 8 | address << 16, now, now), (events, violations)
+
+
+def update_accepted_message(change: Update[Answer], record: Record, now: float) -> tuple[Record, Answer]:
+    """Change the record of a message that had none because it was accepted at once."""
+    return change((ACCEPTED, now, now), now)
 
 
 def resolve_late_reply(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from blackhole.rules.attempt_store import Update
 from blackhole.rules.limiters import client_network
 from blackhole.rules.message_identity import message_identity
 from blackhole.rules.outcomes import (
@@ -20,10 +21,12 @@ from blackhole.rules.outcomes import (
     REPLY_TOO_LATE,
     UNCERTAIN_OUTCOMES,
     UNKNOWN_OUTCOME,
+    MessageFindings,
     OutcomeStore,
     forget_unconfirmed,
     outcome_of,
     resolve_late_reply,
+    update_accepted_message,
     update_envelope,
     update_message,
 )
@@ -114,6 +117,44 @@ class RetryTracker:
         address = self._local_address()
         return (self._store.key_hash(address) & 0xFFFF or 1) if address else 0
 
+    # What is usual: a command, or a message, that was accepted.
+
+    def sender_accepted(self, state: SessionState, sender: bytes) -> None:
+        """Take in that MAIL was accepted."""
+        if self._reply_deferred or self._answers:
+            self.command_answered(state, "MAIL", sender, 250)
+            return
+        self._unconfirmed = []
+        self._sender, self._mail_refusal = sender.lower(), 0
+
+    def recipient_accepted(self, state: SessionState, recipient: bytes) -> None:
+        """Take in that RCPT was accepted."""
+        if self._mail_refusal or len(self._answers) >= MAX_TRACKED_RECIPIENTS:
+            self._recipient(state, recipient, 250)
+            return
+        self._answers.setdefault(self._store.key_hash((self._sender, recipient.lower())), 250)
+
+    def message_accepted(self, state: SessionState, message: bytes) -> None:
+        """Take in a message that was received and accepted at once, by its beginning."""
+        name, self._certain = message_identity(message)
+        store = self._store
+        if store.has_records():
+            self._message = name
+            self._message_accepted(state)
+            return
+        came_again = False
+        if self._certain:
+            for envelope in self._answers:
+                message_hash = store.key_hash((envelope, self._client, name))
+                self._unconfirmed.append(message_hash)
+                if not store.add_accepted(message_hash):
+                    came_again = True
+        self._answers.clear()
+        if came_again:
+            state.record_violation("duplicate")
+
+    # Whatever may happen.
+
     def command_answered(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
         """Take in the reply to a command, and the address in the command where it has one."""
         if self._reply_deferred:
@@ -182,31 +223,37 @@ class RetryTracker:
         self._finish_recipients(state, outcome)
 
     def _message_accepted(self, state: SessionState) -> None:
-        """Record a message that was accepted, as nearly all are. A new one takes half the time."""
+        """Record a message that was accepted. If nothing is known of it, its hash is all there is to keep."""
         self._awaiting_reply = False
         name, self._message = self._message, b""
-        store, now = self._store, self._clock()
+        store = self._store
         rest: dict[int, int] = {}
+        came_again = False
         for envelope, code in self._answers.items():
             message = store.key_hash((envelope, self._client, name))
-            if code >= 400 or not (name and store.add(message, ACCEPTED, now)):
+            if code >= 400 or not name or store.contains(message):
                 rest[envelope] = code
                 continue
-            self._unconfirmed.append(message)
             if store.contains(envelope):
                 self._update_envelope(state, envelope, ACCEPTED)
+            if self._certain:
+                self._unconfirmed.append(message)
+                came_again = not store.add_accepted(message) or came_again
         self._answers = rest
         if rest:
             self._message = name
-            self._update_message(state, ACCEPTED)
+            self._update_message(state, ACCEPTED, ("duplicate",) if came_again else ())
             self._finish_recipients(state, ACCEPTED)
+        elif came_again:
+            state.record_violation("duplicate")
 
     def client_gone(self, state: SessionState) -> None:
         """Take in that the connection was closed without QUIT."""
         if self._reply_deferred:
             self._count_uncertain(state, REPLY_TOO_LATE)
         for message in self._unconfirmed:
-            self._store.update_hash(message, self._clock(), forget_unconfirmed)
+            if not self._store.remove_accepted(message):
+                self._store.update_hash(message, self._clock(), forget_unconfirmed)
         self._finish_recipients(state, UNKNOWN_OUTCOME)
 
     def _count_uncertain(self, state: SessionState, outcome: int) -> None:
@@ -223,19 +270,23 @@ class RetryTracker:
             change = partial(resolve_late_reply, self._outcome, self._local_address_hash)
             self._store.update_hash(message, self._replied_at, change)
 
-    def _update_message(self, state: SessionState, outcome: int) -> None:
+    def _update_message(
+        self, state: SessionState, outcome: int, violations_so_far: Sequence[str] = ()
+    ) -> None:
         """Record the outcome of the message, and count what its earlier records show."""
         name, self._message = self._message, b""
         if not name:
             return
         now, store = self._clock(), self._store
         events: set[int] = set()
-        violations: set[str] = set()
+        violations = {*violations_so_far}
         for envelope, code in self._answers.items():
             message = store.key_hash((envelope, self._client, name))
             self._unconfirmed.append(message)
             own_outcome = outcome if code < 400 else outcome_at_rcpt(code)
-            change = partial(update_message, own_outcome, self._local_address_hash)
+            change: Update[MessageFindings] = partial(update_message, own_outcome, self._local_address_hash)
+            if store.remove_accepted(message):
+                change = partial(update_accepted_message, change)
             its_events, its_violations = store.update_hash(message, now, change)
             events.update(its_events)
             violations.update(its_violations)
@@ -248,6 +299,9 @@ class RetryTracker:
     def _finish_recipients(self, state: SessionState, outcome: int) -> None:
         """Record the outcome of the envelopes whose RCPT was accepted."""
         failed = outcome in FAILED
+        if not (failed or self._store.has_records()):
+            self._answers.clear()
+            return
         for envelope, code in self._answers.items():
             if code < 400 and (failed or self._store.contains(envelope)):
                 self._update_envelope(state, envelope, outcome)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import partial
+from operator import attrgetter
 from typing import Final
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer
 from blackhole.rules.chances import ChanceRun, runs
 from blackhole.rules.context import RuleContext
+from blackhole.rules.glob_index import LiteralPart
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.header_index import HeaderIndex
-from blackhole.rules.index import RuleIndex, condition_globs, useful_index
+from blackhole.rules.index import INDEXED_TEXTS, RuleIndex, condition_globs, useful_index
 from blackhole.rules.model import (
     CLIENT_CONDITIONS,
     NO_DRAWS,
@@ -21,6 +23,7 @@ from blackhole.rules.model import (
     Rule,
     RuleMatch,
 )
+from blackhole.rules.text_screen import TextScreen, can_screen
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.randomness import RandomSource
 
@@ -58,6 +61,17 @@ def _candidates(context: RuleContext, index: RuleIndex | None, rows: Sequence[Ru
     return rows if index is None else [rows[number] for number in index.candidates(context)]
 
 
+def _screened_parts(rule: Rule, name: str) -> Sequence[LiteralPart]:
+    """Return the literal parts of which a text has one that the rule matches; none if it has other globs.
+
+    A rule that needs the number of the attempt has attempts counted whatever the client's name is.
+    """
+    if name == "helo" and rule.needs_attempt_count:
+        return ()
+    globs = condition_globs(rule, name)
+    return globs.literal_parts if globs is not None and can_screen(globs.literal_parts) else ()
+
+
 class RuleTable:
     """Finds the first rule that matches a context.
 
@@ -84,6 +98,9 @@ class RuleTable:
         )
         """With all conditions, and one row for a run; the third column tells whether anything is drawn, or is
         the run."""
+        only = self._rows[0][2] if len(self._rows) == 1 else False
+        self.chances: Final = only if isinstance(only, ChanceRun) else None
+        """The run of chances that is all there is to ask; None where there is more."""
         self._without_attempts: RuleTable | None = None
         self.counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
         counting = [rule.for_envelope() for rule in rules if rule.needs_attempt_count]
@@ -102,11 +119,34 @@ class RuleTable:
         self.reads_header: Final = bool(headers)
         """Whether a rule looks at header fields."""
         self._index: Final = useful_index([first for first, *_ in groups])
+        self._screen: TextScreen | None = None
+        """Tells addresses that only the others of the rules may match."""
+        self._text: Callable[[RuleContext], bytes] = attrgetter("recipient")
+        """Returns the address that is screened."""
+        self._others: RuleTable | None = None
+        self._make_screen()
         self._looks_up_texts: Final = (self._index is not None and self._index.looks_up_texts) or any(
             isinstance(condition.index_key, GlobSet) and condition.index_key.is_indexed
             for rule in rules
             for condition in rule.conditions
         )
+
+    def _make_screen(self) -> None:
+        """Make a screen of the first text that enough rules name, and a table of all other rules."""
+        for name in INDEXED_TEXTS:
+            parts = [_screened_parts(rule, name) for rule in self._rules]
+            if any(parts):
+                self._text = attrgetter(name)
+                self._screen = TextScreen(part for its_parts in parts for part in its_parts)
+                others = [rule for rule, its_parts in zip(self._rules, parts, strict=True) if not its_parts]
+                self._others = RuleTable(others, self._decided) if others else None
+                return
+
+    def narrowed(self, context: RuleContext) -> RuleTable | None:
+        """Return the table of those rules that may match a context by its addresses; None where none may."""
+        if self._screen is None or self._screen.may_match(self._text(context)):
+            return self
+        return None if self._others is None else self._others.narrowed(context)
 
     def compare_header(self, context: RuleContext) -> Iterator[None]:
         """Compare the header fields of a context, before rules are looked for. Yields when other clients

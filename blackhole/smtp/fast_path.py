@@ -21,6 +21,7 @@ from blackhole.smtp.arguments import ANY_MAILBOX, check_helo_name
 from blackhole.smtp.body_checks import MAX_BODY_LINE, is_well_formed
 from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
+from blackhole.smtp.error_budget import LIMITED_ACTIONS
 from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find
 from blackhole.smtp.message_body import FINAL_DOT
 from blackhole.smtp.offer import UNLIMITED_OCTETS
@@ -53,9 +54,9 @@ ADDRESSES: Final = re.compile(rb"<([^>]*)>")
 class UsualCommand:
     """What is known of a usual command before it comes."""
 
-    __slots__ = ("allowed", "argument", "command", "do", "events", "is_helo", "unasked")
+    __slots__ = ("allowed", "argument", "command", "do", "events", "is_helo", "may_be_refused", "unasked")
 
-    def __init__(self, command: BoundCommand, prefix: bytes, suffix: bytes) -> None:
+    def __init__(self, command: BoundCommand, engine: EngineTables, prefix: bytes, suffix: bytes) -> None:
         self.command: Final = command
         self.argument: Final = slice(len(prefix), -len(suffix))
         """Where the address or the name is."""
@@ -63,8 +64,13 @@ class UsualCommand:
         self.events: Final = {code: command.events[code] for code in USUAL_CODES}
         self.is_helo: Final = command.is_helo
         self.allowed: Final = command.allowed
-        self.unasked: Final = tuple(allowed and not command.asks_policy for allowed in command.allowed)
-        """By stage: whether the command can be carried out at once."""
+        self.may_be_refused: Final = engine.config.limits is not None and command.phase in LIMITED_ACTIONS
+        """A limit may refuse the command though the policy lets it pass."""
+        asks = command.asks_policy and (
+            self.may_be_refused or command.phase not in engine.policy.phases_after_refusals
+        )
+        self.unasked: Final = tuple(allowed and not asks for allowed in command.allowed)
+        """By stage: whether the command can be carried out at once, if nothing was refused before it."""
 
 
 class UsualInput:
@@ -83,11 +89,11 @@ class UsualInput:
             + rb">\r\n)++DATA\r\n"
         ).fullmatch
         self._bare: Final = {
-            verb + b"\r\n": UsualCommand(engine.commands[verb], verb, b"\r\n")
+            verb + b"\r\n": UsualCommand(engine.commands[verb], engine, verb, b"\r\n")
             for verb in (b"DATA", b"QUIT", b"RSET")
         }
         usual = {
-            prefix: UsualCommand(engine.commands[prefix[:4]], prefix, suffix)
+            prefix: UsualCommand(engine.commands[prefix[:4]], engine, prefix, suffix)
             for prefix, suffix in (
                 (b"MAIL FROM:<", b">\r\n"),
                 (b"RCPT TO:<", b">\r\n"),
@@ -104,7 +110,12 @@ class UsualInput:
         self._end_asks: Final = engine.end_of_message.asks_policy
         self._end_do: Final = engine.end_of_message.do
         self._end_events: Final = {code: engine.end_of_message.events[code] for code in USUAL_CODES}
-        self._groups_ask: Final = any(row.asks_policy for row in (self._mail, self._rcpt, self._data))
+        self._asking: Final = frozenset(
+            row
+            for row in (self._mail, self._rcpt, self._data)
+            if row.asks_policy and row.phase not in engine.policy.phases_after_refusals
+        )
+        """The rows of a group that the policy is asked about."""
         self._directives: Final = config.message_directives
         self._max_octets: Final = config.message_size_limit or UNLIMITED_OCTETS
 
@@ -129,11 +140,16 @@ class UsualInput:
             command = usual.command
             if usual.is_helo and session.sampled:
                 check_helo_name(session, data[usual.argument])
-            decision = session.policy.decide(session, command.phase, data[usual.argument])
+            policy, argument = session.policy, data[usual.argument]
+            if usual.may_be_refused:
+                decision = policy.decide(session, command.phase, argument)
+            else:
+                decision = policy.accept(session, command.phase, argument)
             if decision is not None:
                 return session.go_on(command, ANY_MAILBOX, decision)
             reply = usual.do(session, ANY_MAILBOX)
-            session.policy.answered(session, command.phase, reply.code)
+            if usual.may_be_refused:
+                policy.answered(session, command.phase, reply.code)
         else:
             return None
         budget = session.error_budget
@@ -156,7 +172,7 @@ class UsualInput:
         if budget is not None and not within_limits(budget.limits, recipients, session.messages):
             return None
         session.single_event = 0
-        if self._groups_ask:
+        if self._asking:
             return self._answer_each(session, data)
         mail, rcpt, start = self._mail, self._rcpt, self._data
         sender = mail.do(session, ANY_MAILBOX)
@@ -174,14 +190,12 @@ class UsualInput:
         position, policy = 0, session.policy
         for command, argument, length in self._commands(data):
             position += length
-            asks = command.asks_policy
-            decision = policy.decide(session, command.phase, argument) if asks else None
+            asks = command in self._asking
+            decision = policy.accept(session, command.phase, argument) if asks else None
             if decision is not None:
                 out.append(session.go_on(command, ANY_MAILBOX, decision, data[position:]))
                 return b"".join(out)
             reply = command.do(session, ANY_MAILBOX)
-            if asks:
-                policy.answered(session, command.phase, reply.code)
             out.append(reply.wire)
             session.counted_events.append(command.events[reply.code])
         session.begin_body()
@@ -217,16 +231,13 @@ class UsualInput:
         session.in_body = False
         session.octets = size
         if self._end_asks:
-            decision = session.policy.decide(session, self._end.phase, data, size)
+            decision = session.policy.accept(session, self._end.phase, data, size)
             if decision is not None:
                 return session.go_on(self._end, ANY_MAILBOX, decision)
         do = self._end_do
         reply = do(session, ANY_MAILBOX)
         session.single_event = self._end_events[reply.code]
-        wire = session.finish_message(reply)
-        if self._end_asks:
-            session.policy.message_answered(session, reply.code, None)
-        return wire
+        return session.finish_message(reply)
 
 
 def within_limits(limits: ClientLimits, recipients: int, messages: int) -> bool:

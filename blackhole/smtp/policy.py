@@ -82,6 +82,14 @@ class SessionPolicy(Protocol):
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         """Take note of the reply to the command that was decided on last. Not called for "."."""
 
+    def accept(
+        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
+    ) -> Decision | PendingDecision | None:
+        """Decide on a command that is going to be accepted at once, if it passes.
+
+        Does as `decide` and, if it returns None, as `answered` or `message_answered` after it.
+        """
+
     def message_reply_delayed(self, session: SessionState, early: bool) -> None:
         """Take note that the reply to a message waits. `early`: the client has sent more already."""
 
@@ -117,6 +125,11 @@ class ListenerPolicy(Protocol):
         """The names, in lower case, of the fields that sessions have to collect from each message: see
         `HeaderCollector`. Empty if no header section is wanted."""
 
+    @property
+    def phases_after_refusals(self) -> frozenset[str]:
+        """Those of the phases whose commands always pass, and need not be asked about, unless something was
+        refused in the transaction."""
+
     def for_session(self, client: str, secure: bool) -> SessionPolicy:
         """Return the policy for a new session with the client at this address."""
 
@@ -133,6 +146,11 @@ class NoSessionPolicy:
 
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         pass
+
+    def accept(
+        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
+    ) -> Decision | PendingDecision | None:
+        return None
 
     def message_reply_delayed(self, session: SessionState, early: bool) -> None:
         pass
@@ -166,6 +184,7 @@ class NoListenerPolicy:
 
     phases: frozenset[str] = frozenset()
     header_names: frozenset[bytes] = frozenset()
+    phases_after_refusals: frozenset[str] = frozenset()
 
     def for_session(self, client: str, secure: bool) -> SessionPolicy:
         return NO_SESSION_POLICY

@@ -72,7 +72,7 @@ def _to_seconds(stored: int) -> float:
 
 
 class AttemptTable:
-    """The table, for `rows` processes of one fork. It is an AttemptStore and an OutcomeStore.
+    """The table, for `rows` processes of one fork. It is an AttemptStore.
 
     >>> from blackhole.rules.attempt_store import count_attempt
     >>> table = AttemptTable(sets=1)
@@ -150,21 +150,11 @@ class AttemptTable:
         assert isinstance(place, bytes)
         self._held[self._row_start + self.key_hash(place) % COUNTERS_PER_ROW] -= 1
 
-    # OutcomeStore.
+    # Records by their hash.
 
     def contains(self, key_hash: int) -> bool:
         """Return whether there is a record of a key with this hash."""
         return key_hash in read_hashes(self._table, key_hash % self._sets * CELLS_PER_SET * CELL_OCTETS)
-
-    def add(self, key_hash: int, count: int, now: float) -> bool:
-        """Add the record of a new key, and return True; return False and change nothing if it has one."""
-        start = key_hash % self._sets * CELLS_PER_SET
-        entries = read_hashes_and_times(self._table, start * CELL_OCTETS)
-        if key_hash in entries:
-            return False
-        moment = _to_microseconds(now)
-        self._insert(key_hash, start, entries, moment, moment, count)
-        return True
 
     def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
         """Do as `update` for a key that is known by its hash.

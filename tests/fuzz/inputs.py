@@ -128,9 +128,11 @@ class ResettableOutcomeStore:
 
     def __init__(self) -> None:
         self.known: dict[int, Record] = {}
+        self.accepted: set[int] = set()
 
     def clear(self) -> None:
         self.known.clear()
+        self.accepted.clear()
 
     def key_hash(self, key: Hashable) -> int:
         return crc32(repr(key).encode())
@@ -138,11 +140,18 @@ class ResettableOutcomeStore:
     def contains(self, key_hash: int) -> bool:
         return self.known.get(key_hash, (0,))[0] > 0
 
-    def add(self, key_hash: int, count: int, now: float) -> bool:
-        if self.contains(key_hash):
-            return False
-        self.known[key_hash] = count, now, now
-        return True
+    def has_records(self) -> bool:
+        return bool(self.known)
+
+    def add_accepted(self, key_hash: int) -> bool:
+        is_new = key_hash not in self.accepted
+        self.accepted.add(key_hash)
+        return is_new
+
+    def remove_accepted(self, key_hash: int) -> bool:
+        is_known = key_hash in self.accepted
+        self.accepted.discard(key_hash)
+        return is_known
 
     def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
         self.known[key_hash], answer = change(self.known.get(key_hash, (0, now, now)), now)
