@@ -100,21 +100,6 @@ def test_process_killed_during_an_update_releases_the_lock() -> None:
     assert table.update(b"ann", 3.0, count_attempt) == 1
 
 
-def test_slot_that_another_key_takes_during_an_update_keeps_the_record_of_that_key() -> None:
-    """`add` takes no lock."""
-
-    def count_while_added(known: Record, now: float) -> tuple[Record, bool]:
-        return (99, 1.0, 1.0), table.add(new, 5, 100.0)
-
-    table = AttemptTable(sets=1)
-    new = table.key_hash(b"new")
-    for number in range(SLOTS_PER_SET):
-        table.update(b"%d" % number, float(number), count_attempt)
-    assert table.update(b"0", 50.0, count_while_added) is True
-    assert table.update(b"new", 101.0, count_and_return_record) == (5, 100.0, 100.0)
-    assert table.update(b"0", 102.0, count_and_return_record) == (0, 102.0, 102.0)
-
-
 def count_after_a_stop(known: Record, now: float) -> tuple[Record, int]:
     """Count the attempt, after the process was stopped in the middle of the update."""
     stop()

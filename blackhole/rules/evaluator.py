@@ -177,9 +177,8 @@ class RuleEvaluator:
         self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0, mode: str = ""
     ) -> Decision | PendingDecision | None:
         """Return the decision of the first rule that matches the command; None where none does."""
-        refusal = self._take_in(session, phase, argument, size)
-        if refusal is not None:
-            return refusal
+        if not self._take_in(session, phase, argument, size):
+            return None
         context = self.context
         tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
         table = tables[phase]
@@ -199,8 +198,8 @@ class RuleEvaluator:
             return None
         return self._decision(session, found)
 
-    def _take_in(self, session: SessionState, phase: str, argument: bytes, size: int) -> Decision | None:
-        """Take in a command before it is decided on; return a decision if it is out of sequence."""
+    def _take_in(self, session: SessionState, phase: str, argument: bytes, size: int) -> bool:
+        """Take in a command; return whether rules decide on it, and not a refusal before it."""
         context = self.context
         if session.stage <= GREETED:
             context.sender = context.recipient = b""
@@ -208,7 +207,7 @@ class RuleEvaluator:
         self._argument = argument
         if session.refused and refusal_in_consequence(session, phase) is not None:
             self._before = context.helo, context.sender, context.recipient, context.size
-            return None
+            return False
         if phase in UPDATES:
             self._before = context.helo, context.sender, context.recipient, context.size
             context.update(phase, argument, size)
@@ -241,7 +240,7 @@ class RuleEvaluator:
         context, tracker = self.context, self._tracker
         table = self._tables[phase]
         recipient_before = context.recipient
-        if context.refused_phase or phase not in ("RCPT", ".", "MAIL"):
+        if session.refused or phase not in ("RCPT", ".", "MAIL"):
             return self._accept_any(session, phase, argument, size)
         if phase == "RCPT":
             context.recipient = argument

@@ -10,9 +10,6 @@ set, a new key replaces the one that was used longest ago. Records are updated u
 which takes 1.5 microseconds of 3. A worker that is killed releases it. While a worker is stopped with the
 lock in its hands, the others have no answer for the keys of that set.
 
-The outcome of a new message is added without a lock, as this is done for each message. If two workers take
-the same slot at once, one of two outcomes is lost: a retry of that message is not noticed.
-
 The slots of concurrency limits are another table, with a row for each process, so that the slots that a
 process holds end with it.
 """
@@ -192,8 +189,6 @@ class AttemptTable:
         cells, at = self._cells, start + entries.index(key_hash)
         known = cells[at + COUNT], _to_seconds(cells[at + FIRST]), _to_seconds(cells[at + LAST])
         (count, first, last), answer = change(known, now)
-        if cells[at] != key_hash:  # `add`, which takes no lock, has used the slot for another key
-            return answer
         # In this sequence, a process that is killed in between leaves no count of a window that has ended in
         # a window that begins, and no triplet of a greylist that seems to have waited.
         cells[at + COUNT] = count
