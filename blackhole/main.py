@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return REQUESTS[invocation.request](invocation)
         if invocation.action == "explain":
             return _explain(invocation.settings, invocation.explain_options)
+        if invocation.action in STARTS:
+            return STARTS[invocation.action](invocation, arguments)
         return ACTIONS[invocation.action](invocation.settings, arguments)
     except OperatorError as error:
         print_warning(str(error))
@@ -144,14 +146,15 @@ def _explain(settings: Settings, values: Mapping[str, str]) -> int:
     return os.EX_OK
 
 
-def _run(settings: Settings, arguments: Sequence[str]) -> int:
-    return _serve(settings, arguments, detached=False)
+def _run(invocation: Invocation, arguments: Sequence[str]) -> int:
+    return _serve(invocation, arguments, detached=False)
 
 
-def _start(settings: Settings, arguments: Sequence[str]) -> int:
+def _start(invocation: Invocation, arguments: Sequence[str]) -> int:
+    settings = invocation.settings
     pid = pidfile.known_owner(settings.pid)
     if pid is None:
-        return _serve(settings, arguments, detached=True)
+        return _serve(invocation, arguments, detached=True)
     differing = _differences(settings, pid)
     if differing:
         raise OperatorError(
@@ -180,11 +183,11 @@ def _differences(settings: Settings, pid: int, of_command_line: bool = False) ->
     ]
 
 
-def _serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
+def _serve(invocation: Invocation, arguments: Sequence[str], detached: bool) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED_SIGNALS)
     from blackhole import service
 
-    return service.serve(settings, arguments, detached)
+    return service.serve(invocation.settings, arguments, detached, invocation.warnings)
 
 
 def _stop(settings: Settings, arguments: Sequence[str]) -> int:
@@ -195,10 +198,10 @@ def _stop(settings: Settings, arguments: Sequence[str]) -> int:
     return os.EX_OK
 
 
-def _restart(settings: Settings, arguments: Sequence[str]) -> int:
-    _check(settings)
-    _stop(settings, arguments)
-    return _start(settings, arguments)
+def _restart(invocation: Invocation, arguments: Sequence[str]) -> int:
+    _check(invocation.settings)
+    _stop(invocation.settings, arguments)
+    return _start(invocation, arguments)
 
 
 def _reload(settings: Settings, arguments: Sequence[str]) -> int:
@@ -315,11 +318,15 @@ def _top(settings: Settings, arguments: Sequence[str]) -> int:
     return rates.watch(_running_pid(settings))
 
 
-ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
+STARTS: Final[dict[str, Callable[[Invocation, Sequence[str]], int]]] = {
     "run": _run,
     "start": _start,
-    "stop": _stop,
     "restart": _restart,
+}
+"""The actions that start a server."""
+
+ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
+    "stop": _stop,
     "reload": _reload,
     "reopen": _reopen,
     "status": _status,
@@ -327,4 +334,4 @@ ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
     "report": _report,
     "top": _top,
 }
-"""Every action except `explain`, which takes the case to explain as well, and what is a request too."""
+"""Every other action except `explain`, which takes the case to explain as well, and what is a request too."""

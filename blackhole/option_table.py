@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from blackhole import values
-from blackhole.settings import MODES, NEWLINES
+from blackhole.settings import LOG_FORMATS, MODES, NEWLINES
 
 
 class Option(NamedTuple):
@@ -213,6 +213,8 @@ OPTIONS: Final = (
     Option("log", values.path, "", "FILE", "Logging", "log file",
            "Without root, the default is blackhole.log in $XDG_STATE_HOME or ~/.local/state.",
            default_note="/var/log/blackhole.log; stderr in the foreground"),
+    Option("log_format", values.one_of(LOG_FORMATS), "text", "text|json|syslog", "Logging",
+           "format of the log: lines for people, JSON objects, or syslog (RFC 5424)"),
     Option("debug", values.switch, "no", "", "Logging", "log every line received and sent",
            warning="every line of every session is logged, which is slow and fills disks with private data"),
     Option("dashboard", values.dashboard_address, "127.0.0.1:8025", "ADDRESS:PORT|off", "Dashboard",

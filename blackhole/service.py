@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,19 +89,24 @@ class CommandLine:
             raise OperatorError(f"cannot enter {self.directory}: {error.strerror}") from None
 
 
-def serve(settings: Settings, arguments: Sequence[str], detached: bool) -> int:
-    """Run a server until it is told to stop; return the exit status. Raises OperatorError."""
+def serve(settings: Settings, arguments: Sequence[str], detached: bool, warnings: Sequence[str] = ()) -> int:
+    """Run a server until it is told to stop; return the exit status. Raises OperatorError.
+
+    `warnings` are those that the operator has seen already; they and all others of the start go to the log
+    file too.
+    """
     for number in ENDING_SIGNALS:
         signal.signal(number, _end)
+    told = StartWarnings(warnings)
     with ExitStack() as on_exit:
         pidfile = None
         if settings.pid:  # before the ports: a second copy should hear "already running", not "port in use"
             pidfile = Pidfile(settings.pid)
             on_exit.callback(pidfile.remove)
             for line in orphans.end_listening(pidfile.left_behind):
-                print_warning(line)
+                told.warn(line)
         command_line = CommandLine(arguments, dict(os.environ), _working_directory())
-        service = Service(settings, command_line, pidfile)
+        service = Service(settings, command_line, pidfile, told)
         if detached:
             service.detach()
         return service.run()
@@ -119,13 +124,32 @@ def _working_directory() -> str:
         return ""
 
 
+class StartWarnings:
+    """The warnings of a start: the operator sees them at once, the log file has them once it is open."""
+
+    def __init__(self, lines: Iterable[str] = ()) -> None:
+        self._lines: Final = list(lines)
+
+    def warn(self, line: str) -> None:
+        """Show a warning to the operator, and keep it for the log."""
+        print_warning(line)
+        self._lines.append(line)
+
+    def write_to_log(self) -> None:
+        """Log all warnings."""
+        for line in self._lines:
+            log.warning("%s", line)
+
+
 class Service:
     """What the master opened for its workers, and how a reload changes it.
 
-    Service(settings, command_line, pidfile).run()  # serves until a signal; returns the exit status
+    Service(settings, command_line, pidfile, warnings).run()  # serves until a signal; returns the exit status
     """
 
-    def __init__(self, settings: Settings, command_line: CommandLine, pidfile: Pidfile | None) -> None:
+    def __init__(
+        self, settings: Settings, command_line: CommandLine, pidfile: Pidfile | None, warnings: StartWarnings
+    ) -> None:
         """Load and open everything, so that every mistake shows before the start. Raises OperatorError."""
         self._settings: Final = settings
         """As given at the start; `self._current` has those of the last reload."""
@@ -137,10 +161,10 @@ class Service:
         """When the clock of all scenarios began. A reload does not restart an outage."""
         self._terminal: Final = Terminal()
         self._current = configuration.open_sockets(
-            configuration.load(settings, print_warning),
+            configuration.load(settings, warnings.warn),
             None,
             systemd.inherited_sockets(os.environ),
-            print_warning,
+            warnings.warn,
         )
         self._next: Configuration | None = None
         """What a reload opened, until its workers are ready or have failed."""
@@ -149,11 +173,13 @@ class Service:
         self._program: Final = ProgramFiles()
         owner = int(self._current.settings.user), int(self._current.settings.group)
         if owner[0] == 0:
-            print_warning("workers run as root, as you asked for")
+            warnings.warn("workers run as root, as you asked for")
         if settings.log and settings.origins.get("log") == "default":
             with suppress(OSError):  # opening the file gives the reason
                 os.makedirs(os.path.dirname(settings.log), 0o700, exist_ok=True)
-        self._log_fd: Final = logs.set_up(settings.log, settings.debug, owner)
+        self._log_fd: Final = logs.set_up(settings.log, settings.debug, owner, settings.log_format)
+        if settings.log:
+            warnings.write_to_log()
         self._history: Final = History()
 
     def _prepare_dashboard(self) -> None:
@@ -282,7 +308,7 @@ class Service:
             self._pidfile.close()
         self._launcher.close()
         configuration.close(self._sockets() - needed)
-        logs.set_level(wanted.settings.debug)
+        logs.configure(wanted.settings.debug, wanted.settings.log_format)
 
     def _sockets(self) -> set[socket]:
         return self._current.sockets | (self._next.sockets if self._next is not None else set())
@@ -355,6 +381,7 @@ class Service:
         assert self._next is not None
         old, new = (self._current, self._next) if succeeded else (self._next, self._current)
         self._current, self._next = new, None
+        logs.configure(new.settings.debug, new.settings.log_format)
         if not new.settings.show_clients:
             self._shared.counters.client_log = None
         configuration.close(old.sockets - new.sockets)

@@ -31,6 +31,9 @@ NEWLINES = {
 """Every way to treat a bare LF: a line that ends with LF without a CR before it."""
 
 
+LOG_FORMATS = ("text", "json", "syslog")
+"""Formats of the log."""
+
 CLIENT_LIMITS = (
     "client_connections",
     "client_connection_rate",
@@ -142,6 +145,8 @@ class Settings:
     pid: str = ""
     log: str = ""
     """A file, or empty for standard error."""
+    log_format: str = "text"
+    """One of LOG_FORMATS."""
     debug: bool = False
     hostname: str = "localhost"
     """The name in the greeting and the EHLO reply."""

@@ -68,6 +68,7 @@ SAMPLES = {
     "drain_timeout": "0",
     "conf": "/dev/null",
     "log": "/var/log/sink.log",
+    "log_format": "json",
     "debug": "yes",
     "dashboard": "[::1]:8026,name=sink.example.com",
     "show_clients": "yes",

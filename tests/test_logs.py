@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import signal
@@ -9,13 +10,14 @@ import stat
 import subprocess
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackhole.process import logs
-from tests.program import as_root, run_python
+from blackhole.process import log_format, logs
+from tests.program import Program, as_root, free_port, run_python
 
-HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} blackhole: test "
+HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d blackhole: test "
 
 
 def script(body: str, path: Path | str = "", **options: object) -> subprocess.CompletedProcess[str]:
@@ -43,14 +45,14 @@ def last_words(text: str) -> list[str]:
 
 @given(st.binary())
 def test_printable_text_is_ascii_and_can_be_decoded_again(data: bytes) -> None:
-    shown = logs.printable(data)
+    shown = log_format.printable(data)
     assert re.fullmatch("[ -~]*", shown)
     assert shown.encode().decode("unicode_escape").encode("latin-1") == data
 
 
 def test_printable_text_keeps_ascii_and_escapes_the_rest() -> None:
-    assert logs.printable(b"MAIL FROM:<ann@example.com>") == "MAIL FROM:<ann@example.com>"
-    assert logs.printable(b"a\r\nb\x1b\xff\\") == r"a\r\nb\x1b\xff\\"
+    assert log_format.printable(b"MAIL FROM:<ann@example.com>") == "MAIL FROM:<ann@example.com>"
+    assert log_format.printable(b"a\r\nb\x1b\xff\\") == r"a\r\nb\x1b\xff\\"
 
 
 # Lines
@@ -69,7 +71,7 @@ def test_message_with_line_breaks_stays_one_line() -> None:
 
 def test_long_message_is_cut() -> None:
     (line,) = log_lines("log.info('x' * 100000)")
-    assert re.fullmatch(HEAD + f"INFO x{{{logs.MAX_MESSAGE}}}... \\(100000 characters\\)", line)
+    assert re.fullmatch(HEAD + f"INFO x{{{log_format.MAX_MESSAGE}}}... \\(100000 characters\\)", line)
 
 
 def test_traceback_is_indented_below_its_line() -> None:
@@ -84,7 +86,7 @@ def test_traceback_is_indented_below_its_line() -> None:
 
 def test_long_traceback_is_cut_at_its_beginning() -> None:
     text = "\n".join(log_lines("try: raise ValueError('x' * 99999)\nexcept ValueError: log.exception('no')"))
-    assert logs.MAX_TRACEBACK < len(text) < logs.MAX_TRACEBACK + 500
+    assert log_format.MAX_TRACEBACK < len(text) < log_format.MAX_TRACEBACK + 500
 
 
 def test_debug_concerns_only_the_loggers_of_blackhole() -> None:
@@ -178,3 +180,120 @@ def test_lines_from_one_place_are_limited_to_twenty_in_ten_seconds() -> None:
     record = line(1)
     assert limit.filter(record)
     assert record.getMessage() == "it is so"
+
+
+# Formats
+
+
+def formatted(log_format: str, body: str) -> list[str]:
+    done = script(body, log_format=log_format, debug=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()
+
+
+FORGED = r"x\n2026-01-01 00:00:00.000+00:00 blackhole: w WARNING client limit: client=192.0.2.1\x1b[J\xff"
+"""What a client sends in order to forge a line."""
+
+EVENT = f"""
+from blackhole.process.log_format import log_event
+fields = {{"client": "192.0.2.9", "helo": "{FORGED}", "size": 5, "tls": None}}
+log_event(log, logging.WARNING, "client limit", fields)
+log.info("%s", "{FORGED}")
+try:
+    raise ValueError("{FORGED}")
+except ValueError:
+    log.exception("it failed")
+"""
+
+
+def test_text_shows_fields_as_logfmt() -> None:
+    event, *_ = formatted("text", EVENT)
+    assert re.match(HEAD + 'WARNING client limit: client=192.0.2.9 helo="x', event)
+    assert event.endswith('" size=5')
+    assert event.count('"') == 2
+
+
+def test_json_is_an_object_on_each_line() -> None:
+    event, message, error = map(json.loads, formatted("json", EVENT))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", event["time"])
+    assert (event["level"], event["process"], event["message"]) == ("WARNING", "test", "client limit")
+    assert (event["client"], event["size"]) == ("192.0.2.9", 5)
+    assert event["helo"].startswith("x\n2026-01-01 ")
+    assert "tls" not in event
+    assert message["message"].startswith(r"x\n2026-01-01 ")
+    assert error["traceback"].endswith("\xff")
+
+
+def test_syslog_lines_are_those_of_rfc_5424() -> None:
+    lines = formatted("syslog", EVENT)
+    head = r"<(\d+)>1 \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d \S+ blackhole \d+ test - "
+    assert [match and match[1] for match in (re.match(head, line) for line in lines)] == ["20", "22", "19"]
+    assert ' - client limit: client=192.0.2.9 helo="x' in lines[0]
+    assert r"it failed Traceback (most recent call last):\n" in lines[2]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json", "syslog"])
+def test_no_client_can_forge_a_line_or_a_control_character(log_format: str) -> None:
+    lines = formatted(log_format, EVENT)
+    assert all(re.fullmatch("[ -~]+", line) for line in lines)
+    if log_format == "text":
+        lines = [line for line in lines if not line.startswith("    ")]
+    assert len(lines) == 3
+
+
+def test_long_fields_are_cut_each_on_its_own() -> None:
+    body = EVENT.replace(FORGED, "y" * 5000)
+    for line in formatted("text", body)[:1] + formatted("json", body)[:1]:
+        assert len(line) < 1000
+        assert "... (5000 characters)" in line
+        assert "size" in line
+
+
+def test_trace_has_its_fields_in_json() -> None:
+    body = """
+from blackhole.process.worker import trace
+class Session:
+    client, connection_id, traced_id = "192.0.2.9", 0x3B21D0F6A4, 0x9E0C55A17B
+trace(Session(), "RECV", b"MAIL FROM:<ann@example.com>\\x00")
+"""
+    (line,) = formatted("json", body)
+    found = json.loads(line)
+    assert {name: found[name] for name in ("message", "client", "connection", "transaction", "line")} == {
+        "message": "RECV",
+        "client": "192.0.2.9",
+        "connection": "3B21D0F6A4",
+        "transaction": "9E0C55A17B",
+        "line": r"MAIL FROM:<ann@example.com>\x00",
+    }
+    (line,) = formatted("text", body)
+    shown = (
+        r"192.0.2.9 connection [3B21D0F6A4] transaction [9E0C55A17B] RECV: MAIL FROM:<ann@example.com>\x00"
+    )
+    assert line.endswith(f"DEBUG {shown}")
+
+
+def test_dropped_lines_are_a_field_of_an_event() -> None:
+    body = """
+import blackhole.process.logs as logs
+from blackhole.process.log_format import log_event
+now = 0.0
+logs.logging.getLogger().handlers[0].addFilter(logs.RateLimitFilter(lambda: now))
+def tell(limited=True): log_event(log, logging.WARNING, "client limit", {"client": "192.0.2.9"}, limited)
+for _ in range(30): tell()
+now = 11.0
+tell()
+for _ in range(30): tell(limited=False)
+"""
+    lines = formatted("json", body)
+    assert len(lines) == 20 + 1 + 30
+    assert [json.loads(line).get("not_logged") for line in lines][19:22] == [None, 10, None]
+
+
+def test_warnings_of_the_start_reach_the_log_file(tmp_path: Path) -> None:
+    log, conf = tmp_path / "log", tmp_path / "conf"
+    conf.write_text(f"host = 127.0.0.1\nport = {free_port()}\nworkers = 1\nssl_ca_certs_dir = /etc\n")
+    with Program(f"--conf={conf}", f"--log={log}", "--log-format=json") as program:
+        lines = map(json.loads, log.read_text().splitlines())
+        (warning,) = (line["message"] for line in lines if line["level"] == "WARNING")
+        assert warning.startswith(f"{conf}:4: ssl_ca_certs_dir: ignored, because")
+        assert f"blackhole: {warning}\n" in program.output()

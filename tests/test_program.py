@@ -967,7 +967,7 @@ def test_internal_error_exits_with_70(debug: bool) -> None:
 
 
 def test_every_action_and_request_of_the_options_is_implemented() -> None:
-    assert main.ACTIONS.keys() | {"explain", "help", "version"} == ACTION_HELP.keys()
+    assert main.ACTIONS.keys() | main.STARTS.keys() | {"explain", "help", "version"} == ACTION_HELP.keys()
     assert main.REQUESTS.keys() == options.REQUEST_FLAGS.keys()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import re
 import select
 import socket
 import stat
@@ -14,53 +13,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from setproctitle import getproctitle
-
+from blackhole.process.log_format import FORMATTERS
 from blackhole.process.safe_open import open_regular
 from blackhole.settings import OperatorError
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE: Final = 500
-"""Characters of a message that are logged; clients decide how long many messages are."""
-
-MAX_TRACEBACK: Final = 8000
-"""Characters of a traceback that are logged, counted from its end, where the exception stands."""
-
 STALL_MILLISECONDS: Final = 1000
 """How long a line waits for the reader of a pipe or a terminal. The next ones then do not wait."""
-
-_ESCAPES: Final = {number: f"\\x{number:02x}" for number in (*range(0x20), *range(0x7F, 0x100))} | {
-    ord(char): escape for char, escape in zip("\t\n\r\\", (r"\t", r"\n", r"\r", r"\\"), strict=True)
-}
-
-_UNPRINTABLE: Final = re.compile(r"[^ -~]")
-
-
-def printable(data: bytes) -> str:
-    r"""Return octets from a client as printable ASCII with escapes.
-
-    >>> print(printable(b"HELO \x1b[2J\\\r\n"))
-    HELO \x1b[2J\\\r\n
-    """
-    return data.decode("latin-1").translate(_ESCAPES)
-
-
-def _one_line(text: str) -> str:
-    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
-
-
-class LineFormatter(logging.Formatter):
-    """Formats a record as time, process title, level, message; a traceback follows on indented lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        text = record.getMessage()
-        if len(text) > MAX_MESSAGE:
-            text = f"{text[:MAX_MESSAGE]}... ({len(text)} characters)"
-        head = f"{stamp}.{int(record.msecs):03d} {getproctitle()} {record.levelname} {_one_line(text)}"
-        trace = self.formatException(record.exc_info)[-MAX_TRACEBACK:] if record.exc_info else ""
-        return "\n    ".join((head, *map(_one_line, trace.splitlines())))
 
 
 class DescriptorHandler(logging.Handler):
@@ -148,7 +108,7 @@ class RateLimitFilter(logging.Filter):
     """Limits the lines that come from one place in the program, as clients can cause thousands a second.
 
     At most LINES pass in a period of SECONDS. The first line after it says how many were dropped.
-    Lines of --debug are not limited.
+    Lines of --debug and of --log_transactions are not limited.
     """
 
     LINES: Final = 20
@@ -161,17 +121,23 @@ class RateLimitFilter(logging.Filter):
         """File and line number of the call -> when its period began, and the lines since then."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno <= logging.DEBUG:
+        if record.levelno <= logging.DEBUG or not getattr(record, "limited", True):
             return True
         place = record.pathname, record.lineno
         now = self._clock()
         began, count = self._periods.get(place, (now, 0))
         if now - began >= self.SECONDS:
             if count > self.LINES:
-                record.msg = f"{record.msg} ({count - self.LINES} more were not logged)"
+                self._tell_dropped(record, count - self.LINES)
             began, count = now, 0
         self._periods[place] = began, count + 1
         return count < self.LINES
+
+    @staticmethod
+    def _tell_dropped(record: logging.LogRecord, dropped: int) -> None:
+        record.msg = f"{record.msg} ({dropped} more were not logged)"
+        if hasattr(record, "fields"):
+            record.fields = {**record.fields, "not_logged": dropped}
 
 
 def limit_repeated_lines() -> None:
@@ -180,7 +146,7 @@ def limit_repeated_lines() -> None:
         handler.addFilter(RateLimitFilter())
 
 
-def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:
+def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None, log_format: str = "text") -> int:
     """Send all logging to a file, or to standard error if `path` is empty; return the descriptor.
 
     The file is given to `owner`, a uid and gid, if this process is root. The master calls this once;
@@ -189,20 +155,21 @@ def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None) -> int:
     Raises OperatorError (EX_CANTCREAT).
     """
     handler = DescriptorHandler(path, owner)
-    handler.setFormatter(LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     # Tornado warns of each connection to the dashboard's port that is not HTTP, as of a port scan.
     logging.getLogger("tornado.general").setLevel(logging.ERROR)
-    set_level(debug)
+    configure(debug, log_format)
     faulthandler.enable(handler.descriptor)
     return handler.descriptor
 
 
-def set_level(debug: bool) -> None:
-    """Set the level of Blackhole's own loggers to DEBUG or INFO."""
+def configure(debug: bool, log_format: str) -> None:
+    """Set the level of Blackhole's own loggers to DEBUG or INFO, and the format of all lines."""
     logging.getLogger("blackhole").setLevel(logging.DEBUG if debug else logging.INFO)
+    for handler in _handlers():
+        handler.setFormatter(FORMATTERS[log_format]())
 
 
 def reopen() -> None:

@@ -28,7 +28,7 @@ from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
 from blackhole.net.server import SMTPServer, listener_address
 from blackhole.process import logs
-from blackhole.process.logs import printable
+from blackhole.process.log_format import printable
 from blackhole.process.plan import ChildContext
 from blackhole.rules.outcomes import OutcomeStore, mark_if_never_retried
 from blackhole.settings import Listener, OperatorError, Settings
@@ -92,13 +92,13 @@ def trace(session: Session, direction: str, line: bytes) -> None:
 
     Blackhole 1.x logged the id of the transaction with --debug.
     """
+    client, shown = session.client or "unknown", printable(line)
+    connection, transaction = f"{session.connection_id:010X}", f"{session.traced_id:010X}"
+    fields = {"client": client, "connection": connection, "transaction": transaction, "line": shown}
     log.debug(
-        "%s connection [%010X] transaction [%010X] %s: %s",
-        session.client or "unknown",
-        session.connection_id,
-        session.traced_id,
-        direction,
-        printable(line),
+        "%s connection [%s] transaction [%s] %s: %s",
+        *(client, connection, transaction, direction, shown),
+        extra={"event": direction, "fields": fields},
     )
 
 
