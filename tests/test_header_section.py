@@ -81,11 +81,11 @@ def test_fields_that_are_wanted_are_kept_however_a_message_arrives(message: byte
 def test_identity_of_a_message_does_not_depend_on_how_it_arrives(message: bytes, size: int) -> None:
     """Except that in pieces, a Message-ID behind a line that is no field is not seen."""
     whole, name = message_identity(message), message_identity(collected(message, size))
-    assert name == whole or (whole[1] and any(map(is_no_field, message.splitlines())))
+    assert name == whole or (whole[1] and any(map(is_no_field, message.split(b"\n"))))
 
 
 def is_no_field(line: bytes) -> bool:
-    return bool(line) and b":" not in line and line[:1] not in (b" ", b"\t")
+    return line not in (b"", b"\r") and b":" not in line and line[:1] not in (b" ", b"\t")
 
 
 def test_at_most_so_many_lines_are_fields() -> None:
@@ -134,18 +134,26 @@ def test_sessions_with_rules_that_refuse_keep_little_of_a_header_section() -> No
     """They know a message again, and obey its directives."""
     environment = RuleEnvironment(outcome_store=AttemptTable(sets=1))
     engine = make_engine(mode="random", environment=environment)
-    sessions = [engine.session() for _ in range(20)]
     line = b"X-Filler: " + b"x" * 60 + b"\r\n"
-    tracemalloc.start()
-    try:
+    grown = []
+    for _ in range(2):  # what the first round allocates may belong to all sessions
+        sessions = [engine.session() for _ in range(20)]
         for session in sessions:
             session.greet()
             session.receive(b"DATA\r\n")
-        before = tracemalloc.get_traced_memory()[0]
-        for session in sessions:
-            session.receive(b"Message-ID: <1@a.example>\r\n" + line * 400)
-            session.receive(line * 400)
-        grown = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert grown / len(sessions) < 2048
+        tracemalloc.start()
+        try:
+            for session in sessions:
+                session.receive(b"Message-ID: <1@a.example>\r\n" + line * 400)
+                session.receive(line * 400)
+            grown.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert grown[1] / 20 < 2048
+
+
+def test_end_of_a_message_may_be_the_middle_of_its_header_section() -> None:
+    """Where 64 KiB of it have come, or a line that is no field."""
+    message = (b"To: ".ljust(98, b"x") + b"\r\n") * (MAX_HEADER // 100) + b"Subject: " + b"y" * 100
+    assert collected(message, 1000) == b"Subject: ".ljust(MAX_HEADER % 100, b"y") + b"\r\n\r\n"
+    assert collected(b"Subject: x\r\nno field\r\nmore", 5) == b"Subject: x\r\n-\r\n\r\n"
