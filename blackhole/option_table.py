@@ -226,6 +226,13 @@ OPTIONS: Final = (
     Option("show_clients", values.switch, "no", "", "Dashboard",
            "keep the addresses of clients and show what each did",
            "They appear on the dashboard, in /stats.json, and in the output of status and report."),
+    Option("fleet", values.fleet, "off", "off|URL", "Fleet",
+           "the Redis server by which several machines are one sink",
+           "They add their figures up in it. A URL is written as for attempt_store, of which it is then the "
+           "default. "
+           "A password is safer in a conf file or in the environment than on a command line."),
+    Option("fleet_name", values.fleet_name, "blackhole", "NAME", "Fleet",
+           "name of the fleet, where a Redis server has several"),
     Option("progress", values.switch, "no", "", "Reports",
            "in the foreground, print the current rates once a second to stderr"),
     Option("format", values.one_of(("text", "json", "junit")), "text", "text|json|junit", "Reports",

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import Any, Final, NamedTuple, NoReturn
 
 from blackhole import conf_file, values
 from blackhole.action_table import ACTION_HELP
 from blackhole.hostname import own_hostname
 from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, RENAMED, Option, flag, variable
-from blackhole.settings import ACCELERATORS, Listener, OperatorError, Settings
+from blackhole.settings import ACCELERATORS, Listener, OperatorError, RedisSettings, Settings
 from blackhole.values import did_you_mean, shown, without_password
 
 EXPLAIN_OPTIONS: Final = {
@@ -117,8 +117,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     given = _from_environment(environ, warnings) | _from_command_line(arguments)
     if conf := given.get("conf"):
         of_file = _from_conf_file(conf)
-        store = of_file.get("attempt_store")
-        if store is not None and store.value.password and conf_file.is_exposed(conf.value):
+        stores = [of_file[name].value for name in ("attempt_store", "fleet") if name in of_file]
+        if any(store.password for store in stores) and conf_file.is_exposed(conf.value):
             warnings.append(f"{conf.value}: every user can read the password in it; chmod o-r {conf.value}")
         given = of_file | given
     for name, found in given.items():
@@ -320,6 +320,7 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
         found["log"] = found["log"] or _default_file(environ, *_LOG_FILE)
     texts = {name: values.value_text(value) for name, value in found.items()}
     _check_tls(found, given, warnings)
+    _check_fleet(found, given)
     listeners, unused = _listeners(found, given)
     origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")
     origins |= {name: one.origin for name, one in given.items()}
@@ -368,6 +369,14 @@ def _check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -
         warnings += (f"{where}: no effect without ssl_cert" for where in without_effect)
     if found["auth"] != "off" and not (found["ssl_cert"] or found["auth_plaintext"]):
         warnings.append(f"{given['auth'].where}: no effect without ssl_cert or auth_plaintext")
+
+
+def _check_fleet(found: dict[str, Any], given: GivenValues) -> None:
+    """Let the attempts of a fleet be in its store. Raises OperatorError for a fleet without a dashboard."""
+    if found["fleet"].host and not found["dashboard"].host:
+        raise given["fleet"].error("the figures are written by the dashboard's process; set dashboard too")
+    if found["fleet"].host and "attempt_store" not in given:
+        found["attempt_store"] = RedisSettings(*astuple(found["fleet"]))
 
 
 def _listeners(found: Mapping[str, Any], given: GivenValues) -> tuple[tuple[Listener, ...], set[str]]:

@@ -285,7 +285,9 @@ class Service:
         control = ScenarioControl(
             settings, wanted.scenario.scenario, self._profiles, shared.control, shared.counters
         )
-        dashboard = Dashboard(settings, shared.counters, self._history, self._page, child, control)
+        dashboard = Dashboard(
+            settings, shared.counters, self._history, self._page, child, control, shared.machine_id
+        )
         self._drop_privileges(settings)
         dashboard.run(wanted.dashboard_sockets)
 

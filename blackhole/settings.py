@@ -98,10 +98,10 @@ class DashboardAddress:
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
-    """The Redis server in which several machines remember delivery attempts together."""
+    """A Redis server that several machines share."""
 
     host: str = ""
-    """Empty: no server, each machine remembers its own."""
+    """Empty: no server, each machine is on its own."""
     port: int = 6379
     db: int = 0
     user: str = ""
@@ -127,6 +127,14 @@ class RedisSettings:
             if (value := getattr(self, name)) != getattr(default, name)
         )
         return f"redis{'s' * self.tls}://{user}{host}:{self.port}/{self.db}{query and '?'}{query}"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetServer(RedisSettings):
+    """The Redis server of a fleet; without a host, there is no fleet."""
+
+    def __str__(self) -> str:
+        return RedisSettings.__str__(self) if self.host else "off"
 
 
 ACCELERATORS = frozenset(("fast_path", "direct", "selector"))
@@ -167,6 +175,8 @@ class Settings:
     scenario: tuple[str, ...] = ()
     """Absolute paths of files, and `profile:NAME`."""
     attempt_store: RedisSettings = RedisSettings()
+    fleet: FleetServer = FleetServer()
+    fleet_name: str = "blackhole"
     timeout: float = 300.0
     """Seconds to wait for a command or for more of a message (RFC 5321 section 4.5.3.2.7)."""
     drain_timeout: float = 30.0

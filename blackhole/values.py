@@ -10,10 +10,11 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple
 from typing import Any, Final
 
 from blackhole import addresses, processors
-from blackhole.settings import MODES, DashboardAddress, Delay, Listener, RedisSettings
+from blackhole.settings import MODES, DashboardAddress, Delay, FleetServer, Listener, RedisSettings
 
 MAX_REPEATED: Final = 60
 """Characters of a wrong value that an error message repeats."""
@@ -324,14 +325,29 @@ _KEY_PREFIX: Final = re.compile("[!-~]{1,64}")
 
 
 def attempt_store(text: str) -> RedisSettings:
-    """Read `local`, or the URL of a Redis server.
+    """Read `local`, or the URL of a Redis server."""
+    return RedisSettings() if text.lower() in ("", "local") else _redis(text, "local")
 
-    No error repeats the URL: there may be a password in it.
-    """
+
+def fleet(text: str) -> FleetServer:
+    """Read `off`, or the URL of a Redis server."""
+    return FleetServer() if SWITCH.get(text.lower()) is False else FleetServer(*astuple(_redis(text, "off")))
+
+
+FLEET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def fleet_name(text: str) -> str:
+    """Read the name of a fleet."""
+    if not FLEET_NAME.fullmatch(text):
+        raise expected("up to 64 letters, digits, dots, hyphens and underscores", text)
+    return text
+
+
+def _redis(text: str, otherwise: str) -> RedisSettings:
+    """Read the URL of a Redis server. No error repeats it: there may be a password in it."""
     from urllib.parse import parse_qsl, unquote, urlsplit
 
-    if text.lower() in ("", "local"):
-        return RedisSettings()
     default = RedisSettings()
     try:
         url = urlsplit(text)
@@ -342,7 +358,7 @@ def attempt_store(text: str) -> RedisSettings:
         if url.fragment:
             raise ValueError
     except (ValueError, KeyError):
-        raise ValueError("expected local, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]") from None
+        raise ValueError(f"expected {otherwise}, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]") from None
     return RedisSettings(
         server_host,
         server_port,

@@ -72,6 +72,8 @@ SAMPLES = {
     "debug": "yes",
     "dashboard": "[::1]:8026,name=sink.example.com",
     "show_clients": "yes",
+    "fleet": "redis://192.0.2.9:6379/1",
+    "fleet_name": "north",
     "progress": "yes",
     "format": "junit",
     "json": "yes",

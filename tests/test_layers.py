@@ -23,6 +23,7 @@ FOLDERS = (
     "main",
     "service",
     "web",
+    "fleet",
     "process",
     "net",
     "metrics",

@@ -96,6 +96,8 @@ class Configuration:
             yield f"dashboard on {self._dashboard_url()}"
         if self.settings.attempt_store.host:
             yield f"attempts are stored in {self.settings.attempt_store}"
+        if self.settings.fleet.host:
+            yield f"in the fleet {self.settings.fleet_name} of {self.settings.fleet}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -143,8 +145,9 @@ def read(settings: Settings, warn: Warn) -> Inputs:
             f"max_connections is {connections} instead of {settings.max_connections}:"
             f" a worker may open only {files} files; raise the limit (ulimit -n, LimitNOFILE)"
         )
-    if settings.attempt_store.ca:
-        _read_pem(settings.attempt_store.ca)  # workers open it by its name
+    for store in (settings.attempt_store, settings.fleet):
+        if store.ca:
+            _read_pem(store.ca)  # children open it by its name
     sources = tuple(map(scenario.read_source, settings.scenario))
     names = scenario.certificate_names(scenario.parse_sources(sources))
     passwords = None
@@ -188,7 +191,7 @@ def _tls_context(settings: Settings, pem: Mapping[str, bytes]) -> ssl.SSLContext
 def make(inputs: Inputs) -> Configuration:
     """Return the configuration that was read, without sockets. Raises OperatorError."""
     settings = inputs.settings
-    if settings.attempt_store.host:
+    if settings.attempt_store.host or settings.fleet.host:
         redis_client.redis_errors()
     if any(listener.proxy for listener in settings.listeners):
         proxy.make_parser()

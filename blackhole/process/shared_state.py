@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from blackhole.metrics.counters import Counters
@@ -27,6 +28,8 @@ class SharedState:
         self.control = ControlChannel()
         self.facts = ServerFacts()
         """What other processes may know of the server."""
+        self.machine_id = f"{os.uname().nodename}:{os.urandom(6).hex()}"
+        """Names this start of the server in a fleet: no other start has the same."""
         self._clients: ClientTable | None = None
         self._attempts: AttemptTable | None = None
         self._outcomes: OutcomeTable | None = None

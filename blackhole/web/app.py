@@ -42,8 +42,8 @@ ROUTES: Final = (
     Route("/", StaticHandler, ("files",)),
     Route("/static/([A-Za-z.]+)", StaticHandler, ("files",)),
     Route("/events", EventsHandler, ("events",)),
-    Route("/stats.json", StatsHandler, ("stats",)),
-    Route("/metrics", MetricsHandler, ("stats",)),
+    Route("/stats.json", StatsHandler, ("stats", "fleet")),
+    Route("/metrics", MetricsHandler, ("stats", "fleet")),
     Route("/healthz", HealthHandler),
     Route("/readyz", ReadyHandler, ("stats",)),
     Route("/wait", WaitHandler, ("stats", "waiting")),
@@ -52,7 +52,7 @@ ROUTES: Final = (
     Route(f"/runs/({RUN_NAME})/stop", StopRunHandler, ("stats",)),
     Route("/scenario", ScenarioHandler, ("control",)),
     Route("/next", NextRulesHandler, ("control",)),
-    Route("/report", ReportHandler, ("stats",)),
+    Route("/report", ReportHandler, ("stats", "fleet")),
     Route(f"/runs/({RUN_NAME})/report", ReportHandler, ("stats",)),
 )
 """Every path there is."""

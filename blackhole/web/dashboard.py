@@ -16,6 +16,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from blackhole.fleet.member import FleetMember
+from blackhole.fleet.store import FleetStore
 from blackhole.metrics.counters import Counters
 from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.plan import ChildContext
@@ -44,12 +46,19 @@ class Dashboard:
         files: Mapping[str, StaticFile],
         context: ChildContext,
         control: ScenarioControl,
+        machine: str,
     ) -> None:
+        """`machine` is the id of this server in a fleet."""
         self._stats: Final = StatsView(settings, counters, history, control.state)
         self._control: Final = control
         self._files: Final = files
         self._hosts: Final = AllowedHosts(settings)
         self._counters, self._context = counters, context
+        self._settings: Final = settings
+        self._fleet: FleetMember | None = None
+        if settings.fleet.host:
+            store = FleetStore(settings.fleet, settings.fleet_name)
+            self._fleet = FleetMember(store, machine, counters.snapshot, self._stats.machine)
 
     def run(self, sockets: Sequence[socket.socket]) -> None:
         """Serve until a signal or the end of the master."""
@@ -77,6 +86,7 @@ class Dashboard:
                 "control": self._control,
                 "events": self._events,
                 "waiting": set(),
+                "fleet": self._fleet,
             }
         )
         server = self._server = make_server(application)
@@ -84,8 +94,12 @@ class Dashboard:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         server.add_sockets(sockets)
         self._sample(2)
+        writing = None if self._fleet is None else asyncio.create_task(self._fleet.run())
         await stop.wait()
         server.stop()
+        if self._fleet is not None and writing is not None:
+            writing.cancel()
+            await self._fleet.leave(self._settings.drain_timeout)
 
     def _sample(self, pause: int = 1) -> None:
         """Sample the counters, and again `pause` seconds later, on the full second.

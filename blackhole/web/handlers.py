@@ -11,7 +11,7 @@ from blackhole.metrics import report
 from blackhole.web import prometheus
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.history import MAX_RUNS, Run
-from blackhole.web.stats_view import StatsView
+from blackhole.web.scope import ScopedHandler, fleet_figures
 
 MAX_WAITING: Final = 64
 """Requests to /wait at the same time."""
@@ -42,10 +42,8 @@ class HealthHandler(BaseHandler):
     head = get
 
 
-class StatsBaseHandler(BaseHandler):
-    """The base of the handlers that use the figures."""
-
-    stats: StatsView
+class StatsBaseHandler(ScopedHandler):
+    """The base of the handlers that use the figures and the runs."""
 
     def find_run(self, name: str) -> Run:
         """Return the run of that name. Raises APIError if there is none."""
@@ -70,7 +68,12 @@ class ReadyHandler(StatsBaseHandler):
 class StatsHandler(StatsBaseHandler):
     """GET /stats.json, with ?history=1 also the past."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
+        if self.is_of_fleet:
+            view = await self.fleet_view()
+            assert self.fleet is not None
+            self.write_json(fleet_figures(view, self.fleet.store.name))
+            return
         stats = self.stats
         figures = stats.current(stats.snapshot()) | {"rules": stats.violation_rules()}
         if self.get_query_argument("history", "0") in ("0", "no", "false", ""):
@@ -82,9 +85,10 @@ class StatsHandler(StatsBaseHandler):
 class MetricsHandler(StatsBaseHandler):
     """GET /metrics, for Prometheus."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         accept = self.request.headers.get("Accept", "")
-        content_type, text = prometheus.text(self.stats.snapshot(), self.stats.cpu_seconds(), accept)
+        cpu = {} if self.is_of_fleet else self.stats.cpu_seconds()
+        content_type, text = prometheus.text(await self.scoped_snapshot(), cpu, accept)
         self.set_header("Content-Type", content_type)
         self.write(text)
 
@@ -177,11 +181,11 @@ class StopRunHandler(StatsBaseHandler):
 class ReportHandler(StatsBaseHandler):
     """GET /report and GET /runs/NAME/report: what senders did wrong, since the start or in a run."""
 
-    def get(self, name: str = "") -> None:
+    async def get(self, name: str = "") -> None:
         wanted = self.get_query_argument("format", "text")
         if wanted not in REPORT_TYPES:
             raise APIError(HTTPStatus.BAD_REQUEST, f"format: expected one of {', '.join(REPORT_TYPES)}.")
-        now = self.stats.snapshot()
+        now = await self.scoped_snapshot()
         snapshot = self.stats.between(self.find_run(name), now) if name else now
         self.set_header("Content-Type", REPORT_TYPES[wanted])
         self.write(report.FORMATS[wanted](snapshot))

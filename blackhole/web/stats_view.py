@@ -28,6 +28,9 @@ LOAD_SECONDS: Final = 5
 RATE_SECONDS: Final = (1, 10, 60)
 """The times over which rates are averaged."""
 
+MACHINE_RATE_SECONDS: Final = 10
+"""The time over which the rate of a machine is averaged that a fleet shows."""
+
 BREAKDOWN: Final = {"sink": "service_seconds", "client": "client_think_seconds", "delay": "delay_seconds"}
 """Part of the time of a connection -> the histogram that measures it."""
 
@@ -136,6 +139,24 @@ class StatsView:
             "mean": run.connection_time / SECOND / seconds if seconds else 0.0,
         }
         return report
+
+    # A fleet
+
+    def machine(self) -> dict[str, Any]:
+        """Return what the other machines of a fleet are shown of this one."""
+        snapshot = self.recent()
+        last = sample_of(self.last_sample())
+        return {
+            "name": self._settings.hostname,
+            "version": __version__,
+            "scenario": self._scenario()["name"],
+            "up": snapshot.seconds,
+            "messages": sum(snapshot.messages.values()),
+            "rate": self.history.rate(last, MACHINE_RATE_SECONDS),
+            "open": snapshot.open,
+            "load": max(self._loads().values(), default=0.0),
+            "workers": snapshot.cells[CELL_INDEX["accepting"]],
+        }
 
     # /stats.json and /events
 

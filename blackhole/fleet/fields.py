@@ -1,0 +1,106 @@
+"""The counters of a machine by name, as the fleet's store keeps them.
+
+Machines of different versions have different layouts of their counters. Names mean the same in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Final
+
+from blackhole.metrics.layout import (
+    CELL_INDEX,
+    CELLS,
+    CODES_PER_PHASE,
+    FIRST_CODE,
+    HISTOGRAM_INDEX,
+    HISTOGRAMS,
+    LISTENERS_START,
+    MAX_LISTENERS,
+    MAX_RULE_NAMES,
+    OTHERS,
+    OUTCOMES_START,
+    ROW_CELLS,
+    RULE_HITS_START,
+    VIOLATIONS_START,
+)
+from blackhole.metrics.snapshot import ProcessStatus, Snapshot
+from blackhole.rules.outcomes import EVENTS
+from blackhole.smtp.state import PHASES
+from blackhole.smtp.violations import VIOLATIONS
+
+LISTENER: Final = "listener "
+RULE: Final = "rule "
+"""What the field of a listener, or of a rule, begins with; its name follows."""
+
+
+def _fixed_fields() -> Iterator[tuple[str, int]]:
+    """Yield the field of each counter that every machine has, and its cell."""
+    for number, phase in enumerate(PHASES):
+        for code in range(CODES_PER_PHASE):
+            yield f"reply {phase} {code + FIRST_CODE}", number * CODES_PER_PHASE + code
+    for cell, violation in enumerate(VIOLATIONS, VIOLATIONS_START):
+        yield f"violation {violation.name}", cell
+    for cell, event in enumerate(EVENTS, OUTCOMES_START):
+        yield f"outcome {event.name}", cell
+    for row in CELLS:
+        if not row.gauge:
+            yield f"counter {row.name}", CELL_INDEX[row.name]
+    for histogram in HISTOGRAMS:
+        start = HISTOGRAM_INDEX[histogram.name]
+        for bucket in range(histogram.buckets):
+            yield f"histogram {histogram.name} {bucket}", start + bucket
+        yield f"histogram {histogram.name} sum", start + histogram.buckets
+
+
+FIXED_FIELDS: Final = dict(_fixed_fields())
+"""Field -> cell, of all counters but those of listeners and rules."""
+
+
+def fields(snapshot: Snapshot) -> dict[str, int]:
+    """Return the counters that are not zero, by field."""
+    cells = snapshot.cells
+    found = {name: cells[cell] for name, cell in FIXED_FIELDS.items()}
+    found |= {LISTENER + name: count for name, count in snapshot.connections.items()}
+    found |= {RULE + name: count for name, count in snapshot.rule_hits.items()}
+    return {name: count for name, count in found.items() if count}
+
+
+def snapshot(
+    found: Mapping[str, int], at: float, started: float, processes: tuple[ProcessStatus, ...], workers: int
+) -> Snapshot:
+    """Return counters as a snapshot. `at` is in seconds since `started`, which is in seconds since 1970.
+
+    `processes` has the machines in place of processes, and `workers` is the number of their workers.
+
+    Fields that this version does not know are left out. Listeners and rules that are too many are added up
+    under one name.
+    """
+    cells = [0] * ROW_CELLS
+    for name in found.keys() & FIXED_FIELDS.keys():
+        cells[FIXED_FIELDS[name]] = found[name]
+    cells[CELL_INDEX["accepting"]] = workers
+    listeners = _named(found, LISTENER, MAX_LISTENERS)
+    rules = _named(found, RULE, MAX_RULE_NAMES)
+    cells[LISTENERS_START : LISTENERS_START + len(listeners)] = listeners.values()
+    cells[RULE_HITS_START : RULE_HITS_START + len(rules)] = rules.values()
+    return Snapshot(
+        at=at,
+        started=started,
+        listeners=tuple(listeners),
+        processes=processes,
+        rule_counters={name: RULE_HITS_START + number for number, name in enumerate(rules)},
+        cells=tuple(cells),
+    )
+
+
+def _named(found: Mapping[str, int], kind: str, most: int) -> dict[str, int]:
+    """Return the counts of one kind by name, the largest ones apart if there are more than `most`."""
+    counts = {name.removeprefix(kind): count for name, count in found.items() if name.startswith(kind)}
+    if len(counts) <= most:
+        return dict(sorted(counts.items()))
+    rest = counts.pop(OTHERS, 0)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    largest = dict(sorted(islice(ranked, most - 1)))
+    return largest | {OTHERS: rest + sum(count for _, count in ranked[most - 1 :])}

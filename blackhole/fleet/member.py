@@ -1,0 +1,242 @@
+"""A machine of a fleet: writes its figures once a second, and reads those of the fleet when it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from blackhole import __version__
+from blackhole.fleet import fields
+from blackhole.fleet.script import LIVE_SECONDS
+from blackhole.fleet.store import FleetStore, StoreError, Total, Written
+from blackhole.metrics.snapshot import ProcessStatus, Snapshot
+
+log = logging.getLogger(__name__)
+
+RETRY_DELAYS: Final = (1.0, 2.0, 4.0, 5.0)
+"""Seconds to the next write, by the number of writes that failed."""
+
+FLEET_WARNING_INTERVAL: Final = 60.0
+"""Seconds between two warnings that the store does not answer."""
+
+MAX_COPIES: Final = 1000
+"""Machines that are gone and of which a copy of their counters is kept."""
+
+READ_AGE: Final = 0.5
+"""Seconds for which the figures of the fleet are read once for all who ask."""
+
+MAX_SUMMARY: Final = 2048
+"""Octets of what is shown of a machine."""
+
+
+MAX_TEXT: Final = 100
+"""Characters of each text in it."""
+
+LEAVE_INTERVAL: Final = 0.1
+"""Seconds after which a machine that leaves looks again whether its workers have ended."""
+
+
+class Machine(NamedTuple):
+    """A machine of the fleet, as it last wrote of itself."""
+
+    id: str
+    name: str
+    version: str
+    scenario: str
+    age: float
+    """Seconds since its last write."""
+    alive: bool
+    up: float
+    """Seconds since it was started."""
+    messages: int
+    rate: float
+    """Messages per second."""
+    open: int
+    load: float
+    """The share of one processor that its busiest worker used."""
+    workers: int
+
+
+class FleetView(NamedTuple):
+    """The fleet at one moment."""
+
+    snapshot: Snapshot
+    """The sum of all counters. Its processes are the machines that are alive."""
+    machines: tuple[Machine, ...]
+
+
+class FleetMember:
+    """This machine. `figures` returns its counters, and `summary` what is shown of it beside them."""
+
+    def __init__(
+        self,
+        store: FleetStore,
+        machine: str,
+        figures: Callable[[], Snapshot],
+        summary: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self.store: Final = store
+        self.machine: Final = machine
+        self._figures, self._summary = figures, summary
+        self._epoch = ""
+        self._written: dict[str, int] = {}
+        """The counters that the store is known to have."""
+        self._alive = 0
+        """The number of machines that are alive."""
+        self._failures = 0
+        """Writes that failed since the last that did not."""
+        self._warned = float("-inf")
+        self._copies: Final[dict[str, Mapping[str, int]]] = {}
+        """Counters of machines that are gone: Redis may lose them, and they will not write again."""
+        self._reading: Final = asyncio.Lock()
+        self._view: tuple[float, FleetView] | None = None
+        """When it was read, and the fleet as it was then."""
+        self._known_versions: Final[set[str]] = {__version__}
+
+    @property
+    def available(self) -> bool:
+        """Whether the store took the last write."""
+        return bool(self._epoch) and not self._failures
+
+    async def run(self) -> None:
+        """Write once a second, for ever."""
+        while True:
+            alive = self._alive
+            if await self.write() and self._alive < alive:
+                await self._copy_machines_that_are_gone()
+            await asyncio.sleep(self._delay() if self._failures else 1 - time.time() % 1)
+
+    def _delay(self) -> float:
+        return RETRY_DELAYS[min(self._failures, len(RETRY_DELAYS)) - 1]
+
+    async def write(self, age: float = 0) -> bool:
+        """Write what has changed; return whether the store has taken it.
+
+        `age` is the time in seconds since this machine was alive.
+        """
+        current = fields.fields(self._figures())
+        changed = {name: count for name, count in current.items() if self._written.get(name) != count}
+        try:
+            written = await self._write(changed, age)
+            if self._epoch not in ("", written.epoch):
+                # The store is another one, or has lost what it had.
+                await self._write(current, age)
+                for machine, counters in self._copies.items():
+                    await self.store.write(machine, counters, "")
+        except StoreError as error:
+            self._failures += 1
+            self._warn(error)
+            return False
+        if self._failures:
+            log.info("fleet: %s answers again", self.store.settings)
+        self._epoch, self._alive = written.epoch, written.alive
+        self._written, self._failures = current, 0
+        return True
+
+    async def _write(self, changed: Mapping[str, int], age: float) -> Written:
+        summary = json.dumps(self._summary(), separators=(",", ":"))
+        return await self.store.write(self.machine, changed, summary, age)
+
+    def _warn(self, error: Exception) -> None:
+        """Log that the store does not answer, at most once a minute."""
+        if time.monotonic() - self._warned >= FLEET_WARNING_INTERVAL:
+            self._warned = time.monotonic()
+            log.warning(
+                "fleet: %s: %.200a; figures are written again when it answers",
+                self.store.settings,
+                str(error),
+            )
+
+    async def _copy_machines_that_are_gone(self) -> None:
+        """Keep the counters of machines that no longer write, in case the store loses them."""
+        try:
+            now = await self.store.now()
+            for machine, (seen, _) in (await self.store.machines()).items():
+                if now - seen < LIVE_SECONDS:
+                    self._copies.pop(machine, None)
+                elif machine not in self._copies and len(self._copies) < MAX_COPIES:
+                    self._copies[machine] = await self.store.figures(machine)
+        except StoreError:
+            pass  # the next write says so
+
+    async def leave(self, timeout: float) -> None:
+        """Write the figures once all workers have ended, or after `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while self._has_workers() and time.monotonic() < until:
+            await asyncio.sleep(LEAVE_INTERVAL)
+        await self.write(LIVE_SECONDS)
+        await self.store.close()
+
+    def _has_workers(self) -> bool:
+        """Return whether a process of the server is left that counts."""
+        return any(
+            process.pid != os.getpid() and is_alive(process.pid) for process in self._figures().processes
+        )
+
+    async def view(self) -> FleetView:
+        """Return the fleet as it was at most READ_AGE ago. Raises StoreError."""
+        async with self._reading:
+            if self._view is None or time.monotonic() - self._view[0] >= READ_AGE:
+                total = await self.store.total()
+                now, machines = await self.store.now(), await self.store.machines()
+                found = (parse_machine(name, now - at, text) for name, (at, text) in machines.items())
+                view = make_view(total, now, tuple(machine for machine in found if machine is not None))
+                self._tell_of_versions(view.machines)
+                self._view = time.monotonic(), view
+            return self._view[1]
+
+    def _tell_of_versions(self, machines: tuple[Machine, ...]) -> None:
+        for machine in machines:
+            if machine.alive and machine.version not in self._known_versions:
+                self._known_versions.add(machine.version)
+                log.warning("fleet: %s runs version %s, and this machine %s", *machine[1:3], __version__)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether there is a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def make_view(total: Total, now: float, machines: tuple[Machine, ...]) -> FleetView:
+    """Return what is known of a fleet at a time by the store's clock."""
+    processes = tuple(
+        ProcessStatus(machine.name, 0, machine.age, machine.open, machine.load)
+        for machine in machines
+        if machine.alive
+    )
+    workers = sum(machine.workers for machine in machines if machine.alive)
+    counters = fields.snapshot(total.fields, max(0.0, now - total.began), total.began, processes, workers)
+    return FleetView(counters, tuple(sorted(machines, key=lambda machine: (machine.name, machine.id))))
+
+
+def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:
+    """Return a machine as it wrote of itself; None for anything else: what is stored is input like any."""
+    try:
+        found = json.loads(text[:MAX_SUMMARY])
+        return Machine(
+            machine,
+            str(found["name"])[:MAX_TEXT],
+            str(found["version"])[:MAX_TEXT],
+            str(found["scenario"])[:MAX_TEXT],
+            max(0.0, age),
+            age < LIVE_SECONDS,
+            float(found["up"]),
+            int(found["messages"]),
+            float(found["rate"]),
+            int(found["open"]),
+            float(found["load"]),
+            int(found["workers"]),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None

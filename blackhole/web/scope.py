@@ -1,0 +1,59 @@
+"""The scope of a request for figures: this machine, or the fleet that it belongs to."""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from typing import Any, Final
+
+from blackhole import __version__
+from blackhole.fleet.member import FleetMember, FleetView
+from blackhole.fleet.store import StoreError
+from blackhole.metrics.snapshot import Snapshot
+from blackhole.web.base_handler import APIError, BaseHandler
+from blackhole.web.stats_view import StatsView
+
+SCOPES: Final = ("machine", "fleet")
+"""Values of the parameter `scope`; the first is the default."""
+
+
+class ScopedHandler(BaseHandler):
+    """The base of the handlers that use the figures."""
+
+    stats: StatsView
+    fleet: FleetMember | None = None
+
+    @property
+    def is_of_fleet(self) -> bool:
+        """Whether the fleet is asked for. Raises APIError for an unknown scope."""
+        scope = self.get_query_argument("scope", SCOPES[0])
+        if scope not in SCOPES:
+            raise APIError(HTTPStatus.BAD_REQUEST, f"scope: expected {' or '.join(SCOPES)}.")
+        return scope == "fleet"
+
+    async def fleet_view(self) -> FleetView:
+        """Return the figures of the fleet. Raises APIError if there are none."""
+        if self.fleet is None:
+            raise APIError(HTTPStatus.NOT_FOUND, "This server is in no fleet; start it with --fleet.")
+        try:
+            return await self.fleet.view()
+        except StoreError:
+            raise APIError(
+                HTTPStatus.SERVICE_UNAVAILABLE, "The store of the fleet does not answer; try later."
+            ) from None
+
+    async def scoped_snapshot(self) -> Snapshot:
+        """Return the counters of this machine, or those of the fleet if they are asked for."""
+        return (await self.fleet_view()).snapshot if self.is_of_fleet else self.stats.snapshot()
+
+
+def fleet_figures(view: FleetView, name: str) -> dict[str, Any]:
+    """Return all figures of a fleet, for JSON."""
+    return {
+        "version": __version__,
+        "time": time.time(),
+        "fleet": name,
+        **view.snapshot.as_dict(),
+        "workers": sum(machine.workers for machine in view.machines if machine.alive),
+        "machines": [machine._asdict() for machine in view.machines],
+    }

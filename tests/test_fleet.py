@@ -1,0 +1,166 @@
+"""Several machines that are one sink, with a real Redis server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from blackhole import options, values
+from blackhole.fleet.member import parse_machine
+from blackhole.fleet.store import FleetStore, StoreError
+from blackhole.settings import OperatorError
+from tests.http_api import Sink, ask, send
+from tests.program import free_port, run, wait_for
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+def fleet_option(redis: RedisServer) -> str:
+    return f"--fleet=redis://127.0.0.1:{redis.port}/0"
+
+
+def fleet(sink: Sink) -> Any:
+    """Return the figures of the fleet as a machine tells them, or None while it cannot."""
+    answer = ask(sink.http, "/stats.json?scope=fleet")
+    return answer.json if answer.status == 200 else None
+
+
+def messages(sink: Sink) -> int:
+    found = fleet(sink)
+    return sum(found["messages"].values()) if found else -1
+
+
+def test_the_figures_of_all_machines_are_added_up(redis: RedisServer) -> None:
+    with Sink(fleet_option(redis), "--hostname=one.test") as one, Sink(fleet_option(redis)) as two:
+        for sink in one, two:
+            sink.dashboard()
+        send(one.port, 5)
+        send(two.port, 7)
+        wait_for(lambda: messages(one) == 12, "both machines have written")
+        found = fleet(two)
+        assert found["recipients"] == 24
+        assert found["connections"]["by_listener"] == {f"127.0.0.1:{sink.port}": 1 for sink in (one, two)}
+        assert sorted(machine["messages"] for machine in found["machines"]) == [5, 7]
+        assert "one.test" in {machine["name"] for machine in found["machines"]}
+        assert found["workers"] == sum(machine["workers"] for machine in found["machines"]) > 0
+        metrics = ask(one.http, "/metrics?scope=fleet").body.decode()
+        assert re.search(r'^blackhole_messages_total\{outcome="accepted"\} 12\.0$', metrics, re.MULTILINE)
+        assert ask(two.http, "/report?scope=fleet").body.startswith(b"12 messages (12 accepted")
+        assert figures_of_this_machine(one) == 5
+
+
+def figures_of_this_machine(sink: Sink) -> int:
+    return int(ask(sink.http, "/stats.json").json["messages"]["accepted"])
+
+
+def test_a_machine_that_stops_writes_its_last_message(redis: RedisServer) -> None:
+    with Sink(fleet_option(redis)) as one, Sink(fleet_option(redis)) as two:
+        for sink in one, two:
+            sink.dashboard()
+        send(one.port, 3)
+        assert one.stop() == 0
+        wait_for(lambda: messages(two) == 3, "the last write of the machine that stopped")
+        wait_for(lambda: sum(machine["alive"] for machine in fleet(two)["machines"]) == 1, "it is gone")
+        two.dashboard()
+        send(two.port, 2)
+        wait_for(lambda: messages(two) == 5, "the other goes on")
+
+
+def test_a_store_that_loses_everything_gets_it_again(redis: RedisServer) -> None:
+    """Also the figures of a machine that is gone, from one that is not."""
+    with ExitStack() as stack:
+        one, two, three = (stack.enter_context(Sink(fleet_option(redis))) for _ in range(3))
+        for number, sink in enumerate((one, two, three), 1):
+            sink.dashboard()
+            send(sink.port, number)
+        wait_for(lambda: messages(three) == 6, "all have written")
+        one.stop()
+        wait_for(lambda: sum(machine["alive"] for machine in fleet(two)["machines"]) == 2, "one is gone")
+        # The others have copied its figures once they have written after its end.
+        before = fleet(two)["seconds"]
+        wait_for(lambda: fleet(two)["seconds"] > before + 2, "two more writes")
+        redis.kill()
+        wait_for(lambda: "figures are written again when it answers" in two.output(), "it is noticed")
+        wait_for(lambda: ask(two.http, "/stats.json?scope=fleet").status == 503, "it is told")
+        send(two.port, 4)
+        redis.start()
+        wait_for(lambda: messages(three) == 10, "everything is written again")
+        assert messages(two) == 10
+        assert "answers again" in two.output()
+        began = fleet(two)["started"]
+        redis.ask("FLUSHALL")
+        wait_for(lambda: (found := fleet(two)) and found["started"] > began, "a total of its own again")
+        wait_for(lambda: messages(three) == 10, "once more")
+
+
+def test_a_second_fleet_on_the_same_store_is_apart(redis: RedisServer) -> None:
+    with Sink(fleet_option(redis)) as one, Sink(fleet_option(redis), "--fleet_name=other") as other:
+        for sink in one, other:
+            sink.dashboard()
+            send(sink.port)
+        wait_for(lambda: messages(one) == messages(other) == 1, "each has its own figures")
+        assert fleet(other)["fleet"] == "other"
+
+
+def test_without_a_fleet_its_scope_is_not_found(redis: RedisServer) -> None:
+    with Sink() as sink:
+        sink.dashboard()
+        answer = ask(sink.http, "/stats.json?scope=fleet")
+        assert answer.status == 404
+        assert answer.json == {"error": "This server is in no fleet; start it with --fleet."}
+        assert ask(sink.http, "/report?scope=all").json == {"error": "scope: expected machine or fleet."}
+
+
+def test_what_is_stored_of_a_machine_is_input_like_any() -> None:
+    for text in (b"", b"[", b"[]", b"{}", b"[" * 2000, b'{"name": 1e999}', b"\xff"):
+        assert parse_machine("x:1", 0, text) is None
+    known = {"name": "a", "version": "1", "scenario": "loaded", "up": 1, "messages": 1, "rate": 1, "open": 0}
+    assert parse_machine("x:1", 0, json.dumps(known | {"load": 0, "workers": "many"}).encode()) is None
+    found = parse_machine("x:1", 99, json.dumps(known | {"load": 0, "workers": 2}).encode())
+    assert found is not None
+    assert (found.workers, found.alive) == (2, False)
+
+
+def test_a_store_with_values_of_another_kind_is_an_error(redis: RedisServer) -> None:
+    async def write() -> None:
+        store = FleetStore(values.fleet(f"redis://127.0.0.1:{redis.port}"), "blackhole")
+        try:
+            await store.write("x:1", {"reply . 250": 1}, "")
+        finally:
+            await store.close()
+
+    redis.ask("SET", "blackhole:{blackhole}:total", "text")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        asyncio.run(write())
+
+
+def test_options_of_a_fleet() -> None:
+    of_fleet = options.parse(["--fleet=redis://h/2?prefix=sink"], {}).settings
+    assert (of_fleet.attempt_store.host, of_fleet.attempt_store.prefix) == ("h", "sink")
+    assert of_fleet.fleet_name == "blackhole"
+    apart = options.parse(["--fleet=redis://h/2", "--attempt-store=local"], {}).settings
+    assert not apart.attempt_store.host
+    assert not options.parse([], {}).settings.fleet.host
+    for arguments, message in (
+        (["--fleet=redis://h", "--dashboard=off"], "--fleet: the figures are written by the dashboard's"),
+        (["--fleet=local"], "--fleet: expected off, or redis://"),
+        (["--fleet-name=a b"], "--fleet-name: expected up to 64 letters"),
+    ):
+        with pytest.raises(OperatorError, match=message):
+            options.parse(arguments, {})
+
+
+def test_the_password_of_the_store_is_never_shown() -> None:
+    url = f"redis://user:geheim@127.0.0.1:{free_port()}/0"
+    assert "geheim" not in run(f"--fleet={url}", "--print-config").stdout
