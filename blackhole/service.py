@@ -296,7 +296,7 @@ class Service:
         self._shared.counters.set_owner(child.row, PROGRESS_TITLE)
         self._close_unneeded(wanted, set())
         self._drop_privileges(wanted.settings)
-        rates.progress(self._shared.counters, child.row, child.master_alive_fd)
+        rates.progress(self._shared.counters, child.heartbeat.beat, child.master_alive_fd)
 
     def _drop_privileges(self, settings: Settings) -> None:
         """Become the user of the workers, in a child that may not outlive the master while it is stopped."""

@@ -71,7 +71,7 @@ class ScriptedService:
         signal.signal(signal.SIGTERM, lambda *_: stops.append(time.monotonic() + delay))
         signal.signal(signal.SIGINT, lambda *_: None if delay else stops.append(0))
         signal.signal(signal.SIGUSR1, lambda *_: self.write("child reopens its log"))
-        self.counters.heartbeat(child.row)
+        child.heartbeat.beat()
         if self.exists("crash"):
             time.sleep(0.05)
             os._exit(4)
@@ -80,8 +80,11 @@ class ScriptedService:
                 time.sleep(0.3)
             os._exit(0)
         while not any(time.monotonic() >= moment for moment in stops):
-            if not self.exists("silent"):
-                self.counters.heartbeat(child.row)
+            if not (self.exists("silent") or self.exists(f"silent{number}")):
+                child.heartbeat.beat()
+            if self.exists("forge"):
+                for row in range(self.counters.rows):
+                    self.counters.heartbeat(row)
             if select.select([child.master_alive_fd], [], [], 0.02)[0]:
                 self.write("the master is gone")
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 from blackhole.process import supervisor
 from blackhole.process.children import IGNORED_IN_CHILDREN
+from blackhole.process.heartbeat import Heartbeat
 from tests import scripted_master
 from tests.program import alive, children, descriptors, end, environment, state, status, title, wait_for
 from tests.scripted_master import WORKER
@@ -272,6 +274,37 @@ def test_worker_without_heartbeat_logs_its_stack_before_it_is_replaced(tmp_path:
         master.wait_workers(1, without=[worker])
         assert "Fatal Python error: Aborted" in master.log()
         assert "in run_child" in master.log()
+
+
+def test_worker_that_hangs_is_replaced_though_another_one_writes_its_heartbeats(tmp_path: Path) -> None:
+    """All workers may write the shared counters."""
+    with Master(tmp_path, 2, heartbeat_timeout=1.0) as master:
+        workers = master.wait_ready().workers()
+        master.enable("forge")
+        master.enable("silent1")
+        master.wait_logged("was killed by signal 6 (Aborted)")
+        master.disable("silent1")
+        wait_for(lambda: workers[0] not in master.workers(), "it is replaced")
+        assert workers[1] in master.workers()
+
+
+def test_heartbeat_in_the_future_counts_as_one_now() -> None:
+    heartbeat = Heartbeat()
+    heartbeat._cells[0] = 2**64 - 1
+    assert heartbeat.last <= time.monotonic()
+
+
+def test_later_children_do_not_have_the_heartbeat_of_a_child() -> None:
+    heartbeat = Heartbeat()
+    heartbeat.hide()
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        heartbeat.beat()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGSEGV
+    assert heartbeat.last == 0.0
 
 
 def test_children_are_not_killed_after_ctrl_z_and_fg(tmp_path: Path) -> None:

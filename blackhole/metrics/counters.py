@@ -144,15 +144,8 @@ class Counters:
         return self._cells[HEADER_CELLS + row * ROW_CELLS : HEADER_CELLS + (row + 1) * ROW_CELLS]
 
     def heartbeat(self, row: int) -> None:
-        """Record that the owner of a row is alive now."""
+        """Record that the owner of a row is alive now, for all readers; the master does not rely on it."""
         self._cells[HEADER_CELLS + row * ROW_CELLS + HEARTBEAT] = time.monotonic_ns() // 1000
-
-    def last_heartbeat(self, row: int) -> float:
-        """Return the monotonic time of a row's last heartbeat in seconds; 0.0 before the first.
-
-        It is never in the future, whatever a worker wrote.
-        """
-        return min(self._cells[HEADER_CELLS + row * ROW_CELLS + HEARTBEAT] / 1e6, time.monotonic())
 
     def live_rows(self) -> list[int]:
         """Return the rows whose owners have sent a heartbeat."""

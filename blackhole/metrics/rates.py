@@ -49,17 +49,17 @@ def watch(pid: int) -> int:
     return os.EX_OK
 
 
-def progress(counters: Counters, row: int, master_alive_fd: int) -> None:
+def progress(counters: Counters, beat: Callable[[], None], master_alive_fd: int) -> None:
     """Write the rates to standard error until the master ends: the process of `--progress`.
 
-    `row` takes its heartbeats. `master_alive_fd` is readable once the master is gone.
+    `beat` records a heartbeat. `master_alive_fd` is readable once the master is gone.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def pause() -> bool:
-        counters.heartbeat(row)
+        beat()
         return not select.select([master_alive_fd], [], [], LINE_INTERVAL)[0]
 
     _write_rates(counters.snapshot, pause, sys.stderr)

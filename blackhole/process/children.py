@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 
 from setproctitle import setproctitle
 
+from blackhole.process.heartbeat import Heartbeat
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
 from blackhole.settings import OperatorError
 
@@ -31,6 +32,7 @@ class Child:
     row: int
     """Its row of the shared counters."""
     title: str
+    heartbeat: Heartbeat
     log_channel: socket
     """The master's end of the child's log channel."""
     deadline: float

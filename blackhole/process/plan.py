@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import socket
+
+from blackhole.process.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,8 @@ class ChildContext:
     """The child's row of the shared counters."""
     master_alive_fd: int
     """Read end of a pipe that only the master holds open for writing: end of file when the master is gone."""
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    """By it the master sees that the child is ready, and that it is alive."""
     log_channel: socket | None = None
     """From it come descriptors of the log file, which the child may not be able to open after a rotation."""
 

@@ -23,6 +23,7 @@ from blackhole.metrics.counters import Counters
 from blackhole.process import processes
 from blackhole.process.children import Child, Generation, Slot, run_child
 from blackhole.process.forked_call import ForkedCall
+from blackhole.process.heartbeat import Heartbeat
 from blackhole.process.plan import ChildContext, ProcessPlan
 from blackhole.process.supervised_service import SupervisedService
 from blackhole.settings import OperatorError
@@ -71,8 +72,7 @@ EXPECTED_EXITS: Final = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGK
 class Supervisor:
     """Keeps the jobs of a plan alive until a signal tells it to stop.
 
-    A child is ready when its row of the counters has a heartbeat, and alive as long as heartbeats
-    follow.
+    A child is ready when it has sent a heartbeat, and alive as long as others follow.
 
         def serve(child: ChildContext) -> None: ...
 
@@ -235,7 +235,7 @@ class Supervisor:
         return len(self._children) < self._counters.rows
 
     def _check_heartbeat(self, child: Child, now: float) -> None:
-        last_heartbeat = self._counters.last_heartbeat(child.row)
+        last_heartbeat = child.heartbeat.last
         if last_heartbeat and not child.ready_at:
             child.ready_at = now
         if last_heartbeat and not child.stopping:
@@ -342,6 +342,7 @@ class Supervisor:
     def _start(self, slot: Slot, now: float) -> None:
         row, channels = self._counters.allocate_row(), ExitStack()
         try:
+            heartbeat = Heartbeat()
             ours, theirs = map(channels.enter_context, socketpair(AF_UNIX, SOCK_SEQPACKET))
             for end in (ours, theirs):
                 end.setblocking(False)  # send_fds and recv_fds of CPython ignore MSG_DONTWAIT
@@ -356,10 +357,12 @@ class Supervisor:
             os.close(self._master_fd)
             for other in (ours, *(child.log_channel for child in self._children.values())):
                 other.close()
-            run_child(slot.job, ChildContext(row, self._master_alive_fd, theirs), MASTER_SIGNALS)
+            context = ChildContext(row, self._master_alive_fd, heartbeat, theirs)
+            run_child(slot.job, context, MASTER_SIGNALS)
+        heartbeat.hide()
         theirs.close()
         deadline = now + self._timing.heartbeat_timeout
-        slot.child = self._children[pid] = Child(pid, row, slot.job.title, ours, deadline)
+        slot.child = self._children[pid] = Child(pid, row, slot.job.title, heartbeat, ours, deadline)
         self._service.child_started(pid)
 
     def _handle_exit(self, child: Child, code: int, now: float) -> None:
@@ -367,7 +370,7 @@ class Supervisor:
 
         `code` is an exit status, or the negative number of the signal that killed the child.
         """
-        if not child.ready_at and self._counters.last_heartbeat(child.row):
+        if not child.ready_at and child.heartbeat.last:
             child.ready_at = now
         self._service.check_order(child.row, child.hung)
         self._counters.free_row(child.row)

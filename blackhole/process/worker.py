@@ -194,6 +194,7 @@ class Worker:
     def _sweep(self) -> None:
         """Do what is done once a second, without a timer for each connection."""
         self._context.counters.heartbeat(self._context.child.row)
+        self._context.child.heartbeat.beat()
         if self._clients is not None:
             self._clients.sweep()
         self._record_cpu()

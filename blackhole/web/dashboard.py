@@ -108,6 +108,7 @@ class Dashboard:
         """
         loop = asyncio.get_running_loop()
         self._counters.heartbeat(self._context.row)
+        self._context.heartbeat.beat()
         self._stats.sample()
         self._events.publish()
         self._server.sweep()
