@@ -125,10 +125,25 @@ def test_a_mistake_gives_the_error_message_of_the_configuration_test(
     path.write_text(text)
     tested = run("-t", f"--scenario={path}").stderr
     answer = put(module, text)
-    assert (answer.status, list(answer.json)) == (400, ["error"])
+    assert answer.status == 400
+    line = re.search(r"^\S+ \S+:(\d+): |at line (\d+), ", answer.json["error"])
+    number = int(line[1] or line[2]) if line else None
+    assert answer.json == {"error": answer.json["error"]} | ({"line": number} if number else {})
+    checked = ask(module.http, "/scenario/check", "POST", text)
+    error = answer.json["error"].replace("PUT /scenario", "POST /scenario/check")
+    assert (checked.status, checked.json) == (400, answer.json | {"error": error})
     assert tested == f"blackhole: {answer.json['error']}\n".replace("PUT /scenario", str(path))
     assert said in tested
     assert ask(module.http, "/scenario").json["name"] == "loaded"
+
+
+def test_a_scenario_can_be_checked_without_being_put_in_force(module: Sink) -> None:
+    before = ask(module.http, "/scenario").json
+    answer = ask(module.http, "/scenario/check", "POST", refuse(451) * 2)
+    assert (answer.status, answer.json) == (200, {"rules": 2})
+    assert ask(module.http, "/scenario").json == before
+    too_large = ask(module.http, "/scenario/check", "POST", "#" * (MAX_SCENARIO + 1))
+    assert too_large.status == 413
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +186,11 @@ def test_a_scenario_of_the_largest_size_is_applied(module: Sink) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("method", "path"), [("PUT", "/scenario"), ("POST", "/scenario"), ("DELETE", "/next"), ("POST", "/next")]
+    ("method", "path"),
+    [
+        *(("PUT", "/scenario"), ("POST", "/scenario"), ("POST", "/scenario/check")),
+        *(("DELETE", "/next"), ("POST", "/next")),
+    ],
 )
 def test_a_page_of_another_site_cannot_publish_an_order(
     module: Sink, method: str, path: str, headers: dict[str, str], code: int

@@ -9,9 +9,10 @@ from blackhole.web.history import DAY, HOUR, MAX_RUN_NAME, MAX_RUNS, SECOND, His
 from blackhole.web.stats_view import columns
 
 
-def at(seconds: float, messages: int = 0, open: int = 0) -> Sample:
-    """Return a sample with so many messages by then."""
-    return Sample(round(seconds * SECOND), messages, messages, 10 * messages, open)
+def at(seconds: float, messages: int = 0, open: int = 0, deferred: int = 0) -> Sample:
+    """Return a sample with so many messages by then, of which so many were deferred."""
+    accepted = messages - deferred
+    return Sample(round(seconds * SECOND), accepted, deferred, 0, messages, 10 * messages, open)
 
 
 def ring(slots: int = 5) -> RingBuffer:
@@ -60,6 +61,20 @@ def test_seconds_without_a_sample_are_null() -> None:
     assert found["messages"][-6:] == [None, 10.0, 20.0, None, None, 10.0]
     assert found["received_bytes"][-5:-3] == [100.0, 200.0]
     assert found["open"][-6:] == [0, 1, 2, None, None, 5]
+
+
+def test_the_history_tells_the_outcomes_apart() -> None:
+    history = History()
+    for second, messages, deferred in ((100, 0, 0), (101, 10, 0), (102, 30, 15)):
+        history.add(at(second, messages, deferred=deferred))
+    found = columns(history.hour, at(102).at)
+    shown = {name: found[name][-2:] for name in ("messages", "accepted", "deferred", "rejected")}
+    assert shown == {
+        "messages": [10.0, 20.0],
+        "accepted": [10.0, 5.0],
+        "deferred": [0.0, 15.0],
+        "rejected": [0.0, 0.0],
+    }
 
 
 def test_a_day_has_one_value_for_each_minute() -> None:

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.external_programs import path_of, requires
+from tests.external_programs import output_of, path_of, requires
 from tests.http_api import Sink, ask, figures, post, send
 from tests.postfix import smtp_source
-from tests.program import wait_for
+from tests.program import free_port, wait_for
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -68,6 +68,16 @@ class Browser:
 
     def text(self, id: str) -> str:
         return str(self.run("return document.getElementById(arguments[0]).innerText", id))
+
+    def value(self, id: str) -> str:
+        """Return the text of a form's field."""
+        return str(self.run("return document.getElementById(arguments[0]).value", id))
+
+    def is_hidden(self, id: str) -> bool:
+        return bool(self.run("return document.getElementById(arguments[0]).hidden", id))
+
+    def focus(self, id: str) -> None:
+        self.run("document.getElementById(arguments[0]).focus()", id)
 
     def number(self, id: str) -> float:
         """Return the value of one of the large figures."""
@@ -260,14 +270,11 @@ def test_the_scenario_can_be_switched_by_keyboard(browser: Browser, tmp_path: Pa
         focused = browser.run("return document.activeElement.id")
         assert focused == "matches-section", "which may have to be scrolled"
         browser.press(Keys.TAB)
-        assert browser.run("return document.activeElement.innerText") == "Rules"
+        assert browser.run("return document.activeElement.innerText") == "Edit the rules"
         browser.press(Keys.ENTER)
-        wait_for(lambda: 'name = "bounces"' in browser.text("scenario-text"), "its rules are shown")
+        wait_for(lambda: 'name = "bounces"' in browser.value("editor-text"), "its rules are shown")
         ask(sink.http, "/scenario", "DELETE")
-        wait_for(
-            lambda: "<b>Friday</b>" in browser.text("scenario-text"),
-            "the rules of the configuration are shown, as text",
-        )
+        wait_for(lambda: "<b>Friday</b>" in browser.value("editor-text"), "the configured rules are shown")
         assert browser.run("return document.getElementById('scenario-name').value") == "loaded"
 
 
@@ -284,16 +291,185 @@ def test_the_page_shows_how_often_each_rule_matched(browser: Browser, tmp_path: 
     with Sink(f"--scenario={path}") as sink:
         sink.dashboard()
         browser.open(sink)
-        shown = [["constructor", "", "0"], ["__proto__", "", "0"], ["rule 3", "", "0"]]
+        shown = [["constructor", "", "never"], ["__proto__", "", "never"], ["rule 3", "", "never"]]
         wait_for(lambda: browser.table("matches") == shown, "no rule has matched")
+        assert browser.text("matches-title") == "Rule matches: 3 of 3 rules never matched"
         with smtplib.SMTP("127.0.0.1", sink.port) as client:
             refused = client.sendmail("a@example.com", [f"{who}@example.com" for who in "cnnb"], "x\r\n")
             assert len(refused) == 2
-        shown = [["constructor", "", "1"], ["__proto__", "", "0"], ["rule 3", "", "2"]]
+        shown = [["constructor", "", "1"], ["__proto__", "", "never"], ["rule 3", "", "2"]]
         wait_for(lambda: browser.table("matches") == shown, "two rules have matched")
+        assert browser.text("matches-title") == "Rule matches: 1 of 3 rules never matched"
+        marked = "return [...document.querySelectorAll('#matches .never th')].map((one) => one.innerText)"
+        assert browser.run(marked) == ["__proto__"]
         post(sink.http, "/scenario", {"name": "profile:greylist"})
         wait_for(lambda: browser.table("matches")[-2:] == [shown[2], shown[0]], "they come last")
         assert len(browser.table("matches")) == 4
+
+
+MISTAKE = """
+const mark = document.getElementById("editor-mark").getBoundingClientRect();
+const numbers = [...document.querySelectorAll("#editor-numbers .mistake")];
+const text = document.getElementById("editor-text");
+const { top, bottom } = document.getElementById("editor").getBoundingClientRect();
+return {
+    lines: numbers.map((one) => one.innerText.trim()),
+    beside: Math.abs(numbers[0].getBoundingClientRect().top - mark.top),
+    visible: mark.top >= top && mark.bottom <= bottom,
+    selected: text.value.slice(text.selectionStart, text.selectionEnd),
+    invalid: text.ariaInvalid,
+};
+"""
+"""Return how the editor shows a mistake."""
+
+
+def test_a_scenario_is_edited_checked_and_applied_by_keyboard(browser: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        browser.run("document.querySelector('#editor-section summary').focus()")
+        browser.press(Keys.ENTER)
+        browser.press(Keys.TAB, Keys.TAB)
+        assert browser.run("return document.activeElement.id") == "editor-text"
+        filler = "# a comment\n" * 40
+        browser.run("document.getElementById('editor-text').value = arguments[0]", filler)
+        browser.press(Keys.CONTROL, Keys.END, Keys.NULL)
+        browser.press('[[rule]]\nphase = "RCPT"\nreplay = "451 4.3.0 Edited"\n')
+        browser.press(Keys.TAB, Keys.TAB)
+        assert browser.run("return document.activeElement.innerText") == "Check"
+        browser.press(Keys.ENTER)
+        wait_for(lambda: browser.text("editor-message"), "the check has ended")
+        assert browser.text("editor-message").startswith(
+            'Line 43: rule 1: unknown key "replay" (did you mean'
+        )
+        shown = browser.run(MISTAKE)
+        assert shown.pop("beside") < 5
+        assert shown == {
+            "lines": ["43"], "visible": True, "selected": 'replay = "451 4.3.0 Edited"', "invalid": "true",
+        }  # fmt: skip
+        assert ask(sink.http, "/scenario").json["ordered"] is False
+        assert browser.run("return document.activeElement.id") == "editor-text"
+        browser.press('reply = "451 4.3.0 Edited"')
+        assert browser.text("editor-message") == ""
+        assert browser.is_hidden("editor-mark")
+        browser.press(Keys.TAB)
+        assert browser.run("return document.activeElement.innerText") == "Apply"
+        browser.press(Keys.ENTER)
+        wait_for(lambda: browser.text("editor-message") == "In force: 1 rule.", "it is applied")
+        assert 'reply = "451 4.3.0 Edited"' in ask(sink.http, "/scenario").json["text"]
+        with smtplib.SMTP("127.0.0.1", sink.port) as client:
+            client.helo("client.example.com")
+            client.mail("a@example.com")
+            assert client.rcpt("b@example.com") == (451, b"4.3.0 Edited")
+        browser.console_messages()  # the browser logs the status 400
+
+
+def test_the_editor_keeps_what_was_typed_when_another_scenario_comes_into_force(browser: Browser) -> None:
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        browser.run("document.querySelector('#editor-section').open = true")
+        browser.focus("editor-text")
+        browser.press("# mine")
+        post(sink.http, "/scenario", {"name": "profile:greylist"})
+        wait_for(lambda: browser.text("editor-message").startswith("Another scenario is in force"), "a note")
+        assert browser.value("editor-text") == "# mine"
+        browser.run("document.getElementById('editor-reload').click()")
+        wait_for(lambda: 'name = "bounces"' in browser.value("editor-text"), "it is loaded")
+        assert browser.text("editor-message") == ""
+
+
+def test_a_file_is_opened_in_the_editor(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "monday.toml"
+    path.write_bytes(b'[[rule]]\r\nphase = "MAIL"\r\nreply = "451 4.3.0 Monday"\r\n')
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        browser.run("document.querySelector('#editor-section').open = true")
+        browser.driver.find_element("css selector", "#editor-open input").send_keys(str(path))
+        wait_for(lambda: "Monday" in browser.value("editor-text"), "it is shown")
+        assert browser.text("editor-message") == "monday.toml is not in force yet."
+
+
+def test_next_replies_are_ordered_by_keyboard(browser: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        browser.focus("one-shot-count")
+        browser.press(Keys.CONTROL, "a", Keys.NULL)
+        browser.press("2", Keys.TAB)
+        assert browser.value("one-shot-phase") == "RCPT"
+        browser.press(Keys.TAB, "777 No", Keys.ENTER)
+        wait_for(lambda: "reply" in browser.text("one-shot-message"), "the server's error is shown")
+        browser.console_messages()  # the browser logs the status 400
+        browser.press(Keys.CONTROL, "a", Keys.NULL)
+        browser.press("452 4.2.2 Full", Keys.TAB, "full@*", Keys.ENTER)
+        row = ["RCPT", "452 4.2.2 Full, recipient full@*", "2 of 2"]
+        wait_for(lambda: browser.table("one-shot-rules") == [row], "it is shown")
+        assert browser.text("one-shot-message") == ""
+        assert ask(sink.http, "/next").json[0]["left"] == 2
+
+
+@pytest.mark.parametrize(
+    ("listen", "told"),
+    [
+        ("127.0.0.1:{}", "swaks --server 127.0.0.1 --port {}"),
+        ("0.0.0.0:{}", "swaks --server localhost --port {}"),
+        ("[::]:{}", "swaks -6 --server ::1 --port {}"),
+    ],
+)
+@requires("swaks")
+def test_until_a_message_comes_the_page_shows_a_command_that_sends_one(
+    browser: Browser, listen: str, told: str
+) -> None:
+    port = free_port()
+    with Sink(f"--listen={listen.format(port)}") as sink:
+        sink.dashboard()
+        browser.open(sink)
+        command = wait_for(lambda: browser.text("hint-commands"), "a command is shown").split("\n")[0]
+        assert command == f"{told.format(port)} --to anyone@example.com"
+        if "-6" in command:  # for which swaks needs a module that is seldom installed
+            with smtplib.SMTP("::1", port) as client:
+                client.sendmail("a@example.com", ["anyone@example.com"], "x\r\n")
+        else:
+            program, *arguments = command.split()
+            output_of(path_of(program), *arguments)
+        wait_for(lambda: browser.is_hidden("hint"), "the command is gone")
+        assert browser.number("messages") == 1
+
+
+KNOWN = "return samples.seconds.accepted.filter((one) => one !== null).length"
+
+
+def test_the_page_charts_outcomes_and_octets(browser: Browser) -> None:
+    def charted(name: str) -> float:
+        script = "return samples.seconds[arguments[0]].reduce((sum, one) => sum + (one || 0), 0)"
+        return float(browser.run(script, name))
+
+    with Sink() as sink:
+        sink.dashboard()
+        browser.open(sink)
+        wait_for(lambda: browser.run(f"{KNOWN} > 1"), "a second is measured: the first takes longer")
+        post(sink.http, "/next", {"count": 3, "phase": ".", "reply": "451 4.3.0 Later"})
+        post(sink.http, "/next", {"count": 2, "phase": ".", "reply": "554 5.7.1 No"})
+        with smtplib.SMTP("127.0.0.1", sink.port) as client:
+            for _ in range(9):
+                with suppress(smtplib.SMTPDataError):
+                    client.sendmail("a@example.com", ["b@example.com"], "x\r\n")
+        expected = {"accepted": 4, "deferred": 3, "rejected": 2}
+        wait_for(lambda: {name: round(charted(name)) for name in expected} == expected, "they are charted")
+        highest = "return charts.messages.data.slice(1).map((sums) => Math.max(...sums))"
+        total, without_rejected, accepted = browser.run(highest)
+        assert total > without_rejected > accepted > 0
+        received = figures(sink.http)["received_bytes"]
+        wait_for(lambda: charted("received_bytes") == pytest.approx(received, rel=0.01), "octets too")
+        browser.open(sink)
+        wait_for(lambda: {name: round(charted(name)) for name in expected} == expected, "also of a new page")
+        assert browser.run("return charts.received.data[1].length") == 300
 
 
 def test_the_page_shows_no_rule_matches_without_rules(browser: Browser) -> None:
@@ -330,9 +506,10 @@ def test_the_page_fits_every_screen_width(
     browser: Browser, sink: Sink, size: tuple[int, int], dark: bool
 ) -> None:
     browser.open(sink, size, dark)
-    browser.run("document.querySelector('#scenario-text').open = true")
-    wait_for(lambda: "[[rule]]" in browser.text("scenario-text"), "the rules are shown")
+    browser.run("document.querySelector('#editor-section').open = true")
+    wait_for(lambda: "[[rule]]" in browser.value("editor-text"), "the rules are shown")
     assert browser.run("return document.documentElement.scrollWidth") <= size[0]
+    assert browser.run(CLIPPED_LABELS) == []
     colour = browser.run("return getComputedStyle(document.body).backgroundColor")
     red = int(colour.removeprefix("rgb(").split(",")[0])
     assert red < 40 if dark else red > 200
@@ -353,11 +530,24 @@ def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
         yield program
 
 
+CLIPPED_LABELS = """
+return Object.values(charts).flatMap(({ ctx, axes, root, valToPos }) => {
+    const [axis] = axes;
+    ctx.font = axis.font[0];
+    const { width } = root.querySelector("canvas");
+    return axis._values.filter((text, i) => {
+        const middle = valToPos(axis._splits[i], "x", true), half = ctx.measureText(text).width / 2;
+        return text && (middle - half < 0 || middle + half > width);
+    });
+});
+"""
+"""Return the labels of the time axes that do not fit into their charts."""
+
 LABELS = """
-const all = "a, button, input, select, pre, [role=img], table, section";
+const all = "a, button, input, select, textarea, pre, [role=img], table, section";
 return [...document.querySelectorAll(all)].filter((one) => {
-    if (one.closest("[hidden]")) return false;
-    const text = one.matches("input, select, pre, [role=img], section, table") ? "" : one.innerText;
+    if (one.closest("[hidden], [aria-hidden]")) return false;
+    const text = one.matches("input, select, textarea, pre, [role=img], section, table") ? "" : one.innerText;
     const ids = (one.getAttribute("aria-labelledby") || "").split(" ");
     const by = ids.map((id) => document.getElementById(id));
     const caption = one.tagName === "TABLE" && one.closest("section[aria-labelledby]");
@@ -392,8 +582,8 @@ def test_every_control_has_a_label_and_all_text_has_enough_contrast(
     browser: Browser, sink: Sink, dark: bool
 ) -> None:
     browser.open(sink, dark=dark)
-    browser.run("document.querySelector('#scenario-text').open = true")
-    wait_for(lambda: "[[rule]]" in browser.text("scenario-text"), "the rules are shown")
+    browser.run("document.querySelector('#editor-section').open = true")
+    wait_for(lambda: "[[rule]]" in browser.value("editor-text"), "the rules are shown")
     assert browser.run(LABELS) == []
     assert browser.run(CONTRAST) == []
     assert browser.run("return document.documentElement.lang") == "en"

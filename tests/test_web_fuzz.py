@@ -198,6 +198,7 @@ def documented(path: str) -> tuple[int, ...]:
         "/events": (503,),
         "/readyz": (503,),
         "/scenario": (503,),
+        "/scenario/check": (503,),
         "/next": (503,),
     }.get(path, ())
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from tornado.web import Application, RequestHandler
 
 from blackhole.web.base_handler import BaseHandler, NotFoundHandler
-from blackhole.web.control_handlers import NextRulesHandler, ScenarioHandler
+from blackhole.web.control_handlers import CheckScenarioHandler, NextRulesHandler, ScenarioHandler
 from blackhole.web.events import EventsHandler
 from blackhole.web.handlers import (
     RUN_NAME,
@@ -51,6 +51,7 @@ ROUTES: Final = (
     Route(f"/runs/({RUN_NAME})", RunHandler, ("stats",)),
     Route(f"/runs/({RUN_NAME})/stop", StopRunHandler, ("stats",)),
     Route("/scenario", ScenarioHandler, ("control",)),
+    Route("/scenario/check", CheckScenarioHandler, ("control",)),
     Route("/next", NextRulesHandler, ("control",)),
     Route("/report", ReportHandler, ("stats", "fleet")),
     Route(f"/runs/({RUN_NAME})/report", ReportHandler, ("stats",)),

@@ -34,11 +34,12 @@ SECURITY_HEADERS: Final = {
 
 
 class APIError(HTTPError):
-    """An error response, whose text says what is wrong with the request."""
+    """An error response, whose text says what is wrong with the request, and `line` where in its body."""
 
-    def __init__(self, status: HTTPStatus, text: str) -> None:
+    def __init__(self, status: HTTPStatus, text: str, line: int | None = None) -> None:
         super().__init__(status)
         self.text: Final = text
+        self.line: Final = line
 
 
 class AllowedHosts:
@@ -123,9 +124,11 @@ class BaseHandler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
-        text = error.text if isinstance(error, APIError) else HTTPStatus(status_code).phrase
         self.set_header("Cache-Control", "no-store")
-        self.write_json({"error": text})
+        if isinstance(error, APIError):
+            self.write_json({"error": error.text} | ({"line": error.line} if error.line else {}))
+        else:
+            self.write_json({"error": HTTPStatus(status_code).phrase})
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         if not isinstance(value, HTTPError | StreamClosedError):

@@ -71,6 +71,11 @@ class ScenarioControl:
         """Replace the scenario in force by the text of another."""
         return await self._replace(name, partial(check_text, name, octets))
 
+    async def check(self, name: str, octets: bytes) -> int:
+        """Check the text of a scenario, and return the number of its rules. Raises OperatorError."""
+        order = await self._check(name, partial(check_text, name, octets))
+        return len(order.tables["rule"])
+
     async def switch(self, name: str) -> int:
         """Replace the scenario in force by one of the choices. A file has its path or its base name."""
         if name == LOADED:

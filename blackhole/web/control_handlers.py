@@ -1,4 +1,4 @@
-"""The HTTP handlers that change how the server behaves: /scenario and /next.
+"""The HTTP handlers that change how the server behaves: /scenario, /scenario/check and /next.
 
 They respond when all workers apply the order, so that a test can go on.
 """
@@ -51,14 +51,19 @@ class OrderHandler(BaseHandler):
 
     control: ScenarioControl
 
-    async def publish(self, order: Awaitable[int]) -> None:
-        """Publish an order, and respond when all workers apply it."""
+    async def accepted(self, order: Awaitable[int]) -> int:
+        """Return what an order returns. Raises APIError if there is a mistake in it."""
         try:
-            number = await order
+            return await order
         except OperatorError as error:
             if error.code == os.EX_SOFTWARE:
                 log.error("an order could not be checked: %s", error)
-            raise APIError(ERROR_STATUS.get(error.code, HTTPStatus.BAD_REQUEST), str(error)) from None
+            status = ERROR_STATUS.get(error.code, HTTPStatus.BAD_REQUEST)
+            raise APIError(status, str(error), line_of(str(error))) from None
+
+    async def publish(self, order: Awaitable[int]) -> None:
+        """Publish an order, and respond when all workers apply it."""
+        number = await self.accepted(order)
         state = self.control.state()
         log.info(
             "order %d over HTTP: scenario %s, rules %d, one-shot rules %d",
@@ -77,9 +82,21 @@ class OrderHandler(BaseHandler):
         self.write_json(self.control.state())
 
 
+def line_of(error: str) -> int | None:
+    """Return the line of a scenario that an error names; None if it names none.
+
+    >>> line_of("PUT /scenario:12: rule 3: reply: missing")
+    12
+    >>> line_of("PUT /scenario: Invalid value (at line 2, column 9)")
+    2
+    """
+    found = re.match(r"\w+ /[\w/]+:(\d+): ", error) or re.search(r"\(at line (\d+), column \d+\)$", error)
+    return int(found[1]) if found else None
+
+
 @stream_request_body  # so that its body may be larger than those of other requests
-class ScenarioHandler(OrderHandler):
-    """/scenario: the scenario in force."""
+class ScenarioBaseHandler(OrderHandler):
+    """The base of the handlers that are sent a scenario."""
 
     body = b""
 
@@ -92,6 +109,24 @@ class ScenarioHandler(OrderHandler):
 
     def data_received(self, chunk: bytes) -> None:
         self.body = (self.body + chunk)[: MAX_SCENARIO + 1]
+
+    def scenario(self) -> bytes:
+        """Return the body. Raises APIError if it is too large."""
+        if len(self.body) > MAX_SCENARIO:
+            raise too_large()
+        return self.body
+
+
+class CheckScenarioHandler(ScenarioBaseHandler):
+    """POST /scenario/check: whether the scenario in the body has mistakes. It is not put in force."""
+
+    async def post(self) -> None:
+        rules = await self.accepted(self.control.check("POST /scenario/check", self.scenario()))
+        self.write_json({"rules": rules})
+
+
+class ScenarioHandler(ScenarioBaseHandler):
+    """/scenario: the scenario in force."""
 
     def get(self) -> None:
         accepted = self.request.headers.get("Accept", "")
@@ -106,11 +141,9 @@ class ScenarioHandler(OrderHandler):
 
     async def put(self) -> None:
         """Replace the scenario by the body; an empty body restores that of the configuration."""
-        if len(self.body) > MAX_SCENARIO:
-            raise too_large()
-        control = self.control
-        if self.body.strip():
-            await self.publish(control.load("PUT /scenario", self.body))
+        text, control = self.scenario(), self.control
+        if text.strip():
+            await self.publish(control.load("PUT /scenario", text))
         else:
             await self.publish(control.restore())
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tornado.iostream import StreamClosedError
 
+from blackhole.smtp.state import PHASES
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.stats_view import StatsView
 
@@ -42,7 +43,7 @@ class EventStream:
 
     def first(self) -> str:
         """Return the events that a new viewer gets: the history and the latest figures."""
-        constants = {"rules": self._stats.violation_rules(), "choices": self._scenarios}
+        constants = {"rules": self._stats.violation_rules(), "choices": self._scenarios, "phases": PHASES}
         return event("past", f"{self._stats.past_json()[:-1]},{compact_json(constants)[1:]}") + self._now()
 
     def publish(self) -> None:

@@ -39,10 +39,17 @@ class Sample(NamedTuple):
     """The counters of which a history is kept, at one time."""
 
     at: int
-    messages: int
+    accepted: int
+    deferred: int
+    rejected: int
     connections: int
     received_bytes: int
     open: int
+
+    @property
+    def messages(self) -> int:
+        """The messages of all outcomes."""
+        return self.accepted + self.deferred + self.rejected
 
 
 class RingBuffer:

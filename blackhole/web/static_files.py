@@ -18,6 +18,7 @@ CONTENT_TYPES: Final = {
     "elements.js": "text/javascript; charset=utf-8",
     "charts.js": "text/javascript; charset=utf-8",
     "scenario.js": "text/javascript; charset=utf-8",
+    "editor.js": "text/javascript; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "uPlot.min.css": "text/css; charset=utf-8",
     "uPlot.iife.min.js": "text/javascript; charset=utf-8",

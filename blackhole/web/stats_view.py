@@ -11,7 +11,7 @@ from typing import Any, Final
 from blackhole import __version__
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX
-from blackhole.metrics.snapshot import Snapshot
+from blackhole.metrics.snapshot import DISPOSITIONS, Snapshot
 from blackhole.settings import Settings
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.web.history import SECOND, History, RingBuffer, Run, Sample, rate
@@ -33,6 +33,12 @@ MACHINE_RATE_SECONDS: Final = 10
 
 BREAKDOWN: Final = {"sink": "service_seconds", "client": "client_think_seconds", "delay": "delay_seconds"}
 """Part of the time of a connection -> the histogram that measures it."""
+
+OUTCOMES: Final = tuple(DISPOSITIONS.values())
+"""Outcomes of a message: accepted, deferred, rejected, as the fields of a sample."""
+
+RATE_NAMES: Final = ("messages", *OUTCOMES, "connections", "received_bytes")
+"""The rates that are shown, and of which there is a history."""
 
 MAX_AGE: Final = 0.02
 """Seconds for which `recent` returns the same snapshot."""
@@ -209,7 +215,7 @@ class StatsView:
     def _rates(self) -> dict[str, Any]:
         last = sample_of(self.last_sample())
         rates: dict[str, Any] = {}
-        for name in ("messages", "connections", "received_bytes"):
+        for name in RATE_NAMES:
             rates[name] = {str(seconds): self.history.rate(last, seconds, name) for seconds in RATE_SECONDS}
         rates["messages"]["peak"] = self.history.peak
         rates["open"] = {"peak": self.history.peak_connections}
@@ -253,9 +259,12 @@ class StatsView:
 
 def sample_of(snapshot: Snapshot) -> Sample:
     """Return what the history keeps of a snapshot."""
+    messages = snapshot.messages
     return Sample(
         round(snapshot.at * SECOND),
-        sum(snapshot.messages.values()),
+        messages["accepted"],
+        messages["deferred"],
+        messages["rejected"],
         sum(snapshot.connections.values()),
         snapshot.total("received_bytes"),
         snapshot.open,
@@ -264,7 +273,7 @@ def sample_of(snapshot: Snapshot) -> Sample:
 
 def columns(ring: RingBuffer, until: int) -> dict[str, Any]:
     """Return a ring as columns of rates, the oldest first; `until` is the time of the last value."""
-    rates: dict[str, list[float | None]] = {"messages": [], "connections": [], "received_bytes": []}
+    rates: dict[str, list[float | None]] = {name: [] for name in RATE_NAMES}
     open_connections: list[int | None] = []
     for before, after in ring.steps(until):
         open_connections.append(after.open if after else None)

@@ -5,64 +5,89 @@ const cssVariable = (name) => getComputedStyle(document.documentElement).getProp
 const samples = { seconds: null, minutes: null };  // columns of values, the oldest first
 let timeSpan = 300;  // seconds shown
 
-function createChart(id, colour, height) {
+const formatSpeed = (n) => `${formatSize(n).join(" ")}/s`;
+
+// Each chart stacks its columns; the first is at the bottom. `least` is the smallest end of its axis.
+const CHARTS = {
+  messages: { columns: { accepted: "--good", deferred: "--warn", rejected: "--bad" }, least: 1,
+    tick: formatCount, value: formatRate },
+  received: { columns: { received_bytes: "--messages" }, least: 1000,
+    tick: (n) => formatSize(n).join(" ").replace(".0 ", " "), value: formatSpeed },
+  open: { columns: { open: "--open" }, least: 1, tick: formatCount, value: formatCount },
+};
+
+const STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 2.5, 5].map((step) => step * 10 ** power))
+  .flat().filter(Number.isInteger);  // of the vertical axes
+
+function createChart(id, { columns, least, tick, value }) {
   const box = $(id);
   const axis = {
     stroke: () => cssVariable("--muted"), font: '11px system-ui, "DejaVu Sans", sans-serif',
     grid: { stroke: () => cssVariable("--border"), width: 1 }, ticks: { show: false },
   };
+  const names = Object.keys(columns);
   const plot = new uPlot({
-    width: Math.max(200, box.clientWidth), height: height(),
-    padding: [8, 4, 0, 0],
+    width: Math.max(200, box.clientWidth), height: box.clientHeight,
+    padding: [8, 28, 0, 0],  // on the right, room for half of the last label
     cursor: { sync: { key: "time" }, y: false, points: { size: 7 }, drag: { x: false, y: false } },
-    legend: { show: false },
-    scales: { x: { time: true }, y: { range: (_, min, max) => [0, Math.max(1, max || 0) * 1.08] } },
+    legend: { show: false }, drawOrder: ["series", "axes"],  // areas would cover the lines of the axes
+    scales: { x: { time: true }, y: { range: (_, min, max) => [0, Math.max(least, max || 0) * 1.08] } },
     axes: [
       { ...axis, size: 26, gap: 6, space: (_, index, min, max, width) => (width < 500 ? 50 : 80), grid: { show: false },
-        values: (_, ticks) => ticks.map((tick) => formatClock(tick, timeSpan <= 300 && tick % 60 !== 0)) },
-      { ...axis, size: 52, gap: 8, space: 36, incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1e3, 2e3, 2.5e3, 5e3,
-        1e4, 2e4, 2.5e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6], values: (_, ticks) => ticks.map((tick) => formatCount(tick)) },
+        values: (_, ticks) => ticks.map((time) => formatClock(time, timeSpan <= 300 && time % 60 !== 0)) },
+      { ...axis, size: 60, gap: 8, space: 36, incrs: STEPS, values: (_, ticks) => ticks.map(tick) },
     ],
-    series: [{}, {
-      stroke: () => cssVariable(colour), width: 1.5, points: { show: false }, spanGaps: false,
-      fill: () => `color-mix(in srgb, ${cssVariable(colour)} 14%, transparent)`,
-    }],
-    hooks: { setCursor: [showCursorValue] },
-  }, [[], []], box);
+    // The sum of all columns is drawn first, and covered by the sums without the upper ones.
+    series: [{}, ...names.map((name) => ({
+      stroke: () => cssVariable(columns[name]), width: 1.5, points: { show: false }, spanGaps: false,
+      fill: () => `color-mix(in srgb, ${cssVariable(columns[name])} 16%, ${cssVariable("--surface")})`,
+    })).reverse()],
+    hooks: { setCursor: [(plot) => showCursorValue(plot, id, names, value)] },
+  }, [[], ...names.map(() => [])], box);
   const resize = () => plot.setSize({ width: Math.max(200, box.clientWidth), height: box.clientHeight });
   new ResizeObserver(resize).observe(box);
   return plot;
 }
 
-function showCursorValue(plot) {
+function showCursorValue(plot, id, names, value) {
   const index = plot.cursor.idx;
-  const value = index === null || index === undefined ? null : plot.data[1][index];
-  const output = $(plot.root.parentElement.id.replace("chart", "cursor"));
-  setText(output, value === null || value === undefined ? "" :
-    `${formatClock(plot.data[0][index], timeSpan < 86400)}: ${formatRate(value)}`);
+  const sums = plot.data.slice(1).map((column) => column[index]).reverse();
+  const known = index !== null && index !== undefined && sums[0] !== null && sums[0] !== undefined;
+  const texts = names.map((name, i) => {
+    const one = value(sums[i] - (sums[i - 1] || 0));
+    return names.length > 1 ? `${one} ${name}` : one;
+  });
+  setText($(id.replace("chart", "cursor")), known
+    ? `${formatClock(plot.data[0][index], timeSpan < 86400)}: ${texts.join(", ")}` : "");
 }
 
 const charts = {};
 
 function drawCharts() {
   if (document.hidden || !samples.seconds) return;
-  const columns = timeSpan === 86400 ? samples.minutes : samples.seconds;
-  const { step, until } = columns;
-  for (const [name, plot] of Object.entries(charts)) {
-    const values = columns[name].slice(-timeSpan / step);
-    const times = values.map((_, i) => until - (values.length - 1 - i) * step);
-    plot.setData([times, values], false);
+  const history = timeSpan === 86400 ? samples.minutes : samples.seconds;
+  const { step, until } = history;
+  for (const [id, plot] of Object.entries(charts)) {
+    const sums = [];
+    for (const name of Object.keys(CHARTS[id].columns)) {
+      const values = history[name].slice(-timeSpan / step);
+      const below = sums[sums.length - 1];
+      sums.push(below ? values.map((value, i) => (value === null ? null : value + below[i])) : values);
+    }
+    const all = sums[sums.length - 1];
+    const times = all.map((_, i) => until - (all.length - 1 - i) * step);
+    plot.setData([times, ...sums.reverse()], false);
     plot.batch(() => {
       plot.setScale("x", { min: until - timeSpan, max: until });
-      plot.setScale("y", { min: 0, max: Math.max(1, ...values) });
+      plot.setScale("y", { min: 0, max: Math.max(CHARTS[id].least, ...all) });
     });
   }
 }
 
 // Append the latest second, and once a minute the latest minute.
 function appendSample(now) {
-  const values = { messages: now.rates.messages["1"], connections: now.rates.connections["1"],
-    received_bytes: now.rates.received_bytes["1"], open: now.connections.open };
+  const values = { open: now.connections.open };
+  for (const name of ["accepted", "deferred", "rejected", "received_bytes"]) values[name] = now.rates[name]["1"];
   const { seconds, minutes } = samples;
   const elapsed = Math.max(1, Math.min(3600, Math.round(now.time - seconds.until)));
   const isNewMinute = Math.floor(seconds.until / 60) !== Math.floor(now.time / 60);
@@ -81,8 +106,7 @@ function appendSample(now) {
   if (isNewMinute) minutes.until = now.time;
 }
 
-charts.messages = createChart("messages-chart", "--messages", () => $("messages-chart").clientHeight);
-charts.open = createChart("open-chart", "--open", () => $("open-chart").clientHeight);
+for (const [id, chart] of Object.entries(CHARTS)) charts[id] = createChart(`${id}-chart`, chart);
 document.querySelectorAll('input[name="time-span"]').forEach((input) => input.addEventListener("change", () => {
   timeSpan = Number(input.value);
   drawCharts();

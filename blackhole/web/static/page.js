@@ -9,6 +9,7 @@ function render(now) {
   document.title = `${formatRate(now.rates.messages["1"])}/s - Blackhole`;
   setText($("state"), `live, up ${formatAge(now.time - now.started)}`);
   setText($("version"), `Blackhole ${now.version}`);
+  renderHint(now);
   renderFigures(now);
   renderListeners(now);
   renderScenario(now);
@@ -46,6 +47,43 @@ function renderFigures(now) {
     `Messages per second over time: now ${formatRate(rates.messages["1"])}, peak ${formatCount(rates.messages.peak)}`);
   $("open-chart").setAttribute("aria-label",
     `Open connections over time: now ${formatCount(connections.open)}, peak ${formatCount(rates.open.peak)}`);
+  $("received-chart").setAttribute("aria-label",
+    `Data received per second over time: now ${formatSpeed(rates.received_bytes["1"])}`);
+}
+
+const MAX_COMMANDS = 3;
+
+// Until a message has arrived, show how to send one to each listener.
+function renderHint(now) {
+  const { accepted, deferred, rejected } = now.messages;
+  const isEmpty = !(accepted + deferred + rejected);
+  $("hint").hidden = !isEmpty;
+  const list = $("hint-commands");
+  const text = JSON.stringify(now.listeners);
+  if (!isEmpty || list.dataset.text === text) return;
+  list.dataset.text = text;
+  list.replaceChildren(...now.listeners.slice(0, MAX_COMMANDS).map((one) => {
+    const command = create("code", {}, swaksCommand(one));
+    const copy = create("button", { type: "button", "aria-label": `Copy the command for ${one.address}` }, "Copy");
+    copy.hidden = !navigator.clipboard;  // only for a page that came from this machine, or over TLS
+    copy.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(command.textContent);
+      setText(copy, "Copied");
+    });
+    return create("li", {}, command, copy);
+  }));
+}
+
+// Return a command that sends a message to a listener. One that listens on all addresses is reached where the page is.
+function swaksCommand({ address, tls }) {
+  const end = address.lastIndexOf(":");
+  const bound = address.slice(0, end).replace(/[[\]]/g, "");
+  const page = location.hostname.replace(/[[\]]/g, "");
+  const isIPv6 = bound.includes(":");
+  const isLocal = page === "localhost" || page.startsWith("127.");
+  const host = !/^[0:.]*$/.test(bound) ? bound : isIPv6 && isLocal ? "::1" : page;
+  return `swaks${isIPv6 ? " -6" : ""} --server ${host} --port ${address.slice(end + 1)} --to anyone@example.com`
+    + (tls ? " --tls-on-connect" : "");
 }
 
 function renderListeners(now) {
@@ -182,6 +220,7 @@ function renderRuns(now) {
 // The event stream
 
 let stream;
+let isInHistory = false;  // the figures that come right after the history are its last sample
 
 function connect() {
   stream = new EventSource("/events");
@@ -192,12 +231,16 @@ function connect() {
     samples.minutes = past.minutes;
     violationRules = Object.fromEntries(past.rules.map((rule) => [rule.name, rule]));
     scenarioChoices = past.choices;
+    phases = past.phases;
+    isInHistory = true;
+    renderOneShotForm();
     drawCharts();
   });
   stream.addEventListener("now", (event) => {
     const now = JSON.parse(event.data);
     setState("live");
-    appendSample(now);
+    if (!isInHistory) appendSample(now);
+    isInHistory = false;
     if (document.hidden) return;
     render(now);
     drawCharts();

@@ -2,6 +2,11 @@
 "use strict";
 
 let scenarioChoices = [];
+let phases = [];
+let scenarioInForce = "";  // which one it is, as describeScenario() returns it
+
+const describeScenario = ({ name, since }) => `${name} ${since}`;
+
 const MAX_NAMES = 2;  // files that are named where there is little room
 
 const baseName = (path) => path.slice(path.lastIndexOf("/") + 1);
@@ -36,12 +41,10 @@ function renderScenario(now) {
       create("span", {}), " ", ...(ordered ? [create("span", { class: "warn" }, "set over HTTP")] : []));
   }
   setText(line.children[2], `for ${formatAge(Math.max(0, now.time - since))}`);
-  const current = `${name} ${since}`;
-  const details = $("scenario-text");
-  details.hidden = !rules;
-  if (details.dataset.of !== current) {
-    details.dataset.of = current;
-    if (details.open) loadScenarioText();
+  const current = describeScenario(now.scenario);
+  if (scenarioInForce !== current) {
+    scenarioInForce = current;
+    showScenario(current);
     if (document.activeElement !== select) select.value = scenarioChoices.includes(choice) ? name : "loaded";
     renderDescription();
   }
@@ -55,9 +58,21 @@ function renderDescription() {
   setText($("scenario-about"), choice.name === "loaded" || !choice.about ? "" : text);
 }
 
-async function loadScenarioText() {
-  const response = await fetch("/scenario", { headers: { Accept: "application/toml" } });
-  setText(document.querySelector("#scenario-text pre"), await response.text());
+const ONE_SHOT_REPLIES = ["451 4.3.0 Try again later", "452 4.2.2 Mailbox full", "421 4.7.0 Too many connections",
+  "550 5.1.1 No such user", "554 5.7.1 Rejected", "accept"];
+
+function renderOneShotForm() {
+  const select = $("one-shot-phase");
+  if (select.children.length) return;
+  select.append(...phases.map((phase) => create("option", { value: phase }, phase === "." ? ". (end of message)" : phase)));
+  select.value = "RCPT";
+  $("one-shot-replies").append(...ONE_SHOT_REPLIES.map((value) => create("option", { value })));
+}
+
+async function addOneShotRule() {
+  const rule = { count: Number($("one-shot-count").value), phase: $("one-shot-phase").value, reply: $("one-shot-reply").value };
+  const recipient = $("one-shot-recipient").value.trim();
+  if (await request("POST", "/next", recipient ? { ...rule, recipient } : rule, "one-shot-message")) $("one-shot-reply").value = "";
 }
 
 function renderOneShotRules(now) {
@@ -78,13 +93,15 @@ function renderRuleMatches(now) {
   const inForce = now.scenario.names.filter((name) => Object.hasOwn(counts, name));
   const others = Object.keys(counts).filter((name) => counts[name] && !inForce.includes(name));
   const max = Math.max(1, ...Object.values(counts));
+  const never = inForce.filter((name) => !counts[name]).length;
   $("matches-section").hidden = !inForce.length && !others.length;
+  setText($("matches-title"), `Rule matches${never ? `: ${never} of ${plural(inForce.length, "rule")} never matched` : ""}`);
   updateRows("matches", [...inForce, ...others].map((key) => ({ key })), ({ key }) =>
     create("tr", {}, create("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), createBar(""), create("td")),
   (row, { key }) => {
-    row.className = inForce.includes(key) ? "" : "note";
+    row.className = !inForce.includes(key) ? "note" : counts[key] ? "" : "never";
     setBar(row.cells[1], counts[key] / max);
-    setText(row.cells[2], formatCount(counts[key]));
+    setText(row.cells[2], counts[key] ? formatCount(counts[key]) : "never");
   });
 }
 
@@ -93,5 +110,8 @@ $("scenario-form").addEventListener("submit", (event) => {
   event.preventDefault();
   request("POST", "/scenario", { name: $("scenario-name").value }, "scenario-message");
 });
-$("one-shot-remove").addEventListener("click", () => request("DELETE", "/next", {}, "scenario-message"));
-$("scenario-text").addEventListener("toggle", (event) => { if (event.target.open) loadScenarioText(); });
+$("one-shot-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  addOneShotRule();
+});
+$("one-shot-remove").addEventListener("click", () => request("DELETE", "/next", {}, "one-shot-message"));
