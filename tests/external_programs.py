@@ -37,6 +37,8 @@ def find_program(name: str) -> str | None:
 
 def missing(name: str) -> str:
     """Return the sentence that says that a program is missing."""
+    if name == "helm":
+        return "helm (which .ci/helm.py installs) is not installed"
     return f"{name} (Debian package {DEBIAN_PACKAGES.get(name, name)}) is not installed"
 
 

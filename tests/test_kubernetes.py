@@ -1,15 +1,16 @@
-"""The manifests of contrib/kubernetes: valid by the published schemas, and consistent with one another."""
+"""The manifests and the Helm chart of contrib/kubernetes: valid by the published schemas, and consistent."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from tests.external_programs import find_program, output_of
-from tests.program import ROOT
+from tests.external_programs import find_program, output_of, path_of, requires
+from tests.program import ROOT, run
 
 pytestmark = pytest.mark.pure
 
@@ -79,3 +80,85 @@ def test_pod_may_do_no_more_than_serve() -> None:
 def container_of_the_deployment() -> Any:
     (container,) = MANIFESTS["Deployment"]["spec"]["template"]["spec"]["containers"]
     return container
+
+
+# The chart
+
+CHART = FOLDER / "chart"
+SCENARIO = '[[rule]]\nphase = "RCPT"\nreply = "451 4.3.0 Later"\n'
+EVERYTHING = (
+    *("--set=podMonitor.enabled=true", f"--set-string=scenario={SCENARIO}", "--set=options.workers=2"),
+    *("--set=networkPolicy.egress[0].ports[0].port=6379", "--set=nodeSelector.disk=ssd"),
+    *("--set=tolerations[0].operator=Exists", "--set=imagePullSecrets[0].name=registry"),
+)
+
+
+def rendered(*arguments: str, release: str = "blackhole") -> dict[str, Any]:
+    """Return what the chart makes, by kind."""
+    text = output_of(path_of("helm"), "template", release, str(CHART), *arguments)
+    return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(text)}
+
+
+def without(value: Any, *keys: str) -> Any:
+    """Return a value without these keys, at any depth."""
+    if isinstance(value, dict):
+        return {key: without(inner, *keys) for key, inner in value.items() if key not in keys}
+    return [without(inner, *keys) for inner in value] if isinstance(value, list) else value
+
+
+@requires("helm")
+def test_helm_finds_no_fault_in_the_chart() -> None:
+    assert "0 chart(s) failed" in output_of(path_of("helm"), "lint", "--strict", str(CHART))
+
+
+@requires("helm")
+@pytest.mark.parametrize("arguments", [(), EVERYTHING], ids=["defaults", "everything"])
+def test_what_the_chart_makes_is_valid_by_the_schema_of_kubernetes(arguments: tuple[str, ...]) -> None:
+    made = rendered(*arguments)
+    assert {*made} == {*MANIFESTS} - {"PodMonitor"} | ({"PodMonitor", "ConfigMap"} if arguments else set())
+    for kind in {*made} - {"PodMonitor"}:
+        kubernetes_validate.validate(made[kind], kubernetes_validate.latest_version(), strict=True)
+
+
+@requires("helm")
+def test_chart_makes_what_the_manifests_say() -> None:
+    made = rendered("--set=podMonitor.enabled=true")
+    assert {*made} == {*MANIFESTS}
+    own = ("app.kubernetes.io/instance", "imagePullPolicy", "type", "image")
+    for kind, manifest in MANIFESTS.items():
+        assert without(made[kind]["spec"], *own) == without(manifest["spec"], *own)
+        assert made[kind]["metadata"]["name"] == manifest["metadata"]["name"]
+    assert made["NetworkPolicy"]["spec"]["egress"] == []
+
+
+@requires("helm")
+def test_two_releases_of_the_chart_have_different_names_and_pods() -> None:
+    one, other = rendered(release="mail"), rendered(release="other")
+    for kind in one:
+        assert one[kind]["metadata"]["name"] == "mail-blackhole"
+        assert other[kind]["metadata"]["name"] == "other-blackhole"
+    selectors = [made["Service"]["spec"]["selector"] for made in (one, other)]
+    assert selectors[0] != selectors[1]
+    labels = one["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for kind, path in (("Service", "selector"), ("NetworkPolicy", "podSelector"), ("Deployment", "selector")):
+        selector = one[kind]["spec"][path]
+        assert selector.get("matchLabels", selector) == labels
+
+
+@requires("helm")
+def test_a_pod_of_the_chart_reads_the_scenario_and_the_options(tmp_path: Path) -> None:
+    made = rendered(*EVERYTHING)
+    (container,) = made["Deployment"]["spec"]["template"]["spec"]["containers"]
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    assert variables == {
+        "BLACKHOLE_MODE": "accept",
+        "BLACKHOLE_WORKERS": "2",
+        "BLACKHOLE_SCENARIO": "/etc/blackhole/scenario.toml",
+    }
+    (name,) = made["ConfigMap"]["data"]
+    (mount,) = container["volumeMounts"]
+    assert f"{mount['mountPath']}/{name}" == variables["BLACKHOLE_SCENARIO"]
+    (tmp_path / name).write_text(made["ConfigMap"]["data"][name])
+    variables["BLACKHOLE_SCENARIO"] = str(tmp_path / name)
+    done = run("-t", "--port=2525", **variables)
+    assert done.returncode == 0, done.stderr
