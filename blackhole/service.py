@@ -270,6 +270,7 @@ class Service:
                 shared.control,
                 child,
                 shared.clients(wanted),
+                shared.limit_log,
             )
         )
 

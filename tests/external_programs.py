@@ -20,6 +20,8 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", 
 
 DEBIAN_PACKAGES = {
     "chromedriver": "chromium-driver",
+    "fail2ban-client": "fail2ban",
+    "fail2ban-regex": "fail2ban",
     "postqueue": "postfix",
     "promtool": "prometheus",
     "sendmail": "postfix",

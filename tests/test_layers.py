@@ -44,6 +44,7 @@ LEAVES = frozenset(
             "health_check",
             "hostname",
             "input_file",
+            "log_format",
             "option_table",
             "options",
             "processors",

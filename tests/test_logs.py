@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackhole.process import log_format, logs
+from blackhole import log_format
+from blackhole.process import logs
 from tests.program import Program, as_root, free_port, run_python
 
 HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d blackhole: test "
@@ -195,7 +196,7 @@ FORGED = r"x\n2026-01-01 00:00:00.000+00:00 blackhole: w WARNING client limit: c
 """What a client sends in order to forge a line."""
 
 EVENT = f"""
-from blackhole.process.log_format import log_event
+from blackhole.log_format import log_event
 fields = {{"client": "192.0.2.9", "helo": "{FORGED}", "size": 5, "tls": None}}
 log_event(log, logging.WARNING, "client limit", fields)
 log.info("%s", "{FORGED}")
@@ -275,7 +276,7 @@ trace(Session(), "RECV", b"MAIL FROM:<ann@example.com>\\x00")
 def test_dropped_lines_are_a_field_of_an_event() -> None:
     body = """
 import blackhole.process.logs as logs
-from blackhole.process.log_format import log_event
+from blackhole.log_format import log_event
 now = 0.0
 logs.logging.getLogger().handlers[0].addFilter(logs.RateLimitFilter(lambda: now))
 def tell(limited=True): log_event(log, logging.WARNING, "client limit", {"client": "192.0.2.9"}, limited)

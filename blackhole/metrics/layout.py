@@ -4,7 +4,7 @@ A cell is an unsigned 64-bit integer. The map begins with a header that the mast
 process follows. A row consists of these sections, in this order:
 
     replies by phase and code | violations | outcomes of messages | connections by listener | rule matches
-    | the cells of CELLS | the title of the process | the histograms
+    | limits that clients met | the cells of CELLS | the title of the process | the histograms
 
 Every other module finds a cell through the names and functions of this one.
 """
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from blackhole.rules.outcomes import EVENT_NUMBERS, EVENTS
+from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
 
@@ -97,7 +98,8 @@ RULE_HITS_START: Final = LISTENERS_START + MAX_LISTENERS
 MAX_RULE_NAMES: Final = 128
 """Rule names with a cell of their own; matches of all further rules are counted in the last cell."""
 
-CELLS_START: Final = RULE_HITS_START + MAX_RULE_NAMES
+LIMITS_START: Final = RULE_HITS_START + MAX_RULE_NAMES
+CELLS_START: Final = LIMITS_START + len(CLIENT_LIMITS)
 CELL_INDEX: Final = {cell.name: CELLS_START + number for number, cell in enumerate(CELLS)}
 """Name of a cell -> its index in a row."""
 
@@ -149,6 +151,7 @@ LAYOUT_CRC: Final = zlib.crc32(
             EVENTS,
             CELLS,
             HISTOGRAMS,
+            CLIENT_LIMITS,
             MAX_LISTENERS,
             MAX_RULE_NAMES,
             TITLE_CELLS,
@@ -185,6 +188,10 @@ class EventCells:
     def violation(self, name: str) -> int:
         """Return the number of a violation. Raises KeyError for an unknown name."""
         return VIOLATIONS_START + VIOLATION_NUMBERS[name]
+
+    def limit(self, name: str) -> int:
+        """Return the number of a limit on clients. Raises ValueError for an unknown name."""
+        return LIMITS_START + CLIENT_LIMITS.index(name)
 
     def outcome(self, name: str) -> int:
         """Return the number of an outcome in the retry tracker's table.

@@ -10,10 +10,12 @@ from typing import Any, Final, NamedTuple
 
 from blackhole.metrics.layout import (
     CELL_INDEX,
+    CELLS_START,
     CODES_PER_PHASE,
     FIRST_CODE,
     HISTOGRAM_INDEX,
     HISTOGRAMS,
+    LIMITS_START,
     LISTENERS_START,
     MAX_LISTENERS,
     OUTCOMES_START,
@@ -21,6 +23,7 @@ from blackhole.metrics.layout import (
     Histogram,
 )
 from blackhole.rules.outcomes import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.client_log import Client
@@ -217,6 +220,11 @@ class Snapshot:
         return dict(zip(names, self.cells[OUTCOMES_START:LISTENERS_START], strict=True))
 
     @property
+    def limits_met(self) -> dict[str, int]:
+        """How often clients met each limit of `settings.CLIENT_LIMITS`."""
+        return dict(zip(CLIENT_LIMITS, self.cells[LIMITS_START:CELLS_START], strict=True))
+
+    @property
     def rule_hits(self) -> dict[str, int]:
         """Matches by rule, of all rules that were ever in force."""
         return {name: self.cells[cell] for name, cell in self.rule_counters.items()}
@@ -285,6 +293,7 @@ class Snapshot:
             "replies": replies,
             "violations": dict(self.violations),
             "retries": self.retries,
+            "limits_met": self.limits_met,
             "rule_hits": self.rule_hits,
             "cpu_seconds": self.cpu,
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},

@@ -58,6 +58,9 @@ def figure_lines(snapshot: Snapshot) -> Iterator[str]:
             f"time to reply, of {plural(service.count, 'sampled reply', 'sampled replies')}:"
             f" median {_time(service, 0.5)}, 99 % within {_time(service, 0.99)}"
         )
+    limits = [f"{name} {count:,}" for name, count in snapshot.limits_met.items() if count]
+    if limits:
+        yield f"limits that clients met: {', '.join(limits)}"
     if snapshot.rule_hits:
         yield f"rule matches: {sum(snapshot.rule_hits.values()):,}"
 

@@ -21,12 +21,21 @@ from blackhole.smtp.replies import (
     TOO_MANY_CLIENT_CONNECTIONS,
     TOO_MANY_CLIENT_OCTETS,
     TOO_MANY_NEW_CONNECTIONS,
+    TOO_MANY_TLS_HANDSHAKES,
     Reply,
 )
 from blackhole.smtp.state import ClientLimits
 
 RECEIVED_OCTETS: Final = "octets"
 """Counted like a phase: all octets received, whatever they are."""
+
+LIMIT_OF_REPLY: Final[Mapping[Reply, str]] = {
+    TOO_MANY_CLIENT_CONNECTIONS: "client_connections",
+    TOO_MANY_CLIENT_OCTETS: "client_byte_rate",
+    TOO_MANY_NEW_CONNECTIONS: "client_connection_rate",
+    TOO_MANY_TLS_HANDSHAKES: "client_tls_rate",
+}
+"""Reply in place of the greeting -> the limit that the client met."""
 
 Rates = Mapping[str, tuple[int, int]]
 """By phase: the cell that counts it, and the most that are allowed per minute."""

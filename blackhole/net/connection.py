@@ -13,13 +13,14 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from blackhole.addresses import canonical, socket_host, to_bytes
 from blackhole.metrics.counters import record_value
-from blackhole.metrics.layout import CELL_INDEX, VIOLATIONS_START, EventCells
+from blackhole.metrics.layout import CELL_INDEX, LIMITS_START, VIOLATIONS_START, EventCells
 from blackhole.net import proxy
-from blackhole.net.admission import RECEIVED_OCTETS
+from blackhole.net.admission import LIMIT_OF_REPLY, RECEIVED_OCTETS
 from blackhole.net.handshake import ClosedWithoutHello
 from blackhole.net.latency import clock
 from blackhole.net.stream import CHUNK, abort, close, has_ended, has_unread_input, shutdown_write
 from blackhole.net.waits import cancel, finish_early, timer
+from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.replies import (
     INTERNAL_ERROR,
     SERVER_STOPPING,
@@ -224,6 +225,7 @@ class Connection:
             self.session.apply_limits(context.limited_engine, context.limits, usage.meter)
             return True
         self.closed_by_server = True
+        self.session.record_limit(LIMIT_OF_REPLY[refusal])
         if not context.listener.tls:
             self._try_send(refusal)
             count_rejection(context.counters, refusal)
@@ -411,6 +413,7 @@ class Connection:
             if self.session.in_body:
                 self._credit_body(fresh)
             if self.usage is not None and not self.usage.meter(RECEIVED_OCTETS, fresh):
+                self.session.record_limit("client_byte_rate")
                 self._send_and_close(TOO_MANY_CLIENT_OCTETS)
                 return
         self.idle += 1
@@ -420,8 +423,11 @@ class Connection:
             limit = min(limit, settings.stress_timeout)
         if self.idle > limit:
             context.counters[TIMED_OUT] += 1
+            if self.usage is not None and settings.min_data_rate and self.session.in_body:
+                self.session.record_limit("min_data_rate")
             self._send_and_close(TIMEOUT)
         elif self.usage is not None and 0 < settings.session_timeout < self.age:
+            self.session.record_limit("session_timeout")
             self._send_and_close(SESSION_TIMEOUT)
 
     def _credit_body(self, octets: int) -> None:
@@ -461,6 +467,22 @@ class Connection:
         counters = self.context.counters
         for event in set(events):  # of a pipelined group most are the same
             counters[event] += events.count(event)
+        if self.usage is not None and events and max(events) >= LIMITS_START:
+            self._log_limits(events)
+
+    def _log_limits(self, events: list[int]) -> None:
+        """Log the limits that the client met."""
+        context = self.context
+        for event in events:
+            if event >= LIMITS_START and context.limit_log is not None:
+                limit = CLIENT_LIMITS[event - LIMITS_START]
+                context.limit_log.tell(
+                    self.peer,
+                    f"{self.session.connection_id:010X}",
+                    str(context.listener),
+                    limit,
+                    getattr(context.settings, limit),
+                )
 
 
 def local_address(name: tuple[Any, ...] | str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from blackhole.addresses import NetworkSet
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.latency import LatencySampler
+from blackhole.net.limit_log import LimitLog
 from blackhole.net.proxy import HeaderErrorLog
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.engine import SMTPEngine
@@ -40,6 +41,8 @@ class ListenerContext:
     """The contexts that rules name: certificates with a fault."""
     admission: AdmissionControl | None
     """None where there are no limits."""
+    limit_log: LimitLog | None
+    """Logs which clients meet a limit; None where there are no limits."""
     proxy_parser: Any
     """Parses PROXY headers; None where the listener expects none."""
     proxies: NetworkSet

@@ -28,6 +28,7 @@ from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import EVENT_CELLS, RECEIVED_CELL, Connection, count_rejection
 from blackhole.net.context import ListenerContext
 from blackhole.net.departures import DepartureWatch
+from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import Poller
 from blackhole.net.stream import ClientStream
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
@@ -135,7 +136,7 @@ class SMTPServer(TCPServer):
     certificate, `should_yield` tells whether other workers have fewer connections (None: there
     are no others), `number` is the counter of this listener's connections, `scenario` has the
     rules that come before the listener's mode, `client_table` what all workers know of their
-    clients, `client_log` gets what is shown of them.
+    clients, `client_log` gets what is shown of them, `limit_log` the limits that they meet.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class SMTPServer(TCPServer):
         number: int = LISTENERS_START,
         client_table: ClientTableView | None = None,
         client_log: ClientLogWriter | None = None,
+        limit_log: LimitLog | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -176,6 +178,7 @@ class SMTPServer(TCPServer):
             tls=tls,
             certificates=scenario.certificates,
             admission=AdmissionControl(settings, client_table) if settings.limits_clients else None,
+            limit_log=(limit_log or LimitLog()) if settings.limits_clients else None,
             proxy_parser=proxy.make_parser() if listener.proxy else None,
             proxies=NetworkSet(settings.proxy_from),
             greets_at_once=not (listener.proxy or listener.tls or settings.limits_clients),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from blackhole.process.log_format import FORMATTERS
+from blackhole.log_format import FORMATTERS
 from blackhole.process.safe_open import open_regular
 from blackhole.settings import OperatorError
 

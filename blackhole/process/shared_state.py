@@ -8,6 +8,7 @@ from dataclasses import replace
 from blackhole.metrics.counters import Counters
 from blackhole.net import server
 from blackhole.net.client_table import ClientTable
+from blackhole.net.limit_log import LimitLog
 from blackhole.process.configuration import Configuration
 from blackhole.settings import RedisSettings
 from blackhole.store.active_scenario import ActiveScenario
@@ -31,6 +32,7 @@ class SharedState:
         self.machine_id = f"{os.uname().nodename}:{os.urandom(6).hex()}"
         """Names this start of the server in a fleet: no other start has the same."""
         self._clients: ClientTable | None = None
+        self.limit_log: LimitLog | None = None
         self._attempts: AttemptTable | None = None
         self._outcomes: OutcomeTable | None = None
         """What became of each message. In a table of its own, so as not to displace what rules read."""
@@ -43,6 +45,8 @@ class SharedState:
             self.counters.listener(server.listener_address(listener, sockets))
         if settings.counts_clients and self._clients is None:
             self._clients = ClientTable(self.counters.rows)
+        if settings.limits_clients and self.limit_log is None:
+            self.limit_log = LimitLog()
         if settings.show_clients and self.counters.client_log is None:
             self.counters.client_log = ClientLog(self.counters.rows)
         self._prepare_stores(configuration)

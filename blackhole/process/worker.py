@@ -19,16 +19,17 @@ from typing import Final
 # and need not be able to read the installation.
 import tornado.platform.asyncio  # noqa: F401
 
+from blackhole.log_format import printable
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.net import tls
 from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
+from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
 from blackhole.net.server import SMTPServer, listener_address
 from blackhole.process import logs
-from blackhole.process.log_format import printable
 from blackhole.process.plan import ChildContext
 from blackhole.rules.outcomes import OutcomeStore, mark_if_never_retried
 from blackhole.settings import Listener, OperatorError, Settings
@@ -75,6 +76,8 @@ class WorkerContext:
     child: ChildContext
     clients: ClientTable | None = None
     """None where no limit by client is set."""
+    limit_log: LimitLog | None = None
+    """None where no limit on clients is set."""
 
 
 def run(context: WorkerContext) -> None:
@@ -187,6 +190,7 @@ class Worker:
                 counters.listener(listener_address(listener, sockets)),
                 self._clients,
                 self._client_log,
+                self._context.limit_log,
             )
             server.open(sockets, poller, make_stream)
             self.servers.append(server)

@@ -21,7 +21,7 @@ from blackhole.smtp.arguments import (
     string,
 )
 from blackhole.smtp.auth import FAIL, PASS, Credentials, authenticate, challenge, failure_challenge
-from blackhole.smtp.events import EventNumbers, violation_events
+from blackhole.smtp.events import EventNumbers, LimitEvents, violation_events
 from blackhole.smtp.extensions import keywords, parameters
 from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
@@ -286,4 +286,5 @@ def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> Listene
         help=explanations(),
         parameters=(parameters(config, False), parameters(config, True)),
         violation_events=violation_events(numbers),
+        limit_events=LimitEvents(numbers),
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import ClientLimits
+from blackhole.smtp.state import ClientLimits, SessionState
 
 TARPIT: Final = 1.0
 """Seconds by which each reply is delayed to a client that has made too many errors."""
@@ -42,12 +42,17 @@ class ErrorBudget:
         self.slow = False
         """Replies are delayed by TARPIT."""
 
-    def error(self, reply: Reply) -> Reply:
+    def error(self, session: SessionState, reply: Reply) -> Reply:
         """Count an error to be answered with `reply`; return that, or a reply that closes the session."""
         limits = self.limits
         self.errors += 1
-        self.slow = 0 < limits.soft_errors < self.errors
-        return replies.TOO_MANY_ERRORS if 0 < limits.errors <= self.errors else reply
+        if 0 < limits.soft_errors < self.errors and not self.slow:
+            self.slow = True
+            session.record_limit("soft_errors")
+        if 0 < limits.errors <= self.errors:
+            session.record_limit("max_errors")
+            return replies.TOO_MANY_ERRORS
+        return reply
 
     def forgive(self) -> None:
         """Forget errors and junk, after a message."""
@@ -75,8 +80,10 @@ def limit_rcpt(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
             # 4.5.3.1.10). A client that goes on for as long again makes errors.
             excused = session.recipients <= 2 * most
             reply = replies.TOO_MANY_RECIPIENTS
-            return reply if excused else session.error_budget.error(reply)
+            session.record_limit("max_recipients")
+            return reply if excused else session.error_budget.error(session, reply)
         if metered and not session.error_budget.meter("RCPT"):
+            session.record_limit("client_recipient_rate")
             return replies.TOO_MANY_CLIENT_RECIPIENTS
         return do(session, argument)
 
@@ -90,8 +97,10 @@ def limit_data(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
 
     def limited(session: Any, argument: Any) -> Reply:
         if session.messages >= most:
+            session.record_limit("max_messages")
             return replies.TOO_MANY_MESSAGES
         if metered and not session.error_budget.meter("DATA"):
+            session.record_limit("client_message_rate")
             return replies.TOO_MANY_CLIENT_MESSAGES
         return do(session, argument)
 
@@ -112,11 +121,10 @@ def limit_starttls(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     """Refuse a TLS handshake beyond the limit of the client."""
 
     def limited(session: Any, argument: Any) -> Reply:
-        return (
-            do(session, argument)
-            if session.error_budget.meter("STARTTLS")
-            else replies.TOO_MANY_TLS_HANDSHAKES
-        )
+        if session.error_budget.meter("STARTTLS"):
+            return do(session, argument)
+        session.record_limit("client_tls_rate")
+        return replies.TOO_MANY_TLS_HANDSHAKES
 
     return limited
 
@@ -127,8 +135,10 @@ def limit_junk(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     def limited(session: Any, argument: Any) -> Reply:
         error_budget = session.error_budget
         error_budget.junk += 1
-        if error_budget.junk > error_budget.limits.junk and error_budget.error(replies.OK) is not replies.OK:
-            return replies.TOO_MANY_ERRORS
+        if error_budget.junk > error_budget.limits.junk:
+            session.record_limit("max_junk")
+            if error_budget.error(session, replies.OK) is not replies.OK:
+                return replies.TOO_MANY_ERRORS
         return do(session, argument)
 
     return limited if limits.junk else do

@@ -17,6 +17,9 @@ class EventNumbers(Protocol):
     def violation(self, name: str) -> int:
         """Return the number of a violation of this name."""
 
+    def limit(self, name: str) -> int:
+        """Return the number of a limit on clients of this name."""
+
 
 class Uncounted:
     """Numbers for sessions whose events nobody tells apart."""
@@ -27,6 +30,9 @@ class Uncounted:
         return 1
 
     def violation(self, name: str) -> int:
+        return 1
+
+    def limit(self, name: str) -> int:
         return 1
 
 
@@ -42,6 +48,17 @@ class ReplyEvents(dict[int, int]):
 
     def __missing__(self, code: int) -> int:
         number = self[code] = self._numbers.reply(self._phase, code)
+        return number
+
+
+class LimitEvents(dict[str, int]):
+    """The numbers of limits on clients, by name; each is resolved when it is first used."""
+
+    def __init__(self, numbers: EventNumbers) -> None:
+        self._numbers = numbers
+
+    def __missing__(self, name: str) -> int:
+        number = self[name] = self._numbers.limit(name)
         return number
 
 

@@ -143,7 +143,7 @@ class CommandExecution(ReplyDelivery):
             seconds = self.engine.random_source.uniform(*delay)
         if self.error_budget is not None:
             if reply.code >= 500 and not (command.asks_policy or command is self.engine.end_of_message):
-                reply = self.error_budget.error(reply)
+                reply = self.error_budget.error(self, reply)
             if self.error_budget.slow:
                 seconds = (seconds or 0.0) + TARPIT
         if seconds is None:

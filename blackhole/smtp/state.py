@@ -106,6 +106,8 @@ class ListenerConstants:
     """Parameters behind FROM and TO: without TLS, and under it."""
     violation_events: Mapping[str, int]
     """The number of the event for each violation, by its name."""
+    limit_events: Mapping[str, int]
+    """The number of the event for each limit on clients, by its name."""
 
 
 class SessionState:
@@ -217,6 +219,10 @@ class SessionState:
         """Record a violation by its name in `VIOLATIONS`. Raises KeyError for another name."""
         self.counted_events.append(self.listener.violation_events[name])
         self.violation_count += 1
+
+    def record_limit(self, name: str) -> None:
+        """Record that the client met a limit on clients, by the name of the limit."""
+        self.counted_events.append(self.listener.limit_events[name])
 
     def record_event(self, number: int) -> None:
         """Record an event of the policy; 0 is not counted."""

@@ -116,6 +116,12 @@ METRICS: Final = (
         lambda reading: reading.snapshot.refused,
     ),
     MetricRow(
+        "client_limits", "counter", "Times that a client met a limit, by the option of the limit.",
+        "topk(3, increase(blackhole_client_limits_total[1h]))",
+        lambda reading: reading.snapshot.limits_met,
+        ("limit",),
+    ),
+    MetricRow(
         "timed_out_connections", "counter", "Connections closed because the client was silent for too long.",
         "increase(blackhole_timed_out_connections_total[1h])",
         lambda reading: reading.snapshot.total("timed_out"),
