@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +25,9 @@ from blackhole.settings import ACCELERATORS
 from blackhole.smtp.state import PHASES
 from tests.certificates import Certificate
 from tests.engines import EVENT_NUMBERS
-from tests.program import Program, wait_for
+from tests.program import Program, scenario_option, wait_for
 from tests.service import Serve, Service
-from tests.smtp_client import read_until_closed, reset_on_close
+from tests.smtp_client import SMTPClient, read_until_closed, reset_on_close
 from tests.transcript import (
     PIPELINING_VIOLATIONS,
     REPLY_TIMEOUT,
@@ -378,6 +379,20 @@ def test_clients_that_break_off_leave_nothing_behind(
         gc.collect()
         time.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_retry_under_starttls_is_recognized(serve: Serve, certificate: Certificate, tmp_path: Path) -> None:
+    """For that the local address is asked for, which the stream before STARTTLS does not have any more."""
+    text = '[[rule]]\nphase = "."\nattempt = "<= 2"\nreply = "450 4.2.0 Later"\n'
+    service = serve(scenario_option(tmp_path, text), *certificate.options)
+    for code in ("450", "450", "250"):
+        with SMTPClient(service.address) as client:
+            client.command("EHLO client.test")
+            client.starttls()
+            reply = client.send_message(b"Message-ID: <1@client.test>\r\n\r\nHello\r\n")
+            assert reply[:3] == code
+            assert client.command_code("QUIT") == "221"
+    assert service.stats.snapshot().violations["retried-at-once"] == 1
 
 
 def test_client_that_resets_at_the_end_of_a_tls_handshake_leaves_nothing_behind(

@@ -234,12 +234,19 @@ class Connection:
     def _greet(self) -> bytes:
         """Return the greeting, or what is sent in its place."""
         session, stream, context = self.session, self.stream, self.context
-        if context.proxy_parser is None:
-            session.policy.set_local_address(lambda: local_address(stream.socket.getsockname()))
+        self._share_local_address()
         out = session.greet()
         if (session.sampled or context.settings.strict) and out and has_unread_input(stream):
             out = session.client_spoke_first(out)
         return out
+
+    def _share_local_address(self) -> None:
+        """Let the session find out the local address of the stream, where no proxy stands between."""
+        stream = self.stream
+        if self.context.proxy_parser is None:
+            self.session.policy.set_local_address(
+                lambda: local_address(stream.socket.getsockname()) if stream.socket is not None else ""
+            )
 
     # What the session asks for besides reading.
 
@@ -330,6 +337,7 @@ class Connection:
         context.counters[TLS_OK] += 1
         context.counters[TLS_RESUMED] += bool(stream.socket.session_reused)
         session.secured()
+        self._share_local_address()
 
     # The end.
 
