@@ -233,6 +233,10 @@ OPTIONS: Final = (
            "A password is safer in a conf file or in the environment than on a command line."),
     Option("fleet_name", values.fleet_name, "blackhole", "NAME", "Fleet",
            "name of the fleet, where a Redis server has several"),
+    Option("fleet_control", values.switch, "no", "", "Fleet",
+           "obey the orders that were given to any machine of the fleet",
+           "Such orders are another scenario, and one-shot rules. An order to its own dashboard goes to all. "
+           "Whoever can write to the Redis server, or reach one dashboard, controls them all."),
     Option("progress", values.switch, "no", "", "Reports",
            "in the foreground, print the current rates once a second to stderr"),
     Option("format", values.one_of(("text", "json", "junit")), "text", "text|json|junit", "Reports",

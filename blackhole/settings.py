@@ -177,6 +177,8 @@ class Settings:
     attempt_store: RedisSettings = RedisSettings()
     fleet: FleetServer = FleetServer()
     fleet_name: str = "blackhole"
+    fleet_control: bool = False
+    """Whether orders given to any machine of the fleet are obeyed."""
     timeout: float = 300.0
     """Seconds to wait for a command or for more of a message (RFC 5321 section 4.5.3.2.7)."""
     drain_timeout: float = 30.0

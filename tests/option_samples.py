@@ -74,6 +74,7 @@ SAMPLES = {
     "show_clients": "yes",
     "fleet": "redis://192.0.2.9:6379/1",
     "fleet_name": "north",
+    "fleet_control": "yes",
     "progress": "yes",
     "format": "junit",
     "json": "yes",

@@ -18,7 +18,7 @@ from blackhole.rules.attempt_store import (
 )
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import MAX_CONNECTION_QUOTAS, Greylist, RateLimit, client_network
+from blackhole.rules.limiters import MAX_CONNECTION_QUOTAS, Greylist, RateLimit, UseLimit, client_network
 from blackhole.rules.scenario import parse_source, parse_sources
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session
@@ -54,6 +54,16 @@ class SimulatedListener:
 
 def say(session: Session, line: str) -> str:
     return with_lookups(session, session.receive(line.encode() + b"\r\n")).decode()[:3]
+
+
+def test_a_number_of_uses_is_shared_by_all_that_have_its_name() -> None:
+    table, context = AttemptTable(sets=1), RuleContext()
+    first, second = UseLimit(2, "a"), UseLimit(2, "b")
+    assert [first.blocks(key, context, table) for key in ("1", "2", "3")] == [True, True, False]
+    assert second.blocks("1", context, table) is True
+    assert (str(first), first.would_block(context)) == ("applies 2 times", True)
+    context.attempt = 3
+    assert not first.would_block(context)
 
 
 # Greylists

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackhole.rules.attempt_store import Update, count_attempt
-from blackhole.rules.limiters import Greylist, WindowCount
+from blackhole.rules.limiters import Greylist, UseCount, WindowCount
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.redis_script import LEASE_SECONDS, READ_CLOCK, SCRIPT, request_words
 from tests.redis_server import RedisServer
@@ -36,6 +36,7 @@ CHANGES: list[Update[int]] = [
     WindowCount(30, 100, 1000.5).spend,
     WindowCount(0, 0, 60.0).spend,
     WindowCount(5, 4, 60.0).spend,
+    UseCount(2).take,
 ]
 
 

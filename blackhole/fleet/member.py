@@ -60,6 +60,8 @@ class Machine(NamedTuple):
     load: float
     """The share of one processor that its busiest worker used."""
     workers: int
+    order: int
+    """The number of the order that it obeys; -1 if it obeys none."""
 
 
 class FleetView(NamedTuple):
@@ -93,6 +95,12 @@ class FleetMember:
         self._warned = float("-inf")
         self._copies: Final[dict[str, Mapping[str, int]]] = {}
         """Counters of machines that are gone: Redis may lose them, and they will not write again."""
+        self.order = 0
+        """The number of the order in force, as the store has told with the last write."""
+        self.obeyed = -1
+        """The number of the order that this machine obeys; -1 if it obeys none."""
+        self.order_changed: Final = asyncio.Event()
+        """Set when `order` changes, and when the store has lost its data."""
         self._reading: Final = asyncio.Lock()
         self._view: tuple[float, FleetView] | None = None
         """When it was read, and the fleet as it was then."""
@@ -134,12 +142,15 @@ class FleetMember:
             return False
         if self._failures:
             log.info("fleet: %s answers again", self.store.settings)
+        if written.order != self.order or self._epoch not in ("", written.epoch):
+            self.order = written.order
+            self.order_changed.set()
         self._epoch, self._alive = written.epoch, written.alive
         self._written, self._failures = current, 0
         return True
 
     async def _write(self, changed: Mapping[str, int], age: float) -> Written:
-        summary = json.dumps(self._summary(), separators=(",", ":"))
+        summary = json.dumps({**self._summary(), "order": self.obeyed}, separators=(",", ":"))
         return await self.store.write(self.machine, changed, summary, age)
 
     def _warn(self, error: Exception) -> None:
@@ -178,14 +189,18 @@ class FleetMember:
             process.pid != os.getpid() and is_alive(process.pid) for process in self._figures().processes
         )
 
+    async def machines(self) -> list[Machine]:
+        """Return the machines that were seen in the last hour. Raises StoreError."""
+        now, machines = await self.store.now(), await self.store.machines()
+        found = (parse_machine(name, now - at, text) for name, (at, text) in machines.items())
+        return [machine for machine in found if machine is not None]
+
     async def view(self) -> FleetView:
         """Return the fleet as it was at most READ_AGE ago. Raises StoreError."""
         async with self._reading:
             if self._view is None or time.monotonic() - self._view[0] >= READ_AGE:
                 total = await self.store.total()
-                now, machines = await self.store.now(), await self.store.machines()
-                found = (parse_machine(name, now - at, text) for name, (at, text) in machines.items())
-                view = make_view(total, now, tuple(machine for machine in found if machine is not None))
+                view = make_view(total, await self.store.now(), tuple(await self.machines()))
                 self._tell_of_versions(view.machines)
                 self._view = time.monotonic(), view
             return self._view[1]
@@ -237,6 +252,7 @@ def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:
             int(found["open"]),
             float(found["load"]),
             int(found["workers"]),
+            int(found["order"]),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -1,4 +1,4 @@
-"""The Lua script by which a machine writes its figures: Redis runs it without interruption.
+"""The Lua scripts of a fleet: Redis runs each without interruption.
 
 A machine writes absolute counters, and the script adds to the total what is new in them. So a write that is
 repeated changes nothing, whether or not its answer arrived.
@@ -62,6 +62,7 @@ for _, other in ipairs(gone) do
 end
 redis.call('EXPIRE', members, {KEEP_SECONDS})
 redis.call('EXPIRE', seen, {KEEP_SECONDS})
+redis.call('EXPIRE', order, {KEEP_SECONDS})
 
 local alive = redis.call('ZCOUNT', seen, string.format('(%.6f', now - {LIVE_SECONDS}), '+inf')
 return {{epoch, alive, redis.call('HGET', order, 'number') or '0'}}
@@ -72,3 +73,33 @@ seconds since it was alive; then fields and counts.
 
 It returns the epoch, which changes when Redis has lost the total, the number of machines that are alive, and
 the number of the order."""
+
+PUBLISH: Final = """
+local order, channel = unpack(KEYS)
+local expected, is_new, name, text, rules = unpack(ARGV)
+local time = redis.call('TIME')
+local number = redis.call('HGET', order, 'number') or '0'
+if number ~= expected then
+  return 0
+end
+if is_new == '1' then
+  redis.call('HSET', order, 'name', name, 'text', text, 'at',
+    string.format('%.6f', time[1] + time[2] / 1000000))
+end
+redis.call('HSET', order, 'number', number + 1, 'rules', rules)
+redis.call('PUBLISH', channel, number + 1)
+return number + 1
+"""
+"""Puts an order in force. KEYS: the order, and the channel on which it is announced. ARGV: the number of the
+order that it was made of, "1" if the scenario changes, its name and text, and the one-shot rules as JSON.
+
+It returns the number of the order; 0 if another one came in between."""
+
+RESTORE: Final = """
+if tonumber(redis.call('HGET', KEYS[1], 'number') or 0) < tonumber(ARGV[1]) then
+  redis.call('HSET', KEYS[1], 'number', ARGV[1], 'name', ARGV[2],
+    'text', ARGV[3], 'at', ARGV[4], 'rules', ARGV[5])
+end
+return 1
+"""
+"""Writes an order again that Redis has lost. KEYS: the order. ARGV: its fields."""

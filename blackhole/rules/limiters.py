@@ -191,4 +191,41 @@ class ConcurrencyLimit(NamedTuple):
         return f"throttle allows {self.limit} connections at once"
 
 
-Limiter = Greylist | RateLimit | ConcurrencyLimit
+class UseCount(NamedTuple):
+    """Takes one of `limit` uses."""
+
+    limit: int
+
+    def take(self, record: Record, now: float) -> tuple[Record, bool]:
+        """Return the new record, and whether there was a use to take."""
+        count, first, last = record
+        if count >= self.limit:
+            return (count, first, last), False
+        return (count + 1, first, now), True
+
+
+class UseLimit(NamedTuple):
+    """Lets a rule match `limit` times over all machines that share a store.
+
+    >>> from blackhole.rules.attempt_store import NULL_STORE
+    >>> UseLimit(1, "example").blocks("", RuleContext(), NULL_STORE)
+    True
+    """
+
+    limit: int
+    name: str
+    """What the uses are counted for, in place of the rule."""
+
+    def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule matches; see AttemptStore for other answers."""
+        return store.update(b"use\0" + self.name.encode(), context.elapsed, UseCount(self.limit).take)
+
+    def would_block(self, context: RuleContext) -> bool:
+        """Return whether the attempt is blocked if each one before was."""
+        return context.attempt <= self.limit
+
+    def __str__(self) -> str:
+        return f"applies {self.limit} times"
+
+
+Limiter = Greylist | RateLimit | ConcurrencyLimit | UseLimit

@@ -22,6 +22,7 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules.attempt_store import ScopedStore
+from blackhole.rules.limiters import UseLimit
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
 from blackhole.rules.scenario_file import make_rules, parse_rule
@@ -81,6 +82,8 @@ class OneShotRule(NamedTuple):
     """Number of uses."""
     rule: Mapping[str, Any]
     """The rule, as in a scenario file."""
+    shared: str = ""
+    """What its uses are counted for in a fleet; empty where this machine alone obeys it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def _is_valid(order: RuntimeOrder) -> bool:
         all(isinstance(text, str) for text in texts)
         and all(isinstance(at, float | int) and 0 <= at < MAX_TIME for at in (order.at, order.began))
         and all(
-            all(map(isinstance, one, (int, int, int, dict))) and one.place in range(MAX_ONE_SHOT_RULES)
+            all(map(isinstance, one, (int, int, int, dict, str))) and one.place in range(MAX_ONE_SHOT_RULES)
             for one in order.one_shot_rules
         )
     )
@@ -285,4 +288,5 @@ def one_shot_rule(one: OneShotRule, channel: ControlChannel) -> Rule:
     """Return the rule of a one-shot rule: its last condition consumes a use of the budget."""
     rule = parse_rule(one.rule, f"next {one.number}")
     last = Condition("count", str(one.times), lambda case: channel.consume(one))
-    return replace(rule, conditions=(*rule.conditions, last), name=ONE_SHOT_NAME)
+    limiter = UseLimit(one.times, one.shared) if one.shared else rule.limiter
+    return replace(rule, conditions=(*rule.conditions, last), name=ONE_SHOT_NAME, limiter=limiter)

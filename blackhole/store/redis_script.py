@@ -122,6 +122,15 @@ function change.spend(key, amount, limit, period)
   return 0
 end
 
+function change.take(key, limit)
+  local count, first = read_record(key)
+  if count >= tonumber(limit) then
+    return 0
+  end
+  write_record(key, count + 1, first, 7 * DAY)
+  return 1
+end
+
 -- Concurrency slots: a sorted set of tokens by the time when their leases end.
 
 function change.acquire(key, limit, token)

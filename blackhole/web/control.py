@@ -30,6 +30,10 @@ MAX_CHECKS: Final = 16
 """Orders that can wait to be checked."""
 
 
+APPLY_INTERVAL: Final = 0.005
+"""Seconds after which the workers are checked again."""
+
+
 class ScenarioControl:
     """Publishes orders, and tells what is in force.
 
@@ -77,12 +81,17 @@ class ScenarioControl:
         return len(order.tables["rule"])
 
     async def switch(self, name: str) -> int:
-        """Replace the scenario in force by one of the choices. A file has its path or its base name."""
+        """Replace the scenario in force by one of the choices."""
         if name == LOADED:
             return await self.restore()
+        source = self._source(name)
+        return await self._replace(source.name, partial(check_source, source))
+
+    def _source(self, name: str) -> ScenarioSource:
+        """Return one of the choices. A file has its path or its base name. Raises OperatorError."""
         for source in self._sources.values():
             if name in (source.name, os.path.basename(source.name)):
-                return await self._replace(source.name, partial(check_source, source))
+                return source
         names = (LOADED, *self._sources)
         raise OperatorError(
             f"{name!r}: unknown scenario; there are {', '.join(names)}{did_you_mean(name, names)}"
@@ -172,6 +181,18 @@ class ScenarioControl:
         return tuple(filter(self._channel.remaining, order.one_shot_rules))
 
     # What is in force
+
+    async def applied(self, number: int, seconds: float, is_pointless: Callable[[], bool]) -> str:
+        """Wait until all workers apply an order; return what did not apply it in time, or nothing.
+
+        `is_pointless` says that nobody waits any more.
+        """
+        until = time.monotonic() + seconds
+        while not self.is_applied(number):
+            if time.monotonic() >= until or is_pointless():
+                return "a worker"
+            await asyncio.sleep(APPLY_INTERVAL)
+        return ""
 
     def is_applied(self, number: int) -> bool:
         """Return whether all workers apply this order or a later one. A worker that starts later will."""

@@ -5,11 +5,9 @@ They respond when all workers apply the order, so that a test can go on.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
-import time
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Final
@@ -31,9 +29,6 @@ MAX_UPLOAD: Final = 1 << 20
 
 APPLY_TIMEOUT: Final = 5.0
 """Seconds for all workers to apply an order."""
-
-APPLY_INTERVAL: Final = 0.005
-"""Seconds after which the workers are checked again."""
 
 MAX_ONE_SHOT_COUNT: Final = 1_000_000
 """Times that a one-shot rule can match."""
@@ -69,14 +64,12 @@ class OrderHandler(BaseHandler):
             "order %d over HTTP: scenario %s, rules %d, one-shot rules %d",
             *(number, state["name"], state["rules"], len(state["next"])),
         )
-        until = time.monotonic() + APPLY_TIMEOUT
-        while not self.control.is_applied(number):
-            if time.monotonic() >= until or self.disconnected:
-                raise APIError(
-                    HTTPStatus.GATEWAY_TIMEOUT,
-                    f"The order is in force, but a worker did not apply it within {APPLY_TIMEOUT:g} s.",
-                )
-            await asyncio.sleep(APPLY_INTERVAL)
+        missing = await self.control.applied(number, APPLY_TIMEOUT, lambda: self.disconnected)
+        if missing:
+            raise APIError(
+                HTTPStatus.GATEWAY_TIMEOUT,
+                f"The order is in force, but {missing} did not apply it within {APPLY_TIMEOUT:g} s.",
+            )
         if self.control.is_dropped(number):
             raise APIError(HTTPStatus.BAD_REQUEST, "The order was dropped, because a worker has died of it.")
         self.write_json(self.control.state())

@@ -26,6 +26,7 @@ from blackhole.web.app import make_application
 from blackhole.web.base_handler import AllowedHosts
 from blackhole.web.control import ScenarioControl
 from blackhole.web.events import EventStream
+from blackhole.web.fleet_control import FleetControl
 from blackhole.web.history import History
 from blackhole.web.server import make_server
 from blackhole.web.static_files import StaticFile
@@ -50,7 +51,7 @@ class Dashboard:
     ) -> None:
         """`machine` is the id of this server in a fleet."""
         self._stats: Final = StatsView(settings, counters, history, control.state)
-        self._control: Final = control
+        self._control = control
         self._files: Final = files
         self._hosts: Final = AllowedHosts(settings)
         self._counters, self._context = counters, context
@@ -59,6 +60,8 @@ class Dashboard:
         if settings.fleet.host:
             store = FleetStore(settings.fleet, settings.fleet_name)
             self._fleet = FleetMember(store, machine, counters.snapshot, self._stats.machine)
+            if settings.fleet_control:
+                self._control = FleetControl(control, self._fleet)
 
     def run(self, sockets: Sequence[socket.socket]) -> None:
         """Serve until a signal or the end of the master."""
@@ -94,12 +97,20 @@ class Dashboard:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         server.add_sockets(sockets)
         self._sample(2)
-        writing = None if self._fleet is None else asyncio.create_task(self._fleet.run())
+        tasks = self._start_fleet()
         await stop.wait()
         server.stop()
-        if self._fleet is not None and writing is not None:
-            writing.cancel()
+        for task in tasks:
+            task.cancel()
+        if self._fleet is not None:
             await self._fleet.leave(self._settings.drain_timeout)
+
+    def _start_fleet(self) -> list[asyncio.Task[None]]:
+        """Start what the fleet needs, if there is one."""
+        work = [] if self._fleet is None else [self._fleet.run()]
+        if isinstance(self._control, FleetControl):
+            work.append(self._control.follow())
+        return [asyncio.create_task(one) for one in work]
 
     def _sample(self, pause: int = 1) -> None:
         """Sample the counters, and again `pause` seconds later, on the full second.

@@ -1,0 +1,216 @@
+"""Control of a fleet: an order to one machine goes into the store, which all machines follow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from blackhole.fleet.member import FleetMember
+from blackhole.fleet.store import FleetOrder, SharedRule, StoreError
+from blackhole.settings import OperatorError
+from blackhole.store.control import MAX_ONE_SHOT_RULES, ONE_SHOT_NAME, OneShotRule, RuntimeOrder
+from blackhole.web.control import LOADED, ScenarioControl
+from blackhole.web.order_check import CheckedOrder, check_one_shot_rule, check_text
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES: Final = 5
+"""Times that an order is made anew because another machine has published one in between."""
+
+MACHINES_INTERVAL: Final = 0.05
+"""Seconds after which the machines are looked at again."""
+
+SUBSCRIBE_INTERVAL: Final = 1.0
+"""Seconds after which the store is asked again for announcements."""
+
+OBEY_TIMEOUT: Final = 4.0
+"""Seconds for the workers of this machine to apply an order."""
+
+
+class FleetControl(ScenarioControl):
+    """Publishes orders to a fleet, and obeys those that any of its machines has published.
+
+    Numbers of orders are those of the fleet. `follow` is to run as long as the process serves.
+    """
+
+    def __init__(self, local: ScenarioControl, member: FleetMember) -> None:
+        """Control the server that `local` controls, which is not to be used any more."""
+        vars(self).update(vars(local))
+        self._member = member
+        self._order = FleetOrder()
+        """The order that this machine obeys."""
+        self._local_number = -1
+        """The number of its own that it has on this machine."""
+        self._obeying = asyncio.Lock()
+
+    # Orders. Each method returns the number of the order that it published, and raises OperatorError.
+
+    async def _replace(self, name: str, check: Callable[[], CheckedOrder]) -> int:
+        found = await self._check(name, check)
+        return await self._publish_to_fleet(
+            name, lambda order: order._replace(name=name, text=found.text), True
+        )
+
+    async def restore(self) -> int:
+        return await self._publish_to_fleet(LOADED, lambda order: order._replace(name="", text=""), True)
+
+    async def add_one_shot_rule(self, count: int, block: Mapping[str, Any]) -> int:
+        await self._check(ONE_SHOT_NAME, partial(check_one_shot_rule, ONE_SHOT_NAME, block))
+        one = SharedRule(os.urandom(8).hex(), count, block)
+
+        def change(order: FleetOrder) -> FleetOrder:
+            waiting = {rule.shared for rule in self._waiting(self._channel.read()[1])}
+            rules = tuple(rule for rule in order.rules if rule.id in waiting)
+            if len(rules) >= MAX_ONE_SHOT_RULES:
+                raise OperatorError(
+                    f"{ONE_SHOT_NAME}: {MAX_ONE_SHOT_RULES} rules are waiting already;"
+                    " DELETE /next removes them"
+                )
+            return order._replace(rules=(*rules, one))
+
+        return await self._publish_to_fleet(ONE_SHOT_NAME, change, False)
+
+    async def remove_one_shot_rules(self) -> int:
+        return await self._publish_to_fleet("DELETE /next", lambda order: order._replace(rules=()), False)
+
+    async def _publish_to_fleet(
+        self, name: str, change: Callable[[FleetOrder], FleetOrder], is_new: bool
+    ) -> int:
+        """Publish an order that is made of the one in force. `is_new` says that its scenario is another."""
+        try:
+            for _ in range(MAX_TRIES):
+                before = await self._obey_order_in_force()
+                number = await self._member.store.publish(change(before), is_new)
+                if number:
+                    self._member.order_changed.set()
+                    return number
+        except StoreError as error:
+            raise OperatorError(
+                f"{name}: the store of the fleet does not answer: {error}", os.EX_TEMPFAIL
+            ) from None
+        raise OperatorError(f"{name}: other machines give orders at the same time; try again", os.EX_TEMPFAIL)
+
+    async def applied(self, number: int, seconds: float, is_pointless: Callable[[], bool]) -> str:
+        """Wait until all machines that are alive obey an order; return the names of those that do not."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                machines = await self._member.machines()
+            except StoreError:
+                return "the store of the fleet does not answer, and a machine"
+            late = [one.name for one in machines if one.alive and -1 < one.order < number]
+            if not late or time.monotonic() >= until or is_pointless():
+                return " and ".join(late)
+            await asyncio.sleep(MACHINES_INTERVAL)
+
+    def is_dropped(self, number: int) -> bool:
+        return self._order.number == number and super().is_dropped(self._local_number)
+
+    # Obedience
+
+    async def follow(self) -> None:
+        """Obey the orders of the fleet, for ever."""
+        listening = asyncio.create_task(self._listen())
+        try:
+            while True:
+                self._member.order_changed.clear()
+                try:
+                    await self._obey_order_in_force()
+                except StoreError:
+                    pass  # the member logs that, and tells when the store answers again
+                except OperatorError as error:
+                    log.error("fleet: an order cannot be obeyed: %s", error)
+                await self._member.order_changed.wait()
+        finally:
+            listening.cancel()
+
+    async def _listen(self) -> None:
+        """Notice announcements of orders at once; without them, the next write tells of the order."""
+        while True:
+            try:
+                async for _ in self._member.store.announcements():
+                    self._member.order_changed.set()
+            except StoreError:
+                await asyncio.sleep(SUBSCRIBE_INTERVAL)
+
+    async def _obey_order_in_force(self) -> FleetOrder:
+        """Obey the order in force, and return it. Raises StoreError, and OperatorError."""
+        async with self._obeying:
+            order = await self._member.store.order()
+            if order.number < self._order.number:
+                await self._member.store.restore(self._order)  # the store has lost it
+                return self._order
+            if order.number > self._order.number or self._member.obeyed < 0:
+                await self._obey(order)
+            return order
+
+    async def _obey(self, order: FleetOrder) -> None:
+        """Put an order in force on this machine, and tell the fleet."""
+        if order.number or self._order.number:
+            self._local_number = self._publish(order.name, await self._local_change(order))
+            if await super().applied(self._local_number, OBEY_TIMEOUT, lambda: False):
+                log.warning("fleet: a worker did not apply order %d within %g s", order.number, OBEY_TIMEOUT)
+            scenario = order.name or "of the configuration"
+            log.info(
+                "fleet: order %d: scenario %s, one-shot rules %d", order.number, scenario, len(order.rules)
+            )
+        self._order = order
+        self._member.obeyed = order.number
+        await self._member.write()
+
+    async def _local_change(self, order: FleetOrder) -> Callable[[RuntimeOrder, int], RuntimeOrder]:
+        """Check an order, and return how it changes that of this machine.
+
+        Raises OperatorError and StoreError.
+        """
+        name, before = order.name, self._channel.read()[1]
+        wanted: dict[str, Any] = {}
+        certificates = frozenset[str]()
+        if not name:
+            wanted = {"name": "", "text": "", "tables": {}, "at": order.at, "began": 0.0}
+        elif (before.name, before.at) != (name, order.at):
+            found = await self._check(name, partial(check_text, name, order.text.encode()))
+            # The scenario's clock is the store's, whenever a machine begins to obey.
+            began = time.monotonic() - max(0.0, await self._member.store.now() - order.at)
+            wanted = {
+                "name": name,
+                "text": found.text,
+                "tables": found.tables,
+                "at": order.at,
+                "began": began,
+            }
+            certificates |= found.certificates
+        known = {one.shared for one in before.one_shot_rules}
+        for one in order.rules:
+            if one.id not in known:
+                check = partial(check_one_shot_rule, ONE_SHOT_NAME, one.rule)
+                certificates |= (await self._check(ONE_SHOT_NAME, check)).certificates
+
+        def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
+            rules = self._one_shot_rules(order, before, number)
+            return replace(self._with_certificates(before, certificates), one_shot_rules=rules, **wanted)
+
+        return change
+
+    def _one_shot_rules(
+        self, order: FleetOrder, before: RuntimeOrder, number: int
+    ) -> tuple[OneShotRule, ...]:
+        """Return the one-shot rules of an order, and give each that is new a budget."""
+        known = {one.shared: one for one in before.one_shot_rules if one.shared}
+        kept = [known[rule.id] for rule in order.rules if rule.id in known]
+        places = iter(sorted(set(range(MAX_ONE_SHOT_RULES)) - {one.place for one in kept}))
+        for one in before.one_shot_rules:
+            if one not in kept:
+                self._channel.set_budget(one, 0)
+        added = {}
+        for rule in order.rules:
+            if rule.id not in known:
+                added[rule.id] = OneShotRule(number, next(places), rule.times, rule.rule, rule.id)
+                self._channel.set_budget(added[rule.id], rule.times)
+        return tuple({**known, **added}[rule.id] for rule in order.rules)

@@ -1,0 +1,172 @@
+"""Orders that are given to one machine of a fleet, and obeyed by all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import smtplib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.http_api import Answer, Sink, ask, post
+from tests.program import wait_for
+from tests.redis_server import RedisServer
+
+FULL = '[[rule]]\nphase = "RCPT"\nreply = "452 4.2.2 Mailbox full"\n'
+NEXT = {"phase": "RCPT", "reply": "450 4.2.0 Once"}
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+class Fleet:
+    """Machines that obey the orders of one another, as far as no other options are given."""
+
+    def __init__(self, redis: RedisServer, *options: str) -> None:
+        self.options = (f"--fleet=redis://127.0.0.1:{redis.port}/0?timeout=5", *options)
+        self.machines: list[Sink] = []
+        self._stack = ExitStack()
+
+    def add(self, *options: str) -> Sink:
+        sink = self._stack.enter_context(Sink(*self.options, *(options or ("--fleet_control",))))
+        sink.dashboard()
+        self.machines.append(sink)
+        return sink
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def fleet(redis: RedisServer) -> Iterator[Fleet]:
+    with Fleet(redis) as found:
+        yield found
+
+
+def rcpt(sink: Sink, times: int = 1) -> Counter[int]:
+    """Return the codes of the replies to RCPT, on a new connection each."""
+    codes: Counter[int] = Counter()
+    for _ in range(times):
+        with smtplib.SMTP("127.0.0.1", sink.port, timeout=30) as client:
+            client.ehlo()
+            client.mail("a@example.com")
+            codes[client.rcpt("b@example.com")[0]] += 1
+    return codes
+
+
+def order_scenario(sink: Sink, text: str) -> Answer:
+    return ask(sink.http, "/scenario", "PUT", text)
+
+
+def order_number(redis: RedisServer) -> int:
+    """Return the number of the order in the store."""
+    return int(redis.ask("HGET", "blackhole:{blackhole}:order", "number") or 0)
+
+
+def test_a_scenario_is_obeyed_by_all_when_the_response_comes(fleet: Fleet) -> None:
+    one, two, three = fleet.add(), fleet.add(), fleet.add()
+    answer = order_scenario(two, FULL)
+    assert answer.status == 200
+    assert answer.json["name"] == "PUT /scenario"
+    for sink in one, two, three:
+        assert rcpt(sink) == {452: 1}
+    assert ask(three.http, "/scenario", "DELETE").status == 200
+    for sink in one, two, three:
+        assert rcpt(sink) == {250: 1}
+    assert "fleet: order 2: scenario of the configuration" in one.output()
+
+
+def test_a_mistake_reaches_no_machine(fleet: Fleet) -> None:
+    one, two = fleet.add(), fleet.add()
+    answer = order_scenario(one, '[[rule]]\nphase = "RCPT"\nreply = "777 x"\n')
+    assert answer.status == 400
+    assert "reply: expected" in answer.json["error"]
+    assert rcpt(one) == rcpt(two) == {250: 1}
+
+
+def test_a_machine_that_joins_obeys_the_order_in_force(fleet: Fleet) -> None:
+    one = fleet.add()
+    order_scenario(one, FULL)
+    two = fleet.add()
+    wait_for(lambda: rcpt(two) == {452: 1}, "it obeys")
+
+
+def test_a_one_shot_rule_applies_so_many_times_in_the_whole_fleet(fleet: Fleet) -> None:
+    one, two = fleet.add(), fleet.add()
+    assert post(one.http, "/next", {"count": 3, **NEXT}).status == 200
+    assert sum((rcpt(sink) for sink in (one, two) * 4), Counter()) == {450: 3, 250: 5}
+    assert post(two.http, "/next", {"count": 1, **NEXT}).status == 200
+    assert post(one.http, "/next", {"count": 1, **NEXT}).status == 200
+    assert rcpt(one, 4) + rcpt(two, 1) == {450: 2, 250: 3}
+
+
+def test_one_shot_rules_are_removed_everywhere(fleet: Fleet) -> None:
+    one, two = fleet.add(), fleet.add()
+    post(one.http, "/next", {"count": 3, **NEXT})
+    assert len(ask(two.http, "/next").json) == 1
+    assert ask(two.http, "/next", "DELETE").status == 200
+    assert rcpt(one) == rcpt(two) == {250: 1}
+
+
+def test_a_machine_without_fleet_control_obeys_itself_alone(fleet: Fleet) -> None:
+    one, other = fleet.add(), fleet.add("--fleet_control=no")
+    assert order_scenario(one, FULL).status == 200
+    assert rcpt(one) == {452: 1}
+    assert rcpt(other) == {250: 1}
+    assert order_scenario(other, FULL.replace("452", "450")).status == 200
+    assert rcpt(other) == {450: 1}
+    assert rcpt(one) == {452: 1}
+
+
+def test_a_machine_that_does_not_obey_is_named(fleet: Fleet) -> None:
+    one, two = fleet.add(), fleet.add("--fleet_control", "--hostname=stopped.test")
+    stopped = two.dashboard()
+    wait_for(lambda: order_scenario(one, "").status == 200, "both obey")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        answer = order_scenario(one, FULL)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert answer.status == 504
+    assert "stopped.test did not apply it within 5 s" in answer.json["error"]
+    wait_for(lambda: rcpt(two) == {452: 1}, "it obeys once it goes on")
+
+
+def test_without_its_store_a_fleet_takes_no_orders_and_forgets_none(fleet: Fleet, redis: RedisServer) -> None:
+    one, two = fleet.add(), fleet.add()
+    order_scenario(one, FULL)
+    redis.kill()
+    answer = order_scenario(one, "")
+    assert answer.status == 503
+    assert "the store of the fleet does not answer" in answer.json["error"]
+    assert rcpt(one) == rcpt(two) == {452: 1}
+    redis.start()
+    wait_for(lambda: order_number(redis) == 1, "the order is written again")
+    assert rcpt(one) == rcpt(two) == {452: 1}
+    three = fleet.add()
+    wait_for(lambda: rcpt(three) == {452: 1}, "it obeys")
+    assert order_scenario(one, "").status == 200
+    assert rcpt(three) == {250: 1}
+
+
+def test_the_clock_of_a_scenario_is_that_of_the_store(fleet: Fleet) -> None:
+    one = fleet.add()
+    order_scenario(one, '[[window]]\nname = "outage"\nfor = 6\n' + FULL + 'window = "outage"\n')
+    began = time.monotonic()
+    time.sleep(1)
+    two = fleet.add()
+    wait_for(lambda: "fleet: order 1" in two.output(), "it obeys")
+    if time.monotonic() - began < 5:
+        assert rcpt(two) == {452: 1}
+    time.sleep(max(0, began + 6 - time.monotonic()))
+    assert rcpt(one) == rcpt(two) == {250: 1}
