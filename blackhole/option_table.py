@@ -120,6 +120,12 @@ OPTIONS: Final = (
            "answer, and with rediss ca=FILE for the CA certificate. "
            "A password is safer in a conf file or in the environment than on a command line.",
            aliases=("attempts",)),
+    Option("extensions", values.keywords, "default", "KEYWORDS", "Replies",
+           "SMTP extensions that the reply to EHLO offers",
+           "Separate keywords by commas or blanks. default stands for those that most servers offer today, "
+           "all for every extension, none for no extension, and -KEYWORD leaves one out: "
+           "default,BINARYMIME,-VRFY. "
+           "STARTTLS is offered only with a certificate, and AUTH only with auth."),
     Option("bare_newline", values.one_of(NEWLINES), "normalize", "ACTION", "Replies",
            "how to treat bare LF line endings: normalize, count or reject",
            "normalize takes it as a line ending, except in the end of a message. count does too, and counts "

@@ -193,6 +193,8 @@ class Settings:
     """The output format of a report: text, json or junit."""
     json: bool = False
     fail_on: str = "never"
+    extensions: tuple[str, ...] = ("default",)
+    """The SMTP extensions to offer, as the operator has written them."""
     bare_newline: str = "normalize"
     """A key of NEWLINES."""
     inspect: str = "sample"

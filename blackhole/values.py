@@ -224,7 +224,19 @@ def auth(text: str) -> str:
     return "any" if word == "any" else path(text)
 
 
+def keywords(text: str) -> tuple[str, ...]:
+    """Read keywords of SMTP extensions, separated by blanks or commas. Which there are is checked later."""
+    words = tuple(text.replace(",", " ").split())
+    for word in words:
+        if not KEYWORD.fullmatch(word):
+            raise expected("default, all, none, an EHLO keyword, or -KEYWORD to leave one out", word)
+    return words
+
+
 # Names and addresses
+
+KEYWORD: Final = re.compile("-?[A-Za-z0-9][A-Za-z0-9-]*")
+"""An EHLO keyword (RFC 5321 4.1.1.1), or one to leave out."""
 
 _LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 HOSTNAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")

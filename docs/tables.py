@@ -112,9 +112,8 @@ def reply_page() -> Iterator[str]:
         "",
     )
     named = {value for value in vars(replies).values() if isinstance(value, replies.Reply)}
-    everything = sorted(
-        named.union(replies.CODES.values()), key=lambda one: (one.code, one.enhanced, one.lines)
-    )
+    sent = (one for one in named.union(replies.CODES.values()) if any(one.lines))
+    everything = sorted(sent, key=lambda one: (one.code, one.enhanced, one.lines))
     yield from table(
         ("code", "enhanced code", "text", "closes the connection", "bounce"),
         (

@@ -126,7 +126,7 @@ def test_size_before_the_end_of_a_message_is_what_mail_declared(phase: str, line
         f"[[rule]]\nphase = '{phase}'\nsize = '> 100'\nreply = '552 5.3.4 Large'\n"
         f"[[rule]]\nphase = '{phase}'\nsize = '= 0'\nreply = '451 4.3.0 Unknown'\n"
     )
-    last = {"DATA": ["DATA"], "BDAT": ["BDAT 5 LAST"]}.get(phase, [])
+    last = {"DATA": ["DATA"], "BDAT": ["BDAT 0 LAST"]}.get(phase, [])
     for size, code in ((" SIZE=101", "552"), ("", "451")):
         talk = [MAIL + size, RCPT, *last][:lines]
         assert listener.talk(*talk)[-1] == code

@@ -29,7 +29,7 @@ CODES_OF_1_X = (
 NAMED_REPLIES = {
     name: value
     for name, value in vars(replies).items()
-    if isinstance(value, Reply) and value.next_action is not replies.NextAction.LOOKUP  # which is never sent
+    if isinstance(value, Reply) and any(value.lines)  # without them, it is never sent
 }
 
 ALL_REPLIES = [*NAMED_REPLIES.values(), *replies.CODES.values()]

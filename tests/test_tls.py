@@ -384,7 +384,7 @@ ENDS = {
     "a rule that closes": b"MAIL FROM:<close@example.com>\r\n",
     "421 in drops": b"MAIL FROM:<drip@example.com>\r\n",
     "a limit on errors": b"XYZZY\r\n" * 3,
-    "BDAT": b"BDAT 4 LAST\r\n",
+    "BDAT": b"BDAT LAST\r\n",
     "HTTP": b"GET / HTTP/1.0\r\n\r\n",
     "a header line": b"Subject: test\r\n",
     "a line without an end": b"x" * 70000,

@@ -231,7 +231,7 @@ CASES: dict[str, tuple[str, tuple[bytes, ...], str]] = {
     "verb that nobody offered": ("", (EHLO, b"ETRN b.test\r\n", QUIT), "unknown-command"),
     "verb under a rule that covers it": (NEVER_MATCHES, (EHLO, b"BOGUS\r\n", QUIT), "unknown-command"),
     "chunk behind BDAT that a rule offered": (
-        "[[rule]]\nphase = 'EHLO'\nadd = 'CHUNKING'\n", (EHLO, b"BDAT 2 LAST\r\nab"), "",
+        "[[rule]]\nphase = 'EHLO'\nadd = 'CHUNKING'\n", (EHLO, MAIL + RCPT + b"BDAT 2 LAST\r\nab"), "",
     ),
     "size that a rule offered": (
         "[[rule]]\nphase = 'EHLO'\nhide = 'SIZE'\nadd = 'SIZE 10'\n",

@@ -461,7 +461,7 @@ class Connection:
         session = self.session
         if not (session.quit_received or self.closed_by_server):
             if self.received:
-                session.record_violation("hung-up-in-body" if session.in_body else "no-quit")
+                session.record_violation("hung-up-in-body" if session.in_message else "no-quit")
             else:
                 self.context.counters[CLOSED_WITHOUT_COMMAND] += 1
         self._count_violations()

@@ -36,6 +36,7 @@ from blackhole.rules.modes import MODE_RULES
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
+from blackhole.smtp.extensions import choose
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS
 from blackhole.smtp.state import ListenerConfig
 from blackhole.store.active_scenario import NO_SCENARIO, ActiveScenario
@@ -73,17 +74,19 @@ def capacity(wanted: int) -> int:
 
 def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
     """Return what the engine of a listener needs to know of the settings."""
+    extensions = choose(settings.extensions)
     return ListenerConfig(
         hostname=settings.hostname,
+        extensions=extensions,
         message_size_limit=settings.message_size_limit,
         strict=settings.strict,
         delay=listener.delay,
-        starttls=bool(settings.ssl_cert) and not listener.tls,
+        starttls=bool(settings.ssl_cert) and not listener.tls and "STARTTLS" in extensions,
         bare_newline=settings.bare_newline,
         inspect=settings.inspect,
         limits=client_limits(settings) if settings.limits_clients else None,
         message_directives=settings.message_directives,
-        auth=settings.auth != "off",
+        auth=settings.auth != "off" and "AUTH" in extensions,
         auth_plaintext=settings.auth_plaintext,
         passwords=settings.passwords,
         fast_path="fast_path" in settings.accelerators,

@@ -22,6 +22,7 @@ from blackhole.process import auth_file, orphans, privileges, systemd
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
+from blackhole.smtp import extensions
 from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
 
@@ -137,6 +138,10 @@ def read(settings: Settings, warn: Warn) -> Inputs:
 
     Raises OperatorError.
     """
+    try:
+        extensions.choose(settings.extensions)
+    except ValueError as error:
+        raise OperatorError(f"extensions: {error}") from None
     uid, gid = privileges.resolve(settings.user, settings.group)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = max(1, files - RESERVED_FDS)

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from blackhole.rules import model
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer, count_attempt
 from blackhole.rules.context import RuleContext
-from blackhole.rules.listener_rules import ListenerRules
+from blackhole.rules.listener_rules import FIRST_CHUNK, ListenerRules
 from blackhole.rules.message_identity import IDENTITY_FIELDS
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
@@ -27,12 +27,12 @@ from blackhole.smtp.header_section import (
 from blackhole.smtp.policy import Decision, NoSessionPolicy, PendingDecision, SessionPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.sequence import refusal_in_consequence
-from blackhole.smtp.state import GREETED, PHASES, RCPT, SessionState
+from blackhole.smtp.state import CHUNKED, GREETED, PHASES, RCPT, SessionState
 
 UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
 """Phases whose commands change what rules know of the client, unless they are refused."""
 
-CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET"))
+CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET"))
 """Phases that change the context of rules, or what the retry tracker knows of the transaction."""
 
 
@@ -58,6 +58,7 @@ def _asks(rules: ListenerRules, phase: str) -> bool:
         phase in rules.phases
         # After a refusal in place of the greeting, the replies are the rules' and not the client's fault.
         or "CONNECT" in rules.phases
+        or (phase == "BDAT" and "DATA" in rules.phases)
         or ((rules.keeps_context or rules.may_refuse) and phase in CONTEXT_PHASES)
         or (rules.may_refuse and phase in (".", "QUIT"))
     )
@@ -180,6 +181,8 @@ class RuleEvaluator:
         if not self._take_in(session, phase, argument, size):
             return None
         context = self.context
+        if phase == "BDAT" and not session.stage & CHUNKED:
+            phase = FIRST_CHUNK
         tables = self._policy.in_mode(mode).tables_for(context) if mode else self._tables
         table = tables[phase]
         if table is not None:
@@ -187,7 +190,7 @@ class RuleEvaluator:
         if table is None:
             context.header = ()
             return None
-        context.phase = phase
+        context.phase = "DATA" if phase == FIRST_CHUNK else phase
         context.counted_key = b""
         if table.looks_at_command_alone:
             found = table.find(context, self._policy.random_source)
@@ -225,7 +228,7 @@ class RuleEvaluator:
         if code >= 400:
             if phase in UPDATES:
                 context.helo, context.sender, context.recipient, context.size = self._before
-            elif phase == "DATA" and session.refused & RCPT and not session.recipients:
+            elif phase in ("DATA", "BDAT") and session.refused & RCPT and not session.recipients:
                 return
         if self._tracker is not None:
             self._tracker.command_answered(session, phase, self._argument, code)

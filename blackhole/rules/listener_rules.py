@@ -17,6 +17,13 @@ MAX_CLIENT_KINDS: Final = 256
 """Kinds of clients that have tables of their own. Further kinds share tables that look at the client too."""
 
 
+FIRST_CHUNK: Final = "DATA, BDAT"
+"""The name of the table for the first chunk of a message."""
+
+BEGIN_OF_MESSAGE: Final = frozenset(("DATA", "BDAT"))
+"""The phases whose rules apply to the first chunk: a rule for DATA does not mind how a message is sent."""
+
+
 class PhaseTables(dict[str, RuleTable | None]):
     """The table of each phase, made when it is first asked for; None for a phase without rules."""
 
@@ -27,7 +34,8 @@ class PhaseTables(dict[str, RuleTable | None]):
         """Conditions that all rules fulfil."""
 
     def __missing__(self, phase: str) -> RuleTable | None:
-        rules = [rule for rule in self._rules if phase in rule.phases]
+        phases = BEGIN_OF_MESSAGE if phase == FIRST_CHUNK else {phase}
+        rules = [rule for rule in self._rules if not phases.isdisjoint(rule.phases)]
         table = self[phase] = RuleTable(rules, self._decided) if rules else None
         return table
 

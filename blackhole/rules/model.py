@@ -81,7 +81,7 @@ def keyed_hash(seed: int, name: str) -> blake2b:
     return blake2b(name.encode() + b"\0", digest_size=32, key=b"%d" % seed)
 
 
-MESSAGE_PHASES: Final = frozenset(("MAIL", "RCPT", "DATA", "."))
+MESSAGE_PHASES: Final = frozenset(("MAIL", "RCPT", "DATA", "BDAT", "."))
 """Phases in which a message can be refused."""
 
 

@@ -170,7 +170,7 @@ class RetryTracker:
             if self._answers:
                 self._finish_recipients(state, ACCEPTED)
             self._sender, self._mail_refusal = address.lower(), code if code >= 400 else 0
-        elif phase == "DATA":
+        elif phase in ("DATA", "BDAT"):
             if code >= 400:
                 self._finish_recipients(state, outcome_of(code, None))
         elif code < 400 and phase in ENDS_TRANSACTION:

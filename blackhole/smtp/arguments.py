@@ -13,10 +13,12 @@ from typing import Any, Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.auth import BY_NAME, Credentials, Exchange, challenge, decoded
-from blackhole.smtp.offer import BINARYMIME
+from blackhole.smtp.chunking import Chunk, read_chunk
+from blackhole.smtp.extensions import added_parameters
+from blackhole.smtp.offer import BINARYMIME, NO_OFFER
 from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, read_path
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import GREETED, Checks, SessionState
+from blackhole.smtp.state import CHUNKED, GREETED, Checks, SessionState
 
 ArgumentReader = Callable[[SessionState, bytes], Any]
 
@@ -81,6 +83,17 @@ def string(state: SessionState, argument: bytes) -> bytes | None:
 def no_argument(state: SessionState, argument: bytes) -> bytes | None:
     """Return an empty argument; anything but blanks is a syntax error."""
     return None if argument.strip() else b""
+
+
+def chunk(state: SessionState, argument: bytes) -> Chunk | Reply | None:
+    """Return what BDAT announces (RFC 3030 2). After a refused chunk all others are discarded."""
+    if state.refused & CHUNKED:
+        if not state.outstanding:
+            state.record_violation("chunk-after-refusal")
+        return replies.CHUNK_DISCARDED
+    text = without_leading_blanks(state, argument)
+    found = None if text is None else read_chunk(text)
+    return found if found is not None and found.is_correct else None
 
 
 def helo_name(state: SessionState, argument: bytes) -> bytes | None:
@@ -150,6 +163,8 @@ def mailbox(word: bytes, local_names: tuple[bytes, ...]) -> ArgumentReader:
 def _with_parameters(state: SessionState, word: bytes, path: Path) -> Mailbox | Reply:
     """Return a mailbox with its parameters, or the reply that refuses one of them."""
     known, text = state.listener.parameters[state.secure][word], path.parameters
+    if state.offered not in (NO_OFFER, state.listener.offers[state.secure]):
+        known = {**known, **added_parameters(state.offered)[word]}
     parameters = parse_parameters(text, known)
     if not all(map(state.offered.has_parameter, text.split())):
         state.record_violation("unknown-parameter")

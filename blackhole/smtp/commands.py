@@ -14,6 +14,7 @@ from blackhole.smtp.arguments import (
     ArgumentReader,
     Mailbox,
     any_argument,
+    chunk,
     credentials,
     helo_name,
     mailbox,
@@ -21,11 +22,14 @@ from blackhole.smtp.arguments import (
     string,
 )
 from blackhole.smtp.auth import FAIL, PASS, Credentials, authenticate, challenge, failure_challenge
+from blackhole.smtp.chunking import Chunk
 from blackhole.smtp.events import EventNumbers, LimitEvents, violation_events
 from blackhole.smtp.extensions import keywords, parameters
 from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import (
+    BINARY_BODY,
+    CHUNKED,
     GREETED,
     MAIL,
     RCPT,
@@ -71,7 +75,10 @@ def mail(state: SessionState, sender: Mailbox) -> Reply:
             return replies.TOO_LARGE
         state.size = size
         state.smtputf8 = b"SMTPUTF8" in sender.parameters
-        state.eightbit = state.smtputf8 or sender.parameters.get(b"BODY", b"").upper() == b"8BITMIME"
+        body = sender.parameters.get(b"BODY", b"").upper()
+        state.eightbit = state.smtputf8 or body in (b"8BITMIME", b"BINARYMIME")
+        if body == b"BINARYMIME":
+            state.stage |= BINARY_BODY
     state.stage |= MAIL
     state.refused = 0
     return replies.SENDER_OK
@@ -87,6 +94,14 @@ def rcpt(state: SessionState, recipient: Mailbox) -> Reply:
 def data(state: SessionState, argument: bytes) -> Reply:
     """Ask for the message (RFC 5321 4.1.1.4)."""
     return replies.START_INPUT
+
+
+def bdat(state: SessionState, piece: Chunk) -> Reply:
+    """Accept a chunk of the message, unless the message is too large by now (RFC 3030 2)."""
+    if not piece.is_last and 0 < state.listener.config.message_size_limit < state.octets:
+        return replies.TOO_LARGE
+    state.stage |= CHUNKED
+    return replies.LAST_CHUNK if piece.is_last else replies.CHUNK_OK
 
 
 def end(state: SessionState, argument: bytes) -> Reply:
@@ -165,12 +180,14 @@ class Command(NamedTuple):
     """What must have been accepted before, where order is enforced (RFC 5321 4.1.4): stages as bits."""
     bars: int = 0
     """What must not have been accepted before."""
+    always_bars: int = 0
+    """What must not have been accepted before even where the order is not enforced otherwise."""
     last: bool = False
     """Must be the last command of a pipelined group (RFC 2920 3.1)."""
 
     def allowed(self, stage: int) -> bool:
         """Return whether RFC 5321 4.1.4 allows the command at this stage."""
-        return stage & self.needs == self.needs and not stage & self.bars
+        return stage & self.needs == self.needs and not stage & (self.bars | self.always_bars)
 
 
 COMMANDS: Final = (
@@ -204,6 +221,7 @@ COMMANDS: Final = (
         "RCPT TO:<address> [NOTIFY=NEVER|SUCCESS,FAILURE,DELAY] [ORCPT=type;address]",
         "add a recipient",
         needs=MAIL,
+        bars=CHUNKED,
     ),
     Command(
         "DATA",
@@ -212,7 +230,17 @@ COMMANDS: Final = (
         "DATA",
         "send the message, which ends with a line of a single dot",
         needs=RCPT,
+        bars=BINARY_BODY,
+        always_bars=CHUNKED,
         last=True,
+    ),
+    Command(
+        "BDAT",
+        chunk,
+        bdat,
+        "BDAT octets [LAST]",
+        "send a piece of the message, or the last one; the octets follow",
+        needs=RCPT,
     ),
     Command(".", any_argument, end),
     Command("RSET", no_argument, rset, "RSET", "abandon the transaction"),
@@ -235,8 +263,6 @@ COMMANDS: Final = (
     ),
     Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or list all of them"),
     Command("QUIT", no_argument, quit_, "QUIT", "end the session", last=True),
-    # A verb of SMTP that Blackhole does not offer.
-    Command("BDAT", any_argument, always(replies.BDAT_NOT_OFFERED)),
 )
 
 UNOFFERED_VERBS: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")

@@ -9,10 +9,10 @@ from blackhole.smtp import replies
 from blackhole.smtp.after_421 import InputAfter421
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.faults import Fault, partial_reply
-from blackhole.smtp.message_body import MessageBody
+from blackhole.smtp.message_body import ChunkedBody, MessageBody
 from blackhole.smtp.policy import SessionPolicy
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import SessionState
+from blackhole.smtp.state import CHUNKED, SessionState
 
 READ: Final = NextAction.READ
 READ_BODY: Final = NextAction.READ_BODY
@@ -74,14 +74,19 @@ class ReplyDelivery(SessionState):
         """Those of them whose reply a fault has cut off."""
         self.in_body = False
         """A message is being received: what comes is its body."""
-        self.body: MessageBody | None = None
-        """What is known of the body under way; None before its first octet."""
+        self.body: MessageBody | ChunkedBody | None = None
+        """What is known of the body under way; None before its first octet, but for a chunk."""
         self.deferred: DeferredReply | None = None
         """The reply that is held back."""
         self.after_421: InputAfter421 | None = None
         """Judges what the client says behind a 421; None: there was none."""
         self.unprocessed = b""
         """Input that is not answered yet: an incomplete line, or what waits behind a reply or a look-up."""
+
+    @property
+    def in_message(self) -> bool:
+        """Whether a message has begun and not come to its end: its body, or the next chunk, is to come."""
+        return self.in_body or self.stage & CHUNKED > 0
 
     @property
     def answered_messages(self) -> int:

@@ -14,7 +14,7 @@ from blackhole.smtp.events import EventNumbers, ReplyEvents
 from blackhole.smtp.policy import ListenerPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import GREETED, MAIL, PHASES, RCPT, ListenerConfig, ListenerConstants
+from blackhole.smtp.state import PHASES, STAGE_COUNT, ListenerConfig, ListenerConstants
 
 TraceFunction = Callable[[Any, str, bytes], None]
 """Takes the session, "RECV" or "SEND", and a line without its end. The session's `traced_id` is the id of the
@@ -44,6 +44,7 @@ class BoundCommand:
         "ordered",
         "phase",
         "read",
+        "refused",
         "syntax_error",
         "verb",
     )
@@ -57,8 +58,13 @@ class BoundCommand:
         self.do: Final = with_limits(self.phase, command.do, config.limits)
         self.last: Final = command.last
         self.syntax_error: Final[Reply] = syntax_error(command)
-        self.allowed: Final = tuple(map(command.allowed, range((GREETED | MAIL | RCPT) + 1)))
+        self.allowed: Final = tuple(map(command.allowed, range(STAGE_COUNT)))
         """By stage: whether the command is in order."""
+        self.refused: Final = tuple(
+            not allowed and (config.strict or stage & command.always_bars > 0)
+            for stage, allowed in enumerate(self.allowed)
+        )
+        """By stage: whether the command is refused because of its order."""
         self.ordered: Final = config.strict
         """The order is enforced, not only recorded."""
         self.asks_policy: Final = self.phase in policy.phases
@@ -110,6 +116,9 @@ class EngineTables:
         self.end_of_message: Final = commands.pop(".")
         self.unknown: Final = other.pop("other")
         self.auth: Final = commands["AUTH"]
+        self.bdat: Final = commands["BDAT"]
+        self.offers_chunks: Final = self.constants.offers[0].has_verb(self.bdat.verb)
+        """Every client may send BDAT, whatever the reply to its EHLO was."""
         self.mail: Final = commands["MAIL"]
         self.starttls: Final = commands["STARTTLS"]
         self.commands: Final[Mapping[bytes, BoundCommand]] = {

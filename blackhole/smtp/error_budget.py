@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import ClientLimits, SessionState
+from blackhole.smtp.state import CHUNKED, ClientLimits, SessionState
 
 TARPIT: Final = 1.0
 """Seconds by which each reply is delayed to a client that has made too many errors."""
@@ -107,6 +107,16 @@ def limit_data(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     return limited if metered or limits.messages else do
 
 
+def limit_chunk(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
+    """Refuse a message beyond the limit of the session, or of the client, with its first chunk."""
+    first = limit_data(do, limits)
+
+    def limited(session: Any, argument: Any) -> Reply:
+        return do(session, argument) if session.stage & CHUNKED else first(session, argument)
+
+    return do if first is do else limited
+
+
 def limit_end(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
     """Clear errors and junk at the end of a message."""
 
@@ -147,6 +157,7 @@ def limit_junk(do: UntypedAction, limits: ClientLimits) -> UntypedAction:
 LIMITED_ACTIONS: Final[Mapping[str, LimitedAction]] = {
     "RCPT": limit_rcpt,
     "DATA": limit_data,
+    "BDAT": limit_chunk,
     ".": limit_end,
     "STARTTLS": limit_starttls,
     **dict.fromkeys(("HELO", "EHLO", "RSET", "NOOP", "VRFY", "EXPN", "HELP"), limit_junk),

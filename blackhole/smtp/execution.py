@@ -41,6 +41,7 @@ class CommandExecution(ReplyDelivery):
 
     __slots__ = (
         "certificate",
+        "chunk_decision",
         "decision",
         "directive_delay",
         "error_budget",
@@ -57,6 +58,8 @@ class CommandExecution(ReplyDelivery):
         """Name of the certificate to present in the TLS handshake; empty: the server's own."""
         self.decision: Decision | None = None
         """The decision on the command that is being answered."""
+        self.chunk_decision: Decision | None = None
+        """The decision on the last chunk of the message, whose reply is that to the message."""
         self.waiting: Waiting | None = None
         """The command that a look-up holds up."""
         self.directive_delay: tuple[float, float] | None = None
@@ -74,7 +77,7 @@ class CommandExecution(ReplyDelivery):
             return replies.BAD_SEQUENCE
         if not command.allowed[self.stage]:
             record_wrong_order(self, command)
-            if command.ordered:
+            if command.refused[self.stage]:
                 return replies.BAD_SEQUENCE
         parsed = command.read(self, argument)
         if parsed is None:
@@ -104,6 +107,8 @@ class CommandExecution(ReplyDelivery):
             self.certificate = decision.certificate
             if decision.replaces_command:
                 reply = decision.reply or replies.NO_REPLY
+                if command is self.engine.bdat and reply.code == replies.START_INPUT.code:
+                    reply = replies.CHUNK_OK  # The rule is one for DATA.
                 if command is self.engine.mail:
                     self.reset()  # MAIL ends the transaction before it, refused or not.
             else:
@@ -136,7 +141,11 @@ class CommandExecution(ReplyDelivery):
         if reply is replies.PENDING:
             self.unprocessed = data[end:]
             return True
+        if reply is replies.CHUNK_FOLLOWS:
+            return False
         decision, self.decision = self.decision, None
+        if self.chunk_decision is not None:
+            decision, self.chunk_decision = self.chunk_decision.before(decision), None
         seconds, fault = (None, None) if decision is None else (decision.delay, decision.fault)
         delay, self.directive_delay = self.directive_delay or command.delay, None
         if seconds is None and delay is not None:

@@ -1,18 +1,19 @@
 """The SMTP extensions: one row for each EHLO keyword, with its parameters of MAIL and RCPT.
 
 Sources: RFC 1870 (SIZE), RFC 2034 (ENHANCEDSTATUSCODES), RFC 2920 (PIPELINING),
-RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 4954 (AUTH), RFC 5321 (HELP, VRFY), RFC 6152 (8BITMIME),
-RFC 6531 (SMTPUTF8).
+RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 4954 (AUTH), RFC 5321 (HELP, VRFY),
+RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from blackhole.smtp.auth import MECHANISMS
+from blackhole.smtp.offer import Offer
 from blackhole.smtp.paths import ATEXT
 from blackhole.smtp.state import Checks, ListenerConfig
 
@@ -50,6 +51,11 @@ def check_size(value: bytes, lenient: bool) -> bool:
 def check_body(value: bytes, lenient: bool) -> bool:
     """RFC 6152 3: BODY."""
     return value.upper() in (b"7BIT", b"8BITMIME")
+
+
+def check_binary_body(value: bytes, lenient: bool) -> bool:
+    """RFC 3030 3: BODY, with one more value than RFC 6152 3 has."""
+    return value.upper() == b"BINARYMIME" or check_body(value, lenient)
 
 
 def check_no_value(value: bytes, lenient: bool) -> bool:
@@ -105,6 +111,15 @@ class Extension(NamedTuple):
     offered: Callable[[ListenerConfig, bool], bool] = lambda config, secure: True
     mail: Checks = NO_PARAMETERS
     rcpt: Checks = NO_PARAMETERS
+    by_default: bool = True
+    """Offered unless the listener says which extensions are; what most servers on the Internet offer."""
+    needs: str = ""
+    """The keyword of an extension that has to be offered too."""
+
+    def is_offered(self, config: ListenerConfig, secure: bool) -> bool:
+        """Return whether a listener offers the extension to a client, under TLS or not."""
+        chosen = self.by_default if config.extensions is None else self.keyword in config.extensions
+        return chosen and self.offered(config, secure)
 
 
 EXTENSIONS: Final = (
@@ -113,7 +128,7 @@ EXTENSIONS: Final = (
         "SIZE", 1870, argument=lambda config: str(config.message_size_limit), mail={b"SIZE": check_size}
     ),
     Extension("8BITMIME", 6152, mail={b"BODY": check_body}),
-    Extension("SMTPUTF8", 6531, mail={b"SMTPUTF8": check_no_value}),
+    Extension("SMTPUTF8", 6531, mail={b"SMTPUTF8": check_no_value}, needs="8BITMIME"),
     Extension("ENHANCEDSTATUSCODES", 2034),
     Extension(
         "DSN",
@@ -121,6 +136,8 @@ EXTENSIONS: Final = (
         mail={b"RET": check_ret, b"ENVID": check_envid},
         rcpt={b"NOTIFY": check_notify, b"ORCPT": check_orcpt},
     ),
+    Extension("CHUNKING", 3030),
+    Extension("BINARYMIME", 3030, mail={b"BODY": check_binary_body}, by_default=False, needs="CHUNKING"),
     Extension("VRFY", 5321),
     Extension("STARTTLS", 3207, offered=lambda config, secure: config.starttls and not secure),
     Extension(
@@ -136,7 +153,16 @@ EXTENSIONS: Final = (
 
 def parameters(config: ListenerConfig, secure: bool) -> dict[bytes, Checks]:
     """Return the parameters that are offered now, by the word before the address: FROM or TO."""
-    rows = [row for row in EXTENSIONS if row.offered(config, secure)]
+    rows = [row for row in EXTENSIONS if row.is_offered(config, secure)]
+    return _parameters(rows)
+
+
+def added_parameters(offer: Offer) -> Mapping[bytes, Checks]:
+    """Return the parameters of all extensions in an offer, whoever has put them there, as `parameters`."""
+    return _parameters([row for row in EXTENSIONS if offer.has_keyword(row.keyword)])
+
+
+def _parameters(rows: Iterable[Extension]) -> dict[bytes, Checks]:
     return {
         b"FROM": {name: check for row in rows for name, check in row.mail.items()},
         b"TO": {name: check for row in rows for name, check in row.rcpt.items()},
@@ -146,5 +172,45 @@ def parameters(config: ListenerConfig, secure: bool) -> dict[bytes, Checks]:
 def keywords(config: ListenerConfig, secure: bool) -> list[str]:
     """Return the lines of the reply to EHLO behind its first: the extensions that are offered now."""
     return [
-        f"{row.keyword} {row.argument(config)}".rstrip() for row in EXTENSIONS if row.offered(config, secure)
+        f"{row.keyword} {row.argument(config)}".rstrip()
+        for row in EXTENSIONS
+        if row.is_offered(config, secure)
     ]
+
+
+DEFAULTS: Final = frozenset(row.keyword for row in EXTENSIONS if row.by_default)
+
+GROUPS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "default": DEFAULTS,
+        "all": frozenset(row.keyword for row in EXTENSIONS),
+        "none": frozenset(),
+    }
+)
+"""Words that stand for several extensions."""
+
+
+def choose(words: Iterable[str]) -> frozenset[str]:
+    """Return the keywords of a list: keywords, words of GROUPS, and -KEYWORD to leave one out.
+
+    Raises ValueError for an unknown one, and for one that needs another that is not in the list.
+
+    >>> sorted(choose(["none", "CHUNKING", "vrfy", "-VRFY"]))
+    ['CHUNKING']
+    """
+    chosen: frozenset[str] = frozenset()
+    for word in words:
+        keyword = word.removeprefix("-").upper()
+        if word.lower() in GROUPS:
+            chosen |= GROUPS[word.lower()]
+        elif keyword not in GROUPS["all"]:
+            known = ", ".join(row.keyword for row in EXTENSIONS)
+            raise ValueError(f"unknown keyword {keyword}; the keywords are {known}")
+        elif word.startswith("-"):
+            chosen -= {keyword}
+        else:
+            chosen |= {keyword}
+    for row in EXTENSIONS:
+        if row.keyword in chosen and row.needs and row.needs not in chosen:
+            raise ValueError(f"{row.keyword} needs {row.needs}, which is not in the list")
+    return chosen

@@ -1,13 +1,10 @@
-"""The input of a session: message bodies and command lines, taken from chunks of octets."""
+"""The input of a session in which commands come: lines, taken from chunks of octets."""
 
 from __future__ import annotations
 
-from typing import Final
-
 from blackhole.smtp import replies
-from blackhole.smtp.arguments import ANY_MAILBOX
 from blackhole.smtp.auth import redacted
-from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY, BodyInspector
+from blackhole.smtp.body_reader import BodyReader
 from blackhole.smtp.command_line import (
     BEHIND_BLANKS,
     MAX_AUTH_LINE,
@@ -19,115 +16,29 @@ from blackhole.smtp.command_line import (
     is_binary,
     reject_line,
 )
-from blackhole.smtp.directives import DIRECTIVE_FIELDS, DirectiveReader, has_no_directives, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
-from blackhole.smtp.execution import Answered, CommandExecution
-from blackhole.smtp.header_section import HeaderCollector, fields
-from blackhole.smtp.message_body import FINAL_DOT, MessageBody
+from blackhole.smtp.execution import Answered
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.sequence import record_body_after_refusal, record_unoffered
 from blackhole.smtp.state import BODY, DATA
 
-NEVER: Final = 1 << 62
-"""More messages than any session has."""
 
-
-class InputReader(CommandExecution):
+class InputReader(BodyReader):
     """A session as far as it reads input.
 
-    `read_body` and `read_command` answer what begins at a position of the input. They return None for an
-    incomplete body or command, after they have kept what they need of it.
+    `read_command` answers what begins at a position of the input. It returns None for an incomplete command,
+    after it has kept what it needs of it.
     """
 
-    __slots__ = ("_expects_secret", "discarded", "next_inspection")
+    __slots__ = ("_expects_secret", "discarded")
 
     def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter, sampled: bool) -> None:
-        CommandExecution.__init__(self, engine, secure, client, meter)
+        BodyReader.__init__(self, engine, secure, client, meter, sampled)
         self.discarded = 0
         """Octets discarded of a line that is too long."""
         self._expects_secret = False
         """The last command was AUTH: the next line may be a response, and is not to be traced."""
-        self.sampled = sampled
-        self.next_inspection = 0 if sampled else NEVER
-        """The number of the next message whose body is inspected."""
-
-    def read_body(self, data: bytes, start: int) -> Answered | None:
-        """Pass over the body from `start`; return the reply to the message, or None if it goes on."""
-        engine, body = self.engine, self.body
-        if body is None:
-            body = self.body = self._new_body(data, start)
-        position = body.feed(data, start)
-        end = position if position >= 0 else len(data)
-        if engine.trace is not None:
-            self.traced_id = self.id
-            for line in data[start:end].splitlines():
-                engine.trace(self, "RECV", line)
-        for violation in body.new_violations:
-            self.record_violation(violation)
-        self.octets = body.octets
-        if 0 < 2 * engine.config.message_size_limit < body.octets - FINAL_DOT:
-            # It might go on for ever, and its reply can be sent now.
-            self._check_size_limit()
-            self.in_body = False
-            return end, engine.end_of_message, replies.FAR_TOO_LARGE
-        if position < 0:
-            return None
-        self.in_body = False
-        self.octets = body.octets - FINAL_DOT
-        self.schedule_inspection()
-        self._check_size_limit()
-        reply: Reply | None = None
-        if body.has_bare_newline and engine.config.bare_newline == "reject":
-            reply = replies.BARE_NEWLINE
-        if reply is None:
-            reply = self._end_message(body.header)
-        if reply is not replies.PENDING:
-            self.check_pipelining(engine.end_of_message, reply, self.offered, position < len(data))
-        return position, engine.end_of_message, reply
-
-    def _check_size_limit(self) -> None:
-        """Record a message that is larger than EHLO said is taken.
-
-        Up to a quarter of it may be doubled dots, which the size of a message leaves out (RFC 1870 5).
-        """
-        if 3 * self.octets > 4 * self.offered.max_octets:
-            self.record_violation("size-over-limit")
-
-    def _new_body(self, data: bytes, start: int) -> MessageBody:
-        """Return what is to be known of the body that begins at `start`."""
-        config = self.engine.config
-        header: HeaderCollector | DirectiveReader | None = None
-        if self.engine.policy.header_names:
-            header = HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
-        elif config.message_directives and not has_no_directives(data, start):
-            header = DirectiveReader()
-        return MessageBody(
-            inspector=BodyInspector(self.eightbit) if self.messages >= self.next_inspection else None,
-            searches_bare_newlines=config.bare_newline != "normalize",
-            header=header,
-        )
-
-    def schedule_inspection(self) -> None:
-        """Choose the next message whose body is inspected, at the end of one."""
-        if self.messages < self.next_inspection or self.engine.config.inspect == "all":
-            return
-        if self.messages >= ALWAYS_INSPECT - 1:
-            self.next_inspection = self.messages + INSPECT_EVERY
-
-    def _end_message(self, header: HeaderCollector | DirectiveReader | None) -> Reply:
-        """Answer the end of a message, as its own directives ask for where they are obeyed."""
-        end, text, mode = self.engine.end_of_message, b"", ""
-        if isinstance(header, DirectiveReader):
-            mode, self.directive_delay = header.directives()
-        elif header is not None:
-            text = header.text
-            if self.engine.config.message_directives:
-                mode, self.directive_delay = parse_directives(fields(text))
-        if not (mode or end.asks_policy):
-            return end.do(self, ANY_MAILBOX)
-        decision = self.policy.decide(self, end.phase, text, self.octets, mode)
-        return self.obey(end, ANY_MAILBOX, decision)
 
     def read_command(self, data: bytes, start: int) -> Answered | None:
         """Answer the command line at `start`; return None if it is incomplete."""
@@ -143,6 +54,8 @@ class InputReader(CommandExecution):
         elif end >= 0 and not is_binary(line) and (refusal := self._check_bare_newline()) is not None:
             return end + 1, self.engine.unknown, refusal
         command, reply = self._answer_line(line, 0 <= end < len(data) - 1)
+        if reply is replies.CHUNK_FOLLOWS and not self.awaits_chunk:
+            return self.end_chunk(end + 1, end + 1 < len(data))
         return end + 1 or len(data), command, reply
 
     def _answer_line(self, line: bytes, followed: bool) -> tuple[BoundCommand, Reply]:
@@ -170,6 +83,8 @@ class InputReader(CommandExecution):
         if rejected is None and not (answers or self.rejected):
             is_known = command is not engine.unknown
             record_unoffered(self, command, command.verb if is_known else line.partition(b" ")[0], argument)
+        if rejected is None and command is engine.bdat:
+            return self.begin_chunk(argument)
         reply = self.execute(command, argument) if rejected is None else self._reject(*rejected)
         if reply is not replies.PENDING:
             reply = self.check_pipelining(command, reply, offered, followed)

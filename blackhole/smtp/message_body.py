@@ -7,7 +7,7 @@ from typing import Final
 from blackhole.smtp.body_checks import INSPECTED_OCTETS, BodyInspector
 from blackhole.smtp.directives import DirectiveReader
 from blackhole.smtp.framing import START, has_bare_newline, skip
-from blackhole.smtp.header_section import HeaderCollector
+from blackhole.smtp.header_section import MAX_HEADER, HeaderCollector
 
 FINAL_DOT: Final = len(b".\r\n")
 """Octets of the line that ends a body, which are no part of it (RFC 5321 4.1.1.4)."""
@@ -15,6 +15,10 @@ FINAL_DOT: Final = len(b".\r\n")
 
 BARE_LF: Final = "bare-lf"
 """The name of the violation that is looked for in all of a body where a listener counts or refuses it."""
+
+
+UNSTUFFED_DOT: Final = "unstuffed-dot"
+"""The name of the violation that no chunk commits: a dot in it ends nothing."""
 
 
 class MessageBody:
@@ -67,3 +71,59 @@ class MessageBody:
             self.new_violations = found
         self.octets += end - start
         return position
+
+
+class ChunkedBody:
+    """What a session keeps of a message that comes in chunks (RFC 3030): as much as of any other body.
+
+    Nothing in it is searched for: the size of each chunk says where it ends.
+    """
+
+    __slots__ = (
+        "_ignored",
+        "_inspector",
+        "_searches_bare_newlines",
+        "has_bare_newline",
+        "header",
+        "left",
+        "new_violations",
+        "octets",
+        "tail",
+    )
+
+    def __init__(
+        self,
+        inspector: BodyInspector | None,
+        searches_bare_newlines: bool,
+        header: HeaderCollector | DirectiveReader | None,
+    ) -> None:
+        self._inspector = inspector
+        self._searches_bare_newlines = searches_bare_newlines
+        self._ignored = (UNSTUFFED_DOT, BARE_LF) if searches_bare_newlines else (UNSTUFFED_DOT,)
+        self.header = header
+        self.tail = START
+        self.left = 0
+        """Octets of the chunk that have yet to come."""
+        self.octets = 0
+        """Octets of all chunks so far."""
+        self.has_bare_newline = False
+        self.new_violations: list[str] = []
+
+    def feed(self, data: bytes, start: int) -> int:
+        """Take the octets of the chunk from `start`; return the position behind them."""
+        end = min(start + self.left, len(data))
+        if self.header is not None and self.octets < MAX_HEADER:
+            self.header.feed(data[start : min(end, start + MAX_HEADER)])
+        self.new_violations = []
+        if self._inspector is not None and self.octets < INSPECTED_OCTETS:
+            piece = data[start : min(end, start + INSPECTED_OCTETS - self.octets)]
+            found = self._inspector.inspect(piece, self.tail)
+            self.new_violations = [violation for violation in found if violation not in self._ignored]
+        if self._searches_bare_newlines and not self.has_bare_newline:
+            self.has_bare_newline = has_bare_newline(data, start, end, self.tail)
+            if self.has_bare_newline:
+                self.new_violations.append(BARE_LF)
+        self.tail = data[end - 4 : end] if end - start >= 4 else (self.tail + data[start:end])[-4:]
+        self.octets += end - start
+        self.left -= end - start
+        return end

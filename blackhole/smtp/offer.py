@@ -74,6 +74,10 @@ class Offer:
         self.max_octets: Final = (int(limit) if limit.isdigit() else 0) or UNLIMITED_OCTETS
         """Octets of the largest message that is taken (RFC 1870 4), or more than any message has."""
 
+    def has_keyword(self, keyword: str) -> bool:
+        """Return whether an extension is offered, by its keyword in upper case."""
+        return keyword.encode() in self._keywords
+
     def has_verb(self, verb: bytes) -> bool:
         """Return whether a client may use a verb, in upper case."""
         return verb in BASIC_VERBS or VERB_KEYWORDS.get(verb, verb) in self._keywords

@@ -36,17 +36,23 @@ class Decision(NamedTuple):
     def amend(self, done: Reply) -> Reply:
         """Return the reply to a command that was carried out and would be answered with `done`.
 
-        A refusal stands. A reply that changes what happens next keeps that: a 354 in other words still
-        begins the message.
+        A refusal stands, and so does a reply of another class: 354 is right at DATA, and not at BDAT. A reply
+        that changes what happens next keeps that: a 354 in other words still begins the message.
         """
         own = self.reply
         if own is None:
             return self._amend_ehlo(done) if self.hidden_keywords or self.added_lines else done
-        if done.code >= 300 and (done.code >= 400 or done.next_action is NextAction.READ):
+        if own.code // 100 != done.code // 100:
             return done
         if done.next_action is NextAction.READ:
             return own
         return Reply(own.code, own.enhanced, *own.lines, next_action=done.next_action)
+
+    def before(self, later: Decision | None) -> Decision:
+        """Return the decision on the end of a message whose last chunk this one was made for."""
+        later = later or NO_CHANGE
+        delays = [delay for delay in (self.delay, later.delay) if delay is not None]
+        return later._replace(delay=sum(delays) if delays else None, fault=later.fault or self.fault)
 
     def _amend_ehlo(self, done: Reply) -> Reply:
         hidden = {keyword.upper() for keyword in self.hidden_keywords}
@@ -55,6 +61,10 @@ class Decision(NamedTuple):
         return Reply(
             done.code, done.enhanced, host, *offered, *self.added_lines, next_action=done.next_action
         )
+
+
+NO_CHANGE: Final = Decision()
+"""Lets a command pass unchanged."""
 
 
 class PendingDecision(NamedTuple):

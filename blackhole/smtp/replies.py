@@ -15,6 +15,7 @@ class NextAction(Enum):
 
     READ = "read on"
     READ_BODY = "read a message body"
+    END_MESSAGE = "answer the message whose last chunk was accepted"
     SLEEP = "wait, then resume"
     LOOKUP = "wait for an answer, then resume with it"
     START_TLS = "do the TLS handshake"
@@ -192,3 +193,13 @@ BDAT_NOT_OFFERED: Final = Reply(
     502, "5.5.1", "CHUNKING is not offered, closing", next_action=NextAction.CLOSE
 )
 """The connection closes because BDAT is followed by a body, which would be read as commands."""
+BAD_CHUNK_SIZE: Final = Reply(
+    501, "5.5.4", "Syntax: BDAT octets [LAST], closing", next_action=NextAction.CLOSE
+)
+"""Where the chunk ends is unknown, and so is where the next command begins."""
+CHUNK_OK: Final = Reply(250, "2.0.0", "Chunk OK")
+LAST_CHUNK: Final = Reply(250, "", next_action=NextAction.END_MESSAGE)
+"""Stands for the reply to the last chunk, which is the reply to the message."""
+CHUNK_FOLLOWS: Final = Reply(250, "")
+"""Stands for a reply that follows the octets of the chunk (RFC 3030 2)."""
+CHUNK_DISCARDED: Final = Reply(503, "5.5.1", "Chunk discarded after an earlier error; send RSET")

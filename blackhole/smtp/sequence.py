@@ -15,12 +15,12 @@ from blackhole.smtp.commands import HTTP_VERBS
 from blackhole.smtp.engine_tables import BoundCommand
 from blackhole.smtp.offer import Offer
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import BODY, DATA, GREETED, MAIL, RCPT, SessionState
+from blackhole.smtp.state import BINARY_BODY, BODY, CHUNKED, DATA, GREETED, MAIL, RCPT, SessionState
 
 OTHER_VERBS: Final = frozenset(verb.encode() for verb in HTTP_VERBS)
 """Verbs of another protocol, whose client has no verdict."""
 
-STAGES: Final = {"MAIL": MAIL, "RCPT": RCPT, "DATA": DATA}
+STAGES: Final = {"MAIL": MAIL, "RCPT": RCPT, "DATA": DATA, "BDAT": CHUNKED}
 """The phases whose refusal a client has to act on, as bits."""
 
 
@@ -33,9 +33,15 @@ def record_wrong_order(state: SessionState, command: BoundCommand) -> None:
         state.greeting_omitted = True
         state.record_violation("no-hello-after-starttls" if state.tls_started else "no-hello")
     if command.phase == "RCPT":
-        if not (state.outstanding and state.refused & MAIL):
+        if state.stage & CHUNKED or not (state.outstanding and state.refused & MAIL):
             state.record_violation("wrong-order")
-    elif command.phase == "DATA":
+    elif command.phase == "DATA" and state.stage & CHUNKED:
+        state.record_violation("data-after-bdat")
+    elif command.phase == "DATA" and state.stage & BINARY_BODY and state.stage & RCPT:
+        state.record_violation("binary-data")
+    elif command.phase in ("DATA", "BDAT"):
+        if state.stage & CHUNKED:
+            return  # It was recorded with the first chunk.
         if not state.refused & RCPT:
             state.record_violation("wrong-order")
         elif not state.outstanding:
@@ -50,9 +56,9 @@ def refusal_in_consequence(state: SessionState, phase: str) -> Reply | None:
     Without an accepted sender there are no recipients, and without a recipient no message (RFC 5321 3.3).
     """
     if not state.recipients:
-        if state.refused & MAIL and not state.stage & MAIL and phase in ("RCPT", "DATA"):
+        if state.refused & MAIL and not state.stage & MAIL and phase in ("RCPT", "DATA", "BDAT"):
             return replies.BAD_SEQUENCE
-        if state.refused & RCPT and phase == "DATA":
+        if state.refused & RCPT and phase in ("DATA", "BDAT"):
             return replies.NO_RECIPIENT
     return None
 
@@ -114,7 +120,7 @@ def check_pipelining(
     `offered`: what the client knew of when it sent the command. `followed`: more input has come.
     """
     note_reply(state, command, reply, offered, followed)
-    if not followed or (command.phase == "BDAT" and offered.has_verb(b"BDAT")):  # its chunk (RFC 3030 2)
+    if not followed or reply.next_action is NextAction.END_MESSAGE:
         return reply
     record_early_input(state, command, reply, offered)
     # Commands that somebody put in front of a handshake would run as if they had come under TLS

@@ -7,8 +7,8 @@ delay stops it in the middle of a chunk, and so does a policy that has to wait f
 reads it, and of a command at most `MAX_COMMAND_LINE` octets.
 
 A session is built in layers, each of which can be read alone: `state` (what is remembered), `delivery` (how
-replies leave), `execution` (how commands are carried out), `input_reader` (how they are read), and this
-module, which leads the input through them from top to bottom:
+replies leave), `execution` (how commands are carried out), `body_reader` and `input_reader` (how messages and
+commands are read), and this module, which leads the input through them from top to bottom:
 
     Session.receive
         fast_path                               answers usual input, or leaves it to what follows
@@ -227,6 +227,8 @@ class Session(InputReader):
                 if answered is None:
                     break
             position = answered[0]
+            if answered[1] is self.engine.bdat:
+                answered = self.finish_chunk(answered, position < len(data))
             stopped = self.deliver(out, answered, data)
             answered = None
         slow = self.error_budget is not None and self.error_budget.slow

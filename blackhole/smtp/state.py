@@ -23,11 +23,18 @@ PHASES: Final = (
 GREETED: Final = 1
 MAIL: Final = 2
 RCPT: Final = 4
+CHUNKED: Final = 8
 """What has been accepted so far, as bits, so that a command can name what it needs. They are plain integers
-because `&` of an enum.Flag takes 0.6 microseconds."""
+because `&` of an enum.Flag takes 0.6 microseconds. CHUNKED: a chunk has come, refused or not."""
 
-DATA: Final = 8
-BODY: Final = 16
+BINARY_BODY: Final = 16
+"""MAIL announced a message that is not text: BODY=BINARYMIME (RFC 3030 3)."""
+
+STAGE_COUNT: Final = 32
+"""All combinations of the bits above are below this number."""
+
+DATA: Final = 32
+BODY: Final = 64
 """Further bits of what was refused: DATA, until another command comes, and a body that came in its place."""
 
 UNDECLARED: Final = -1
@@ -79,6 +86,8 @@ class ListenerConfig:
     """Limits on each client; None: no limits at all."""
     message_directives: bool = False
     """Obey header fields by which a message asks for a mode or a delay."""
+    extensions: frozenset[str] | None = None
+    """Keywords of the extensions to offer, where they can be; None: those that are offered by default."""
     auth: bool = False
     """Offer AUTH."""
     auth_plaintext: bool = False

@@ -45,7 +45,7 @@ VIOLATIONS: Final = (
     Violation(
         "hung-up-in-body", "must", 5321, "4.1.1.10",
         "closed the connection in the middle of a message",
-        "end the message with CRLF.CRLF, or do not begin it",
+        "end the message with CRLF.CRLF or BDAT LAST, or do not begin it",
     ),
     Violation(
         "talk-after-421", "style", 5321, "3.8",
@@ -75,8 +75,8 @@ VIOLATIONS: Final = (
     ),
     Violation(
         "wrong-order", "must", 5321, "4.1.4",
-        "sent MAIL inside a transaction, RCPT without MAIL, or DATA without RCPT",
-        "send MAIL, then each RCPT, then DATA; send RSET to abandon a transaction",
+        "sent MAIL inside a transaction, RCPT without MAIL, or DATA or BDAT without RCPT",
+        "send MAIL, then each RCPT, then DATA or BDAT; send RSET to abandon a transaction",
     ),
     Violation(
         "no-recipient", "style", 5321, "3.3",
@@ -87,6 +87,21 @@ VIOLATIONS: Final = (
         "body-after-refusal", "must", 5321, "4.1.1.4",
         "sent the message though DATA had been refused",
         "begin the message only when DATA is answered with 354",
+    ),
+    Violation(
+        "data-after-bdat", "must", 3030, "2",
+        "sent DATA for a message that it had begun with BDAT",
+        "send each message with DATA or with BDAT, and RSET to abandon one",
+    ),
+    Violation(
+        "chunk-after-refusal", "must", 3030, "2",
+        "sent another chunk of a message after one had been refused",
+        "send RSET or QUIT when BDAT is answered with 4xx or 5xx",
+    ),
+    Violation(
+        "binary-data", "must", 3030, "3",
+        "sent DATA for a message with BODY=BINARYMIME",
+        "send such a message with BDAT: DATA has lines, and a binary message has none",
     ),
     # Commands.
     Violation(

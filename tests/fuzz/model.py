@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.extensions import choose
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.state import ClientLimits, ListenerConfig
 
@@ -52,6 +53,14 @@ COMMANDS_BY_NAME = {
     "etrn": b"ETRN x\r\n",
     "starttls": b"STARTTLS\r\n",
     "starttls wrong": b"STARTTLS x\r\n",
+    "mail binary": b"MAIL FROM:<a@b.test> BODY=BINARYMIME\r\n",
+    "bdat": b"BDAT 40\r\n" + b"RSET\r\n.\r\n\0\n" + b"x" * 29,
+    "bdat empty": b"BDAT 0\r\n",
+    "bdat large": b"BDAT 101\r\n" + b"x" * 101,
+    "bdat last": b"BDAT 6 LAST\r\nQUIT\r\n",
+    "bdat empty last": b"BDAT 0 LAST\r\n",
+    "bdat large last": b"BDAT 101 LAST\r\n" + b"x" * 101,
+    "bdat wrong": b"BDAT 6 FIRST\r\nQUIT\r\n",
 }
 BODIES_BY_NAME = {
     "empty": b".\r\n",
@@ -78,6 +87,8 @@ class Model:
 
     def clear(self) -> None:
         """Clear the transaction (RFC 5321 4.1.1.5)."""
+        self.octets = 0
+        self.chunked = self.chunk_refused = self.binary = False
         self.sender = self.utf8 = False
         self.mail_refused = self.recipient_refused = False
         self.recipients = 0
@@ -114,7 +125,7 @@ class Model:
         self.clear()
         if name == "mail too large":
             return 552
-        self.sender, self.utf8 = True, name == "mail utf8"
+        self.sender, self.utf8, self.binary = True, name == "mail utf8", name == "mail binary"
         return 250
 
     def rcpt(self, name: str) -> int:
@@ -123,7 +134,7 @@ class Model:
         return code
 
     def rcpt_code(self, name: str) -> int:
-        if self.strict and not self.sender:
+        if self.strict and (not self.sender or self.chunked):
             return 503
         if name != "rcpt":
             if name == "rcpt wrong":
@@ -143,8 +154,29 @@ class Model:
         """Whether MAIL was refused, and nothing before it is left of the transaction."""
         return self.mail_refused and not (self.sender or self.recipients)
 
+    def bdat(self, name: str) -> int:
+        """Return the code of the reply behind a chunk (RFC 3030 2)."""
+        size = {"bdat": 40, "large": 101, "last": 6, "wrong": 6}.get(
+            name.removesuffix(" last").split()[-1], 0
+        )
+        size = 6 if name == "bdat last" else size
+        last, code = name.endswith("last"), 250
+        self.octets += size
+        in_order = not self.strict or (self.sender and self.recipients)
+        if self.chunk_refused or not in_order:
+            code = 503
+        elif name == "bdat wrong":
+            code = 501
+        elif self.octets > MAX_SIZE:
+            code = 552
+        self.chunked = self.chunked or code == 250 or self.sender or self.recipients > 0
+        self.chunk_refused = self.chunk_refused or code != 250
+        if last or not self.chunked:
+            self.clear()
+        return code
+
     def data(self, name: str) -> int:
-        if self.strict and not (self.sender and self.recipients):
+        if self.chunked or (self.strict and not (self.sender and self.recipients and not self.binary)):
             return 503
         if name == "data wrong":
             return 501
@@ -179,6 +211,7 @@ def engine_of(strict: bool = False, max_recipients: int = 0, fast_path: bool = T
         strict=strict,
         starttls=True,
         limits=limits,
+        extensions=choose(["default", "BINARYMIME"]),
         fast_path=fast_path,
     )
     return SMTPEngine(config, Random(7))

@@ -21,10 +21,13 @@ UNITS = {"k": 1 << 10, "s": 1, "m": 60, "h": 3600}
 PERIODS = {"second": 1, "minute": 60, "hour": 3600}
 
 USUAL = {
-    "CONNECT": 220, "STARTTLS": 220, "AUTH": 502, "DATA": 354, "BDAT": 502, "VRFY": 252, "EXPN": 252,
+    "CONNECT": 220, "STARTTLS": 220, "AUTH": 502, "DATA": 354, "VRFY": 252, "EXPN": 252,
     "HELP": 214, "QUIT": 221, "other": 500,
 }  # fmt: skip
 """Codes of the replies to commands that are carried out, where they are not 250."""
+
+NAMED = ("HELO", "EHLO", "MAIL", "RCPT", "BDAT", "RSET", "NOOP")
+"""Further phases, whose usual reply is 250."""
 
 THROTTLED_AT = {"messages": "MAIL", "recipients": "RCPT", "bytes": ".", "connections": "CONNECT"}
 
@@ -154,6 +157,8 @@ class ModelSession:
         self.helo = ""
         self.quotas: Counter[tuple[Any, ...]] = Counter()
         self.slots: list[tuple[Any, ...]] = []
+        self.phases: set[str] = set()
+        """The phases whose rules are asked."""
         self.ended = ""
         """What became of the connection: "close", "reset" or "stall"."""
         self.clear()
@@ -164,6 +169,7 @@ class ModelSession:
         self.size = 0
         self.has_sender = self.utf8 = self.mail_refused = self.recipient_refused = False
         self.recipients = 0
+        self.chunked = self.chunk_refused = False
 
     def close(self) -> None:
         for slot in self.slots:
@@ -172,7 +178,7 @@ class ModelSession:
     def command(self, line: str, received: Received | None) -> str:
         """Take a command and the reply to it; return what is wrong with the reply."""
         verb, _, argument = line.partition(" ")
-        phase = verb if verb in (*USUAL, "HELO", "EHLO", "MAIL", "RCPT", "RSET", "NOOP") else "other"
+        phase = verb if verb in (*USUAL, *NAMED) else "other"
         if self.refused and phase != "QUIT":
             return self.expect(received, 503)
         if self.model.strict and not self.in_order(phase):
@@ -194,10 +200,16 @@ class ModelSession:
                 self.sender, self.recipient, self.size = address, "", int(match[2] or 0)
             else:
                 self.recipient = address
-        has_no_recipient = self.recipient_refused and not self.recipients
-        if phase == "DATA" and (self.has_no_sender or has_no_recipient):
-            return self.expect(received, 503)
-        problem, done = self.decide(phase, received)
+        if phase in ("DATA", "BDAT"):
+            has_no_recipient = self.recipient_refused and not self.recipients
+            failed = self.chunk_refused if phase == "BDAT" else self.chunked
+            if failed or self.has_no_sender or has_no_recipient:
+                return self.refuse(phase, received, 503)
+        # A message begins with DATA or with its first chunk, and rules for either see it.
+        begins = phase == "BDAT" and not self.chunked
+        problem, done = self.decide("DATA" if begins else phase, received, also="BDAT" if begins else "")
+        if phase == "BDAT" and not done:
+            self.refuse_chunk()
         if done:
             self.carry_out(phase, argument)
         else:
@@ -218,12 +230,21 @@ class ModelSession:
         """Refuse a command for what is wrong with it; return what is wrong with the reply."""
         self.mail_refused |= phase == "MAIL"
         self.recipient_refused |= phase == "RCPT"
+        if phase == "BDAT":
+            self.refuse_chunk()
         return self.expect(received, code)
+
+    def refuse_chunk(self) -> None:
+        """Refuse a chunk, and all that follow it in the transaction."""
+        if self.chunked or self.has_sender or self.recipients:
+            self.chunked = self.chunk_refused = True
 
     def in_order(self, phase: str) -> bool:
         if phase in ("MAIL", "AUTH"):
             return self.greeted and not self.has_sender
-        return (phase != "RCPT" or self.has_sender) and (phase != "DATA" or self.recipients > 0)
+        if phase == "RCPT":
+            return self.has_sender and not self.chunked
+        return phase not in ("DATA", "BDAT") or self.recipients > 0
 
     def carry_out(self, phase: str, argument: str) -> None:
         if phase in ("HELO", "EHLO", "RSET"):
@@ -239,7 +260,9 @@ class ModelSession:
         elif phase == "STARTTLS" and not self.tls:
             self.clear()
             self.tls, self.greeted, self.helo = True, False, ""
-        elif phase in ("QUIT", "BDAT"):
+        elif phase == "BDAT":
+            self.chunked = True
+        elif phase == "QUIT":
             self.ended = "close"
 
     def greeting(self, received: Received | None) -> str:
@@ -254,10 +277,14 @@ class ModelSession:
         return problem
 
     def decide(
-        self, phase: str, received: Received | None, fields: list[str] | None = None
+        self, phase: str, received: Received | None, fields: list[str] | None = None, also: str = ""
     ) -> tuple[str, bool]:
-        """Return what is wrong with a reply, and whether the command is carried out."""
-        usual = USUAL.get(phase, 250)
+        """Return what is wrong with a reply, and whether the command is carried out.
+
+        Rules for the phase `also` apply too.
+        """
+        self.phases = {phase, also}
+        usual = 250 if also else USUAL.get(phase, 250)
         if phase == "STARTTLS" and self.tls:
             usual = 503
         if received is not None and received.code == 421:
@@ -281,7 +308,7 @@ class ModelSession:
         for rule in self.model.rules:
             draws = self.model.seeded and is_random(rule, self.model.windows)
             needs = "attempt" in rule or draws
-            if needs and phase in rule["phase"] and self.matches_addresses(rule):
+            if needs and self.phases.intersection(rule["phase"]) and self.matches_addresses(rule):
                 self.model.memory.attempts[key] += 1
                 break
         self.attempt = self.model.memory.attempts[key]
@@ -302,7 +329,7 @@ class ModelSession:
     ) -> Any:
         """Return the reply of a rule if it matches, as its file has it, or None for none; else NOTHING."""
         if (
-            phase not in rule["phase"]
+            not self.phases.intersection(rule["phase"])
             or not self.matches_addresses(rule)
             or not any_fits(rule.get("helo", "*"), self.helo)
             or not compares(rule.get("size", ">= 0"), self.size)
@@ -438,7 +465,8 @@ class ModelSession:
             return ("" if received is None else f"{received} in place of half a reply"), done
         if received is None:
             return "no reply", done
-        if not own or (usual >= 400 and int(self.possible(reply)[0][:3]) < 400):
+        other_class = own and int(self.possible(reply)[0][:3]) // 100 not in (usual // 100, 4, 5)
+        if not own or other_class:
             problem = self.expect(received, usual, rule)
         else:
             allowed = self.possible(reply)

@@ -182,6 +182,11 @@ def random_rule(source: Random, number: int) -> Rule:
         and "then" not in rule
     ):
         rule["chance"] = 0.5
+    if code == 354:
+        # At BDAT such a rule has no reply of its own, by which the model could tell what was drawn.
+        rule.pop("chance", "")
+        if rule.get("window") == "rising":
+            del rule["window"]
     if {"attempt", "greylist", "throttle"} & rule.keys() and source.random() < 0.3:
         rule["when_unknown"] = f"451 4.3.0 u{number}"
     return rule
@@ -255,7 +260,14 @@ def any_command(source: Random) -> str:
     return source.choice(
         (
             *("RSET", "RSET", "NOOP", "NOOP", "VRFY bob", "EXPN list", "HELP", "STARTTLS", "AUTH PLAIN"),
-            *("BDAT 5 LAST", "XYZZY", "DATA", mail_command(source), f"RCPT TO:<{source.choice(ADDRESSES)}>"),
+            *(
+                "BDAT 7\r\nhello",
+                "BDAT 6\r\nQUIT",
+                "XYZZY",
+                "DATA",
+                mail_command(source),
+                f"RCPT TO:<{source.choice(ADDRESSES)}>",
+            ),
             *(f"EHLO {source.choice(NAMES)}", f"HELO {source.choice(NAMES)}", "QUIT"),
         )
     )

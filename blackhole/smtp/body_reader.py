@@ -1,0 +1,210 @@
+"""The input of a session in which messages come: the bodies behind DATA, and the chunks behind BDAT."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blackhole.smtp import replies
+from blackhole.smtp.arguments import ANY_MAILBOX
+from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY, BodyInspector
+from blackhole.smtp.chunking import Chunk, read_chunk
+from blackhole.smtp.directives import DIRECTIVE_FIELDS, DirectiveReader, has_no_directives, parse_directives
+from blackhole.smtp.engine_tables import BoundCommand, EngineTables
+from blackhole.smtp.error_budget import Meter
+from blackhole.smtp.execution import Answered, CommandExecution
+from blackhole.smtp.header_section import HeaderCollector, fields
+from blackhole.smtp.message_body import FINAL_DOT, ChunkedBody, MessageBody
+from blackhole.smtp.replies import NextAction, Reply
+from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, UNDECLARED
+
+NEVER: Final = 1 << 62
+"""More messages than any session has."""
+
+
+class BodyReader(CommandExecution):
+    """A session as far as it reads messages.
+
+    `read_body` answers what begins at a position of the input. It returns None for a body or a chunk that is
+    incomplete, after it has kept what it needs of it.
+    """
+
+    __slots__ = ("_chunk", "_chunk_argument", "next_inspection")
+
+    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter, sampled: bool) -> None:
+        CommandExecution.__init__(self, engine, secure, client, meter)
+        self._chunk: Chunk | None = None
+        """The chunk under way, until BDAT is answered."""
+        self._chunk_argument = b""
+        self.sampled = sampled
+        self.next_inspection = 0 if sampled else NEVER
+        """The number of the next message whose body is inspected."""
+
+    def read_body(self, data: bytes, start: int) -> Answered | None:
+        """Pass over the body from `start`; return the reply to the message, or None if it goes on."""
+        engine, body = self.engine, self.body
+        if isinstance(body, ChunkedBody):
+            return self._read_chunk(body, data, start)
+        if body is None:
+            body = self.body = self._new_body(data, start)
+        position = body.feed(data, start)
+        end = position if position >= 0 else len(data)
+        self._note_piece(body, data, start, end)
+        if 0 < 2 * engine.config.message_size_limit < body.octets - FINAL_DOT:
+            # It might go on for ever, and its reply can be sent now.
+            self._check_size_limit(self.octets)
+            self.in_body = False
+            return end, engine.end_of_message, replies.FAR_TOO_LARGE
+        if position < 0:
+            return None
+        self.in_body = False
+        self.octets = body.octets - FINAL_DOT
+        return self._answer_message(body, position, position < len(data))
+
+    def _note_piece(self, body: MessageBody | ChunkedBody, data: bytes, start: int, end: int) -> None:
+        """Take note of the octets of a body that have come, and of what is wrong with them."""
+        if self.engine.trace is not None:
+            self.traced_id = self.id
+            for line in data[start:end].splitlines():
+                self.engine.trace(self, "RECV", line)
+        for violation in body.new_violations:
+            self.record_violation(violation)
+        self.octets = body.octets
+
+    def _answer_message(self, body: MessageBody | ChunkedBody, end: int, followed: bool) -> Answered:
+        """Return the reply to a message that has come to its end. `followed`: more input has come."""
+        engine = self.engine
+        self.schedule_inspection()
+        self._check_size_limit(self.octets)
+        reply: Reply | None = None
+        if body.has_bare_newline and engine.config.bare_newline == "reject":
+            reply = replies.BARE_NEWLINE
+        if reply is None:
+            reply = self._end_message(body.header)
+        if reply is not replies.PENDING:
+            self.check_pipelining(engine.end_of_message, reply, self.offered, followed)
+        return end, engine.end_of_message, reply
+
+    def _check_size_limit(self, octets: int) -> None:
+        """Record a message of so many octets if it is larger than EHLO said is taken.
+
+        Up to a quarter of it may be doubled dots, which the size of a message leaves out (RFC 1870 5).
+        """
+        if 3 * octets > 4 * self.offered.max_octets:
+            self.record_violation("size-over-limit")
+
+    def _new_body(self, data: bytes, start: int) -> MessageBody:
+        """Return what is to be known of the body that begins at `start`."""
+        config = self.engine.config
+        header: HeaderCollector | DirectiveReader | None = None
+        if self.engine.policy.header_names:
+            header = HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
+        elif config.message_directives and not has_no_directives(data, start):
+            header = DirectiveReader()
+        return MessageBody(
+            inspector=BodyInspector(self.eightbit) if self.messages >= self.next_inspection else None,
+            searches_bare_newlines=config.bare_newline != "normalize",
+            header=header,
+        )
+
+    def schedule_inspection(self) -> None:
+        """Choose the next message whose body is inspected, at the end of one."""
+        if self.messages < self.next_inspection or self.engine.config.inspect == "all":
+            return
+        if self.messages >= ALWAYS_INSPECT - 1:
+            self.next_inspection = self.messages + INSPECT_EVERY
+
+    def _end_message(self, header: HeaderCollector | DirectiveReader | None) -> Reply:
+        """Answer the end of a message, as its own directives ask for where they are obeyed."""
+        end, text, mode = self.engine.end_of_message, b"", ""
+        if isinstance(header, DirectiveReader):
+            mode, self.directive_delay = header.directives()
+        elif header is not None:
+            text = header.text
+            if self.engine.config.message_directives:
+                mode, self.directive_delay = parse_directives(fields(text))
+        if not (mode or end.asks_policy):
+            return end.do(self, ANY_MAILBOX)
+        decision = self.policy.decide(self, end.phase, text, self.octets, mode)
+        return self.obey(end, ANY_MAILBOX, decision)
+
+    # Chunks (RFC 3030).
+
+    def begin_chunk(self, argument: bytes) -> tuple[BoundCommand, Reply]:
+        """Take what follows BDAT as its chunk. The chunk is read whatever the reply, which comes behind it,
+        unless nobody can tell where it ends."""
+        engine = self.engine
+        command = engine.bdat
+        if not (engine.offers_chunks or self.offered.has_verb(command.verb)):
+            return command, replies.BDAT_NOT_OFFERED
+        chunk = read_chunk(argument)
+        if chunk is None:
+            self.record_violation("syntax")
+            return command, replies.BAD_CHUNK_SIZE
+        body = self.body
+        if not (self.stage & CHUNKED and isinstance(body, ChunkedBody)):
+            body = self.body = self._new_chunked_body()
+            self.octets = 0
+        total = body.octets + chunk.size
+        if 0 < 2 * engine.config.message_size_limit < total and not self.refused & CHUNKED:
+            self._check_size_limit(total)
+            self.size = UNDECLARED  # It is compared with what has come, and nothing comes any more.
+            return engine.end_of_message, replies.FAR_TOO_LARGE
+        self.in_body = True
+        body.left = chunk.size
+        self._chunk, self._chunk_argument = chunk, argument
+        return command, replies.CHUNK_FOLLOWS
+
+    def _new_chunked_body(self) -> ChunkedBody:
+        """Return what is to be known of a message in chunks. One that is not text has no lines."""
+        config, is_text = self.engine.config, not self.stage & BINARY_BODY
+        header: HeaderCollector | DirectiveReader | None = None
+        if self.engine.policy.header_names:
+            header = HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
+        elif config.message_directives:
+            header = DirectiveReader()
+        inspected = is_text and self.messages >= self.next_inspection
+        return ChunkedBody(
+            inspector=BodyInspector(self.eightbit) if inspected else None,
+            searches_bare_newlines=is_text and config.bare_newline != "normalize",
+            header=header,
+        )
+
+    def _read_chunk(self, body: ChunkedBody, data: bytes, start: int) -> Answered | None:
+        """Pass over the octets of a chunk from `start`; return the reply to BDAT, or None if it goes on."""
+        end = body.feed(data, start)
+        self._note_piece(body, data, start, end)
+        return None if body.left else self.end_chunk(end, end < len(data))
+
+    def end_chunk(self, end: int, followed: bool) -> Answered:
+        """Carry BDAT out, now that its chunk is here. `followed`: more input has come."""
+        self.in_body = False
+        command, offered = self.engine.bdat, self.offered
+        reply = self.execute(command, self._chunk_argument)
+        if reply is not replies.PENDING:
+            reply = self.check_pipelining(command, reply, offered, followed)
+        return end, command, reply
+
+    @property
+    def awaits_chunk(self) -> bool:
+        """Whether octets of a chunk have yet to come."""
+        return isinstance(self.body, ChunkedBody) and self.body.left > 0
+
+    def finish_chunk(self, answered: Answered, followed: bool) -> Answered:
+        """Return what the reply to BDAT leads to: the reply to the message, if the last chunk is accepted."""
+        end, _, reply = answered
+        chunk, body = self._chunk, self.body
+        if chunk is None or self.in_body or reply is replies.PENDING:
+            return answered
+        self._chunk = None
+        if reply.next_action is NextAction.END_MESSAGE:
+            assert isinstance(body, ChunkedBody)
+            self.chunk_decision, self.decision = self.decision, None
+            return self._answer_message(body, end, followed)
+        if reply.code >= 400:
+            if reply is replies.TOO_LARGE:
+                self._check_size_limit(self.octets)
+            if self.stage > GREETED and not chunk.is_last:
+                self.stage |= CHUNKED
+            else:  # There is no transaction, or no more of it.
+                self.reset()
+        return answered
