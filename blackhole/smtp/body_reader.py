@@ -203,8 +203,10 @@ class BodyReader(CommandExecution):
         if reply.code >= 400:
             if reply is replies.TOO_LARGE:
                 self._check_size_limit(self.octets)
-            if self.stage > GREETED and not chunk.is_last:
-                self.stage |= CHUNKED
-            else:  # There is no transaction, or no more of it.
+            if self.stage <= GREETED:
+                self.refused &= ~CHUNKED  # There is no transaction that could have failed.
+            elif chunk.is_last:
                 self.reset()
+            else:
+                self.stage |= CHUNKED
         return answered

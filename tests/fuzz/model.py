@@ -167,11 +167,14 @@ class Model:
             code = 503
         elif name == "bdat wrong":
             code = 501
+        elif self.has_no_sender or (self.recipient_refused and not self.recipients):
+            code = 503
         elif self.octets > MAX_SIZE:
             code = 552
         self.chunked = self.chunked or code == 250 or self.sender or self.recipients > 0
-        self.chunk_refused = self.chunk_refused or code != 250
-        if last or not self.chunked:
+        self.chunk_refused = self.chunked and (self.chunk_refused or code != 250)
+        self.octets *= self.chunked
+        if last and self.chunked:
             self.clear()
         return code
 
