@@ -20,6 +20,7 @@ from blackhole.metrics import rates, status
 from blackhole.process import configuration, daemonizer, logs, orphans, systemd, worker
 from blackhole.process.configuration import Configuration, Inputs
 from blackhole.process.console import print_stderr, print_warning, try_print_stderr
+from blackhole.process.message_total import COMPLETION_POLL
 from blackhole.process.order_guard import OrderGuard
 from blackhole.process.pidfile import Pidfile
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
@@ -28,7 +29,7 @@ from blackhole.process.privileges import drop_privileges
 from blackhole.process.processes import MASTER_TITLE
 from blackhole.process.program_files import ProgramFiles
 from blackhole.process.shared_state import SharedState
-from blackhole.process.supervisor import Supervisor
+from blackhole.process.supervisor import Supervisor, Timing
 from blackhole.process.terminal import Terminal
 from blackhole.process.worker import RETIRE_SIGNAL, WorkerContext
 from blackhole.rules import scenario
@@ -211,7 +212,8 @@ class Service:
         self._write_facts(())
         if self._pidfile is not None:
             self._pidfile.write()
-        code = Supervisor(self._plan(self._current), self._shared.counters, self).run()
+        timing = Timing(poll=COMPLETION_POLL) if self._settings.stop_after else Timing()
+        code = Supervisor(self._plan(self._current), self._shared.counters, self, timing).run()
         if code and self._settings.log:
             print_warning(f"no worker can be kept running, see {self._settings.log}")
         if not code:
@@ -271,6 +273,7 @@ class Service:
                 child,
                 shared.clients(wanted),
                 shared.limit_log,
+                shared.messages,
             )
         )
 
@@ -397,6 +400,14 @@ class Service:
         """Write it down."""
         if self._pidfile is not None:
             self._pidfile.record_child(pid)
+
+    def is_complete(self) -> bool:
+        """Return whether there were as many messages as the server was started for."""
+        wanted, messages = self._current.settings.stop_after, self._shared.messages
+        if not wanted or messages is None or messages.total() < wanted:
+            return False
+        log.info("%d messages have come", wanted)
+        return True
 
     def is_terminal_closed(self) -> bool:
         """Return whether the terminal of a server in the foreground is gone."""

@@ -183,6 +183,8 @@ class Settings:
     """Seconds to wait for a command or for more of a message (RFC 5321 section 4.5.3.2.7)."""
     drain_timeout: float = 30.0
     """Seconds that open sessions have to finish when the server stops."""
+    stop_after: int = 0
+    """Messages after which the server stops; 0 is never."""
     backlog: int = 1024
     dashboard: DashboardAddress = DashboardAddress("127.0.0.1", 8025)
     show_clients: bool = False

@@ -67,6 +67,7 @@ SAMPLES = {
     "group": "mail",
     "pid": "/run/sink.pid",
     "drain_timeout": "0",
+    "stop_after": "5",
     "conf": "/dev/null",
     "log": "/var/log/sink.log",
     "log_format": "json",

@@ -130,6 +130,9 @@ class ScriptedService:
     def child_started(self, pid: int) -> None:
         pass
 
+    def is_complete(self) -> bool:
+        return self.exists("complete")
+
     def is_terminal_closed(self) -> bool:
         return self.exists("closed terminal")
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import smtplib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from blackhole import __version__, main
+from blackhole.process import configuration
+from blackhole.process.message_total import MessageTotal
+from blackhole.process.shared_state import SharedState
+from blackhole.settings import Settings
+from tests.external_programs import path_of, requires
 from tests.http_api import Sink, ask
 from tests.program import Program, free_port, run, scenario_option, wait_for
+from tests.smtp_client import SMTPClient
 
 SCENARIO = '[[rule]]\nphase = "RCPT"\nrecipient = "full@*"\nreply = "552 5.2.2 Full"\n'
 
@@ -167,3 +175,67 @@ def test_stop_reopen_and_workers_added_and_removed_are_logged(daemon: list[str])
     assert "master INFO stopping: open sessions have 30 s to finish\n" in text
     assert "master INFO stopped\n" in text
     assert "master INFO 0 messages (0 accepted, 0 deferred, 0 rejected), 0 recipients in " in text
+
+
+# --stop-after
+
+
+def test_server_stops_after_so_many_messages_and_tells_its_figures() -> None:
+    with Program("--stop-after=5", "--workers=1") as program:
+        with smtplib.SMTP(*program.address) as client:
+            for _ in range(5):
+                client.sendmail("a@example.com", "b@example.com", "hello")
+            with pytest.raises(smtplib.SMTPServerDisconnected):
+                client.rset()
+                client.rset()
+        assert program.process.wait(10) == 0
+        assert (
+            "\nblackhole: 5 messages (5 accepted, 0 deferred, 0 rejected), 5 recipients in "
+            in program.output()
+        )
+
+
+@requires("smtp-source")
+@pytest.mark.parametrize("options", [("-d",), ()], ids=["reused connections", "a connection a message"])
+def test_many_senders_overshoot_by_what_is_under_way_at_most(options: tuple[str, ...]) -> None:
+    senders, wanted = 20, 1000
+    with Program(f"--stop-after={wanted}", "--workers=2") as program:
+        source = subprocess.Popen(
+            [
+                *(path_of("smtp-source"), *options, "-s", str(senders), "-m", "100000"),
+                *("-f", "a@example.com", "-t", "b@example.com", f"inet:127.0.0.1:{program.port}"),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert program.process.wait(60) == 0
+        finally:
+            source.kill()
+            source.wait()
+        found = re.search(r"\nblackhole: ([\d,]+) messages \(", program.output())
+        assert found is not None
+        assert wanted <= int(found[1].replace(",", "")) <= wanted + senders + 2
+
+
+def test_message_under_way_is_finished_and_refused_messages_count() -> None:
+    with Program("--stop-after=1", "--mode=bounce", "--workers=1") as program:
+        with SMTPClient(program.address) as slow, SMTPClient(program.address) as fast:
+            for client in (slow, fast):
+                for line in ("EHLO client.test", "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>"):
+                    assert client.command_code(line) == "250"
+                assert client.command_code("DATA") == "354"
+            assert fast.command_code(".")[0] in "45"
+            wait_for(lambda: "INFO stopping: " in program.output(), "the server stops")
+            assert slow.command_code(".")[0] in "45"
+        assert program.process.wait(10) == 0
+        assert "\nblackhole: 2 messages (0 accepted, " in program.output()
+
+
+def test_without_stop_after_nothing_is_counted_for_it() -> None:
+    counted: list[MessageTotal | None] = []
+    shared = SharedState(4)
+    shared.prepare(configuration.load(Settings(), print))
+    counted.append(shared.messages)
+    shared.prepare(configuration.load(Settings(stop_after=3), print))
+    counted.append(shared.messages)
+    assert counted[0] is None and counted[1] is not None

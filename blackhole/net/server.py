@@ -203,6 +203,10 @@ class SMTPServer(TCPServer):
         """The engine of clients without limits."""
         return self.context.engine
 
+    def collect_sizes(self, sizes: list[int]) -> None:
+        """Collect the sizes of messages in this list from now on, which `flush_histograms` empties."""
+        self.context.engine.sizes = self.context.limited_engine.sizes = sizes
+
     # From accept to close.
 
     def open(

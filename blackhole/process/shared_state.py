@@ -10,6 +10,7 @@ from blackhole.net import server
 from blackhole.net.client_table import ClientTable
 from blackhole.net.limit_log import LimitLog
 from blackhole.process.configuration import Configuration
+from blackhole.process.message_total import MessageTotal
 from blackhole.settings import RedisSettings
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
@@ -33,6 +34,7 @@ class SharedState:
         """Names this start of the server in a fleet: no other start has the same."""
         self._clients: ClientTable | None = None
         self.limit_log: LimitLog | None = None
+        self.messages: MessageTotal | None = None
         self._attempts: AttemptTable | None = None
         self._outcomes: OutcomeTable | None = None
         """What became of each message. In a table of its own, so as not to displace what rules read."""
@@ -47,6 +49,8 @@ class SharedState:
             self._clients = ClientTable(self.counters.rows)
         if settings.limits_clients and self.limit_log is None:
             self.limit_log = LimitLog()
+        if settings.stop_after and self.messages is None:
+            self.messages = MessageTotal(self.counters.rows)
         if settings.show_clients and self.counters.client_log is None:
             self.counters.client_log = ClientLog(self.counters.rows)
         self._prepare_stores(configuration)

@@ -206,6 +206,8 @@ class Supervisor:
             self._check_heartbeat(child, now)
             if now >= child.deadline:
                 self._kill_unresponsive(child)
+        if not self._stopping and self._service.is_complete():
+            self.drain()
         if not self._stopping:
             self._check_start()
         if not self._stopping:

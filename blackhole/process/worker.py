@@ -30,6 +30,7 @@ from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
 from blackhole.net.server import SMTPServer, listener_address
 from blackhole.process import logs
+from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
 from blackhole.rules.outcomes import OutcomeStore, mark_if_never_retried
 from blackhole.settings import Listener, OperatorError, Settings
@@ -78,6 +79,8 @@ class WorkerContext:
     """None where no limit by client is set."""
     limit_log: LimitLog | None = None
     """None where no limit on clients is set."""
+    messages: MessageTotal | None = None
+    """None where the server does not stop after a number of messages."""
 
 
 def run(context: WorkerContext) -> None:
@@ -125,6 +128,7 @@ class Worker:
         self.servers: Final[list[SMTPServer]] = []
         self._stop: Final = asyncio.Event()
         self._draining = False
+        self._run_ended = False
         self._cpu_recorded = 0
         """Microseconds of processor time that the counters have."""
         self._order = INITIAL_NUMBER
@@ -192,6 +196,10 @@ class Worker:
                 self._client_log,
                 self._context.limit_log,
             )
+            if self._context.messages is not None and settings.stop_after:
+                server.collect_sizes(
+                    self._context.messages.counted_sizes(row, settings.stop_after, self.end_run)
+                )
             server.open(sockets, poller, make_stream)
             self.servers.append(server)
 
@@ -258,6 +266,18 @@ class Worker:
         return found.with_rules(rules)
 
     # Stopping.
+
+    def end_run(self) -> None:
+        """Serve no client more, as there were enough messages; the master will tell all workers to stop."""
+        if not self._run_ended:
+            self._run_ended = True
+            # Not at once: the reply to the message that was the last has not left.
+            asyncio.get_running_loop().call_soon(self._turn_clients_away)
+
+    def _turn_clients_away(self) -> None:
+        for server in self.servers:
+            server.stop_accepting()
+            server.drain()
 
     def drain(self) -> None:
         """Stop accepting, close idle connections, and let messages under way be finished."""

@@ -1,0 +1,64 @@
+"""The total of messages over all workers, for `stop_after`: exact, and only kept where that is set.
+
+A map made before the fork has a cell for each process, which only its owner writes to. A worker counts a
+message when its reply is about to leave, and adds up the cells; so each worker notices with its next message
+that there are enough, and the master within `COMPLETION_POLL`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Final
+
+COMPLETION_POLL: Final = 0.05
+"""Seconds between two looks of the master."""
+
+
+class MessageTotal:
+    """The cells. `rows` is the largest number of processes that live at once.
+
+    >>> messages = MessageTotal(rows=2)
+    >>> sizes = messages.counted_sizes(row=1, wanted=2, reached=lambda: print("enough"))
+    >>> sizes.append(512)
+    >>> sizes.append(20)
+    enough
+    >>> messages.total(), sizes
+    (2, [512, 20])
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._map: Final = mmap.mmap(-1, rows * 8)
+        self._cells: Final = memoryview(self._map).cast("Q")
+
+    def total(self) -> int:
+        """Return the number of messages that all workers have answered since the start."""
+        return sum(self._cells.tolist())
+
+    def count(self, row: int) -> int:
+        """Count a message of the owner of a row; return the total."""
+        self._cells[row] += 1
+        return self.total()
+
+    def counted_sizes(self, row: int, wanted: int, reached: Callable[[], None]) -> CountedSizes:
+        """Return the list in which the engines of a worker collect the sizes of messages.
+
+        `reached` is called with each message from the one on that makes the total `wanted`.
+        """
+        return CountedSizes(self, row, wanted, reached)
+
+
+class CountedSizes(list[int]):
+    """The sizes of messages, as an engine collects them. To append one counts a message."""
+
+    def __init__(self, messages: MessageTotal, row: int, wanted: int, reached: Callable[[], None]) -> None:
+        super().__init__()
+        self._messages: Final = messages
+        self._row: Final = row
+        self._wanted: Final = wanted
+        self._reached: Final = reached
+
+    def append(self, octets: int) -> None:
+        super().append(octets)
+        if self._messages.count(self._row) >= self._wanted:
+            self._reached()
