@@ -92,6 +92,7 @@ FEATURES: Final[Sequence[Feature]] = (
     Feature("`--message_directives off`", "--message_directives off"),
     Feature("`--dashboard off`", "--dashboard off"),
     Feature("`--debug`, log to /dev/null", "--debug", discard_log=True),
+    Feature("`--recent 1000`", "--recent 1000"),
     Feature("a rule at RCPT that never matches", scenario=never_matching("*@host0.invalid")),
     Feature(
         "a rule that never matches and would accept",

@@ -97,6 +97,18 @@ ACTION_TABLE: Final = (
         statuses={0: "Ctrl-C", 7: "no server runs", 69: "the server has ended"},
     ),
     ActionWord(
+        "recent",
+        "show the last transactions of a server with --recent; see --follow and --conversation",
+        f"{RUNNING} With json, it prints an object a line.",
+        options=("pid", "conf", "json", "follow", "conversation"),
+        statuses={
+            0: "all were shown, or Ctrl-C",
+            7: "no server runs",
+            69: "the server has ended",
+            78: "the server keeps no transactions",
+        },
+    ),
+    ActionWord(
         "explain",
         "show which rule of a scenario would answer in a given case, and why",
         options=("scenario", "mode", "listen", "conf"),

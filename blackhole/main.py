@@ -318,6 +318,13 @@ def _top(settings: Settings, arguments: Sequence[str]) -> int:
     return rates.watch(_running_pid(settings))
 
 
+def _recent(settings: Settings, arguments: Sequence[str]) -> int:
+    pid = _running_pid(settings)
+    from blackhole.metrics import recent_lines
+
+    return recent_lines.show(pid, settings)
+
+
 STARTS: Final[dict[str, Callable[[Invocation, Sequence[str]], int]]] = {
     "run": _run,
     "start": _start,
@@ -333,5 +340,6 @@ ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
     "check": _check_health,
     "report": _report,
     "top": _top,
+    "recent": _recent,
 }
 """Every other action except `explain`, which takes the case to explain as well, and what is a request too."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from blackhole import values
-from blackhole.settings import LOG_FORMATS, MODES, NEWLINES
+from blackhole.settings import LOG_FORMATS, MAX_RECENT, MODES, NEWLINES
 
 
 class Option(NamedTuple):
@@ -236,6 +236,13 @@ OPTIONS: Final = (
     Option("show_clients", values.switch, "no", "", "Dashboard",
            "keep the addresses of clients and show what each did",
            "They appear on the dashboard, in /stats.json, and in the output of status and report."),
+    Option("recent", values.whole_number(0, MAX_RECENT), "0", "COUNT", "Dashboard",
+           "keep the last COUNT transactions in memory and show them; 0 is none",
+           "They appear on the dashboard, at /recent, and in the output of the action recent: addresses, "
+           "commands and replies, never a body. They are gone when the server stops."),
+    Option("recent_fields", values.field_names, "Subject,Message-ID", "NAMES", "Dashboard",
+           "fields of the header section that recent keeps",
+           "At most eight, separated by commas; none keeps none."),
     Option("fleet", values.fleet, "off", "off|URL", "Fleet",
            "the Redis server by which several machines are one sink",
            "They add their figures up in it. A URL is written as for attempt_store, of which it is then the "
@@ -247,6 +254,10 @@ OPTIONS: Final = (
            "obey the orders that were given to any machine of the fleet",
            "Such orders are another scenario, and one-shot rules. An order to its own dashboard goes to all. "
            "Whoever can write to the Redis server, or reach one dashboard, controls them all."),
+    Option("follow", values.switch, "no", "", "Reports",
+           "with recent, go on and print each transaction when it ends"),
+    Option("conversation", values.switch, "no", "", "Reports",
+           "with recent, print each command and reply"),
     Option("progress", values.switch, "no", "", "Reports",
            "in the foreground, print the current rates once a second to stderr"),
     Option("format", values.one_of(("text", "json", "junit")), "text", "text|json|junit", "Reports",

@@ -274,6 +274,7 @@ class Service:
                 shared.clients(wanted),
                 shared.limit_log,
                 shared.messages,
+                shared.recent(wanted),
             )
         )
 
@@ -290,7 +291,14 @@ class Service:
             settings, wanted.scenario.scenario, self._profiles, shared.control, shared.counters
         )
         dashboard = Dashboard(
-            settings, shared.counters, self._history, self._page, child, control, shared.machine_id
+            settings,
+            shared.counters,
+            self._history,
+            self._page,
+            child,
+            control,
+            shared.machine_id,
+            shared.recent(wanted),
         )
         self._drop_privileges(settings)
         dashboard.run(wanted.dashboard_sockets)
@@ -388,8 +396,7 @@ class Service:
         old, new = (self._current, self._next) if succeeded else (self._next, self._current)
         self._current, self._next = new, None
         logs.configure(new.settings.debug, new.settings.log_format)
-        if not new.settings.show_clients:
-            self._shared.counters.client_log = None
+        self._shared.forget_unused(new)
         configuration.close(old.sockets - new.sockets)
         self._write_facts(failed)
         for line in new.describe(DASHBOARD_TITLE not in failed):

@@ -63,6 +63,10 @@ class OperatorError(Exception):
         self.code = code
 
 
+MAX_RECENT = 10_000
+"""Transactions that can be kept in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """An address to accept connections on, with the mode and delay of its sessions."""
@@ -189,6 +193,10 @@ class Settings:
     dashboard: DashboardAddress = DashboardAddress("127.0.0.1", 8025)
     show_clients: bool = False
     """Whether addresses of clients are kept and shown."""
+    recent: int = 0
+    """How many of the last transactions are kept in memory and shown. 0: none is recorded."""
+    recent_fields: tuple[str, ...] = ("Subject", "Message-ID")
+    """Fields of the header section that are kept of them."""
     progress: bool = False
     """Whether a line of rates is printed once a second to standard error, in the foreground."""
     format: str = "text"
@@ -197,6 +205,10 @@ class Settings:
     fail_on: str = "never"
     extensions: tuple[str, ...] = ("default",)
     """The SMTP extensions to offer, as the operator has written them."""
+    follow: bool = False
+    """Whether recent goes on and prints each transaction when it ends."""
+    conversation: bool = False
+    """Whether recent prints each command and reply."""
     bare_newline: str = "normalize"
     """A key of NEWLINES."""
     inspect: str = "sample"

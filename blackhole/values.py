@@ -76,6 +76,9 @@ def value_text(value: object) -> str:
     return str(value)
 
 
+MAX_FIELD_NAMES: Final = 8
+"""Header fields that can be kept of a transaction."""
+
 # Numbers, switches and words
 
 
@@ -285,6 +288,19 @@ def network(text: str) -> str:
         return str(addresses.network(text))
     except ValueError:
         raise expected("networks such as 192.0.2.0/24, with no bit set after the prefix", text) from None
+
+
+def field_names(text: str) -> tuple[str, ...]:
+    """Read names of header fields, separated by blanks or commas; `none` is no field."""
+    words = text.replace(",", " ").split()
+    if words == ["none"]:
+        return ()
+    for word in words:
+        if not re.fullmatch("[!-9;-~]{1,76}", word):
+            raise expected("names of header fields (RFC 5322 2.2), without their colons", word)
+    if len(words) > MAX_FIELD_NAMES:
+        raise expected(f"at most {MAX_FIELD_NAMES} names", text)
+    return tuple(dict.fromkeys(words))
 
 
 def listener(text: str, default_mode: str = "accept", default_delay: Delay | None = None) -> Listener:

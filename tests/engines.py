@@ -12,6 +12,7 @@ from blackhole.rules.model import Rule
 from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
+from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import ListenerConfig
 
@@ -35,11 +36,13 @@ def make_engine(
     environment: RuleEnvironment = NO_ENVIRONMENT,
     trace: TraceFunction | None = None,
     config: ListenerConfig | None = None,
+    recorder: Recorder | None = None,
     **values: Any,
 ) -> SMTPEngine:
     """Return an engine. Give it a configuration, or the values of one that differ from the default."""
     policy = make_policy(rules, mode, listener, environment)
-    return SMTPEngine(config or ListenerConfig(**values), policy.random_source, trace, policy, EVENT_NUMBERS)
+    config = config or ListenerConfig(**values)
+    return SMTPEngine(config, policy.random_source, trace, policy, EVENT_NUMBERS, recorder)
 
 
 def evaluator_of(session: Session) -> RuleEvaluator:

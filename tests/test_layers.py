@@ -64,6 +64,7 @@ PURE = frozenset(
         *("__future__", "binascii", "bisect", "collections", "collections.abc", "dataclasses", "enum"),
         *(
             "functools",
+            "marshal",
             "hashlib",
             "hmac",
             "ipaddress",

@@ -432,7 +432,7 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         (
             "start -- --port",
             "'--port': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, explain, help, version (did you mean report?)",
+            " check, report, top, recent, explain, help, version (did you mean report?)",
         ),
         ("--port", "--port: expected one argument"),
         ("--user=--", "--user: expected a value, not '--'"),
@@ -515,12 +515,12 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         (
             "strat",
             "'strat': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, explain, help, version (did you mean start?)",
+            " check, report, top, recent, explain, help, version (did you mean start?)",
         ),
         (
             "",
             "'': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, explain, help, version",
+            " check, report, top, recent, explain, help, version",
         ),
         ("start stop", "expected one action, not start and stop"),
         ("stop --daemon", "expected one action, not stop and start"),

@@ -23,6 +23,7 @@ from blackhole.rules.scenario import Scenario
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.commands import HTTP_VERBS
 from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.replies import BOUNCES, NextAction
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import ClientLimits, ListenerConfig
@@ -111,6 +112,7 @@ def session_peer(
     size: int,
     memory: AttemptStore | None = None,
     fast_path: bool = True,
+    recorder: Recorder | None = None,
 ) -> SessionPeer:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit_tls)
@@ -119,7 +121,9 @@ def session_peer(
         attempt_store=memory or AttemptTable(sets=64), outcome_store=OutcomeTable(sets=64)
     )
     config = replace(server.listener_config(settings, listener), fast_path=fast_path)
-    engine = make_engine(active.rules, listener.mode, str(listener), outside, config=config)
+    engine = make_engine(
+        active.rules, listener.mode, str(listener), outside, config=config, recorder=recorder
+    )
     return SessionPeer(engine, transcript.implicit_tls, size)
 
 

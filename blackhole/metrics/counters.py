@@ -240,6 +240,10 @@ class Counters:
         names = (octets[start : start + width] for start in range(0, len(octets), width))
         return {_decode(name): RULE_HITS_START + number for number, name in enumerate(names) if name[0]}
 
+    def rule_names(self) -> dict[int, str]:
+        """Return the name of every rule that was ever in force, by the index of its cell."""
+        return {cell: name for name, cell in self._known_rules().items()}
+
     # Reading.
 
     def snapshot(self) -> Snapshot:

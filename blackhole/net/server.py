@@ -30,6 +30,7 @@ from blackhole.net.context import ListenerContext
 from blackhole.net.departures import DepartureWatch
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import Poller
+from blackhole.net.recorded_connection import RecordedConnection
 from blackhole.net.stream import ClientStream
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.modes import MODE_RULES
@@ -37,10 +38,13 @@ from blackhole.settings import Listener, Settings
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.extensions import choose
+from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS
 from blackhole.smtp.state import ListenerConfig
+from blackhole.smtp.wanted_fields import WantedFields
 from blackhole.store.active_scenario import NO_SCENARIO, ActiveScenario
 from blackhole.store.client_log import ClientLogWriter
+from blackhole.store.recent import RecentWriter
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,13 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
     )
 
 
+def make_recorder(settings: Settings, listener: Listener, address: str, writer: RecentWriter) -> Recorder:
+    """Return what records the transactions of a listener."""
+    names = settings.recent_fields
+    about = address.encode(), ",".join(names).encode()
+    return Recorder(time.time, writer.append, WantedFields(names), about, listener.mode.encode())
+
+
 def needs_attempt_store(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Return whether a rule of one of these listeners needs a store of attempts."""
     rules = chain(scenario.rules, *(MODE_RULES[listener.mode] for listener in listeners))
@@ -139,7 +150,8 @@ class SMTPServer(TCPServer):
     certificate, `should_yield` tells whether other workers have fewer connections (None: there
     are no others), `number` is the counter of this listener's connections, `scenario` has the
     rules that come before the listener's mode, `client_table` what all workers know of their
-    clients, `client_log` gets what is shown of them, `limit_log` the limits that they meet.
+    clients, `client_log` gets what is shown of them, `limit_log` the limits that they meet, `recorder`
+    the records of transactions.
     """
 
     def __init__(
@@ -155,6 +167,7 @@ class SMTPServer(TCPServer):
         client_table: ClientTableView | None = None,
         client_log: ClientLogWriter | None = None,
         limit_log: LimitLog | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -166,13 +179,15 @@ class SMTPServer(TCPServer):
         self.context: ListenerContext
         self.policy = rule_policy(listener, scenario)
         limited = listener_config(settings, listener)
-        engine = SMTPEngine(replace(limited, limits=None), Random(), trace, self.policy, EVENT_CELLS)
+        engine = SMTPEngine(
+            replace(limited, limits=None), Random(), trace, self.policy, EVENT_CELLS, recorder
+        )
         self.context = ListenerContext(
             listener=listener,
             settings=settings,
             engine=engine,
             limited_engine=(
-                SMTPEngine(limited, Random(), trace, self.policy, EVENT_CELLS)
+                SMTPEngine(limited, Random(), trace, self.policy, EVENT_CELLS, recorder)
                 if settings.limits_clients
                 else engine
             ),
@@ -187,6 +202,7 @@ class SMTPServer(TCPServer):
             greets_at_once=not (listener.proxy or listener.tls or settings.limits_clients),
             log_connection=log.debug if settings.public else log.info,
         )
+        self._connection_type: Final = Connection if recorder is None else RecordedConnection
         self._should_yield: Final = should_yield
         self._number: Final = number
         self._client_log: Final = client_log
@@ -237,7 +253,7 @@ class SMTPServer(TCPServer):
 
         This is no coroutine itself: another frame would take a third of a KiB of each idle connection.
         """
-        connection = Connection(
+        connection = self._connection_type(
             stream, canonical(str(address[0])) if address else "", self.context, self.connection_closed
         )
         self.connections.add(connection)

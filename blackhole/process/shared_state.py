@@ -17,6 +17,7 @@ from blackhole.store.attempts import AttemptTable
 from blackhole.store.client_log import ClientLog
 from blackhole.store.control import ControlChannel
 from blackhole.store.outcome_table import OutcomeTable
+from blackhole.store.recent import RecentRecords
 from blackhole.store.redis_attempts import RedisAttemptStore
 from blackhole.store.server_facts import ServerFacts
 
@@ -38,6 +39,8 @@ class SharedState:
         self._attempts: AttemptTable | None = None
         self._outcomes: OutcomeTable | None = None
         """What became of each message. In a table of its own, so as not to displace what rules read."""
+        self._recent: dict[int, RecentRecords] = {}
+        """The last transactions, by how many are kept."""
         self._redis_stores: dict[RedisSettings, RedisAttemptStore] = {}
 
     def prepare(self, configuration: Configuration) -> None:
@@ -53,6 +56,8 @@ class SharedState:
             self.messages = MessageTotal(self.counters.rows)
         if settings.show_clients and self.counters.client_log is None:
             self.counters.client_log = ClientLog(self.counters.rows)
+        if settings.recent and settings.recent not in self._recent:
+            self._recent[settings.recent] = RecentRecords(self.counters.rows, settings.recent)
         self._prepare_stores(configuration)
 
     def _prepare_stores(self, configuration: Configuration) -> None:
@@ -70,6 +75,17 @@ class SharedState:
         """Release the concurrency slots that a dead process held."""
         if self._attempts is not None:
             self._attempts.clear_row(row)
+
+    def recent(self, configuration: Configuration) -> RecentRecords | None:
+        """Return the last transactions, or None if they are not recorded."""
+        return self._recent.get(configuration.settings.recent)
+
+    def forget_unused(self, configuration: Configuration) -> None:
+        """Forget what no process of a configuration shows, after a reload."""
+        if not configuration.settings.show_clients:
+            self.counters.client_log = None
+        for kept in self._recent.keys() - {configuration.settings.recent}:
+            del self._recent[kept]
 
     def clients(self, configuration: Configuration) -> ClientTable | None:
         """Return the table of what each client uses, or None if no limit by client is set."""

@@ -28,7 +28,7 @@ from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
-from blackhole.net.server import SMTPServer, listener_address
+from blackhole.net.server import SMTPServer, listener_address, make_recorder
 from blackhole.process import logs
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
@@ -38,6 +38,7 @@ from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.session import Session
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.control import INITIAL_NUMBER, ControlChannel, OneShotRule, effective_scenario
+from blackhole.store.recent import RecentRecords
 from blackhole.store.redis_attempts import RedisAttemptStore
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class WorkerContext:
     """None where no limit on clients is set."""
     messages: MessageTotal | None = None
     """None where the server does not stop after a number of messages."""
+    recent: RecentRecords | None = None
+    """None where transactions are not recorded."""
 
 
 def run(context: WorkerContext) -> None:
@@ -182,7 +185,10 @@ class Worker:
         should_yield_accept = partial(counters.should_yield_accept, row) if settings.workers > 1 else None
         hook: TraceFunction | None = trace if settings.debug else None
         make_stream = stream_factory(settings.accelerators, self._selector)
+        recent = self._context.recent
+        writer = None if recent is None else recent.writer(row)
         for listener, sockets in self._context.sockets.items():
+            address = listener_address(listener, sockets)
             server = SMTPServer(
                 listener,
                 settings,
@@ -191,10 +197,11 @@ class Worker:
                 hook,
                 should_yield_accept,
                 scenario,
-                counters.listener(listener_address(listener, sockets)),
+                counters.listener(address),
                 self._clients,
                 self._client_log,
                 self._context.limit_log,
+                None if writer is None else make_recorder(settings, listener, address, writer),
             )
             if self._context.messages is not None and settings.stop_after:
                 server.collect_sizes(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY
 from blackhole.smtp.engine_tables import EngineTables, TraceFunction, no_fast_path
 from blackhole.smtp.error_budget import Meter, unmetered
@@ -9,6 +12,7 @@ from blackhole.smtp.events import UNCOUNTED, EventNumbers
 from blackhole.smtp.fast_path import fast_path
 from blackhole.smtp.policy import NO_POLICY, ListenerPolicy
 from blackhole.smtp.randomness import RandomSource
+from blackhole.smtp.recorded_session import RecordedSession, Recorder, recorded
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import ListenerConfig
 
@@ -33,9 +37,15 @@ class SMTPEngine(EngineTables):
         trace: TraceFunction | None = None,
         policy: ListenerPolicy = NO_POLICY,
         events: EventNumbers = UNCOUNTED,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(config, random_source, trace, policy, events)
         self.fast_path = fast_path(self)
+        self._recorder = recorder
+        self._session_type: Callable[[SMTPEngine, bool, str, Meter, bool], Session] = Session
+        if recorder is not None:
+            self.fast_path = recorded(self.fast_path, recorder.clock)
+            self._session_type = partial(RecordedSession, recorder=recorder)
         self._events = events
         self._sessions = 0
         self._inspects_all = config.inspect == "all"
@@ -47,14 +57,16 @@ class SMTPEngine(EngineTables):
             self.config.inspect == "sample"
             and (self._sessions <= ALWAYS_INSPECT or not self._sessions % INSPECT_EVERY)
         )
-        return Session(self, secure, client, meter, sampled)
+        return self._session_type(self, secure, client, meter, sampled)
 
     def replace_policy(self, policy: ListenerPolicy) -> SMTPEngine:
         """Return the engine that replaces this one and all that it has replaced, with another policy.
 
         A session goes over to it with its next command outside a transaction.
         """
-        successor = SMTPEngine(self.config, self.random_source, self.trace, policy, self._events)
+        successor = SMTPEngine(
+            self.config, self.random_source, self.trace, policy, self._events, self._recorder
+        )
         successor.sizes, successor._sessions = self.sizes, self._sessions
         # A transaction that stays open keeps its engine, which must not keep all that came after it.
         self.replaced.add(self)

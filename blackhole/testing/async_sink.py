@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import Any, Self
 
+from blackhole.metrics.transactions import Transaction
 from blackhole.testing.sink import Level, OptionValue, Sink
 
 
@@ -50,6 +51,16 @@ class AsyncSink:
     def received(self) -> int:
         """Messages that got a final reply, since the start or the last `reset`."""
         return self.sink.received
+
+    @property
+    def messages(self) -> list[Transaction]:
+        """The messages that got a final reply, as `Sink.messages`."""
+        return self.sink.messages
+
+    @property
+    def transactions(self) -> list[Transaction]:
+        """The messages, and what ended without one, as `Sink.transactions`."""
+        return self.sink.transactions
 
     async def wait(self, messages: int = 1, timeout: float = 5.0) -> int:
         """Wait for so many messages, as `Sink.wait`. Raises TimeoutError."""

@@ -18,7 +18,10 @@ from typing import IO, Any, Final, Literal, Self
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
+from blackhole.metrics.transaction_reader import TransactionReader
+from blackhole.metrics.transactions import Transaction
 from blackhole.process.systemd import LISTEN_FDS_START
+from blackhole.store.recent import Cursor, RecentRecords
 from blackhole.testing.launcher import LAUNCHER, ServerProcess, SinkError
 
 OptionValue = str | int | float | bool | Sequence[str]
@@ -27,6 +30,12 @@ OptionValue = str | int | float | bool | Sequence[str]
 Level = Literal["must", "should", "style"]
 
 BACKLOG: Final = 1024
+REMEMBERED: Final = 1000
+"""Transactions that a sink remembers."""
+
+CHUNK_OF_RECORDS: Final = 1000
+"""Transactions that are read at once."""
+
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 5.0
 """Seconds from SIGINT to SIGKILL."""
@@ -66,13 +75,16 @@ class Sink:
         self.dashboard_port = 0
         """The port of the dashboard and its HTTP API, on 127.0.0.1."""
         self._scenario: Final = scenario
-        self._options: Final = {"mode": mode, "workers": 1, **options}
+        self._options: Final = {"mode": mode, "workers": 1, "recent": REMEMBERED, **options}
         self._process: ServerProcess | None = None
         self._output: IO[bytes] | None = None
         self._log = ""
         self._counters: Counters | None = None
         self._first: Snapshot | None = None
         """The counters at the last `reset`."""
+        self._reader: TransactionReader | None = None
+        self._cursor: Cursor = {}
+        """The transactions before the last `reset`."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -87,7 +99,7 @@ class Sink:
         """Start the server, and return when it accepts connections. Raises SinkError."""
         if self._process is not None:
             raise SinkError("the sink runs already")
-        self._first = None
+        self._first, self._cursor = None, {}
         self._output = TemporaryFile()  # noqa: SIM115 (`stop` closes it)
         try:
             self._launch(self._output.fileno())
@@ -112,6 +124,9 @@ class Sink:
             self._process = LAUNCHER.start(arguments, environ, len(listening), descriptors)
             self._wait_until_ready(ready)
             self._counters = Counters.of(self._process.pid)
+            records = RecentRecords.of(self._process.pid)
+            names = self._counters.rule_names
+            self._reader = None if records is None else TransactionReader(records, names)
 
     def _listen(self) -> Iterator[socket.socket]:
         """Yield listening sockets, and note their ports: the server is given the sockets themselves."""
@@ -192,6 +207,27 @@ class Sink:
             time.sleep(POLL_INTERVAL)
         return received
 
+    @property
+    def messages(self) -> list[Transaction]:
+        """The messages that got a final reply, since the start or the last `reset`, the oldest first.
+
+        A message is here before its sender has read the reply. The last 1000 are kept; `recent=5000` among
+        the options keeps more.
+        """
+        return [one for one in self.transactions if one.is_message]
+
+    @property
+    def transactions(self) -> list[Transaction]:
+        """The messages, and beside them what ended without one: refused, abandoned, or cut off."""
+        if self._reader is None:
+            raise SinkError("the sink remembers no transactions; it was never started, or with recent=0")
+        found: dict[str, Transaction] = {}
+        more, cursor = True, self._cursor
+        while more:
+            ended, cursor, more = self._reader.since(cursor, CHUNK_OF_RECORDS)
+            found |= {one.id: one for one in ended}
+        return [*found.values()]
+
     def report(self) -> dict[str, Any]:
         """Return what `blackhole report --json` prints, since the start or the last `reset`."""
         return report.as_dict(self._snapshot())
@@ -227,6 +263,8 @@ class Sink:
         self.request("DELETE", "/scenario")
         assert self._counters is not None
         self._first = self._counters.snapshot()
+        if self._reader is not None:
+            self._cursor = self._reader.records.end()
 
     def request(self, method: str, path: str, body: str | Mapping[str, object] = "") -> Any:
         """Send a request to the HTTP API of the dashboard, and return its JSON. Raises SinkError."""

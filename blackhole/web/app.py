@@ -23,6 +23,7 @@ from blackhole.web.handlers import (
     StopRunHandler,
     WaitHandler,
 )
+from blackhole.web.recent_handlers import RecentHandler
 from blackhole.web.static_files import StaticHandler
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ ROUTES: Final = (
     Route("/healthz", HealthHandler),
     Route("/readyz", ReadyHandler, ("stats",)),
     Route("/wait", WaitHandler, ("stats", "waiting")),
+    Route("/recent", RecentHandler, ("recent", "followers")),
     Route("/runs", RunsHandler, ("stats",)),
     Route(f"/runs/({RUN_NAME})", RunHandler, ("stats",)),
     Route(f"/runs/({RUN_NAME})/stop", StopRunHandler, ("stats",)),

@@ -19,9 +19,11 @@ from typing import Final
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.store import FleetStore
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.transaction_reader import TransactionReader
 from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.plan import ChildContext
 from blackhole.settings import Settings
+from blackhole.store.recent import RecentRecords
 from blackhole.web.app import make_application
 from blackhole.web.base_handler import AllowedHosts
 from blackhole.web.control import ScenarioControl
@@ -48,6 +50,7 @@ class Dashboard:
         context: ChildContext,
         control: ScenarioControl,
         machine: str,
+        recent: RecentRecords | None = None,
     ) -> None:
         """`machine` is the id of this server in a fleet."""
         self._stats: Final = StatsView(settings, counters, history, control.state)
@@ -62,6 +65,7 @@ class Dashboard:
             self._fleet = FleetMember(store, machine, counters.snapshot, self._stats.machine)
             if settings.fleet_control:
                 self._control = FleetControl(control, self._fleet)
+        self._recent: Final = None if recent is None else TransactionReader(recent, counters.rule_names)
 
     def run(self, sockets: Sequence[socket.socket]) -> None:
         """Serve until a signal or the end of the master."""
@@ -90,6 +94,8 @@ class Dashboard:
                 "events": self._events,
                 "waiting": set(),
                 "fleet": self._fleet,
+                "recent": self._recent,
+                "followers": set(),
             }
         )
         server = self._server = make_server(application)

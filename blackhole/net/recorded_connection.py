@@ -1,0 +1,32 @@
+"""A connection whose session records its transactions."""
+
+from __future__ import annotations
+
+from ssl import SSLSocket
+from typing import cast
+
+from blackhole.net.connection import Connection
+from blackhole.smtp.recorded_session import RecordedSession
+from blackhole.smtp.replies import Reply
+
+
+class RecordedConnection(Connection):
+    """A connection that tells its session what only the connection knows."""
+
+    __slots__ = ()
+
+    async def _start_tls(self) -> None:
+        await super()._start_tls()
+        socket = cast(SSLSocket, self.stream.socket)
+        cipher = socket.cipher()
+        self._recorded.tls = f"{socket.version() or 'TLS'} {cipher[0] if cipher else ''}".rstrip()
+
+    def _try_send(self, reply: Reply) -> None:
+        super()._try_send(reply)
+        self._recorded.closed_with(reply)
+
+    @property
+    def _recorded(self) -> RecordedSession:
+        session = self.session
+        assert isinstance(session, RecordedSession)
+        return session

@@ -1,0 +1,337 @@
+"""A session that records its transactions, for listeners of which the operator asks for it.
+
+It replaces nothing of `Session`, and a session that is not recorded knows nothing of it. What the fast path
+answers is recorded by a function around it, without taking the input apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from blackhole.smtp import replies
+from blackhole.smtp.auth import redacted
+from blackhole.smtp.command_line import BEHIND_BLANKS
+from blackhole.smtp.directives import DirectiveReader, parse_directives
+from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
+from blackhole.smtp.error_budget import Meter
+from blackhole.smtp.execution import Answered, Decided
+from blackhole.smtp.faults import Fault
+from blackhole.smtp.header_section import HeaderCollector, fields
+from blackhole.smtp.offending_line import offending_line
+from blackhole.smtp.policy import Decision
+from blackhole.smtp.replies import Reply
+from blackhole.smtp.session import Session
+from blackhole.smtp.state import GREETED, SessionState
+from blackhole.smtp.transaction_record import (
+    ENDED_BY_CLOSE,
+    ENDED_BY_COMMAND,
+    ENDED_BY_MESSAGE,
+    MAX_FIRST,
+    MAX_GROUP,
+    MAX_RECORDED_COMMAND,
+    MAX_RECORDED_REPLY,
+    NO_PHASE,
+    PHASE_NUMBERS,
+    Introduction,
+    TransactionRecord,
+    encode_addendum,
+    whole,
+)
+from blackhole.smtp.wanted_fields import FieldReader, WantedFields
+
+CONNECT_PHASE: Final = PHASE_NUMBERS["CONNECT"]
+END_PHASE: Final = PHASE_NUMBERS["."]
+
+SECRET: Final = b"..."
+"""Stands for a line of an AUTH exchange."""
+
+
+class Recorder(NamedTuple):
+    """What the recorded sessions of a listener share."""
+
+    clock: Callable[[], float]
+    """Returns the seconds since 1970."""
+    publish: Callable[[bytes], int]
+    """Takes a record, and returns its number."""
+    wanted: WantedFields
+    """The fields of header sections to keep."""
+    about: tuple[bytes, bytes]
+    """Address of the listener, and the names of these fields with commas between them."""
+    mode: bytes
+    """The listener's mode."""
+
+
+class RecordedSession(Session):
+    """A session that records its transactions.
+
+    The record of a message is published before its reply is returned, so that who has read the reply finds
+    the record.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_directive_mode",
+        "_fields",
+        "_helo",
+        "_introduction",
+        "_is_closed",
+        "_line",
+        "_piece",
+        "_published",
+        "_recorder",
+        "_rule",
+        "_size",
+        "fast_input",
+        "record",
+        "tls",
+    )
+
+    def __init__(
+        self,
+        engine: EngineTables,
+        secure: bool,
+        client: str,
+        meter: Meter,
+        sampled: bool,
+        recorder: Recorder,
+    ) -> None:
+        Session.__init__(self, engine, secure, client, meter, sampled)
+        self._recorder = recorder
+        self.record = TransactionRecord()
+        """What is remembered of the transaction under way."""
+        self._introduction: Introduction | None = None
+        """Made when it is first needed."""
+        self.tls = ""
+        """Version and cipher of TLS, as its caller says after the handshake."""
+        self.fast_input: bytes | None = None
+        """Input that the fast path is looking at, until the general path takes it over."""
+        self._helo = b""
+        self._line = b""
+        """The command that is being answered, without secrets."""
+        self._piece: tuple[bytes, int] | None = None
+        """The input in which the piece of a body is that is being looked at, and where it begins there."""
+        self._fields: FieldReader | None = None
+        """Reads the header section of the message that arrives in pieces."""
+        self._directive_mode = ""
+        self._rule = b""
+        """The rule that has decided on the command."""
+        self._accepted = self._size = 0
+        """Recipients and octets of the transaction that was reset last."""
+        self._published: int | None = None
+        """Number of the last record of this session."""
+        self._is_closed = False
+
+    # The fast path.
+
+    def check_fast(self, commands: bytes, replies: bytes) -> None:
+        """Look after what the fast path has answered last, if more has to be done than to record it."""
+        record = self.record
+        if len(commands) > MAX_GROUP:
+            time, _, _, _, _ = whole(record.exchanges.pop())
+            record.add_group(time, commands, replies)
+            return
+        if len(record.exchanges) > MAX_FIRST:
+            record.add(record.exchanges.pop())
+        if self.stage <= GREETED:  # HELO, EHLO, RSET, or QUIT
+            verb = commands[:4].upper()
+            if verb in (b"HELO", b"EHLO"):
+                self._helo, self._introduction = commands[5:-2], None
+            self._end_unless_message(verb.decode(), 250)
+
+    def message_answered_fast(self, message: bytes, reply: bytes) -> None:
+        """Record a message that the fast path has answered."""
+        recorder, record = self._recorder, self.record
+        record.add((recorder.clock(), b"", reply))
+        record.fields = recorder.wanted.find(message)
+        self._publish(ENDED_BY_MESSAGE)
+
+    def _take_over(self, command: BoundCommand, rest: bytes) -> None:
+        """Note the input that the general path takes over from the fast path; `rest` is behind it."""
+        data, self.fast_input = self.fast_input, None
+        if data is None:
+            return
+        if command is self.engine.end_of_message:
+            self.record.fields = self._recorder.wanted.find(data)
+            return
+        head = data[: len(data) - len(rest)]
+        before = head.rfind(b"\n", 0, len(head) - 1) + 1
+        self._line = head[before:]
+        if before:  # the beginning of a group, which consists of MAIL and RCPT
+            answers = replies.SENDER_OK.wire + replies.RECIPIENT_OK.wire * (head.count(b"\n", 0, before) - 1)
+            self.record.add_group(self._recorder.clock(), head[:before], answers)
+
+    def go_on(self, command: BoundCommand, argument: Any, decision: Decided, rest: bytes = b"") -> bytes:
+        self._take_over(command, rest)
+        return Session.go_on(self, command, argument, decision, rest)
+
+    def go_on_with_reply(self, command: BoundCommand, reply: Reply) -> bytes:
+        self._take_over(command, b"")
+        return Session.go_on_with_reply(self, command, reply)
+
+    # The general path.
+
+    def greet(self) -> bytes:
+        out = Session.greet(self)
+        if out and not self.record.exchanges:
+            self.record.add((self._recorder.clock(), CONNECT_PHASE, b"", out[:MAX_RECORDED_REPLY], b""))
+        return out
+
+    def read_command(self, data: bytes, start: int) -> Answered | None:
+        if not self.discarded:
+            end = data.find(b"\n", start, start + MAX_RECORDED_COMMAND) + 1
+            self._line = self._without_secret(data[start : end or start + MAX_RECORDED_COMMAND])
+        return Session.read_command(self, data, start)
+
+    def _without_secret(self, line: bytes) -> bytes:
+        """Return a line as it may be recorded."""
+        words = BEHIND_BLANKS.fullmatch(line.rstrip(b"\r\n"))
+        verb = b"" if words is None else words[2].upper()
+        # A response may come after AUTH was refused, before the client knows that.
+        if self.auth_exchange is not None or (self._expects_secret and verb not in self.engine.commands):
+            return SECRET
+        self._expects_secret = verb == b"AUTH"
+        return redacted(line) if self._expects_secret else line
+
+    def read_body(self, data: bytes, start: int) -> Answered | None:
+        if self._fields is None:
+            self._fields = FieldReader(self._recorder.wanted)
+        self._piece = data, start
+        answered = Session.read_body(self, data, start)
+        self._piece = None
+        self._fields.feed(data[start : answered[0] if answered is not None else len(data)])
+        return answered
+
+    def _end_message(self, header: HeaderCollector | DirectiveReader | None) -> Reply:
+        if isinstance(header, DirectiveReader):
+            self._directive_mode = header.directives().mode
+        elif header is not None and self.engine.config.message_directives:
+            self._directive_mode = parse_directives(fields(header.text)).mode
+        return Session._end_message(self, header)
+
+    def carry_out(self, command: BoundCommand, argument: Any, decision: Decision | None) -> Reply:
+        if decision is not None:
+            if decision.event:
+                self._rule = b"%d" % decision.event
+            elif self._directive_mode:
+                self._rule = b"X-Blackhole-Mode: " + self._directive_mode.encode()
+            else:
+                self._rule = b"mode " + self._recorder.mode
+        return Session.carry_out(self, command, argument, decision)
+
+    def record_violation(self, name: str) -> None:
+        SessionState.record_violation(self, name)
+        if self._is_closed or (self.after_421 is not None and not self.record.exchanges):
+            if self._published is not None:
+                self._recorder.publish(encode_addendum(self._published, name, b""))
+            return
+        self.record.mark_violation(name, self._shown_by(name).rstrip(b"\r\n"))
+
+    def _shown_by(self, violation: str) -> bytes:
+        """Return the line that shows a violation; nothing where no line does."""
+        if violation.startswith("size-"):
+            return self.record.mail_command()
+        if self._piece is not None:
+            data, start = self._piece
+            return offending_line(violation, data, start, len(data))
+        # The fast path finds fault with names in HELO and EHLO, but its input may also be a body.
+        is_helo = violation.startswith("hello-") and self.fast_input is not None
+        return self.fast_input or b"" if is_helo else self._line
+
+    def emit(self, out: list[bytes], command: BoundCommand, reply: Reply, fault: Fault | None) -> bool:
+        messages = self.messages
+        stopped = Session.emit(self, out, command, reply, fault)
+        wire = out[-1]
+        if self.deferred is not None and self.deferred.rest is not None:  # it drips
+            wire += self.deferred.rest
+        note = self._rule if fault is None else self._rule + b"\0" + fault.name.encode()
+        line, self._line, self._rule = self._line, b"", b""
+        phase = PHASE_NUMBERS[command.phase]
+        self.record.add((self._recorder.clock(), phase, line, wire[:MAX_RECORDED_REPLY], note))
+        if command.is_helo and reply.code < 400:
+            self._helo, self._introduction = line.rstrip().partition(b" ")[2], None
+        if self.messages == messages:
+            self._end_unless_message(command.phase, reply.code)
+            return stopped
+        self._publish(ENDED_BY_MESSAGE)
+        return stopped
+
+    def _replace_last_reply(self, command: BoundCommand) -> bytes:
+        out = Session._replace_last_reply(self, command)
+        self.record.replace_last_reply(out)
+        return out
+
+    # The end of a transaction.
+
+    def reset(self) -> None:
+        self._accepted, self._size = self.recipients, self.octets
+        Session.reset(self)
+
+    def _end_unless_message(self, phase: str, code: int) -> None:
+        """End the transaction if the command that was answered last has done so, or has begun another."""
+        record = self.record
+        if phase in ("MAIL", "HELO", "EHLO", "STARTTLS"):
+            if code < 400 or phase == "MAIL":
+                last = record.take_last()
+                if record.has_transaction():
+                    self._publish(ENDED_BY_COMMAND)
+                record.add(last)
+        elif phase in ("RSET", "QUIT") and code < 400 and record.has_transaction():
+            self._publish(ENDED_BY_COMMAND if phase == "RSET" else ENDED_BY_CLOSE)
+        if phase not in ("MAIL", "RCPT", "DATA", "BDAT", ".") and not record.has_transaction():
+            record.shorten_prelude()
+
+    def closed(self) -> None:
+        Session.closed(self)
+        record = self.record
+        if record.has_transaction() or record.has_refusal():
+            self._publish(ENDED_BY_CLOSE)
+        self._is_closed = True
+
+    def closed_with(self, reply: Reply) -> None:
+        """Record a reply that ends the connection and that its caller has sent in the session's place."""
+        if self.record.exchanges:
+            self.record.add((self._recorder.clock(), NO_PHASE, b"", reply.wire, b""))
+
+    def _publish(self, ending: int) -> None:
+        """Publish the record, and begin the next."""
+        if ending == ENDED_BY_CLOSE:
+            self._accepted, self._size = self.recipients, self.octets
+        introduction = self._introduction or self._introduce()
+        record = self.record
+        if self._fields is not None:
+            record.fields = self._fields.fields()
+            self._fields, self._directive_mode = None, ""
+        octets = record.encode(ending, self._accepted, self._size, introduction)
+        self._published = self._recorder.publish(octets)
+        record.clear()
+        self._accepted = self._size = 0
+
+    def _introduce(self) -> Introduction:
+        client, helo = self.client.encode(), self._helo[:MAX_RECORDED_COMMAND]
+        self._introduction = (*self._recorder.about, client, helo, self.tls.encode())
+        return self._introduction
+
+
+def recorded(fast_path: FastPath, clock: Callable[[], float]) -> FastPath:
+    """Return a fast path that records what another one answers."""
+
+    def answer(session: RecordedSession, data: bytes) -> bytes | None:
+        in_body = session.in_body
+        session.fast_input = data
+        reply = fast_path(session, data)
+        if session.fast_input is None:
+            return reply  # the general path has answered a part of it, and recorded all of it
+        session.fast_input = None
+        if reply is None:
+            return None
+        if in_body:
+            session.message_answered_fast(data, reply)
+            return reply
+        exchanges = session.record.exchanges
+        exchanges.append((clock(), data, reply))
+        if session.stage <= GREETED or len(exchanges) > MAX_FIRST or len(data) > MAX_GROUP:
+            session.check_fast(data, reply)
+        return reply
+
+    return fast_path if fast_path is no_fast_path else answer
