@@ -83,23 +83,35 @@ def mode_page() -> Iterator[str]:
     )
 
 
-def command_page() -> Iterator[str]:
-    yield from ("What Blackhole does with each command: [SMTP](../smtp.md).", "", "## Commands", "")
-    offered = (row for row in commands.COMMANDS if row.about)
-    yield from table(("command", "purpose"), ((code(row.syntax), sentence(row.about)) for row in offered))
-    yield from ("", "## Service extensions", "")
+def protocol_tables() -> Iterator[str]:
+    """Yield the tables of all verbs, and of all extensions and their parameters."""
+    offered = [row for row in commands.COMMANDS if row.about]
+    yield from ("## Every command", "")
     yield from table(
-        ("EHLO keyword", "source", "parameters of MAIL", "parameters of RCPT"),
+        ("command", "what becomes of it"), ((code(row.syntax), sentence(row.about)) for row in offered)
+    )
+    for verbs, about in (
+        (commands.UNOFFERED_VERBS, "not implemented: 502"),
+        (commands.HTTP_VERBS, "a client of HTTP: 221, then closed"),
+        ((), "unknown: 500"),
+    ):
+        yield f"| {' '.join(map(code, verbs)) or 'any other'} | {sentence(about)} |"
+    yield from ("", "## Every extension", "")
+    yield from table(
+        ("EHLO keyword", "by default", "source", "parameters of MAIL", "of RCPT", "what becomes of it"),
         (
             (
                 code(row.keyword),
+                "yes" if row.by_default else "",
                 rfc(row.rfc),
                 " ".join(code(name.decode()) for name in row.mail),
                 " ".join(code(name.decode()) for name in row.rcpt),
+                sentence(row.about),
             )
             for row in EXTENSIONS
         ),
     )
+    yield from ("", "A value that its RFC does not allow is refused with 501.")
 
 
 def reply_page() -> Iterator[str]:
@@ -180,7 +192,6 @@ def metric_table() -> Iterator[str]:
 PAGES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "options": ("Reference: options", option_page),
     "modes": ("Reference: modes", mode_page),
-    "commands": ("Reference: commands and extensions", command_page),
     "replies": ("Reference: replies", reply_page),
     "profiles": ("Reference: profiles", profile_page),
     "violations": ("Reference: violations", violation_page),
@@ -224,7 +235,11 @@ def module_tables() -> Iterator[str]:
         yield ""
 
 
-GENERATED_ENDS: dict[str, Callable[[], Iterator[str]]] = {"metrics": metric_table, "design": module_tables}
+GENERATED_ENDS: dict[str, Callable[[], Iterator[str]]] = {
+    "metrics": metric_table,
+    "design": module_tables,
+    "smtp": protocol_tables,
+}
 """File name without `.md` of a page whose end, from NOTICE on, is generated -> what yields its lines."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from blackhole.smtp import replies
 from blackhole.smtp.auth import BY_NAME, Credentials, Exchange, challenge, decoded
 from blackhole.smtp.chunking import Chunk, read_chunk
-from blackhole.smtp.extensions import added_parameters
+from blackhole.smtp.extensions import ONLY_ONE, added_parameters
 from blackhole.smtp.offer import BINARYMIME, NO_OFFER
 from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, read_path
 from blackhole.smtp.replies import Reply
@@ -197,7 +197,7 @@ def parse_parameters(text: bytes, known: Checks, lenient: bool = False) -> dict[
         if name in found or (equals and not value) or not known[name](value, lenient):
             return replies.BAD_PARAMETER
         found[name] = value
-    return found
+    return replies.BAD_PARAMETER if any(len(found.keys() & names) > 1 for names in ONLY_ONE) else found
 
 
 def credentials(state: SessionState, argument: bytes) -> Credentials | Reply | bytes | None:

@@ -1,105 +1,45 @@
 """The SMTP extensions: one row for each EHLO keyword, with its parameters of MAIL and RCPT.
 
-Sources: RFC 1870 (SIZE), RFC 2034 (ENHANCEDSTATUSCODES), RFC 2920 (PIPELINING),
-RFC 3030 (CHUNKING, BINARYMIME), RFC 3207 (STARTTLS), RFC 3461 (DSN), RFC 4954 (AUTH), RFC 5321 (HELP, VRFY),
-RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8).
+Each row names the RFC that it comes from. A new extension is a new row: `parameter_checks.matching` makes a
+check of a pattern, and what offers, parses and documents the extension reads the table.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from blackhole.smtp.auth import MECHANISMS
 from blackhole.smtp.offer import Offer
-from blackhole.smtp.paths import ATEXT
+from blackhole.smtp.parameter_checks import (
+    BY_VALUE,
+    DATE_TIME,
+    MAX_HOLD,
+    check_auth,
+    check_binary_body,
+    check_body,
+    check_envid,
+    check_hold_for,
+    check_no_value,
+    check_notify,
+    check_orcpt,
+    check_ret,
+    check_size,
+    matching,
+)
 from blackhole.smtp.state import Checks, ListenerConfig
 
-PRINTABLE_XTEXT: Final = re.compile(rb"(?:[!-*,-<>-~]|\+(?:09|[2-6][0-9A-F]|7[0-9A-E]))++")
-"""RFC 3461 4: printable ASCII without "+" and "=", or "+" and two upper-case hexadecimal digits. What these
-stand for is printable or blank too, as 4.2 and 4.4 ask for."""
-
-LENIENT_XTEXT: Final = re.compile(rb"(?:[!-*,-~\x80-\xff]|\+[0-9A-Fa-f]{2})*+")
-"""What Postfix and Exim take as well: lower-case digits, "=", and octets that should be encoded."""
-
-UNITEXT: Final = re.compile(
-    rb"(?:[!-*,-<>-\[\]-~\x80-\xff]|\+(?:09|[2-6][0-9A-F]|7[0-9A-E])"
-    rb"|\\x\{(?!D[89A-F][0-9A-F]{2}\})(?:0[1-9]|[1-9A-F][0-9A-F]{1,4}|10[0-9A-F]{4})\})++"
-)
-"""RFC 6533 3: an address of the type utf-8, in UTF-8 or with the numbers of characters as \\x{...}.
-
-A server that offers SMTPUTF8 takes both, whether or not MAIL has SMTPUTF8."""
-
-UTF8_XTEXT: Final = re.compile(rb"(?:[!-*,-<>-~\x80-\xff]|\+[0-9A-F]{2})++")
-"""The same of any octets, with an address in UTF-8 as it is where MAIL has SMTPUTF8 (RFC 6531 3.2, 3.3)."""
-
-ATOM: Final = re.compile(rb"[" + ATEXT + rb"]++")
-
-DIGITS: Final = re.compile(rb"[0-9]{1,20}")
-"""RFC 1870 3. int() alone would accept blanks, underscores and Arabic digits."""
-
-REASONS: Final = frozenset((b"SUCCESS", b"FAILURE", b"DELAY"))
-
-
-def check_size(value: bytes, lenient: bool) -> bool:
-    """RFC 1870 3."""
-    return DIGITS.fullmatch(value) is not None
-
-
-def check_body(value: bytes, lenient: bool) -> bool:
-    """RFC 6152 3: BODY."""
-    return value.upper() in (b"7BIT", b"8BITMIME")
-
-
-def check_binary_body(value: bytes, lenient: bool) -> bool:
-    """RFC 3030 3: BODY, with one more value than RFC 6152 3 has."""
-    return value.upper() == b"BINARYMIME" or check_body(value, lenient)
-
-
-def check_no_value(value: bytes, lenient: bool) -> bool:
-    """A parameter without a value."""
-    return not value
-
-
-def check_ret(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.3: RET."""
-    return value.upper() in (b"FULL", b"HDRS")
-
-
-def check_envid(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.4: ENVID, printable once it is decoded."""
-    text = value.upper().replace(b"=", b"+3D") if lenient else value
-    return len(value) <= 100 and PRINTABLE_XTEXT.fullmatch(text) is not None
-
-
-def check_notify(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.1: NOTIFY."""
-    reasons = value.upper().split(b",")
-    if lenient:
-        reasons = [reason for reason in reasons if reason]
-    return reasons == [b"NEVER"] or (bool(reasons) and REASONS.issuperset(reasons))
-
-
-def check_orcpt(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.2: ORCPT, a type and an address; RFC 6533 3: the type utf-8."""
-    kind, semicolon, address = value.partition(b";")
-    if not (kind and semicolon and len(value) <= 500):
-        return False
-    if lenient:
-        return LENIENT_XTEXT.fullmatch(address) is not None
-    syntax = UNITEXT if kind.upper() == b"UTF-8" else PRINTABLE_XTEXT
-    return ATOM.fullmatch(kind) is not None and syntax.fullmatch(address) is not None
-
-
-def check_auth(value: bytes, lenient: bool) -> bool:
-    """RFC 4954 5: AUTH, an address or "<>" as xtext."""
-    syntax = LENIENT_XTEXT if lenient else UTF8_XTEXT
-    return len(value) > 0 and syntax.fullmatch(value) is not None
-
-
 NO_PARAMETERS: Final[Checks] = MappingProxyType({})
+
+
+def limits_in_force(config: ListenerConfig) -> str:
+    """Return the limits on messages of a session and recipients of a message (RFC 9422 3); empty for none."""
+    limits = config.limits
+    if limits is None:
+        return ""
+    known = (("MAILMAX", limits.messages), ("RCPTMAX", limits.recipients))
+    return " ".join(f"{name}={limit}" for name, limit in known if limit)
 
 
 class Extension(NamedTuple):
@@ -107,14 +47,19 @@ class Extension(NamedTuple):
 
     keyword: str
     rfc: int
+    about: str
+    """What becomes of it, and of its parameters."""
     argument: Callable[[ListenerConfig], str] = lambda config: ""
     offered: Callable[[ListenerConfig, bool], bool] = lambda config, secure: True
+    """Whether it can be offered at all, without TLS or under it."""
     mail: Checks = NO_PARAMETERS
     rcpt: Checks = NO_PARAMETERS
     by_default: bool = True
     """Offered unless the listener says which extensions are; what most servers on the Internet offer."""
     needs: str = ""
     """The keyword of an extension that has to be offered too."""
+    only_one: frozenset[bytes] = frozenset()
+    """Parameters of which a command may have one."""
 
     def is_offered(self, config: ListenerConfig, secure: bool) -> bool:
         """Return whether a listener offers the extension to a client, under TLS or not."""
@@ -123,32 +68,96 @@ class Extension(NamedTuple):
 
 
 EXTENSIONS: Final = (
-    Extension("PIPELINING", 2920),
+    Extension("PIPELINING", 2920, "commands may be sent before the replies to those before them"),
     Extension(
-        "SIZE", 1870, argument=lambda config: str(config.message_size_limit), mail={b"SIZE": check_size}
+        "SIZE",
+        1870,
+        "refused with 552 above message_size_limit, and compared with the message",
+        argument=lambda config: str(config.message_size_limit),
+        mail={b"SIZE": check_size},
     ),
-    Extension("8BITMIME", 6152, mail={b"BODY": check_body}),
-    Extension("SMTPUTF8", 6531, mail={b"SMTPUTF8": check_no_value}, needs="8BITMIME"),
-    Extension("ENHANCEDSTATUSCODES", 2034),
+    Extension(
+        "8BITMIME",
+        6152,
+        "octets above 127 are a violation without it",
+        mail={b"BODY": check_body},
+    ),
+    Extension(
+        "SMTPUTF8",
+        6531,
+        "addresses outside ASCII are refused with 553 without it",
+        mail={b"SMTPUTF8": check_no_value},
+        needs="8BITMIME",
+    ),
+    Extension("ENHANCEDSTATUSCODES", 2034, "all replies have such codes, but those that must not"),
     Extension(
         "DSN",
         3461,
+        "checked, and ignored: no notification is sent",
         mail={b"RET": check_ret, b"ENVID": check_envid},
         rcpt={b"NOTIFY": check_notify, b"ORCPT": check_orcpt},
     ),
-    Extension("CHUNKING", 3030),
-    Extension("BINARYMIME", 3030, mail={b"BODY": check_binary_body}, by_default=False, needs="CHUNKING"),
-    Extension("VRFY", 5321),
-    Extension("STARTTLS", 3207, offered=lambda config, secure: config.starttls and not secure),
+    Extension("CHUNKING", 3030, "BDAT works, and is refused with 502 without it"),
+    Extension(
+        "BINARYMIME",
+        3030,
+        "such a message is not inspected, and has to come by BDAT",
+        mail={b"BODY": check_binary_body},
+        by_default=False,
+        needs="CHUNKING",
+    ),
+    Extension(
+        "LIMITS",
+        9422,
+        "announces max_messages and max_recipients to the clients that they hold for",
+        argument=limits_in_force,
+        offered=lambda config, secure: bool(limits_in_force(config)),
+        by_default=False,
+    ),
+    Extension(
+        "REQUIRETLS",
+        8689,
+        "offered under TLS, and ignored: no message is passed on",
+        offered=lambda config, secure: secure,
+        mail={b"REQUIRETLS": check_no_value},
+        by_default=False,
+    ),
+    Extension(
+        "DELIVERBY",
+        2852,
+        "checked, and ignored: every message is delivered in time, to nowhere",
+        mail={b"BY": matching(BY_VALUE)},
+        by_default=False,
+    ),
+    Extension(
+        "FUTURERELEASE",
+        4865,
+        "checked, and ignored: no message is released",
+        argument=lambda config: f"{MAX_HOLD} 9999-12-31T23:59:59Z",
+        mail={b"HOLDFOR": check_hold_for, b"HOLDUNTIL": matching(DATE_TIME)},
+        by_default=False,
+        only_one=frozenset((b"HOLDFOR", b"HOLDUNTIL")),
+    ),
+    Extension("VRFY", 5321, "VRFY works with or without it"),
+    Extension(
+        "STARTTLS",
+        3207,
+        "offered with a certificate, before TLS",
+        offered=lambda config, secure: config.starttls and not secure,
+    ),
     Extension(
         "AUTH",
         4954,
+        "offered with auth, under TLS or with auth_plaintext; AUTH= of MAIL is checked, and ignored",
         argument=lambda config: " ".join(row.name for row in MECHANISMS),
         offered=lambda config, secure: config.auth and (secure or config.auth_plaintext),
         mail={b"AUTH": check_auth},
     ),
-    Extension("HELP", 5321),
+    Extension("HELP", 5321, "HELP works with or without it"),
 )
+
+ONLY_ONE: Final = tuple(row.only_one for row in EXTENSIONS if row.only_one)
+"""Sets of parameters of which a command may have one."""
 
 
 def parameters(config: ListenerConfig, secure: bool) -> dict[bytes, Checks]:
