@@ -138,6 +138,13 @@ EXTENSIONS: Final = (
         by_default=False,
         only_one=frozenset((b"HOLDFOR", b"HOLDUNTIL")),
     ),
+    Extension(
+        "MT-PRIORITY",
+        6710,
+        "checked, and ignored: no message has to wait for another",
+        mail={b"MT-PRIORITY": matching(rb"-?[1-9]|0")},
+        by_default=False,
+    ),
     Extension("VRFY", 5321, "VRFY works with or without it"),
     Extension(
         "STARTTLS",
