@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from blackhole.rules.attempt_store import Answer, Update
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.scenario_file import parse_rules
@@ -147,5 +148,88 @@ def test_draw_depends_on_the_phase() -> None:
     for phase in ("RCPT", "DATA", "."):
         context = RuleContext()
         context.sender, context.recipient, context.phase = b"ann@a.example", b"bob@b.example", phase
-        draws.add(rule.draw(context.draw_key, Random()))
+        chance = rule.draw_chance(context, Random())
+        draws.add(rule.draw_all(chance, context, Random()))
     assert len(draws) == 3
+    assert len({number for four in draws for number in four}) == 12
+
+
+DRAWS = "".join(
+    f"[[rule]]\nphase = '{phase}'\nchance = 0.5\nreply = '45{number} 4.7.1 Drawn'\n"
+    for number, phase in enumerate(("RCPT", "DATA", "."))
+)
+
+
+class CountingTable(AttemptTable):
+    """A store that notes what is counted."""
+
+    def __init__(self) -> None:
+        super().__init__(sets=64)
+        self.keys: list[bytes] = []
+
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> Answer | None:
+        self.keys.append(key)
+        return super().update(key, now, change)
+
+
+def counted(rules: str, *lines: str) -> list[str]:
+    """Return the keys of the attempts that some lines count, in a connection that says EHLO first."""
+    table = CountingTable()
+    engine = make_engine(parse_rules(rules, "test.toml"), environment=RuleEnvironment(attempt_store=table))
+    session = engine.session(client="192.0.2.1")
+    session.greet()
+    for line in ("EHLO c.example", *lines):
+        reply_to(session, line)
+    return [key.decode().replace("\0", " ") for key in table.keys]
+
+
+ACCEPT = DRAWS.replace("chance = 0.5", "chance = 1e-9")
+PAIR = "ann@a.example bob@b.example"
+
+
+def test_transaction_draws_with_the_number_of_its_first_draw() -> None:
+    message = (MAIL, RCPT, "DATA", ".")
+    assert counted("seed = 7\n" + ACCEPT, *message) == [f"RCPT {PAIR}"]
+    assert counted("seed = 7\n" + ACCEPT, *message, *message) == [f"RCPT {PAIR}"] * 2
+    without_rcpt = ACCEPT.partition("\n[[rule]]")[2]
+    assert counted(f"seed = 7\n[[rule]]{without_rcpt}", *message) == [f"DATA {PAIR}"]
+    assert counted(ACCEPT, *message) == []
+
+
+def test_phase_that_comes_again_in_a_transaction_draws_with_another_number() -> None:
+    two = (RCPT, "RCPT TO:<eve@b.example>")
+    assert counted("seed = 7\n" + ACCEPT, MAIL, *two, *two[:1]) == [
+        f"RCPT {PAIR}", "RCPT ann@a.example eve@b.example", f"RCPT {PAIR}"
+    ]  # fmt: skip
+    noop = "seed = 7\n[[rule]]\nphase = ['NOOP', 'RCPT']\nchance = 1e-9\nreply = '450 4.7.1 No'\n"
+    assert counted(noop, MAIL, RCPT, "NOOP", "NOOP") == [f"RCPT {PAIR}", f"NOOP {PAIR}"]
+    assert counted(noop, "NOOP", "NOOP") == ["NOOP 192.0.2.1"] * 2
+
+
+def test_refused_recipient_leaves_the_draws_of_the_one_before_it() -> None:
+    refuse = "[[rule]]\nphase = 'RCPT'\nrecipient = 'eve@*'\nreply = '550 5.1.1 No'\n"
+    lines = (MAIL, RCPT, "RCPT TO:<eve@b.example>", "DATA", ".")
+    assert counted("seed = 7\n" + refuse + ACCEPT, *lines) == [
+        f"RCPT {PAIR}", "RCPT ann@a.example eve@b.example"
+    ]  # fmt: skip
+
+
+def test_condition_on_the_attempt_counts_at_each_phase() -> None:
+    reading = "[[rule]]\nphase = '.'\nattempt = 9\nreply = '450 4.7.1 Ninth'\n"
+    assert counted("seed = 7\n" + ACCEPT + reading, MAIL, RCPT, "DATA", ".") == [f"RCPT {PAIR}", f". {PAIR}"]
+
+
+def test_seed_gives_the_same_at_every_phase_of_a_transaction_and_for_every_attempt() -> None:
+    """What a seed gives is a promise to those who have written down what to expect."""
+    listener = SimulatedListener("seed = 7\n" + DRAWS)
+    heard = []
+    for name in ("ann", "bob", "eve"):
+        for _ in range(4):
+            codes = listener.talk(f"MAIL FROM:<{name}@a.example>", RCPT, "DATA", ".")[1:]
+            refused = next((place for place, code in enumerate(codes) if code[0] == "4"), 2)
+            heard.append(" ".join(codes[: refused + 1]))
+    assert heard == [
+        *("250 451", "450", "250 354 452", "450"),
+        *("250 354 452", "450", "450", "250 354 250"),
+        *("250 451", "450", "450", "450"),
+    ]

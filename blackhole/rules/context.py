@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
+from typing import Final
 
 from blackhole.rules.attempt_store import HeldSlot
+from blackhole.rules.draws import DRAW_MASK, draw_hash, salt
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.letters import fold_octets
+from blackhole.smtp.state import PHASES
+
+PHASE_STATES: Final[Mapping[str, int]] = MappingProxyType({phase: salt(0, phase) for phase in PHASES})
+"""Phase -> what is added to the state of its draws."""
+
+
+TransactionDraws = tuple[tuple[str, ...], int]
+"""What the draws for one recipient come from: the phases at which rules have drawn, and the hash of both
+addresses and the number of the attempt."""
+
+
+Saved = tuple[bytes, bytes, bytes, int, TransactionDraws | None]
+"""Name, sender, recipient, declared size and draws of a context."""
 
 
 class RuleContext:
@@ -22,7 +38,7 @@ class RuleContext:
     __slots__ = (
         "attempt",
         "client",
-        "counted_key",
+        "draws",
         "elapsed",
         "header",
         "header_matches",
@@ -57,10 +73,10 @@ class RuleContext:
         """Unfolded fields of the header section, at the end of the message and if a rule reads them."""
         self.header_matches: Set[GlobSet] = frozenset()
         """The conditions on header fields that these fulfil."""
-        self.counted_key = b""
-        """The key by which this attempt was counted; empty if it was not."""
         self.attempt = 1
         """Number of this attempt, from 1."""
+        self.draws: TransactionDraws | None = None
+        """What is drawn with by a seed for the recipient accepted last; None before the first draw."""
         self.elapsed = 0.0
         """Seconds since the rules came into force."""
         self.id = 0
@@ -85,10 +101,19 @@ class RuleContext:
         """
         if phase == "MAIL":
             self.sender, self.recipient, self.size = argument, b"", size
+            self.draws = None
         elif phase == "RCPT":
-            self.recipient = argument
+            self.recipient, self.draws = argument, None
         elif phase in ("HELO", "EHLO"):
             self.helo = argument or self.helo
+
+    def save(self) -> Saved:
+        """Return what a command may change that is refused."""
+        return self.helo, self.sender, self.recipient, self.size, self.draws
+
+    def restore(self, saved: Saved) -> None:
+        """Take back what a command has changed since `save`."""
+        self.helo, self.sender, self.recipient, self.size, self.draws = saved
 
     @property
     def texts_length(self) -> int:
@@ -96,13 +121,36 @@ class RuleContext:
         return len(self.sender) + len(self.recipient) + len(self.helo)
 
     @property
-    def attempt_key(self) -> bytes:
-        """The key by which attempts are counted: phase, sender and recipient, or phase and client."""
+    def pair_key(self) -> bytes:
+        """Sender and recipient, or the client where there are none. In addresses case is ignored."""
         if self.sender or self.recipient:
-            return b"\0".join((self.phase.encode(), fold_octets(self.sender), fold_octets(self.recipient)))
-        return b"\0".join((self.phase.encode(), self.client.encode()))
+            return fold_octets(b"%b\0%b" % (self.sender, self.recipient))
+        return self.client.encode()
+
+    def attempt_key(self, pair_key: bytes) -> bytes:
+        """Return the key by which attempts are counted: the phase stands before the pair."""
+        return b"%b\0%b" % (self.phase.encode(), pair_key)
+
+    def continue_draws(self) -> bool:
+        """Return whether there is a number to draw with at this phase.
+
+        There is none before the first draw for a recipient, at a phase that comes again, and outside a
+        transaction.
+        """
+        if self.draws is None or not self.recipient:
+            return False
+        phases, drawn = self.draws
+        if self.phase in phases:
+            return False
+        self.draws = (*phases, self.phase), drawn
+        return True
+
+    def begin_draws(self, pair_key: bytes) -> None:
+        """Draw with the number of this attempt from now on."""
+        self.draws = (self.phase,), draw_hash(pair_key, self.attempt)
 
     @property
-    def draw_key(self) -> bytes:
-        """The key of what is drawn for this attempt."""
-        return b"%b\0%d" % (self.counted_key or self.attempt_key, self.attempt)
+    def draw_state(self) -> int:
+        """The state that the draws of all rules at this phase begin with: 64 bits."""
+        drawn = draw_hash(self.pair_key, self.attempt) if self.draws is None else self.draws[1]
+        return drawn + PHASE_STATES[self.phase] & DRAW_MASK

@@ -36,6 +36,10 @@ CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "BDAT
 """Phases that change the context of rules, or what the retry tracker knows of the transaction."""
 
 
+TableMatch = model.RuleMatch | model.PendingMatch | None
+"""What a table says about a context: None where no rule matches."""
+
+
 class RuleEnvironment(NamedTuple):
     """What rules know of the world."""
 
@@ -163,8 +167,8 @@ class RuleEvaluator:
         self._tables = policy.rules.tables_for(context)
         self._argument = b""
         """The argument of the command that was decided on last."""
-        self._before = b"", b"", b"", 0
-        """Name, sender, recipient and declared size before that command, which hold if it is refused."""
+        self._before = context.save()
+        """What held before that command, and holds again if it is refused."""
         self._tracker = tracker
         if tracker is None and policy.tracks_retries and policy.environment.outcome_store is not None:
             environment = policy.environment
@@ -190,12 +194,7 @@ class RuleEvaluator:
         if table is None:
             context.header = ()
             return None
-        context.phase = "DATA" if phase == FIRST_CHUNK else phase
-        context.counted_key = b""
-        if table.looks_at_command_alone:
-            found = table.find(context, self._policy.random_source)
-        else:
-            found = self._find(table)
+        found = self._ask(table, "DATA" if phase == FIRST_CHUNK else phase)
         if found is None:
             context.header = ()
             return None
@@ -209,10 +208,10 @@ class RuleEvaluator:
             context.size = 0
         self._argument = argument
         if session.refused and refusal_in_consequence(session, phase) is not None:
-            self._before = context.helo, context.sender, context.recipient, context.size
+            self._before = context.save()
             return False
         if phase in UPDATES:
-            self._before = context.helo, context.sender, context.recipient, context.size
+            self._before = context.save()
             context.update(phase, argument, size)
         elif phase == ".":
             context.size = size
@@ -227,7 +226,7 @@ class RuleEvaluator:
         context = self.context
         if code >= 400:
             if phase in UPDATES:
-                context.helo, context.sender, context.recipient, context.size = self._before
+                context.restore(self._before)
             elif phase in ("DATA", "BDAT") and session.refused & RCPT and not session.recipients:
                 return
         if self._tracker is not None:
@@ -236,32 +235,34 @@ class RuleEvaluator:
     def accept(
         self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
     ) -> Decision | PendingDecision | None:
-        """Return the decision on a command; if it is None, take note that the command was accepted.
-
-        Most commands cannot match more than a chance, which is all that has to be asked about.
-        """
-        context, tracker = self.context, self._tracker
-        table = self._tables[phase]
-        recipient_before = context.recipient
-        if session.refused or phase not in ("RCPT", ".", "MAIL"):
-            return self._accept_any(session, phase, argument, size)
-        if phase == "RCPT":
-            context.recipient = argument
-        elif phase == "MAIL":
-            if table is not None:
-                return self._accept_any(session, phase, argument, size)
-            context.sender, context.recipient, context.size = argument, b"", 0
+        """Return the decision on a command; if it is None, take note that the command was accepted."""
+        context, tracker, table = self.context, self._tracker, self._tables[phase]
+        if phase == "MAIL" and table is None and not session.refused:
+            context.sender, context.recipient, context.size, context.draws = argument, b"", 0, None
             if tracker is not None:
                 tracker.sender_accepted(session, argument)
             return None
+        if session.refused or phase not in ("RCPT", "."):
+            return self._accept_any(session, phase, argument, size)
+        recipient_before, draws_before = context.recipient, context.draws
+        if phase == "RCPT":
+            context.recipient, context.draws = argument, None
+        else:
+            context.size = size
         if table is not None and (table := table.narrowed(context)) is not None:
-            match = None if table.chances is None else table.chances.match(self._policy.random_source)
-            if table.chances is None or match is not None:
-                context.recipient = recipient_before
-                if match is None:
-                    return self._accept_any(session, phase, argument, size)
-                self._take_in(session, phase, argument, size)
-                return self._decision(session, match)
+            if table.reads_header:
+                context.recipient, context.draws = recipient_before, draws_before
+                return self._accept_any(session, phase, argument, size)
+            if table.chances is not None:
+                found: TableMatch = table.chances.match(context, self._policy.random_source)
+            else:
+                found = self._ask(table, phase)
+            if found is not None:
+                self._argument = argument
+                self._before = context.helo, context.sender, recipient_before, context.size, draws_before
+                if phase == "." and tracker is not None:
+                    tracker.message_received(argument)
+                return self._decision(session, found)
         if tracker is not None:
             if phase == "RCPT":
                 tracker.recipient_accepted(session, argument)
@@ -329,44 +330,50 @@ class RuleEvaluator:
 
     # How a rule is found.
 
-    def _find(self, table: RuleTable) -> model.RuleMatch | model.PendingMatch | None:
-        """Return what the table says about the context."""
+    def _ask(self, table: RuleTable, phase: str) -> TableMatch:
+        """Return what the table says about the context at a phase."""
+        self.context.phase = phase
+        if table.looks_at_command_alone:
+            return table.find(self.context, self._policy.random_source)
         if table.reads_header:
             return self._compare_header(table, table.compare_header(self.context))
         return self._find_in(table)
 
-    def _compare_header(
-        self, table: RuleTable, turns: Iterator[None], answer: None = None
-    ) -> model.RuleMatch | model.PendingMatch | None:
+    def _compare_header(self, table: RuleTable, turns: Iterator[None], answer: None = None) -> TableMatch:
         """Go on comparing the fields of the header section until other clients should have their turn."""
         for _ in turns:
             return model.PendingMatch(NEXT_TURN, partial(self._compare_header, table, turns))
         return self._find_in(table)
 
-    def _find_in(self, table: RuleTable) -> model.RuleMatch | model.PendingMatch | None:
+    def _find_in(self, table: RuleTable) -> TableMatch:
         """Return what the table says about the context, after counting the attempt where a rule needs it."""
         context = self.context
         environment = self._policy.environment
         if table.reads_clock:
             context.elapsed = environment.clock()
-        if table.counts_attempts and table.needs_attempt_count(context):
-            key = context.counted_key = context.attempt_key
-            count = environment.attempt_store.update(key, context.elapsed, count_attempt)
-            if isinstance(count, PendingAnswer):
-                return model.PendingMatch(count, partial(self._find_counted, table))
-            if count is None:
-                return self._find_counted(table, None)
-            context.attempt = count
-        return table.find(context, self._policy.random_source, environment.attempt_store)
+        if not table.counts_attempts:
+            return table.find(context, self._policy.random_source, environment.attempt_store)
+        begins_draws = table.may_draw(context) and not context.continue_draws()
+        if not (begins_draws or table.may_read_attempt(context)):
+            return table.find(context, self._policy.random_source, environment.attempt_store)
+        pair_key = context.pair_key
+        key = context.attempt_key(pair_key)
+        count = environment.attempt_store.update(key, context.elapsed, count_attempt)
+        if isinstance(count, PendingAnswer):
+            return model.PendingMatch(count, partial(self._find_counted, table, pair_key, begins_draws))
+        return self._find_counted(table, pair_key, begins_draws, count)
 
     def _find_counted(
-        self, table: RuleTable, count: int | None
-    ) -> model.RuleMatch | model.PendingMatch | None:
+        self, table: RuleTable, pair_key: bytes, begins_draws: bool, count: int | None
+    ) -> TableMatch:
         """Go on with the number of the attempt; None: the store does not know it."""
-        self.context.attempt = count or 1
+        context = self.context
+        context.attempt = count or 1
+        if begins_draws:
+            context.begin_draws(pair_key)
         if count is None:
             table = table.without_attempts
-        return table.find(self.context, self._policy.random_source, self._policy.environment.attempt_store)
+        return table.find(context, self._policy.random_source, self._policy.environment.attempt_store)
 
     def _decision(
         self, session: SessionState, found: model.RuleMatch | model.PendingMatch

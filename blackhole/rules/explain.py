@@ -8,8 +8,9 @@ from typing import Final
 
 from blackhole.addresses import canonical
 from blackhole.rules.context import RuleContext
+from blackhole.rules.draws import NO_DRAWS, Draws
 from blackhole.rules.effects import Effect
-from blackhole.rules.model import NO_DRAWS, Draws, Rule
+from blackhole.rules.model import Rule
 from blackhole.rules.value_readers import read_seconds
 from blackhole.settings import MODES, OperatorError
 from blackhole.smtp.randomness import RandomSource
@@ -123,7 +124,9 @@ def evaluate_rule(rule: Rule, context: RuleContext, random_source: RandomSource)
     probability = rule.probability(context.elapsed)
     if rule.window is not None and not probability:
         return f"window {rule.window.name} is closed", NO_DRAWS
-    draws = rule.draw(context.draw_key, random_source) if rule.is_random else NO_DRAWS
+    draws = NO_DRAWS
+    if rule.is_random:
+        draws = rule.draw_all(rule.draw_chance(context, random_source), context, random_source)
     if draws[0] >= probability:
         return f"the chance is {probability:g} and {draws[0]:.4f} was drawn", draws
     if rule.limiter is not None and not rule.limiter.would_block(context):

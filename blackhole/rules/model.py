@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from hashlib import blake2b
-from struct import Struct
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules.attempt_store import PendingAnswer
 from blackhole.rules.comparisons import Comparison
 from blackhole.rules.context import RuleContext
+from blackhole.rules.draws import DRAW_MASK, GOLDEN_RATIO, Draws, salt, uniform
 from blackhole.rules.effects import Effect
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.limiters import Limiter
 from blackhole.smtp.randomness import RandomSource
-
-Draws = tuple[float, float, float, float]
-"""Four uniform draws in [0, 1): apply?, which reply, and two for the delay."""
-
-NO_DRAWS: Final[Draws] = (0.0, 0.0, 0.0, 0.0)
-
-UNIT: Final = 2.0**-53
-
-DRAWS_DIGEST: Final = Struct(">4Q")
-"""The digest of a keyed hash, as four numbers of 64 bits."""
 
 
 class Condition(NamedTuple):
@@ -75,12 +63,6 @@ class Window(NamedTuple):
         return min(1.0, since / self.ramp) if self.ramp else 1.0
 
 
-@lru_cache(maxsize=1024)
-def keyed_hash(seed: int, name: str) -> blake2b:
-    """Return the hash that draws of a rule begin with; with a copy of it a draw takes 1.5 us, else 2.3."""
-    return blake2b(name.encode() + b"\0", digest_size=32, key=b"%d" % seed)
-
-
 MESSAGE_PHASES: Final = frozenset(("MAIL", "RCPT", "DATA", "BDAT", "."))
 """Phases in which a message can be refused."""
 
@@ -106,6 +88,12 @@ class Rule:
     """Effect where the store has no answer; None if the rule does not apply then."""
     counter: int = 0
     """Number of the counter of its matches; 0 for none."""
+    salt: int = field(init=False, default=0)
+    """What its seeded draws differ by from those of other rules."""
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            object.__setattr__(self, "salt", salt(self.seed, self.key))
 
     @property
     def is_random(self) -> bool:
@@ -116,15 +104,23 @@ class Rule:
 
     @property
     def hangs_on_chance_alone(self) -> bool:
-        """Whether nothing but an unseeded chance, which never changes, decides whether it matches."""
-        return self.chance < 1.0 and self.seed is None and self.window is None and self.limiter is None
+        """Whether nothing but a chance, which never changes, decides whether it matches."""
+        return self.chance < 1.0 and self.window is None and self.limiter is None
+
+    @property
+    def reads_attempt(self) -> bool:
+        """Whether it has a condition on the number of the attempt."""
+        return any(condition.key == "attempt" for condition in self.conditions)
+
+    @property
+    def draws_by_seed(self) -> bool:
+        """Whether anything is drawn for it by a seed, for which attempts are told apart by their number."""
+        return self.seed is not None and self.is_random
 
     @property
     def needs_attempt_count(self) -> bool:
         """Whether it depends on the number of the attempt: by a condition, or by its seeded draws."""
-        return any(condition.key == "attempt" for condition in self.conditions) or (
-            self.seed is not None and self.is_random
-        )
+        return self.reads_attempt or self.draws_by_seed
 
     def for_envelope(self) -> Rule:
         """Return a rule for all commands that this one can match by client, sender and recipient."""
@@ -144,16 +140,20 @@ class Rule:
             effect.fault or effect.delay or any(reply.code >= 400 for reply in effect.replies)
         )
 
-    def draw(self, key: bytes, random_source: RandomSource) -> Draws:
-        """Return the draws for a key; with a seed they are the same in every process and run."""
+    def draw_chance(self, context: RuleContext, random_source: RandomSource) -> float:
+        """Return the first of its draws: it applies if this is below its probability."""
+        if self.seed is None:
+            return random_source.random()
+        return uniform(context.draw_state ^ self.salt)
+
+    def draw_all(self, chance: float, context: RuleContext, random_source: RandomSource) -> Draws:
+        """Return its draws, of which the first is given."""
         if self.seed is None:
             random = random_source.random
-            return random(), random(), random(), random()
-        drawing = keyed_hash(self.seed, self.key).copy()
-        drawing.update(key)
-        first, second, third, fourth = DRAWS_DIGEST.unpack(drawing.digest())
-        # The upper 53 of 64 bits: a float has no more.
-        return (first >> 11) * UNIT, (second >> 11) * UNIT, (third >> 11) * UNIT, (fourth >> 11) * UNIT
+            return chance, random(), random(), random()
+        state = context.draw_state ^ self.salt
+        second, third, fourth = (uniform(state + step * GOLDEN_RATIO & DRAW_MASK) for step in (1, 2, 3))
+        return chance, second, third, fourth
 
     def match(self, blocked: bool | None, draws: Draws) -> RuleMatch | None:
         """Return what the limiter's answer makes the rule do; `blocked` is None where there is no answer."""

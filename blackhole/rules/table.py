@@ -8,17 +8,16 @@ from operator import attrgetter
 from typing import Final
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer
-from blackhole.rules.chances import ChanceRun, runs
+from blackhole.rules.chances import ChanceRun, SeededChanceRun, chance_run, runs
 from blackhole.rules.context import RuleContext
+from blackhole.rules.draws import NO_DRAWS, Draws
 from blackhole.rules.glob_index import LiteralPart
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.header_index import HeaderIndex
 from blackhole.rules.index import INDEXED_TEXTS, RuleIndex, condition_globs, useful_index
 from blackhole.rules.model import (
     CLIENT_CONDITIONS,
-    NO_DRAWS,
     Condition,
-    Draws,
     PendingMatch,
     Rule,
     RuleMatch,
@@ -36,7 +35,7 @@ FEW: Final = 100
 CHARACTERS_PER_RULE: Final = 4
 """Characters of an address that are looked up in the time in which a rule is tried."""
 
-RuleRow = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, ChanceRun | bool]
+RuleRow = tuple[tuple[Callable[[RuleContext], bool], ...], Rule, ChanceRun | SeededChanceRun | bool]
 """The conditions to ask, the rule, and a fact about it, worked out beforehand.
 
 It is a plain tuple, as unpacking a named one takes twice as long.
@@ -72,6 +71,30 @@ def _screened_parts(rule: Rule, name: str) -> Sequence[LiteralPart]:
     return globs.literal_parts if globs is not None and can_screen(globs.literal_parts) else ()
 
 
+class EnvelopeConditions:
+    """Tells whether some rules can match a context, by its client and addresses alone."""
+
+    __slots__ = ("_all", "_index", "_rows")
+
+    def __init__(self, rules: Iterable[Rule], decided: Set[str]) -> None:
+        bare = [rule.for_envelope() for rule in rules]
+        self._rows: Final[Sequence[RuleRow]] = tuple(
+            (_conditions(rule, decided), rule, True) for rule in bare
+        )
+        self._index: Final = useful_index(bare)
+        self._all: Final = any(not conditions for conditions, _, _ in self._rows)
+        """A rule has no such condition."""
+
+    def may_match(self, context: RuleContext) -> bool:
+        """Return whether a rule can match the context."""
+        if self._all or not self._rows:
+            return self._all
+        return any(
+            all(matches(context) for matches in conditions)
+            for conditions, _, _ in _candidates(context, self._index, self._rows)
+        )
+
+
 class RuleTable:
     """Finds the first rule that matches a context.
 
@@ -91,7 +114,7 @@ class RuleTable:
         self._decided: Final = decided
         groups = runs(rules, decided)
         self._rows: Final[Sequence[RuleRow]] = tuple(
-            ((), group[0], ChanceRun(group))
+            ((), group[0], chance_run(group))
             if group[0].hangs_on_chance_alone and not _conditions(group[0], decided)
             else (_conditions(group[0], decided), group[0], group[0].is_random)
             for group in groups
@@ -99,17 +122,17 @@ class RuleTable:
         """With all conditions, and one row for a run; the third column tells whether anything is drawn, or is
         the run."""
         only = self._rows[0][2] if len(self._rows) == 1 else False
-        self.chances: Final = only if isinstance(only, ChanceRun) else None
+        self._only_run: Final = None if isinstance(only, bool) else only
         """The run of chances that is all there is to ask; None where there is more."""
+        self.chances: Final = only if isinstance(only, ChanceRun) else None
+        """The same, if one draw decides, which needs to know nothing."""
+        self._more_work: Final = sum(
+            run.work - 1 for _, _, run in self._rows if isinstance(run, SeededChanceRun)
+        )
         self._without_attempts: RuleTable | None = None
         self.counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
-        counting = [rule.for_envelope() for rule in rules if rule.needs_attempt_count]
-        self._counting_rows: Final[Sequence[RuleRow]] = tuple(
-            (_conditions(rule, decided), rule, True) for rule in counting
-        )
-        """The rules that need the number of the attempt, by their conditions on addresses."""
-        self._counting_index: Final = useful_index(counting)
-        self._counts_all: Final = any(not conditions for conditions, _, _ in self._counting_rows)
+        self._drawing: Final = EnvelopeConditions((rule for rule in rules if rule.draws_by_seed), decided)
+        self._reading: Final = EnvelopeConditions((rule for rule in rules if rule.reads_attempt), decided)
         self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
         headers = {globs for rule in rules if (globs := condition_globs(rule, "header"))}
@@ -154,19 +177,15 @@ class RuleTable:
         context.header_matches = matches = set[GlobSet]()
         return self._header_index.search(context.header, matches)
 
-    def needs_attempt_count(self, context: RuleContext) -> bool:
-        """Return whether attempts of this context have to be counted.
+    # A rule for other addresses never sees the count of an envelope, which need not be counted for it.
 
-        They need not where each rule that reads the count is for other addresses: a count belongs to an
-        envelope, which those rules never see.
-        """
-        return self._counts_all or (
-            self.counts_attempts
-            and any(
-                all(matches(context) for matches in conditions)
-                for conditions, _, _ in _candidates(context, self._counting_index, self._counting_rows)
-            )
-        )
+    def may_draw(self, context: RuleContext) -> bool:
+        """Return whether a rule that may match this envelope draws by a seed."""
+        return self._drawing.may_match(context)
+
+    def may_read_attempt(self, context: RuleContext) -> bool:
+        """Return whether a rule that may match this envelope has a condition on the attempt."""
+        return self._reading.may_match(context)
 
     @property
     def without_attempts(self) -> RuleTable:
@@ -187,10 +206,12 @@ class RuleTable:
 
         `rows` are those left to ask, where something was waited for.
         """
+        if self._only_run is not None and self._more_work < FEW:
+            return self._only_run.match(context, random_source)
         if rows is None:
             candidates = self._rows if self._index is None else _candidates(context, self._index, self._rows)
             rows = iter(candidates)
-            work = len(candidates)
+            work = len(candidates) + self._more_work
             if self._looks_up_texts:
                 work += context.texts_length // CHARACTERS_PER_RULE
             if work > FEW:
@@ -200,14 +221,13 @@ class RuleTable:
                     return PendingMatch(
                         NEXT_TURN, partial(self._after_turn, context, random_source, store, rows)
                     )
-        draw_key = b""
         for conditions, rule, is_random in rows:
             for matches in conditions:
                 if not matches(context):
                     break
             else:
-                if isinstance(is_random, ChanceRun):
-                    if match := is_random.match(random_source):
+                if not isinstance(is_random, bool):
+                    if match := is_random.match(context, random_source):
                         return match
                     continue
                 probability = rule.probability(context.elapsed)
@@ -215,10 +235,10 @@ class RuleTable:
                     continue
                 draws = NO_DRAWS
                 if is_random:
-                    draw_key = draw_key or context.draw_key
-                    draws = rule.draw(draw_key, random_source)
-                if draws[0] >= probability:
-                    continue
+                    chance = rule.draw_chance(context, random_source)
+                    if chance >= probability:
+                        continue
+                    draws = rule.draw_all(chance, context, random_source)
                 if rule.limiter is None:
                     return RuleMatch(rule.effect, draws, rule.counter)
                 blocked = rule.limiter.blocks(rule.key, context, store)

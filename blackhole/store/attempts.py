@@ -186,13 +186,16 @@ class AttemptTable:
             if count:
                 self._insert(key_hash, start, entries, _to_microseconds(last), _to_microseconds(first), count)
             return answer
-        cells, at = self._cells, start + entries.index(key_hash)
-        known = cells[at + COUNT], _to_seconds(cells[at + FIRST]), _to_seconds(cells[at + LAST])
+        place = entries.index(key_hash)
+        cells, at = self._cells, start + place
+        first_before = _to_seconds(cells[at + FIRST])
+        known = cells[at + COUNT], first_before, _to_seconds(entries[LAST + place])
         (count, first, last), answer = change(known, now)
         # In this sequence, a process that is killed in between leaves no count of a window that has ended in
         # a window that begins, and no triplet of a greylist that seems to have waited.
         cells[at + COUNT] = count
-        cells[at + FIRST] = _to_microseconds(first)
+        if first != first_before:
+            cells[at + FIRST] = _to_microseconds(first)
         cells[at + LAST] = _to_microseconds(last)
         return answer
 

@@ -166,6 +166,7 @@ class ModelSession:
     def clear(self) -> None:
         """Begin without a transaction."""
         self.sender = self.recipient = ""
+        self.drawn_at: tuple[str, ...] = ()
         self.size = 0
         self.has_sender = self.utf8 = self.mail_refused = self.recipient_refused = False
         self.recipients = 0
@@ -183,7 +184,7 @@ class ModelSession:
             return self.expect(received, 503)
         if self.model.strict and not self.in_order(phase):
             return self.refuse(phase, received, 503)
-        before = self.helo, self.sender, self.recipient, self.size
+        before = self.helo, self.sender, self.recipient, self.size, self.drawn_at
         if phase in ("HELO", "EHLO"):
             self.helo = argument
         if phase in ("MAIL", "RCPT"):
@@ -200,6 +201,7 @@ class ModelSession:
                 self.sender, self.recipient, self.size = address, "", int(match[2] or 0)
             else:
                 self.recipient = address
+            self.drawn_at = ()
         if phase in ("DATA", "BDAT"):
             has_no_recipient = self.recipient_refused and not self.recipients
             failed = self.chunk_refused if phase == "BDAT" else self.chunked
@@ -213,7 +215,9 @@ class ModelSession:
         if done:
             self.carry_out(phase, argument)
         else:
-            self.helo, self.sender, self.recipient, self.size = before
+            self.helo, self.sender, self.recipient, self.size, drawn_at = before
+            if phase in ("MAIL", "RCPT"):
+                self.drawn_at = drawn_at
             if phase == "MAIL":
                 self.clear()
                 self.mail_refused = True
@@ -302,15 +306,20 @@ class ModelSession:
         return self.expect(received, code), code == usual
 
     def count_attempt(self, phase: str) -> None:
-        """Count an attempt, if a rule that reads the count may match it."""
+        """Count an attempt, if a rule may match it that reads the count, or begins to draw."""
         pair = self.sender.lower(), self.recipient.lower()
         key = (phase, *pair) if any(pair) else (phase, self.client)
-        for rule in self.model.rules:
-            draws = self.model.seeded and is_random(rule, self.model.windows)
-            needs = "attempt" in rule or draws
-            if needs and self.phases.intersection(rule["phase"]) and self.matches_addresses(rule):
-                self.model.memory.attempts[key] += 1
-                break
+        may_match = [
+            rule
+            for rule in self.model.rules
+            if self.phases.intersection(rule["phase"]) and self.matches_addresses(rule)
+        ]
+        draws = self.model.seeded and any(is_random(rule, self.model.windows) for rule in may_match)
+        begins = draws and (not self.recipient or not self.drawn_at or phase in self.drawn_at)
+        if begins or any("attempt" in rule for rule in may_match):
+            self.model.memory.attempts[key] += 1
+        if draws:
+            self.drawn_at = (phase,) if begins else (*self.drawn_at, phase)
         self.attempt = self.model.memory.attempts[key]
 
     def matches_addresses(self, rule: Rule) -> bool:
