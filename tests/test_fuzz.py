@@ -18,7 +18,7 @@ from blackhole.rules.rule_keys import RULE_KEYS
 from blackhole.rules.scenario import profiles
 from blackhole.rules.value_readers import THROTTLED_AT
 from blackhole.smtp.replies import NextAction
-from tests.fuzz import inputs, live, model
+from tests.fuzz import inputs, live, model, reloads
 from tests.fuzz.__main__ import blocks, fuzz_inputs, fuzz_live
 from tests.fuzz.inputs import harness, run_input
 from tests.fuzz.listener_kinds import LISTENER_KINDS, SCENARIOS, random_kind
@@ -111,6 +111,21 @@ def test_random_input_over_sockets_has_no_findings(
     monkeypatch.setattr(live, "OPTIONS", live.OPTIONS[:1])
     assert fuzz_live(1, seed=7) == 0
     assert re.search(r"^[1-9]\d* connections in .*: 0 findings\n$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_reloaded_program_replies_as_the_model_predicts() -> None:
+    result = reloads.ReloadRun(7, strict=False).run_for(2)
+    assert result.connections > 20
+    assert result.reloads
+    assert result.findings == []
+
+
+def test_reply_of_another_scenario_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reloads, "PATIENCE", 0.5)
+    run = reloads.ReloadRun(7, strict=False)
+    for version in run.versions:
+        version.text = '[[rule]]\nphase = "HELP"\nreply = "554 5.7.1 Never"\n'
+    assert run.run_for(1).findings
 
 
 def test_replaced_worker_is_found() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
 
-from tests.fuzz import inputs, live, model, scenarios
+from tests.fuzz import inputs, live, model, reloads, scenarios
 
 REPORT_INTERVAL = 60.0
 """Seconds between two lines of progress."""
@@ -147,6 +147,27 @@ def fuzz_live(seconds: float, seed: int) -> int:
     return len(total.findings)
 
 
+def fuzz_reloads(seconds: float, seed: int) -> int:
+    """Compare the real program with the model of scenarios while it is reloaded; return the findings.
+
+    Every minute another program begins with other scenarios, every other one with --strict.
+    """
+    total, progress = reloads.ReloadResult(), Progress("seconds", round(seconds))
+    for number in range(max(1, round(seconds / REPORT_INTERVAL))):
+        run = reloads.ReloadRun(seed + number, strict=number % 2 == 1)
+        result = run.run_for(min(seconds, REPORT_INTERVAL))
+        total.add(result)
+        for finding in result.findings[:3]:
+            print(f"seed {run.seed}: {finding}", flush=True)
+        progress.report(round(progress.seconds), len(total.findings))
+    print(
+        f"{total.connections} connections, {total.commands} commands, {total.reloads} reloads in "
+        f"{progress.seconds:.0f} s: {len(total.findings)} findings",
+        flush=True,
+    )
+    return len(total.findings)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description="Look for inputs that break the engine."
@@ -161,6 +182,13 @@ def main() -> int:
         default=0,
         metavar="SECONDS",
         help="random input for the real program over sockets",
+    )
+    add(
+        "--reloads",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="random scenarios for the real program, which is reloaded meanwhile",
     )
     add(
         "--keep",
@@ -188,6 +216,8 @@ def main() -> int:
         findings += compare_scenarios(arguments.scenarios, arguments.seed, arguments.workers)
     if arguments.live:
         findings += fuzz_live(arguments.live, arguments.seed)
+    if arguments.reloads:
+        findings += fuzz_reloads(arguments.reloads, arguments.seed)
     if arguments.keep:
         for name, data in inputs.select_corpus(arguments.keep, 60, arguments.seed).items():
             (inputs.CORPUS / f"{name}.txt").write_bytes(data)

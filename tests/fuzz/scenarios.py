@@ -64,7 +64,7 @@ class DictStore:
         self.records: dict[bytes, tuple[int, float, float]] = {}
         self.held: dict[bytes, int] = {}
 
-    def update(self, key: bytes, now: float, change: Update[Answer], alone: bool = False) -> Answer | None:
+    def update(self, key: bytes, now: float, change: Update[Answer]) -> Answer | None:
         if not self.available:
             return None
         self.records[key], answer = change(self.records.get(key, (0, now, now)), now)
