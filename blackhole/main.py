@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from blackhole import __version__, options, usage
 from blackhole.metrics import rates, report, status
@@ -20,6 +20,9 @@ from blackhole.process import pidfile
 from blackhole.process.console import print_stdout, print_warning, reserve_standard_streams
 from blackhole.settings import OperatorError, Settings
 from blackhole.store.server_facts import ServerFacts
+
+if TYPE_CHECKING:
+    from blackhole.process.configuration import Configuration
 
 # What begins a server or loads a scenario is imported in the function that needs it: Tornado,
 # asyncio and ssl take several times as long to import as --help, `status` and `stop` to run.
@@ -107,16 +110,21 @@ def _print_config(invocation: Invocation) -> int:
 
 
 def _test(invocation: Invocation) -> int:
-    _check(invocation.settings)
+    from blackhole.rules import unreachable
+
+    settings = invocation.settings
+    rules = _check(settings).scenario.rules
+    for line in unreachable.find_mistakes(rules, list(map(str, settings.listeners)), bool(settings.ssl_cert)):
+        print_warning(f"scenario: {line}")
     print_stdout("The configuration is good.\n")
     return os.EX_OK
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings) -> Configuration:
     """Load everything and bind nothing. Raises OperatorError."""
     from blackhole.process import configuration
 
-    configuration.load(settings, print_warning)
+    return configuration.load(settings, print_warning)
 
 
 REQUESTS: Final[dict[str, Callable[[Invocation], int]]] = {
