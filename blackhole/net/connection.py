@@ -60,6 +60,9 @@ TLS_RESUMED: Final = CELL_INDEX["tls_resumed"]
 LINGER: Final = 2
 """Seconds that a client is given to read why the server closes the connection."""
 
+TLS_SHUTDOWN_DELAY: Final = 0.1
+"""Seconds for which close_notify waits for what the client says to a 421."""
+
 LINGER_OCTETS: Final = 1 << 20
 """Octets that are read and dropped meanwhile, at most."""
 
@@ -356,22 +359,29 @@ class Connection:
 
     async def _close_gracefully(self) -> None:
         """Close, but not before the client can have read what was sent last."""
-        # OpenSSL cannot read what came before close_notify was sent, and was not read by then.
-        is_shut = not (self.session.secure and has_unread_input(self.stream))
-        if is_shut:
+        # OpenSSL cannot read what came before close_notify was sent, and was not read by then. That of a client
+        # is to be read, which answers 421 at once.
+        after_421, left = self.session.after_421, LINGER_OCTETS
+        shutting: asyncio.TimerHandle | None = None
+        if self.session.secure and (after_421 is not None or has_unread_input(self.stream)):
+            loop = asyncio.get_running_loop()
+            shutting = loop.call_later(TLS_SHUTDOWN_DELAY, shutdown_write, self.stream)
+        else:
             shutdown_write(self.stream)
         self.deadline_override, self.idle = LINGER, 0
-        after_421, left = self.session.after_421, LINGER_OCTETS
         try:
             while left > 0:
                 data = await self.stream.read_bytes(CHUNK, True)
                 left -= len(data)
                 if after_421 is not None:
                     after_421.feed(data)
-                if not is_shut:
+                has_said_all = after_421 is None or after_421.ended
+                if has_said_all and shutting is not None and not shutting.cancelled():
+                    shutting.cancel()
                     shutdown_write(self.stream)
-                    is_shut = True
         finally:
+            if shutting is not None:
+                shutting.cancel()
             if after_421 is not None and after_421.talked:
                 self.session.record_violation("talk-after-421")
 

@@ -19,36 +19,37 @@ MAX_KEPT: Final = 2048
 class InputAfter421:
     """Judges what comes behind a 421. The verdict does not depend on how the octets are cut."""
 
-    __slots__ = ("_commands", "_ended", "_line", "_on_its_way", "talked")
+    __slots__ = ("_commands", "_line", "_on_its_way", "ended", "talked")
 
     def __init__(self, engine: EngineTables, command: BoundCommand, pipelining: bool) -> None:
         self._commands = engine.commands
         self._on_its_way = pipelining and not command.last and command is not engine.connect
         """What comes next may have been sent before the client saw the 421."""
         self._line = b""
-        self._ended = False
+        self.ended = False
+        """Nothing that follows makes a difference."""
         self.talked = False
         """The client has sent something else than it may."""
 
     def feed(self, data: bytes) -> None:
         """Take what came next."""
-        if self._ended:
+        if self.ended:
             return
         *lines, self._line = (self._line + data).split(b"\n")
         self._line = self._line[:MAX_KEPT]
         for line in lines:
             self._take(line.rstrip().upper())
-            if self._ended:
+            if self.ended:
                 return
         if not (self._on_its_way or QUIT.startswith(self._line.rstrip().upper())):
-            self._ended = self.talked = True
+            self.ended = self.talked = True
 
     def _take(self, line: bytes) -> None:
         """Take a whole line, in upper case."""
         if line == QUIT:
-            self._ended = True
+            self.ended = True
         elif not self._on_its_way:
-            self._ended = self.talked = True
+            self.ended = self.talked = True
         else:
             command = self._commands.get(line.partition(b" ")[0])
             self._on_its_way = command is None or not command.last

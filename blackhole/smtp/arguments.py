@@ -16,7 +16,7 @@ from blackhole.smtp.auth import BY_NAME, Credentials, Exchange, challenge, decod
 from blackhole.smtp.chunking import Chunk, read_chunk
 from blackhole.smtp.extensions import ONLY_ONE, added_parameters
 from blackhole.smtp.offer import BINARYMIME, NO_OFFER
-from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, read_path
+from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, is_domain, read_path
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import CHUNKED, GREETED, Checks, SessionState
 
@@ -43,8 +43,6 @@ ANY_MAILBOX: Final = Mailbox(b"")
 
 MAX_PATH: Final = 256
 """Octets of an address with its brackets (RFC 5321 4.5.3.1.3). Only --strict enforces it."""
-
-LAST_DIGIT: Final = ord("9")
 
 IP_ADDRESS: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
 """An IPv4 or IPv6 address without the brackets of an address literal (RFC 5321 4.1.3)."""
@@ -107,7 +105,7 @@ def helo_name(state: SessionState, argument: bytes) -> bytes | None:
             return None
         state.record_violation("syntax")
     if state.sampled:
-        check_helo_name(state, name)
+        check_helo_name(state, name.split()[0])
     return name
 
 
@@ -118,12 +116,12 @@ def check_helo_name(state: SessionState, name: bytes) -> None:
             state.record_violation("hello-literal")
     elif not name.isascii():
         state.record_violation("utf8-undeclared")  # RFC 6531 3.7.1: the server has not offered it yet.
-    elif b"." in name and name[-1] > LAST_DIGIT:
-        return
     elif IP_ADDRESS.fullmatch(name):
         state.record_violation("hello-literal")
     elif b"." not in name:
         state.record_violation("hello-name")
+    elif not is_domain(name):
+        state.record_violation("syntax")
 
 
 def mailbox(word: bytes, local_names: tuple[bytes, ...]) -> ArgumentReader:
@@ -166,7 +164,7 @@ def _with_parameters(state: SessionState, word: bytes, path: Path) -> Mailbox | 
     if state.offered not in (NO_OFFER, state.listener.offers[state.secure]):
         known = {**known, **added_parameters(state.offered)[word]}
     parameters = parse_parameters(text, known)
-    if not all(map(state.offered.has_parameter, text.split())):
+    if not all(state.offered.has_parameter(one, word == b"TO") for one in text.split()):
         state.record_violation("unknown-parameter")
     elif parameters is replies.BAD_PARAMETER and BINARYMIME not in text.upper():
         state.record_violation("bad-parameter")

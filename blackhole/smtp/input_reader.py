@@ -130,10 +130,11 @@ class InputReader(BodyReader):
             return None
         self.discarded = 0
         self.record_violation("long-command")
+        command, reply = engine.unknown, replies.TOO_LONG
         if self.auth_exchange is not None:
             self.auth_exchange = None
-            return end + 1, engine.auth, replies.RESPONSE_TOO_LONG
-        return end + 1, engine.unknown, replies.TOO_LONG
+            command, reply = engine.auth, replies.RESPONSE_TOO_LONG
+        return end + 1, command, self.check_pipelining(command, reply, self.offered, end + 1 < available)
 
     def _check_bare_newline(self) -> Reply | None:
         """Record a line that ends with LF alone (RFC 5321 2.3.8); return the reply where that is refused."""

@@ -38,6 +38,9 @@ PARAMETER_KEYWORDS: Final[Mapping[bytes, frozenset[bytes]]] = {
 }
 """Parameter of MAIL or RCPT -> the keywords that offer it."""
 
+RCPT_PARAMETERS: Final = frozenset((b"NOTIFY", b"ORCPT", b"RRVS", b"CONNEG"))
+"""Those of RCPT; all others are parameters of MAIL."""
+
 WITHOUT_OTHER_PARAMETERS: Final = frozenset(
     (b"PIPELINING", b"ENHANCEDSTATUSCODES", b"VRFY", b"EXPN", b"HELP", b"STARTTLS", b"CHUNKING", b"ETRN")
 ).union(*PARAMETER_KEYWORDS.values())
@@ -54,7 +57,7 @@ class Offer:
     >>> offer = Offer(["PIPELINING", "SIZE 1000", "AUTH PLAIN LOGIN"])
     >>> offer.pipelining, offer.max_octets, offer.has_verb(b"AUTH"), offer.has_verb(b"STARTTLS")
     (True, 1000, True, False)
-    >>> offer.has_parameter(b"SIZE"), offer.has_parameter(b"BODY"), offer.has_mechanism(b"LOGIN")
+    >>> offer.has_parameter(b"SIZE"), offer.has_parameter(b"SIZE", of_rcpt=True), offer.has_mechanism(b"LOGIN")
     (True, False, True)
     """
 
@@ -82,8 +85,8 @@ class Offer:
         """Return whether a client may use a verb, in upper case."""
         return verb in BASIC_VERBS or VERB_KEYWORDS.get(verb, verb) in self._keywords
 
-    def has_parameter(self, parameter: bytes) -> bool:
-        """Return whether a client may use a parameter of MAIL or RCPT, written as NAME or NAME=value."""
+    def has_parameter(self, parameter: bytes, of_rcpt: bool = False) -> bool:
+        """Return whether a client may use a parameter of MAIL, or of RCPT, written as NAME or NAME=value."""
         parameter = parameter.upper()
         if parameter == BINARYMIME:
             return b"BINARYMIME" in self._keywords
@@ -91,7 +94,7 @@ class Offer:
         keywords = PARAMETER_KEYWORDS.get(name)
         if keywords is None:
             return self._has_unknown_parameters
-        return not keywords.isdisjoint(self._keywords)
+        return of_rcpt is (name in RCPT_PARAMETERS) and not keywords.isdisjoint(self._keywords)
 
     def has_mechanism(self, name: bytes) -> bool:
         """Return whether a client may use a SASL mechanism, in upper case."""

@@ -24,6 +24,11 @@ LOCAL_PART: Final = (
 
 DOMAIN: Final = rb"[A-Za-z0-9\x80-\xff]++(?:\.[A-Za-z0-9\x80-\xff]++|-++[A-Za-z0-9\x80-\xff]++)*+"
 
+DOMAIN_NAME: Final = re.compile(DOMAIN)
+
+LEADING_ZEROS: Final = re.compile(rb"\b0{1,2}(?=[0-9])")
+"""In a number of at most three digits, as RFC 5321 4.1.3 writes those of an IPv4 address."""
+
 ROUTE: Final = re.compile(rb"@" + DOMAIN + rb"(?:,@" + DOMAIN + rb")*+:")
 """A source route, which servers accept and ignore (RFC 5321 appendix C)."""
 
@@ -99,17 +104,24 @@ def is_mailbox(address: bytes) -> bool:
     return match is not None and (match[1] is None or is_address_literal(match[1]))
 
 
+def is_domain(name: bytes) -> bool:
+    """Return whether a name is a domain, of one label or more (RFC 5321 4.1.2)."""
+    return DOMAIN_NAME.fullmatch(name) is not None
+
+
 def is_address_literal(text: bytes) -> bool:
     """Return whether a text in brackets is an address literal (RFC 5321 4.1.3).
 
     >>> is_address_literal(b"[IPv6:2001:db8::1]"), is_address_literal(b"[2001:db8::1]")
     (True, False)
     """
+    if not text.endswith(b"]"):
+        return False
     try:
         if text[1:6].lower() == b"ipv6:":
             IPv6Address(text[6:-1].decode("latin-1"))
         else:
-            IPv4Address(text[1:-1].decode("latin-1"))
+            IPv4Address(LEADING_ZEROS.sub(b"", text[1:-1]).decode("latin-1"))
     except ValueError:
         return False
     return b"%" not in text

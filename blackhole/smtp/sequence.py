@@ -67,8 +67,10 @@ def record_unoffered(state: SessionState, command: BoundCommand, verb: bytes, ar
     """Record a verb or a mechanism that the reply to EHLO did not offer, and AUTH after it succeeded."""
     if verb in OTHER_VERBS or state.refused & BODY:
         return
-    # Who begins without EHLO has a verdict of its own, and is not blamed for using what EHLO would offer.
-    offered = state.offered if state.stage & GREETED else state.listener.offers[state.secure]
+    # Who begins a transaction or AUTH without EHLO has a verdict of its own, and is not blamed for using what
+    # EHLO would offer.
+    greeted = state.stage & GREETED or command.phase == "STARTTLS"
+    offered = state.offered if greeted else state.listener.offers[state.secure]
     if not (offered.has_verb(verb.upper()) or verb.startswith(PRIVATE_VERB)):
         state.record_violation("unknown-command")
     elif command.phase == "AUTH":
@@ -106,6 +108,8 @@ def record_early_input(state: SessionState, command: BoundCommand, reply: Reply,
     """Record that input came behind a command before the reply to it was sent, if that is not allowed."""
     if reply.next_action is NextAction.START_TLS:
         state.record_violation("talk-behind-starttls")
+    elif state.refused & BODY:
+        return  # the lines of a message that is taken for commands
     elif not offered.pipelining:
         state.record_violation("unoffered-pipelining")
     elif command.last:

@@ -117,7 +117,8 @@ VIOLATIONS: Final = (
     Violation(
         "syntax", "must", 5321, "4.1.1",
         "sent a command whose syntax is wrong",
-        "write MAIL FROM:<address> and RCPT TO:<address>: with brackets, without a blank after the colon",
+        "write MAIL FROM:<address> and RCPT TO:<address>: with brackets, without a blank after the colon; "
+        "a domain has letters, digits, hyphens and dots",
     ),
     Violation(
         "unknown-parameter", "must", 5321, "4.1.1.2",
