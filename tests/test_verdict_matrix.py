@@ -28,7 +28,7 @@ ON_CONNECTIONS = ("early-talk", "no-quit", "hung-up-in-body")
 
 RULES = [violation.name for violation in VIOLATIONS if violation.name not in ON_CONNECTIONS]
 
-PAIRS = 4
+PAIRS = 2
 """Pairs of settings in which each case is played, drawn at random but the same in each run."""
 
 SINGLE = combinations(1)
@@ -152,6 +152,8 @@ def options_of(case: Case, certificate: Certificate) -> list[str]:
         found.append("--auth=any")
     if options.pop("auth_plaintext", False):
         found.append("--auth_plaintext=yes")
+    if options.pop("extensions", None):
+        found.append("--extensions=default,BINARYMIME")
     if "message_size_limit" in options:
         found.append(f"--message_size_limit={options.pop('message_size_limit')}")
     assert not options

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from blackhole.smtp.extensions import EXTENSIONS
 from tests.verdict_player import (
     BODY,
     DATA,
@@ -20,6 +21,7 @@ from tests.verdict_player import (
     TLS,
     Body,
     Case,
+    Chunk,
     Later,
     Response,
     Step,
@@ -581,13 +583,13 @@ def _bodies() -> None:
         innocent("unstuffed-dot", repr(octets), *message(octets))
     innocent("unstuffed-dot", "doubled in the first line", *message(Body(b"..\r\n.\r\n")))
 
-    for declared, actual in ((1025 + 100, 100), (0, 10000), (1000, 1513), (50000, 40000), (9000, 12100), (1,
+    for declared, actual in ((1025 + 100, 100), (0, 10000), (1000, 1513), (25000, 20000), (9000, 12100), (1,
         600)):
         guilty("size-wrong", f"{declared} for {actual}", *message(sized(actual), mail(f"SIZE={declared}")))
-    for declared, actual in ((1024 + 100, 100), (0, 512), (1000, 1512), (44000, 40000), (9000, 12000), (100,
+    for declared, actual in ((1024 + 100, 100), (0, 512), (1000, 1512), (22000, 20000), (9000, 12000), (100,
         100), (10000, 10000)):
         innocent("size-wrong", f"{declared} for {actual}", *message(sized(actual), mail(f"SIZE={declared}")))
-    innocent("size-wrong", "none declared", *message(sized(50000)))
+    innocent("size-wrong", "none declared", *message(sized(9000)))
     innocent("size-wrong", "dots that were doubled", *message(Body(b"\r\n" + 2000 * b"..\r\n" + b".\r\n"),
         mail("SIZE=6002")))
     innocent("size-wrong", "one declared for a message that is not sent", EHLO, mail("SIZE=90000"), RCPT,
@@ -607,7 +609,88 @@ def _bodies() -> None:
         message_size_limit=1000)
     innocent("size-over-limit", "the offer is hidden", *message(sized(1900)), message_size_limit=1000,
         rules=hides("SIZE"))
-    innocent("size-over-limit", "no limit", *message(sized(50000)))
+    innocent("size-over-limit", "no limit", *message(sized(9000)))
+
+
+BINARY_OFFERED: Final = frozenset(row.keyword for row in EXTENSIONS if row.by_default) | {"BINARYMIME"}
+
+
+def _chunks() -> None:
+    """Messages in chunks."""
+    start, rest, end = Chunk(b"Subject: a test\r\n"), Chunk(b"\r\nHello\r\n"), Chunk(b"Bye\r\n", True)
+    too_large = Chunk(101 * b"12345678\r\n")
+    whole = (*ENVELOPE, start, rest, end)
+    guilty("data-after-bdat", "DATA behind a chunk", EHLO, *ENVELOPE, start, DATA, RSET, QUIT)
+    guilty("data-after-bdat", "DATA behind two chunks", EHLO, *ENVELOPE, start, rest, DATA, end, QUIT)
+    innocent("data-after-bdat", "DATA after RSET", EHLO, *ENVELOPE, start, RSET, *MESSAGE, QUIT)
+    innocent("data-after-bdat", "DATA after the last chunk", EHLO, *whole, *MESSAGE, *whole, QUIT)
+    limit: dict[str, Any] = {"message_size_limit": 1000}
+    guilty("chunk-after-refusal", "without PIPELINING", EHLO, *ENVELOPE, too_large, end, QUIT,
+        rules=HIDES_PIPELINING,
+           legal=SEE_NOTHING, **limit)
+    guilty("chunk-after-refusal", "behind NOOP", EHLO, *ENVELOPE, too_large, NOOP, end, QUIT,
+        legal=SEE_NOTHING, **limit)
+    guilty("chunk-after-refusal", "refused by a rule", EHLO, *ENVELOPE, start, NOOP, end, QUIT,
+        legal=SEE_NOTHING,
+           rules=rule("BDAT", OF_A + "reply = '451 4.3.0 Later'"))
+    innocent("chunk-after-refusal", "on its way", EHLO, *ENVELOPE, too_large, rest, end, QUIT, **limit)
+    innocent("chunk-after-refusal", "RSET", EHLO, *ENVELOPE, too_large, RSET, *whole, QUIT, **limit)
+    innocent("chunk-after-refusal", "QUIT", EHLO, *ENVELOPE, too_large, QUIT, **limit)
+    binary = mail("BODY=BINARYMIME")
+    offers: dict[str, Any] = {"extensions": BINARY_OFFERED}
+    guilty("binary-data", "DATA", EHLO, binary, RCPT, DATA, BODY, QUIT, **offers,
+        legal={"strict unseen": None})
+    innocent("binary-data", "chunks", EHLO, binary, RCPT, start, Chunk(b"a\0\n\r\xff.\r\n.x", True), QUIT,
+        **offers)
+    innocent("binary-data", "DATA of the next message", EHLO, binary, RCPT, end, *MESSAGE, QUIT, **offers)
+    innocent("binary-data", "DATA after RSET", EHLO, binary, RCPT, RSET, *MESSAGE, QUIT, **offers)
+    guilty("wrong-order", "BDAT first", EHLO, start, RSET, QUIT)
+    guilty("wrong-order", "BDAT without RCPT", EHLO, MAIL, start, RSET, QUIT)
+    guilty("wrong-order", "RCPT between chunks", EHLO, *ENVELOPE, start, RCPT, end, QUIT)
+    guilty("wrong-order", "MAIL between chunks", EHLO, *ENVELOPE, start, MAIL, RSET, QUIT)
+    innocent("wrong-order", "NOOP between chunks", EHLO, *ENVELOPE, start, NOOP, rest, end, QUIT)
+    innocent("wrong-order", "BDAT on its way behind a refused MAIL", EHLO, *ENVELOPE, start, end, RSET, QUIT,
+             rules=REFUSES_MAIL)
+    innocent("wrong-order", "a last chunk without octets", EHLO, *ENVELOPE, start, Chunk(b"", True), *whole,
+        QUIT)
+    guilty("no-recipient", "BDAT behind a refused RCPT and NOOP", EHLO, *ENVELOPE, NOOP, start, RSET, QUIT,
+           rules=REFUSES_RCPT, legal=SEE_NOTHING)
+    innocent("no-recipient", "BDAT on its way behind a refused RCPT", EHLO, *ENVELOPE, start, end, RSET, QUIT,
+             rules=REFUSES_RCPT)
+    guilty("unknown-command", "BDAT after HELO", HELO, *ENVELOPE, start, end, QUIT, also=("unknown-command",))
+    guilty("unknown-command", "BDAT that a rule hid", EHLO, *ENVELOPE, start, end, QUIT,
+        also=("unknown-command",),
+           rules=hides("CHUNKING"))
+    innocent("unknown-command", "BDAT in lower case", EHLO, *ENVELOPE, b"bdat 3 last\r\na\r\n", QUIT)
+    for octets, name in ((b"a\nb", "bare-lf"), (b"a\rb", "bare-cr"), (b"a\0b", "nul"), (b"a\xffb",
+        "8bit-undeclared"),
+                         (999 * b"x", "long-line")):
+        guilty(name, "a chunk", EHLO, *ENVELOPE, start, Chunk(octets + b"\r\n"), end, QUIT)
+    guilty("bare-lf", "between chunks", EHLO, *ENVELOPE, Chunk(b"a"), Chunk(b"\nb\r\n", True), QUIT)
+    guilty("long-line", "999 octets in two chunks", EHLO, *ENVELOPE, Chunk(500 * b"x"),
+        Chunk(499 * b"x" + b"\r\n", True),
+           QUIT)
+    innocent("bare-lf", "CR LF in two chunks", EHLO, *ENVELOPE, Chunk(b"a\r"), Chunk(b"\nb\r\n", True), QUIT)
+    innocent("long-line", "998 octets in two chunks", EHLO, *ENVELOPE, Chunk(500 * b"x"),
+             Chunk(498 * b"x" + b"\r\n", True), QUIT)
+    innocent("8bit-undeclared", "a chunk with BODY=8BITMIME", EHLO, mail("BODY=8BITMIME"), RCPT,
+             Chunk("Grüße\r\n".encode(), True), QUIT)
+    innocent("unstuffed-dot", "a chunk", EHLO, *ENVELOPE, Chunk(b".x\r\n.\r\n..\r\n", True), QUIT)
+    guilty("size-wrong", "chunks", EHLO, mail("SIZE=5000"), RCPT, start, end, QUIT)
+    innocent("size-wrong", "chunks, declared", EHLO, mail("SIZE=22"), RCPT, start, end, QUIT)
+    guilty("size-over-limit", "chunks", EHLO, *ENVELOPE, Chunk(134 * b"12345678\r\n"), RSET, QUIT, **limit)
+    innocent("size-over-limit", "chunks within it", EHLO, *ENVELOPE, Chunk(900 * b"x"),
+        Chunk(98 * b"y" + b"\r\n", True), QUIT, **limit)
+    guilty("pipelined-behind-last", "NOOP in front of a chunk", EHLO, Together((*ENVELOPE, NOOP, start)),
+        end, QUIT)
+    innocent("pipelined-behind-last", "whole messages", EHLO, Together(whole), Together((*whole, *whole,
+        QUIT)))
+    guilty("unoffered-pipelining", "chunks", EHLO, *ENVELOPE, Together((start, end)), QUIT,
+        rules=HIDES_PIPELINING)
+    guilty("syntax", "BDAT with another word", EHLO, *ENVELOPE, b"BDAT 2 FIRST\r\nab", RSET, QUIT)
+    guilty("syntax", "BDAT without a size", EHLO, *ENVELOPE, b"BDAT LAST\r\n")
+    guilty("syntax", "BDAT with a size that is no number", EHLO, *ENVELOPE, b"BDAT 0x2 LAST\r\n")
+    innocent("syntax", "BDAT with leading zeros", EHLO, *ENVELOPE, b"BDAT 002 LAST\r\n\r\n", QUIT)
 
 
 def sized(octets: int) -> Body:
@@ -664,5 +747,5 @@ def _retries() -> None:
     innocent("never-retried", "refused, not deferred", *named("1"), Later(13 * HOUR), rules=end_554)
 
 
-for make in (_hello, _order, _commands, _pipelining, _bodies, _retries):
+for make in (_hello, _order, _commands, _pipelining, _bodies, _chunks, _retries):
     make()

@@ -359,8 +359,8 @@ class Connection:
 
     async def _close_gracefully(self) -> None:
         """Close, but not before the client can have read what was sent last."""
-        # OpenSSL cannot read what came before close_notify was sent, and was not read by then. That of a client
-        # is to be read, which answers 421 at once.
+        # OpenSSL cannot read what came before close_notify was sent, and was not read by then. What a client
+        # says to a 421 is to be read, and comes at once.
         after_421, left = self.session.after_421, LINGER_OCTETS
         shutting: asyncio.TimerHandle | None = None
         if self.session.secure and (after_421 is not None or has_unread_input(self.stream)):

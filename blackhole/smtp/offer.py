@@ -57,7 +57,7 @@ class Offer:
     >>> offer = Offer(["PIPELINING", "SIZE 1000", "AUTH PLAIN LOGIN"])
     >>> offer.pipelining, offer.max_octets, offer.has_verb(b"AUTH"), offer.has_verb(b"STARTTLS")
     (True, 1000, True, False)
-    >>> offer.has_parameter(b"SIZE"), offer.has_parameter(b"SIZE", of_rcpt=True), offer.has_mechanism(b"LOGIN")
+    >>> offer.has_parameter(b"SIZE"), offer.has_parameter(b"SIZE", True), offer.has_mechanism(b"LOGIN")
     (True, False, True)
     """
 
