@@ -314,10 +314,11 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     defaults, public = _defaults(given)
     found = defaults | {name: one.value for name, one in given.items()}
     found["hostname"] = found["hostname"] or own_hostname()
+    detached_paths = {"pid": _default_file(environ, *_PIDFILE), "log": _default_file(environ, *_LOG_FILE)}
     if action != "run":
-        found["pid"] = found["pid"] or _default_file(environ, *_PIDFILE)
+        found["pid"] = found["pid"] or detached_paths["pid"]
     if action in ("start", "restart"):
-        found["log"] = found["log"] or _default_file(environ, *_LOG_FILE)
+        found["log"] = found["log"] or detached_paths["log"]
     texts = {name: values.value_text(value) for name, value in found.items()}
     _check_tls(found, given, warnings)
     _check_fleet(found, given)
@@ -327,7 +328,9 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     origins |= {name: origins[name] + UNUSED for name in unused}
     of_settings = {field.name: found[field.name] for field in fields(Settings) if field.name in found}
     of_settings["accelerators"] = _accelerators(environ)
-    return Settings(listeners=listeners, origins=origins, texts=texts, **of_settings)
+    return Settings(
+        listeners=listeners, origins=origins, texts=texts, detached_paths=detached_paths, **of_settings
+    )
 
 
 def is_given(origin: str) -> bool:

@@ -262,5 +262,7 @@ class Settings:
     """Those that are on. For tests and measurements: set by the variable BLACKHOLE_ACCELERATORS alone."""
     origins: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> where its value came from, for --print-config."""
+    detached_paths: dict[str, str] = field(default_factory=dict, compare=False)
+    """Option name -> the file that a detached server uses where none is given, for --print-config."""
     texts: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> its value as an operator would write it, for --print-config."""

@@ -137,8 +137,17 @@ def print_config(settings: Settings) -> str:
             origin = settings.origins.get(row.name, "default")
             value = settings.texts.get(row.name, row.default)
             mark = "#" if row.name == "conf" or origin.endswith(UNUSED) else ""
-            lines.append(f"{f'{mark}{row.name} = {quoted(value)}':<45} # {origin}")
+            note = "" if value else _path_note(row.name, settings)
+            lines.append(f"{f'{mark}{row.name} = {quoted(value)}':<45} # {origin}{note}")
     return "\n".join(lines) + "\n"
+
+
+def _path_note(name: str, settings: Settings) -> str:
+    """Return which file is used where an option for one is empty."""
+    if name in settings.detached_paths:
+        here = "standard error" if name == "log" else "none"
+        return f": {here} in the foreground, {settings.detached_paths[name]} with start"
+    return f": read from {settings.ssl_cert}" if name == "ssl_key" and settings.ssl_cert else ""
 
 
 def version_text() -> str:

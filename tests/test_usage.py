@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blackhole import __version__, processors, usage
+from blackhole import __version__, options, processors, usage
 from blackhole.action_table import ACTION_BY_WORD, ACTION_HELP
 from blackhole.option_table import OPTION_BY_NAME, OPTIONS
 from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
@@ -115,6 +115,22 @@ def test_print_config_shows_where_each_value_comes_from(write_conf: WriteConf) -
         assert wanted in lines
     assert "TLS" in usage.print_config(read("--ssl_cert", "c")).splitlines()[2]
     assert "port = 25" in usage.print_config(Settings())
+
+
+def test_print_config_shows_the_files_that_will_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options.os, "geteuid", lambda: 1000)
+    environ = {"XDG_RUNTIME_DIR": "/run/user/1000", "XDG_STATE_HOME": "/home/ann/state"}
+
+    def shown(*argv: str) -> list[str]:
+        text = usage.print_config(parse([*argv, "--ssl-cert=/etc/mx.pem"], environ).settings)
+        return [" ".join(line.split()) for line in text.splitlines()]
+
+    pidfile, log = "/run/user/1000/blackhole.pid", "/home/ann/state/blackhole.log"
+    assert f"pid = # default: none in the foreground, {pidfile} with start" in shown()
+    assert f"log = # default: standard error in the foreground, {log} with start" in shown()
+    assert "ssl_key = # default: read from /etc/mx.pem" in shown()
+    assert {f"pid = {pidfile} # default", f"log = {log} # default"} <= {*shown("start")}
+    assert "pid = /x # command line" in shown("--pid=/x")
 
 
 def test_version_lists_the_parts_a_bug_report_needs() -> None:
