@@ -10,11 +10,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from blackhole import __version__, options, usage
 from blackhole.metrics import rates, report, status
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.options import Invocation
 from blackhole.process import pidfile
 from blackhole.process.console import print_stdout, print_warning, reserve_standard_streams
@@ -266,6 +267,8 @@ def _figures(settings: Settings, pid: int) -> str:
         order, one_shot_replies = ControlChannel.order_of(pid)
     except OperatorError as error:
         return f"Blackhole is running, pid {pid}; {error}.\n"
+    if settings.scope == "fleet":
+        return _fleet_status(settings, facts)
     uptime = snapshot.seconds
     if settings.json:
         shown = {name: value for name, value in facts.items() if name not in ("lines", "options", "given")}
@@ -277,6 +280,27 @@ def _figures(settings: Settings, pid: int) -> str:
     head = f"Blackhole {facts.get('version', '')}".rstrip()
     server = status.server_lines(facts, order.name, one_shot_replies)
     return f"{head} is running, pid {pid}.\n{status.status_text(snapshot, uptime, server)}"
+
+
+def _fleet_status(settings: Settings, facts: Mapping[str, Any]) -> str:
+    """Return the figures of the fleet that a server belongs to. Raises OperatorError."""
+    from blackhole.fleet import remote
+
+    view, name = remote.read(facts)
+    if settings.json:
+        machines = [machine._asdict() for machine in view.machines]
+        return json.dumps({"fleet": name, **view.snapshot.as_dict(), "machines": machines}, indent=2) + "\n"
+    return remote.status_text(view, name)
+
+
+def _snapshot_reader(settings: Settings, pid: int) -> Callable[[], Snapshot]:
+    """Return a function that reads the counters of a server, or of its fleet. Raises OperatorError."""
+    if settings.scope == "machine":
+        return Counters.of(pid).snapshot
+    from blackhole.fleet import remote
+
+    facts = ServerFacts.of(pid)
+    return lambda: remote.read(facts)[0].snapshot
 
 
 def _check_health(settings: Settings, arguments: Sequence[str]) -> int:
@@ -313,7 +337,7 @@ def _only_master(settings: Settings) -> int | None:
 
 
 def _report(settings: Settings, arguments: Sequence[str]) -> int:
-    snapshot = Counters.of(_running_pid(settings)).snapshot()
+    snapshot = _snapshot_reader(settings, _running_pid(settings))()
     wanted = "json" if settings.json else settings.format
     if wanted == "junit":
         print_stdout(report.report_junit(snapshot, settings.fail_on))
@@ -323,7 +347,8 @@ def _report(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _top(settings: Settings, arguments: Sequence[str]) -> int:
-    return rates.watch(_running_pid(settings))
+    pid = _running_pid(settings)
+    return rates.watch(pid, _snapshot_reader(settings, pid))
 
 
 def _recent(settings: Settings, arguments: Sequence[str]) -> int:

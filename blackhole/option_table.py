@@ -262,6 +262,8 @@ OPTIONS: Final = (
            "in the foreground, print the current rates once a second to stderr"),
     Option("format", values.one_of(("text", "json", "junit")), "text", "text|json|junit", "Reports",
            "output format of report"),
+    Option("scope", values.one_of(("machine", "fleet")), "machine", "machine|fleet", "Reports",
+           "whose figures status, report and top show"),
     Option("json", values.switch, "no", "", "Reports", "print status and report as JSON"),
     Option("fail_on", values.one_of(("never", "must", "should", "style")), "never",
            "never|must|should|style", "Reports",

@@ -54,7 +54,9 @@ RENAMED_FLAGS: Final = {
 }
 """Flags of Blackhole 2.x alone -> what to do instead."""
 
-READERS_OPTIONS: Final = frozenset(("conf", "pid", "format", "json", "fail_on", "follow", "conversation"))
+READERS_OPTIONS: Final = frozenset(
+    ("conf", "pid", "format", "json", "fail_on", "scope", "follow", "conversation")
+)
 """Options of the commands that read from a server, or find it: not of the server itself."""
 
 UNUSED: Final = ", not used"

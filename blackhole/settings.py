@@ -203,6 +203,8 @@ class Settings:
     """The output format of a report: text, json or junit."""
     json: bool = False
     fail_on: str = "never"
+    scope: str = "machine"
+    """Whose figures are shown: `machine` or `fleet`."""
     extensions: tuple[str, ...] = ("default",)
     """The SMTP extensions to offer, as the operator has written them."""
     follow: bool = False

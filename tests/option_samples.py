@@ -83,6 +83,7 @@ SAMPLES = {
     "conversation": "yes",
     "progress": "yes",
     "format": "junit",
+    "scope": "fleet",
     "json": "yes",
     "fail_on": "should",
 }

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +106,49 @@ def test_a_store_that_loses_everything_gets_it_again(redis: RedisServer) -> None
         redis.ask("FLUSHALL")
         wait_for(lambda: (found := fleet(two)) and found["started"] > began, "a total of its own again")
         wait_for(lambda: messages(three) == 10, "once more")
+
+
+def test_the_command_line_shows_the_fleet(redis: RedisServer, tmp_path: Path) -> None:
+    pid = f"--pid={tmp_path}/pid"
+    with Sink(fleet_option(redis), pid, "--hostname=one.test") as one, Sink(fleet_option(redis)) as two:
+        for sink in one, two:
+            sink.dashboard()
+            send(sink.port, 2)
+        wait_for(lambda: messages(one) == 4, "both machines have written")
+        done = run("status", pid, "--scope=fleet")
+        assert done.returncode == 0
+        assert re.match(
+            r"The fleet blackhole counts since \d+ s: 2 machines alive, 0 gone, 0 connections open\n"
+            r"4 messages \(4 accepted, 0 deferred, 0 rejected\), 8 recipients\n",
+            done.stdout,
+        )
+        assert "one.test: version " in done.stdout
+        found = json.loads(run("status", pid, "--scope=fleet", "--json").stdout)
+        assert (found["messages"]["accepted"], len(found["machines"])) == (4, 2)
+        assert run("report", pid, "--scope=fleet").stdout.startswith("4 messages (4 accepted")
+        two.stop()
+        wait_for(
+            lambda: "1 machine alive, 1 gone" in run("status", pid, "--scope=fleet").stdout, "it is gone"
+        )
+        redis.kill()
+        wait_for(lambda: fleet(one) is None, "it is noticed")
+        done = run("report", pid, "--scope=fleet")
+        assert (done.returncode, done.stdout) == (os.EX_UNAVAILABLE, "")
+        assert done.stderr == "blackhole: The store of the fleet does not answer; try later.\n"
+
+
+def test_wait_waits_for_messages_of_the_whole_fleet(redis: RedisServer) -> None:
+    with Sink(fleet_option(redis)) as one, Sink(fleet_option(redis)) as two, ThreadPoolExecutor() as pool:
+        for sink in one, two:
+            sink.dashboard()
+        wait_for(lambda: messages(one) == 0, "the store answers")
+        waiting = pool.submit(ask, one.http, "/wait?scope=fleet&messages=5&timeout=20")
+        time.sleep(0.5)
+        send(one.port, 2)
+        send(two.port, 3)
+        assert waiting.result().json["messages"] == 5
+        assert ask(one.http, "/wait?scope=fleet&messages=1&timeout=0").status == 504
+        assert ask(one.http, "/wait?scope=fleet&run=x").status == 400
 
 
 def test_a_second_fleet_on_the_same_store_is_apart(redis: RedisServer) -> None:

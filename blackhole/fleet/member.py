@@ -70,6 +70,9 @@ class FleetView(NamedTuple):
     snapshot: Snapshot
     """The sum of all counters. Its processes are the machines that are alive."""
     machines: tuple[Machine, ...]
+    total: Total
+    now: float
+    """The store's clock, in seconds since 1970."""
 
 
 class FleetMember:
@@ -232,7 +235,8 @@ def make_view(total: Total, now: float, machines: tuple[Machine, ...]) -> FleetV
     )
     workers = sum(machine.workers for machine in machines if machine.alive)
     counters = fields.snapshot(total.fields, max(0.0, now - total.began), total.began, processes, workers)
-    return FleetView(counters, tuple(sorted(machines, key=lambda machine: (machine.name, machine.id))))
+    ordered = tuple(sorted(machines, key=lambda machine: (machine.name, machine.id)))
+    return FleetView(counters, ordered, total, now)
 
 
 def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:

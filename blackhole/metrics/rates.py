@@ -22,12 +22,11 @@ WAKEUP_SIGNALS: Final = frozenset((signal.SIGINT, signal.SIGALRM))
 """Signals that `blackhole top` waits for: the user's Ctrl-C, and its own timer."""
 
 
-def watch(pid: int) -> int:
+def watch(pid: int, snapshot: Callable[[], Snapshot]) -> int:
     """Write the rates of a running server to standard output until Ctrl-C, and return the exit status.
 
-    Raises OperatorError when the server ends.
+    `snapshot` reads the counters. Raises OperatorError when the server ends.
     """
-    counters = Counters.of(pid)
     # Blocked and waited for, so that no KeyboardInterrupt is raised inside a finalizer, where it would be
     # lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKEUP_SIGNALS)
@@ -39,7 +38,7 @@ def watch(pid: int) -> int:
         return os.path.exists(f"/proc/{pid}")
 
     try:
-        _write_rates(counters.snapshot, pause, sys.stdout)
+        _write_rates(snapshot, pause, sys.stdout)
     except KeyboardInterrupt:
         print()
     except BrokenPipeError:  # the reader has ended, as in `blackhole top | head -1`

@@ -88,10 +88,11 @@ def rate_line(between: Snapshot) -> str:
     """Return the rates between two snapshots, given their difference, in one line."""
     seconds = between.seconds or 1.0
     messages = between.messages
-    cpu = 100 * between.cpu / seconds / (len(worker_processes(between)) or 1)
+    workers = len(worker_processes(between))  # none in the figures of a fleet
+    cpu = f"{100 * between.cpu / seconds / (workers or 1):4.0f} % CPU{' per worker' if workers else ''}"
     return (
         f"{sum(messages.values()) / seconds:9,.0f} messages/s"
         f" {messages['deferred'] / seconds:7,.0f} deferred {messages['rejected'] / seconds:7,.0f} rejected"
         f" {sum(between.connections.values()) / seconds:7,.0f} connections/s {between.open:6,d} open"
-        f" {between.total('received_bytes') / seconds / 1e6:8,.2f} MB/s {cpu:4.0f} % CPU per worker"
+        f" {between.total('received_bytes') / seconds / 1e6:8,.2f} MB/s {cpu}"
     )

@@ -13,6 +13,7 @@ from blackhole.web.control_handlers import CheckScenarioHandler, NextRulesHandle
 from blackhole.web.events import EventsHandler
 from blackhole.web.handlers import (
     RUN_NAME,
+    FleetHandler,
     HealthHandler,
     MetricsHandler,
     ReadyHandler,
@@ -44,10 +45,11 @@ ROUTES: Final = (
     Route("/static/([A-Za-z.]+)", StaticHandler, ("files",)),
     Route("/events", EventsHandler, ("events",)),
     Route("/stats.json", StatsHandler, ("stats", "fleet")),
+    Route("/fleet", FleetHandler, ("stats", "fleet")),
     Route("/metrics", MetricsHandler, ("stats", "fleet")),
     Route("/healthz", HealthHandler),
     Route("/readyz", ReadyHandler, ("stats",)),
-    Route("/wait", WaitHandler, ("stats", "waiting")),
+    Route("/wait", WaitHandler, ("stats", "waiting", "fleet")),
     Route("/recent", RecentHandler, ("recent", "followers")),
     Route("/runs", RunsHandler, ("stats",)),
     Route(f"/runs/({RUN_NAME})", RunHandler, ("stats",)),

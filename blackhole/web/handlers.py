@@ -7,6 +7,7 @@ import re
 from http import HTTPStatus
 from typing import Final
 
+from blackhole.fleet import remote
 from blackhole.metrics import report
 from blackhole.web import prometheus
 from blackhole.web.base_handler import APIError, BaseHandler
@@ -21,6 +22,9 @@ MAX_WAIT_SECONDS: Final = 3600
 
 WAIT_INTERVAL: Final = 0.02
 """Seconds after which /wait reads the counters again."""
+
+FLEET_WAIT_INTERVAL: Final = 0.25
+"""The same for the figures of a fleet, which the machines write once a second."""
 
 RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """The name of a run."""
@@ -82,6 +86,15 @@ class StatsHandler(StatsBaseHandler):
             self.write_json(figures, "history", stats.past_json())
 
 
+class FleetHandler(StatsBaseHandler):
+    """GET /fleet: the counters of the fleet by name, as the command line reads them."""
+
+    async def get(self) -> None:
+        view = await self.fleet_view()
+        assert self.fleet is not None
+        self.write_json(remote.as_dict(view, self.fleet.store.name))
+
+
 class MetricsHandler(StatsBaseHandler):
     """GET /metrics, for Prometheus."""
 
@@ -101,8 +114,10 @@ class WaitHandler(StatsBaseHandler):
     async def get(self) -> None:
         wanted = self.number_argument("messages", 1, 1e15, "1")
         timeout = self.number_argument("timeout", 0, MAX_WAIT_SECONDS, "60")
-        first = self.stats.snapshot()
+        first = await self.scoped_snapshot()
         name = self.get_query_argument("run", "")
+        if name and self.is_of_fleet:
+            raise APIError(HTTPStatus.BAD_REQUEST, "run: a run is that of one machine.")
         start = self._messages_before(name) if name else sum(first.messages.values())
         if len(self.waiting) >= MAX_WAITING:
             raise APIError(
@@ -112,12 +127,12 @@ class WaitHandler(StatsBaseHandler):
         self.waiting.add(self)
         try:
             while True:
-                last = self.stats.recent()
+                last = await self.scoped_snapshot() if self.is_of_fleet else self.stats.recent()
                 messages = sum(last.messages.values()) - start
                 seconds = last.seconds - first.seconds
                 if messages >= wanted or seconds >= timeout or self.disconnected:
                     break
-                await asyncio.sleep(WAIT_INTERVAL)
+                await asyncio.sleep(FLEET_WAIT_INTERVAL if self.is_of_fleet else WAIT_INTERVAL)
         finally:
             self.waiting.discard(self)
         if messages < wanted:

@@ -1,0 +1,92 @@
+"""The figures of a fleet for the command line, which asks the dashboard of a running server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from blackhole.fleet.member import FleetView, Machine, make_view
+from blackhole.fleet.store import Total
+from blackhole.metrics.report import plural
+from blackhole.metrics.status import duration, figure_lines
+from blackhole.settings import OperatorError
+
+REQUEST_TIMEOUT: Final = 10.0
+"""Seconds for the dashboard to answer."""
+
+MAX_ANSWER: Final = 1 << 24
+"""Octets of an answer: ten thousand machines."""
+
+
+def as_dict(view: FleetView, name: str) -> dict[str, Any]:
+    """Return a fleet as `read` takes it, for JSON."""
+    return {
+        "name": name,
+        "began": view.total.began,
+        "now": view.now,
+        "fields": view.total.fields,
+        "machines": [machine._asdict() for machine in view.machines],
+    }
+
+
+def read(facts: Mapping[str, Any]) -> tuple[FleetView, str]:
+    """Return the fleet that a running server belongs to, given its facts, and its name.
+
+    Raises OperatorError.
+    """
+    url = facts.get("dashboard")
+    if not url:
+        raise OperatorError("the server has no dashboard to ask for its fleet", os.EX_UNAVAILABLE)
+    address = urlsplit(str(url).split(" and ")[0])
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.hostname or "", address.hostname or "")
+    connection = http.client.HTTPConnection(host, address.port, timeout=REQUEST_TIMEOUT)
+    try:
+        connection.request("GET", "/fleet")
+        answer = connection.getresponse()
+        found = json.loads(answer.read(MAX_ANSWER))
+        if answer.status != http.HTTPStatus.OK:
+            raise OperatorError(str(found["error"]), os.EX_UNAVAILABLE)
+        machines = tuple(Machine(**machine) for machine in found["machines"])
+        view = make_view(Total(found["fields"], found["began"]), found["now"], machines)
+        return view, str(found["name"])
+    except (OSError, http.client.HTTPException) as error:
+        raise OperatorError(f"the dashboard at {url} does not answer: {error}", os.EX_UNAVAILABLE) from None
+    except (ValueError, TypeError, KeyError):
+        raise OperatorError(f"the dashboard at {url} is of another version", os.EX_UNAVAILABLE) from None
+    finally:
+        connection.close()
+
+
+def status_text(view: FleetView, name: str) -> str:
+    """Return the status of a fleet for people."""
+    alive = sum(machine.alive for machine in view.machines)
+    gone = len(view.machines) - alive
+    return "\n".join(
+        (
+            f"The fleet {name} counts since {duration(view.snapshot.seconds)}: {plural(alive, 'machine')}"
+            f" alive, {gone} gone, {plural(view.snapshot.open, 'connection')} open",
+            *figure_lines(view.snapshot),
+            *machine_lines(view.machines),
+            "",
+        )
+    )
+
+
+def machine_lines(machines: tuple[Machine, ...]) -> Iterator[str]:
+    """Yield a line for each machine."""
+    for machine in machines:
+        state = "" if machine.alive else f"gone since {duration(machine.age)}, "
+        yield (
+            f"{printable(machine.name)}: {state}version {printable(machine.version)}, scenario"
+            f" {printable(machine.scenario)}, {plural(machine.messages, 'message')}, {machine.rate:,.0f}/s,"
+            f" {machine.open:,} open, load {machine.load:.0%}"
+        )
+
+
+def printable(text: str) -> str:
+    """Return a text that another machine has written, as a terminal can show it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
