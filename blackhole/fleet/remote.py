@@ -15,7 +15,7 @@ from blackhole.metrics.report import plural
 from blackhole.metrics.status import duration, figure_lines
 from blackhole.settings import OperatorError
 
-REQUEST_TIMEOUT: Final = 10.0
+DASHBOARD_TIMEOUT: Final = 10.0
 """Seconds for the dashboard to answer."""
 
 MAX_ANSWER: Final = 1 << 24
@@ -43,7 +43,7 @@ def read(facts: Mapping[str, Any]) -> tuple[FleetView, str]:
         raise OperatorError("the server has no dashboard to ask for its fleet", os.EX_UNAVAILABLE)
     address = urlsplit(str(url).split(" and ")[0])
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.hostname or "", address.hostname or "")
-    connection = http.client.HTTPConnection(host, address.port, timeout=REQUEST_TIMEOUT)
+    connection = http.client.HTTPConnection(host, address.port, timeout=DASHBOARD_TIMEOUT)
     try:
         connection.request("GET", "/fleet")
         answer = connection.getresponse()
