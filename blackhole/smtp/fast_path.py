@@ -22,7 +22,7 @@ from blackhole.smtp.body_checks import MAX_BODY_LINE, is_well_formed
 from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.error_budget import LIMITED_ACTIONS
-from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find
+from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find, has_bare_newline
 from blackhole.smtp.message_body import FINAL_DOT
 from blackhole.smtp.offer import UNLIMITED_OCTETS
 from blackhole.smtp.paths import USUAL_ADDRESS
@@ -116,6 +116,7 @@ class UsualInput:
             if row.asks_policy and row.phase not in engine.policy.phases_after_refusals
         )
         """The rows of a group that the policy is asked about."""
+        self._counts_newlines: Final = config.bare_newline != "normalize"
         self._directives: Final = config.message_directives
         self._max_octets: Final = config.message_size_limit or UNLIMITED_OCTETS
 
@@ -219,6 +220,8 @@ class UsualInput:
         # In a short body any dot at the beginning of a line is left to the session, doubled or not.
         if (data.find(DOTTED) if size < SHORT_BODY else find(data, 0)) != size - 2:
             return None
+        if self._counts_newlines and has_bare_newline(data, 0, len(data), b""):
+            return None
         if self._directives:
             header = data if size < SHORT_BODY else data[: data.find(END_OF_HEADER)]
             # `in` takes half as long again as `find`: it asks first whether it was given a number.
@@ -250,8 +253,7 @@ def within_limits(limits: ClientLimits, recipients: int, messages: int) -> bool:
 
 
 def fast_path(engine: EngineTables) -> FastPath:
-    """Return the fast path of a listener: none where each reply is delayed, each line traced, or each body
-    searched for bare LF."""
+    """Return the fast path of a listener: none where each reply is delayed, or each line traced."""
     config = engine.config
-    usable = config.delay is None and engine.trace is None and config.bare_newline == "normalize"
+    usable = config.delay is None and engine.trace is None
     return UsualInput(engine).answer if config.fast_path and usable else no_fast_path
