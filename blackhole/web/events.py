@@ -43,7 +43,12 @@ class EventStream:
 
     def first(self) -> str:
         """Return the events that a new viewer gets: the history and the latest figures."""
-        constants = {"rules": self._stats.violation_rules(), "choices": self._scenarios, "phases": PHASES}
+        constants = {
+            "rules": self._stats.violation_rules(),
+            "choices": self._scenarios,
+            "phases": PHASES,
+            "recent": self._stats.kept_transactions,
+        }
         return event("past", f"{self._stats.past_json()[:-1]},{compact_json(constants)[1:]}") + self._now()
 
     def publish(self) -> None:

@@ -201,6 +201,11 @@ class StatsView:
             self._past = sample, json.dumps(self.past(), separators=(",", ":"))
         return self._past[1]
 
+    @property
+    def kept_transactions(self) -> int:
+        """How many of the last transactions are kept; 0 if none is recorded."""
+        return self._settings.recent
+
     @staticmethod
     def violation_rules() -> list[dict[str, Any]]:
         """Return the rules of the RFCs that a sender can violate."""

@@ -233,6 +233,7 @@ function connect() {
     scenarioChoices = past.choices;
     phases = past.phases;
     isInHistory = true;
+    startRecent(past.recent);
     renderOneShotForm();
     drawCharts();
   });
