@@ -406,6 +406,16 @@ def test_addendum_belongs_to_an_earlier_record(records: RecentRecords, reader: T
     assert reader.since(reader.records.end(), 10).transactions == []
 
 
+def test_addendum_is_found_beside_newer_records_of_others(
+    records: RecentRecords, reader: TransactionReader
+) -> None:
+    records.writer(0).append(record(2.0))
+    number = records.writer(1).append(record(1.0))
+    records.writer(1).append(encode_addendum(number, "no-quit", b""))
+    assert [len(one.violations) for one in reader.newest(2).transactions] == [1, 0]
+    assert [one.time for one in reader.newest(1).transactions] == [2.0]
+
+
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [

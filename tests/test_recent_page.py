@@ -150,6 +150,5 @@ def test_list_fits_the_page(browser: Browser, sink: Sink, size: tuple[int, int],
     browser.run("document.querySelectorAll('#recent th button')[2].click()")
     wait_for_rows(browser, 6)
     assert browser.run("return document.documentElement.scrollWidth") <= size[0]
-    assert browser.run(
-        "const box = document.getElementById('recent').parentElement; return box.scrollWidth <= box.clientWidth"
-    )
+    box = "const box = document.getElementById('recent').parentElement;"
+    assert browser.run(f"{box} return box.scrollWidth <= box.clientWidth")

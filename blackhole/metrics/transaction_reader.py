@@ -163,13 +163,13 @@ class TransactionReader:
 
     def _forwards(self, cursor: Cursor) -> Iterator[tuple[StoredRecord, StoredTransaction]]:
         """Yield the records behind a cursor, the oldest first; each section in its own order."""
-        streams = [_timed(stream, max) for stream in self.records.streams(cursor)]
+        streams = [_timed(stream, max, 0.0) for stream in self.records.streams(cursor)]
         for _, stored, record in heapq.merge(*streams, key=_time_of):
             yield stored, record
 
     def _backwards(self, cursor: Cursor) -> Iterator[tuple[StoredRecord, StoredTransaction]]:
         """Yield the records before a cursor, the newest first."""
-        streams = [_timed(stream, min) for stream in self.records.streams_back(cursor)]
+        streams = [_timed(stream, min, math.inf) for stream in self.records.streams_back(cursor)]
         for _, stored, record in heapq.merge(*streams, key=_time_of, reverse=True):
             yield stored, record
 
@@ -207,13 +207,16 @@ def _time_of(timed: TimedRecord) -> float:
     return timed[0]
 
 
-def _timed(stream: Iterable[StoredRecord], bound: Callable[[float, float], float]) -> Iterator[TimedRecord]:
-    """Yield the records of a section with times that only rise, or only fall: a clock may be set back."""
-    time: float | None = None
+def _timed(
+    stream: Iterable[StoredRecord], bound: Callable[[float, float], float], time: float
+) -> Iterator[TimedRecord]:
+    """Yield the records of a section with times that only rise, or only fall: a clock may be set back.
+
+    An addendum has the time of what came before it, or else `time`.
+    """
     for stored in stream:
         record = read_record(stored.octets)
-        if record is None:
-            continue
-        if record.ending != ADDENDUM:
-            time = record.time if time is None else bound(time, record.time)
-        yield time if time is not None else 0.0, stored, record
+        if record is not None:
+            if record.ending != ADDENDUM:
+                time = bound(time, record.time)
+            yield time, stored, record
