@@ -47,7 +47,7 @@ _UNPRINTABLE: Final = re.compile(r"[^ -~]")
 _PLAIN: Final = re.compile(r"[!#-<>-\[\]-~]+")
 """Matches a value that logfmt shows without quotes: no blank, quote, equals sign or backslash."""
 
-Field = str | int | float | None
+LogValue = str | int | float | None
 
 
 def printable(data: bytes) -> str:
@@ -64,7 +64,7 @@ def one_line(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def logfmt(fields: Mapping[str, Field]) -> str:
+def logfmt(fields: Mapping[str, LogValue]) -> str:
     r"""Return fields as `name=value`, the values in quotes where they need them.
 
     >>> print(logfmt({"client": "192.0.2.1", "helo": 'a "b" \n level=x', "size": 5, "tls": None}))
@@ -73,7 +73,7 @@ def logfmt(fields: Mapping[str, Field]) -> str:
     return " ".join(f"{name}={_value(value)}" for name, value in fields.items() if value is not None)
 
 
-def _value(value: Field) -> str:
+def _value(value: LogValue) -> str:
     text = _cut(value) if isinstance(value, str) else str(value)
     return text if isinstance(text, str) and _PLAIN.fullmatch(text) else json.dumps(text)
 
@@ -83,7 +83,7 @@ def _cut(text: str, most: int = MAX_VALUE) -> str:
 
 
 def log_event(
-    log: logging.Logger, level: int, event: str, fields: Mapping[str, Field], limited: bool = True
+    log: logging.Logger, level: int, event: str, fields: Mapping[str, LogValue], limited: bool = True
 ) -> None:
     """Log an event with its fields. Without `limited`, `logs.RateLimitFilter` lets each of them pass."""
     if log.isEnabledFor(level):

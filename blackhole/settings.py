@@ -159,6 +159,8 @@ class Settings:
     """A file, or empty for standard error."""
     log_format: str = "text"
     """One of LOG_FORMATS."""
+    log_transactions: bool = False
+    """Whether a line is logged for each transaction."""
     debug: bool = False
     hostname: str = "localhost"
     """The name in the greeting and the EHLO reply."""

@@ -71,6 +71,7 @@ SAMPLES = {
     "conf": "/dev/null",
     "log": "/var/log/sink.log",
     "log_format": "json",
+    "log_transactions": "yes",
     "debug": "yes",
     "dashboard": "[::1]:8026,name=sink.example.com",
     "show_clients": "yes",

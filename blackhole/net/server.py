@@ -97,11 +97,23 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
     )
 
 
-def make_recorder(settings: Settings, listener: Listener, address: str, writer: RecentWriter) -> Recorder:
-    """Return what records the transactions of a listener."""
-    names = settings.recent_fields
+def make_recorder(
+    settings: Settings,
+    listener: Listener,
+    address: str,
+    writer: RecentWriter | None,
+    log_transaction: Callable[[Any, bytes], None] | None = None,
+) -> Recorder:
+    """Return what records the transactions of a listener. Without a writer they are not kept."""
+    names = () if writer is None else settings.recent_fields
     about = address.encode(), ",".join(names).encode()
-    return Recorder(time.time, writer.append, WantedFields(names), about, listener.mode.encode())
+    publish = keep_nothing if writer is None else writer.append
+    return Recorder(time.time, publish, WantedFields(names), about, listener.mode.encode(), log_transaction)
+
+
+def keep_nothing(record: bytes) -> int:
+    """Keep no record of a transaction that is only logged."""
+    return 0
 
 
 def needs_attempt_store(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:

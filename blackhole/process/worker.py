@@ -32,6 +32,7 @@ from blackhole.net.server import SMTPServer, listener_address, make_recorder
 from blackhole.process import logs
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
+from blackhole.process.transaction_log import TransactionLog
 from blackhole.rules.outcomes import OutcomeStore, mark_if_never_retried
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.engine_tables import TraceFunction
@@ -132,6 +133,7 @@ class Worker:
         self._stop: Final = asyncio.Event()
         self._draining = False
         self._run_ended = False
+        self._transactions: Final = TransactionLog(counters) if context.settings.log_transactions else None
         self._cpu_recorded = 0
         """Microseconds of processor time that the counters have."""
         self._order = INITIAL_NUMBER
@@ -187,6 +189,7 @@ class Worker:
         make_stream = stream_factory(settings.accelerators, self._selector)
         recent = self._context.recent
         writer = None if recent is None else recent.writer(row)
+        log_transaction = None if self._transactions is None else self._transactions.write
         for listener, sockets in self._context.sockets.items():
             address = listener_address(listener, sockets)
             server = SMTPServer(
@@ -201,7 +204,9 @@ class Worker:
                 self._clients,
                 self._client_log,
                 self._context.limit_log,
-                None if writer is None else make_recorder(settings, listener, address, writer),
+                make_recorder(settings, listener, address, writer, log_transaction)
+                if writer is not None or log_transaction is not None
+                else None,
             )
             if self._context.messages is not None and settings.stop_after:
                 server.collect_sizes(
@@ -269,6 +274,8 @@ class Worker:
         self._one_shot_rules = tuple(filter(control.remaining, order.one_shot_rules))
         found = effective_scenario(order, self._context.scenario, control, tls.context_from_pem)
         cells = self._context.counters.rule_counters(rule.name for rule in found.rules)
+        if self._transactions is not None:
+            self._transactions.update_rules()
         rules = (replace(rule, counter=cell) for rule, cell in zip(found.rules, cells, strict=True))
         return found.with_rules(rules)
 

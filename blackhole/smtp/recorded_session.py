@@ -60,6 +60,8 @@ class Recorder(NamedTuple):
     """Address of the listener, and the names of these fields with commas between them."""
     mode: bytes
     """The listener's mode."""
+    log: Callable[[Any, bytes], None] | None = None
+    """Takes a session and the record of its transaction, for the log; None where nobody logs it."""
 
 
 class RecordedSession(Session):
@@ -304,6 +306,8 @@ class RecordedSession(Session):
             self._fields, self._directive_mode = None, ""
         octets = record.encode(ending, self._accepted, self._size, introduction)
         self._published = self._recorder.publish(octets)
+        if self._recorder.log is not None:
+            self._recorder.log(self, octets)
         record.clear()
         self._accepted = self._size = 0
 
