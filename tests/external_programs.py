@@ -22,6 +22,7 @@ DEBIAN_PACKAGES = {
     "chromedriver": "chromium-driver",
     "fail2ban-client": "fail2ban",
     "fail2ban-regex": "fail2ban",
+    "ip": "iproute2",
     "postqueue": "postfix",
     "promtool": "prometheus",
     "sendmail": "postfix",

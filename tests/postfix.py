@@ -88,11 +88,19 @@ class Postfix:
 
     `address` is its relayhost, `tls` its smtp_tls_security_level, `ca` the file with the certificate
     authority that it trusts, and `more` lines for main.cf. The user postfix must be able to reach `folder`.
+    `before` comes before each command, to run it on another machine.
     """
 
     def __init__(
-        self, folder: Path, address: tuple[str, int], tls: str = "none", ca: str = "", more: str = ""
+        self,
+        folder: Path,
+        address: tuple[str, int],
+        tls: str = "none",
+        ca: str = "",
+        more: str = "",
+        before: tuple[str, ...] = (),
     ) -> None:
+        self.before = before
         self.postfix = path_of("postfix")
         self.conf = folder / "conf"
         self.log = folder / "mail.log"
@@ -106,19 +114,29 @@ class Postfix:
         (self.conf / "master.cf").write_text(MASTER_CF)
 
     def __enter__(self) -> Postfix:
-        output_of(self.postfix, "-c", str(self.conf), "start")
+        output_of(*self.before, self.postfix, "-c", str(self.conf), "start")
         return self
 
     def __exit__(self, *_: object) -> None:
-        output_of(self.postfix, "-c", str(self.conf), "stop")
+        output_of(*self.before, self.postfix, "-c", str(self.conf), "stop")
 
     def send(self, text: str, *recipients: str) -> None:
         """Put a message into the queue; `recipients` may begin with other options of sendmail."""
-        output_of(path_of("sendmail"), "-C", str(self.conf), "-i", "-f", SENDER, *recipients, text=text)
+        output_of(
+            *self.before,
+            path_of("sendmail"),
+            "-C",
+            str(self.conf),
+            "-i",
+            "-f",
+            SENDER,
+            *recipients,
+            text=text,
+        )
 
     def queue(self) -> str:
         """Return the listing of the queue."""
-        return output_of(path_of("postqueue"), "-c", str(self.conf), "-p").strip()
+        return output_of(*self.before, path_of("postqueue"), "-c", str(self.conf), "-p").strip()
 
     def has_delivered(self, count: int) -> bool:
         """Whether at least `count` recipients were delivered and the queue is empty."""

@@ -1,0 +1,158 @@
+"""A fleet of three machines behind HAProxy, each in a network namespace, while parts of it break."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.external_programs import output_of, path_of, requires
+from tests.network import Network
+from tests.postfix import QUICK_RETRIES, RECIPIENT, Postfix, requires_postfix, smtp_source
+from tests.program import SCRIPT, Program, children, wait_for
+
+MACHINES = ("one", "two", "three")
+
+FROM_SMTP_SOURCE = int(os.environ.get("BLACKHOLE_FLEET_MESSAGES", "5000"))
+"""Messages from smtp-source, while nothing breaks."""
+
+FROM_POSTFIX = 120
+"""Messages from Postfix, while everything does."""
+
+CUT_OFF = 10
+"""Seconds for which a machine is off the network."""
+
+HAPROXY = """\
+defaults
+    mode tcp
+    timeout connect 1s
+    timeout client 60s
+    timeout server 60s
+frontend smtp
+    bind {hub}:25
+    default_backend sinks
+backend sinks
+    balance roundrobin
+    option redispatch
+    retries 3
+    option tcp-check
+    tcp-check expect rstring ^220
+    default-server check check-send-proxy inter 500ms fall 2 rise 1 send-proxy-v2
+    default-server on-marked-down shutdown-sessions
+{servers}
+"""
+
+pytestmark = [
+    requires("ip", "haproxy", "redis-server", "curl", "smtp-source", root=True),
+    requires_postfix,
+]
+
+
+class FleetOfMachines:
+    """Redis and HAProxy on the machine `hub`, and three sinks."""
+
+    def __init__(self, network: Network, folder: Path, stack: ExitStack) -> None:
+        self.network = network
+        self._folder, self._stack = folder, stack
+        self.redis = self.start_redis()
+        self.sinks = {name: stack.enter_context(self._sink(name)) for name in MACHINES}
+        servers = "\n".join(f"    server {name} {network.address(name)}:25" for name in MACHINES)
+        (folder / "haproxy.cfg").write_text(HAPROXY.format(hub=network.address("hub"), servers=servers))
+        self._run("hub", path_of("haproxy"), "-db", "-f", str(folder / "haproxy.cfg"))
+
+    def _run(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [*self.network.inside(name), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        return process
+
+    def start_redis(self) -> subprocess.Popen[bytes]:
+        """Start a Redis that keeps nothing when it ends."""
+        return self._run(
+            "hub",
+            *(path_of("redis-server"), "--bind", self.network.address("hub"), "--protected-mode", "no"),
+            *("--save", "", "--appendonly", "no", "--dir", str(self._folder)),
+        )
+
+    def _sink(self, name: str) -> Program:
+        address = self.network.address(name)
+        return Program(
+            f"--listen={address}:25,proxy",
+            f"--proxy_from={self.network.address('hub')}",
+            f"--dashboard={address}:8025",
+            f"--fleet=redis://{self.network.address('hub')}/0",
+            f"--hostname={name}.test",
+            "--user=nobody",
+            command=(*self.network.inside(name), *SCRIPT),
+        )
+
+    def figures(self, name: str) -> Any:
+        """Return the figures of the fleet as a machine tells them; None while it cannot."""
+        url = f"http://{self.network.address(name)}:8025/stats.json?scope=fleet"
+        done = subprocess.run(
+            [*self.network.inside(name), path_of("curl"), "-sfm", "5", url], capture_output=True, check=False
+        )
+        return json.loads(done.stdout) if not done.returncode else None
+
+    def accepted(self, name: str = "two") -> int:
+        found = self.figures(name)
+        return found["messages"]["accepted"] if found else -1
+
+    def alive(self) -> int:
+        found = self.figures("two")
+        return sum(machine["alive"] for machine in found["machines"]) if found else -1
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[FleetOfMachines]:
+    with Network("hub", *MACHINES) as network, ExitStack() as stack:
+        yield FleetOfMachines(network, tmp_path, stack)
+
+
+def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_folder: Path) -> None:
+    network, hub = fleet.network, (fleet.network.address("hub"), 25)
+    wait_for(lambda: fleet.alive() == 3, "all machines have written")
+    first = [*network.inside("hub"), *smtp_source(hub, 1)]
+    wait_for(lambda: not subprocess.run(first, capture_output=True, check=False).returncode, "HAProxy runs")
+    output_of(*network.inside("hub"), *smtp_source(hub, FROM_SMTP_SOURCE - 1), timeout=600)
+    wait_for(lambda: fleet.accepted() == FROM_SMTP_SOURCE, "the fleet has counted all of them")
+    found = fleet.figures("one")
+    assert all(machine["messages"] for machine in found["machines"]), "HAProxy used all machines"
+
+    with Postfix(postfix_folder, hub, more=QUICK_RETRIES, before=network.inside("hub")) as postfix:
+        began = time.monotonic()
+        steps = {
+            FROM_POSTFIX // 6: lambda: fleet.sinks["one"].process.kill(),
+            FROM_POSTFIX // 3: lambda: fleet.sinks["two"].process.send_signal(signal.SIGHUP),
+            FROM_POSTFIX // 2: lambda: network.cut_off("three"),
+            FROM_POSTFIX * 2 // 3: fleet.redis.kill,
+            FROM_POSTFIX * 5 // 6: fleet.start_redis,
+        }
+        for number in range(FROM_POSTFIX):
+            if number in steps:
+                steps[number]()
+            postfix.send(f"Subject: {number}\n\n{number}\n", RECIPIENT)
+        time.sleep(max(0, began + CUT_OFF - time.monotonic()))
+        network.cut_off("three", down=False)
+        wait_for(lambda: postfix.has_delivered(FROM_POSTFIX), "Postfix has delivered everything", 120)
+        log = postfix.log.read_text()
+    delivered = FROM_SMTP_SOURCE + FROM_POSTFIX
+    twice = len(re.findall("message may be sent more than once", log))
+    wait_for(lambda: fleet.alive() == 2, "two machines are left, and write")
+    wait_for(lambda: delivered <= fleet.accepted() <= delivered + twice, "all is counted, and nothing twice")
+    assert fleet.accepted("three") == fleet.accepted("two")
+    assert not any(map(children, [fleet.sinks["one"].pid]))
