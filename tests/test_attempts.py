@@ -100,6 +100,27 @@ def test_process_killed_during_an_update_releases_the_lock() -> None:
     assert table.update(b"ann", 3.0, count_attempt) == 1
 
 
+class NoLock:
+    """A lock that is not to be had."""
+
+    def acquire(self, octet: int) -> bool:
+        return False
+
+
+def test_only_worker_needs_no_lock() -> None:
+    table = AttemptTable(rows=4, sets=1)
+    table._lock = NoLock()  # type: ignore[assignment,misc]
+    answers = [table.update(b"ann", 2.0, count_attempt)]
+    table.set_row(1)
+    answers += [table.update(b"ann", 2.0, count_attempt)]
+    for row in (0, 3):
+        table._users[row] = 1  # another process has taken it
+        answers += [table.update(b"ann", 2.0, count_attempt)]
+        table.clear_row(row)
+        answers += [table.update(b"ann", 2.0, count_attempt)]
+    assert answers == [None, 1, None, 2, None, 3]
+
+
 def count_after_a_stop(known: Record, now: float) -> tuple[Record, int]:
     """Count the attempt, after the process was stopped in the middle of the update."""
     stop()

@@ -353,8 +353,9 @@ class RuleEvaluator:
             context.elapsed = environment.clock()
         if not table.counts_attempts:
             return table.find(context, self._policy.random_source, environment.attempt_store)
-        begins_draws = table.may_draw(context) and not context.continue_draws()
-        if not (begins_draws or table.may_read_attempt(context)):
+        draws = table.drawing.match_all or table.drawing.may_match(context)
+        begins_draws = draws and not context.continue_draws()
+        if not (begins_draws or table.reading.may_match(context)):
             return table.find(context, self._policy.random_source, environment.attempt_store)
         pair_key = context.pair_key
         key = context.attempt_key(pair_key)

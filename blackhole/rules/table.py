@@ -74,7 +74,7 @@ def _screened_parts(rule: Rule, name: str) -> Sequence[LiteralPart]:
 class EnvelopeConditions:
     """Tells whether some rules can match a context, by its client and addresses alone."""
 
-    __slots__ = ("_all", "_index", "_rows")
+    __slots__ = ("_index", "_rows", "match_all")
 
     def __init__(self, rules: Iterable[Rule], decided: Set[str]) -> None:
         bare = [rule.for_envelope() for rule in rules]
@@ -82,13 +82,13 @@ class EnvelopeConditions:
             (_conditions(rule, decided), rule, True) for rule in bare
         )
         self._index: Final = useful_index(bare)
-        self._all: Final = any(not conditions for conditions, _, _ in self._rows)
-        """A rule has no such condition."""
+        self.match_all: Final = any(not conditions for conditions, _, _ in self._rows)
+        """Whether a rule has no such condition."""
 
     def may_match(self, context: RuleContext) -> bool:
         """Return whether a rule can match the context."""
-        if self._all or not self._rows:
-            return self._all
+        if self.match_all or not self._rows:
+            return self.match_all
         return any(
             all(matches(context) for matches in conditions)
             for conditions, _, _ in _candidates(context, self._index, self._rows)
@@ -131,8 +131,11 @@ class RuleTable:
         )
         self._without_attempts: RuleTable | None = None
         self.counts_attempts: Final = any(rule.needs_attempt_count for rule in rules)
-        self._drawing: Final = EnvelopeConditions((rule for rule in rules if rule.draws_by_seed), decided)
-        self._reading: Final = EnvelopeConditions((rule for rule in rules if rule.reads_attempt), decided)
+        # A rule for other addresses never sees the count of an envelope, which need not be counted for it.
+        self.drawing: Final = EnvelopeConditions((rule for rule in rules if rule.draws_by_seed), decided)
+        """The rules that draw by a seed."""
+        self.reading: Final = EnvelopeConditions((rule for rule in rules if rule.reads_attempt), decided)
+        """The rules that have a condition on the number of the attempt."""
         self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
         headers = {globs for rule in rules if (globs := condition_globs(rule, "header"))}
@@ -176,16 +179,6 @@ class RuleTable:
         should have their turn."""
         context.header_matches = matches = set[GlobSet]()
         return self._header_index.search(context.header, matches)
-
-    # A rule for other addresses never sees the count of an envelope, which need not be counted for it.
-
-    def may_draw(self, context: RuleContext) -> bool:
-        """Return whether a rule that may match this envelope draws by a seed."""
-        return self._drawing.may_match(context)
-
-    def may_read_attempt(self, context: RuleContext) -> bool:
-        """Return whether a rule that may match this envelope has a condition on the attempt."""
-        return self._reading.may_match(context)
 
     @property
     def without_attempts(self) -> RuleTable:

@@ -6,9 +6,9 @@ is Python's own (SipHash, PEP 456), which all processes of one fork have in comm
 long.
 
 The table is an anonymous map made before the fork: sets of eight slots. A key belongs to one set; in a full
-set, a new key replaces the one that was used longest ago. Records are updated under a lock of their set,
-which takes 1.5 microseconds of 3. A worker that is killed releases it. While a worker is stopped with the
-lock in its hands, the others have no answer for the keys of that set.
+set, a new key replaces the one that was used longest ago. Where there are several workers, records are
+updated under a lock of their set, which takes 1.5 microseconds of 3. A worker that is killed releases it.
+While a worker is stopped with the lock in its hands, the others have no answer for the keys of that set.
 
 The slots of concurrency limits are another table, with a row for each process, so that the slots that a
 process holds end with it.
@@ -85,15 +85,21 @@ class AttemptTable:
         self._held_map: Final = mmap.mmap(-1, rows * COUNTERS_PER_ROW * COUNTER_OCTETS)
         self._held: Final = memoryview(self._held_map).cast("H")
         self._lock: Final = SharedLock("blackhole attempts")
+        self._users: Final = mmap.mmap(-1, rows)
+        """An octet for each row, which is 1 while a process uses the row."""
+        self._row = -1
+        """The row of this process; -1 for none."""
         self._row_start = 0
 
     def set_row(self, row: int) -> None:
         """Use this row for the calling process."""
         self.clear_row(row)
-        self._row_start = row * COUNTERS_PER_ROW
+        self._users[row] = 1
+        self._row, self._row_start = row, row * COUNTERS_PER_ROW
 
     def clear_row(self, row: int) -> None:
         """Release all slots that the former owner of a row held. Its memory goes back to the kernel."""
+        self._users[row] = 0
         octets = COUNTERS_PER_ROW * COUNTER_OCTETS
         try:
             self._held_map.madvise(mmap.MADV_REMOVE, row * octets, octets)
@@ -114,7 +120,11 @@ class AttemptTable:
         Return None and change nothing if the lock is not to be had. A new record with a count of 0 is not
         kept.
         """
-        return self._update(self.key_hash(key), now, change)
+        key_hash, users, row = self.key_hash(key), self._users, self._row
+        if row >= 0 and users.find(b"\1") == row and users.find(b"\1", row + 1) < 0:
+            # The only user. Another one takes its row long before it serves its first client.
+            return self._change(key_hash, now, change)
+        return self._update(key_hash, now, change)
 
     def _update(self, key_hash: int, now: float, change: Update[Answer]) -> Answer | None:
         """Do as `update` for a key that is known by its hash."""
