@@ -10,7 +10,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import comparison, fairness, features, idle, latency, machine, scenarios, spread, startup
+from benchmarks import (
+    comparison,
+    fairness,
+    features,
+    growth,
+    idle,
+    latency,
+    machine,
+    scenarios,
+    spread,
+    startup,
+    waiting,
+)
 from benchmarks.failure import Failure
 from benchmarks.plan import Plan
 from benchmarks.server import SERVERS, Server, blackhole
@@ -27,6 +39,9 @@ SHAPES: dict[str, Callable[[Plan], Table]] = {
     "noops": fairness.NOOPS,
     "data": fairness.DATA,
     "scenarios": scenarios.measure,
+    "growth": growth.measure_rules,
+    "tracking": growth.measure_memory,
+    "waiting": waiting.measure,
     "features": features.measure,
 }
 

@@ -89,6 +89,7 @@ FEATURES: Final[Sequence[Feature]] = (
     *(Feature(f"without `{name}`", accelerators=all_but(name)) for name in ACCELERATORS),
     Feature("without accelerators", accelerators="off"),
     Feature("`--strict`", "--strict"),
+    Feature("`--bare_newline count`", "--bare_newline count"),
     Feature("`--message_directives off`", "--message_directives off"),
     Feature("`--dashboard off`", "--dashboard off"),
     Feature("`--debug`, log to /dev/null", "--debug", discard_log=True),
