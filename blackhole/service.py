@@ -420,9 +420,14 @@ class Service:
         """Return whether the terminal of a server in the foreground is gone."""
         return not self._detached and self._terminal.is_closed()
 
-    def reopen_log(self) -> None:
-        """Open the log file again after its rotation."""
-        logs.reopen()
+    def open_log(self, channel: socket) -> None:
+        """Open the log file again after its rotation, in a child process, and send it to the master."""
+        self._close_unneeded(self._current, set())
+        logs.open_again(channel)
+
+    def use_log(self, channel: socket) -> None:
+        """Use the log file that was sent."""
+        logs.use(channel)
 
     def check_order(self, row: int, hung: bool) -> None:
         """Drop the order in force if a child has died of it."""

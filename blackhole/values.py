@@ -378,6 +378,8 @@ def _redis(text: str, otherwise: str) -> RedisSettings:
 
     default = RedisSettings()
     try:
+        if any(mark in text for mark in "\t\r\n"):  # which urlsplit takes out
+            raise ValueError
         url = urlsplit(text)
         query = dict(parse_qsl(url.query, strict_parsing=True) if url.query else ())
         server_host, server_port = host(unquote(url.hostname or "")), url.port or default.port

@@ -136,7 +136,13 @@ class ScriptedService:
     def is_terminal_closed(self) -> bool:
         return self.exists("closed terminal")
 
-    def reopen_log(self) -> None:
+    def open_log(self, channel: socket) -> None:
+        while self.exists("slow log"):
+            time.sleep(0.05)
+        if self.exists("wrong log"):
+            raise OperatorError("that is wrong")
+
+    def use_log(self, channel: socket) -> None:
         self.write("master reopens its log")
 
     def send_log(self, channel: socket) -> None:

@@ -428,6 +428,38 @@ def test_sigusr1_reopens_the_log_of_the_master_first(tmp_path: Path) -> None:
         ]
 
 
+def test_master_replaces_workers_while_the_log_is_being_opened(tmp_path: Path) -> None:
+    """SIGUSR1 once more, meanwhile, has it opened again afterwards: there may have been another rotation."""
+    with Master(tmp_path, 2) as master:
+        workers = master.wait_ready().workers()
+        master.enable("slow log")
+        master.send(signal.SIGUSR1)
+        os.kill(workers[0], signal.SIGKILL)
+        master.wait_workers(2, without=workers[:1])
+        master.send(signal.SIGUSR1)
+        master.send(signal.SIGUSR1)
+        time.sleep(0.1)
+        assert "master reopens its log" not in master.events()
+        master.disable("slow log")
+        wait_for(lambda: master.events().count("master reopens its log") == 2, "it was opened twice")
+        master.send(signal.SIGTERM)
+        assert master.wait_exit() == 0
+
+
+@pytest.mark.parametrize("how", ["slow log", "wrong log"])
+def test_log_that_cannot_be_opened_again_stays_in_use(tmp_path: Path, how: str) -> None:
+    with Master(tmp_path, 1, read_timeout=0.5) as master:
+        master.wait_ready()
+        master.enable(how)
+        master.send(signal.SIGUSR1)
+        reason = {"slow log": "it took over 0.5 s", "wrong log": "that is wrong"}[how]
+        master.wait_logged(f"log file not reopened, the old one stays in use: {reason}")
+        master.disable(how)
+        master.send(signal.SIGUSR1)
+        wait_for(lambda: "child reopens its log" in master.events(), "the child reopened its log")
+        assert master.events().count("master reopens its log") == 1
+
+
 def test_sigusr1_is_sent_to_a_child_only_once_it_is_ready(tmp_path: Path) -> None:
     (tmp_path / "mute").touch()
     with Master(tmp_path, 1) as master:

@@ -152,7 +152,7 @@ def read(settings: Settings, warn: Warn) -> Inputs:
         )
     for store in (settings.attempt_store, settings.fleet):
         if store.ca:
-            _read_pem(store.ca)  # children open it by its name
+            _check_authority(store.ca)  # children open it by its name
     sources = tuple(map(scenario.read_source, settings.scenario))
     names = scenario.certificate_names(scenario.parse_sources(sources))
     passwords = None
@@ -174,6 +174,15 @@ def _read_pem(path: str) -> bytes:
         return input_file.read(path).octets.removeprefix(BOM_UTF8)
     except OSError as error:
         raise OperatorError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check_authority(path: str) -> None:
+    """Raise OperatorError if there is no certificate of an authority in a file."""
+    octets = _read_pem(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=octets.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise OperatorError(f"there is no certificate in {path}; it must be in PEM") from None
 
 
 def _tls_context(settings: Settings, pem: Mapping[str, bytes]) -> ssl.SSLContext:

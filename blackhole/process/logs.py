@@ -38,11 +38,12 @@ class DescriptorHandler(logging.Handler):
         self.owner: Final = owner
         self.channel: socket.socket | None = None
         """In a child, where the master sends the file after a rotation."""
-        self.descriptor: Final = self._open() if path else _unblocked(2)
+        self.descriptor: Final = self.open() if path else _unblocked(2)
         self._may_stall: Final = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
         self._stalled = False
 
-    def _open(self) -> int:
+    def open(self) -> int:
+        """Open the file and return the descriptor. Raises OperatorError (EX_CANTCREAT)."""
         users = () if self.owner is None else self.owner[:1]
         descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640, users)
         if self.owner is not None and os.geteuid() == 0:
@@ -68,7 +69,7 @@ class DescriptorHandler(logging.Handler):
         """
         if self.path:
             received = self._received()
-            fresh = self._open() if received is None else received
+            fresh = self.open() if received is None else received
             os.dup2(fresh, self.descriptor, inheritable=False)
             os.close(fresh)
 
@@ -179,6 +180,24 @@ def reopen() -> None:
             handler.reopen()
         except OperatorError as error:
             log.error("log file not reopened, the old one stays in use: %s", error)
+
+
+def open_again(channel: socket.socket) -> None:
+    """Open the log file again, in a child process of the master, and send it to the master for `use`.
+
+    Raises OperatorError (EX_CANTCREAT).
+    """
+    for handler in _handlers():
+        if handler.path:
+            socket.send_fds(channel, [b"L"], [handler.open()])
+
+
+def use(channel: socket.socket) -> None:
+    """Use the log file that `open_again` has sent."""
+    for handler in _handlers():
+        handler.channel = channel
+        handler.reopen()
+        handler.channel = None
 
 
 def send(channel: socket.socket) -> None:

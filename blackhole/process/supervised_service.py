@@ -54,8 +54,11 @@ class SupervisedService(Protocol):
     def is_terminal_closed(self) -> bool:
         """Return whether the terminal in which the server was started is gone."""
 
-    def reopen_log(self) -> None:
-        """Open the master's log file again."""
+    def open_log(self, channel: socket) -> None:
+        """Open the log file again, in a child process, and send the descriptor. Raises OperatorError."""
+
+    def use_log(self, channel: socket) -> None:
+        """Use the log file that `open_log` has sent."""
 
     def send_log(self, channel: socket) -> None:
         """Send the descriptor of the log file to a child, which is then told to use it."""

@@ -24,6 +24,7 @@ from blackhole.process import processes
 from blackhole.process.children import Child, Generation, Slot, run_child
 from blackhole.process.forked_call import ForkedCall
 from blackhole.process.heartbeat import Heartbeat
+from blackhole.process.log_reopening import LogReopening
 from blackhole.process.plan import ChildContext, ProcessPlan
 from blackhole.process.supervised_service import SupervisedService
 from blackhole.settings import OperatorError
@@ -52,7 +53,7 @@ class Timing:
     poll_starting: float = 0.02
     """The same while a child is not ready yet."""
     read_timeout: float = 30.0
-    """How long reading the configuration may take at a reload."""
+    """How long reading the configuration may take at a reload, or opening the log file again."""
 
 
 FIRST_TRIES: Final = 3
@@ -97,6 +98,7 @@ class Supervisor:
         self._reading: ForkedCall | None = None
         """What reads the configuration for a reload."""
         self._reading_deadline = math.inf
+        self._log_reopening: Final = LogReopening(service, MASTER_SIGNALS, self._timing.read_timeout)
         self._stopping = False
         self._code = os.EX_OK
         self._master_alive_fd, self._master_fd = os.pipe()
@@ -159,11 +161,8 @@ class Supervisor:
             self._reload_wanted = True
 
     def reopen_log(self) -> None:
-        """Open the log again: first the master, which may create the file, then the children."""
-        self._service.reopen_log()
-        log.info("log opened again")
-        for child in self._children.values():
-            child.reopen_pending = True
+        """Open the log again: first for the master, which may create the file, then for the children."""
+        self._log_reopening.begin()
 
     def add_worker(self) -> None:
         """Run one worker more, until the next reload."""
@@ -195,6 +194,9 @@ class Supervisor:
                     self._handle_exit(child, code, time.monotonic())
                 elif self._reading is not None and pid == self._reading.pid:
                     self._configuration_read(self._reading, code)
+                elif self._log_reopening.ended(pid, code):
+                    for other in self._children.values():
+                        other.reopen_pending = True
 
     def wake(self) -> None:
         """Do nothing: the alarm that `run` set only ends its wait."""
@@ -202,6 +204,7 @@ class Supervisor:
     # Polling.
 
     def _poll(self, now: float) -> None:
+        self._log_reopening.check(now)
         for child in self._children.values():
             self._check_heartbeat(child, now)
             if now >= child.deadline:

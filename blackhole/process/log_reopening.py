@@ -1,0 +1,79 @@
+"""Opening the log file again after its rotation, in the master.
+
+A file system may keep whoever opens a file waiting, as NFS does while its server is gone. So a child process
+opens the file and sends the descriptor.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterable
+from functools import partial
+from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
+from typing import Final
+
+from blackhole.process.forked_call import ForkedCall
+from blackhole.process.supervised_service import SupervisedService
+from blackhole.settings import OperatorError
+
+log = logging.getLogger(__name__)
+
+
+class LogReopening:
+    """Has a child process open the log file whenever that is asked for."""
+
+    def __init__(self, service: SupervisedService, signals: Iterable[signal.Signals], timeout: float) -> None:
+        self._service: Final = service
+        self._signals: Final = signals
+        self._timeout: Final = timeout
+        self._call: ForkedCall | None = None
+        self._deadline = math.inf
+        self._asked_again = False
+        """It was asked for while a child was at it, which may have opened the file before a rotation."""
+        self._ours, self._theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        for end in (self._ours, self._theirs):
+            end.setblocking(False)
+
+    def begin(self) -> None:
+        """Fork the child, unless one is at it."""
+        if self._call is not None:
+            self._asked_again = True
+            return
+        try:
+            work = partial(self._service.open_log, self._theirs)
+            self._call = ForkedCall("blackhole: log", work, self._signals)
+        except OSError as error:
+            self._failed(f"cannot fork: {error.strerror}")
+        else:
+            self._deadline = time.monotonic() + self._timeout
+
+    def ended(self, pid: int, code: int) -> bool:
+        """Take note of the exit of a process; return whether the log file was opened by it, and is in use."""
+        call = self._call
+        if call is None or pid != call.pid:
+            return False
+        self._call, self._deadline = None, math.inf
+        try:
+            call.result(code)
+        except OperatorError as error:
+            self._failed(str(error))
+            return False
+        self._service.use_log(self._ours)
+        log.info("log opened again")
+        if self._asked_again:
+            self._asked_again = False
+            self.begin()
+        return True
+
+    def check(self, now: float) -> None:
+        """Give up a child that takes too long; once in a while."""
+        if self._call is not None and now >= self._deadline:
+            self._call.cancel()
+            self._call, self._deadline, self._asked_again = None, math.inf, False
+            self._failed(f"it took over {self._timeout:g} s")
+
+    def _failed(self, reason: str) -> None:
+        log.error("log file not reopened, the old one stays in use: %s", reason)
