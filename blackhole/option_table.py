@@ -131,9 +131,9 @@ OPTIONS: Final = (
            "normalize takes it as a line ending, except in the end of a message. count does too, and counts "
            "the commands and messages that contain it. reject answers them with 550 and closes."),
     Option("inspect", values.one_of(("all", "sample", "off")), "sample", "all|sample|off", "Replies",
-           "which sessions and messages to inspect for what report counts in samples",
-           "all inspects each session, and the first 2 KiB of each message. sample inspects the first 16 and "
-           "then every sixteenth. off inspects none."),
+           "which sessions and messages to inspect for violations that are not seen while serving them",
+           "all inspects each session, and the first 2 KiB of each message. sample inspects 500 of each a "
+           "second, and one in 16 of those beyond. off inspects none."),
     Option("message_directives", values.switch, "yes", "yes|no", "Replies",
            "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",
            "They apply to that message alone, with a delay of at most 60 seconds. Rules override them.",
@@ -239,6 +239,10 @@ OPTIONS: Final = (
     Option("show_clients", values.switch, "no", "", "Dashboard",
            "keep the addresses of clients and show what each did",
            "They appear on the dashboard, in /stats.json, and in the output of status and report."),
+    Option("show_lines", values.switch, "no", "", "Dashboard",
+           "show the lines in which senders do something wrong as they came",
+           "Otherwise the report shows x for the letters and digits of addresses and texts in them. "
+           "Passwords are never shown."),
     Option("recent", values.whole_number(0, MAX_RECENT), "0", "COUNT", "Dashboard",
            "keep the last COUNT transactions in memory and show them; 0 is none",
            "They appear on the dashboard, at /recent, and in the output of the action recent: addresses, "

@@ -199,6 +199,8 @@ class Settings:
     """How many of the last transactions are kept in memory and shown. 0: none is recorded."""
     recent_fields: tuple[str, ...] = ("Subject", "Message-ID")
     """Fields of the header section that are kept of them."""
+    show_lines: bool = False
+    """Whether the lines of offences are kept without masking addresses and texts."""
     progress: bool = False
     """Whether a line of rates is printed once a second to standard error, in the foreground."""
     format: str = "text"

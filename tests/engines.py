@@ -15,8 +15,14 @@ from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import ListenerConfig
+from blackhole.smtp.violations import SAMPLED, VIOLATIONS
 
 EVENT_NUMBERS = EventCells()
+
+VIOLATION_NAMES = {EVENT_NUMBERS.violation(one.name): one.name for one in VIOLATIONS} | {
+    EVENT_NUMBERS.sampled_violation(name): name for name in SAMPLED
+}
+"""Event of a violation, counted or found in a sample -> the name of the violation."""
 
 
 def make_policy(

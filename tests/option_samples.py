@@ -75,6 +75,7 @@ SAMPLES = {
     "debug": "yes",
     "dashboard": "[::1]:8026,name=sink.example.com",
     "show_clients": "yes",
+    "show_lines": "yes",
     "recent": "500",
     "recent_fields": "Subject From",
     "fleet": "redis://192.0.2.9:6379/1",

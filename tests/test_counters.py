@@ -18,12 +18,14 @@ from blackhole.metrics.layout import (
     HEADER_USED_ROWS,
     LISTENERS_START,
     MAX_LISTENERS,
+    OFFENDERS_START,
+    OUTCOMES_START,
     EventCells,
 )
 from blackhole.rules.outcomes import EVENTS
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
-from blackhole.smtp.violations import VIOLATIONS
+from blackhole.smtp.violations import SAMPLED, VIOLATIONS
 from blackhole.store.shared_memory import SEALS
 from tests.program import Program, environment, wait_for
 
@@ -34,6 +36,8 @@ def test_every_event_of_a_session_has_a_cell_of_its_own() -> None:
     numbers = [
         *(NUMBERS.reply(phase, code) for phase in PHASES for code in range(200, 600)),
         *(NUMBERS.violation(violation.name) for violation in VIOLATIONS),
+        *(NUMBERS.sampled_violation(name) for name in SAMPLED),
+        *range(OFFENDERS_START, OUTCOMES_START),
         *(NUMBERS.outcome(event.name) for event in EVENTS),
     ]
     assert numbers == list(range(LISTENERS_START))

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from blackhole.metrics.layout import LISTENERS_START, OFFENDERS_START, OUTCOMES_START, VIOLATIONS_START
 from blackhole.smtp import fast_path as module
-from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY
 from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.inspection import INSPECT_EVERY, INSPECTED_PER_SECOND
 from blackhole.smtp.policy import NO_SESSION_POLICY, Decision, NoSessionPolicy, PendingDecision, SessionPolicy
 from blackhole.smtp.replies import CODES, NextAction
 from blackhole.smtp.session import Session
@@ -132,49 +133,71 @@ def test_listener_without_fast_path(values: dict[str, Any]) -> None:
     assert module.fast_path(engine)(session, EHLO) is None
 
 
-def test_bodies_are_inspected_at_first_and_then_one_in_sixteen() -> None:
-    session = make_engine().session()
-    session.greet()
-    event = EVENT_NUMBERS.violation("nul")
-    inspected = []
-    for number in range(ALWAYS_INSPECT + 3 * INSPECT_EVERY):
+def inspected_messages(session: Session, count: int) -> list[int]:
+    """Send messages with a NUL, and return the numbers of those in which it was found."""
+    event, found = EVENT_NUMBERS.sampled_violation("nul"), []
+    for number in range(count):
         session.receive(GROUP)
         session.receive(b"\0\r\n.\r\n" if number % 2 else b"\0\r\n" + BODY)
         if event in events_of(session):
-            inspected.append(number)
-    assert inspected == [*range(ALWAYS_INSPECT), *(ALWAYS_INSPECT - 1 + INSPECT_EVERY * n for n in (1, 2, 3))]
+            found.append(number)
+    return found
 
 
-@pytest.mark.parametrize(("inspect", "found"), [("all", 100), ("sample", 21), ("off", 0)])
+def ready_session(engine: SMTPEngine) -> Session:
+    session = engine.session()
+    session.greet()
+    session.receive(EHLO)
+    return session
+
+
+def test_every_body_is_inspected_up_to_a_rate_and_then_one_in_sixteen() -> None:
+    engine, last = make_engine(), INSPECTED_PER_SECOND - 1
+    session = ready_session(engine)
+    later = [last + INSPECT_EVERY * number for number in (1, 2, 3)]
+    assert inspected_messages(session, later[-1] + 1) == [*range(INSPECTED_PER_SECOND), *later]
+    engine.inspection.refill()
+    assert inspected_messages(session, 32) == [15, *range(16, 32)], "the next one in 16, and then all again"
+
+
+def test_beyond_that_rate_the_bodies_of_all_sessions_are_inspected_alike() -> None:
+    engine = make_engine()
+    inspected_messages(ready_session(engine), INSPECTED_PER_SECOND)
+    first = [inspected_messages(ready_session(engine), INSPECT_EVERY) for _ in range(INSPECT_EVERY)]
+    assert sorted(first) == [[number] for number in range(INSPECT_EVERY)]
+
+
+SAMPLED = INSPECTED_PER_SECOND + 20
+
+
+@pytest.mark.parametrize(
+    ("inspect", "found"), [("all", SAMPLED), ("sample", INSPECTED_PER_SECOND + 1), ("off", 0)]
+)
 def test_names_are_inspected_in_all_sessions_in_a_sample_or_in_none(inspect: str, found: int) -> None:
     engine = make_engine(inspect=inspect)
-    event, count = EVENT_NUMBERS.violation("hello-name"), 0
-    for _ in range(100):
+    event, count = EVENT_NUMBERS.sampled_violation("hello-name"), 0
+    for _ in range(SAMPLED):
         session = engine.session()
         session.greet()
         session.receive(b"EHLO nodot\r\n")
+        session.receive(b"EHLO nodot\r\n")  # once in a session
         count += events_of(session)[event]
     assert count == found
 
 
-@pytest.mark.parametrize(("inspect", "found"), [("all", 100), ("sample", 21), ("off", 0)])
+@pytest.mark.parametrize(
+    ("inspect", "found"), [("all", SAMPLED), ("sample", INSPECTED_PER_SECOND + 1), ("off", 0)]
+)
 def test_bodies_are_inspected_in_all_messages_in_a_sample_or_in_none(inspect: str, found: int) -> None:
-    session = make_engine(inspect=inspect).session()
-    session.greet()
-    session.receive(EHLO)
-    event, count = EVENT_NUMBERS.violation("nul"), 0
-    for _ in range(100):
-        session.receive(GROUP)
-        session.receive(b"\0\r\n.\r\n")
-        count += events_of(session)[event]
-    assert count == found
+    session = ready_session(make_engine(inspect=inspect))
+    assert len(inspected_messages(session, SAMPLED)) == found
 
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_greeting_is_replaced_for_a_client_that_speaks_first_to_a_strict_listener(traced: bool) -> None:
     engine = make_engine(strict=True, trace=(lambda session, way, line: None) if traced else None)
     session = engine.session()
-    out = session.client_spoke_first(session.greet())
+    out = session.client_spoke_first(session.greet(), sampled=False)
     assert (out[:3], session.next_action) == (b"554", NextAction.CLOSE)
     assert events_of(session) == {
         EVENT_NUMBERS.reply("CONNECT", 554): 1, EVENT_NUMBERS.violation("early-talk"): 1
@@ -272,4 +295,5 @@ def test_rules_without_an_outcome_store_track_no_retries() -> None:
     out = session.client_sent_early(session.receive(BODY))
     assert out[:1] in (b"4", b"5")
     session.closed()
-    assert max(events_of(session)) < EVENT_NUMBERS.violation("early-talk")
+    events = events_of(session).keys()
+    assert not events & {*range(VIOLATIONS_START, OFFENDERS_START), *range(OUTCOMES_START, LISTENERS_START)}

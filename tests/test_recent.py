@@ -17,7 +17,6 @@ from blackhole.metrics.transaction_reader import TransactionFilter, TransactionR
 from blackhole.metrics.transactions import Transaction
 from blackhole.rules.globs import GlobSet
 from blackhole.settings import MAX_RECENT, OperatorError
-from blackhole.smtp.offending_line import offending_line
 from blackhole.smtp.plain_values import MAX_DEPTH, read_value
 from blackhole.smtp.transaction_record import (
     ENDED_BY_MESSAGE,
@@ -310,13 +309,6 @@ def test_fields_are_bounded() -> None:
     reader = FieldReader(wanted)
     reader.feed(b"Subject: a\r\n" + b" b\r\n" * 900 + b"X: y\r\n" * 900 + b"\r\n")
     assert len(reader.fields()[0][1]) < 512
-
-
-def test_line_that_shows_no_such_violation_is_empty() -> None:
-    assert offending_line("long-line", b"short\r\n", 0, 7) == b""
-    assert offending_line("no-quit", b"short\r\n", 0, 7) == b""
-    assert offending_line("bare-lf", b"one\ntwo", 0, 7) == b"one"
-    assert offending_line("nul", b"one\r\ntw\0o", 0, 9) == b"tw\0o"
 
 
 # Readers.

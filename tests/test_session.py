@@ -26,13 +26,12 @@ from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.replies import BOUNCES, NextAction
 from blackhole.smtp.session import Session
-from blackhole.smtp.state import ClientLimits, ListenerConfig
-from blackhole.smtp.violations import VIOLATIONS
+from blackhole.smtp.state import KEPT_OCTETS, ClientLimits, ListenerConfig
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.outcome_table import OutcomeTable
 from tests.conftest import Certificate
-from tests.engines import EVENT_NUMBERS, make_engine
+from tests.engines import VIOLATION_NAMES, make_engine
 from tests.remote_store import RemoteStore, with_lookups
 from tests.transcript import (
     CONNECTION_VIOLATIONS,
@@ -153,9 +152,6 @@ def test_replies_do_not_depend_on_the_kind_of_attempt_store(
     for peer in (here, there):
         play(transcript, peer)
     assert accusations(there.session) == accusations(here.session)
-
-
-VIOLATION_NAMES = {EVENT_NUMBERS.violation(violation.name): violation.name for violation in VIOLATIONS}
 
 
 def accusations(session: Session) -> list[str]:
@@ -286,7 +282,10 @@ def test_session_keeps_nothing_of_a_body() -> None:
     other.receive(60000 * b"x")
     for one in (session, other):
         names = {name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())}
-        assert max(len(value) for name in names if isinstance(value := getattr(one, name, None), bytes)) <= 16
+        assert (
+            max(len(value) for name in names if isinstance(value := getattr(one, name, None), bytes))
+            <= KEPT_OCTETS
+        )
 
 
 def test_trace_has_every_line_received_and_sent() -> None:

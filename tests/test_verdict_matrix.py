@@ -16,7 +16,6 @@ import pytest
 from blackhole.settings import ACCELERATORS
 from blackhole.smtp.violations import VIOLATIONS
 from tests.certificates import Certificate
-from tests.engines import EVENT_NUMBERS
 from tests.program import scenario_option
 from tests.service import Serve, Service
 from tests.smtp_client import read_until_closed
@@ -132,9 +131,7 @@ class Client:
 def counted(service: Service) -> Counter[str]:
     """Return the violations that a server has counted, but how connections ended."""
     service.settle()
-    found = {
-        violation.name: service.cells[EVENT_NUMBERS.violation(violation.name)] for violation in VIOLATIONS
-    }
+    found = service.stats.snapshot().violations
     return Counter({name: count for name, count in found.items() if count and name not in ON_CONNECTIONS})
 
 
@@ -205,7 +202,8 @@ def test_verdicts_are_those_of_the_table_on_sockets(
 def ending(service: Service) -> list[str]:
     """Return the verdicts on how connections began and ended."""
     service.settle()
-    return [name for name in ON_CONNECTIONS for _ in range(service.cells[EVENT_NUMBERS.violation(name)])]
+    found = service.stats.snapshot().violations
+    return [name for name in ON_CONNECTIONS for _ in range(found[name])]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
-from blackhole.smtp.violations import VIOLATIONS
-from tests.engines import EVENT_NUMBERS, make_engine
+from tests.engines import VIOLATION_NAMES, make_engine
 
 pytestmark = pytest.mark.pure
 
@@ -42,12 +41,10 @@ recipient = "never@never.test"
 then = "close"
 """
 
-NAMES = {EVENT_NUMBERS.violation(violation.name): violation.name for violation in VIOLATIONS}
-
 
 def verdicts(session: Session) -> list[str]:
     """Return the violations of a session that were not counted yet, in alphabetical order."""
-    found = sorted(NAMES[event] for event in session.counted_events if event in NAMES)
+    found = sorted(VIOLATION_NAMES[event] for event in session.counted_events if event in VIOLATION_NAMES)
     if session.after_421 is not None and session.after_421.talked:
         found.append("talk-after-421")
     return found

@@ -336,7 +336,11 @@ def test_a_report_covers_the_time_since_the_start_or_a_run() -> None:
         send_bare_lf(program.port)
         for path, times in (("/report", 2), ("/runs/it/report", 1)):
             (found,) = ask(program.http, f"{path}?format=json").json["findings"]
-            assert (found["rule"], found["count"], found["source"]) == ("bare-lf", times, "RFC 5321 2.3.8")
+            assert (found["rule"], found["sample"]["found"], found["source"]) == (
+                "bare-lf",
+                times,
+                "RFC 5321 2.3.8",
+            )
             text = ask(program.http, path)
             assert text.headers["content-type"] == "text/plain; charset=utf-8"
             assert b"MUST   bare-lf" in text.body

@@ -21,10 +21,9 @@ from blackhole.smtp.command_line import MAX_COMMAND_LINE
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
-from blackhole.smtp.violations import VIOLATIONS
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.outcome_table import OutcomeTable
-from tests.engines import EVENT_NUMBERS, make_engine
+from tests.engines import VIOLATION_NAMES, make_engine
 from tests.remote_store import PendingLookup, RemoteStore
 
 PIPELINING: Final = ("unoffered-pipelining", "pipelined-behind-last", "talk-behind-starttls")
@@ -284,7 +283,7 @@ def go_on(session: Session, followed: bool = False) -> bytes:
     return out
 
 
-NAMES: Final = {EVENT_NUMBERS.violation(violation.name): violation.name for violation in VIOLATIONS}
+NAMES: Final = VIOLATION_NAMES
 
 
 class Event(NamedTuple):

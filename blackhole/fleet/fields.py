@@ -16,19 +16,24 @@ from blackhole.metrics.layout import (
     FIRST_CODE,
     HISTOGRAM_INDEX,
     HISTOGRAMS,
+    INSPECTED_START,
+    LIMITS_START,
     LISTENERS_START,
     MAX_LISTENERS,
     MAX_RULE_NAMES,
+    OFFENDERS_START,
     OTHERS,
     OUTCOMES_START,
     ROW_CELLS,
     RULE_HITS_START,
+    SAMPLED_START,
     VIOLATIONS_START,
 )
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 from blackhole.rules.outcomes import EVENTS
+from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
-from blackhole.smtp.violations import VIOLATIONS
+from blackhole.smtp.violations import INSPECTED, SAMPLED, VIOLATIONS
 
 LISTENER: Final = "listener "
 RULE: Final = "rule "
@@ -42,8 +47,15 @@ def _fixed_fields() -> Iterator[tuple[str, int]]:
             yield f"reply {phase} {code + FIRST_CODE}", number * CODES_PER_PHASE + code
     for cell, violation in enumerate(VIOLATIONS, VIOLATIONS_START):
         yield f"violation {violation.name}", cell
+        yield f"connections with {violation.name}", OFFENDERS_START + cell - VIOLATIONS_START
+    for cell, name in enumerate(SAMPLED, SAMPLED_START):
+        yield f"sampled violation {name}", cell
+    for cell, what in enumerate(INSPECTED, INSPECTED_START):
+        yield f"inspected {what}", cell
     for cell, event in enumerate(EVENTS, OUTCOMES_START):
         yield f"outcome {event.name}", cell
+    for cell, limit in enumerate(CLIENT_LIMITS, LIMITS_START):
+        yield f"limit {limit}", cell
     for row in CELLS:
         if not row.gauge:
             yield f"counter {row.name}", CELL_INDEX[row.name]

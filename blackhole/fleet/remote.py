@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from blackhole.fleet.member import FleetView, Machine, make_view
 from blackhole.fleet.store import Total
-from blackhole.metrics.report import plural
+from blackhole.metrics.findings import plural
 from blackhole.metrics.status import duration, figure_lines
 from blackhole.settings import OperatorError
 

@@ -18,6 +18,7 @@ from itertools import compress
 from operator import add
 from typing import Final, Self
 
+from blackhole.metrics.evidence import EvidenceLog
 from blackhole.metrics.layout import (
     CELL_INDEX,
     CELLS,
@@ -93,6 +94,8 @@ class Counters:
         self._cells[HEADER_CRC] = LAYOUT_CRC
         self._allocated: Final[set[int]] = set()
         self._lock: Final = SharedLock("blackhole names")
+        self.evidence: EvidenceLog | None = EvidenceLog(rows)
+        """Where violations were committed; None if the server has no such log."""
         self.client_log: ClientLog | None = None
         """The log of clients, where the operator asked for one."""
 
@@ -110,6 +113,7 @@ class Counters:
         if counters.rows < 1 or counters._cells[HEADER_CRC] != LAYOUT_CRC:
             raise OperatorError(f"pid {pid} runs another version of Blackhole; restart it", os.EX_UNAVAILABLE)
         counters.client_log = ClientLog.of(pid)
+        counters.evidence = EvidenceLog.of(pid)
         return counters
 
     # Rows and their owners.
@@ -271,6 +275,7 @@ class Counters:
             cells=tuple(totals),
             clock_origin=self._cells[HEADER_CLOCK_ORIGIN] / 1e6,
             clients=clients,
+            evidence_log=self.evidence,
         )
 
     def _process_status(self, row: int, values: Sequence[int], now: float) -> ProcessStatus:

@@ -3,7 +3,8 @@
 A cell is an unsigned 64-bit integer. The map begins with a header that the master writes; a row for each
 process follows. A row consists of these sections, in this order:
 
-    replies by phase and code | violations | outcomes of messages | connections by listener | rule matches
+    replies by phase and code | violations that are counted | those that are found in samples
+    | connections by violation | inspections | outcomes of messages | connections by listener | rule matches
     | limits that clients met | the cells of CELLS | the title of the process | the histograms
 
 Every other module finds a cell through the names and functions of this one.
@@ -18,7 +19,7 @@ from typing import Final, NamedTuple
 from blackhole.rules.outcomes import EVENT_NUMBERS, EVENTS
 from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
-from blackhole.smtp.violations import VIOLATIONS
+from blackhole.smtp.violations import INSPECTED, SAMPLED, VIOLATIONS
 
 CACHE_LINE: Final = 8
 """Cells in a cache line."""
@@ -87,7 +88,10 @@ CODES_PER_PHASE: Final = 400
 """Reply codes 200 to 599 have a cell in each phase."""
 
 VIOLATIONS_START: Final = len(PHASES) * CODES_PER_PHASE
-OUTCOMES_START: Final = VIOLATIONS_START + len(VIOLATIONS)
+SAMPLED_START: Final = VIOLATIONS_START + len(VIOLATIONS)
+OFFENDERS_START: Final = SAMPLED_START + len(SAMPLED)
+INSPECTED_START: Final = OFFENDERS_START + len(VIOLATIONS)
+OUTCOMES_START: Final = INSPECTED_START + len(INSPECTED)
 LISTENERS_START: Final = OUTCOMES_START + len(EVENTS)
 
 MAX_LISTENERS: Final = 64
@@ -162,6 +166,15 @@ LAYOUT_CRC: Final = zlib.crc32(
 
 
 VIOLATION_NUMBERS: Final = {violation.name: number for number, violation in enumerate(VIOLATIONS)}
+"""The number of each violation in the table, by name."""
+
+NUMBER_OF_EVENT: Final = {
+    **{VIOLATIONS_START + number: number for number in range(len(VIOLATIONS))},
+    **{SAMPLED_START + place: VIOLATION_NUMBERS[name] for place, name in enumerate(SAMPLED)},
+}
+"""Event of a violation, counted or found in a sample -> the number of the violation in the table."""
+
+SAMPLED_NUMBERS: Final = {name: number for number, name in enumerate(SAMPLED)}
 
 
 class EventCells:
@@ -186,12 +199,23 @@ class EventCells:
         return PHASES.index(phase) * CODES_PER_PHASE + code - FIRST_CODE
 
     def violation(self, name: str) -> int:
-        """Return the number of a violation. Raises KeyError for an unknown name."""
+        """Return the number of a violation that is counted. Raises KeyError for an unknown name."""
         return VIOLATIONS_START + VIOLATION_NUMBERS[name]
 
     def limit(self, name: str) -> int:
         """Return the number of a limit on clients. Raises ValueError for an unknown name."""
         return LIMITS_START + CLIENT_LIMITS.index(name)
+
+    def sampled_violation(self, name: str) -> int:
+        """Return the number of a violation that is found in a sample.
+
+        Raises KeyError for the name of one that is not.
+        """
+        return SAMPLED_START + SAMPLED_NUMBERS[name]
+
+    def inspection(self, what: str) -> int:
+        """Return the number of the inspections of sessions or of messages."""
+        return INSPECTED_START + INSPECTED.index(what)
 
     def outcome(self, name: str) -> int:
         """Return the number of an outcome in the retry tracker's table.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
-from blackhole.metrics.report import plural
+from blackhole.metrics.findings import plural
 from blackhole.metrics.transaction_reader import Found, TransactionReader
 from blackhole.metrics.transactions import Transaction
 from blackhole.settings import OperatorError, Settings

@@ -1,7 +1,8 @@
 """The report on a sender: which rules it broke, how often, where they are written, and what to do about it.
 
-A report is made of counters alone, of a running server or of the difference of two snapshots. It contains no
-address (unless the operator asks for the client log), no subject and no content.
+A report is made of counters, of a running server or of the difference of two snapshots, and of the evidence
+that the workers keep. It contains no address of mail, no subject and no content, unless the operator asks for
+the lines of the evidence, and no address of a client, unless there is a client log.
 """
 
 from __future__ import annotations
@@ -9,26 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from xml.etree import ElementTree
 
+from blackhole.metrics.findings import findings, inspection_text, plural
 from blackhole.metrics.snapshot import UNCERTAIN_KEYS, Snapshot
 from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
-from blackhole.smtp.violations import LEVELS, VIOLATIONS, Violation
-
-
-class Finding(NamedTuple):
-    """A rule that was broken."""
-
-    rule: Violation
-    times: int
-
-
-def findings(snapshot: Snapshot) -> list[Finding]:
-    """Return the rules that were broken, ordered by level and then by how often."""
-    broken = ((rule, snapshot.violations[rule.name]) for rule in VIOLATIONS)
-    found = [Finding(rule, count) for rule, count in broken if count]
-    return sorted(found, key=lambda finding: (LEVELS.index(finding.rule.level), -finding.times))
+from blackhole.smtp.violations import LEVELS, VIOLATIONS
 
 
 def levels_from(level: str) -> tuple[str, ...]:
@@ -47,29 +35,19 @@ def fails(snapshot: Snapshot, level: str) -> bool:
 
 def report_text(snapshot: Snapshot) -> str:
     """Return the report for people."""
-    lines = [*summary_lines(snapshot), ""]
-    for rule, count in findings(snapshot):
-        lines += [
-            f"{rule.level.upper():<6} {rule.name}: {rule.meaning}, {times(count)}",
-            f"       {rule.source}. {rule.hint[0].upper()}{rule.hint[1:]}.",
-        ]
-    if not findings(snapshot):
+    lines = [*summary_lines(snapshot), inspection_text(snapshot), ""]
+    found = findings(snapshot)
+    for finding in found:
+        rule = finding.rule
+        lines.append(f"{rule.level.upper():<6} {rule.name}: {rule.meaning}, {finding.seen}")
+        lines += (f"       {line}" for line in finding.lines())
+    if not found:
         lines.append("No violations were found.")
     sections = ("Retries:", retry_lines(snapshot)), ("Rule matches:", rule_match_lines(snapshot))
     for title, section in sections:
         lines += ["", title, *section] if section else []
     lines += ["", *client_lines(snapshot)] if snapshot.clients else []
     return "\n".join(lines) + "\n"
-
-
-def plural(count: int, noun: str, plural_noun: str = "") -> str:
-    """Return a count and its noun: "1 message", "2,000 messages"."""
-    return f"{count:,} {noun if count == 1 else plural_noun or f'{noun}s'}"
-
-
-def times(count: int) -> str:
-    """Return "once" or "1,200 times"."""
-    return "once" if count == 1 else f"{count:,} times"
 
 
 def summary_lines(snapshot: Snapshot) -> list[str]:
@@ -156,17 +134,8 @@ def as_dict(snapshot: Snapshot) -> dict[str, Any]:
         "messages": dict(snapshot.messages),
         "recipients": snapshot.recipients,
         "connections": sum(snapshot.connections.values()),
-        "findings": [
-            {
-                "rule": rule.name,
-                "level": rule.level,
-                "count": count,
-                "source": rule.source,
-                "meaning": rule.meaning,
-                "hint": rule.hint,
-            }
-            for rule, count in findings(snapshot)
-        ],
+        "inspected": snapshot.inspected_as_dict(),
+        "findings": [finding.as_dict() for finding in findings(snapshot)],
         "retries": snapshot.retries,
         "rule_hits": snapshot.rule_hits,
     } | snapshot.clients_as_dict()
@@ -183,20 +152,21 @@ def report_junit(snapshot: Snapshot, fail_on: str = LEVELS[-1]) -> str:
     A rule that was broken fails from the level `fail_on` on; below it, the case says so and passes.
     """
     counted = levels_from(fail_on)
-    failures = str(sum(finding.rule.level in counted for finding in findings(snapshot)))
+    found = {finding.rule.name: finding for finding in findings(snapshot)}
+    failures = str(sum(finding.rule.level in counted for finding in found.values()))
     suite = ElementTree.Element("testsuite", name="blackhole", tests=str(len(VIOLATIONS)), failures=failures)
     for rule in VIOLATIONS:
         case = ElementTree.SubElement(suite, "testcase", classname=f"blackhole.{rule.level}", name=rule.name)
-        count = snapshot.violations[rule.name]
-        message = f"{rule.meaning} ({count})"
-        if count and rule.level not in counted:
-            ElementTree.SubElement(case, "system-out").text = f"{message}\n{rule.source}: {rule.hint}"
-        elif count:
-            failure = ElementTree.SubElement(case, "failure", message=message, type=rule.level)
-            failure.text = f"{rule.source}: {rule.hint}"
-    output = [*retry_lines(snapshot), *rule_match_lines(snapshot)]
-    if output:
-        ElementTree.SubElement(suite, "system-out").text = "\n".join(output)
+        finding = found.get(rule.name)
+        if finding is None:
+            continue
+        message, text = f"{rule.meaning}, {finding.seen}", "\n".join(finding.lines())
+        if rule.level in counted:
+            ElementTree.SubElement(case, "failure", message=message, type=rule.level).text = text
+        else:
+            ElementTree.SubElement(case, "system-out").text = f"{message}\n{text}"
+    output = [inspection_text(snapshot), *retry_lines(snapshot), *rule_match_lines(snapshot)]
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(output)
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from operator import sub
 from typing import Any, Final, NamedTuple
 
+from blackhole.metrics.evidence import Evidence, EvidenceLog
 from blackhole.metrics.layout import (
     CELL_INDEX,
     CELLS_START,
@@ -15,17 +17,21 @@ from blackhole.metrics.layout import (
     FIRST_CODE,
     HISTOGRAM_INDEX,
     HISTOGRAMS,
+    INSPECTED_START,
     LIMITS_START,
     LISTENERS_START,
     MAX_LISTENERS,
+    OFFENDERS_START,
     OUTCOMES_START,
+    SAMPLED_START,
     VIOLATIONS_START,
     Histogram,
 )
+from blackhole.metrics.samples import SampledCount
 from blackhole.rules.outcomes import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
-from blackhole.smtp.violations import VIOLATIONS
+from blackhole.smtp.violations import INSPECTED, SAMPLED, VIOLATIONS
 from blackhole.store.client_log import Client
 
 DISPOSITIONS: Final = {2: "accepted", 4: "deferred", 5: "rejected"}
@@ -141,6 +147,10 @@ class Snapshot:
     """Monotonic time of the start of the server; 0 in a difference."""
     clients: tuple[Client, ...] | None = None
     """The clients since the start, the busiest first; None without a client log, and in a difference."""
+    evidence_log: EvidenceLog | None = None
+    """Where violations were committed; None in a difference of which the time is not known."""
+    period: tuple[float, float] = (0.0, inf)
+    """Beginning and end of the time from which there is evidence, in seconds since 1970."""
 
     def __sub__(self, earlier: Snapshot) -> Snapshot:
         return Snapshot(
@@ -208,10 +218,56 @@ class Snapshot:
         return self._replies_of_class("CONNECT", 4) + self._replies_of_class("CONNECT", 5)
 
     @cached_property
-    def violations(self) -> Mapping[str, int]:
-        """Violations by name: all of them, in the order of the table."""
+    def counted_violations(self) -> Mapping[str, int]:
+        """Violations that are all counted, by name, in the order of the table."""
         names = (violation.name for violation in VIOLATIONS)
-        return dict(zip(names, self.cells[VIOLATIONS_START:OUTCOMES_START], strict=True))
+        return dict(zip(names, self.cells[VIOLATIONS_START:SAMPLED_START], strict=True))
+
+    @cached_property
+    def sampled_violations(self) -> Mapping[str, SampledCount]:
+        """Violations that are looked for in samples, by name, in the order of the table."""
+        found = dict(zip(SAMPLED, self.cells[SAMPLED_START:OFFENDERS_START], strict=True))
+        inspected = self.inspected
+        return {
+            violation.name: inspected[violation.sampled_in].with_found(found[violation.name])
+            for violation in VIOLATIONS
+            if violation.sampled_in
+        }
+
+    @cached_property
+    def violations(self) -> Mapping[str, int]:
+        """How often each violation was seen, counted or in a sample, by name in the order of the table."""
+        samples = self.sampled_violations
+        return {
+            name: count + (samples[name].found if name in samples else 0)
+            for name, count in self.counted_violations.items()
+        }
+
+    @cached_property
+    def offenders(self) -> Mapping[str, int]:
+        """The number of connections in which each violation was seen, by name."""
+        names = (violation.name for violation in VIOLATIONS)
+        return dict(zip(names, self.cells[OFFENDERS_START:INSPECTED_START], strict=True))
+
+    @cached_property
+    def evidence(self) -> Mapping[str, Evidence]:
+        """Where violations were committed, by name, as far as it is known when this is first asked for."""
+        return {} if self.evidence_log is None else self.evidence_log.read(*self.period)
+
+    @property
+    def inspected(self) -> Mapping[str, SampledCount]:
+        """How many sessions and messages were inspected, of how many.
+
+        Sessions are the connections that were greeted, but for those that the client closed without a
+        command. Messages are those that were answered.
+        """
+        sessions = sum(self.connections.values()) - self.refused - self.total("closed_without_command")
+        totals = sessions, sum(self.messages.values())
+        inspected = self.cells[INSPECTED_START:OUTCOMES_START]
+        return {
+            what: SampledCount(0, count, max(total, count), what)
+            for what, count, total in zip(INSPECTED, inspected, totals, strict=True)
+        }
 
     @cached_property
     def outcomes(self) -> Mapping[str, int]:
@@ -291,7 +347,9 @@ class Snapshot:
             "received_bytes": self.total("received_bytes"),
             "commands": dict(self.commands),
             "replies": replies,
-            "violations": dict(self.violations),
+            "inspected": self.inspected_as_dict(),
+            "violations": dict(self.counted_violations),
+            "sampled_violations": {name: one.as_dict() for name, one in self.sampled_violations.items()},
             "retries": self.retries,
             "limits_met": self.limits_met,
             "rule_hits": self.rule_hits,
@@ -299,6 +357,10 @@ class Snapshot:
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
             "workers": [process._asdict() for process in self.processes],
         } | self.clients_as_dict()
+
+    def inspected_as_dict(self) -> dict[str, Any]:
+        """Return how many sessions and messages were inspected, of how many, for JSON."""
+        return {what: {"inspected": one.inspected, "of": one.of} for what, one in self.inspected.items()}
 
     def clients_as_dict(self) -> dict[str, Any]:
         """Return the clients, for JSON; empty without a client log."""

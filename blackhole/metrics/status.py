@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from blackhole.metrics.report import client_lines, plural, summary_lines
+from blackhole.metrics.findings import plural
+from blackhole.metrics.report import client_lines, summary_lines
 from blackhole.metrics.snapshot import Distribution, ProcessStatus, Snapshot
 
 

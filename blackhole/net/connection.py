@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,12 +13,28 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from blackhole.addresses import canonical, socket_host, to_bytes
 from blackhole.metrics.counters import record_value
-from blackhole.metrics.layout import CELL_INDEX, LIMITS_START, VIOLATIONS_START, EventCells
+from blackhole.metrics.layout import (
+    CELL_INDEX,
+    LIMITS_START,
+    NUMBER_OF_EVENT,
+    OFFENDERS_START,
+    VIOLATION_NUMBERS,
+    VIOLATIONS_START,
+    EventCells,
+)
 from blackhole.net import proxy
 from blackhole.net.admission import LIMIT_OF_REPLY, RECEIVED_OCTETS
 from blackhole.net.handshake import ClosedWithoutHello
 from blackhole.net.latency import clock
-from blackhole.net.stream import CHUNK, abort, close, has_ended, has_unread_input, shutdown_write
+from blackhole.net.stream import (
+    CHUNK,
+    abort,
+    close,
+    has_ended,
+    has_unacknowledged_output,
+    has_unread_input,
+    shutdown_write,
+)
 from blackhole.net.waits import cancel, finish_early, timer
 from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.replies import (
@@ -31,10 +47,13 @@ from blackhole.smtp.replies import (
     NextAction,
     Reply,
 )
+from blackhole.smtp.state import KEPT_OFFENCE, Offence
+from blackhole.smtp.violations import IN_SESSIONS
 
 if TYPE_CHECKING:
     from blackhole.net.admission import ClientUsage
     from blackhole.net.context import ListenerContext
+    from blackhole.smtp.engine_tables import BoundCommand
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +71,7 @@ EVENT_CELLS: Final = EventCells()
 
 RECEIVED_CELL: Final = CELL_INDEX["received_bytes"]
 TIMED_OUT: Final = CELL_INDEX["timed_out"]
+INSPECTED_SESSIONS: Final = EVENT_CELLS.inspection(IN_SESSIONS)
 CLOSED_WITHOUT_COMMAND: Final = CELL_INDEX["closed_without_command"]
 TLS_OK: Final = CELL_INDEX["tls_ok"]
 TLS_FAILED: Final = CELL_INDEX["tls_failed"]
@@ -131,12 +151,14 @@ class Connection:
 
     async def handle(self) -> None:
         """Serve the client until the connection ends. Raises nothing."""
+        sent = b""
         try:
             if not (self.context.greets_at_once or await self._open()):
                 return
             session, stream, counters = self.session, self.stream, self.context.counters
             latency = self.context.latency
             turns, answered, received = latency.turns_to_sample(), 0, 0
+            first_turns = turns if self._inspects_first_input else 0
             out: bytes | None = self._greet()
             while out is not None:
                 if out:
@@ -144,14 +166,15 @@ class Connection:
                     event = session.single_event
                     # A reply counts when it is handed to the socket.
                     if session.counted_events or not event:
-                        self._count_replies()
+                        self._count_replies(sent)
                     else:
                         counters[event] += 1
+                    sent = out
                     written = stream.write(out)
                     if not written.done():
                         await self._drain(written)
                 if session.next_action is not READ:
-                    out = await self._act(session.next_action)
+                    out = await self._act(session.next_action, sent)
                     stream, received = self.stream, 0
                     continue
                 turns -= 1
@@ -161,8 +184,11 @@ class Connection:
                     else:
                         answered = clock()
                 data = await stream.read_bytes(CHUNK, True)
-                if not turns:
-                    received = clock()
+                if turns <= first_turns:
+                    if first_turns:
+                        first_turns = self._inspect_first_input()
+                    if not turns:
+                        received = clock()
                 self.received += len(data)
                 out = session.receive(data)
         except (OSError, asyncio.CancelledError):
@@ -172,7 +198,7 @@ class Connection:
             log.exception("fault in the connection with %s", self.peer)
             self._try_send(INTERNAL_ERROR)
         finally:
-            self._end()
+            self._end(sent)
 
     # Before the greeting.
 
@@ -190,7 +216,7 @@ class Connection:
         while session.next_action is NextAction.LOOKUP:
             session.resume_with_answer(await self._wait(asyncio.shield(session.pending_lookup)))
         if session.next_action is not READ:
-            await self._finish(session.next_action)
+            await self._finish(session.next_action, b"")
             return False
         await self._start_tls()
         return True
@@ -239,8 +265,8 @@ class Connection:
         session, stream, context = self.session, self.stream, self.context
         self._share_local_address()
         out = session.greet()
-        if (session.sampled or context.settings.strict) and out and has_unread_input(stream):
-            out = session.client_spoke_first(out)
+        if self._inspects_first_input and out and has_unread_input(stream):
+            out = session.client_spoke_first(out, sampled=not context.settings.strict)
         return out
 
     def _share_local_address(self) -> None:
@@ -251,17 +277,38 @@ class Connection:
                 lambda: local_address(stream.socket.getsockname()) if stream.socket is not None else ""
             )
 
+    @property
+    def _inspects_first_input(self) -> bool:
+        """Whether to find out if the client speaks before it is greeted. It takes two system calls."""
+        return self.session.sampled or self.context.settings.strict
+
+    def _inspect_first_input(self) -> int:
+        """Take note if the client cannot have received the greeting when it sent its first input; return 0.
+
+        TCP acknowledges with each segment what has come by then (RFC 9293 3.1). So a client whose input
+        arrives while the greeting is not acknowledged sent it before the greeting reached its system.
+        """
+        session = self.session
+        if session.sampled and not session.rejected:
+            self.context.counters[INSPECTED_SESSIONS] += 1
+        if has_unacknowledged_output(self.stream):
+            session.client_spoke_early(sampled=not self.context.settings.strict)
+        return 0
+
     # What the session asks for besides reading.
 
-    async def _act(self, action: NextAction) -> bytes | None:
-        """Do what the session asks for. Return what to send then, or None at the end of the connection."""
+    async def _act(self, action: NextAction, sent: bytes) -> bytes | None:
+        """Do what the session asks for. Return what to send then, or None at the end of the connection.
+
+        `sent` is what the client was told last.
+        """
         if action in PAUSES:
             return await self._pause(action)
         if action is NextAction.START_TLS:
             await self._start_tls()
             return b""
         if not (action is NextAction.CLOSE and self.session.quit_received):
-            await self._finish(action)
+            await self._finish(action, sent)
         return None
 
     async def _pause(self, action: NextAction) -> bytes:
@@ -285,7 +332,7 @@ class Connection:
             out = session.resume()
         if has_unread_input(stream):
             if not self.received and session.next_action not in PAUSES:
-                out = session.client_spoke_first(out)
+                out = session.client_spoke_first(out, sampled=False)
             out = session.client_sent_early(out)
         return out
 
@@ -344,10 +391,10 @@ class Connection:
 
     # The end.
 
-    async def _finish(self, action: NextAction) -> None:
+    async def _finish(self, action: NextAction, sent: bytes) -> None:
         """End the connection as the session says."""
         self.closed_by_server = True
-        self._count_violations()  # a client that waits for nothing may be here for an hour
+        self._count_violations(sent)  # a client that waits for nothing may be here for an hour
         if action is NextAction.ABORT:
             abort(self.stream)
         elif action is NextAction.HANG:
@@ -383,14 +430,14 @@ class Connection:
             if shutting is not None:
                 shutting.cancel()
             if after_421 is not None and after_421.talked:
-                self.session.record_violation("talk-after-421")
+                self.session.record_violation("talk-after-421", after_421.offence)
 
-    def _end(self) -> None:
-        """Close the stream, and count how the connection ended."""
+    def _end(self, sent: bytes) -> None:
+        """Close the stream, and count how the connection ended. `sent` is what the client was told last."""
         session = self.session
         session.closed()
         if session.counted_events or not session.quit_received:
-            self._count_disconnect()
+            self._count_disconnect(sent)
         self._on_close(self)
         close(self.stream)
 
@@ -457,29 +504,52 @@ class Connection:
 
     # Counting.
 
-    def _count_replies(self) -> None:
-        """Count the replies in what is sent next, and what else happened."""
+    def _count_replies(self, sent: bytes) -> None:
+        """Count the replies in what is sent next, and what else happened. `sent` was sent before it."""
         session = self.session
         events = session.counted_events
         if session.single_event:
             events.append(session.single_event)
         session.single_event, session.counted_events = NO_EVENT, []
         self._count(events)
+        if session.offences:
+            self._keep_evidence(events, sent)
 
-    def _count_disconnect(self) -> None:
+    def _count_disconnect(self, sent: bytes) -> None:
         """Count what the client did wrong since the last reply, and that it left without QUIT."""
         session = self.session
         if not (session.quit_received or self.closed_by_server):
             if self.received:
-                session.record_violation("hung-up-in-body" if session.in_message else "no-quit")
+                violation = "hung-up-in-body" if session.in_message else "no-quit"
+                session.record_violation(violation, Offence("." if session.in_message else ""))
             else:
                 self.context.counters[CLOSED_WITHOUT_COMMAND] += 1
-        self._count_violations()
+        self._count_violations(sent)
 
-    def _count_violations(self) -> None:
-        """Count all that happened but replies, which are not sent any more."""
-        events, self.session.counted_events = self.session.counted_events, []
-        self._count([event for event in events if event >= VIOLATIONS_START])
+    def _count_violations(self, sent: bytes) -> None:
+        """Count all that happened but replies, which are not sent any more. `sent` was sent last."""
+        session = self.session
+        events, session.counted_events = session.counted_events, []
+        events = [event for event in events if event >= VIOLATIONS_START]
+        self._count(events)
+        if session.offences:
+            self._keep_evidence(events, sent)
+
+    def _keep_evidence(self, events: list[int], sent: bytes) -> None:
+        """Keep the evidence of violations among the events; `sent` is what the client was told before."""
+        session, context = self.session, self.context
+        evidence, commands = context.evidence, session.engine.commands
+        for name, offence in session.offences.items():
+            if offence is not KEPT_OFFENCE:
+                context.counters[OFFENDERS_START + VIOLATION_NUMBERS[name]] += 1
+                session.offences[name] = KEPT_OFFENCE
+                if evidence is not None:
+                    phase = offence.phase or phase_of(offence.line, commands)
+                    evidence.add(name, offence._replace(phase=phase), sent)
+        if evidence is not None:
+            for number in set(map(NUMBER_OF_EVENT.get, events)):
+                if number is not None:
+                    evidence.touch(number)
 
     def _count(self, events: list[int]) -> None:
         counters = self.context.counters
@@ -501,6 +571,13 @@ class Connection:
                     limit,
                     getattr(context.settings, limit),
                 )
+
+
+def phase_of(line: bytes, commands: Mapping[bytes, BoundCommand]) -> str:
+    """Return the phase of a command line; nothing for an empty one."""
+    verb = line.split(None, 1)[:1]
+    command = commands.get(verb[0].upper()) if verb else None
+    return command.phase if command is not None else "other" if verb else ""
 
 
 def local_address(name: tuple[Any, ...] | str) -> str:

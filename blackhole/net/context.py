@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blackhole.addresses import NetworkSet
+from blackhole.metrics.evidence import EvidenceWriter
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.latency import LatencySampler
 from blackhole.net.limit_log import LimitLog
@@ -51,6 +52,8 @@ class ListenerContext:
     """Logs what a client can bring about: at debug level in public, where that is too much."""
     greets_at_once: bool
     """Nothing comes before the greeting: no PROXY header, no limits, no TLS handshake."""
+    evidence: EvidenceWriter | None = None
+    """Keeps where violations were committed."""
     proxy_errors: HeaderErrorLog = field(default_factory=HeaderErrorLog)
     """Logs which proxies send headers that cannot be read."""
     stressed: bool = False

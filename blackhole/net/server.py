@@ -20,7 +20,8 @@ from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import NetworkSet, canonical, to_bytes
 from blackhole.metrics.counters import record_values
-from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, OUTCOMES_START, VIOLATIONS_START
+from blackhole.metrics.evidence import EvidenceWriter
+from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, OFFENDERS_START, VIOLATIONS_START
 from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
@@ -38,6 +39,7 @@ from blackhole.settings import Listener, Settings
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.extensions import choose
+from blackhole.smtp.inspection import InspectionPlan
 from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS
 from blackhole.smtp.state import ListenerConfig
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 
 OPEN_CELL: Final = CELL_INDEX["open"]
 
-VIOLATION_EVENTS: Final = range(VIOLATIONS_START, OUTCOMES_START)
+VIOLATION_EVENTS: Final = range(VIOLATIONS_START, OFFENDERS_START)
 
 LOG_INTERVAL: Final = 10
 """Seconds between two lines of the log about the same."""
@@ -163,7 +165,7 @@ class SMTPServer(TCPServer):
     are no others), `number` is the counter of this listener's connections, `scenario` has the
     rules that come before the listener's mode, `client_table` what all workers know of their
     clients, `client_log` gets what is shown of them, `limit_log` the limits that they meet, `recorder`
-    the records of transactions.
+    the records of transactions, `evidence` where violations were committed.
     """
 
     def __init__(
@@ -180,6 +182,7 @@ class SMTPServer(TCPServer):
         client_log: ClientLogWriter | None = None,
         limit_log: LimitLog | None = None,
         recorder: Recorder | None = None,
+        evidence: EvidenceWriter | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -191,15 +194,16 @@ class SMTPServer(TCPServer):
         self.context: ListenerContext
         self.policy = rule_policy(listener, scenario)
         limited = listener_config(settings, listener)
+        inspection = InspectionPlan(settings.inspect)
         engine = SMTPEngine(
-            replace(limited, limits=None), Random(), trace, self.policy, EVENT_CELLS, recorder
+            replace(limited, limits=None), Random(), trace, self.policy, EVENT_CELLS, recorder, inspection
         )
         self.context = ListenerContext(
             listener=listener,
             settings=settings,
             engine=engine,
             limited_engine=(
-                SMTPEngine(limited, Random(), trace, self.policy, EVENT_CELLS, recorder)
+                SMTPEngine(limited, Random(), trace, self.policy, EVENT_CELLS, recorder, inspection)
                 if settings.limits_clients
                 else engine
             ),
@@ -213,6 +217,7 @@ class SMTPServer(TCPServer):
             proxies=NetworkSet(settings.proxy_from),
             greets_at_once=not (listener.proxy or listener.tls or settings.limits_clients),
             log_connection=log.debug if settings.public else log.info,
+            evidence=evidence,
         )
         self._connection_type: Final = Connection if recorder is None else RecordedConnection
         self._should_yield: Final = should_yield
@@ -327,6 +332,7 @@ class SMTPServer(TCPServer):
     def sweep(self) -> None:
         """Enforce the timeouts of all connections, and flush what is counted in batches."""
         self.flush_histograms()
+        self.engine.inspection.refill()
         if self._reserved is not None:
             self._reserved.acquire()
         if self.settings.stress_timeout:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Coroutine
 from contextlib import suppress
 from fcntl import ioctl
-from termios import FIONREAD
+from termios import FIONREAD, TIOCOUTQ
 from typing import Any, Final
 
 from tornado.iostream import IOStream, SSLIOStream
@@ -26,7 +26,7 @@ CHUNK: Final = 32768
 stays empty fragments the heap, and a worker grows by 10 MiB in 10 GiB, instead of by 0.2 to 1.6."""
 
 NO_OCTETS: Final = bytes(4)
-"""What FIONREAD answers where there is nothing to read."""
+"""What FIONREAD answers where there is nothing to read, and TIOCOUTQ where nothing is unacknowledged."""
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with a time of 0: close() sends RST (socket(7))."""
@@ -43,6 +43,11 @@ def has_unread_input(stream: IOStream) -> bool:
     if stream._read_buffer_size or stream.closed():
         return stream._read_buffer_size > 0
     return ioctl(stream.fileno(), FIONREAD, NO_OCTETS) != NO_OCTETS
+
+
+def has_unacknowledged_output(stream: IOStream) -> bool:
+    """Return whether the client's system has not acknowledged everything that `stream` has sent (tcp(7))."""
+    return not stream.closed() and ioctl(stream.fileno(), TIOCOUTQ, NO_OCTETS) != NO_OCTETS
 
 
 def has_ended(stream: IOStream) -> bool:

@@ -207,6 +207,7 @@ class Worker:
                 make_recorder(settings, listener, address, writer, log_transaction)
                 if writer is not None or log_transaction is not None
                 else None,
+                None if counters.evidence is None else counters.evidence.writer(row, settings.show_lines),
             )
             if self._context.messages is not None and settings.stop_after:
                 server.collect_sizes(

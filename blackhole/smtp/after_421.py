@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
+from blackhole.smtp.state import Offence
 
 QUIT: Final = b"QUIT"
 
@@ -19,7 +20,7 @@ MAX_KEPT: Final = 2048
 class InputAfter421:
     """Judges what comes behind a 421. The verdict does not depend on how the octets are cut."""
 
-    __slots__ = ("_commands", "_line", "_on_its_way", "ended", "talked")
+    __slots__ = ("_commands", "_line", "_on_its_way", "ended", "offence")
 
     def __init__(self, engine: EngineTables, command: BoundCommand, pipelining: bool) -> None:
         self._commands = engine.commands
@@ -28,8 +29,8 @@ class InputAfter421:
         self._line = b""
         self.ended = False
         """Nothing that follows makes a difference."""
-        self.talked = False
-        """The client has sent something else than it may."""
+        self.offence: Offence | None = None
+        """What else the client has sent than it may, without what may be a secret."""
 
     def feed(self, data: bytes) -> None:
         """Take what came next."""
@@ -38,18 +39,30 @@ class InputAfter421:
         *lines, self._line = (self._line + data).split(b"\n")
         self._line = self._line[:MAX_KEPT]
         for line in lines:
-            self._take(line.rstrip().upper())
+            self._take(line)
             if self.ended:
                 return
         if not (self._on_its_way or QUIT.startswith(self._line.rstrip().upper())):
-            self.ended = self.talked = True
+            self._end(self._line)
+
+    @property
+    def talked(self) -> bool:
+        """Whether the client has sent something else than it may."""
+        return self.offence is not None
+
+    def _end(self, line: bytes) -> None:
+        """Take note of what the client may not say, and judge no more."""
+        self.ended = True
+        command = self._commands.get(line.partition(b" ")[0].rstrip().upper())
+        is_shown = command is not None and command.phase != "AUTH"
+        self.offence = Offence("other" if command is None else command.phase, line if is_shown else b"")
 
     def _take(self, line: bytes) -> None:
-        """Take a whole line, in upper case."""
-        if line == QUIT:
+        """Take a whole line."""
+        if line.rstrip().upper() == QUIT:
             self.ended = True
         elif not self._on_its_way:
-            self.ended = self.talked = True
+            self._end(line)
         else:
-            command = self._commands.get(line.partition(b" ")[0])
+            command = self._commands.get(line.partition(b" ")[0].rstrip().upper())
             self._on_its_way = command is None or not command.last

@@ -44,6 +44,8 @@ ANY_MAILBOX: Final = Mailbox(b"")
 MAX_PATH: Final = 256
 """Octets of an address with its brackets (RFC 5321 4.5.3.1.3). Only --strict enforces it."""
 
+OPENING_BRACKET: Final = ord("[")
+
 IP_ADDRESS: Final = re.compile(rb"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*")
 """An IPv4 or IPv6 address without the brackets of an address literal (RFC 5321 4.1.3)."""
 
@@ -104,24 +106,25 @@ def helo_name(state: SessionState, argument: bytes) -> bytes | None:
         if state.listener.config.strict:
             return None
         state.record_violation("syntax")
-    if state.sampled:
+    if not name.isascii():
+        state.record_violation("utf8-undeclared")  # RFC 6531 3.7.1: the server has not offered it yet.
+    elif state.sampled:
         check_helo_name(state, name.split()[0])
     return name
 
 
 def check_helo_name(state: SessionState, name: bytes) -> None:
-    """Record a name that is neither a domain nor an address literal (RFC 5321 4.1.1.1)."""
-    if name.startswith(b"["):
-        if not is_address_literal(name):
-            state.record_violation("hello-literal")
-    elif not name.isascii():
-        state.record_violation("utf8-undeclared")  # RFC 6531 3.7.1: the server has not offered it yet.
+    """Record a name that is neither a domain nor an address literal (RFC 5321 4.1.1.1): once in a session."""
+    if name[0] == OPENING_BRACKET:
+        violation = "" if is_address_literal(name) else "hello-literal"
     elif IP_ADDRESS.fullmatch(name):
-        state.record_violation("hello-literal")
+        violation = "hello-literal"
     elif b"." not in name:
-        state.record_violation("hello-name")
-    elif not is_domain(name):
-        state.record_violation("syntax")
+        violation = "hello-name"
+    else:
+        violation = "" if is_domain(name) else "syntax"
+    if violation and violation not in state.offences:
+        state.record_sampled_violation(violation)
 
 
 def mailbox(word: bytes, local_names: tuple[bytes, ...]) -> ArgumentReader:

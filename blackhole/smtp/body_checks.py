@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from blackhole.smtp.offending_line import offending_line
+
 INSPECTED_OCTETS: Final = 2048
 """Octets of a message that are inspected. A sender that does not convert line ends, double dots or encode its
 text shows it in the first lines; to inspect all of a large message would take as long as all other work."""
-
-ALWAYS_INSPECT: Final = 16
-INSPECT_EVERY: Final = 16
-"""The first sessions of a listener in each worker, and the first messages of a session, are inspected; of
-those that follow, one in so many."""
 
 TEXT: Final = (
     bytes(octet for octet in range(1, 128) if octet not in b"\r\n"),
@@ -88,8 +85,11 @@ class BodyInspector:
         self._dotted = False
         """It begins with a dot."""
 
-    def inspect(self, piece: bytes, before: bytes) -> list[str]:
-        """Return the violations that show first in this piece; `before` has the octets before it."""
+    def inspect(self, piece: bytes, before: bytes) -> list[tuple[str, bytes]]:
+        """Return the violations that show first in this piece, each with the line that shows it.
+
+        `before` has the octets before the piece.
+        """
         new = sorted(
             set(find_violations(piece, before, self._run, self._eightbit, self._dotted)) - self._found
         )
@@ -98,4 +98,4 @@ class BodyInspector:
         if end >= 0 or not self._run:
             self._dotted = piece.startswith(b".", end + 1)
         self._run = len(piece) - 1 - end + (self._run if end < 0 else 0)
-        return new
+        return [(violation, offending_line(violation, piece, before)) for violation in new]

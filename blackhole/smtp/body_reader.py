@@ -6,19 +6,19 @@ from typing import Final
 
 from blackhole.smtp import replies
 from blackhole.smtp.arguments import ANY_MAILBOX
-from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY, BodyInspector
+from blackhole.smtp.body_checks import BodyInspector
 from blackhole.smtp.chunking import Chunk, read_chunk
 from blackhole.smtp.directives import DIRECTIVE_FIELDS, DirectiveReader, has_no_directives, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
 from blackhole.smtp.header_section import HeaderCollector, fields
-from blackhole.smtp.message_body import FINAL_DOT, ChunkedBody, MessageBody
+from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, ChunkedBody, MessageBody
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, UNDECLARED
+from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, UNDECLARED, Offence
 
-NEVER: Final = 1 << 62
-"""More messages than any session has."""
+END_OF_MESSAGE: Final = "."
+"""The phase of what is wrong with a message."""
 
 
 class BodyReader(CommandExecution):
@@ -30,13 +30,13 @@ class BodyReader(CommandExecution):
 
     __slots__ = ("_chunk", "_chunk_argument", "next_inspection")
 
-    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter, sampled: bool) -> None:
+    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter) -> None:
         CommandExecution.__init__(self, engine, secure, client, meter)
         self._chunk: Chunk | None = None
         """The chunk under way, until BDAT is answered."""
         self._chunk_argument = b""
-        self.sampled = sampled
-        self.next_inspection = 0 if sampled else NEVER
+        self.sampled = engine.inspection.takes_session()
+        self.next_inspection = engine.inspection.first_message()
         """The number of the next message whose body is inspected."""
 
     def read_body(self, data: bytes, start: int) -> Answered | None:
@@ -66,14 +66,15 @@ class BodyReader(CommandExecution):
             self.traced_id = self.id
             for line in data[start:end].splitlines():
                 self.engine.trace(self, "RECV", line)
-        for violation in body.new_violations:
-            self.record_violation(violation)
+        for violation, line in body.new_violations:
+            self.record_sampled_violation(violation, Offence(END_OF_MESSAGE, line))
+        if body.new_bare_newline is not None:
+            self.record_violation(BARE_LF, Offence(END_OF_MESSAGE, body.new_bare_newline))
         self.octets = body.octets
 
     def _answer_message(self, body: MessageBody | ChunkedBody, end: int, followed: bool) -> Answered:
         """Return the reply to a message that has come to its end. `followed`: more input has come."""
         engine = self.engine
-        self.schedule_inspection()
         self._check_size_limit(self.octets)
         reply: Reply | None = None
         if body.has_bare_newline and engine.config.bare_newline == "reject":
@@ -90,7 +91,8 @@ class BodyReader(CommandExecution):
         Up to a quarter of it may be doubled dots, which the size of a message leaves out (RFC 1870 5).
         """
         if 3 * octets > 4 * self.offered.max_octets:
-            self.record_violation("size-over-limit")
+            detail = f"SIZE {self.offered.max_octets} was offered, {octets} octets came"
+            self.record_violation("size-over-limit", Offence(END_OF_MESSAGE, detail=detail))
 
     def _new_body(self, data: bytes, start: int) -> MessageBody:
         """Return what is to be known of the body that begins at `start`."""
@@ -101,17 +103,22 @@ class BodyReader(CommandExecution):
         elif config.message_directives and not has_no_directives(data, start):
             header = DirectiveReader()
         return MessageBody(
-            inspector=BodyInspector(self.eightbit) if self.messages >= self.next_inspection else None,
+            inspector=self._new_inspector(),
             searches_bare_newlines=config.bare_newline != "normalize",
             header=header,
         )
 
-    def schedule_inspection(self) -> None:
-        """Choose the next message whose body is inspected, at the end of one."""
-        if self.messages < self.next_inspection or self.engine.config.inspect == "all":
-            return
-        if self.messages >= ALWAYS_INSPECT - 1:
-            self.next_inspection = self.messages + INSPECT_EVERY
+    def _new_inspector(self) -> BodyInspector | None:
+        """Return what inspects the message that begins; None for one that is not inspected."""
+        if self.messages < self.next_inspection:
+            return None
+        self.note_inspection()
+        return BodyInspector(self.eightbit)
+
+    def note_inspection(self) -> None:
+        """Take note that the message that is coming is inspected, and choose the next one."""
+        self.counted_events.append(self.listener.inspected_message)
+        self.next_inspection = self.engine.inspection.message_after(self.messages)
 
     def _end_message(self, header: HeaderCollector | DirectiveReader | None) -> Reply:
         """Answer the end of a message, as its own directives ask for where they are obeyed."""
@@ -162,9 +169,8 @@ class BodyReader(CommandExecution):
             header = HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
         elif config.message_directives:
             header = DirectiveReader()
-        inspected = is_text and self.messages >= self.next_inspection
         return ChunkedBody(
-            inspector=BodyInspector(self.eightbit) if inspected else None,
+            inspector=self._new_inspector() if is_text else None,
             searches_bare_newlines=is_text and config.bare_newline != "normalize",
             header=header,
         )

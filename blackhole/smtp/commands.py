@@ -23,7 +23,7 @@ from blackhole.smtp.arguments import (
 )
 from blackhole.smtp.auth import FAIL, PASS, Credentials, authenticate, challenge, failure_challenge
 from blackhole.smtp.chunking import Chunk
-from blackhole.smtp.events import EventNumbers, LimitEvents, violation_events
+from blackhole.smtp.events import EventNumbers, LimitEvents, sampled_violation_events, violation_events
 from blackhole.smtp.extensions import keywords, parameters
 from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
@@ -38,6 +38,7 @@ from blackhole.smtp.state import (
     ListenerConstants,
     SessionState,
 )
+from blackhole.smtp.violations import IN_MESSAGES
 
 Action = Callable[[SessionState, Any], Reply]
 """Carries a command out: changes the state and returns the reply."""
@@ -313,4 +314,6 @@ def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> Listene
         parameters=(parameters(config, False), parameters(config, True)),
         violation_events=violation_events(numbers),
         limit_events=LimitEvents(numbers),
+        sampled_violation_events=sampled_violation_events(numbers),
+        inspected_message=numbers.inspection(IN_MESSAGES),
     )

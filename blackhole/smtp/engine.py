@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from blackhole.smtp.body_checks import ALWAYS_INSPECT, INSPECT_EVERY
 from blackhole.smtp.engine_tables import EngineTables, TraceFunction, no_fast_path
 from blackhole.smtp.error_budget import Meter, unmetered
 from blackhole.smtp.events import UNCOUNTED, EventNumbers
 from blackhole.smtp.fast_path import fast_path
+from blackhole.smtp.inspection import InspectionPlan
 from blackhole.smtp.policy import NO_POLICY, ListenerPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.recorded_session import RecordedSession, Recorder, recorded
@@ -22,6 +22,7 @@ class SMTPEngine(EngineTables):
 
     `random_source` draws ids, nonces and delays. `trace` is called with each line received ("RECV") or sent
     ("SEND"). `policy` is asked about commands. `events` gives the numbers of what sessions have counted.
+    `inspection` chooses what is inspected, where another engine of the listener has made a plan for it.
 
     >>> from random import Random
     >>> engine = SMTPEngine(ListenerConfig("mx.example"), Random())
@@ -38,26 +39,22 @@ class SMTPEngine(EngineTables):
         policy: ListenerPolicy = NO_POLICY,
         events: EventNumbers = UNCOUNTED,
         recorder: Recorder | None = None,
+        inspection: InspectionPlan | None = None,
     ) -> None:
-        super().__init__(config, random_source, trace, policy, events)
+        super().__init__(
+            config, random_source, trace, policy, events, inspection or InspectionPlan(config.inspect)
+        )
         self.fast_path = fast_path(self)
         self._recorder = recorder
-        self._session_type: Callable[[SMTPEngine, bool, str, Meter, bool], Session] = Session
+        self._session_type: Callable[[SMTPEngine, bool, str, Meter], Session] = Session
         if recorder is not None:
             self.fast_path = recorded(self.fast_path, recorder.clock)
             self._session_type = partial(RecordedSession, recorder=recorder)
         self._events = events
-        self._sessions = 0
-        self._inspects_all = config.inspect == "all"
 
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """Return a session with the client at this address. `secure`: the TLS handshake came before it."""
-        self._sessions += 1
-        sampled = self._inspects_all or (
-            self.config.inspect == "sample"
-            and (self._sessions <= ALWAYS_INSPECT or not self._sessions % INSPECT_EVERY)
-        )
-        return self._session_type(self, secure, client, meter, sampled)
+        return self._session_type(self, secure, client, meter)
 
     def replace_policy(self, policy: ListenerPolicy) -> SMTPEngine:
         """Return the engine that replaces this one and all that it has replaced, with another policy.
@@ -65,9 +62,15 @@ class SMTPEngine(EngineTables):
         A session goes over to it with its next command outside a transaction.
         """
         successor = SMTPEngine(
-            self.config, self.random_source, self.trace, policy, self._events, self._recorder
+            self.config,
+            self.random_source,
+            self.trace,
+            policy,
+            self._events,
+            self._recorder,
+            self.inspection,
         )
-        successor.sizes, successor._sessions = self.sizes, self._sessions
+        successor.sizes = self.sizes
         # A transaction that stays open keeps its engine, which must not keep all that came after it.
         self.replaced.add(self)
         for engine in self.replaced:

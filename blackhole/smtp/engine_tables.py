@@ -11,6 +11,7 @@ from blackhole.smtp.arguments import Mailbox
 from blackhole.smtp.commands import COMMANDS, OTHER, Command, listener_constants, syntax_error
 from blackhole.smtp.error_budget import with_limits
 from blackhole.smtp.events import EventNumbers, ReplyEvents
+from blackhole.smtp.inspection import InspectionPlan
 from blackhole.smtp.policy import ListenerPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.replies import Reply
@@ -93,8 +94,10 @@ class EngineTables:
         trace: TraceFunction | None,
         policy: ListenerPolicy,
         events: EventNumbers,
+        inspection: InspectionPlan,
     ) -> None:
         self.config: Final = config
+        self.inspection: Final = inspection
         self.policy: Final = policy
         self.random_source: Final = random_source
         self.trace: Final = trace

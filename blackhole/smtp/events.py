@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from blackhole.smtp.violations import VIOLATIONS
+from blackhole.smtp.violations import SAMPLED, VIOLATIONS
 
 
 class EventNumbers(Protocol):
@@ -15,7 +15,13 @@ class EventNumbers(Protocol):
         """Return the number of a reply with this code in this phase."""
 
     def violation(self, name: str) -> int:
-        """Return the number of a violation of this name."""
+        """Return the number of a violation of this name that was counted."""
+
+    def sampled_violation(self, name: str) -> int:
+        """Return the number of a violation of this name that was found in a sample."""
+
+    def inspection(self, what: str) -> int:
+        """Return the number of the inspection of one of the `sessions` or `messages`."""
 
     def limit(self, name: str) -> int:
         """Return the number of a limit on clients of this name."""
@@ -33,6 +39,12 @@ class Uncounted:
         return 1
 
     def limit(self, name: str) -> int:
+        return 1
+
+    def sampled_violation(self, name: str) -> int:
+        return 1
+
+    def inspection(self, what: str) -> int:
         return 1
 
 
@@ -65,3 +77,8 @@ class LimitEvents(dict[str, int]):
 def violation_events(numbers: EventNumbers) -> Mapping[str, int]:
     """Return the number of each violation by its name."""
     return {violation.name: numbers.violation(violation.name) for violation in VIOLATIONS}
+
+
+def sampled_violation_events(numbers: EventNumbers) -> Mapping[str, int]:
+    """Return the number of each violation that is found in a sample, by its name."""
+    return {name: numbers.sampled_violation(name) for name in SAMPLED}

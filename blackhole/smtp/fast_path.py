@@ -134,12 +134,14 @@ class UsualInput:
             usual = self._by_first_octet[data[0]]
         if usual.unasked[session.stage]:
             if usual.is_helo and session.sampled:
+                session.line = data
                 check_helo_name(session, data[usual.argument])
             do = usual.do
             reply = do(session, ANY_MAILBOX)
         elif usual.allowed[session.stage]:
             command = usual.command
             if usual.is_helo and session.sampled:
+                session.line = data
                 check_helo_name(session, data[usual.argument])
             policy, argument = session.policy, data[usual.argument]
             if usual.may_be_refused:
@@ -230,7 +232,7 @@ class UsualInput:
         if session.messages >= session.next_inspection:
             if size > MAX_BODY_LINE or not is_well_formed(data, session.eightbit):
                 return None
-            session.schedule_inspection()
+            session.note_inspection()
         session.in_body = False
         session.octets = size
         if self._end_asks:

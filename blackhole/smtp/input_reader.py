@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from blackhole.smtp import replies
 from blackhole.smtp.auth import redacted
 from blackhole.smtp.body_reader import BodyReader
@@ -21,7 +23,10 @@ from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.sequence import record_body_after_refusal, record_unoffered
-from blackhole.smtp.state import BODY, DATA
+from blackhole.smtp.state import BODY, DATA, KEPT_OCTETS, Offence
+
+SECRET: Final = b"..."
+"""Stands for a line that is a secret."""
 
 
 class InputReader(BodyReader):
@@ -33,8 +38,8 @@ class InputReader(BodyReader):
 
     __slots__ = ("_expects_secret", "discarded")
 
-    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter, sampled: bool) -> None:
-        BodyReader.__init__(self, engine, secure, client, meter, sampled)
+    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter) -> None:
+        BodyReader.__init__(self, engine, secure, client, meter)
         self.discarded = 0
         """Octets discarded of a line that is too long."""
         self._expects_secret = False
@@ -45,10 +50,13 @@ class InputReader(BodyReader):
         end = data.find(b"\n", start)
         line = data[start : end if end >= 0 else len(data)]
         if self.discarded or (len(line) >= MAX_COMMAND_LINE and self._is_too_long(line)):
+            if not self.discarded:
+                self.line = self._shown_line(line)[:KEPT_OCTETS]
             return self._discard(len(line), end, len(data))
         if end < 0 and not is_binary(line):
             self.unprocessed = line
             return None
+        self.line = line
         if line.endswith(b"\r"):
             line = line[:-1] if not line.endswith(b"\r\r") else self._without_line_end(line)
         elif end >= 0 and not is_binary(line) and (refusal := self._check_bare_newline()) is not None:
@@ -71,6 +79,10 @@ class InputReader(BodyReader):
         if engine.trace is not None:
             self.traced_id = self.id
             engine.trace(self, "RECV", self._redacted(command, line))
+        is_auth = command is engine.auth
+        if is_auth or self._expects_secret:
+            self.line = self._shown_line(self.line)
+            self._expects_secret = is_auth or command is engine.unknown
         if len(line) > STANDARD_LINE and exceeds_standard(line) and command is not engine.auth:
             self.record_violation("long-command")
         offered = self.offered
@@ -110,7 +122,7 @@ class InputReader(BodyReader):
         """Return a line that ends with several CRs and a LF without them, but with all but one if strict."""
         if self.engine.config.strict:
             return line[:-1]
-        self.record_violation("bare-cr")
+        self.record_violation("bare-cr", Offence("", self._shown_line(line)))
         return line.rstrip(b"\r")
 
     def _is_too_long(self, line: bytes) -> bool:
@@ -138,7 +150,7 @@ class InputReader(BodyReader):
 
     def _check_bare_newline(self) -> Reply | None:
         """Record a line that ends with LF alone (RFC 5321 2.3.8); return the reply where that is refused."""
-        self.record_violation("bare-lf")
+        self.record_violation("bare-lf", Offence("", self._shown_line(self.line) + b"\n"))
         return replies.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
 
     def _reject(self, violation: str, refusal: Reply) -> Reply:
@@ -152,6 +164,13 @@ class InputReader(BodyReader):
         """Return a line as it may be traced. A response that was sent before the client could know that AUTH
         was refused looks like an unknown command, and is a secret all the same."""
         if self.auth_exchange is not None or (self._expects_secret and command is self.engine.unknown):
-            return b"..."
-        self._expects_secret = command is self.engine.auth
-        return redacted(line) if self._expects_secret else line
+            return SECRET
+        return redacted(line) if command is self.engine.auth else line
+
+    def _shown_line(self, line: bytes) -> bytes:
+        """Return a line as it may be shown in a report, before it is answered."""
+        verb = line.split(None, 1)[:1]
+        is_known = bool(verb) and verb[0].upper() in self.engine.commands
+        if self.auth_exchange is not None or (self._expects_secret and not is_known):
+            return SECRET
+        return redacted(line) if is_known and verb[0].upper() == self.engine.auth.verb else line

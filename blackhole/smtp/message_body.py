@@ -8,6 +8,7 @@ from blackhole.smtp.body_checks import INSPECTED_OCTETS, BodyInspector
 from blackhole.smtp.directives import DirectiveReader
 from blackhole.smtp.framing import START, has_bare_newline, skip
 from blackhole.smtp.header_section import MAX_HEADER, HeaderCollector
+from blackhole.smtp.offending_line import offending_line
 
 FINAL_DOT: Final = len(b".\r\n")
 """Octets of the line that ends a body, which are no part of it (RFC 5321 4.1.1.4)."""
@@ -30,6 +31,7 @@ class MessageBody:
         "_searches_bare_newlines",
         "has_bare_newline",
         "header",
+        "new_bare_newline",
         "new_violations",
         "octets",
         "tail",
@@ -49,8 +51,10 @@ class MessageBody:
         self.octets = 0
         """Octets so far, the line with the final dot included."""
         self.has_bare_newline = False
-        self.new_violations: list[str] = []
-        """What the last piece has shown to be wrong."""
+        self.new_violations: list[tuple[str, bytes]] = []
+        """What the last piece has shown to be wrong, each with the line that shows it."""
+        self.new_bare_newline: bytes | None = None
+        """The first line of the body that ends with LF alone, if it is searched for and in the last piece."""
 
     def feed(self, data: bytes, start: int) -> int:
         """Take the octets from `start`; return the position behind the end of the message, or -1 for none."""
@@ -64,11 +68,11 @@ class MessageBody:
             stop = min(end if position < 0 else end - FINAL_DOT, start + INSPECTED_OCTETS - self.octets)
             self.new_violations = self._inspector.inspect(data[start : max(start, stop)], tail)
         if self._searches_bare_newlines:
-            found = [violation for violation in self.new_violations if violation != BARE_LF]
+            self.new_violations = [one for one in self.new_violations if one[0] != BARE_LF]
+            self.new_bare_newline = None
             if not self.has_bare_newline and has_bare_newline(data, start, end, tail):
                 self.has_bare_newline = True
-                found.append(BARE_LF)
-            self.new_violations = found
+                self.new_bare_newline = offending_line(BARE_LF, data[start:end], tail)
         self.octets += end - start
         return position
 
@@ -86,6 +90,7 @@ class ChunkedBody:
         "has_bare_newline",
         "header",
         "left",
+        "new_bare_newline",
         "new_violations",
         "octets",
         "tail",
@@ -107,7 +112,8 @@ class ChunkedBody:
         self.octets = 0
         """Octets of all chunks so far."""
         self.has_bare_newline = False
-        self.new_violations: list[str] = []
+        self.new_violations: list[tuple[str, bytes]] = []
+        self.new_bare_newline: bytes | None = None
 
     def feed(self, data: bytes, start: int) -> int:
         """Take the octets of the chunk from `start`; return the position behind them."""
@@ -118,11 +124,12 @@ class ChunkedBody:
         if self._inspector is not None and self.octets < INSPECTED_OCTETS:
             piece = data[start : min(end, start + INSPECTED_OCTETS - self.octets)]
             found = self._inspector.inspect(piece, self.tail)
-            self.new_violations = [violation for violation in found if violation not in self._ignored]
+            self.new_violations = [one for one in found if one[0] not in self._ignored]
+        self.new_bare_newline = None
         if self._searches_bare_newlines and not self.has_bare_newline:
             self.has_bare_newline = has_bare_newline(data, start, end, self.tail)
             if self.has_bare_newline:
-                self.new_violations.append(BARE_LF)
+                self.new_bare_newline = offending_line(BARE_LF, data[start:end], self.tail)
         self.tail = data[end - 4 : end] if end - start >= 4 else (self.tail + data[start:end])[-4:]
         self.octets += end - start
         self.left -= end - start

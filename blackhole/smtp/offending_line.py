@@ -1,39 +1,53 @@
-"""The line of a message that shows a violation of `body_checks`."""
+"""The line of a message that shows what is wrong with it, as evidence for a report."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
-from blackhole.smtp.body_checks import MAX_BODY_LINE
+SHOWN_BEFORE: Final = 40
+SHOWN_OCTETS: Final = 120
+"""Octets that are shown of a line, at most: before what is wrong, and together."""
 
-SHOWN_BY: Final[Mapping[str, re.Pattern[bytes]]] = MappingProxyType(
-    {
-        "bare-lf": re.compile(rb"(?<!\r)\n"),
-        "bare-cr": re.compile(rb"\r(?!\n)"),
-        "nul": re.compile(rb"\0"),
-        "8bit-undeclared": re.compile(rb"[\x80-\xff]"),
-        "unstuffed-dot": re.compile(rb"(?<=\n)\.(?![.\r])"),
-        "long-line": re.compile(rb"[^\n]{%d}" % (MAX_BODY_LINE + 1)),
-    }
-)
-"""Name of a violation -> the octets that show it."""
+ELLIPSIS: Final = b"..."
+"""Stands for the beginning of a line that is too long to be shown."""
 
 
-def offending_line(violation: str, data: bytes, start: int, end: int) -> bytes:
-    """Return the first line between `start` and `end` of `data` that shows a violation, without its end.
+class Mark(NamedTuple):
+    """What shows a violation: a pattern, and how many octets before a piece it may begin."""
 
-    Return nothing where the line began in an earlier piece of the message or cannot be told.
+    pattern: re.Pattern[bytes]
+    before: int = 0
 
-    >>> offending_line("bare-lf", b"one\\r\\ntwo\\nthree\\r\\n", 0, 16)
-    b'two'
+
+MARKS: Final = {
+    "nul": Mark(re.compile(rb"\0")),
+    "8bit-undeclared": Mark(re.compile(rb"[\x80-\xff]")),
+    "bare-lf": Mark(re.compile(rb"(?<!\r)\n")),
+    "bare-cr": Mark(re.compile(rb"\r(?=[^\n])"), len(b"\r")),
+    "unstuffed-dot": Mark(re.compile(rb"(?<=\r\n)\.(?!\.|\r)"), len(b".")),
+}
+"""By violation. A long line is found by its length."""
+
+
+def offending_line(violation: str, piece: bytes, before: bytes) -> bytes:
+    """Return the line of a body that shows a violation: what this piece has of it, with its end, and cut.
+
+    `before` has the octets before the piece; some of them are shown where the mark of the violation begins in
+    them. What is returned depends on how a body is cut into pieces; what is wrong does not.
+
+    >>> offending_line("bare-lf", b"Subject: test\\n\\r\\n", b"\\r\\n")
+    b'Subject: test\\n'
     """
-    pattern = SHOWN_BY.get(violation)
-    match = None if pattern is None else pattern.search(data, start, end)
-    if match is None:
-        return b""
-    begins = data.rfind(b"\n", start, match.start()) + 1 or start
-    ends = data.find(b"\n", max(begins, match.start()), end)
-    return data[begins : ends if ends >= 0 else end].removesuffix(b"\r")
+    text, mark = before + piece, MARKS.get(violation)
+    if mark is None:
+        at = text.find(max(piece.split(b"\n"), key=len), len(before))
+    else:
+        match = mark.pattern.search(text, len(before) - mark.before)
+        at = len(before) if match is None else match.start()
+    start = text.rfind(b"\n", 0, at) + 1
+    end = text.find(b"\n", at) + 1 or len(text)
+    if at - start <= SHOWN_BEFORE:
+        return text[start : min(end, start + SHOWN_OCTETS)]
+    start = at - SHOWN_BEFORE
+    return ELLIPSIS + text[start : min(end, start + SHOWN_OCTETS)]

@@ -18,11 +18,11 @@ from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, Decided
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.header_section import HeaderCollector, fields
-from blackhole.smtp.offending_line import offending_line
+from blackhole.smtp.input_reader import SECRET
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.session import Session
-from blackhole.smtp.state import GREETED, SessionState
+from blackhole.smtp.state import GREETED, Offence, SessionState
 from blackhole.smtp.transaction_record import (
     ENDED_BY_CLOSE,
     ENDED_BY_COMMAND,
@@ -42,9 +42,6 @@ from blackhole.smtp.wanted_fields import FieldReader, WantedFields
 
 CONNECT_PHASE: Final = PHASE_NUMBERS["CONNECT"]
 END_PHASE: Final = PHASE_NUMBERS["."]
-
-SECRET: Final = b"..."
-"""Stands for a line of an AUTH exchange."""
 
 
 class Recorder(NamedTuple):
@@ -79,7 +76,6 @@ class RecordedSession(Session):
         "_introduction",
         "_is_closed",
         "_line",
-        "_piece",
         "_published",
         "_recorder",
         "_rule",
@@ -95,10 +91,9 @@ class RecordedSession(Session):
         secure: bool,
         client: str,
         meter: Meter,
-        sampled: bool,
         recorder: Recorder,
     ) -> None:
-        Session.__init__(self, engine, secure, client, meter, sampled)
+        Session.__init__(self, engine, secure, client, meter)
         self._recorder = recorder
         self.record = TransactionRecord()
         """What is remembered of the transaction under way."""
@@ -111,8 +106,6 @@ class RecordedSession(Session):
         self._helo = b""
         self._line = b""
         """The command that is being answered, without secrets."""
-        self._piece: tuple[bytes, int] | None = None
-        """The input in which the piece of a body is that is being looked at, and where it begins there."""
         self._fields: FieldReader | None = None
         """Reads the header section of the message that arrives in pieces."""
         self._directive_mode = ""
@@ -198,9 +191,7 @@ class RecordedSession(Session):
     def read_body(self, data: bytes, start: int) -> Answered | None:
         if self._fields is None:
             self._fields = FieldReader(self._recorder.wanted)
-        self._piece = data, start
         answered = Session.read_body(self, data, start)
-        self._piece = None
         self._fields.feed(data[start : answered[0] if answered is not None else len(data)])
         return answered
 
@@ -221,21 +212,19 @@ class RecordedSession(Session):
                 self._rule = b"mode " + self._recorder.mode
         return Session.carry_out(self, command, argument, decision)
 
-    def record_violation(self, name: str) -> None:
-        SessionState.record_violation(self, name)
+    def note_offence(self, name: str, offence: Offence | None) -> None:
+        SessionState.note_offence(self, name, offence)
         if self._is_closed or (self.after_421 is not None and not self.record.exchanges):
             if self._published is not None:
                 self._recorder.publish(encode_addendum(self._published, name, b""))
             return
-        self.record.mark_violation(name, self._shown_by(name).rstrip(b"\r\n"))
+        line = self._shown_by(name) if offence is None or not offence.line else offence.line
+        self.record.mark_violation(name, line.rstrip(b"\r\n"))
 
     def _shown_by(self, violation: str) -> bytes:
         """Return the line that shows a violation; nothing where no line does."""
         if violation.startswith("size-"):
             return self.record.mail_command()
-        if self._piece is not None:
-            data, start = self._piece
-            return offending_line(violation, data, start, len(data))
         # The fast path finds fault with names in HELO and EHLO, but its input may also be a body.
         is_helo = violation.startswith("hello-") and self.fast_input is not None
         return self.fast_input or b"" if is_helo else self._line

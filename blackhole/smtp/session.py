@@ -33,7 +33,7 @@ from blackhole.smtp.input_reader import InputReader
 from blackhole.smtp.policy import PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.sequence import record_early_input
-from blackhole.smtp.state import GREETED, ClientLimits
+from blackhole.smtp.state import GREETED, ClientLimits, Offence
 
 MAX_TURN: Final = 128
 """Commands of one client that are answered before other clients have their turn: less than a millisecond."""
@@ -59,8 +59,8 @@ class Session(InputReader):
 
     __slots__ = ("busy", "client", "needs_general_path")
 
-    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter, sampled: bool) -> None:
-        InputReader.__init__(self, engine, secure, client, meter, sampled)
+    def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter) -> None:
+        InputReader.__init__(self, engine, secure, client, meter)
         self.client = client
         self.busy = False
         """Input is unanswered, a reply is held back, or replies are slowed down or refused altogether."""
@@ -110,12 +110,21 @@ class Session(InputReader):
         self.single_event = connect.events[greeting.code]
         return greeting.wire
 
-    def client_spoke_first(self, greeting: bytes) -> bytes:
-        """Record input that came before the greeting; return what to send in place of the greeting."""
+    def client_spoke_first(self, greeting: bytes, sampled: bool) -> bytes:
+        """Record input that came before the greeting; return what to send in place of the greeting.
+
+        `sampled`: it is looked for in a sample of the sessions.
+        """
         if self.engine.config.strict and self.next_action is READ and greeting.startswith(b"220"):
             greeting = self._replace_last_reply(self.engine.connect)
-        self.record_violation("early-talk")
+        self.client_spoke_early(sampled)
         return greeting
+
+    def client_spoke_early(self, sampled: bool) -> None:
+        """Record input that was sent before the greeting, unless that is known already."""
+        if "early-talk" not in self.offences:
+            record = self.record_sampled_violation if sampled else self.record_violation
+            record("early-talk", Offence(self.engine.connect.phase))
 
     def client_left(self) -> None:
         """Take note that the client closed its side before the replies that are held back could leave."""
@@ -190,6 +199,7 @@ class Session(InputReader):
             self.wait_for(Waiting(decision, command, argument))
             self.unprocessed = rest
             return b""
+        self.line = b""  # it may be that of another command
         offered = self.offered
         reply = self.carry_out(command, argument, decision)
         reply = self.check_pipelining(command, reply, offered, bool(rest))

@@ -114,9 +114,34 @@ class ListenerConstants:
     parameters: tuple[Mapping[bytes, Checks], Mapping[bytes, Checks]]
     """Parameters behind FROM and TO: without TLS, and under it."""
     violation_events: Mapping[str, int]
-    """The number of the event for each violation, by its name."""
+    """The number of the event for each violation that is counted, by its name."""
+    sampled_violation_events: Mapping[str, int]
+    """The number of the event for each violation that is found in a sample, by its name."""
+    inspected_message: int
+    """The number of the event for a message that is inspected."""
     limit_events: Mapping[str, int]
     """The number of the event for each limit on clients, by its name."""
+
+
+class Offence(NamedTuple):
+    """Where a violation was committed."""
+
+    phase: str
+    """Empty: that of the line."""
+    line: bytes = b""
+    """What was sent, or as much of it as is known."""
+    detail: str = ""
+    """What there is to say in place of a line."""
+
+
+KEPT_OCTETS: Final = 160
+"""Octets of a line that are kept of an offence, at most."""
+
+KEPT_OFFENCE: Final = Offence("")
+"""Stands for an offence whose evidence is kept elsewhere by now."""
+
+NO_OFFENCES: Final[dict[str, Offence]] = {}
+"""The offences of an innocent session: shared, and never changed."""
 
 
 class SessionState:
@@ -137,9 +162,11 @@ class SessionState:
         "counted_events",
         "eightbit",
         "greeting_omitted",
+        "line",
         "listener",
         "new_id",
         "octets",
+        "offences",
         "offered",
         "outstanding",
         "quit_received",
@@ -174,7 +201,7 @@ class SessionState:
         self.eightbit = False
         """MAIL announced octets above 127."""
         self.sampled = True
-        """Inspect the client's name and its messages more closely than is needed to serve it."""
+        """Inspect the client's name and when it begins to speak."""
         self.offered = NO_OFFER
         """What the reply to the last EHLO offered, as it was sent; nothing after HELO."""
         self.refused = 0
@@ -187,6 +214,10 @@ class SessionState:
         self.tls_started = False
         """STARTTLS has ended a session in the clear, and the client has to say EHLO again (RFC 3207 4.2)."""
         self.violation_count = 0
+        self.line = b""
+        """The command line that was read last on the general path, without secrets."""
+        self.offences = NO_OFFENCES
+        """Where each violation was committed first in this session, by name."""
         self.counted_events: list[int] = []
         """Events that the caller has yet to count: replies, violations, outcomes, and rules that matched."""
 
@@ -224,10 +255,30 @@ class SessionState:
         self.offered = NO_OFFER
         self.tls_started = after_starttls
 
-    def record_violation(self, name: str) -> None:
-        """Record a violation by its name in `VIOLATIONS`. Raises KeyError for another name."""
+    def record_violation(self, name: str, offence: Offence | None = None) -> None:
+        """Record a violation by its name in `VIOLATIONS`, which are all counted.
+
+        `offence` is where it was committed, if not in the line that was read last. Raises KeyError for
+        another name.
+        """
         self.counted_events.append(self.listener.violation_events[name])
+        self.note_offence(name, offence)
+
+    def record_sampled_violation(self, name: str, offence: Offence | None = None) -> None:
+        """Record a violation that is looked for in a sample. Raises KeyError if it is not."""
+        self.counted_events.append(self.listener.sampled_violation_events[name])
+        self.note_offence(name, offence)
+
+    def note_offence(self, name: str, offence: Offence | None) -> None:
+        """Take note of where a violation was committed, if it is the first of its kind in this session."""
         self.violation_count += 1
+        if name in self.offences:
+            return
+        if not self.offences:
+            self.offences = {}
+        if offence is None:
+            offence = Offence("", self.line)
+        self.offences[name] = offence._replace(line=offence.line[:KEPT_OCTETS])
 
     def record_limit(self, name: str) -> None:
         """Record that the client met a limit on clients, by the name of the limit."""

@@ -11,6 +11,11 @@ from typing import Final, NamedTuple
 LEVELS: Final = ("must", "should", "style")
 """The levels of violations, the gravest first."""
 
+IN_SESSIONS: Final = "sessions"
+IN_MESSAGES: Final = "messages"
+INSPECTED: Final = (IN_SESSIONS, IN_MESSAGES)
+"""What is inspected in a sample (--inspect)."""
+
 
 class Violation(NamedTuple):
     """A row of the table. Counters, reports and transcripts use its name."""
@@ -23,6 +28,9 @@ class Violation(NamedTuple):
     """What the sender did."""
     hint: str
     """What its author can do about it."""
+    sampled_in: str = ""
+    """What is inspected for it, where that is a sample: sessions or messages. It may also be found otherwise,
+    and is counted then. Empty: it is always counted."""
 
     @property
     def source(self) -> str:
@@ -36,6 +44,7 @@ VIOLATIONS: Final = (
         "early-talk", "should", 5321, "4.3.1",
         "sent a command before the greeting",
         "wait for the 220 greeting before the first command",
+        IN_SESSIONS,
     ),
     Violation(
         "no-quit", "must", 5321, "4.1.1.10",
@@ -67,11 +76,13 @@ VIOLATIONS: Final = (
         "hello-name", "should", 5321, "4.1.1.1",
         "gave a name without a dot in EHLO or HELO",
         "give the fully qualified name of the host, or its address in brackets: [192.0.2.1]",
+        IN_SESSIONS,
     ),
     Violation(
         "hello-literal", "must", 5321, "2.3.5",
         "gave an address without brackets in EHLO or HELO",
         "write [192.0.2.1] or [IPv6:2001:db8::1]",
+        IN_SESSIONS,
     ),
     Violation(
         "wrong-order", "must", 5321, "4.1.4",
@@ -119,6 +130,7 @@ VIOLATIONS: Final = (
         "sent a command whose syntax is wrong",
         "write MAIL FROM:<address> and RCPT TO:<address>: with brackets, without a blank after the colon; "
         "a domain has letters, digits, hyphens and dots",
+        IN_SESSIONS,
     ),
     Violation(
         "unknown-parameter", "must", 5321, "4.1.1.2",
@@ -166,31 +178,37 @@ VIOLATIONS: Final = (
         "bare-lf", "must", 5321, "2.3.8",
         "ended a line with LF alone",
         "lines end with CR LF; most languages write LF by default",
+        IN_MESSAGES,
     ),
     Violation(
         "bare-cr", "must", 5321, "2.3.8",
         "sent CR without LF after it",
         "send CR only as part of CR LF",
+        IN_MESSAGES,
     ),
     Violation(
         "long-line", "must", 5322, "2.1.1",
         "sent a line of more than 998 octets in a message",
         "encode the part as quoted-printable or base64",
+        IN_MESSAGES,
     ),
     Violation(
         "nul", "must", 5322, "4",
         "sent a NUL octet",
         "encode the part as base64; never send NUL in a command",
+        IN_MESSAGES,
     ),
     Violation(
         "8bit-undeclared", "must", 5321, "2.4",
         "sent octets above 127 in a message without BODY=8BITMIME",
         "add BODY=8BITMIME to MAIL if the reply to EHLO offers it; otherwise encode the part",
+        IN_MESSAGES,
     ),
     Violation(
         "unstuffed-dot", "must", 5321, "4.5.2",
         "sent a line that begins with a single dot",
         "double each dot that begins a line: a line of a single dot ends the message",
+        IN_MESSAGES,
     ),
     Violation(
         "size-wrong", "style", 1870, "6",
@@ -225,3 +243,6 @@ VIOLATIONS: Final = (
     ),
 )  # fmt: skip
 """The table of violations."""
+
+SAMPLED: Final = tuple(violation.name for violation in VIOLATIONS if violation.sampled_in)
+"""The names of the violations that are found in samples."""

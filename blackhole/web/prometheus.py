@@ -164,10 +164,32 @@ METRICS: Final = (
         ("result",),
     ),
     MetricRow(
-        "violations", "counter", "Violations of SMTP by senders, by rule.",
+        "violations", "counter", "Violations of SMTP by senders that are all counted, by rule.",
         "topk(5, increase(blackhole_violations_total[1h]))",
-        lambda reading: reading.snapshot.violations,
+        lambda reading: reading.snapshot.counted_violations,
         ("rule",),
+    ),
+    MetricRow(
+        "sampled_violations", "counter",
+        "Inspected sessions or messages in which a violation was found, by rule.",
+        'increase(blackhole_sampled_violations_total{rule="bare-lf"}[1h])'
+        ' / scalar(increase(blackhole_inspected_total{what="messages"}[1h]))',
+        lambda reading: {name: one.found for name, one in reading.snapshot.sampled_violations.items()},
+        ("rule",),
+    ),
+    MetricRow(
+        "inspected", "counter", "Sessions and messages that were inspected for violations.",
+        'increase(blackhole_inspected_total{what="messages"}[1h])',
+        lambda reading: {what: one.inspected for what, one in reading.snapshot.inspected.items()},
+        ("what",),
+    ),
+    MetricRow(
+        "violations_estimate", "gauge",
+        "Violations since the start that are expected from what was found in samples, by rule: the estimate,"
+        " and the low and high end of its 95 % confidence interval.",
+        'blackhole_violations_estimate{bound="low"} > 0',
+        lambda reading: _estimates(reading.snapshot),
+        ("rule", "bound"),
     ),
     MetricRow(
         "deferred_recipients", "counter", "Recipients that were deferred with 4xx for the first time.",
@@ -297,6 +319,17 @@ def _histogram(name: str, meaning: str, value: Buckets) -> Metric:
 def _replies(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
     """Return the replies by phase and code, both as text."""
     return {(phase, str(code)): count for (phase, code), count in snapshot.replies.items()}
+
+
+def _estimates(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
+    """Return what samples let expect, by rule and bound."""
+    return {
+        (name, bound): value
+        for name, one in snapshot.sampled_violations.items()
+        for bound, value in zip(
+            ("low", "estimate", "high"), sorted((*one.interval, one.estimate)), strict=True
+        )
+    }
 
 
 def _buckets(reading: Reading, name: str) -> Buckets:

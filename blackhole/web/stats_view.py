@@ -6,6 +6,8 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from math import inf
 from typing import Any, Final
 
 from blackhole import __version__
@@ -105,7 +107,9 @@ class StatsView:
     def between(self, run: Run, now: Snapshot) -> Snapshot:
         """Return what happened in a run until its end, or until now."""
         first, last = self._start_and_end(run, now)
-        return last - first
+        start = run.started / 1e6
+        period = (start, start + last.seconds if run.ended else inf)
+        return replace(last - first, evidence_log=now.evidence_log, period=period)
 
     def _start_and_end(self, run: Run, now: Snapshot) -> tuple[Snapshot, Snapshot]:
         """Return the counters at the start of a run, at 0 seconds, and at its end or now."""

@@ -27,15 +27,14 @@ from pathlib import Path
 from random import Random
 from zlib import crc32
 
-from blackhole.metrics.layout import OUTCOMES_START, EventCells
+from blackhole.metrics.layout import CELLS_START, EventCells
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.rules.attempt_store import Answer, HeldSlot, Record, Update
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
-from blackhole.rules.outcomes import EVENTS
-from blackhole.smtp.body_checks import ALWAYS_INSPECT
 from blackhole.smtp.command_line import MAX_AUTH_LINE, MAX_COMMAND_LINE
 from blackhole.smtp.engine import SMTPEngine
+from blackhole.smtp.inspection import InspectionPlan
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from tests.fuzz.listener_kinds import BODIES, EHLO, LISTENER_KINDS, ListenerKind, random_kind
@@ -52,8 +51,8 @@ REPLIES = re.compile(rb"(?:[2-5][0-9][0-9](?:[ -][ -~]{0,506})?\r\n)*")
 CUT_OFF_REPLIES = re.compile(REPLIES.pattern + rb"(?:[2-5][ -~]{0,509}\r?)?")
 """The same, where a fault may cut off the last line."""
 
-EVENT_COUNT = OUTCOMES_START + len(EVENTS)
-"""The number of counters of replies, violations and retries."""
+EVENT_COUNT = CELLS_START
+"""The number of counters of events."""
 
 MAX_CPU_SECONDS = 0.1
 """Seconds of processor time that an input may take."""
@@ -239,7 +238,8 @@ class Harness:
         """
         engine = self.engine
         self.random_source.seed(seed)
-        engine._sessions = ALWAYS_INSPECT * (seed & 1)  # every other input has its body inspected
+        # Every other input has its name and its bodies inspected.
+        engine.inspection = InspectionPlan("all" if seed & 1 else "off")  # type: ignore[misc]
         self.attempts.clear()
         self.attempts.deferred = deferred
         self.outcomes.clear()

@@ -1,0 +1,59 @@
+"""The choice of what is inspected more closely than is needed to serve it: sessions and messages."""
+
+from __future__ import annotations
+
+from typing import Final
+
+NEVER: Final = 1 << 62
+"""More messages than any session has, and more sessions than any listener."""
+
+INSPECTED_PER_SECOND: Final = 500
+"""Sessions, and messages, of a listener in one worker that are all inspected in a second. That takes about a
+hundredth of a processor, and is the rate of a sender under test rather than of a load test."""
+
+INSPECT_EVERY: Final = 16
+"""Beyond that, one in so many is inspected."""
+
+
+class InspectionPlan:
+    """Chooses the sessions and the messages of a listener that are inspected: all, a sample, or none (off).
+
+    In a sample, the messages are chosen from all sessions alike: what is seen in a few messages of each of
+    many sessions says more than what is seen in many messages of a few sessions.
+
+    >>> plan = InspectionPlan("all")
+    >>> plan.takes_session(), plan.first_message(), plan.message_after(0)
+    (True, 0, 1)
+    """
+
+    __slots__ = ("_allowance", "_every", "_messages_left", "_sessions", "_sessions_left")
+
+    def __init__(self, how: str) -> None:
+        self._allowance: Final = {"all": NEVER, "sample": INSPECTED_PER_SECOND, "off": 0}[how]
+        self._every: Final = NEVER if how == "off" else INSPECT_EVERY
+        self._sessions = 0
+        self.refill()
+
+    def refill(self) -> None:
+        """Allow as many inspections again as may be made in a second; to be called once a second."""
+        self._sessions_left = self._messages_left = self._allowance
+
+    def takes_session(self) -> bool:
+        """Return whether to inspect the next session."""
+        self._sessions += 1
+        if self._sessions_left > 0:
+            self._sessions_left -= 1
+            return True
+        return not self._sessions % self._every
+
+    def first_message(self) -> int:
+        """Return the number, from 0, of the first message to inspect of the session that was asked about
+        last."""
+        if self._messages_left > 0:
+            return 0
+        return self._sessions % INSPECT_EVERY if self._every == INSPECT_EVERY else NEVER
+
+    def message_after(self, number: int) -> int:
+        """Return the number of the message to inspect next, when the message of this number was inspected."""
+        self._messages_left -= 1
+        return number + (1 if self._messages_left > 0 else self._every)
