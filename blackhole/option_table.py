@@ -144,6 +144,12 @@ OPTIONS: Final = (
            "AUTH is offered only under TLS, unless auth_plaintext is set."),
     Option("auth_plaintext", values.switch, "no", "", "Replies", "offer AUTH without TLS too",
            warning="passwords may be sent unencrypted, and anyone on the network path can read them"),
+    Option("auth_mechanisms", values.keywords, "default", "NAMES", "Replies",
+           "SASL mechanisms that AUTH offers",
+           "Separate names by commas or blanks, as with extensions: default,-LOGIN,EXTERNAL. "
+           "ANONYMOUS and EXTERNAL are offered on request, and SCRAM-SHA-256 only with a file of users."),
+    Option("auth_required", values.switch, "no", "", "Replies",
+           "refuse mail with 530 before AUTH has succeeded"),
     Option("timeout", values.seconds(0.1, 86400), "5m", "TIME", "Replies",
            "time to wait for the next command or the next part of a message",
            "RFC 5321 section 4.5.3.2 recommends at least 5 minutes."),

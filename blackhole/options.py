@@ -25,6 +25,7 @@ EXPLAIN_OPTIONS: Final = {
     "listener": ("ADDRESS:PORT", "address of the listener [the first]"),
     "tls": ("yes|no", "whether TLS is on [no]"),
     "helo": ("NAME", "argument of HELO or EHLO"),
+    "login": ("NAME", "user that has authenticated"),
     "sender": ("ADDRESS", "address in MAIL"),
     "rcpt": ("ADDRESS", "address in RCPT"),
     "size": ("SIZE", "size of the message [0]"),

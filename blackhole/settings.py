@@ -215,6 +215,9 @@ class Settings:
     """Whether recent goes on and prints each transaction when it ends."""
     conversation: bool = False
     """Whether recent prints each command and reply."""
+    auth_mechanisms: tuple[str, ...] = ("default",)
+    """The mechanisms of AUTH, as the operator has written them."""
+    auth_required: bool = False
     bare_newline: str = "normalize"
     """A key of NEWLINES."""
     inspect: str = "sample"

@@ -19,6 +19,7 @@ from blackhole import settings  # noqa: E402
 from blackhole.option_table import OPTIONS, Option  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
+from blackhole.smtp.auth import MECHANISMS  # noqa: E402
 from blackhole.smtp.extensions import EXTENSIONS  # noqa: E402
 from blackhole.web import prometheus  # noqa: E402
 
@@ -112,6 +113,15 @@ def protocol_tables() -> Iterator[str]:
         ),
     )
     yield from ("", "A value that its RFC does not allow is refused with 501.")
+
+
+def mechanism_table() -> Iterator[str]:
+    """Yield the table of the mechanisms of AUTH."""
+    yield from ("## Mechanisms", "")
+    yield from table(
+        ("mechanism", "by default", "source", "what is checked against a file"),
+        ((row.name, "yes" if row.by_default else "", row.source, row.verified) for row in MECHANISMS),
+    )
 
 
 def reply_page() -> Iterator[str]:
@@ -239,6 +249,7 @@ GENERATED_ENDS: dict[str, Callable[[], Iterator[str]]] = {
     "metrics": metric_table,
     "design": module_tables,
     "smtp": protocol_tables,
+    "auth": mechanism_table,
 }
 """File name without `.md` of a page whose end, from NOTICE on, is generated -> what yields its lines."""
 

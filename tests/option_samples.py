@@ -37,6 +37,8 @@ SAMPLES = {
     "message_directives": "no",
     "auth": "/etc/users",
     "auth_plaintext": "yes",
+    "auth_mechanisms": "default EXTERNAL",
+    "auth_required": "yes",
     "timeout": "2.5",
     "ssl": "no",
     "ssl_port": "4650",

@@ -71,9 +71,11 @@ PURE = frozenset(
             "math",
             "operator",
             "re",
+            "stringprep",
             "struct",
             "types",
             "typing",
+            "unicodedata",
             "weakref",
         ),
     )

@@ -36,6 +36,7 @@ from blackhole.net.stream import ClientStream
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.modes import MODE_RULES
 from blackhole.settings import Listener, Settings
+from blackhole.smtp.auth import choose_mechanisms
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.extensions import choose
@@ -94,6 +95,8 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
         message_directives=settings.message_directives,
         auth=settings.auth != "off" and "AUTH" in extensions,
         auth_plaintext=settings.auth_plaintext,
+        auth_mechanisms=choose_mechanisms(settings.auth_mechanisms, settings.passwords is not None),
+        auth_required=settings.auth_required,
         passwords=settings.passwords,
         fast_path="fast_path" in settings.accelerators,
     )

@@ -22,7 +22,7 @@ from blackhole.process import auth_file, orphans, privileges, systemd
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
-from blackhole.smtp import extensions
+from blackhole.smtp import auth, extensions
 from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
 
@@ -138,10 +138,7 @@ def read(settings: Settings, warn: Warn) -> Inputs:
 
     Raises OperatorError.
     """
-    try:
-        extensions.choose(settings.extensions)
-    except ValueError as error:
-        raise OperatorError(f"extensions: {error}") from None
+    _check_offer(settings)
     uid, gid = privileges.resolve(settings.user, settings.group)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = max(1, files - RESERVED_FDS)
@@ -167,6 +164,20 @@ def read(settings: Settings, warn: Warn) -> Inputs:
         {name: tls.faulty_certificate(name, settings) for name in names},
         time.time(),
     )
+
+
+def _check_offer(settings: Settings) -> None:
+    """Check what the listeners are to offer. Raises OperatorError."""
+    try:
+        offered = extensions.choose(settings.extensions)
+    except ValueError as error:
+        raise OperatorError(f"extensions: {error}") from None
+    try:
+        auth.choose_mechanisms(settings.auth_mechanisms, settings.auth not in ("off", "any"))
+    except ValueError as error:
+        raise OperatorError(f"auth_mechanisms: {error}") from None
+    if settings.auth_required and (settings.auth == "off" or "AUTH" not in offered):
+        raise OperatorError("auth_required: nobody can authenticate; set auth too, and offer AUTH")
 
 
 def _read_pem(path: str) -> bytes:

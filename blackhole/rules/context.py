@@ -52,6 +52,7 @@ class RuleContext:
         "secure",
         "sender",
         "size",
+        "user",
         "work",
     )
 
@@ -67,6 +68,8 @@ class RuleContext:
         self.sender: bytes = b""
         self.recipient: bytes = b""
         """At RCPT the one in the command, after it the last one accepted."""
+        self.user: bytes = b""
+        """The user that authenticates at AUTH, and has authenticated after it; empty for none."""
         self.size = 0
         """Octets: at MAIL as the client declared them, at the end of the message as received."""
         self.header: Sequence[bytes] = ()
@@ -106,6 +109,8 @@ class RuleContext:
             self.recipient, self.draws = argument, None
         elif phase in ("HELO", "EHLO"):
             self.helo = argument or self.helo
+        elif phase == "AUTH":
+            self.user = argument
 
     def save(self) -> Saved:
         """Return what a command may change that is refused."""
@@ -118,14 +123,15 @@ class RuleContext:
     @property
     def texts_length(self) -> int:
         """Octets that conditions on addresses and names have to look at."""
-        return len(self.sender) + len(self.recipient) + len(self.helo)
+        return len(self.sender) + len(self.recipient) + len(self.helo) + len(self.user)
 
     @property
     def pair_key(self) -> bytes:
-        """Sender and recipient, or the client where there are none. In addresses case is ignored."""
+        """Sender and recipient, or the client where there are none; at AUTH the user. In addresses case is
+        ignored."""
         if self.sender or self.recipient:
             return fold_octets(b"%b\0%b" % (self.sender, self.recipient))
-        return self.client.encode()
+        return fold_octets(self.user) if self.phase == "AUTH" and self.user else self.client.encode()
 
     def attempt_key(self, pair_key: bytes) -> bytes:
         """Return the key by which attempts are counted: the phase stands before the pair."""

@@ -20,14 +20,14 @@ CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Certificates that no client should trust -> what is wrong with them."""
 
-PLACEHOLDER: Final = re.compile(r"\{(client|helo|sender|recipient|id)\}")
+PLACEHOLDER: Final = re.compile(r"\{(client|helo|user|sender|recipient|id)\}")
 
 MAX_REPLY_LINE: Final = 500
 """Octets of text in a line of a reply: a line has 512 with its code and CRLF (RFC 5321 section 4.5.3.1.5)."""
 
 
 class Template:
-    """A reply with placeholders: {client}, {helo}, {sender}, {recipient}, {id}.
+    """A reply with placeholders: {client}, {helo}, {user}, {sender}, {recipient}, {id}.
 
     >>> Template(421, "4.7.0", "Too many from {client}").fill(RuleContext(client="192.0.2.1")).lines
     ('Too many from 192.0.2.1',)

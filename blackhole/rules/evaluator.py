@@ -32,7 +32,7 @@ from blackhole.smtp.state import CHUNKED, GREETED, PHASES, RCPT, SessionState
 UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
 """Phases whose commands change what rules know of the client, unless they are refused."""
 
-CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET"))
+CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "AUTH", "MAIL", "RCPT", "DATA", "BDAT", "RSET"))
 """Phases that change the context of rules, or what the retry tracker knows of the transaction."""
 
 
@@ -219,6 +219,8 @@ class RuleEvaluator:
                 self._tracker.message_received(argument)
             if self._policy.rules.header_names:
                 context.header = fields(self._policy.shortened(argument))
+        elif phase == "AUTH":
+            context.update(phase, argument)
         return True
 
     def answered(self, session: SessionState, phase: str, code: int) -> None:
@@ -229,6 +231,8 @@ class RuleEvaluator:
                 context.restore(self._before)
             elif phase in ("DATA", "BDAT") and session.refused & RCPT and not session.recipients:
                 return
+            elif phase == "AUTH":
+                context.user = b""
         if self._tracker is not None:
             self._tracker.command_answered(session, phase, self._argument, code)
 
@@ -311,7 +315,7 @@ class RuleEvaluator:
         """Hand over what the client has said, and what it has used up if it is kept in the same store."""
         if isinstance(successor, RuleEvaluator):
             mine, theirs = self.context, successor.context
-            theirs.helo = mine.helo
+            theirs.helo, theirs.user = mine.helo, mine.user
             successor._tracker = successor._tracker and self._tracker
             if successor._policy.environment.attempt_store == self._policy.environment.attempt_store:
                 theirs.quota_used, theirs.held_slots = mine.quota_used, mine.held_slots

@@ -25,6 +25,7 @@ LATEST_PHASE: Final = (
     ("size", "."),
     ("rcpt", "RCPT"),
     ("sender", "MAIL"),
+    ("login", "AUTH"),
     ("helo", "EHLO"),
 )
 """Options that imply a phase, the latest phase first."""
@@ -42,6 +43,7 @@ def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
         _octets(options.get(name, "").strip().removeprefix("<").removesuffix(">"))
         for name in ("helo", "sender", "rcpt")
     )
+    context.user = _octets(options.get("login", ""))
     context.header = [_octets(options["header"])] if "header" in options else ()
     context.size = _read_size(options.get("size", "0"))
     context.attempt = _read_whole_number(options, "attempt", 1)
@@ -108,7 +110,12 @@ def explain(
 def _described(context: RuleContext) -> Iterator[str]:
     """Yield what is known of a context, in words."""
     yield f"from {context.client}{' under TLS' if context.secure else ''} at {context.listener},"
-    for word, text in (("HELO", context.helo), ("MAIL", context.sender), ("RCPT", context.recipient)):
+    for word, text in (
+        ("HELO", context.helo),
+        ("AUTH", context.user),
+        ("MAIL", context.sender),
+        ("RCPT", context.recipient),
+    ):
         if text:
             yield f"{word} {text.decode(errors='backslashreplace')},"
     yield f"attempt {context.attempt}, {context.elapsed:g} s after the start"

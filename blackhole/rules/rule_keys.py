@@ -63,6 +63,10 @@ def _recipient_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.recipient), globs
 
 
+def _user_matcher(globs: GlobSet) -> Matcher:
+    return lambda context: globs.match(context.user), globs
+
+
 def _size_matcher(compare: Comparison) -> Matcher:
     return lambda context: compare(context.size), compare
 
@@ -90,6 +94,7 @@ CONDITION_KEYS: Final[Mapping[str, ConditionKey]] = {
     "helo": ConditionKey(read_globs, _helo_matcher),
     "sender": ConditionKey(read_globs, _sender_matcher),
     "recipient": ConditionKey(read_globs, _recipient_matcher),
+    "user": ConditionKey(read_globs, _user_matcher),
     "size": ConditionKey(read_comparison, _size_matcher),
     "header": ConditionKey(read_header, _header_matcher),
     "attempt": ConditionKey(read_comparison, _attempt_matcher),
@@ -156,6 +161,7 @@ IN_MAIL: Final = frozenset(("MAIL", "RCPT", "DATA", "BDAT", "."))
 
 COMMAND_KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "helo": frozenset(PHASES) - {"CONNECT"},
+    "user": frozenset(PHASES) - {"CONNECT", "STARTTLS"},
     "sender": IN_MAIL,
     "recipient": IN_MAIL - {"MAIL"},
     "greylist": IN_MAIL - {"MAIL"},

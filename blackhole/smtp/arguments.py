@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from blackhole.smtp import replies
-from blackhole.smtp.auth import BY_NAME, Credentials, Exchange, challenge, decoded
+from blackhole.smtp.auth import AuthSetup, Credentials, Exchange, challenge, decoded
 from blackhole.smtp.chunking import Chunk, read_chunk
 from blackhole.smtp.extensions import ONLY_ONE, added_parameters
 from blackhole.smtp.offer import BINARYMIME, NO_OFFER
@@ -220,13 +220,13 @@ def credentials(state: SessionState, argument: bytes) -> Credentials | Reply | b
         return replies.ALREADY_AUTHENTICATED
     if state.stage > GREETED:
         return replies.BAD_SEQUENCE
-    mechanism = BY_NAME.get(name.upper())
+    mechanism = state.listener.mechanisms.get(name.upper())
     if mechanism is None:
         return replies.NO_MECHANISM
     if initial_response and not mechanism.early:
         return replies.NO_EARLY_RESPONSE
     nonce = b"<%d.%d@%s>" % (state.new_id(), state.new_id(), config.hostname.encode())
-    exchange = mechanism.begin(nonce)
+    exchange = mechanism.begin(AuthSetup(nonce, config.passwords, state.client_identity))
     question = next(exchange)
     if initial_response:
         # An empty response is sent as "=", to tell it from none.

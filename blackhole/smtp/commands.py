@@ -21,7 +21,15 @@ from blackhole.smtp.arguments import (
     no_argument,
     string,
 )
-from blackhole.smtp.auth import FAIL, PASS, Credentials, authenticate, challenge, failure_challenge
+from blackhole.smtp.auth import (
+    FAIL,
+    PASS,
+    Credentials,
+    authenticate,
+    challenge,
+    failure_challenge,
+    offered_mechanisms,
+)
 from blackhole.smtp.chunking import Chunk
 from blackhole.smtp.events import EventNumbers, LimitEvents, sampled_violation_events, violation_events
 from blackhole.smtp.extensions import keywords, parameters
@@ -131,11 +139,17 @@ def auth(state: SessionState, found: Credentials | bytes) -> Reply:
     if not isinstance(found, Credentials):
         return replies.NOT_OFFERED
     if authenticate(state.listener.config.passwords, found):
-        state.authenticated = True
+        state.authenticated, state.must_authenticate = True, False
         return replies.AUTHENTICATED
-    if not found.failure_challenge:
-        return replies.AUTHENTICATION_FAILED
-    state.auth_exchange = failure_challenge()
+    return refuse_credentials(state, found, replies.AUTHENTICATION_FAILED)
+
+
+def refuse_credentials(state: SessionState, found: Credentials | bytes, refusal: Reply) -> Reply:
+    """Return the reply to credentials that are refused: with a token, a challenge that says why comes first,
+    and the refusal follows the client's answer to it (RFC 7628 3.2.3)."""
+    if not isinstance(found, Credentials) or not found.failure_challenge or refusal.code < 500:
+        return refusal
+    state.auth_exchange = failure_challenge(refusal)
     next(state.auth_exchange)
     return challenge(found.failure_challenge)
 
@@ -183,6 +197,8 @@ class Command(NamedTuple):
     """What must not have been accepted before."""
     always_bars: int = 0
     """What must not have been accepted before even where the order is not enforced otherwise."""
+    needs_auth: bool = False
+    """Is refused before AUTH has succeeded, where that is required (RFC 4954 6)."""
     last: bool = False
     """Must be the last command of a pipelined group (RFC 2920 3.1)."""
 
@@ -214,6 +230,7 @@ COMMANDS: Final = (
         "begin a transaction with its sender; <> is the null sender",
         needs=GREETED,
         bars=MAIL,
+        needs_auth=True,
     ),
     Command(
         "RCPT",
@@ -223,6 +240,7 @@ COMMANDS: Final = (
         "add a recipient",
         needs=MAIL,
         bars=CHUNKED,
+        needs_auth=True,
     ),
     Command(
         "DATA",
@@ -233,6 +251,7 @@ COMMANDS: Final = (
         needs=RCPT,
         bars=BINARY_BODY,
         always_bars=CHUNKED,
+        needs_auth=True,
         last=True,
     ),
     Command(
@@ -242,6 +261,7 @@ COMMANDS: Final = (
         "BDAT octets [LAST]",
         "send a piece of the message, or the last one; the octets follow",
         needs=RCPT,
+        needs_auth=True,
     ),
     Command(".", any_argument, end),
     Command("RSET", no_argument, rset, "RSET", "abandon the transaction"),
@@ -252,6 +272,7 @@ COMMANDS: Final = (
         by_request(replies.CODES[252], replies.VERIFIED, replies.NOT_VERIFIED),
         "VRFY address",
         "verify an address",
+        needs_auth=True,
         last=True,
     ),
     Command(
@@ -260,6 +281,7 @@ COMMANDS: Final = (
         by_request(replies.CANNOT_EXPAND, replies.EXPANDED, replies.NOT_EXPANDED),
         "EXPN list",
         "list the members of a mailing list",
+        needs_auth=True,
         last=True,
     ),
     Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or list all of them"),
@@ -311,6 +333,7 @@ def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> Listene
         ehlo_secure=Reply(250, "", name, *keywords(config, True)),
         offers=(Offer(keywords(config, False)), Offer(keywords(config, True))),
         help=explanations(),
+        mechanisms=offered_mechanisms(config.auth_mechanisms, config.passwords),
         parameters=(parameters(config, False), parameters(config, True)),
         violation_events=violation_events(numbers),
         limit_events=LimitEvents(numbers),

@@ -8,6 +8,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from blackhole.smtp.arguments import Mailbox
+from blackhole.smtp.auth import Credentials
 from blackhole.smtp.commands import COMMANDS, OTHER, Command, listener_constants, syntax_error
 from blackhole.smtp.error_budget import with_limits
 from blackhole.smtp.events import EventNumbers, ReplyEvents
@@ -39,9 +40,11 @@ class BoundCommand:
         "delay",
         "do",
         "events",
+        "is_auth",
         "is_envelope",
         "is_helo",
         "last",
+        "needs_auth",
         "ordered",
         "phase",
         "read",
@@ -58,6 +61,7 @@ class BoundCommand:
         self.read: Final = command.read
         self.do: Final = with_limits(self.phase, command.do, config.limits)
         self.last: Final = command.last
+        self.needs_auth: Final = command.needs_auth
         self.syntax_error: Final[Reply] = syntax_error(command)
         self.allowed: Final = tuple(map(command.allowed, range(STAGE_COUNT)))
         """By stage: whether the command is in order."""
@@ -75,12 +79,15 @@ class BoundCommand:
         """The number of the event for a reply, by its code."""
         self.is_envelope: Final = self.phase in ("MAIL", "RCPT")
         self.is_helo: Final = self.phase in ("HELO", "EHLO")
+        self.is_auth: Final = self.phase == "AUTH"
 
     def described(self, argument: Any) -> tuple[bytes, int]:
-        """Return the address or name of a parsed argument, and the size that it declares, for the policy."""
+        """Return the address, name or user of a parsed argument, and the size that it declares."""
         if self.is_envelope:
             mailbox: Mailbox = argument
             return mailbox.address, int(mailbox.parameters.get(b"SIZE", b"0"))
+        if self.is_auth and isinstance(argument, Credentials):
+            return argument.user, 0
         return (argument, 0) if self.is_helo else (b"", 0)
 
 

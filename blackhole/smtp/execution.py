@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from blackhole.smtp import replies
+from blackhole.smtp.commands import refuse_credentials
 from blackhole.smtp.delivery import DeferredReply, ReplyDelivery
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import TARPIT, ErrorBudget, Meter
@@ -79,6 +80,8 @@ class CommandExecution(ReplyDelivery):
             record_wrong_order(self, command)
             if command.refused[self.stage]:
                 return replies.BAD_SEQUENCE
+        if self.must_authenticate and command.needs_auth:
+            return replies.AUTH_REQUIRED
         parsed = command.read(self, argument)
         if parsed is None:
             self.record_violation("syntax")
@@ -109,6 +112,8 @@ class CommandExecution(ReplyDelivery):
                 reply = decision.reply or replies.NO_REPLY
                 if command is self.engine.bdat and reply.code == replies.START_INPUT.code:
                     reply = replies.CHUNK_OK  # The rule is one for DATA.
+                if command is self.engine.auth:
+                    reply = refuse_credentials(self, argument, reply)
                 if command is self.engine.mail:
                     self.reset()  # MAIL ends the transaction before it, refused or not.
             else:
@@ -119,7 +124,11 @@ class CommandExecution(ReplyDelivery):
         if command is self.engine.connect:
             self.rejected = reply.code >= 400
         if command is not self.engine.end_of_message:
-            self.policy.answered(self, command.phase, reply.code)
+            # With a token, the refusal follows the client's answer to the challenge.
+            is_refused = command is self.engine.auth and self.auth_exchange is not None
+            self.policy.answered(
+                self, command.phase, replies.AUTHENTICATION_FAILED.code if is_refused else reply.code
+            )
         return reply
 
     def _do(self, command: BoundCommand, argument: Any) -> Reply:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from blackhole.smtp.auth import MECHANISMS
+from blackhole.smtp.auth import offered_mechanisms
+from blackhole.smtp.choices import choose_keywords
 from blackhole.smtp.offer import Offer
 from blackhole.smtp.parameter_checks import (
     BY_VALUE,
@@ -40,6 +41,11 @@ def limits_in_force(config: ListenerConfig) -> str:
         return ""
     known = (("MAILMAX", limits.messages), ("RCPTMAX", limits.recipients))
     return " ".join(f"{name}={limit}" for name, limit in known if limit)
+
+
+def mechanisms_in_force(config: ListenerConfig) -> str:
+    """Return the names of the mechanisms of AUTH (RFC 4954 3)."""
+    return " ".join(row.name for row in offered_mechanisms(config.auth_mechanisms, config.passwords).values())
 
 
 class Extension(NamedTuple):
@@ -156,7 +162,7 @@ EXTENSIONS: Final = (
         "AUTH",
         4954,
         "offered with auth, under TLS or with auth_plaintext; AUTH= of MAIL is checked, and ignored",
-        argument=lambda config: " ".join(row.name for row in MECHANISMS),
+        argument=mechanisms_in_force,
         offered=lambda config, secure: config.auth and (secure or config.auth_plaintext),
         mail={b"AUTH": check_auth},
     ),
@@ -196,36 +202,13 @@ def keywords(config: ListenerConfig, secure: bool) -> list[str]:
 
 DEFAULTS: Final = frozenset(row.keyword for row in EXTENSIONS if row.by_default)
 
-GROUPS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
-    {
-        "default": DEFAULTS,
-        "all": frozenset(row.keyword for row in EXTENSIONS),
-        "none": frozenset(),
-    }
-)
-"""Words that stand for several extensions."""
-
 
 def choose(words: Iterable[str]) -> frozenset[str]:
-    """Return the keywords of a list: keywords, words of GROUPS, and -KEYWORD to leave one out.
+    """Return the keywords of the extensions that a list names, as `choose_keywords`.
 
     Raises ValueError for an unknown one, and for one that needs another that is not in the list.
-
-    >>> sorted(choose(["none", "CHUNKING", "vrfy", "-VRFY"]))
-    ['CHUNKING']
     """
-    chosen: frozenset[str] = frozenset()
-    for word in words:
-        keyword = word.removeprefix("-").upper()
-        if word.lower() in GROUPS:
-            chosen |= GROUPS[word.lower()]
-        elif keyword not in GROUPS["all"]:
-            known = ", ".join(row.keyword for row in EXTENSIONS)
-            raise ValueError(f"unknown keyword {keyword}; the keywords are {known}")
-        elif word.startswith("-"):
-            chosen -= {keyword}
-        else:
-            chosen |= {keyword}
+    chosen = choose_keywords(words, [row.keyword for row in EXTENSIONS], DEFAULTS)
     for row in EXTENSIONS:
         if row.keyword in chosen and row.needs and row.needs not in chosen:
             raise ValueError(f"{row.keyword} needs {row.needs}, which is not in the list")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from blackhole.smtp.paths import ATEXT
+from blackhole.smtp.paths import ATEXT, is_mailbox
 from blackhole.smtp.state import ValueCheck
 
 PRINTABLE_XTEXT: Final = re.compile(rb"(?:[!-*,-<>-~]|\+(?:09|[2-6][0-9A-F]|7[0-9A-E]))++")
@@ -28,6 +28,9 @@ A server that offers SMTPUTF8 takes both, whether or not MAIL has SMTPUTF8."""
 
 UTF8_XTEXT: Final = re.compile(rb"(?:[!-*,-<>-~\x80-\xff]|\+[0-9A-F]{2})++")
 """The same of any octets, with an address in UTF-8 as it is where MAIL has SMTPUTF8 (RFC 6531 3.2, 3.3)."""
+
+ENCODED: Final = re.compile(rb"\+([0-9A-F]{2})")
+"""An octet as two digits (RFC 3461 4)."""
 
 ATOM: Final = re.compile(rb"[" + ATEXT + rb"]++")
 
@@ -89,8 +92,10 @@ def check_orcpt(value: bytes, lenient: bool) -> bool:
 
 def check_auth(value: bytes, lenient: bool) -> bool:
     """RFC 4954 5: AUTH, an address or "<>" as xtext."""
-    syntax = LENIENT_XTEXT if lenient else UTF8_XTEXT
-    return len(value) > 0 and syntax.fullmatch(value) is not None
+    if lenient:
+        return len(value) > 0 and LENIENT_XTEXT.fullmatch(value) is not None
+    address = ENCODED.sub(lambda digits: bytes((int(digits[1], 16),)), value)
+    return UTF8_XTEXT.fullmatch(value) is not None and (address == b"<>" or is_mailbox(address))
 
 
 def matching(pattern: bytes) -> ValueCheck:

@@ -84,8 +84,9 @@ class SessionPolicy(Protocol):
     ) -> Decision | PendingDecision | None:
         """Decide on a command before it is carried out; None lets it pass.
 
-        `argument` is the address of MAIL and RCPT, the name of HELO and EHLO, and the octets that the message
-        begins with at ".". `size` is what MAIL declares, and the octets of the message at ".".
+        `argument` is the address of MAIL and RCPT, the name of HELO and EHLO, the user of AUTH, and at "."
+        the octets that the message begins with. `size` is what MAIL declares, and at "." the octets of the
+        message.
         `mode` names a mode to apply in place of the listener's.
         """
 

@@ -178,6 +178,7 @@ BARE_NEWLINE: Final = Reply(550, "5.5.2", "Bare <LF> received, closing", next_ac
 NEEDS_SMTPUTF8: Final = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not asked for")
 UNKNOWN_PARAMETER: Final = Reply(555, "5.5.4", "Parameter not recognized")
 BAD_PARAMETER: Final = Reply(501, "5.5.4", "Parameter has a bad value, or stands twice")
+AUTH_REQUIRED: Final = Reply(530, "5.7.0", "Authentication required")
 AUTHENTICATED: Final = Reply(235, "2.7.0", "Authentication successful")
 AUTHENTICATION_FAILED: Final = Reply(535, "5.7.8", "Authentication credentials invalid")
 ALREADY_AUTHENTICATED: Final = Reply(503, "5.5.1", "Authenticated already")

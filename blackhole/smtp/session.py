@@ -64,8 +64,9 @@ class Session(InputReader):
         self.client = client
         self.busy = False
         """Input is unanswered, a reply is held back, or replies are slowed down or refused altogether."""
-        self.needs_general_path = False
-        """It is busy, or a part of the transaction was refused, so that what follows has to be judged."""
+        self.needs_general_path = self.must_authenticate
+        """It is busy, or a part of the transaction was refused, so that what follows has to be judged, or the
+        client has to authenticate first."""
 
     # The beginning of a connection.
 
@@ -244,7 +245,7 @@ class Session(InputReader):
         slow = self.error_budget is not None and self.error_budget.slow
         pending = self.unprocessed or self.discarded or self.deferred or self.auth_exchange
         self.busy = bool(pending) or slow or self.rejected
-        self.needs_general_path = self.busy or self.refused > 0
+        self.needs_general_path = self.busy or self.refused > 0 or self.must_authenticate
         if not (self.offered.pipelining or self.unprocessed or self.deferred):
             self.outstanding = False
         if self.after_421 is not None and self.offered.pipelining:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from blackhole.smtp.auth import Exchange
+from blackhole.smtp.auth import Exchange, Mechanism
 from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
 
@@ -92,6 +92,10 @@ class ListenerConfig:
     """Offer AUTH."""
     auth_plaintext: bool = False
     """Offer AUTH without TLS too."""
+    auth_mechanisms: frozenset[str] | None = None
+    """Names of the mechanisms of AUTH; None: those that are offered by default."""
+    auth_required: bool = False
+    """Refuse mail before AUTH has succeeded."""
     passwords: Mapping[bytes, bytes] | None = field(default=None, repr=False)
     """By user; None: every user is let in."""
     fast_path: bool = True
@@ -111,6 +115,8 @@ class ListenerConstants:
     """What EHLO offers: without TLS, and under it."""
     help: Mapping[bytes, Reply]
     """Replies to HELP, by verb."""
+    mechanisms: Mapping[bytes, Mechanism]
+    """The mechanisms of AUTH, by name."""
     parameters: tuple[Mapping[bytes, Checks], Mapping[bytes, Checks]]
     """Parameters behind FROM and TO: without TLS, and under it."""
     violation_events: Mapping[str, int]
@@ -159,11 +165,13 @@ class SessionState:
         "_id",
         "auth_exchange",
         "authenticated",
+        "client_identity",
         "counted_events",
         "eightbit",
         "greeting_omitted",
         "line",
         "listener",
+        "must_authenticate",
         "new_id",
         "octets",
         "offences",
@@ -192,6 +200,10 @@ class SessionState:
         self.quit_received = False
         self.stage = 0
         self.authenticated = False
+        self.must_authenticate = listener.config.auth_required
+        """Mail is refused until AUTH has succeeded."""
+        self.client_identity = b""
+        """The name in the client's certificate, if the TLS handshake has verified one."""
         self.auth_exchange: Exchange | None = None
         """The AUTH exchange under way: the next line is a response, not a command."""
         self.recipients = 0
@@ -252,6 +264,7 @@ class SessionState:
         self.stage = 0
         self.secure = True
         self.authenticated = self.greeting_omitted = False
+        self.must_authenticate = self.listener.config.auth_required
         self.offered = NO_OFFER
         self.tls_started = after_starttls
 
