@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from blackhole.testing import AsyncSink, Sink, SinkError
+from blackhole.testing import AsyncSink, Sink, SinkError, Transaction
 from blackhole.testing.launcher import Launcher, clean_environment
 from tests.certificates import Certificate
 from tests.program import ROOT, alive, children, wait_for
@@ -58,6 +59,73 @@ def write_tests(folder: Path, text: str) -> None:
 
 
 # Sink
+
+
+def test_message_is_there_when_its_sender_has_read_the_reply() -> None:
+    with Sink(workers=2) as sink:
+        for number in range(1, 31):
+            send(sink)
+            assert len(sink.messages) == number
+
+
+def test_message_is_a_frozen_value() -> None:
+    with Sink(hostname="mx.test", recent_fields="subject,X-Tag") as sink:
+        with smtplib.SMTP(sink.host, sink.port, local_hostname="app.example.com", timeout=30) as client:
+            text = "From: a\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\nx-tag: 7\r\n\r\nsecret\r\n"
+            client.sendmail("a@example.com", ["b@example.com", "c@example.com"], text)
+        (message,) = sink.messages
+        address = f"{sink.host}:{sink.port}"
+    assert isinstance(message, Transaction)
+    assert (message.sender, message.recipients) == ("a@example.com", ("b@example.com", "c@example.com"))
+    assert (message.size, message.accepted, message.code) == (len(text), True, 250)
+    assert (message.client, message.helo, message.listener) == ("127.0.0.1", "app.example.com", address)
+    assert message.fields == {"subject": "=?utf-8?q?Gr=C3=BC=C3=9Fe?=", "X-Tag": "7"}
+    assert message.subject == "Grüße"
+    assert [exchange.phase for exchange in message.exchanges] == [
+        *("CONNECT", "EHLO", "MAIL", "RCPT", "RCPT", "DATA", ".")
+    ]
+    assert abs(message.time - time.time()) < 60
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        message.sender = ""  # type: ignore[misc]
+
+
+def test_refused_transactions_are_no_messages() -> None:
+    with Sink(scenario=REFUSE) as sink:
+        with pytest.raises(smtplib.SMTPException):
+            send(sink)
+        assert (sink.messages, sink.received) == ([], 0)
+        (one,) = wait_for(lambda: sink.transactions, "it is there")
+        assert (one.outcome, one.refused_recipients, one.rule) == ("rejected", ("b@example.com",), "1")
+
+
+def test_message_whose_reply_was_cut_off_is_no_message_but_a_transaction() -> None:
+    with Sink(scenario='[[rule]]\nphase = "."\nthen = "close-before-reply"\n') as sink:
+        with pytest.raises(smtplib.SMTPException):
+            send(sink)
+        assert (sink.messages, sink.received) == ([], 0)
+        assert [one.outcome for one in sink.transactions] == ["disconnected"]
+
+
+def test_messages_of_a_burst_are_as_many_as_were_received() -> None:
+    with Sink(recent=50) as sink:
+        send(sink, 20)
+        assert sink.wait(messages=20) == len(sink.messages) == 20
+        sink.reset()
+        assert sink.messages == []
+        send(sink, 80)
+        assert len(sink.messages) == 50
+    assert len(sink.messages) == 50, "after the stop"
+
+
+def test_sink_that_remembers_nothing_says_so() -> None:
+    with Sink(recent=0) as sink:
+        send(sink)
+        assert sink.wait() == 1
+        with pytest.raises(SinkError, match="recent=0"):
+            _ = sink.messages
+        sink.reset()
+    with pytest.raises(SinkError, match="never started"):
+        _ = Sink().transactions
 
 
 def test_message_is_counted_and_the_report_finds_no_violation() -> None:
@@ -325,6 +393,8 @@ def test_async_sink_has_the_same_methods() -> None:
             await sink.reset()
             await asyncio.to_thread(send, sink)
             assert await sink.wait() == 1
+            assert [one.recipients for one in sink.messages] == [("b@example.com",)]
+            assert sink.transactions == sink.messages
             sink.assert_no_violations()
             assert sink.report()["recipients"] == 1
 

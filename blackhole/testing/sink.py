@@ -211,8 +211,8 @@ class Sink:
     def messages(self) -> list[Transaction]:
         """The messages that got a final reply, since the start or the last `reset`, the oldest first.
 
-        A message is here before its sender has read the reply. The last 1000 are kept; `recent=5000` among
-        the options keeps more.
+        A message is here before its sender can read the reply to it. The last 1000 transactions are kept;
+        the option `recent=5000` keeps more.
         """
         return [one for one in self.transactions if one.is_message]
 
@@ -226,7 +226,7 @@ class Sink:
         while more:
             ended, cursor, more = self._reader.since(cursor, CHUNK_OF_RECORDS)
             found |= {one.id: one for one in ended}
-        return [*found.values()]
+        return [*found.values()][-self._reader.records.kept :]
 
     def report(self) -> dict[str, Any]:
         """Return what `blackhole report --json` prints, since the start or the last `reset`."""
