@@ -13,7 +13,7 @@ from pathlib import Path
 import shtab
 
 from blackhole import __version__, usage
-from blackhole.action_table import ACTION_HELP
+from blackhole.action_table import ACTION_HELP, ACTION_TABLE
 from blackhole.option_table import OPTIONS, Option
 from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS
 from blackhole.settings import MODES
@@ -65,6 +65,15 @@ def _man_lines() -> Iterator[str]:
     yield from _list((", ".join(flags), about) for flags, about in REQUEST_FLAGS.values())
     yield ".SS With explain"
     yield from _list((f"--{name} {value}", about) for name, (value, about) in EXPLAIN_OPTIONS.items())
+    yield from (".SH EXIT STATUS", "0 is success, 64 to 78 are those of sysexits.h. Besides:")
+    yield from _list(
+        (
+            action.word,
+            "; ".join(f"{code}: {about}" for code, about in action.statuses.items() if code) + ".",
+        )
+        for action in ACTION_TABLE
+        if any(action.statuses)
+    )
     yield from _section("MODES", MODES.items())
     yield from _section("SIGNALS", usage.SIGNALS.items())
     yield from _section("FILES", FILES.items())

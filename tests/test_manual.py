@@ -29,6 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_man_page_names_every_option_and_action(made: Path) -> None:
     text = (made / "man/man1/blackhole.1").read_text().replace("\\-", "-")
     assert {option.name for option in OPTIONS if f"\n.B {option.flag}" not in text} == set()
+    assert "\n.B start\n75: a server runs already, with other options, or is just starting.\n" in text
     assert {name for name in ACTION_HELP if f"\n.B {name}\n" not in text} == set()
 
 

@@ -24,6 +24,7 @@ from blackhole.metrics.layout import (
 )
 from blackhole.net import proxy
 from blackhole.net.admission import LIMIT_OF_REPLY, RECEIVED_OCTETS
+from blackhole.net.connection_log import log_connection_event, log_limits
 from blackhole.net.handshake import ClosedWithoutHello
 from blackhole.net.latency import clock
 from blackhole.net.stream import (
@@ -36,7 +37,6 @@ from blackhole.net.stream import (
     shutdown_write,
 )
 from blackhole.net.waits import cancel, finish_early, timer
-from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.replies import (
     INTERNAL_ERROR,
     SERVER_STOPPING,
@@ -195,7 +195,7 @@ class Connection:
             pass  # StreamClosedError, or what else a broken connection raises; `close` while waiting
         except Exception:
             # A fault of the server: the log gets a traceback, the client 421.
-            log.exception("fault in the connection with %s", self.peer)
+            log_connection_event(self, log.exception, "fault")
             self._try_send(INTERNAL_ERROR)
         finally:
             self._end(sent)
@@ -379,7 +379,7 @@ class Connection:
             if isinstance(error, ClosedWithoutHello) and not self.received:
                 raise StreamClosedError(error) from None  # where TLS begins at once, this is a probe
             reason = getattr(error, "reason", None) or error
-            context.log_connection("%s: TLS handshake failed: %s", self.peer, reason)
+            log_connection_event(self, context.log_connection, "TLS handshake failed", str(reason))
             self.closed_by_server = True
             context.counters[TLS_FAILED] += 1
             raise StreamClosedError(error) from None
@@ -556,21 +556,7 @@ class Connection:
         for event in set(events):  # of a pipelined group most are the same
             counters[event] += events.count(event)
         if self.usage is not None and events and max(events) >= LIMITS_START:
-            self._log_limits(events)
-
-    def _log_limits(self, events: list[int]) -> None:
-        """Log the limits that the client met."""
-        context = self.context
-        for event in events:
-            if event >= LIMITS_START and context.limit_log is not None:
-                limit = CLIENT_LIMITS[event - LIMITS_START]
-                context.limit_log.tell(
-                    self.peer,
-                    f"{self.session.connection_id:010X}",
-                    str(context.listener),
-                    limit,
-                    getattr(context.settings, limit),
-                )
+            log_limits(self, events)
 
 
 def phase_of(line: bytes, commands: Mapping[bytes, BoundCommand]) -> str:
