@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from blackhole.metrics.layout import LIMITS_START
+from blackhole.net.context import ListenerContext
 from blackhole.settings import CLIENT_LIMITS
+from blackhole.smtp.session import Session
 
-if TYPE_CHECKING:
-    from blackhole.net.connection import Connection
+
+class LoggedConnection(Protocol):
+    """What a line needs of a connection."""
+
+    peer: str
+    session: Session
+    context: ListenerContext
 
 
 def log_connection_event(
-    connection: Connection, write: Callable[..., None], event: str, reason: str = ""
+    connection: LoggedConnection, write: Callable[..., None], event: str, reason: str = ""
 ) -> None:
     """Log an event of a connection through a method of a logger, in the form of the lines of --debug."""
     client, number = connection.peer or "unknown", f"{connection.session.connection_id:010X}"
@@ -22,7 +29,7 @@ def log_connection_event(
     write("%s connection [%s] %s", client, number, text, extra={"event": event, "fields": fields})
 
 
-def log_limits(connection: Connection, events: Iterable[int]) -> None:
+def log_limits(connection: LoggedConnection, events: Iterable[int]) -> None:
     """Log the limits among the events of a connection, unless its client was told of a moment ago."""
     context = connection.context
     for event in events:
