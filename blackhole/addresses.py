@@ -49,6 +49,15 @@ def socket_host(name: tuple[Any, ...]) -> str:
         return f"{host}%{scope}"
 
 
+def client_address(name: tuple[Any, ...] | str) -> str:
+    """Return the address of a client, from what accept() returned; empty for a Unix socket.
+
+    >>> client_address(("::ffff:192.0.2.1", 1024, 0, 0)), client_address("")
+    ('192.0.2.1', '')
+    """
+    return "" if isinstance(name, str) else canonical(socket_host(name))
+
+
 def network(text: str, strict: bool = True) -> IPv4Network | IPv6Network:
     """Return a network, or an address as a network of one; mapped IPv4 addresses are a network of IPv4.
 

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from blackhole.addresses import socket_host
+from blackhole.addresses import NetworkSet, client_address, socket_host, to_bytes
 from blackhole.net import acceptor
 from blackhole.settings import DashboardAddress, Listener, OperatorError
 
@@ -78,3 +78,12 @@ def test_link_local_address_keeps_its_interface_in_what_is_said() -> None:
     assert socket_host(("fe80::1", 25, 0, 1 << 30)) == f"fe80::1%{1 << 30}"
     assert socket_host(("::1", 25, 0, 0)) == "::1"
     assert socket_host(("127.0.0.1", 25)) == "127.0.0.1"
+
+
+def test_link_local_client_keeps_its_interface() -> None:
+    """Two neighbours may have the same address, each on its own interface."""
+    client = client_address(("fe80::1", 1024, 0, socket.if_nametoindex("lo")))
+    assert client == "fe80::1%lo"
+    assert to_bytes(client) in NetworkSet(["fe80::/10"])
+    assert client_address(("::ffff:192.0.2.1", 1024, 0, 0)) == "192.0.2.1"
+    assert client_address("") == client_address("/run/client.sock") == ""

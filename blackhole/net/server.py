@@ -18,7 +18,7 @@ from typing import Any, Final
 from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
-from blackhole.addresses import NetworkSet, canonical, to_bytes
+from blackhole.addresses import NetworkSet, client_address, to_bytes
 from blackhole.metrics.counters import record_values
 from blackhole.metrics.evidence import EvidenceWriter
 from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, OFFENDERS_START, VIOLATIONS_START
@@ -274,7 +274,7 @@ class SMTPServer(TCPServer):
         This is no coroutine itself: another frame would take a third of a KiB of each idle connection.
         """
         connection = self._connection_type(
-            stream, canonical(str(address[0])) if address else "", self.context, self.connection_closed
+            stream, client_address(address), self.context, self.connection_closed
         )
         self.connections.add(connection)
         self.counters[self._number] += 1
