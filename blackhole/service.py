@@ -102,8 +102,12 @@ def serve(settings: Settings, arguments: Sequence[str], detached: bool, warnings
     with ExitStack() as on_exit:
         pidfile = None
         if settings.pid:  # before the ports: a second copy should hear "already running", not "port in use"
-            pidfile = Pidfile(settings.pid)
-            on_exit.callback(pidfile.remove)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # in between, it would leave a file
+            try:
+                pidfile = Pidfile(settings.pid)
+                on_exit.callback(pidfile.remove)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
             for line in orphans.end_listening(pidfile.left_behind):
                 told.warn(line)
         command_line = CommandLine(arguments, dict(os.environ), _working_directory())

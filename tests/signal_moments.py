@@ -1,0 +1,243 @@
+"""Every signal at every moment of a start, a reload and a stop of the real program.
+
+A moment is the call of a function of the program. The process that calls it sends a signal to itself just
+before, the first time that any process comes there. Then the program has to do as if the signal had come at a
+quiet moment: `play` returns what is wrong. All of them, and random moments beside:
+
+    python -m tests.signal_moments [--random N] [--seed N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.program import PYTHON, READY, environment, free_port, title
+
+MASTER_MOMENTS = (
+    "process.pidfile:Pidfile._take_lock",
+    "process.configuration:read",
+    "process.configuration:open_sockets",
+    "process.logs:set_up",
+    "service:Service.run",
+    "process.pidfile:Pidfile.write",
+    "process.supervisor:Supervisor.run",
+    "process.supervisor:Supervisor._start",
+    "service:Service.child_started",
+    "service:Service.ready",
+    "process.forked_call:ForkedCall.__init__",
+    "service:Service.reload",
+    "process.supervisor:Supervisor._finish_reload",
+    "service:Service.reload_finished",
+    "process.supervisor:Supervisor._begin_stop",
+    "service:Service.stop_listening",
+    "process.supervisor:Supervisor._handle_exit",
+    "process.pidfile:Pidfile.remove",
+)
+"""Functions that the master calls, as MODULE:CLASS.METHOD, in the order of a start, a reload and a stop."""
+
+WORKER_MOMENTS = (
+    "process.children:run_child",
+    "process.privileges:drop_privileges",
+    "process.worker:run",
+    "process.worker:Worker.serve",
+    "net.server:SMTPServer.open",
+    "process.worker:Worker._sweep",
+    "process.worker:Worker.retire",
+    "process.worker:Worker._close_idle",
+)
+"""Functions that workers call."""
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""Signals that end the program."""
+
+OTHERS = (
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCHLD),
+    *(signal.SIGALRM, signal.SIGCONT, signal.SIGWINCH, signal.SIGURG, signal.SIGPIPE),
+)
+"""Signals that do not."""
+
+DEADLY = (signal.SIGKILL, signal.SIGSEGV)
+"""Signals that only workers survive: as others in their place."""
+
+TIMEOUT = 30.0
+"""Seconds in which each step must end, on a loaded machine too."""
+
+HOOK = """
+import functools, importlib, os, sys
+moment, number, flag = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+del sys.argv[1:4]
+from blackhole import main, service
+def once():
+    try:
+        os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+    except OSError:
+        return
+    os.kill(os.getpid(), number)
+if moment:
+    module, _, path = moment.partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(f"blackhole.{module}")
+    for part in owners:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    @functools.wraps(original)
+    def signalled(*arguments, **named):
+        once()
+        return original(*arguments, **named)
+    setattr(owner, name, signalled)
+    for other in [*sys.modules.values()]:
+        if getattr(other, "__name__", "").startswith("blackhole") and getattr(other, name, None) is original:
+            setattr(other, name, signalled)
+    signals = getattr(owner, "__name__", "") == "Worker" and importlib.import_module(f"blackhole.{module}")
+    for table in (signals.WORKER_SIGNALS,) if signals else ():
+        for key, action in table.items():
+            if action is original:
+                table[key] = signalled
+sys.exit(main.main())
+"""
+
+Case = tuple[str, signal.Signals]
+
+
+def cases() -> Iterator[Case]:
+    """Yield all moments with all signals."""
+    for moments, signals in (
+        (MASTER_MOMENTS, (*ENDING, *OTHERS)),
+        (WORKER_MOMENTS, (*ENDING, *OTHERS, *DEADLY)),
+    ):
+        for moment in moments:
+            for number in signals:
+                yield moment, number
+
+
+def play(moment: str, number: signal.Signals, after: float | None = None) -> str:
+    """Start, reload and stop the program, with the signal at this moment, or to the master after some
+    seconds; return what is wrong, empty if nothing is."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pid, log, flag, port = folder / "pid", folder / "log", folder / "flag", free_port()
+        options = ("--host=127.0.0.1", f"--port={port}", "--workers=2", f"--pid={pid}", f"--log={log}")
+        hook = (moment, str(int(number)), str(flag))
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                [*PYTHON, "-c", HOOK, *hook, *options],
+                env=environment(BLACKHOLE_DRAIN_TIMEOUT="5"),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            if after is not None:
+                time.sleep(after)
+                process.send_signal(number)
+            try:
+                code = run_to_the_end(process, log, output.fileno())
+                left = processes_of(process.pid)
+            except TimeoutError as error:
+                return f"{error}; {log.read_text()[-500:] if log.exists() else ''}"
+            finally:
+                for one in processes_of(process.pid):
+                    os.kill(one, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            said = output.read() + (log.read_text() if log.exists() else "")
+        if "Traceback" in said:
+            return said[said.index("Traceback") :][:1500]
+        may_end = number in ENDING
+        if code != 0 and not (may_end and code in (128 + number, -number)):
+            return f"exit status {code}: {said[-500:]}"
+        files = [path.name for path in folder.iterdir() if path.name not in ("log", "flag")]
+        return f"left behind: {left} {files}" if left or files else ""
+
+
+def run_to_the_end(process: subprocess.Popen[bytes], log: Path, output: int) -> int:
+    """Reload a program once it is ready, then stop it; return its exit status. Raises TimeoutError."""
+
+    def wait(text: str) -> bool:
+        """Return whether a text is in the output or the log before the program has ended."""
+        deadline = time.monotonic() + TIMEOUT
+        while process.poll() is None:
+            said = os.pread(output, 1 << 20, 0).decode() + (log.read_text() if log.exists() else "")
+            if text in said:
+                return True
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {text!r}")
+            time.sleep(0.02)
+        return False
+
+    if wait(READY):
+        process.send_signal(signal.SIGHUP)
+        if wait("reloaded: "):
+            process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("does not stop") from None
+
+
+def processes_of(session: int) -> list[int]:
+    """Return the processes of a session that run, except zombies."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = Path(f"/proc/{name}/stat").read_text().rpartition(") ")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z" and "blackhole" in title(int(name)):
+            found.append(int(name))
+    return found
+
+
+def play_all(chosen: Iterable[Case], workers: int) -> tuple[int, list[str]]:
+    """Play cases, several at a time; return their number, and what is wrong in which."""
+    with ThreadPoolExecutor(workers) as pool:
+        listed = list(chosen)
+        problems = list(pool.map(lambda case: play(*case), listed))
+    found = [
+        f"{moment} {number.name}: {problem}"
+        for (moment, number), problem in zip(listed, problems, strict=True)
+        if problem
+    ]
+    return len(listed), found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.signal_moments", description=__doc__)
+    parser.add_argument(
+        "--random", type=int, default=0, metavar="N", help="N runs with random moments, alone"
+    )
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=4)
+    arguments = parser.parse_args()
+    if arguments.random:
+        source = random.Random(arguments.seed)
+        chosen = [
+            (source.choice((*ENDING, *OTHERS)), source.uniform(0.25, 1.5)) for _ in range(arguments.random)
+        ]
+        with ThreadPoolExecutor(arguments.workers) as pool:
+            results = list(pool.map(lambda case: play("", case[0], case[1]), chosen))
+        played = len(chosen)
+        found = [
+            f"{number.name} after {after:.3f} s: {problem}"
+            for (number, after), problem in zip(chosen, results, strict=True)
+            if problem
+        ]
+    else:
+        played, found = play_all(cases(), arguments.workers)
+    print(*found, sep="\n")
+    print(f"{played} runs: {len(found)} findings")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

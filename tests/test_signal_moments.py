@@ -1,0 +1,23 @@
+"""Signals at moments of a start, a reload and a stop: the program does as if they came at a quiet moment."""
+
+from __future__ import annotations
+
+import signal
+
+from tests.signal_moments import ENDING, MASTER_MOMENTS, OTHERS, WORKER_MOMENTS, cases, play, play_all
+
+
+def test_signals_at_every_moment_have_their_usual_effect() -> None:
+    """At each moment one signal, which ends the program or does not: `signal_moments` plays all."""
+    signals = [number for pair in zip(ENDING * 4, OTHERS, strict=False) for number in pair]
+    moments = MASTER_MOMENTS + WORKER_MOMENTS
+    chosen = [(moment, signals[number % len(signals)]) for number, moment in enumerate(moments)]
+    chosen.append(("process.worker:Worker.serve", signal.SIGKILL))
+    assert {*chosen} <= {*cases()}
+    played, found = play_all(chosen, 3)
+    assert found == []
+    assert played == len(chosen)
+
+
+def test_signal_without_its_usual_effect_is_found() -> None:
+    assert play("process.supervisor:Supervisor.run", signal.SIGKILL).startswith("exit status -9")
