@@ -166,7 +166,7 @@ def test_without_a_fleet_its_scope_is_not_found(redis: RedisServer) -> None:
         answer = ask(sink.http, "/stats.json?scope=fleet")
         assert answer.status == 404
         assert answer.json == {"error": "This server is in no fleet; start it with --fleet."}
-        assert ask(sink.http, "/report?scope=all").json == {"error": "scope: expected machine or fleet."}
+        assert ask(sink.http, "/report?scope=all").json == {"error": "scope: expected one of machine, fleet."}
 
 
 def test_what_is_stored_of_a_machine_is_input_like_any() -> None:

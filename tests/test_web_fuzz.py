@@ -19,7 +19,7 @@ SEED = 20131
 REQUESTS = 6000
 
 PATHS = [
-    *(re.sub(r"\(.*?\)(?=/|$)", "nightly", route.path) for route in ROUTES),
+    *(re.sub(r"\{.*?\}", "nightly", route.path) for route in ROUTES),
     *("/static/page.js", "/none", "/runs/nightly", "//", "/%", "/%00", "/\xff", "*", "http://localhost/runs"),
     "/" + "a" * 7000,
 ]  # fmt: skip

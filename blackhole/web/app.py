@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
 
 from tornado.web import Application, RequestHandler
 
+from blackhole.web import openapi
 from blackhole.web.base_handler import BaseHandler, NotFoundHandler
 from blackhole.web.control_handlers import CheckScenarioHandler, NextRulesHandler, ScenarioHandler
 from blackhole.web.events import EventsHandler
 from blackhole.web.handlers import (
-    RUN_NAME,
+    FORMAT,
+    HISTORY,
+    MESSAGES,
+    METRICS,
+    REPORT_TYPES,
+    RUN,
+    TIMEOUT,
     FleetHandler,
     HealthHandler,
     MetricsHandler,
@@ -24,51 +33,172 @@ from blackhole.web.handlers import (
     StopRunHandler,
     WaitHandler,
 )
-from blackhole.web.recent_handlers import RecentHandler
+from blackhole.web.openapi import OpenAPIHandler
+from blackhole.web.operations import (
+    ALIVE,
+    COUNT,
+    NEXT_RULES,
+    OBJECT,
+    ONE_SHOT_RULE,
+    RUN_SUMMARY,
+    SCENARIO,
+    TEXT,
+    TOML,
+    TRANSACTIONS,
+    WAITED,
+    WORKERS,
+    Operation,
+    Parameter,
+    array,
+    errors,
+    json_content,
+    record,
+)
+from blackhole.web.recent_handlers import RECENT_FILTER, RecentHandler
+from blackhole.web.scope import SCOPE
 from blackhole.web.static_files import StaticHandler
 
 log = logging.getLogger(__name__)
+
+
+PATH_PARAMETERS: Final = {
+    "run": RUN,
+    "file": Parameter("file", "name of a file", {"type": "string", "pattern": "^[A-Za-z.]+$"}),
+}
+"""What stands in braces in the paths of routes."""
 
 
 class Route(NamedTuple):
     """A path, and who handles it with which services."""
 
     path: str
-    """A regular expression."""
+    """With names of PATH_PARAMETERS in braces."""
     handler: type[BaseHandler]
     services: tuple[str, ...] = ()
     """Names of the services that become attributes of the handler; all have `hosts`."""
+    operations: tuple[Operation, ...] = ()
+    """What the HTTP API has here; none for the page, its files and its events."""
 
+    @property
+    def pattern(self) -> str:
+        """The path as a regular expression."""
+        return re.sub(
+            r"\{(\w+)\}", lambda name: f"({PATH_PARAMETERS[name[1]].schema['pattern'][1:-1]})", self.path
+        )
+
+
+OF_FLEET: Final = errors(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
+"""Errors of a request with `scope`."""
+
+OF_ORDER: Final = errors(
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+"""Errors of a request that changes how the server behaves."""
+
+NAMED: Final = json_content(record(name=TEXT))
+ONE_RUN: Final = json_content(RUN_SUMMARY)
+IN_FORCE: Final = json_content(SCENARIO)
+NO_RUN: Final = errors(HTTPStatus.NOT_FOUND)
+TOO_LARGE: Final = errors(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+REPORTS: Final = {
+    kind.partition(";")[0]: OBJECT if name == "json" else TEXT for name, kind in REPORT_TYPES.items()
+}
 
 ROUTES: Final = (
     Route("/", StaticHandler, ("files",)),
-    Route("/static/([A-Za-z.]+)", StaticHandler, ("files",)),
+    Route("/static/{file}", StaticHandler, ("files",)),
     Route("/events", EventsHandler, ("events",)),
-    Route("/stats.json", StatsHandler, ("stats", "fleet")),
-    Route("/fleet", FleetHandler, ("stats", "fleet")),
-    Route("/metrics", MetricsHandler, ("stats", "fleet")),
-    Route("/healthz", HealthHandler),
-    Route("/readyz", ReadyHandler, ("stats",)),
-    Route("/wait", WaitHandler, ("stats", "waiting", "fleet")),
-    Route("/recent", RecentHandler, ("recent", "followers")),
-    Route("/runs", RunsHandler, ("stats",)),
-    Route(f"/runs/({RUN_NAME})", RunHandler, ("stats",)),
-    Route(f"/runs/({RUN_NAME})/stop", StopRunHandler, ("stats",)),
-    Route("/scenario", ScenarioHandler, ("control",)),
-    Route("/scenario/check", CheckScenarioHandler, ("control",)),
-    Route("/next", NextRulesHandler, ("control",)),
-    Route("/report", ReportHandler, ("stats", "fleet")),
-    Route(f"/runs/({RUN_NAME})/report", ReportHandler, ("stats",)),
-)
+    Route("/openapi.json", OpenAPIHandler, ("description",), (openapi.DESCRIBE,)),
+    Route("/stats.json", StatsHandler, ("stats", "fleet"), (
+        Operation("GET", "All figures", {200: json_content(OBJECT), **OF_FLEET}, (SCOPE, HISTORY)),
+    )),
+    Route("/fleet", FleetHandler, ("stats", "fleet"), (
+        Operation("GET", "The counters of the fleet, by name", {200: json_content(OBJECT), **OF_FLEET}),
+    )),
+    Route("/metrics", MetricsHandler, ("stats", "fleet"), (
+        Operation("GET", "Metrics for Prometheus", {200: METRICS, **OF_FLEET}, (SCOPE,)),
+    )),
+    Route("/healthz", HealthHandler, (), (
+        Operation("GET", "Whether the dashboard is alive", {200: ALIVE}, is_public=True),
+    )),
+    Route("/readyz", ReadyHandler, ("stats",), (
+        Operation(
+            "GET", "Whether a worker accepts connections", {200: WORKERS, 503: WORKERS}, is_public=True
+        ),
+    )),
+    Route("/wait", WaitHandler, ("stats", "waiting", "fleet"), (
+        Operation(
+            "GET", "Wait until messages have arrived",
+            {200: WAITED, 504: WAITED, **errors(HTTPStatus.CONFLICT), **OF_FLEET},
+            (MESSAGES, TIMEOUT, RUN, SCOPE),
+        ),
+    )),
+    Route("/recent", RecentHandler, ("recent", "followers"), (
+        Operation("GET", "The last transactions", {200: TRANSACTIONS, **OF_FLEET}, RECENT_FILTER),
+    )),
+    Route("/runs", RunsHandler, ("stats",), (
+        Operation("GET", "A summary of all runs", {200: json_content(array(RUN_SUMMARY))}),
+        Operation(
+            "POST", "Start a run",
+            {201: ONE_RUN, **errors(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)},
+            body=json_content(record(name=RUN.schema)),
+        ),
+    )),
+    Route("/runs/{run}", RunHandler, ("stats",), (
+        Operation("GET", "The figures of a run", {200: ONE_RUN, **NO_RUN}),
+    )),
+    Route("/runs/{run}/stop", StopRunHandler, ("stats",), (
+        Operation("POST", "Stop a run, and return its figures", {200: ONE_RUN, **NO_RUN}),
+    )),
+    Route("/scenario", ScenarioHandler, ("control",), (
+        Operation("GET", "The scenario in force", {200: {**IN_FORCE, **TOML}}),
+        Operation(
+            "PUT", "Put a scenario in force; an empty body restores the configured one",
+            {200: IN_FORCE, **OF_ORDER, **TOO_LARGE}, body=TOML, is_body_required=False,
+        ),
+        Operation("POST", "Switch to a scenario by its name", {200: IN_FORCE, **OF_ORDER}, body=NAMED),
+        Operation("DELETE", "Restore the configured scenario", {200: IN_FORCE, **OF_ORDER}),
+    )),
+    Route("/scenario/check", CheckScenarioHandler, ("control",), (
+        Operation(
+            "POST", "Check a scenario, and put nothing in force",
+            {200: json_content(record(rules=COUNT)), **OF_ORDER, **TOO_LARGE}, body=TOML,
+        ),
+    )),
+    Route("/next", NextRulesHandler, ("control",), (
+        Operation("GET", "The one-shot rules that are waiting", {200: json_content(NEXT_RULES)}),
+        Operation(
+            "POST", "Add a one-shot rule", {200: IN_FORCE, **OF_ORDER}, body=json_content(ONE_SHOT_RULE)
+        ),
+        Operation("DELETE", "Remove all one-shot rules", {200: IN_FORCE, **OF_ORDER}),
+    )),
+    Route("/report", ReportHandler, ("stats", "fleet"), (
+        Operation(
+            "GET", "What senders did wrong since the start", {200: REPORTS, **OF_FLEET}, (FORMAT, SCOPE)
+        ),
+    )),
+    Route("/runs/{run}/report", ReportHandler, ("stats",), (
+        Operation("GET", "What senders did wrong in a run", {200: REPORTS, **OF_FLEET}, (FORMAT,)),
+    )),
+)  # fmt: skip
 """Every path there is."""
+
+
+def description() -> dict[str, Any]:
+    """Return the description of the HTTP API."""
+    return openapi.describe(((route.path, route.operations) for route in ROUTES), PATH_PARAMETERS)
 
 
 def make_application(services: Mapping[str, object]) -> Application:
     """Return the application; `services` has a value for each name in ROUTES, and `hosts`."""
     hosts = {"hosts": services["hosts"]}
+    services = {**services, "description": description()}
     return Application(
         [
-            (route.path, route.handler, hosts | {name: services[name] for name in route.services})
+            (route.pattern, route.handler, hosts | {name: services[name] for name in route.services})
             for route in ROUTES
         ],
         default_handler_class=NotFoundHandler,

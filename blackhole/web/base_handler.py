@@ -17,6 +17,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
 from blackhole.settings import Settings
+from blackhole.web.operations import Parameter
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +123,17 @@ class BaseHandler(RequestHandler):
         if is_cross_origin(self.request) and not (self.is_page and is_navigation(self.request)):
             raise APIError(HTTPStatus.FORBIDDEN, "Pages of other sites cannot use the dashboard.")
 
+    @classmethod
+    def allowed_methods(cls) -> list[str]:
+        """Return the methods that the handler has."""
+        missing = RequestHandler.get
+        return [one for one in cls.SUPPORTED_METHODS if getattr(cls, one.lower()) is not missing]
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
         self.set_header("Cache-Control", "no-store")
+        if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.set_header("Allow", ", ".join(self.allowed_methods()))  # RFC 9110 section 15.5.6
         if isinstance(error, APIError):
             self.write_json({"error": error.text} | ({"line": error.line} if error.line else {}))
         else:
@@ -161,16 +170,26 @@ class BaseHandler(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.write(f"{written}\n")
 
-    def number_argument(self, name: str, least: float, most: float, default: str) -> float:
+    def number_argument(self, parameter: Parameter) -> float:
         """Return a number from the query. Raises APIError if it is outside the limits."""
-        text = self.get_query_argument(name, default)
+        name, schema = parameter.name, parameter.schema
+        least, most = schema["minimum"], schema["maximum"]
         try:
-            number = float(text)
+            number = float(self.get_query_argument(name, str(schema["default"])))
         except ValueError:
             number = math.nan
         if not least <= number <= most:
             raise APIError(HTTPStatus.BAD_REQUEST, f"{name}: expected a number from {least:g} to {most:g}.")
         return number
+
+    def choice_argument(self, parameter: Parameter) -> str:
+        """Return a choice from the query, or the default, which may be "". Raises APIError for others."""
+        name, schema = parameter.name, parameter.schema
+        default = schema.get("default", "")
+        chosen = self.get_query_argument(name, default)
+        if chosen != default and chosen not in schema["enum"]:
+            raise APIError(HTTPStatus.BAD_REQUEST, f"{name}: expected one of {', '.join(schema['enum'])}.")
+        return chosen
 
 
 class NotFoundHandler(BaseHandler):

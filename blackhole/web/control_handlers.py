@@ -18,6 +18,7 @@ from blackhole.settings import OperatorError
 from blackhole.values import expected
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.control import ScenarioControl
+from blackhole.web.operations import MAX_ONE_SHOT_COUNT
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,6 @@ MAX_UPLOAD: Final = 1 << 20
 
 APPLY_TIMEOUT: Final = 5.0
 """Seconds for all workers to apply an order."""
-
-MAX_ONE_SHOT_COUNT: Final = 1_000_000
-"""Times that a one-shot rule can match."""
 
 
 ERROR_STATUS: Final = {

@@ -12,6 +12,7 @@ from blackhole.metrics import report
 from blackhole.web import prometheus
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.history import MAX_RUNS, Run
+from blackhole.web.operations import TEXT, Content, Parameter
 from blackhole.web.scope import ScopedHandler, fleet_figures
 
 MAX_WAITING: Final = 64
@@ -29,12 +30,35 @@ FLEET_WAIT_INTERVAL: Final = 0.25
 RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """The name of a run."""
 
+RUN: Final = Parameter("run", "name of a run", {"type": "string", "pattern": f"^{RUN_NAME}$"})
+
+MESSAGES: Final = Parameter(
+    "messages",
+    "how many messages to wait for",
+    {"type": "number", "minimum": 1, "maximum": 1e15, "default": 1},
+)
+
+TIMEOUT: Final = Parameter(
+    "timeout",
+    "seconds after which the response comes anyway",
+    {"type": "number", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": 60},
+)
+
+HISTORY: Final = Parameter("history", "whether to tell the last hour and day too", {"type": "string"})
+
+METRICS: Final[Content] = {"text/plain": TEXT, "application/openmetrics-text": TEXT}
+"""The formats of /metrics."""
+
 REPORT_TYPES: Final = {
     "text": "text/plain; charset=utf-8",
     "json": "application/json",
     "junit": "application/xml; charset=utf-8",
 }
 """Format of a report -> its content type."""
+
+FORMAT: Final = Parameter(
+    "format", "format of the report", {"type": "string", "enum": [*REPORT_TYPES], "default": "text"}
+)
 
 
 class HealthHandler(BaseHandler):
@@ -112,8 +136,8 @@ class WaitHandler(StatsBaseHandler):
     waiting: set[WaitHandler]
 
     async def get(self) -> None:
-        wanted = self.number_argument("messages", 1, 1e15, "1")
-        timeout = self.number_argument("timeout", 0, MAX_WAIT_SECONDS, "60")
+        wanted = self.number_argument(MESSAGES)
+        timeout = self.number_argument(TIMEOUT)
         first = await self.scoped_snapshot()
         name = self.get_query_argument("run", "")
         if name and self.is_of_fleet:
@@ -197,9 +221,7 @@ class ReportHandler(StatsBaseHandler):
     """GET /report and GET /runs/NAME/report: what senders did wrong, since the start or in a run."""
 
     async def get(self, name: str = "") -> None:
-        wanted = self.get_query_argument("format", "text")
-        if wanted not in REPORT_TYPES:
-            raise APIError(HTTPStatus.BAD_REQUEST, f"format: expected one of {', '.join(REPORT_TYPES)}.")
+        wanted = self.choice_argument(FORMAT)
         now = await self.scoped_snapshot()
         snapshot = self.stats.between(self.find_run(name), now) if name else now
         self.set_header("Content-Type", REPORT_TYPES[wanted])

@@ -15,6 +15,7 @@ from blackhole.metrics.transactions import TRANSACTION_OUTCOMES
 from blackhole.rules.globs import GlobSet
 from blackhole.store.recent import Cursor
 from blackhole.web.base_handler import APIError, BaseHandler
+from blackhole.web.operations import Parameter
 
 MAX_FOLLOWERS: Final = 64
 """Requests that wait for transactions at the same time."""
@@ -38,6 +39,33 @@ MAX_GLOB: Final = 256
 """Characters of a pattern."""
 
 
+LIMIT: Final = Parameter(
+    "limit",
+    "how many transactions",
+    {"type": "number", "minimum": 1, "maximum": MAX_LIMIT, "default": 100},
+)
+
+FOLLOW_TIMEOUT: Final = Parameter(
+    "timeout",
+    "seconds to wait for a transaction, if there is none",
+    {"type": "number", "minimum": 0, "maximum": MAX_FOLLOW_SECONDS, "default": 0},
+)
+
+SINCE: Final = Parameter("since", "a cursor, or seconds since 1970", {"type": "string"})
+
+OUTCOME: Final = Parameter(
+    "outcome", "what became of a transaction", {"type": "string", "enum": [*TRANSACTION_OUTCOMES]}
+)
+
+GLOBS: Final = tuple(
+    Parameter(name, f"a glob for the {name}", {"type": "string", "maxLength": MAX_GLOB})
+    for name in ("recipient", "sender", "client")
+)
+
+RECENT_FILTER: Final = (LIMIT, FOLLOW_TIMEOUT, SINCE, OUTCOME, *GLOBS)
+"""The parameters of GET /recent."""
+
+
 class RecentHandler(BaseHandler):
     """GET /recent: the newest transactions, or all since a cursor, after a wait if there is none yet."""
 
@@ -50,8 +78,8 @@ class RecentHandler(BaseHandler):
             raise APIError(
                 HTTPStatus.NOT_FOUND, "No transactions are recorded. Start Blackhole with --recent 1000."
             )
-        limit = int(self.number_argument("limit", 1, MAX_LIMIT, "100"))
-        timeout = self.number_argument("timeout", 0, MAX_FOLLOW_SECONDS, "0")
+        limit = int(self.number_argument(LIMIT))
+        timeout = self.number_argument(FOLLOW_TIMEOUT)
         since = self.get_query_argument("since", "")
         wanted = self._filter(since)
         if since and not is_time(since):
@@ -118,16 +146,11 @@ class RecentHandler(BaseHandler):
 
     def _filter(self, since: str) -> TransactionFilter:
         """Return the filter of the query. Raises APIError."""
-        outcome = self.get_query_argument("outcome", "")
-        if outcome and outcome not in TRANSACTION_OUTCOMES:
-            raise APIError(
-                HTTPStatus.BAD_REQUEST, f"outcome: expected one of {', '.join(TRANSACTION_OUTCOMES)}."
-            )
         return TransactionFilter(
             self._globs("recipient"),
             self._globs("sender"),
             self._globs("client"),
-            outcome,
+            self.choice_argument(OUTCOME),
             float(since) if is_time(since) else -math.inf,
         )
 

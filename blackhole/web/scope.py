@@ -11,10 +11,14 @@ from blackhole.fleet.member import FleetMember, FleetView
 from blackhole.fleet.store import StoreError
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.web.base_handler import APIError, BaseHandler
+from blackhole.web.operations import Parameter
 from blackhole.web.stats_view import StatsView
 
-SCOPES: Final = ("machine", "fleet")
-"""Values of the parameter `scope`; the first is the default."""
+SCOPE: Final = Parameter(
+    "scope",
+    "whose figures: this machine's, or those of its fleet",
+    {"type": "string", "enum": ["machine", "fleet"], "default": "machine"},
+)
 
 
 class ScopedHandler(BaseHandler):
@@ -26,10 +30,7 @@ class ScopedHandler(BaseHandler):
     @property
     def is_of_fleet(self) -> bool:
         """Whether the fleet is asked for. Raises APIError for an unknown scope."""
-        scope = self.get_query_argument("scope", SCOPES[0])
-        if scope not in SCOPES:
-            raise APIError(HTTPStatus.BAD_REQUEST, f"scope: expected {' or '.join(SCOPES)}.")
-        return scope == "fleet"
+        return self.choice_argument(SCOPE) == "fleet"
 
     async def fleet_view(self) -> FleetView:
         """Return the figures of the fleet. Raises APIError if there are none."""

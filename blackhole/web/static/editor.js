@@ -23,9 +23,11 @@ async function showScenario(of) {
 }
 
 async function reloadScenario() {
+  const before = editor.text.value;
   const response = await fetch("/scenario", { headers: { Accept: "application/toml" } });
   editor.loaded = (await response.text()).replace(/\r\n?/g, "\n");
   editor.of = scenarioInForce;
+  if (editor.text.value !== before) return;  // somebody types already
   setEditorText(editor.loaded);
   showEditorMessage("", "");
 }

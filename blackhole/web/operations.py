@@ -1,0 +1,127 @@
+"""Operations of the HTTP API: what a request of one method takes, and what its responses are.
+
+An `Operation` is a row of the table of routes. `openapi` prints the description of the API from them, and
+handlers check parameters by the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+from blackhole.smtp.state import PHASES
+
+MAX_ONE_SHOT_COUNT: Final = 1_000_000
+"""Times that a one-shot rule can match."""
+
+Schema = Mapping[str, Any]
+"""A JSON schema, as OpenAPI 3.1 has them."""
+
+Content = Mapping[str, Schema]
+"""Content type -> schema of a body."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of the query, or a part of the path.
+
+    The schema has `minimum`, `maximum` and `default` of a number, or the `enum` of a choice.
+    """
+
+    name: str
+    about: str
+    schema: Schema
+
+
+class Operation(NamedTuple):
+    """A method of a path."""
+
+    method: str
+    about: str
+    """One line."""
+    responses: Mapping[int, Content]
+    """Status -> body."""
+    parameters: tuple[Parameter, ...] = ()
+    """Of the query."""
+    body: Content | None = None
+    """Of the request."""
+    is_body_required: bool = True
+    is_public: bool = False
+    """Needs no token: it tells nothing but whether the server is alive."""
+
+
+def of_type(name: str, **more: Any) -> Schema:
+    """Return the schema of a type, such as `string`."""
+    return {"type": name, **more}
+
+
+def record(**properties: Schema) -> Schema:
+    """Return the schema of an object that has at least these properties."""
+    return {"type": "object", "properties": properties, "required": [*properties]}
+
+
+def array(items: Schema) -> Schema:
+    """Return the schema of an array."""
+    return {"type": "array", "items": items}
+
+
+def json_content(schema: Schema) -> Content:
+    """Return a body of JSON."""
+    return {"application/json": schema}
+
+
+TEXT: Final = of_type("string")
+NUMBER: Final = of_type("number")
+COUNT: Final = of_type("integer", minimum=0)
+BOOLEAN: Final = of_type("boolean")
+OBJECT: Final = of_type("object")
+
+ERROR: Final = json_content(
+    {
+        "type": "object",
+        "properties": {"error": TEXT, "line": of_type("integer", minimum=1)},
+        "required": ["error"],
+    }
+)
+"""The body of every error."""
+
+
+def errors(*statuses: HTTPStatus) -> Mapping[int, Content]:
+    """Return the responses for these errors."""
+    return {int(status): ERROR for status in statuses}
+
+
+ALIVE: Final = json_content(record(alive=BOOLEAN))
+WORKERS: Final = json_content(record(workers=COUNT))
+WAITED: Final = json_content(record(messages=of_type("integer"), seconds=NUMBER))
+
+RUN_SUMMARY: Final = record(
+    name=TEXT,
+    running=BOOLEAN,
+    started=NUMBER,
+    seconds=NUMBER,
+    total=COUNT,
+    rate=record(mean=NUMBER, peak=NUMBER),
+    cpu_share=NUMBER,
+)
+
+NEXT_RULES: Final = array(record(count=COUNT, left=COUNT))
+
+ONE_SHOT_RULE: Final[Schema] = {
+    "type": "object",
+    "description": "The keys of a rule of a scenario, and how often it applies.",
+    "properties": {
+        "count": of_type("integer", minimum=1, maximum=MAX_ONE_SHOT_COUNT, default=1),
+        "phase": {"anyOf": [of_type("string", enum=[*PHASES]), array(of_type("string", enum=[*PHASES]))]},
+    },
+    "required": ["phase"],
+}
+
+SCENARIO: Final = record(
+    name=TEXT, ordered=BOOLEAN, rules=COUNT, names=array(TEXT), since=NUMBER, next=NEXT_RULES
+)
+
+TOML: Final[Content] = {"application/toml": TEXT}
+"""The text of a scenario."""
+
+TRANSACTIONS: Final = json_content(record(kept=COUNT, next=TEXT, more=BOOLEAN, transactions=array(OBJECT)))
