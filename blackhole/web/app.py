@@ -15,13 +15,13 @@ from blackhole.web.base_handler import BaseHandler, NotFoundHandler
 from blackhole.web.control_handlers import CheckScenarioHandler, NextRulesHandler, ScenarioHandler
 from blackhole.web.events import EventsHandler
 from blackhole.web.handlers import (
-    FORMAT,
-    HISTORY,
-    MESSAGES,
-    METRICS,
+    FORMAT_PARAMETER,
+    HISTORY_PARAMETER,
+    MESSAGES_PARAMETER,
+    METRICS_CONTENT,
     REPORT_TYPES,
-    RUN,
-    TIMEOUT,
+    RUN_PARAMETER,
+    TIMEOUT_PARAMETER,
     FleetHandler,
     HealthHandler,
     MetricsHandler,
@@ -35,18 +35,18 @@ from blackhole.web.handlers import (
 )
 from blackhole.web.openapi import OpenAPIHandler
 from blackhole.web.operations import (
-    ALIVE,
-    COUNT,
-    NEXT_RULES,
-    OBJECT,
-    ONE_SHOT_RULE,
-    RUN_SUMMARY,
-    SCENARIO,
-    TEXT,
-    TOML,
-    TRANSACTIONS,
-    WAITED,
-    WORKERS,
+    ALIVE_CONTENT,
+    COUNT_SCHEMA,
+    NEXT_RULES_SCHEMA,
+    OBJECT_SCHEMA,
+    ONE_SHOT_RULE_SCHEMA,
+    RUN_SCHEMA,
+    SCENARIO_SCHEMA,
+    TEXT_SCHEMA,
+    TOML_CONTENT,
+    TRANSACTIONS_CONTENT,
+    WAITED_CONTENT,
+    WORKERS_CONTENT,
     Operation,
     Parameter,
     array,
@@ -54,15 +54,15 @@ from blackhole.web.operations import (
     json_content,
     record,
 )
-from blackhole.web.recent_handlers import RECENT_FILTER, RecentHandler
-from blackhole.web.scope import SCOPE
+from blackhole.web.recent_handlers import RECENT_PARAMETERS, RecentHandler
+from blackhole.web.scope import SCOPE_PARAMETER
 from blackhole.web.static_files import StaticHandler
 
 log = logging.getLogger(__name__)
 
 
 PATH_PARAMETERS: Final = {
-    "run": RUN,
+    "run": RUN_PARAMETER,
     "file": Parameter("file", "name of a file", {"type": "string", "pattern": "^[A-Za-z.]+$"}),
 }
 """What stands in braces in the paths of routes."""
@@ -98,13 +98,14 @@ OF_ORDER: Final = errors(
 )
 """Errors of a request that changes how the server behaves."""
 
-NAMED: Final = json_content(record(name=TEXT))
-ONE_RUN: Final = json_content(RUN_SUMMARY)
-IN_FORCE: Final = json_content(SCENARIO)
+NAME_CONTENT: Final = json_content(record(name=TEXT_SCHEMA))
+RUN_CONTENT: Final = json_content(RUN_SCHEMA)
+SCENARIO_CONTENT: Final = json_content(SCENARIO_SCHEMA)
 NO_RUN: Final = errors(HTTPStatus.NOT_FOUND)
-TOO_LARGE: Final = errors(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-REPORTS: Final = {
-    kind.partition(";")[0]: OBJECT if name == "json" else TEXT for name, kind in REPORT_TYPES.items()
+BODY_TOO_LARGE: Final = errors(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+REPORT_CONTENT: Final = {
+    kind.partition(";")[0]: OBJECT_SCHEMA if name == "json" else TEXT_SCHEMA
+    for name, kind in REPORT_TYPES.items()
 }
 
 ROUTES: Final = (
@@ -112,78 +113,180 @@ ROUTES: Final = (
     Route("/static/{file}", StaticHandler, ("files",)),
     Route("/events", EventsHandler, ("events",)),
     Route("/openapi.json", OpenAPIHandler, ("description",), (openapi.DESCRIBE,)),
-    Route("/stats.json", StatsHandler, ("stats", "fleet"), (
-        Operation("GET", "All figures", {200: json_content(OBJECT), **OF_FLEET}, (SCOPE, HISTORY)),
-    )),
-    Route("/fleet", FleetHandler, ("stats", "fleet"), (
-        Operation("GET", "The counters of the fleet, by name", {200: json_content(OBJECT), **OF_FLEET}),
-    )),
-    Route("/metrics", MetricsHandler, ("stats", "fleet"), (
-        Operation("GET", "Metrics for Prometheus", {200: METRICS, **OF_FLEET}, (SCOPE,)),
-    )),
-    Route("/healthz", HealthHandler, (), (
-        Operation("GET", "Whether the dashboard is alive", {200: ALIVE}, is_public=True),
-    )),
-    Route("/readyz", ReadyHandler, ("stats",), (
-        Operation(
-            "GET", "Whether a worker accepts connections", {200: WORKERS, 503: WORKERS}, is_public=True
+    Route(
+        "/stats.json",
+        StatsHandler,
+        ("stats", "fleet"),
+        (
+            Operation(
+                "GET",
+                "All figures",
+                {200: json_content(OBJECT_SCHEMA), **OF_FLEET},
+                (SCOPE_PARAMETER, HISTORY_PARAMETER),
+            ),
         ),
-    )),
-    Route("/wait", WaitHandler, ("stats", "waiting", "fleet"), (
-        Operation(
-            "GET", "Wait until messages have arrived",
-            {200: WAITED, 504: WAITED, **errors(HTTPStatus.CONFLICT), **OF_FLEET},
-            (MESSAGES, TIMEOUT, RUN, SCOPE),
+    ),
+    Route(
+        "/fleet",
+        FleetHandler,
+        ("stats", "fleet"),
+        (
+            Operation(
+                "GET", "The counters of the fleet, by name", {200: json_content(OBJECT_SCHEMA), **OF_FLEET}
+            ),
         ),
-    )),
-    Route("/recent", RecentHandler, ("recent", "followers"), (
-        Operation("GET", "The last transactions", {200: TRANSACTIONS, **OF_FLEET}, RECENT_FILTER),
-    )),
-    Route("/runs", RunsHandler, ("stats",), (
-        Operation("GET", "A summary of all runs", {200: json_content(array(RUN_SUMMARY))}),
-        Operation(
-            "POST", "Start a run",
-            {201: ONE_RUN, **errors(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)},
-            body=json_content(record(name=RUN.schema)),
+    ),
+    Route(
+        "/metrics",
+        MetricsHandler,
+        ("stats", "fleet"),
+        (Operation("GET", "Metrics for Prometheus", {200: METRICS_CONTENT, **OF_FLEET}, (SCOPE_PARAMETER,)),),
+    ),
+    Route(
+        "/healthz",
+        HealthHandler,
+        (),
+        (Operation("GET", "Whether the dashboard is alive", {200: ALIVE_CONTENT}, is_public=True),),
+    ),
+    Route(
+        "/readyz",
+        ReadyHandler,
+        ("stats",),
+        (
+            Operation(
+                "GET",
+                "Whether a worker accepts connections",
+                {200: WORKERS_CONTENT, 503: WORKERS_CONTENT},
+                is_public=True,
+            ),
         ),
-    )),
-    Route("/runs/{run}", RunHandler, ("stats",), (
-        Operation("GET", "The figures of a run", {200: ONE_RUN, **NO_RUN}),
-    )),
-    Route("/runs/{run}/stop", StopRunHandler, ("stats",), (
-        Operation("POST", "Stop a run, and return its figures", {200: ONE_RUN, **NO_RUN}),
-    )),
-    Route("/scenario", ScenarioHandler, ("control",), (
-        Operation("GET", "The scenario in force", {200: {**IN_FORCE, **TOML}}),
-        Operation(
-            "PUT", "Put a scenario in force; an empty body restores the configured one",
-            {200: IN_FORCE, **OF_ORDER, **TOO_LARGE}, body=TOML, is_body_required=False,
+    ),
+    Route(
+        "/wait",
+        WaitHandler,
+        ("stats", "waiting", "fleet"),
+        (
+            Operation(
+                "GET",
+                "Wait until messages have arrived",
+                {200: WAITED_CONTENT, 504: WAITED_CONTENT, **errors(HTTPStatus.CONFLICT), **OF_FLEET},
+                (MESSAGES_PARAMETER, TIMEOUT_PARAMETER, RUN_PARAMETER, SCOPE_PARAMETER),
+            ),
         ),
-        Operation("POST", "Switch to a scenario by its name", {200: IN_FORCE, **OF_ORDER}, body=NAMED),
-        Operation("DELETE", "Restore the configured scenario", {200: IN_FORCE, **OF_ORDER}),
-    )),
-    Route("/scenario/check", CheckScenarioHandler, ("control",), (
-        Operation(
-            "POST", "Check a scenario, and put nothing in force",
-            {200: json_content(record(rules=COUNT)), **OF_ORDER, **TOO_LARGE}, body=TOML,
+    ),
+    Route(
+        "/recent",
+        RecentHandler,
+        ("recent", "followers"),
+        (
+            Operation(
+                "GET", "The last transactions", {200: TRANSACTIONS_CONTENT, **OF_FLEET}, RECENT_PARAMETERS
+            ),
         ),
-    )),
-    Route("/next", NextRulesHandler, ("control",), (
-        Operation("GET", "The one-shot rules that are waiting", {200: json_content(NEXT_RULES)}),
-        Operation(
-            "POST", "Add a one-shot rule", {200: IN_FORCE, **OF_ORDER}, body=json_content(ONE_SHOT_RULE)
+    ),
+    Route(
+        "/runs",
+        RunsHandler,
+        ("stats",),
+        (
+            Operation("GET", "A summary of all runs", {200: json_content(array(RUN_SCHEMA))}),
+            Operation(
+                "POST",
+                "Start a run",
+                {201: RUN_CONTENT, **errors(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)},
+                body=json_content(record(name=RUN_PARAMETER.schema)),
+            ),
         ),
-        Operation("DELETE", "Remove all one-shot rules", {200: IN_FORCE, **OF_ORDER}),
-    )),
-    Route("/report", ReportHandler, ("stats", "fleet"), (
-        Operation(
-            "GET", "What senders did wrong since the start", {200: REPORTS, **OF_FLEET}, (FORMAT, SCOPE)
+    ),
+    Route(
+        "/runs/{run}",
+        RunHandler,
+        ("stats",),
+        (Operation("GET", "The figures of a run", {200: RUN_CONTENT, **NO_RUN}),),
+    ),
+    Route(
+        "/runs/{run}/stop",
+        StopRunHandler,
+        ("stats",),
+        (Operation("POST", "Stop a run, and return its figures", {200: RUN_CONTENT, **NO_RUN}),),
+    ),
+    Route(
+        "/scenario",
+        ScenarioHandler,
+        ("control",),
+        (
+            Operation("GET", "The scenario in force", {200: {**SCENARIO_CONTENT, **TOML_CONTENT}}),
+            Operation(
+                "PUT",
+                "Put a scenario in force; an empty body restores the configured one",
+                {200: SCENARIO_CONTENT, **OF_ORDER, **BODY_TOO_LARGE},
+                body=TOML_CONTENT,
+                is_body_required=False,
+            ),
+            Operation(
+                "POST",
+                "Switch to a scenario by its name",
+                {200: SCENARIO_CONTENT, **OF_ORDER},
+                body=NAME_CONTENT,
+            ),
+            Operation("DELETE", "Restore the configured scenario", {200: SCENARIO_CONTENT, **OF_ORDER}),
         ),
-    )),
-    Route("/runs/{run}/report", ReportHandler, ("stats",), (
-        Operation("GET", "What senders did wrong in a run", {200: REPORTS, **OF_FLEET}, (FORMAT,)),
-    )),
-)  # fmt: skip
+    ),
+    Route(
+        "/scenario/check",
+        CheckScenarioHandler,
+        ("control",),
+        (
+            Operation(
+                "POST",
+                "Check a scenario, and put nothing in force",
+                {200: json_content(record(rules=COUNT_SCHEMA)), **OF_ORDER, **BODY_TOO_LARGE},
+                body=TOML_CONTENT,
+            ),
+        ),
+    ),
+    Route(
+        "/next",
+        NextRulesHandler,
+        ("control",),
+        (
+            Operation("GET", "The one-shot rules that are waiting", {200: json_content(NEXT_RULES_SCHEMA)}),
+            Operation(
+                "POST",
+                "Add a one-shot rule",
+                {200: SCENARIO_CONTENT, **OF_ORDER},
+                body=json_content(ONE_SHOT_RULE_SCHEMA),
+            ),
+            Operation("DELETE", "Remove all one-shot rules", {200: SCENARIO_CONTENT, **OF_ORDER}),
+        ),
+    ),
+    Route(
+        "/report",
+        ReportHandler,
+        ("stats", "fleet"),
+        (
+            Operation(
+                "GET",
+                "What senders did wrong since the start",
+                {200: REPORT_CONTENT, **OF_FLEET},
+                (FORMAT_PARAMETER, SCOPE_PARAMETER),
+            ),
+        ),
+    ),
+    Route(
+        "/runs/{run}/report",
+        ReportHandler,
+        ("stats",),
+        (
+            Operation(
+                "GET",
+                "What senders did wrong in a run",
+                {200: REPORT_CONTENT, **OF_FLEET},
+                (FORMAT_PARAMETER,),
+            ),
+        ),
+    ),
+)
 """Every path there is."""
 
 

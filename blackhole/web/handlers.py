@@ -12,7 +12,7 @@ from blackhole.metrics import report
 from blackhole.web import prometheus
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.history import MAX_RUNS, Run
-from blackhole.web.operations import TEXT, Content, Parameter
+from blackhole.web.operations import TEXT_SCHEMA, Content, Parameter
 from blackhole.web.scope import ScopedHandler, fleet_figures
 
 MAX_WAITING: Final = 64
@@ -30,23 +30,25 @@ FLEET_WAIT_INTERVAL: Final = 0.25
 RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """The name of a run."""
 
-RUN: Final = Parameter("run", "name of a run", {"type": "string", "pattern": f"^{RUN_NAME}$"})
+RUN_PARAMETER: Final = Parameter("run", "name of a run", {"type": "string", "pattern": f"^{RUN_NAME}$"})
 
-MESSAGES: Final = Parameter(
+MESSAGES_PARAMETER: Final = Parameter(
     "messages",
     "how many messages to wait for",
     {"type": "number", "minimum": 1, "maximum": 1e15, "default": 1},
 )
 
-TIMEOUT: Final = Parameter(
+TIMEOUT_PARAMETER: Final = Parameter(
     "timeout",
     "seconds after which the response comes anyway",
     {"type": "number", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "default": 60},
 )
 
-HISTORY: Final = Parameter("history", "whether to tell the last hour and day too", {"type": "string"})
+HISTORY_PARAMETER: Final = Parameter(
+    "history", "whether to tell the last hour and day too", {"type": "string"}
+)
 
-METRICS: Final[Content] = {"text/plain": TEXT, "application/openmetrics-text": TEXT}
+METRICS_CONTENT: Final[Content] = {"text/plain": TEXT_SCHEMA, "application/openmetrics-text": TEXT_SCHEMA}
 """The formats of /metrics."""
 
 REPORT_TYPES: Final = {
@@ -56,7 +58,7 @@ REPORT_TYPES: Final = {
 }
 """Format of a report -> its content type."""
 
-FORMAT: Final = Parameter(
+FORMAT_PARAMETER: Final = Parameter(
     "format", "format of the report", {"type": "string", "enum": [*REPORT_TYPES], "default": "text"}
 )
 
@@ -136,8 +138,8 @@ class WaitHandler(StatsBaseHandler):
     waiting: set[WaitHandler]
 
     async def get(self) -> None:
-        wanted = self.number_argument(MESSAGES)
-        timeout = self.number_argument(TIMEOUT)
+        wanted = self.number_argument(MESSAGES_PARAMETER)
+        timeout = self.number_argument(TIMEOUT_PARAMETER)
         first = await self.scoped_snapshot()
         name = self.get_query_argument("run", "")
         if name and self.is_of_fleet:
@@ -221,7 +223,7 @@ class ReportHandler(StatsBaseHandler):
     """GET /report and GET /runs/NAME/report: what senders did wrong, since the start or in a run."""
 
     async def get(self, name: str = "") -> None:
-        wanted = self.choice_argument(FORMAT)
+        wanted = self.choice_argument(FORMAT_PARAMETER)
         now = await self.scoped_snapshot()
         snapshot = self.stats.between(self.find_run(name), now) if name else now
         self.set_header("Content-Type", REPORT_TYPES[wanted])

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from blackhole import __version__
 from blackhole.web.base_handler import BaseHandler
-from blackhole.web.operations import OBJECT, Content, Operation, Parameter, errors, json_content
+from blackhole.web.operations import OBJECT_SCHEMA, Content, Operation, Parameter, errors, json_content
 
-DESCRIBE: Final = Operation("GET", "Describe this API", {200: json_content(OBJECT)})
+DESCRIBE: Final = Operation("GET", "Describe this API", {200: json_content(OBJECT_SCHEMA)})
 """The operation of this module's own handler."""
 
 ALWAYS: Final = errors(HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST)

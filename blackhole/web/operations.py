@@ -70,16 +70,16 @@ def json_content(schema: Schema) -> Content:
     return {"application/json": schema}
 
 
-TEXT: Final = of_type("string")
-NUMBER: Final = of_type("number")
-COUNT: Final = of_type("integer", minimum=0)
-BOOLEAN: Final = of_type("boolean")
-OBJECT: Final = of_type("object")
+TEXT_SCHEMA: Final = of_type("string")
+NUMBER_SCHEMA: Final = of_type("number")
+COUNT_SCHEMA: Final = of_type("integer", minimum=0)
+BOOLEAN_SCHEMA: Final = of_type("boolean")
+OBJECT_SCHEMA: Final = of_type("object")
 
-ERROR: Final = json_content(
+ERROR_CONTENT: Final = json_content(
     {
         "type": "object",
-        "properties": {"error": TEXT, "line": of_type("integer", minimum=1)},
+        "properties": {"error": TEXT_SCHEMA, "line": of_type("integer", minimum=1)},
         "required": ["error"],
     }
 )
@@ -88,26 +88,26 @@ ERROR: Final = json_content(
 
 def errors(*statuses: HTTPStatus) -> Mapping[int, Content]:
     """Return the responses for these errors."""
-    return {int(status): ERROR for status in statuses}
+    return {int(status): ERROR_CONTENT for status in statuses}
 
 
-ALIVE: Final = json_content(record(alive=BOOLEAN))
-WORKERS: Final = json_content(record(workers=COUNT))
-WAITED: Final = json_content(record(messages=of_type("integer"), seconds=NUMBER))
+ALIVE_CONTENT: Final = json_content(record(alive=BOOLEAN_SCHEMA))
+WORKERS_CONTENT: Final = json_content(record(workers=COUNT_SCHEMA))
+WAITED_CONTENT: Final = json_content(record(messages=of_type("integer"), seconds=NUMBER_SCHEMA))
 
-RUN_SUMMARY: Final = record(
-    name=TEXT,
-    running=BOOLEAN,
-    started=NUMBER,
-    seconds=NUMBER,
-    total=COUNT,
-    rate=record(mean=NUMBER, peak=NUMBER),
-    cpu_share=NUMBER,
+RUN_SCHEMA: Final = record(
+    name=TEXT_SCHEMA,
+    running=BOOLEAN_SCHEMA,
+    started=NUMBER_SCHEMA,
+    seconds=NUMBER_SCHEMA,
+    total=COUNT_SCHEMA,
+    rate=record(mean=NUMBER_SCHEMA, peak=NUMBER_SCHEMA),
+    cpu_share=NUMBER_SCHEMA,
 )
 
-NEXT_RULES: Final = array(record(count=COUNT, left=COUNT))
+NEXT_RULES_SCHEMA: Final = array(record(count=COUNT_SCHEMA, left=COUNT_SCHEMA))
 
-ONE_SHOT_RULE: Final[Schema] = {
+ONE_SHOT_RULE_SCHEMA: Final[Schema] = {
     "type": "object",
     "description": "The keys of a rule of a scenario, and how often it applies.",
     "properties": {
@@ -117,11 +117,18 @@ ONE_SHOT_RULE: Final[Schema] = {
     "required": ["phase"],
 }
 
-SCENARIO: Final = record(
-    name=TEXT, ordered=BOOLEAN, rules=COUNT, names=array(TEXT), since=NUMBER, next=NEXT_RULES
+SCENARIO_SCHEMA: Final = record(
+    name=TEXT_SCHEMA,
+    ordered=BOOLEAN_SCHEMA,
+    rules=COUNT_SCHEMA,
+    names=array(TEXT_SCHEMA),
+    since=NUMBER_SCHEMA,
+    next=NEXT_RULES_SCHEMA,
 )
 
-TOML: Final[Content] = {"application/toml": TEXT}
+TOML_CONTENT: Final[Content] = {"application/toml": TEXT_SCHEMA}
 """The text of a scenario."""
 
-TRANSACTIONS: Final = json_content(record(kept=COUNT, next=TEXT, more=BOOLEAN, transactions=array(OBJECT)))
+TRANSACTIONS_CONTENT: Final = json_content(
+    record(kept=COUNT_SCHEMA, next=TEXT_SCHEMA, more=BOOLEAN_SCHEMA, transactions=array(OBJECT_SCHEMA))
+)

@@ -39,30 +39,36 @@ MAX_GLOB: Final = 256
 """Characters of a pattern."""
 
 
-LIMIT: Final = Parameter(
+LIMIT_PARAMETER: Final = Parameter(
     "limit",
     "how many transactions",
     {"type": "number", "minimum": 1, "maximum": MAX_LIMIT, "default": 100},
 )
 
-FOLLOW_TIMEOUT: Final = Parameter(
+FOLLOW_PARAMETER: Final = Parameter(
     "timeout",
     "seconds to wait for a transaction, if there is none",
     {"type": "number", "minimum": 0, "maximum": MAX_FOLLOW_SECONDS, "default": 0},
 )
 
-SINCE: Final = Parameter("since", "a cursor, or seconds since 1970", {"type": "string"})
+SINCE_PARAMETER: Final = Parameter("since", "a cursor, or seconds since 1970", {"type": "string"})
 
-OUTCOME: Final = Parameter(
+OUTCOME_PARAMETER: Final = Parameter(
     "outcome", "what became of a transaction", {"type": "string", "enum": [*TRANSACTION_OUTCOMES]}
 )
 
-GLOBS: Final = tuple(
+GLOB_PARAMETERS: Final = tuple(
     Parameter(name, f"a glob for the {name}", {"type": "string", "maxLength": MAX_GLOB})
     for name in ("recipient", "sender", "client")
 )
 
-RECENT_FILTER: Final = (LIMIT, FOLLOW_TIMEOUT, SINCE, OUTCOME, *GLOBS)
+RECENT_PARAMETERS: Final = (
+    LIMIT_PARAMETER,
+    FOLLOW_PARAMETER,
+    SINCE_PARAMETER,
+    OUTCOME_PARAMETER,
+    *GLOB_PARAMETERS,
+)
 """The parameters of GET /recent."""
 
 
@@ -78,8 +84,8 @@ class RecentHandler(BaseHandler):
             raise APIError(
                 HTTPStatus.NOT_FOUND, "No transactions are recorded. Start Blackhole with --recent 1000."
             )
-        limit = int(self.number_argument(LIMIT))
-        timeout = self.number_argument(FOLLOW_TIMEOUT)
+        limit = int(self.number_argument(LIMIT_PARAMETER))
+        timeout = self.number_argument(FOLLOW_PARAMETER)
         since = self.get_query_argument("since", "")
         wanted = self._filter(since)
         if since and not is_time(since):
@@ -150,7 +156,7 @@ class RecentHandler(BaseHandler):
             self._globs("recipient"),
             self._globs("sender"),
             self._globs("client"),
-            self.choice_argument(OUTCOME),
+            self.choice_argument(OUTCOME_PARAMETER),
             float(since) if is_time(since) else -math.inf,
         )
 

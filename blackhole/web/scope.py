@@ -14,7 +14,7 @@ from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.operations import Parameter
 from blackhole.web.stats_view import StatsView
 
-SCOPE: Final = Parameter(
+SCOPE_PARAMETER: Final = Parameter(
     "scope",
     "whose figures: this machine's, or those of its fleet",
     {"type": "string", "enum": ["machine", "fleet"], "default": "machine"},
@@ -30,7 +30,7 @@ class ScopedHandler(BaseHandler):
     @property
     def is_of_fleet(self) -> bool:
         """Whether the fleet is asked for. Raises APIError for an unknown scope."""
-        return self.choice_argument(SCOPE) == "fleet"
+        return self.choice_argument(SCOPE_PARAMETER) == "fleet"
 
     async def fleet_view(self) -> FleetView:
         """Return the figures of the fleet. Raises APIError if there are none."""
