@@ -254,6 +254,18 @@ def test_number_of_tracked_recipients_is_limited() -> None:
     assert len(tracker._answers) == MAX_TRACKED_RECIPIENTS
 
 
+def test_number_of_tracked_recipients_that_were_accepted_is_limited() -> None:
+    listener = SimulatedListener(at_end("reply = '450 4.2.1 Later'"))
+    session = listener.arrive()
+    session.receive(b"MAIL FROM:<ann@a>\r\n")
+    for number in range(MAX_TRACKED_RECIPIENTS + 5):
+        assert session.receive(b"RCPT TO:<bob%d@b.example>\r\n" % number).startswith(b"250")
+    session.receive(b"DATA\r\n")
+    session.receive(b"Message-ID: <1@client>\r\n\r\nHello\r\n.\r\n")
+    listener.leave(session)
+    assert 0.9 * MAX_TRACKED_RECIPIENTS < listener.new_events()["deferred"] <= MAX_TRACKED_RECIPIENTS
+
+
 # Messages
 
 

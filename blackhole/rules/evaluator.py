@@ -240,14 +240,16 @@ class RuleEvaluator:
         self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
     ) -> Decision | PendingDecision | None:
         """Return the decision on a command; if it is None, take note that the command was accepted."""
+        if session.refused or phase not in ("MAIL", "RCPT", "."):
+            return self._accept_any(session, phase, argument, size)
         context, tracker, table = self.context, self._tracker, self._tables[phase]
-        if phase == "MAIL" and table is None and not session.refused:
+        if phase == "MAIL":
+            if table is not None:
+                return self._accept_any(session, phase, argument, size)
             context.sender, context.recipient, context.size, context.draws = argument, b"", 0, None
             if tracker is not None:
                 tracker.sender_accepted(session, argument)
             return None
-        if session.refused or phase not in ("RCPT", "."):
-            return self._accept_any(session, phase, argument, size)
         recipient_before, draws_before = context.recipient, context.draws
         if phase == "RCPT":
             context.recipient, context.draws = argument, None
@@ -257,21 +259,19 @@ class RuleEvaluator:
             if table.reads_header:
                 context.recipient, context.draws = recipient_before, draws_before
                 return self._accept_any(session, phase, argument, size)
-            if table.chances is not None:
-                found: TableMatch = table.chances.match(context, self._policy.random_source)
-            else:
-                found = self._ask(table, phase)
+            found = self._ask(table, phase)
             if found is not None:
                 self._argument = argument
                 self._before = context.helo, context.sender, recipient_before, context.size, draws_before
                 if phase == "." and tracker is not None:
                     tracker.message_received(argument)
                 return self._decision(session, found)
-        if tracker is not None:
-            if phase == "RCPT":
-                tracker.recipient_accepted(session, argument)
-            else:
-                tracker.message_accepted(session, argument)
+        if tracker is None:
+            pass
+        elif phase == "RCPT":
+            tracker.recipient_accepted(argument)
+        else:
+            tracker.message_accepted(session, argument)
         return None
 
     def _accept_any(
@@ -336,6 +336,8 @@ class RuleEvaluator:
 
     def _ask(self, table: RuleTable, phase: str) -> TableMatch:
         """Return what the table says about the context at a phase."""
+        if table.chances is not None:
+            return table.chances.match(self.context, self._policy.random_source)
         self.context.phase = phase
         if table.looks_at_command_alone:
             return table.find(self.context, self._policy.random_source)

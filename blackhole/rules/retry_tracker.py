@@ -128,12 +128,10 @@ class RetryTracker:
         self._unconfirmed = []
         self._sender, self._mail_refusal = sender.lower(), 0
 
-    def recipient_accepted(self, state: SessionState, recipient: bytes) -> None:
-        """Take in that RCPT was accepted."""
-        if self._mail_refusal or len(self._answers) >= MAX_TRACKED_RECIPIENTS:
-            self._recipient(state, recipient, 250)
-            return
-        self._answers.setdefault(self._store.key_hash((self._sender, recipient.lower())), 250)
+    def recipient_accepted(self, recipient: bytes) -> None:
+        """Take in that RCPT was accepted, and MAIL before it."""
+        if len(self._answers) < MAX_TRACKED_RECIPIENTS:
+            self._answers.setdefault(self._store.key_hash((self._sender, recipient.lower())), 250)
 
     def message_accepted(self, state: SessionState, message: bytes) -> None:
         """Take in a message that was received and accepted at once, by its beginning."""

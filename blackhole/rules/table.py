@@ -170,9 +170,11 @@ class RuleTable:
 
     def narrowed(self, context: RuleContext) -> RuleTable | None:
         """Return the table of those rules that may match a context by its addresses; None where none may."""
-        if self._screen is None or self._screen.may_match(self._text(context)):
+        screen = self._screen
+        if screen is None or screen.may_match(self._text(context)):
             return self
-        return None if self._others is None else self._others.narrowed(context)
+        others = self._others
+        return others if others is None or others._screen is None else others.narrowed(context)
 
     def compare_header(self, context: RuleContext) -> Iterator[None]:
         """Compare the header fields of a context, before rules are looked for. Yields when other clients
