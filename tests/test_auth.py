@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiosmtplib
 import pytest
 from scramp import ScramClient
 
@@ -391,3 +393,23 @@ def test_curl_authenticates_with_the_right_password_only(
     )
     message = "Subject: a test\r\n\r\nHello\r\n"
     assert exit_code(path_of("curl"), *user, *options, text=message) == code
+
+
+@pytest.mark.parametrize(("password", "code"), [(PASSWORD, 235), ("wrong", 535)], ids=["right", "wrong"])
+@pytest.mark.parametrize("mechanism", ["plain", "login", "crammd5", "xoauth2"])
+def test_aiosmtplib_authenticates_with_the_right_password_only(
+    mechanism: str, password: str, code: int, certificate: Certificate, program: Program
+) -> None:
+    async def authenticate() -> int:
+        host, port = program.address
+        client = aiosmtplib.SMTP(hostname=host, port=port, start_tls=True, tls_context=certificate.client)
+        await client.connect()
+        try:
+            await client.ehlo()
+            return (await getattr(client, f"auth_{mechanism}")("ann", password)).code
+        except aiosmtplib.SMTPAuthenticationError as error:
+            return error.code
+        finally:
+            await client.quit()
+
+    assert asyncio.run(authenticate()) == code
