@@ -17,7 +17,10 @@ def main() -> int:
     if sys.platform != "linux":
         print(NO_LINUX, file=sys.stderr)
         return UNAVAILABLE
-    from blackhole import main as program  # it imports what only Linux has
+    try:
+        from blackhole import main as program  # it imports what only Linux has
+    except KeyboardInterrupt:  # Ctrl-C in the first tenths of a second
+        return 128 + 2
 
     return program.main()
 

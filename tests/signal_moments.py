@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.program import PYTHON, READY, environment, free_port, title
+from tests.program import PYTHON, READY, SCRIPT, environment, free_port, title
 
 MASTER_MOMENTS = (
     "process.pidfile:Pidfile._take_lock",
@@ -83,26 +83,24 @@ def once():
     except OSError:
         return
     os.kill(os.getpid(), number)
-if moment:
-    module, _, path = moment.partition(":")
-    *owners, name = path.split(".")
-    owner = importlib.import_module(f"blackhole.{module}")
-    for part in owners:
-        owner = getattr(owner, part)
-    original = getattr(owner, name)
-    @functools.wraps(original)
-    def signalled(*arguments, **named):
-        once()
-        return original(*arguments, **named)
-    setattr(owner, name, signalled)
-    for other in [*sys.modules.values()]:
-        if getattr(other, "__name__", "").startswith("blackhole") and getattr(other, name, None) is original:
-            setattr(other, name, signalled)
-    signals = getattr(owner, "__name__", "") == "Worker" and importlib.import_module(f"blackhole.{module}")
-    for table in (signals.WORKER_SIGNALS,) if signals else ():
-        for key, action in table.items():
-            if action is original:
-                table[key] = signalled
+module, _, path = moment.partition(":")
+*owners, name = path.split(".")
+home = owner = importlib.import_module(f"blackhole.{module}")
+for part in owners:
+    owner = getattr(owner, part)
+original = getattr(owner, name)
+@functools.wraps(original)
+def signalled(*arguments, **named):
+    once()
+    return original(*arguments, **named)
+setattr(owner, name, signalled)
+for other in [*sys.modules.values()]:
+    if getattr(other, "__name__", "").startswith("blackhole") and getattr(other, name, None) is original:
+        setattr(other, name, signalled)
+for table in ("WORKER_SIGNALS", "MASTER_SIGNALS"):
+    for key, action in getattr(home, table, {}).items():
+        if action is original:
+            getattr(home, table)[key] = signalled
 sys.exit(main.main())
 """
 
@@ -127,10 +125,10 @@ def play(moment: str, number: signal.Signals, after: float | None = None) -> str
         folder = Path(name)
         pid, log, flag, port = folder / "pid", folder / "log", folder / "flag", free_port()
         options = ("--host=127.0.0.1", f"--port={port}", "--workers=2", f"--pid={pid}", f"--log={log}")
-        hook = (moment, str(int(number)), str(flag))
+        hook = (*PYTHON, "-c", HOOK, moment, str(int(number)), str(flag)) if moment else SCRIPT
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
-                [*PYTHON, "-c", HOOK, *hook, *options],
+                [*hook, *options],
                 env=environment(BLACKHOLE_DRAIN_TIMEOUT="5"),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
