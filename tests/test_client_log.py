@@ -78,9 +78,9 @@ def send(program: Program, messages: int) -> None:
             client.sendmail("ann@example.com", ["bob@example.com"], "Subject: a test\r\n\r\nHello\r\n")
 
 
-def seen(program: Program) -> list[tuple[str, int, int, int]] | None:
+def seen(program: Program) -> list[tuple[str, int, int, int, int]] | None:
     clients: tuple[Client, ...] | None = program.snapshot().clients
-    return None if clients is None else [client[:4] for client in clients]
+    return None if clients is None else [client[:5] for client in clients]
 
 
 def test_clients_are_shown_with_show_clients(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_clients_are_shown_with_show_clients(tmp_path: Path) -> None:
         program.dashboard()
         with smtplib.SMTP(*program.address, local_hostname="client", timeout=20) as client:
             client.sendmail("ann@example.com", ["bob@example.com"], "Subject: a test\r\n\r\nHello\r\n")
-            wait_for(lambda: seen(program) == [("127.0.0.1", 1, 1, 1)], "an open connection is shown")
+            wait_for(lambda: seen(program) == [("127.0.0.1", 1, 1, 0, 1)], "an open connection is shown")
         send(program, 3)
-        wait_for(lambda: seen(program) == [("127.0.0.1", 2, 4, 2)], "both connections are counted")
-        line = "127.0.0.1: 2 connections, 4 messages, 2 violations\n"
+        wait_for(lambda: seen(program) == [("127.0.0.1", 2, 4, 0, 2)], "both connections are counted")
+        line = "127.0.0.1: 2 connections, 4 messages, 0 violations counted, 2 seen in samples\n"
         assert run("status", f"--pid={pid}").stdout.endswith(line)
         assert run("report", f"--pid={pid}").stdout.endswith(line)
         assert ask(program.http, "/report").body.decode().endswith(line)
@@ -136,9 +136,12 @@ def figures_of_the_client(program: Program) -> tuple[int, int, int]:
     totals = tuple(
         sum(part.values()) for part in (snapshot.connections, snapshot.messages, snapshot.violations)
     )
-    client = snapshot.clients[0][1:4] if snapshot.clients else (0, 0, 0)
-    assert all(figure <= total for figure, total in zip(client, totals, strict=True)), (client, totals)
-    return client
+    if not snapshot.clients:
+        return 0, 0, 0
+    client = snapshot.clients[0]
+    figures = client.connections, client.messages, client.violations + client.sampled_violations
+    assert all(figure <= total for figure, total in zip(figures, totals, strict=True)), (client, totals)
+    return figures
 
 
 def test_figures_by_client_do_not_add_up_to_more_than_the_totals(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_the_address_from_the_proxy_header_is_shown_instead_of_the_proxy() -> No
         wait_for(lambda: program.snapshot().open, "the connection is open")
         time.sleep(1.2)  # longer than the interval of the sweep
         client.sendall(b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 25\r\n")
-        wait_for(lambda: seen(program) == [("192.0.2.9", 1, 0, 0)], "the client is shown")
+        wait_for(lambda: seen(program) == [("192.0.2.9", 1, 0, 0, 0)], "the client is shown")
 
 
 def test_no_client_is_kept_without_show_clients(tmp_path: Path) -> None:

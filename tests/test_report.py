@@ -7,14 +7,20 @@ import os
 import signal
 import smtplib
 import socket
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.evidence import EvidenceLog
+from blackhole.metrics.layout import VIOLATION_NUMBERS
 from blackhole.metrics.snapshot import Snapshot
+from blackhole.smtp.state import Offence
 from blackhole.smtp.violations import LEVELS, VIOLATIONS
 from tests.engines import EVENT_NUMBERS
 from tests.postfix import RECIPIENT, SENDER
@@ -170,3 +176,203 @@ def test_a_client_that_disconnects_during_data_is_reported() -> None:
         client.close()
         assert violations_of(program) == ["hung-up-in-body"]
         assert sum(program.snapshot().messages.values()) == 0
+
+
+# Counts and samples.
+
+
+def sampled_snapshot(found: int, inspected: int, sessions: int, counted: int = 0) -> Snapshot:
+    """Return the counters of sessions, some of them inspected, in some of which a name was wrong."""
+    counters = Counters(1)
+    cells = counters.cells(counters.allocate_row())
+    cells[counters.listener("127.0.0.1:25")] = sessions
+    cells[EVENT_NUMBERS.inspection("sessions")] = inspected
+    cells[EVENT_NUMBERS.sampled_violation("hello-name")] = found
+    cells[EVENT_NUMBERS.violation("hello-name")] = counted
+    return counters.snapshot()
+
+
+def test_figure_of_a_sample_says_of_how_many_and_what_can_be_expected() -> None:
+    snapshot = sampled_snapshot(19, 20, 64)
+    said = report.report_text(snapshot)
+    assert "inspected: 20 of 64 sessions, 0 of 0 messages\n" in said
+    assert "EHLO or HELO, in 19 of 20 sessions inspected, of 64\n" in said
+    assert "About 61 of 64 sessions (95 % confidence interval: 49 to 63)." in said
+    (finding,) = json.loads(report.report_json(snapshot))["findings"]
+    sample = {
+        "found": 19,
+        "inspected": 20,
+        "of": 64,
+        "what": "sessions",
+        "estimate": 61,
+        "interval": [49, 63],
+    }
+    assert (finding["counted"], finding["sample"]) == (0, sample)
+    suite = ElementTree.fromstring(report.report_junit(snapshot))
+    (failure,) = suite.iter("failure")
+    assert failure.get("message", "").endswith(", in 19 of 20 sessions inspected, of 64")
+    assert "About 61 of 64 sessions" in str(failure.text)
+    assert "inspected: 20 of 64" in str(suite.findtext("system-out"))
+
+
+@pytest.mark.parametrize(
+    ("found", "inspected", "sessions", "counted", "said"),
+    [
+        (1, 1, 1, 0, "in 1 of 1 session, all inspected"),
+        (3, 64, 64, 0, "in 3 of 64 sessions, all inspected"),
+        (3, 64, 64, 2, "counted 2 times; seen in 3 of 64 sessions, all inspected"),
+        (0, 64, 64, 2, "2 times"),
+        (1200, 1500, 24000, 1, "counted once; seen in 1,200 of 1,500 sessions inspected, of 24,000"),
+        (3, 2, 2, 0, "in 3 of 3 sessions, all inspected"),
+    ],
+)
+def test_figures_of_both_kinds_are_not_added_up(
+    found: int, inspected: int, sessions: int, counted: int, said: str
+) -> None:
+    (finding,) = report.findings(sampled_snapshot(found, inspected, sessions, counted))
+    assert (finding.seen, bool(finding.expected)) == (said, "inspected, of" in said)
+
+
+def test_json_of_all_figures_has_counts_and_samples_apart() -> None:
+    figures = sampled_snapshot(19, 20, 64, 2).as_dict()
+    assert figures["inspected"]["sessions"] == {"inspected": 20, "of": 64}
+    assert figures["violations"]["hello-name"] == 2
+    assert figures["sampled_violations"]["hello-name"]["found"] == 19
+
+
+# Evidence.
+
+
+def test_report_shows_the_latest_lines_that_differ_of_all_processes() -> None:
+    counters = Counters(2)
+    assert counters.evidence is not None
+    writers = [counters.evidence.writer(row) for row in range(2)]
+    for number in range(3):
+        for writer in writers:
+            writer.add("syntax", Offence("RCPT", b"RCPT TO:<bob>\r"), b"250 2.1.0 Sender OK\r\n")
+        writers[0].add("syntax", Offence("MAIL", b"MAIL FROM:" + number * b"a" + b"@b.test"), b"")
+    evidence = counters.evidence.read()["syntax"]
+    assert [(one.phase, one.line, one.reply) for one in evidence.examples] == [
+        ("RCPT", "RCPT TO:<xxx>", "250 2.1.0 Sender OK"),
+        ("MAIL", "MAIL FROM:x@x.xxxx", ""),
+        ("MAIL", "MAIL FROM:@x.xxxx", ""),
+    ]
+    assert 0 < evidence.first <= evidence.examples[-1].at <= evidence.examples[0].at <= evidence.last
+
+
+def test_flood_of_violations_replaces_one_line_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000_000_000_000_000]
+    monkeypatch.setattr("blackhole.metrics.evidence.time.time_ns", lambda: now[0] * 1000)
+    log = EvidenceLog(1)
+    writer = log.writer(0)
+    for number in range(10_000):
+        now[0] += 1000  # a millisecond
+        writer.add("unknown-command", Offence("other", b"X%d" % number), b"")
+    evidence = log.read()["unknown-command"]
+    assert (evidence.first, evidence.last) == (1_000_000_000.001, 1_000_000_010)
+    assert [one.line for one in evidence.examples] == ["X9003", "X8003", "X7003"]
+    writer.touch(VIOLATION_NUMBERS["unknown-command"])
+    assert log.read(since=1_000_000_009.5)["unknown-command"][:2] == (0.0, 1_000_000_010)
+    assert log.read(until=1_000_000_000.5)["unknown-command"][:2] == (1_000_000_000.001, 0.0)
+    assert log.read(since=1_000_000_011) == {}
+
+
+@pytest.mark.parametrize(
+    ("phase", "line", "shown"),
+    [
+        (
+            "MAIL",
+            b"MAIL FROM:<ann..b@example.com> SIZE=7 BODY=8BITMIME",
+            "MAIL FROM:<xxx..x@xxxxxxx.xxx> SIZE=7 BODY=8BITMIME",
+        ),
+        ("MAIL", b"mail from: ann@b AUTH=<c@d>", "mail from: xxx@x AUTH=<x@x>"),
+        ("MAIL", b'MAIL FROM:<"a b> c"@d.test> FUTURE', 'MAIL FROM:<"x x> x"@x.xxxx> xxxxxx'),
+        (
+            "RCPT",
+            b"RCPT TO:<\xc3\xbc@b.test> ORCPT=rfc822;ann@b",
+            "RCPT TO:<\\x??\\x??@x.xxxx> ORCPT=xxxxxx;xxx@x",
+        ),
+        ("RCPT", b"RCPT bob", "RCPT xxx"),
+        ("EHLO", b"EHLO laptop", "EHLO laptop"),
+        ("EHLO", b"EHLO 192.0.2.1", "EHLO xxx.x.x.x"),
+        ("HELO", b"HELO [IPv6:2001:db8::1]", "HELO [IPv6:xxxx:xxx::x]"),
+        ("EHLO", b"EHLO abc.de", "EHLO abc.de"),
+        ("VRFY", b"VRFY bob", "VRFY xxx"),
+        ("AUTH", b"AUTH PLAIN ...", "AUTH PLAIN ..."),
+        ("other", b"XYZZY open sesame\tnow", "XYZZY xxxx xxxxxx\\txxx"),
+        (".", b"Subject: a secret\n", "Subject: x xxxxxx\\n"),
+        (".", b"Dear Bob, \x00 \x1b[2J\r\n", "xxxx xxx, \\x00 \\x1b[xx"),
+        (".", b"Secret: word\\", "xxxxxx: xxxx\\\\"),
+        ("other", 100 * b"Y", 77 * "Y" + "..."),
+        ("other", b"", ""),
+    ],
+)
+def test_line_is_masked_and_printable(phase: str, line: bytes, shown: str) -> None:
+    log = EvidenceLog(1)
+    log.writer(0).add("syntax", Offence(phase, line), b"")
+    assert log.read()["syntax"].examples[0].line == shown
+
+
+def test_line_is_shown_as_it_came_where_that_is_asked_for() -> None:
+    log = EvidenceLog(1)
+    log.writer(0, shows_lines=True).add("syntax", Offence("RCPT", b"RCPT TO:<b\xc3\xbc>\r"), b"250 OK\r\n")
+    assert log.read()["syntax"].examples[0].line == "RCPT TO:<b\\xc3\\xbc>"
+
+
+@given(st.sampled_from(["MAIL", "RCPT", "EHLO", "other", "."]), st.binary(max_size=200))
+def test_no_line_breaks_a_report(phase: str, line: bytes) -> None:
+    counters = Counters(1)
+    cells = counters.cells(counters.allocate_row())
+    cells[EVENT_NUMBERS.violation("syntax")] = 1
+    assert counters.evidence is not None
+    counters.evidence.writer(0).add("syntax", Offence(phase, line), line)
+    snapshot = counters.snapshot()
+    assert all(text.isprintable() for text in report.report_text(snapshot).split("\n"))
+    ElementTree.fromstring(report.report_junit(snapshot))
+    (shown,) = snapshot.evidence["syntax"].examples
+    assert len(shown.line) <= 80 and len(shown.reply) <= 80
+
+
+SECRET = b"MAIL FROM:<secret@example.com>\n"
+
+
+def talk(program: Program, *lines: bytes) -> None:
+    with socket.create_connection(program.address, 20) as client, client.makefile("rb") as replies:
+        replies.readline()
+        for line in lines:
+            client.sendall(line)
+            while replies.readline()[3:4] == b"-":
+                pass
+
+
+@pytest.mark.parametrize("shows_lines", [False, True])
+def test_evidence_of_a_running_server(tmp_path: Path, shows_lines: bool) -> None:
+    pid = tmp_path / "pid"
+    with Program(f"--pid={pid}", "--workers=2", *(["--show-lines"] if shows_lines else [])) as program:
+        for _ in range(3):
+            talk(program, b"HELO a.test\r\n", SECRET, SECRET)
+        program.wait_until_idle()
+        found = {
+            one["rule"]: one for one in json.loads(run("report", f"--pid={pid}", "--json").stdout)["findings"]
+        }
+        bare = found["bare-lf"]
+        assert (bare["counted"], bare["connections"], bare["sample"]) == (6, 3, None)
+        example = bare["evidence"]["examples"][0]
+        address = "secret@example.com" if shows_lines else "xxxxxx@xxxxxxx.xxx"
+        assert example["line"] == f"MAIL FROM:<{address}>\\n"
+        assert (example["phase"], example["reply"][:4]) == ("MAIL", "250 ")
+        assert abs(example["at"] - time.time()) < 60
+        left = found["no-quit"]["evidence"]["examples"][0]
+        assert (left["phase"], left["line"], left["reply"]) == ("", "", "250 2.1.0 Sender OK")
+        said = run("report", f"--pid={pid}").stdout
+        assert f'       MAIL after "{example["reply"]}": MAIL FROM:<{address}>\\n\n' in said
+        assert "       In 3 connections, first 20" in said
+
+
+def test_report_says_that_nothing_was_inspected() -> None:
+    with Program("--workers=1", "--inspect=off") as program:
+        talk(program, b"HELO nodot\r\n", b"QUIT\r\n")
+        program.wait_until_idle()
+        snapshot = program.snapshot()
+        assert report.findings(snapshot) == []
+        assert "inspected: 0 of 1 session, 0 of 0 messages" in report.report_text(snapshot)

@@ -29,7 +29,7 @@ MAX_SHOWN_EXAMPLES: Final = 3
 EXAMPLE_INTERVAL: Final = 1_000_000
 """Microseconds in which one example is enough, once there are KEPT_EXAMPLES."""
 
-QUEUE_ID: Final = re.compile(rb" queued as [0-9A-Z]+$")
+QUEUE_ID: Final = re.compile(rb":? queued as [0-9A-Z]+$")
 """What differs in each reply to a message."""
 
 FIRST_SEEN, LAST_SEEN, EXAMPLES_START = range(3)

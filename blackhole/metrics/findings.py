@@ -100,6 +100,7 @@ class Finding(NamedTuple):
             "counted": self.counted,
             "sample": self.sample.as_dict() if self.sample else None,
             "seen": self.seen,
+            "expected": self.expected,
             "connections": self.connections,
             "evidence": self.evidence.as_dict(),
         }

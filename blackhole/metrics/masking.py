@@ -38,7 +38,9 @@ PARAMETER: Final = re.compile(rb"([^\s=]+)(=?)(\S*)")
 OPEN_PARAMETERS: Final = frozenset((b"SIZE", b"BODY", b"RET", b"NOTIFY", b"SMTPUTF8"))
 """Parameters whose values are no addresses."""
 
-ADDRESS_LITERAL: Final = re.compile(rb"(\s*\S+\s+)([0-9A-Fa-f:.\[\]]+)(\s*)")
+ADDRESS_LITERAL: Final = re.compile(
+    rb"(\s*\S+\s+\[?(?:IPv6:)?)([0-9.]++|[0-9A-Fa-f.]*+:[0-9A-Fa-f:.]*+)(\]?\s*)", re.IGNORECASE
+)
 """HELO or EHLO with the address of a client, with or without its brackets."""
 
 VERB: Final = re.compile(rb"(\s*\S*)(.*)", re.DOTALL)

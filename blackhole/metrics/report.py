@@ -67,7 +67,8 @@ def client_lines(snapshot: Snapshot) -> Iterator[str]:
     for client in snapshot.clients or ():
         yield (
             f"{client.address}: {plural(client.connections, 'connection')},"
-            f" {plural(client.messages, 'message')}, {plural(client.violations, 'violation')}"
+            f" {plural(client.messages, 'message')}, {plural(client.violations, 'violation')} counted,"
+            f" {client.sampled_violations:,} seen in samples"
         )
 
 

@@ -21,7 +21,13 @@ from tornado.tcpserver import TCPServer
 from blackhole.addresses import NetworkSet, client_address, to_bytes
 from blackhole.metrics.counters import record_values
 from blackhole.metrics.evidence import EvidenceWriter
-from blackhole.metrics.layout import CELL_INDEX, LISTENERS_START, OFFENDERS_START, VIOLATIONS_START
+from blackhole.metrics.layout import (
+    CELL_INDEX,
+    LISTENERS_START,
+    OFFENDERS_START,
+    SAMPLED_START,
+    VIOLATIONS_START,
+)
 from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
@@ -53,7 +59,8 @@ log = logging.getLogger(__name__)
 
 OPEN_CELL: Final = CELL_INDEX["open"]
 
-VIOLATION_EVENTS: Final = range(VIOLATIONS_START, OFFENDERS_START)
+COUNTED_EVENTS: Final = range(VIOLATIONS_START, SAMPLED_START)
+SAMPLED_EVENTS: Final = range(SAMPLED_START, OFFENDERS_START)
 
 LOG_INTERVAL: Final = 10
 """Seconds between two lines of the log about the same."""
@@ -391,9 +398,11 @@ class SMTPServer(TCPServer):
         session, peer = connection.session, connection.peer
         if self.listener.proxy and to_bytes(peer) in self.context.proxies:
             return  # the client behind the proxy is not known yet, or there is none
-        pending = sum(map(VIOLATION_EVENTS.__contains__, session.counted_events))
-        violations = session.violation_count - pending  # as many as the counters have
-        self._client_log.update(connection, peer, session.answered_messages, violations)
+        # As many as the counters have.
+        events = session.counted_events
+        violations = session.violation_count - sum(map(COUNTED_EVENTS.__contains__, events))
+        sampled = session.sampled_violation_count - sum(map(SAMPLED_EVENTS.__contains__, events))
+        self._client_log.update(connection, peer, session.answered_messages, violations, sampled)
 
     # Told by the worker.
 

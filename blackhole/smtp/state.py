@@ -181,6 +181,7 @@ class SessionState:
         "recipients",
         "refused",
         "sampled",
+        "sampled_violation_count",
         "secure",
         "size",
         "smtputf8",
@@ -225,7 +226,7 @@ class SessionState:
         """The client has begun without EHLO or HELO, which has been recorded."""
         self.tls_started = False
         """STARTTLS has ended a session in the clear, and the client has to say EHLO again (RFC 3207 4.2)."""
-        self.violation_count = 0
+        self.violation_count = self.sampled_violation_count = 0
         self.line = b""
         """The command line that was read last on the general path, without secrets."""
         self.offences = NO_OFFENCES
@@ -275,16 +276,17 @@ class SessionState:
         another name.
         """
         self.counted_events.append(self.listener.violation_events[name])
+        self.violation_count += 1
         self.note_offence(name, offence)
 
     def record_sampled_violation(self, name: str, offence: Offence | None = None) -> None:
         """Record a violation that is looked for in a sample. Raises KeyError if it is not."""
         self.counted_events.append(self.listener.sampled_violation_events[name])
+        self.sampled_violation_count += 1
         self.note_offence(name, offence)
 
     def note_offence(self, name: str, offence: Offence | None) -> None:
         """Take note of where a violation was committed, if it is the first of its kind in this session."""
-        self.violation_count += 1
         if name in self.offences:
             return
         if not self.offences:

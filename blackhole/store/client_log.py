@@ -21,11 +21,13 @@ CLIENT_LOG_MAP: Final = "blackhole.store.client_log"
 MAX_CLIENTS: Final = 1024
 """Clients in the section of a process."""
 
-ADDRESS_HIGH, ADDRESS_LOW, CONNECTION_COUNT, MESSAGE_COUNT, VIOLATION_COUNT, LAST_SEEN = range(6)
-"""Cells of a slot: both halves of an IPv6 address (IPv4 as IPv4-mapped, RFC 4291 2.5.5.2), three counts,
+ADDRESS_HIGH, ADDRESS_LOW, CONNECTION_COUNT, MESSAGE_COUNT, VIOLATION_COUNT, SAMPLED_COUNT, LAST_SEEN = range(
+    7
+)
+"""Cells of a slot: both halves of an IPv6 address (IPv4 as IPv4-mapped, RFC 4291 2.5.5.2), four counts,
 and the time of the last update in microseconds since 1970. A slot without connections is free."""
 
-CLIENT_CELLS: Final = 6
+CLIENT_CELLS: Final = 7
 SECTION_CELLS: Final = MAX_CLIENTS * CLIENT_CELLS
 
 MAX_SHOWN_CLIENTS: Final = 100
@@ -40,6 +42,9 @@ class Client(NamedTuple):
     messages: int
     """Messages that ended and were answered."""
     violations: int
+    """Violations that are all counted."""
+    sampled_violations: int
+    """Violations that were found in inspected sessions and messages."""
     seen: float
     """When it was last seen, in seconds since 1970."""
 
@@ -48,7 +53,7 @@ class ClientLog:
     """The log. `rows` is the largest number of processes that live at once, as for the counters.
 
     >>> log = ClientLog(rows=1)
-    >>> log.writer(0).update("first connection", "192.0.2.1", messages=3, violations=0)
+    >>> log.writer(0).update("first connection", "192.0.2.1", messages=3, violations=0, sampled=0)
     >>> log.clients()[0].address
     '192.0.2.1'
     """
@@ -80,12 +85,12 @@ class ClientLog:
             for slot in range(0, SECTION_CELLS, CLIENT_CELLS):
                 high, low, *counts, seen = values[slot : slot + CLIENT_CELLS]
                 if counts[0]:
-                    *before, last_seen = totals.get((high, low), (0, 0, 0, 0))
+                    *before, last_seen = totals.get((high, low), (0, 0, 0, 0, 0))
                     sums = [one + other for one, other in zip(counts, before, strict=True)]
                     totals[high, low] = [*sums, max(seen, last_seen)]
         clients = [
-            Client(format_address(high, low), connections, messages, violations, seen / 1e6)
-            for (high, low), (connections, messages, violations, seen) in totals.items()
+            Client(format_address(high, low), connections, messages, violations, sampled, seen / 1e6)
+            for (high, low), (connections, messages, violations, sampled, seen) in totals.items()
         ]
         clients.sort(key=lambda client: (-client.messages, -client.connections, client.address))
         return clients[:MAX_SHOWN_CLIENTS]
@@ -106,10 +111,12 @@ class ClientLogWriter:
         for slot in range(0, SECTION_CELLS, CLIENT_CELLS):
             if cells[slot + CONNECTION_COUNT]:  # left by a process that had this section before
                 self._slots[cells[slot + ADDRESS_HIGH], cells[slot + ADDRESS_LOW]] = slot
-        self._counted: Final[dict[Hashable, tuple[int, int]]] = {}
+        self._counted: Final[dict[Hashable, tuple[int, int, int]]] = {}
         """Messages and violations that are counted so far, by open connection."""
 
-    def update(self, connection: Hashable, address: str, messages: int, violations: int) -> None:
+    def update(
+        self, connection: Hashable, address: str, messages: int, violations: int, sampled: int = 0
+    ) -> None:
         """Record the totals of an open connection. The first call counts the connection itself."""
         octets = to_bytes(address)
         if not octets:
@@ -123,11 +130,12 @@ class ClientLogWriter:
         before = self._counted.get(connection)
         if before is None:
             cells[slot + CONNECTION_COUNT] += 1
-            before = 0, 0
+            before = 0, 0, 0
         cells[slot + MESSAGE_COUNT] += messages - before[0]
         cells[slot + VIOLATION_COUNT] += violations - before[1]
+        cells[slot + SAMPLED_COUNT] += sampled - before[2]
         cells[slot + LAST_SEEN] = time.time_ns() // 1000
-        self._counted[connection] = messages, violations
+        self._counted[connection] = messages, violations, sampled
 
     def forget(self, connection: Hashable) -> None:
         """Forget a connection that has ended."""

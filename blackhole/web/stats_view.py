@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from blackhole import __version__
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.findings import findings
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.metrics.snapshot import DISPOSITIONS, Snapshot
 from blackhole.settings import Settings
@@ -180,6 +181,7 @@ class StatsView:
             "listeners": self._listeners(),
             "rates": self._rates(),
             **figures,
+            "findings": [finding.as_dict() for finding in findings(snapshot)],
             "workers": [
                 worker | {"load": loads.get(worker["pid"], 0.0)}
                 for worker in figures["workers"]

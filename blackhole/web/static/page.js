@@ -171,26 +171,42 @@ function renderClients(now) {
   $("clients-empty").hidden = items.length > 0;
   $("clients").hidden = !items.length;
   updateRows("clients", items, ({ key }) =>
-    create("tr", {}, create("th", { scope: "row", class: "mono" }, key), create("td"), create("td"), create("td")),
-  (row, { one }) => [one.connections, one.messages, one.violations].forEach((n, i) => setText(row.cells[i + 1], formatCount(n))));
+    create("tr", {}, create("th", { scope: "row", class: "mono" }, key), create("td"), create("td"), create("td"), create("td")),
+  (row, { one }) => [one.connections, one.messages, one.violations, one.sampled_violations]
+    .forEach((n, i) => setText(row.cells[i + 1], formatCount(n))));
 }
 
 function renderViolations(now) {
-  const order = { must: 0, should: 1, style: 2 };
-  const items = Object.entries(now.violations)
-    .map(([key, count]) => ({ key, count, rule: violationRules[key] }))
-    .filter(({ count, rule }) => count && rule)
-    .sort((a, b) => order[a.rule.level] - order[b.rule.level] || b.count - a.count);
+  const items = now.findings.map((finding) => ({ key: finding.rule, finding, rule: violationRules[finding.rule] }))
+    .filter(({ rule }) => rule);
   $("violations-empty").hidden = items.length > 0;
   $("violations").hidden = !items.length;
   updateRows("violations", items, ({ rule }) =>
     create("tr", {},
       create("td", {}, create("a", { href: `https://www.rfc-editor.org/rfc/rfc${rule.rfc}#section-${rule.section}`, rel: "noreferrer" },
         `${rule.rfc}, ${rule.section}`)),
-      create("td", { class: "text", title: rule.hint },
-        create("span", { class: `level ${rule.level}` }, rule.level === "style" ? "style" : rule.level.toUpperCase()), " ", rule.meaning),
+      create("td", { class: "text" },
+        create("span", { class: `level ${rule.level}` }, rule.level === "style" ? "style" : rule.level.toUpperCase()), " ", rule.meaning,
+        create("details", { class: "evidence" }, create("summary"), create("p", { class: "note" }, rule.hint), create("ul"))),
       create("td")),
-  (row, { count }) => setText(row.cells[2], formatCount(count)));
+  updateViolation);
+}
+
+// What is counted and what is seen in a sample are two figures.
+function updateViolation(row, { finding }) {
+  const { counted, sample, connections, evidence } = finding;
+  const figures = [counted && formatCount(counted), sample && `${formatCount(sample.found)} of ${formatCount(sample.inspected)}`];
+  setText(row.cells[2], figures.filter(Boolean).join(" + "));
+  const times = [evidence.first && `first ${formatClock(evidence.first, true)}`, evidence.last && `last ${formatClock(evidence.last, true)}`];
+  setText(row.querySelector("summary"), [
+    sample ? finding.seen : "", finding.expected, connections ? `in ${plural(connections, "connection")}` : "", ...times,
+  ].filter(Boolean).join(", "));
+  const list = row.querySelector("ul"), text = JSON.stringify(evidence.examples);
+  if (list.dataset.text === text) return;
+  list.dataset.text = text;
+  list.replaceChildren(...evidence.examples.map(({ phase, line, reply }) => create("li", {},
+    [phase === "." ? "message" : phase, reply && `after “${reply}”`].filter(Boolean).join(" "),
+    ...(line ? [create("code", {}, line)] : []))));
 }
 
 // Runs
