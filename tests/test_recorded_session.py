@@ -109,6 +109,18 @@ def conversation(one: Transaction) -> list[tuple[str, str, int]]:
     return [(exchange.phase, exchange.command, exchange.code) for exchange in one.exchanges]
 
 
+def test_record_is_logged_where_somebody_logs_it() -> None:
+    logged: list[tuple[object, bytes]] = []
+    recorder = recorder_into([])._replace(log=lambda session, octets: logged.append((session, octets)))
+    session = SMTPEngine(ListenerConfig(), Random(7), recorder=recorder).session()
+    session.greet()
+    for chunk in (EHLO, GROUP, BODY):
+        session.receive(chunk)
+    ((of, octets),) = logged
+    assert of is session
+    assert read_record(octets) is not None
+
+
 # A session that is recorded does what any session does.
 
 
@@ -423,10 +435,10 @@ def test_violation_has_the_line_that_shows_it(
     assert (name, line) in [(one.name, one.line) for one in records.transactions[0].violations]
 
 
-def test_violation_of_a_line_that_came_in_pieces_has_no_line() -> None:
+def test_violation_of_a_line_that_came_in_pieces_shows_its_last_piece() -> None:
     records = Records()
-    records.play(EHLO, GROUP, b"x" * 600, b"x" * 600 + b"\r\n.\r\n")
-    assert [(one.name, one.line) for one in records.only.violations] == [("long-line", "")]
+    records.play(EHLO, GROUP, b"x" * 600, b"y" * 600 + b"\r\n.\r\n")
+    assert [(one.name, one.line) for one in records.only.violations] == [("long-line", "xxxx" + "y" * 76)]
 
 
 def test_violation_after_the_record_is_an_addendum() -> None:
@@ -454,7 +466,7 @@ def test_what_follows_a_421_is_an_addendum() -> None:
 def test_early_talker_is_recorded_with_the_reply_that_it_got() -> None:
     records = Records(strict=True)
     session = records.session()
-    assert session.client_spoke_first(b"220 x\r\n").startswith(b"554")
+    assert session.client_spoke_first(b"220 x\r\n", False).startswith(b"554")
     session.closed()
     assert records.only.reply == "554 5.5.0 Talked before its turn, closing"
 

@@ -168,9 +168,8 @@ class TransactionRecord:
 
     def replace_last_reply(self, reply: bytes) -> None:
         """Put another reply in the place of the last one."""
-        if self.exchanges:
-            time, phase, command, _, note = whole(self.take_last())
-            self.add((time, phase, command, reply, note))
+        time, phase, command, _, note = whole(self.take_last())
+        self.add((time, phase, command, reply, note))
 
     def mark_violation(self, name: str, line: bytes) -> None:
         """Add a violation and the line that shows it."""
