@@ -96,6 +96,12 @@ $(VENV)/.program: $(VENV)/.made setup.py setup.cfg pyproject.toml
 	@$(BIN)/pip install --quiet --editable .
 	@touch $@
 
+# Mail programs that tests let send: unpacked, not installed.
+$(VENV)/.senders: $(VENV)/.made tests/senders.py
+	@echo "Fetching senders into $(VENV)/senders"
+	@rm -rf $(VENV)/senders && $(BIN)/python tests/senders.py $(VENV)/senders
+	@touch $@
+
 $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.dist: $(VENV)/.program
 	@echo "Installing what 'make $(@F:.%=%)' needs into $(VENV)"
 	@$(BIN)/pip install --quiet --editable '.[$(@F:.%=%)]'

@@ -430,6 +430,10 @@ def _commands() -> None:
         *MESSAGE, QUIT, auth=True, auth_plaintext=True)
     innocent("unknown-command", "AUTH in three steps", EHLO, b"AUTH LOGIN\r\n", Response(b"YW5u\r\n"),
         Response(b"c2VjcmV0\r\n"), *MESSAGE, QUIT, auth=True, auth_plaintext=True)
+    innocent("unknown-command", "HTTP", Together((b"GET / HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n")))
+    innocent("unknown-command", "HTTP with a body", Together((b"POST / HTTP/1.1\r\n", b"\r\n", EHLO, MAIL)))
+    innocent("unknown-command", "TLS", b"\x16\x03\x01\x00\n" + 40 * b"\n\x00", EHLO)
+    guilty("unknown-command", "SSH", b"SSH-2.0-OpenSSH_9.2\r\n")
     guilty("unknown-command", "STARTTLS after HELO", HELO, STARTTLS)
     guilty("unknown-command", "STARTTLS first", STARTTLS, legal={"20th message": None})
     guilty("unknown-command", "STARTTLS that a rule hid", EHLO, STARTTLS, rules=hides("STARTTLS"),

@@ -286,6 +286,9 @@ def go_on(session: Session, followed: bool = False) -> bytes:
 NAMES: Final = VIOLATION_NAMES
 
 
+OTHER_PROTOCOL_REPLIES: Final = (b"221 2.7.0", b"501 5.5.1 TLS")
+
+
 class Event(NamedTuple):
     """What a client does, and how many replies it gets to what it sends."""
 
@@ -421,8 +424,8 @@ class Run:
             if number < last or followed:
                 if verb == b"STARTTLS" and reply[:3] in (b"220", b"554"):
                     self.expected_more.append("talk-behind-starttls")
-                elif lines > 1:
-                    pass  # a message that is taken for commands
+                elif lines > 1 or reply.startswith(OTHER_PROTOCOL_REPLIES):
+                    pass  # a message that is taken for commands, or no SMTP
                 elif not self.pipelining_offered:
                     self.expected_more.append("unoffered-pipelining")
                 elif must_be_last(piece) and (

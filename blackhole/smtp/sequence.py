@@ -20,6 +20,9 @@ from blackhole.smtp.state import BINARY_BODY, BODY, CHUNKED, DATA, GREETED, MAIL
 OTHER_VERBS: Final = frozenset(verb.encode() for verb in HTTP_VERBS)
 """Verbs of another protocol, whose client has no verdict."""
 
+OTHER_PROTOCOL_REPLIES: Final = (replies.NOT_SMTP, replies.TLS_ON_PLAIN_PORT)
+"""Replies to a client of another protocol."""
+
 STAGES: Final = {"MAIL": MAIL, "RCPT": RCPT, "DATA": DATA, "BDAT": CHUNKED}
 """The phases whose refusal a client has to act on, as bits."""
 
@@ -109,8 +112,8 @@ def record_early_input(state: SessionState, command: BoundCommand, reply: Reply,
     offence = Offence(command.phase, state.line)
     if reply.next_action is NextAction.START_TLS:
         state.record_violation("talk-behind-starttls", offence)
-    elif state.refused & BODY:
-        return  # the lines of a message that is taken for commands
+    elif state.refused & BODY or reply in OTHER_PROTOCOL_REPLIES:
+        return  # the lines of a message, or of something else, that is taken for commands
     elif not offered.pipelining:
         state.record_violation("unoffered-pipelining", offence)
     elif command.last:
