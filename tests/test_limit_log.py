@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from blackhole.net.connection import Connection
 from blackhole.net.limit_log import BUCKET_CLIENTS, LOG_BUCKETS, LimitLog
 from blackhole.settings import CLIENT_LIMITS
+from blackhole.smtp.session import Session
 from tests.external_programs import output_of, path_of, requires
 from tests.http_api import Sink, ask, figures
 from tests.program import ROOT, Program, wait_for
+from tests.service import Serve
 from tests.smtp_client import SMTPClient
 
 FILTER = ROOT / "contrib/fail2ban/filter.d/blackhole.conf"
@@ -176,6 +179,15 @@ def test_workers_write_one_line_together_and_count_all() -> None:
         assert figures(program.http)["limits_met"]["max_errors"] == 12
         metrics = ask(program.http, "/metrics").body.decode()
         assert 'blackhole_client_limits_total{limit="max_errors"} 12.0' in metrics
+
+
+def test_without_limits_and_logs_nothing_is_made_for_them(serve: Serve) -> None:
+    server = serve().server
+    assert server.context.limit_log is None
+    assert server._connection_type is Connection
+    assert type(server.context.engine.sizes) is list
+    assert type(server.context.engine.session()) is Session
+    assert serve("--max-errors=5").server.context.limit_log is not None
 
 
 # fail2ban
