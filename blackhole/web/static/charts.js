@@ -33,7 +33,7 @@ function createChart(id, { columns, least, tick, value }) {
     legend: { show: false }, drawOrder: ["series", "axes"],  // areas would cover the lines of the axes
     scales: { x: { time: true }, y: { range: (_, min, max) => [0, Math.max(least, max || 0) * 1.08] } },
     axes: [
-      { ...axis, size: 26, gap: 6, space: (_, index, min, max, width) => (width < 500 ? 50 : 80), grid: { show: false },
+      { ...axis, size: 26, gap: 6, space: (_, index, min, max, width) => (width < 500 ? 42 : 80), grid: { show: false },
         values: (_, ticks) => ticks.map((time) => formatClock(time, timeSpan <= 300 && time % 60 !== 0)) },
       { ...axis, size: 60, gap: 8, space: 36, incrs: STEPS, values: (_, ticks) => ticks.map(tick) },
     ],
