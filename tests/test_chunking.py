@@ -137,12 +137,14 @@ def test_rules_for_bdat_see_the_message_that_is_under_way() -> None:
 @pytest.mark.skipif(not EXIM.exists(), reason=f"{EXIM} (Debian package exim4-daemon-light) is not unpacked")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run Exim with a configuration of its own")
 @pytest.mark.parametrize("options", [(), ("--strict",)], ids=["lenient", "strict"])
-def test_exim_sends_its_message_in_one_chunk(tmp_path: Path, options: tuple[str, ...]) -> None:
-    from tests.senders import SENDERS, Delivery
-
+def test_exim_sends_its_message_in_one_chunk(postfix_folder: Path, options: tuple[str, ...]) -> None:
+    """`postfix_folder` is one that users other than root can reach."""
+    senders = pytest.importorskip("tests.senders")
+    (exim,) = (one for one in senders.SENDERS if one.name.lower() == "exim")
     with Program("--workers=1", "--debug", *options) as program:
-        delivery = Delivery(program.port, ("bob@example.com",), False, "", tmp_path, EXIM.parents[2])
-        SENDERS["exim"].send(delivery)
+        exim.send(
+            senders.Delivery(program.port, ("bob@example.com",), False, "", postfix_folder, EXIM.parents[2])
+        )
         assert dict(program.snapshot().messages) == {"accepted": 1, "deferred": 0, "rejected": 0}
         assert not any(program.snapshot().violations.values())
         assert " LAST" in program.output()
