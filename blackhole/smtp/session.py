@@ -94,7 +94,7 @@ class Session(InputReader):
 
     def apply_limits(self, engine: EngineTables, limits: ClientLimits, meter: Meter) -> None:
         """Go over to an engine that differs from this one by its limits on clients."""
-        self.engine = engine
+        self.engine, self.listener = engine, engine.constants
         self.error_budget = ErrorBudget(limits, meter)
 
     def greet(self) -> bytes:
