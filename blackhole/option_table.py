@@ -133,7 +133,7 @@ OPTIONS: Final = (
     Option("inspect", values.one_of(("all", "sample", "off")), "sample", "all|sample|off", "Replies",
            "which sessions and messages to inspect for violations that are not seen while serving them",
            "all inspects each session, and the first 2 KiB of each message. sample inspects 500 of each a "
-           "second, and one in 16 of those beyond. off inspects none."),
+           "second, and one in 64 of those beyond. off inspects none."),
     Option("message_directives", values.switch, "yes", "yes|no", "Replies",
            "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",
            "They apply to that message alone, with a delay of at most 60 seconds. Rules override them.",

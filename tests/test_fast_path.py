@@ -151,13 +151,16 @@ def ready_session(engine: SMTPEngine) -> Session:
     return session
 
 
-def test_every_body_is_inspected_up_to_a_rate_and_then_one_in_sixteen() -> None:
+def test_every_body_is_inspected_up_to_a_rate_and_then_one_in_sixty_four() -> None:
     engine, last = make_engine(), INSPECTED_PER_SECOND - 1
     session = ready_session(engine)
     later = [last + INSPECT_EVERY * number for number in (1, 2, 3)]
     assert inspected_messages(session, later[-1] + 1) == [*range(INSPECTED_PER_SECOND), *later]
     engine.inspection.refill()
-    assert inspected_messages(session, 32) == [15, *range(16, 32)], "the next one in 16, and then all again"
+    found = inspected_messages(session, 2 * INSPECT_EVERY)
+    assert found == [*range(INSPECT_EVERY - 1, 2 * INSPECT_EVERY)], (
+        "the next one of the sample, then all again"
+    )
 
 
 def test_beyond_that_rate_the_bodies_of_all_sessions_are_inspected_alike() -> None:
@@ -167,7 +170,7 @@ def test_beyond_that_rate_the_bodies_of_all_sessions_are_inspected_alike() -> No
     assert sorted(first) == [[number] for number in range(INSPECT_EVERY)]
 
 
-SAMPLED = INSPECTED_PER_SECOND + 20
+SAMPLED = INSPECTED_PER_SECOND + INSPECT_EVERY + 4
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,9 @@ def test_greeting_is_replaced_for_a_client_that_speaks_first_to_a_strict_listene
 def test_input_before_the_reply_to_starttls_closes_the_connection() -> None:
     session = make_engine(starttls=True, delay=(1.0, 1.0)).session()
     session.greet()
+    session.resume()
+    session.receive(EHLO)
+    session.resume()
     events_of(session)
     session.receive(b"STARTTLS\r\n")
     out = session.client_sent_early(session.resume())

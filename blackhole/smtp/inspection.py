@@ -11,7 +11,7 @@ INSPECTED_PER_SECOND: Final = 500
 """Sessions, and messages, of a listener in one worker that are all inspected in a second. That takes about a
 hundredth of a processor, and is the rate of a sender under test rather than of a load test."""
 
-INSPECT_EVERY: Final = 16
+INSPECT_EVERY: Final = 64
 """Beyond that, one in so many is inspected."""
 
 
