@@ -151,6 +151,8 @@ def play(moment: str, number: signal.Signals, after: float | None = None) -> str
             said = output.read() + (log.read_text() if log.exists() else "")
         if "Traceback" in said:
             return said[said.index("Traceback") :][:1500]
+        if not moment and code == -number and not said:
+            return ""  # Python itself was still starting
         may_end = number in ENDING
         if code != 0 and not (may_end and code in (128 + number, -number)):
             return f"exit status {code}: {said[-500:]}"
