@@ -663,3 +663,19 @@ def test_clients_with_limits_get_the_rules_of_an_order_too() -> None:
         assert reply_codes([*clients, *connect_clients(program, stack, 1)]) == {451}
         ask(program.http, "/scenario", "DELETE")
         assert reply_codes([*clients, *connect_clients(program, stack, 1)]) == {250}
+
+
+def test_order_under_way_at_a_reload_is_answered() -> None:
+    """The old dashboard waits for the worker that has yet to apply it."""
+    with Sink("--workers=1") as sink, ThreadPoolExecutor(1) as pool:
+        old = sink.dashboard()
+        (worker,) = sink.workers()
+        os.kill(worker, signal.SIGSTOP)
+        asked = pool.submit(post, sink.http, "/next", {"phase": "MAIL", "reply": "451 4.3.0 Later"})
+        wait_for(lambda: "order 1 over HTTP" in sink.output(), "the order is in force")
+        sink.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "reloaded: dashboard" in sink.output(), "the reload")
+        assert not asked.done()
+        os.kill(worker, signal.SIGCONT)
+        assert asked.result().status == 200
+        wait_for(lambda: old not in sink.dashboards(), "the old dashboard has ended")

@@ -213,7 +213,7 @@ ROUTES: Final = (
     Route(
         "/scenario",
         ScenarioHandler,
-        ("control",),
+        ("control", "orders"),
         (
             Operation("GET", "The scenario in force", {200: {**SCENARIO_CONTENT, **TOML_CONTENT}}),
             Operation(
@@ -235,7 +235,7 @@ ROUTES: Final = (
     Route(
         "/scenario/check",
         CheckScenarioHandler,
-        ("control",),
+        ("control", "orders"),
         (
             Operation(
                 "POST",
@@ -248,7 +248,7 @@ ROUTES: Final = (
     Route(
         "/next",
         NextRulesHandler,
-        ("control",),
+        ("control", "orders"),
         (
             Operation("GET", "The one-shot rules that are waiting", {200: json_content(NEXT_RULES_SCHEMA)}),
             Operation(

@@ -43,6 +43,19 @@ class OrderHandler(BaseHandler):
     """The base of the handlers that publish orders."""
 
     control: ScenarioControl
+    orders: set[OrderHandler]
+    """Those that have not responded yet. The process waits for them before it ends."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.orders.add(self)
+
+    def on_finish(self) -> None:
+        self.orders.discard(self)
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self.orders.discard(self)
 
     async def accepted(self, order: Awaitable[int]) -> int:
         """Return what an order returns. Raises APIError if there is a mistake in it."""

@@ -27,12 +27,19 @@ from blackhole.store.recent import RecentRecords
 from blackhole.web.app import make_application
 from blackhole.web.base_handler import AllowedHosts
 from blackhole.web.control import ScenarioControl
+from blackhole.web.control_handlers import APPLY_TIMEOUT, OrderHandler
 from blackhole.web.events import EventStream
 from blackhole.web.fleet_control import FleetControl
 from blackhole.web.history import History
 from blackhole.web.server import make_server
 from blackhole.web.static_files import StaticFile
 from blackhole.web.stats_view import StatsView
+
+ORDER_TIMEOUT: Final = APPLY_TIMEOUT + 1
+"""Seconds for orders under way to be answered, when another process has taken over."""
+
+ORDER_POLL: Final = 0.02
+"""Seconds between two looks at the orders under way."""
 
 SEND_BUFFER: Final = 65536
 """Octets that the kernel keeps for a client that does not read."""
@@ -85,12 +92,14 @@ class Dashboard:
         # The master holds the other end of this pipe: it becomes readable when the master ends.
         loop.add_reader(self._context.master_alive_fd, stop.set)
         self._events = EventStream(self._stats, self._control.choices)
+        orders: set[OrderHandler] = set()
         application = make_application(
             {
                 "hosts": self._hosts,
                 "files": self._files,
                 "stats": self._stats,
                 "control": self._control,
+                "orders": orders,
                 "events": self._events,
                 "waiting": set(),
                 "fleet": self._fleet,
@@ -106,6 +115,9 @@ class Dashboard:
         tasks = self._start_fleet()
         await stop.wait()
         server.stop()
+        deadline = loop.time() + ORDER_TIMEOUT
+        while orders and loop.time() < deadline:
+            await asyncio.sleep(ORDER_POLL)
         for task in tasks:
             task.cancel()
         if self._fleet is not None:
