@@ -8,10 +8,14 @@ import ssl
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from blackhole.settings import ACCELERATORS
 from blackhole.smtp.violations import VIOLATIONS
@@ -20,7 +24,21 @@ from tests.program import scenario_option
 from tests.service import Serve, Service
 from tests.smtp_client import read_until_closed
 from tests.verdict_cases import CASES
-from tests.verdict_player import PIPELINING, Case, Later, Run, combinations, is_playable, problems_of
+from tests.verdict_player import (
+    BODY,
+    EHLO,
+    PIPELINING,
+    TLS,
+    Body,
+    Case,
+    Chunk,
+    Later,
+    Run,
+    Step,
+    combinations,
+    is_playable,
+    problems_of,
+)
 
 ON_CONNECTIONS = ("early-talk", "no-quit", "hung-up-in-body")
 """The rules about connections, which an engine has none of."""
@@ -59,6 +77,77 @@ def test_verdicts_are_those_of_the_table_in_all_cuts_and_settings(rule: str) -> 
 
 def test_no_case_stands_twice_in_the_table() -> None:
     assert [name for name, count in Counter(map(str, CASES)).items() if count > 1] == []
+
+
+ANY_RULES = """
+[[rule]]
+phase = "MAIL"
+sender = "refused@a.test"
+reply = "451 4.3.0 Later"
+
+[[rule]]
+phase = "RCPT"
+recipient = "refused@b.test"
+reply = "550 5.1.1 No such user"
+
+[[rule]]
+phase = "RCPT"
+recipient = "bye@b.test"
+reply = "421 4.3.2 Bye"
+
+[[rule]]
+phase = ["DATA", "BDAT"]
+sender = "nodata@a.test"
+reply = "451 4.3.0 Later"
+
+[[rule]]
+phase = "."
+sender = "nomail@a.test"
+reply = "554 5.6.0 No"
+"""
+
+ANY_COMMANDS = """\
+EHLO client.test|EHLO client.test|HELO client.test|EHLO laptop|EHLO|RSET|NOOP|HELP|VRFY ann|XYZ|BOGUS|QUIT
+STARTTLS|MAIL FROM:<ann@a.test>|MAIL FROM:<ann@a.test>
+MAIL FROM:<refused@a.test>|MAIL FROM:<nodata@a.test>
+MAIL FROM:<nomail@a.test>|MAIL FROM:<ann@a.test> SIZE=9|MAIL FROM:<ann@a.test> SIZE=2000
+MAIL FROM:<a@b.test> Y=1|MAIL FROM: <ann@a.test>
+MAIL FROM:<ann@a.test> BODY=8BITMIME|MAIL FROM:<\xe4@a.test>|RCPT TO:<bob@b.test>
+RCPT TO:<bob@b.test>|RCPT TO:<refused@b.test>|RCPT TO:<bye@b.test>|RCPT TO:|DATA|DATA|DATA now
+AUTH PLAIN AGFubgBzZWNyZXQ=|AUTH GSSAPI|AUTH PLAIN AGZhaWw9AHg="""
+
+ANY_STEPS: tuple[Step, ...] = (
+    *(f"{command}\r\n".encode() for command in ANY_COMMANDS.replace("\n", "|").split("|")),
+    *(b"NOOP %s\r\n" % (size * b"x") for size in (600, 3000)),
+    *(TLS, BODY, Body(b"a\nb\xff\r\n.x\r\n.\r\n"), Body(1500 * b"x" + b"\r\n.\r\n")),
+    *(Chunk(b"Hello\r\n"), Chunk(b"Bye\r\n", True), Chunk(b"", True), Chunk(200 * b"1234567\r\n")),
+)
+"""Commands stand twice to come more often."""
+
+CHANGE_NOTHING = ("delay", "never matches", "changes nothing", "looked up", "general path")
+"""Settings that must not change a verdict."""
+
+
+@pytest.mark.pure
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(ANY_STEPS), max_size=14),
+    st.sampled_from([one for one in combinations(3) if one.issubset(CHANGE_NOTHING)]),
+    st.booleans(),
+)
+def test_verdicts_on_any_conversation_do_not_depend_on_cuts_delays_and_rules_that_change_nothing(
+    steps: list[Step], chosen: frozenset[str], strict: bool
+) -> None:
+    options: dict[str, Any] = {
+        "auth": True,
+        "auth_plaintext": True,
+        "message_size_limit": 1000,
+        "strict": strict,
+    }
+    case = Case("any", "conversation", (EHLO, *steps), (), ANY_RULES, options, {"unseen": None})
+    plain = Run(case, "alone", frozenset())
+    case = replace(case, verdicts=tuple(plain.found))
+    assert list(problems_of(case, chosen)) == []
 
 
 # On sockets.

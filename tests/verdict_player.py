@@ -369,7 +369,9 @@ class Run:
         waits = self.cut != "unawaited"
         while segments:
             segment = segments.pop(0)
-            while segments and self.cut == "groups" and self.pipelining_offered and is_open(segment):
+            while self.cut == "groups" and self.pipelining_offered and segments and is_open(segment):
+                if isinstance(segments[0][0], Body):
+                    break
                 segment += segments.pop(0)
             self.send(segment, bool(segments) and not waits)
             self.history[self.answered] = self.verdicts()
