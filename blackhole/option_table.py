@@ -238,7 +238,8 @@ OPTIONS: Final = (
            warning="every line of every session is logged, which is slow and fills disks with private data"),
     Option("dashboard", values.dashboard_address, "127.0.0.1:8025", "ADDRESS:PORT|off", "Dashboard",
            "address of the dashboard and of the metrics for Prometheus",
-           "There is no password: anyone who can connect can read it and control the server. "
+           "Anyone who can connect can read it and control the server, unless requests must have the token "
+           "in a file, as in 0.0.0.0:8025,token=/etc/blackhole/token. "
            "Requests for another host name are refused; allow more names as in "
            "0.0.0.0:8025,name=sink.example.com. "
            "If the default address is in use, Blackhole runs without a dashboard.", aliases=("http",)),

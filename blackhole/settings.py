@@ -94,10 +94,16 @@ class DashboardAddress:
     port: int = 0
     names: tuple[str, ...] = ()
     """Names of this host that requests may use, besides localhost, its addresses and its own name."""
+    token_file: str = ""
+    """A file with the token that requests need; empty: they need none."""
+    token: str = field(default="", repr=False)
+    """What was read from the file."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return ",".join([f"{host}:{self.port}", *(f"name={name}" for name in self.names)]) if host else "off"
+        words = [f"name={name}" for name in self.names]
+        words += [f"token={self.token_file}"] if self.token_file else []
+        return ",".join([f"{host}:{self.port}", *words]) if host else "off"
 
 
 @dataclass(frozen=True, slots=True)

@@ -335,18 +335,23 @@ def listen(text: str) -> tuple[str, ...]:
 
 
 def dashboard_address(text: str) -> DashboardAddress:
-    """Read `off`, or an address and port with any number of `name=NAME` after them."""
+    """Read `off`, or an address and port, with `token=FILE` and any number of `name=NAME` after them."""
     if SWITCH.get(text.lower()) is False:
         return DashboardAddress()
     address, *words = text.split(",")
     match = _ADDRESS_AND_PORT.fullmatch(address)
     if not match:
-        raise expected("off or ADDRESS:PORT[,name=NAME], an IPv6 address in brackets", text)
+        raise expected("off or ADDRESS:PORT[,name=NAME][,token=FILE], an IPv6 address in brackets", text)
+    names, token = [], ""
     for word in words:
-        if not word.startswith("name=") or not HOSTNAME.fullmatch(word[5:]):
-            raise expected("name=NAME after the port", word)
-    names = tuple(word[5:].lower() for word in words)
-    return DashboardAddress(host(match[1] or "0.0.0.0"), port(match[2]), names)
+        key, _, value = word.partition("=")
+        if key == "name" and HOSTNAME.fullmatch(value):
+            names.append(value.lower())
+        elif key == "token" and value:
+            token = path(value)
+        else:
+            raise expected("name=NAME or token=FILE after the port", word)
+    return DashboardAddress(host(match[1] or "0.0.0.0"), port(match[2]), tuple(names), token)
 
 
 _KEY_PREFIX: Final = re.compile("[!-~]{1,64}")

@@ -527,6 +527,20 @@ def test_the_page_fits_every_screen_width(
     assert red < 40 if dark else red > 200
 
 
+def test_the_page_works_with_a_token_that_the_browser_was_told(browser: Browser, tmp_path: Path) -> None:
+    token, path, port = "bm90LWEtc2VjcmV0LWF0LWFsbA", tmp_path / "token", free_port()
+    path.write_text(token)
+    with Sink(f"--dashboard=127.0.0.1:{port},token={path}") as sink:
+        sink.http = port
+        sink.dashboard()
+        browser.driver.get(f"http://anyone:{token}@localhost:{port}/openapi.json")
+        browser.open(sink)
+        browser.requested_hosts()
+        browser.console_messages()  # the browser asked for an icon of the JSON
+        send(sink.port, 2)
+        wait_for(lambda: browser.number("messages") == 2, "figures arrive")
+
+
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
     """Start a server for which the page shows every part, with long names."""

@@ -1,13 +1,18 @@
-"""The auth file: a line `user:password` for each user who may log in."""
+"""Files with secrets: the auth file, a line `user:password` for each user, and the dashboard's token."""
 
 from __future__ import annotations
 
 import codecs
+import re
 import stat
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from blackhole import input_file
 from blackhole.settings import OperatorError
+
+TOKEN_SYNTAX: Final = r"[A-Za-z0-9._~+/-]{16,512}=*"  # noqa: S105 - it is a pattern
+"""The syntax of a bearer token (RFC 6750 section 2.1), too long to be guessed."""
 
 
 def load(path: str) -> tuple[Mapping[bytes, bytes], str]:
@@ -25,6 +30,22 @@ def load(path: str) -> tuple[Mapping[bytes, bytes], str]:
         raise OperatorError(f"auth {path}: it contains no user")
     exposed = file.status.st_mode & stat.S_IROTH
     return users, f"auth {path}: it is world-readable; chmod o-r {path}" if exposed else ""
+
+
+def load_token(path: str) -> tuple[str, str]:
+    """Return the token in a file, and a warning if other users of the machine can read it.
+
+    Raises OperatorError, which never shows the token.
+    """
+    try:
+        file = input_file.read(path)
+    except OSError as error:
+        raise OperatorError(f"dashboard: token {path}: {error.strerror}") from None
+    token = file.octets.strip().decode("latin-1")
+    if not re.fullmatch(TOKEN_SYNTAX, token):
+        raise OperatorError(f"dashboard: token {path}: expected one line of 16 to 512 characters of a token")
+    exposed = file.status.st_mode & stat.S_IROTH
+    return token, f"dashboard: token {path}: it is world-readable; chmod o-r {path}" if exposed else ""
 
 
 def _parse(lines: Iterable[bytes], path: str) -> dict[bytes, bytes]:

@@ -78,7 +78,7 @@ class Configuration:
         }
 
     def _dashboard_url(self) -> str:
-        where = _where(replace(self.settings.dashboard, names=()), self.dashboard_sockets)
+        where = _where(replace(self.settings.dashboard, names=(), token_file=""), self.dashboard_sockets)
         return f"http://{where.replace(' and ', '/ and http://')}/"
 
     def describe(self, dashboard_runs: bool) -> Iterator[str]:
@@ -157,8 +157,14 @@ def read(settings: Settings, warn: Warn) -> Inputs:
         passwords, warning = auth_file.load(settings.auth)
         if warning:
             warn(warning)
+    dashboard = settings.dashboard
+    if dashboard.token_file:
+        token, warning = auth_file.load_token(dashboard.token_file)
+        dashboard = replace(dashboard, token=token)
+        if warning:
+            warn(warning)
     return Inputs(
-        replace(settings, user=str(uid), group=str(gid), passwords=passwords),
+        replace(settings, user=str(uid), group=str(gid), passwords=passwords, dashboard=dashboard),
         {path: _read_pem(path) for path in (settings.ssl_cert, settings.ssl_key) if path},
         sources,
         {name: tls.faulty_certificate(name, settings) for name in names},

@@ -146,7 +146,7 @@ ROUTES: Final = (
         "/healthz",
         HealthHandler,
         (),
-        (Operation("GET", "Whether the dashboard is alive", {200: ALIVE_CONTENT}, is_public=True),),
+        (Operation("GET", "Whether the dashboard is alive", {200: ALIVE_CONTENT}),),
     ),
     Route(
         "/readyz",
@@ -157,7 +157,6 @@ ROUTES: Final = (
                 "GET",
                 "Whether a worker accepts connections",
                 {200: WORKERS_CONTENT, 503: WORKERS_CONTENT},
-                is_public=True,
             ),
         ),
     ),
@@ -290,15 +289,17 @@ ROUTES: Final = (
 """Every path there is."""
 
 
-def description() -> dict[str, Any]:
+def description(needs_token: bool = False) -> dict[str, Any]:
     """Return the description of the HTTP API."""
-    return openapi.describe(((route.path, route.operations) for route in ROUTES), PATH_PARAMETERS)
+    paths = {route.path: route.operations for route in ROUTES}
+    public = {route.path for route in ROUTES if route.handler.is_public}
+    return openapi.describe(paths, PATH_PARAMETERS, {*paths} - public if needs_token else ())
 
 
-def make_application(services: Mapping[str, object]) -> Application:
+def make_application(services: Mapping[str, Any]) -> Application:
     """Return the application; `services` has a value for each name in ROUTES, and `hosts`."""
     hosts = {"hosts": services["hosts"]}
-    services = {**services, "description": description()}
+    services = {**services, "description": description(services["hosts"].needs_token)}
     return Application(
         [
             (route.pattern, route.handler, hosts | {name: services[name] for name in route.services})

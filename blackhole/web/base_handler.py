@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import ipaddress
 import json
 import logging
 import math
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
@@ -55,6 +58,7 @@ class AllowedHosts:
         self._address: Final = replace(address, names=())
         own = {"localhost", settings.hostname, socket.gethostname(), address.host}
         self._names: Final = own.union(address.names)
+        self._token: Final = address.token.encode()
 
     def check(self, host: str) -> None:
         """Raise APIError unless the Host header of a request is allowed."""
@@ -65,6 +69,24 @@ class AllowedHosts:
                 "This host name is not allowed. To allow it, start Blackhole with "
                 f"--dashboard {self._address},name=NAME.",
             )
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether requests need a token."""
+        return bool(self._token)
+
+    def check_token(self, authorization: str) -> None:
+        """Raise APIError unless the field Authorization of a request has the token, if there is one.
+
+        A browser asks its user for a name, which may be anything, and a password, which is the token.
+        """
+        scheme, _, value = authorization.partition(" ")
+        given = value.strip().encode()
+        if scheme.lower() == "basic":
+            with suppress(ValueError):
+                given = base64.b64decode(given).partition(b":")[2]
+        if self._token and not hmac.compare_digest(given, self._token):
+            raise APIError(HTTPStatus.UNAUTHORIZED, "This needs the token of the dashboard.")
 
 
 def is_address(name: str) -> bool:
@@ -99,6 +121,8 @@ class BaseHandler(RequestHandler):
     """A handler that is given the services which its route names, each as an attribute."""
 
     hosts: AllowedHosts
+    is_public = False
+    """Needs no token: it tells nothing but whether the server is alive."""
     is_page = False
     """A link on a page of another site may lead here."""
     disconnected = False
@@ -122,6 +146,8 @@ class BaseHandler(RequestHandler):
         self.hosts.check(self.request.host)
         if is_cross_origin(self.request) and not (self.is_page and is_navigation(self.request)):
             raise APIError(HTTPStatus.FORBIDDEN, "Pages of other sites cannot use the dashboard.")
+        if not self.is_public:
+            self.hosts.check_token(self.request.headers.get("Authorization", ""))
 
     @classmethod
     def allowed_methods(cls) -> list[str]:
@@ -132,6 +158,9 @@ class BaseHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
         self.set_header("Cache-Control", "no-store")
+        if status_code == HTTPStatus.UNAUTHORIZED:
+            for scheme in ("Bearer", "Basic"):
+                self.add_header("WWW-Authenticate", f'{scheme} realm="Blackhole"')
         if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             self.set_header("Allow", ", ".join(self.allowed_methods()))  # RFC 9110 section 15.5.6
         if isinstance(error, APIError):

@@ -66,6 +66,8 @@ FORMAT_PARAMETER: Final = Parameter(
 class HealthHandler(BaseHandler):
     """GET /healthz: whether the dashboard is alive."""
 
+    is_public = True
+
     def get(self) -> None:
         self.write_json({"alive": True})
 
@@ -85,6 +87,8 @@ class StatsBaseHandler(ScopedHandler):
 
 class ReadyHandler(StatsBaseHandler):
     """GET /readyz: whether a worker accepts connections."""
+
+    is_public = True
 
     def get(self) -> None:
         workers = self.stats.accepting_workers()

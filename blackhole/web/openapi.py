@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
 from blackhole import __version__
 from blackhole.web.base_handler import BaseHandler
-from blackhole.web.operations import OBJECT_SCHEMA, Content, Operation, Parameter, errors, json_content
+from blackhole.web.operations import (
+    ERROR_CONTENT,
+    OBJECT_SCHEMA,
+    Content,
+    Operation,
+    Parameter,
+    errors,
+    json_content,
+)
 
 DESCRIBE: Final = Operation("GET", "Describe this API", {200: json_content(OBJECT_SCHEMA)})
 """The operation of this module's own handler."""
@@ -30,14 +38,26 @@ class OpenAPIHandler(BaseHandler):
 
 
 def describe(
-    routes: Iterable[tuple[str, Iterable[Operation]]], path_parameters: Mapping[str, Parameter]
+    routes: Mapping[str, Iterable[Operation]],
+    path_parameters: Mapping[str, Parameter],
+    with_token: Container[str],
 ) -> dict[str, Any]:
-    """Return the description of paths and their operations. Names in braces are `path_parameters`."""
+    """Return the description of paths and their operations.
+
+    Names in braces are `path_parameters`. Requests for the paths `with_token` need the token.
+    """
     paths: dict[str, Any] = {}
-    for path, operations in routes:
+    for path, operations in routes.items():
         parts = [path_parameters[name] for name in re.findall(r"\{(\w+)\}", path)]
         for operation in operations:
-            paths.setdefault(path, {})[operation.method.lower()] = _operation(path, operation, parts)
+            described = _operation(path, operation, parts)
+            if path in with_token:
+                described["security"] = [{"token": []}]
+                described["responses"]["401"] = {
+                    "description": "Unauthorized",
+                    "content": _content(ERROR_CONTENT),
+                }
+            paths.setdefault(path, {})[operation.method.lower()] = described
     return {
         "openapi": "3.1.0",
         "info": {
@@ -46,6 +66,9 @@ def describe(
             "description": "The HTTP API of an SMTP server that accepts any mail and discards it.",
         },
         "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}} if with_token else {}
+        },
     }
 
 

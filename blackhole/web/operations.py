@@ -46,8 +46,6 @@ class Operation(NamedTuple):
     body: Content | None = None
     """Of the request."""
     is_body_required: bool = True
-    is_public: bool = False
-    """Needs no token: it tells nothing but whether the server is alive."""
 
 
 def of_type(name: str, **more: Any) -> Schema:
