@@ -16,11 +16,13 @@ from blackhole.smtp.header_section import (
     LINE_ROOM,
     MAX_HEADER,
     MAX_HEADER_LINES,
+    PLAIN_OCTETS,
+    PLAIN_SECTION,
     CollectedHeader,
     HeaderCollector,
     fields,
 )
-from blackhole.store.attempts import AttemptTable
+from blackhole.store.outcome_table import OutcomeTable
 from tests.engines import make_engine
 
 pytestmark = pytest.mark.pure
@@ -74,6 +76,16 @@ def test_fields_that_are_wanted_are_kept_however_a_message_arrives(message: byte
     wanted = [field for field in fields(message) if name_of(field) in NAMES or not name_of(field).isascii()]
     assert fields(collected(message, size)) == wanted
     assert fields(collected(message, size, frozenset((ANY_NAME,)))) == fields(message)
+
+
+@example(b"Subject : a\r\nresent-message-id:b\nTo:\r\n\nbody")
+@example(b"Message-ID: <1@a>\r\nMessage-ID: <2@a>\r\n\r\n")
+@given(MESSAGES)
+def test_plain_header_section_that_arrives_at_once_is_kept_as_in_pieces(message: bytes) -> None:
+    for names in (NAMES, frozenset((ANY_NAME,))):
+        whole, pieces = collected(message, 5000, names), collected(message, 1, names)
+        if PLAIN_SECTION(message, 0, PLAIN_OCTETS):
+            assert (whole, whole.digest) == (pieces, pieces.digest)
 
 
 @example(b"no field\r\nSubject: x\r\n\r\nbody", 1)
@@ -132,7 +144,7 @@ def test_what_is_kept_of_a_header_section_is_bounded(line: bytes, most: int) -> 
 
 def test_sessions_with_rules_that_refuse_keep_little_of_a_header_section() -> None:
     """They know a message again, and obey its directives."""
-    environment = RuleEnvironment(outcome_store=AttemptTable(sets=1))
+    environment = RuleEnvironment(outcome_store=OutcomeTable(sets=1))
     engine = make_engine(mode="random", environment=environment)
     line = b"X-Filler: " + b"x" * 60 + b"\r\n"
     grown = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -28,6 +30,12 @@ BLANK: Final = re.compile(rb"\n\r?\n")
 """The blank line behind the header section, of senders that end lines with LF alone too."""
 
 DIGEST_OCTETS: Final = 16
+
+PLAIN_OCTETS: Final = 1024
+"""Octets of most header sections with their blank line, at most; of each name there is room for so many."""
+
+PLAIN_SECTION: Final = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\n]*+\n)++(?=\r?\n)").match
+"""Matches a header section that is there as a whole, with the blank line, and in which no field is folded."""
 
 
 def fields(text: bytes) -> list[bytes]:
@@ -55,6 +63,15 @@ def fields(text: bytes) -> list[bytes]:
 def header_digest(text: bytes) -> bytes:
     """Return a digest of a header section, without the blank line behind it."""
     return blake2b(text, digest_size=DIGEST_OCTETS).digest()
+
+
+@lru_cache(maxsize=64)
+def field_finder(names: frozenset[bytes]) -> Callable[[bytes], list[bytes]] | None:
+    """Return a function that finds the fields of some names in a plain header section; None for all."""
+    if ANY_NAME in names:
+        return None
+    wanted = b"|".join(map(re.escape, sorted(names)))
+    return re.compile(rb"^(?:%b)[ \t]*+:[^\n]*+\n" % wanted, re.IGNORECASE | re.MULTILINE).findall
 
 
 class CollectedHeader(bytes):
@@ -115,6 +132,9 @@ class HeaderCollector:
         """Take the next octets of the message, with dots still doubled."""
         if self._ended:
             return
+        if not self._octets and (section := PLAIN_SECTION(data, 0, PLAIN_OCTETS)) is not None:
+            self._take_section(section[0])
+            return
         data = data[: MAX_HEADER - self._octets]
         self._octets += len(data)
         position = 0
@@ -150,6 +170,13 @@ class HeaderCollector:
         text = CollectedHeader(kept + (NO_FIELD if self._fields_ended else b"") + b"\r\n")
         text.digest = self._digest.digest() if self._lines else b""
         return text
+
+    def _take_section(self, section: bytes) -> None:
+        """Take a plain header section, which takes a third of the time that its lines would take."""
+        self._ended, self._lines = True, 1
+        self._digest.update(section)
+        find = field_finder(self._names)
+        self._kept = [section] if find is None else find(section)
 
     def _take(self, line: bytes, is_complete: bool) -> None:
         """Take a line, or a piece of one that is long."""
