@@ -67,6 +67,9 @@ AUTH_PHRASES = (
     b"AUTH CRAM-MD5\r\n", b64(b"user " + b"0123456789abcdef" * 2) + b"\r\n", b"AUTH CRAM-MD5 AAAA\r\n",
     b"AUTH CRAM-MD5\r\n" + b64(b"user " + b"0123456789abcdef" * 2) + b"\r\n",
     b"AUTH XOAUTH2 " + b64(b"user=user\x01auth=Bearer secret\x01\x01") + b"\r\n", b"AUTH XOAUTH2\r\n",
+    b"AUTH OAUTHBEARER " + b64(b"n,a=user,\x01auth=Bearer secret\x01\x01") + b"\r\n",
+    b"AUTH OAUTHBEARER " + b64(b"n,a=fail=3D,\x01auth=Bearer x\x01\x01") + b"\r\n", b"AQ==\r\n",
+    b"AUTH SCRAM-SHA-256 " + b64(b"n,,n=user,r=abc") + b"\r\n", b64(b"c=biws,r=abc,p=AA==") + b"\r\n",
     b"AUTH XOAUTH2 " + b64(b"user=fail=\x01auth=Bearer x\x01\x01") + b"\r\n", b"AUTH\r\n", b"AUTH =\r\n",
     b"AUTH SCRAM-SHA-256 AAAA\r\n", b"auth plain =\r\n", b"*\r\n", b"=\r\n", b"\xc3\xb1\r\n",
     b"AUTH PLAIN *\r\n", b"AUTH PLAIN " + b"A" * 12000 + b"\r\n", b"A" * 12288 + b"\r\n",
@@ -128,6 +131,11 @@ SCENARIOS = {
         listener = "127.0.0.1:25"
         chance = 0.05
         reply = "454 4.7.0 Not now"
+        [[rule]]
+        phase = ["AUTH", "MAIL"]
+        user = ["user", "fail=*"]
+        attempt = "<= 1"
+        reply = "535 5.7.8 Not you, {user}"
         [[rule]]
         phase = "RSET"
         reply = "accept"
@@ -339,6 +347,14 @@ LISTENER_KINDS = (
     kind("auth users", auth=True, auth_plaintext=True, passwords=PASSWORDS, phrases=AUTH_PHRASES),
     kind("auth tls", auth=True, starttls=True, passwords=PASSWORDS, phrases=AUTH_PHRASES),
     kind("auth strict", auth=True, auth_plaintext=True, strict=True, limits=LOW_LIMITS, phrases=AUTH_PHRASES),
+    kind(
+        "auth required",
+        auth=True,
+        auth_plaintext=True,
+        auth_required=True,
+        rules=rules_of("replies"),
+        phrases=AUTH_PHRASES,
+    ),
     kind("auth traced", auth=True, auth_plaintext=True, traced=True, phrases=AUTH_PHRASES),
     kind("switch", message_directives=True, phrases=DIRECTIVE_PHRASES),
     kind(
