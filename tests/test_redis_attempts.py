@@ -412,5 +412,5 @@ def test_urls_are_parsed_and_printed_without_the_password(text: str, wanted: Red
 def test_errors_in_a_url_do_not_show_the_password(text: str) -> None:
     with pytest.raises(OperatorError) as found:
         options.parse([f"--attempt_store={text}"], {})
-    assert str(found.value).startswith("--attempt_store: expected ")
+    assert str(found.value).startswith("--attempt-store: expected ")
     assert "geheim" not in str(found.value)
