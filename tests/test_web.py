@@ -341,6 +341,9 @@ def test_a_report_covers_the_time_since_the_start_or_a_run() -> None:
                 times,
                 "RFC 5321 2.3.8",
             )
+            evidence = found["evidence"]
+            assert (evidence["first"] is None) == ("runs" in path), "it was before the run"
+            assert [one["phase"] for one in evidence["examples"]] == ["."]
             text = ask(program.http, path)
             assert text.headers["content-type"] == "text/plain; charset=utf-8"
             assert b"MUST   bare-lf" in text.body
