@@ -31,6 +31,11 @@ def no_fast_path(session: Any, data: bytes) -> None:
     """Leave all input to the session."""
 
 
+def answer_with(session: Any, reply: Reply) -> Reply:
+    """Return the reply to a command that is not carried out."""
+    return reply
+
+
 class BoundCommand:
     """A command of the dispatch table as one listener has it: with its limits, its policy and its events."""
 
@@ -48,6 +53,7 @@ class BoundCommand:
         "ordered",
         "phase",
         "read",
+        "refuse",
         "refused",
         "syntax_error",
         "verb",
@@ -60,6 +66,8 @@ class BoundCommand:
         self.phase: Final = command.verb if command.verb in PHASES else "other"
         self.read: Final = command.read
         self.do: Final = with_limits(self.phase, command.do, config.limits)
+        self.refuse: Final = with_limits(self.phase, answer_with, config.limits)
+        """Takes a reply in place of the argument, and returns it unless a limit is exceeded."""
         self.last: Final = command.last
         self.needs_auth: Final = command.needs_auth
         self.syntax_error: Final[Reply] = syntax_error(command)

@@ -134,7 +134,7 @@ class CommandExecution(ReplyDelivery):
     def _do(self, command: BoundCommand, argument: Any) -> Reply:
         """Carry a command out, unless it follows from one that was refused."""
         refusal = refusal_in_consequence(self, command.phase) if self.refused else None
-        return command.do(self, argument) if refusal is None else refusal
+        return command.do(self, argument) if refusal is None else command.refuse(self, refusal)
 
     def check_pipelining(self, command: BoundCommand, reply: Reply, offered: Offer, followed: bool) -> Reply:
         """Return the reply to a command, which may be another one if input has come behind it too early."""
