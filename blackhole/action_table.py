@@ -68,7 +68,7 @@ ACTION_TABLE: Final = (
         "status",
         "show the state and counters of the server; exits with 0 if it runs, 1 if it died, else 3",
         RUNNING,
-        options=("pid", "conf", "json", "scope"),
+        options=("pid", "conf", "json", "scope", "dashboard"),
         statuses={0: "it runs, or is starting", 1: "it died and left its pidfile", 3: "it does not run"},
     ),
     ActionWord(
@@ -82,7 +82,7 @@ ACTION_TABLE: Final = (
         "report",
         "show what senders did wrong; see --fail-on",
         RUNNING,
-        options=("pid", "conf", "format", "json", "fail_on", "scope"),
+        options=("pid", "conf", "format", "json", "fail_on", "scope", "dashboard"),
         statuses={
             0: "nothing of the level of fail_on was found",
             1: "something was found",
@@ -93,7 +93,7 @@ ACTION_TABLE: Final = (
         "top",
         "show the current rates, one line a second",
         RUNNING,
-        options=("pid", "conf", "scope"),
+        options=("pid", "conf", "scope", "dashboard"),
         statuses={0: "Ctrl-C", 7: "no server runs", 69: "the server has ended"},
     ),
     ActionWord(

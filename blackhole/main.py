@@ -286,7 +286,7 @@ def _fleet_status(settings: Settings, facts: Mapping[str, Any]) -> str:
     """Return the figures of the fleet that a server belongs to. Raises OperatorError."""
     from blackhole.fleet import remote
 
-    view, name = remote.read(facts)
+    view, name = remote.read(facts, _dashboard_token(settings))
     if settings.json:
         machines = [machine._asdict() for machine in view.machines]
         return json.dumps({"fleet": name, **view.snapshot.as_dict(), "machines": machines}, indent=2) + "\n"
@@ -299,8 +299,15 @@ def _snapshot_reader(settings: Settings, pid: int) -> Callable[[], Snapshot]:
         return Counters.of(pid).snapshot
     from blackhole.fleet import remote
 
-    facts = ServerFacts.of(pid)
-    return lambda: remote.read(facts)[0].snapshot
+    facts, token = ServerFacts.of(pid), _dashboard_token(settings)
+    return lambda: remote.read(facts, token)[0].snapshot
+
+
+def _dashboard_token(settings: Settings) -> str:
+    """Return the token of the dashboard, if this command was told of it as the server was."""
+    from blackhole.process import auth_file
+
+    return auth_file.load_token(settings.dashboard.token_file)[0] if settings.dashboard.token_file else ""
 
 
 def _check_health(settings: Settings, arguments: Sequence[str]) -> int:

@@ -137,6 +137,18 @@ def test_the_command_line_shows_the_fleet(redis: RedisServer, tmp_path: Path) ->
         assert done.stderr == "blackhole: The store of the fleet does not answer; try later.\n"
 
 
+def test_a_dashboard_with_a_token_shows_the_fleet_to_who_has_it(redis: RedisServer, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    (tmp_path / "token").chmod(0o600)
+    port, pid = free_port(), f"--pid={tmp_path}/pid"
+    dashboard = f"--dashboard=127.0.0.1:{port},token={tmp_path}/token"
+    with Sink(fleet_option(redis), pid, dashboard):
+        wait_for(lambda: run("status", pid, dashboard, "--scope=fleet").returncode == 0, "it is shown")
+        done = run("status", pid, "--scope=fleet")
+        assert done.returncode == os.EX_UNAVAILABLE
+        assert "token" in done.stderr
+
+
 def test_wait_waits_for_messages_of_the_whole_fleet(redis: RedisServer) -> None:
     with Sink(fleet_option(redis)) as one, Sink(fleet_option(redis)) as two, ThreadPoolExecutor() as pool:
         for sink in one, two:

@@ -33,10 +33,10 @@ def as_dict(view: FleetView, name: str) -> dict[str, Any]:
     }
 
 
-def read(facts: Mapping[str, Any]) -> tuple[FleetView, str]:
+def read(facts: Mapping[str, Any], token: str = "") -> tuple[FleetView, str]:
     """Return the fleet that a running server belongs to, given its facts, and its name.
 
-    Raises OperatorError.
+    `token` is what the dashboard asks for. Raises OperatorError.
     """
     url = facts.get("dashboard")
     if not url:
@@ -45,7 +45,7 @@ def read(facts: Mapping[str, Any]) -> tuple[FleetView, str]:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.hostname or "", address.hostname or "")
     connection = http.client.HTTPConnection(host, address.port, timeout=DASHBOARD_TIMEOUT)
     try:
-        connection.request("GET", "/fleet")
+        connection.request("GET", "/fleet", headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
         found = json.loads(answer.read(MAX_ANSWER))
         if answer.status != http.HTTPStatus.OK:

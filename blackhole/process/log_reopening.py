@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterable
 from functools import partial
-from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
+from socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from typing import Final
 
 from blackhole.process.forked_call import ForkedCall
@@ -33,9 +33,8 @@ class LogReopening:
         self._deadline = math.inf
         self._asked_again = False
         """It was asked for while a child was at it, which may have opened the file before a rotation."""
-        self._ours, self._theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        for end in (self._ours, self._theirs):
-            end.setblocking(False)
+        self._descriptors: socket | None = None
+        """From it comes what the child has opened. No other child may have its other end."""
 
     def begin(self) -> None:
         """Fork the child, unless one is at it."""
@@ -43,25 +42,37 @@ class LogReopening:
             self._asked_again = True
             return
         try:
-            work = partial(self._service.open_log, self._theirs)
-            self._call = ForkedCall("blackhole: log", work, self._signals)
+            ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         except OSError as error:
-            self._failed(f"cannot fork: {error.strerror}")
-        else:
-            self._deadline = time.monotonic() + self._timeout
+            self._failed(f"no socket: {error.strerror}")
+            return
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        with theirs:
+            try:
+                work = partial(self._service.open_log, theirs)
+                self._call = ForkedCall("blackhole: log", work, self._signals)
+            except OSError as error:
+                ours.close()
+                self._failed(f"cannot fork: {error.strerror}")
+            else:
+                self._descriptors = ours
+                self._deadline = time.monotonic() + self._timeout
 
     def ended(self, pid: int, code: int) -> bool:
         """Take note of the exit of a process; return whether the log file was opened by it, and is in use."""
         call = self._call
         if call is None or pid != call.pid:
             return False
-        self._call, self._deadline = None, math.inf
-        try:
-            call.result(code)
-        except OperatorError as error:
-            self._failed(str(error))
-            return False
-        self._service.use_log(self._ours)
+        assert self._descriptors is not None
+        with self._descriptors as descriptors:
+            self._forget()
+            try:
+                call.result(code)
+            except OperatorError as error:
+                self._failed(str(error))
+                return False
+            self._service.use_log(descriptors)
         log.info("log opened again")
         if self._asked_again:
             self._asked_again = False
@@ -72,8 +83,14 @@ class LogReopening:
         """Give up a child that takes too long; once in a while."""
         if self._call is not None and now >= self._deadline:
             self._call.cancel()
-            self._call, self._deadline, self._asked_again = None, math.inf, False
+            if self._descriptors is not None:
+                self._descriptors.close()
+            self._forget()
+            self._asked_again = False
             self._failed(f"it took over {self._timeout:g} s")
+
+    def _forget(self) -> None:
+        self._call, self._descriptors, self._deadline = None, None, math.inf
 
     def _failed(self, reason: str) -> None:
         log.error("log file not reopened, the old one stays in use: %s", reason)
