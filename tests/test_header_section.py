@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.message_identity import IDENTITY_FIELDS, message_identity
-from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.header_section import (
     ANY_NAME,
     FIELD_ROOM,
@@ -163,17 +162,6 @@ def test_sessions_with_rules_that_refuse_keep_little_of_a_header_section() -> No
         finally:
             tracemalloc.stop()
     assert grown[1] / 20 < 2048
-
-
-def test_condition_on_a_field_whose_name_is_not_ascii_sees_it_in_pieces() -> None:
-    """Such names are not listed: letters that are the same but for their case may have other octets."""
-    text = '[[rule]]\nphase = "."\nheader = "BÜRO: *"\nreply = "554 5.7.1 No"\n'
-    session = make_engine(parse_rules(text, "test.toml")).session()
-    session.greet()
-    session.receive(b"DATA\r\n")
-    message = "To: x\r\nBüro: y\r\n\r\n.\r\n".encode()
-    replies = [session.receive(message[start : start + 5]) for start in range(0, len(message), 5)]
-    assert replies[-1] == b"554 5.7.1 No\r\n"
 
 
 def test_end_of_a_message_may_be_the_middle_of_its_header_section() -> None:

@@ -98,8 +98,7 @@ def _header_names(globs: GlobSet | None) -> Iterator[bytes]:
     """Yield the names in globs of header fields, in lower case."""
     for glob in () if globs is None else globs.globs:
         name = glob.partition(":")[0].strip()
-        if name.isascii():  # a collector keeps all others
-            yield ANY_NAME if "*" in name or "?" in name else name.encode()
+        yield ANY_NAME if "*" in name or "?" in name else name.encode()
 
 
 def _can_match(rule: Rule, context: RuleContext) -> bool:
