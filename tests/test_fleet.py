@@ -17,7 +17,8 @@ import pytest
 
 from blackhole import options, values
 from blackhole.fleet.member import parse_machine
-from blackhole.fleet.store import FleetStore, StoreError
+from blackhole.fleet.replies import StoreError
+from blackhole.fleet.store import FleetStore
 from blackhole.settings import OperatorError
 from tests.http_api import Sink, ask, send
 from tests.program import free_port, run, wait_for

@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from blackhole import __version__
 from blackhole.fleet import fields
+from blackhole.fleet.replies import MAX_STORED_NUMBER, StoreError
 from blackhole.fleet.script import LIVE_SECONDS
-from blackhole.fleet.store import FleetStore, StoreError, Total, Written
+from blackhole.fleet.store import FleetStore, Total, Written
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 
 log = logging.getLogger(__name__)
@@ -250,13 +251,20 @@ def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:
             str(found["scenario"])[:MAX_TEXT],
             max(0.0, age),
             age < LIVE_SECONDS,
-            float(found["up"]),
-            int(found["messages"]),
-            float(found["rate"]),
-            int(found["open"]),
-            float(found["load"]),
-            int(found["workers"]),
-            int(found["order"]),
+            float(_number(found["up"])),
+            int(_number(found["messages"])),
+            float(_number(found["rate"])),
+            int(_number(found["open"])),
+            float(_number(found["load"])),
+            int(_number(found["workers"])),
+            int(_number(found["order"])),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
+
+
+def _number(number: object) -> float | int:
+    """Return a number that JSON and 64 bits can hold. Raises ValueError for anything else."""
+    if not (isinstance(number, int | float) and abs(number) < MAX_STORED_NUMBER):
+        raise ValueError
+    return number

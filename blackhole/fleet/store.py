@@ -7,14 +7,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
+from blackhole.fleet.replies import (
+    FleetOrder,
+    FleetReplyParser,
+    StoreError,
+    checked_count,
+    checked_fields,
+    checked_number,
+    checked_scores,
+    checked_time,
+    parse_order,
+)
 from blackhole.fleet.script import PUBLISH, RESTORE, WRITE
 from blackhole.settings import OperatorError, RedisSettings
+from blackhole.store.redis_replies import InvalidReply
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+
+Checked = TypeVar("Checked")
+
+WRONG_TYPES: Final = (ValueError, TypeError, AttributeError, LookupError)
+"""What the client of the package raises for replies that it does not expect, such as to SUBSCRIBE."""
 
 FLEET_STORE_TIMEOUT: Final = 2.0
 """Seconds for a connection, and for an answer."""
@@ -22,16 +39,6 @@ FLEET_STORE_TIMEOUT: Final = 2.0
 
 SUBSCRIPTION_INTERVAL: Final = 1.0
 """Seconds to wait for an announcement before the connection is looked at again."""
-
-MAX_ORDER_RULES: Final = 16
-"""One-shot rules of an order."""
-
-MAX_ORDER_TEXT: Final = 1 << 16
-"""Octets of the text of a scenario."""
-
-
-class StoreError(Exception):
-    """The store does not answer, or has answered what it should not."""
 
 
 class Written(NamedTuple):
@@ -51,31 +58,6 @@ class Total(NamedTuple):
     fields: Mapping[str, int]
     began: float
     """When the fleet began to count, in seconds since 1970."""
-
-
-class FleetOrder(NamedTuple):
-    """What all machines of a fleet are to obey, beside their configurations."""
-
-    number: int = 0
-    """0 before the first."""
-    name: str = ""
-    """Name of the scenario; empty for that of each machine's configuration."""
-    text: str = ""
-    """Text of the scenario."""
-    at: float = 0.0
-    """When the scenario was ordered, by the store's clock, in seconds since 1970."""
-    rules: tuple[SharedRule, ...] = ()
-    """The one-shot rules."""
-
-
-class SharedRule(NamedTuple):
-    """A one-shot rule of a fleet."""
-
-    id: str
-    times: int
-    """Number of uses over all machines."""
-    rule: Mapping[str, Any]
-    """The rule, as in a scenario file."""
 
 
 class FleetStore:
@@ -111,30 +93,31 @@ class FleetStore:
         answer = await self._ask(self._write(keys, [machine, os.urandom(8).hex(), summary, age, *words]))
         try:
             epoch, alive, order = answer
-            return Written(epoch.decode(), int(alive), int(order))
-        except (ValueError, TypeError, AttributeError):
+            return Written(epoch.decode(), checked_count(alive), checked_count(order))
+        except (InvalidReply, ValueError, TypeError, AttributeError):
             raise StoreError(f"unexpected answer {answer!r:.80}") from None
 
     async def total(self) -> Total:
         """Return the sum over all machines."""
-        found = await self._ask(self._client.hgetall(self._key("total")))
+        found = await self._ask(self._client.hgetall(self._key("total")), checked_fields)
         began = found.pop(b"began", b"0")
         found.pop(b"epoch", None)
-        return Total(_counts(found), _number(began))
+        return Total(_counts(found), _checked(checked_number, began))
 
     async def figures(self, machine: str) -> Mapping[str, int]:
         """Return the counters of one machine, empty if they are gone."""
-        return _counts(await self._ask(self._client.hgetall(self._key("figures", machine))))
+        return _counts(await self._ask(self._client.hgetall(self._key("figures", machine)), checked_fields))
 
     async def machines(self) -> dict[str, tuple[float, bytes]]:
         """Return the machines: id -> (when it was last seen, by the store's clock; its summary)."""
-        seen = await self._ask(self._client.zrange(self._key("seen"), 0, -1, withscores=True))
-        summaries = await self._ask(self._client.hgetall(self._key("machines")))
-        return {name.decode(errors="replace"): (at, summaries.get(name, b"")) for name, at in seen}
+        request = self._client.zrange(self._key("seen"), 0, -1, withscores=True)
+        seen = await self._ask(request, checked_scores)
+        summaries = await self._ask(self._client.hgetall(self._key("machines")), checked_fields)
+        return {name.decode(errors="replace"): (at, summaries.get(name, b"")) for name, at in seen.items()}
 
     async def order(self) -> FleetOrder:
         """Return the order in force."""
-        found = await self._ask(self._client.hgetall(self._key("order")))
+        found = await self._ask(self._client.hgetall(self._key("order")), checked_fields)
         return parse_order(found) if found else FleetOrder()
 
     async def publish(self, order: FleetOrder, is_new: bool) -> int:
@@ -145,7 +128,7 @@ class FleetStore:
         """
         keys = [self._key("order"), self._key("orders")]
         words: list[str | int] = [order.number, int(is_new), order.name, order.text, json.dumps(order.rules)]
-        return int(await self._ask(self._publish(keys, words)))
+        return await self._ask(self._publish(keys, words), checked_count)
 
     async def restore(self, order: FleetOrder) -> None:
         """Write an order again, where the store has none or an earlier one."""
@@ -172,19 +155,34 @@ class FleetStore:
 
     async def now(self) -> float:
         """Return the store's clock, in seconds since 1970."""
-        seconds, microseconds = await self._ask(self._client.time())
-        return float(seconds + microseconds / 1e6)
+        return await self._ask(self._client.time(), checked_time)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._client.aclose()
 
-    async def _ask(self, request: Any) -> Any:
-        """Return the answer to a request of the client."""
+    @overload
+    async def _ask(self, request: Any) -> Any: ...
+
+    @overload
+    async def _ask(self, request: Any, check: Callable[[object], Checked]) -> Checked: ...
+
+    async def _ask(self, request: Any, check: Callable[[object], Any] = lambda reply: reply) -> Any:
+        """Return the answer to a request of the client, as a check returns it."""
         try:
-            return await request
+            reply = await request
         except self._errors as error:
             raise StoreError(str(error) or "no answer in time") from None
+        except WRONG_TYPES:
+            raise StoreError("a reply of another type") from None
+        return _checked(check, reply)
+
+
+def _checked(check: Callable[[object], Checked], reply: object) -> Checked:
+    try:
+        return check(reply)
+    except InvalidReply as error:
+        raise StoreError(str(error)) from None
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -192,49 +190,38 @@ def _errors() -> tuple[type[Exception], ...]:
         from redis.asyncio import RedisError
     except ImportError:
         raise OperatorError('fleet: needs the package redis: pip install "blackhole-smtp[redis]"') from None
-    return RedisError, OSError, TimeoutError
+    return RedisError, OSError, TimeoutError, InvalidReply
 
 
 def _make_client(redis: RedisSettings) -> Redis:
-    """Return a client that connects with the first request, and again after an error."""
-    from redis.asyncio import Redis
+    """Return a client that connects with the first request, and again after an error.
+
+    It returns replies as they came: the callbacks of the package expect the right types.
+    """
+    from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    options: dict[str, Any] = {"ssl": True, "ssl_ca_certs": redis.ca or None} if redis.tls else {}
-    return Redis(
+    options: dict[str, Any] = {"connection_class": Connection}
+    if redis.tls:
+        options = {"connection_class": SSLConnection, "ssl_ca_certs": redis.ca or None}
+    pool = ConnectionPool(
         host=redis.host,
         port=redis.port,
         db=redis.db,
         username=redis.user or None,
         password=redis.password or None,
+        protocol=2,
+        parser_class=FleetReplyParser,
         socket_timeout=FLEET_STORE_TIMEOUT,
         socket_connect_timeout=FLEET_STORE_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
         max_connections=16,
         **options,
     )
-
-
-def parse_order(found: Mapping[bytes, bytes]) -> FleetOrder:
-    """Return an order as it is stored. Raises StoreError."""
-    try:
-        rules = tuple(SharedRule(*rule) for rule in json.loads(found[b"rules"]))
-        order = FleetOrder(
-            int(found[b"number"]),
-            found.get(b"name", b"").decode(),
-            found.get(b"text", b"").decode(),
-            float(found.get(b"at", b"0")),
-            rules,
-        )
-        valid = len(rules) <= MAX_ORDER_RULES and len(order.text) <= MAX_ORDER_TEXT
-        valid &= all(isinstance(rule.id, str) and isinstance(rule.rule, dict) for rule in rules)
-        valid &= all(isinstance(rule.times, int) and 0 < rule.times < 1 << 32 for rule in rules)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        valid = False
-    if not valid:
-        raise StoreError("the order in the store is none")
-    return order
+    client = Redis.from_pool(pool)
+    client.response_callbacks.clear()
+    return client
 
 
 def _counts(found: Mapping[bytes, bytes]) -> dict[str, int]:
@@ -244,10 +231,3 @@ def _counts(found: Mapping[bytes, bytes]) -> dict[str, int]:
         for name, count in found.items()
         if count.isdigit() and len(count) < 20
     }
-
-
-def _number(text: bytes) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0

@@ -15,6 +15,12 @@ MAX_STRING_OCTETS: Final = 4096
 MAX_ELEMENTS: Final = 1024
 """Elements of an array: more than a batch has requests."""
 
+MAX_REPLY_OCTETS: Final = 1 << 17
+"""Octets of a reply: strings, and ELEMENT_OCTETS for each element of an array."""
+
+ELEMENT_OCTETS: Final = 64
+"""Octets of memory that an element of an array takes beside those of its string."""
+
 MAX_SECRET_OCTETS: Final = 64
 """Octets of a key of BLAKE2b (RFC 7693)."""
 
@@ -32,11 +38,17 @@ class ReplyParser:
     """A parser of the protocol RESP2, as `redis.asyncio.Connection` uses it.
 
     It takes simple strings (str), errors, integers, strings (bytes), null (None), and arrays of all these but
-    arrays.
+    arrays. A subclass may have other limits.
     """
+
+    max_string = MAX_STRING_OCTETS
+    max_elements = MAX_ELEMENTS
+    max_octets = MAX_REPLY_OCTETS
 
     def __init__(self, socket_read_size: int) -> None:
         self._stream: StreamReader | None = None
+        self._left = 0
+        """Octets that the rest of the reply may have."""
 
     def on_connect(self, connection: Any) -> None:
         """Read from a connection that was opened."""
@@ -57,6 +69,7 @@ class ReplyParser:
         """
         if self._stream is None:
             raise ConnectionError("the connection is closed")
+        self._left = self.max_octets
         try:
             return await self._read(self._stream, array_allowed=True)
         except IncompleteReadError:
@@ -84,8 +97,9 @@ class ReplyParser:
     async def _read_string(self, stream: StreamReader, size: int) -> bytes | None:
         if size == -1:
             return None
-        if not 0 <= size <= MAX_STRING_OCTETS:
-            raise InvalidReply(f"a string of {size} octets, expected at most {MAX_STRING_OCTETS}")
+        if not 0 <= size <= self.max_string:
+            raise InvalidReply(f"a string of {size} octets, expected at most {self.max_string}")
+        self._spend(size)
         octets = await stream.readexactly(size + 2)
         if not octets.endswith(b"\r\n"):
             raise InvalidReply("a string is longer than announced")
@@ -94,9 +108,16 @@ class ReplyParser:
     async def _read_array(self, stream: StreamReader, size: int) -> list[RedisReply] | None:
         if size == -1:
             return None
-        if not 0 <= size <= MAX_ELEMENTS:
-            raise InvalidReply(f"an array of {size} elements, expected at most {MAX_ELEMENTS}")
+        if not 0 <= size <= self.max_elements:
+            raise InvalidReply(f"an array of {size} elements, expected at most {self.max_elements}")
+        self._spend(size * ELEMENT_OCTETS)
         return [await self._read(stream, array_allowed=False) for _ in range(size)]
+
+    def _spend(self, octets: int) -> None:
+        """Take octets from those that the reply may have. Raises InvalidReply if there are too few left."""
+        self._left -= octets
+        if self._left < 0:
+            raise InvalidReply(f"a reply of more than {self.max_octets} octets")
 
 
 def _error(text: str) -> Exception:

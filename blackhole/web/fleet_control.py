@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from blackhole.fleet.member import FleetMember
-from blackhole.fleet.store import FleetOrder, SharedRule, StoreError
+from blackhole.fleet.member import FLEET_WARNING_INTERVAL, FleetMember
+from blackhole.fleet.replies import FleetOrder, SharedRule, StoreError
 from blackhole.settings import OperatorError
 from blackhole.store.control import MAX_ONE_SHOT_RULES, ONE_SHOT_NAME, OneShotRule, RuntimeOrder
 from blackhole.web.control import LOADED, ScenarioControl
@@ -48,6 +48,7 @@ class FleetControl(ScenarioControl):
         self._local_number = -1
         """The number of its own that it has on this machine."""
         self._obeying = asyncio.Lock()
+        self._warned = float("-inf")
 
     # Orders. Each method returns the number of the order that it published, and raises OperatorError.
 
@@ -122,13 +123,21 @@ class FleetControl(ScenarioControl):
                 self._member.order_changed.clear()
                 try:
                     await self._obey_order_in_force()
-                except StoreError:
-                    pass  # the member logs that, and tells when the store answers again
-                except OperatorError as error:
-                    log.error("fleet: an order cannot be obeyed: %s", error)
+                except (StoreError, OperatorError) as error:
+                    self._warn(error)
                 await self._member.order_changed.wait()
         finally:
             listening.cancel()
+
+    def _warn(self, error: Exception) -> None:
+        """Log that an order cannot be obeyed, at most once a minute: the store may give one after the other.
+
+        Where the store does not answer at all, the member says so, and when it answers again.
+        """
+        now = time.monotonic()
+        if self._member.available and now - self._warned >= FLEET_WARNING_INTERVAL:
+            self._warned = now
+            log.error("fleet: an order cannot be obeyed: %.500a", str(error))
 
     async def _listen(self) -> None:
         """Notice announcements of orders at once; without them, the next write tells of the order."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from blackhole import __version__
 from blackhole.fleet.member import FleetMember, FleetView
-from blackhole.fleet.store import StoreError
+from blackhole.fleet.replies import StoreError
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.operations import Parameter
