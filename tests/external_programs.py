@@ -15,8 +15,13 @@ import subprocess
 
 import pytest
 
-SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-"""PATH, and the folders of system programs, which are missing from the PATH of an ordinary user."""
+SEARCH_PATH = os.environ.get("BLACKHOLE_TEST_PATH") or os.pathsep.join(
+    (os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")
+)
+"""PATH, and the folders of system programs, which are missing from the PATH of an ordinary user.
+
+BLACKHOLE_TEST_PATH takes its place: with a folder that does not exist, tests run as on a bare machine.
+"""
 
 DEBIAN_PACKAGES = {
     "chromedriver": "chromium-driver",

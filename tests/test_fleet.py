@@ -225,3 +225,17 @@ def test_options_of_a_fleet() -> None:
 def test_the_password_of_the_store_is_never_shown() -> None:
     url = f"redis://user:geheim@127.0.0.1:{free_port()}/0"
     assert "geheim" not in run(f"--fleet={url}", "--print-config").stdout
+
+
+def test_a_machine_that_stops_while_its_store_is_away_writes_when_that_is_back(redis: RedisServer) -> None:
+    with Sink(fleet_option(redis)) as one, Sink(fleet_option(redis)) as two:
+        for sink in one, two:
+            sink.dashboard()
+        wait_for(lambda: messages(two) == 0, "the store answers")
+        redis.kill()
+        send(one.port, 3)
+        one.process.terminate()
+        time.sleep(1)
+        redis.start()
+        assert one.process.wait(30) == 0
+        wait_for(lambda: messages(two) == 3, "it was written")

@@ -138,7 +138,8 @@ def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_fol
         steps = {
             FROM_POSTFIX // 6: lambda: fleet.sinks["one"].process.kill(),
             FROM_POSTFIX // 3: lambda: fleet.sinks["two"].process.send_signal(signal.SIGHUP),
-            FROM_POSTFIX // 2: lambda: network.cut_off("three"),
+            FROM_POSTFIX * 5 // 12: lambda: wait_for(lambda: fleet.alive() == 2, "one is gone", 60),
+            FROM_POSTFIX // 2: lambda: (time.sleep(2.5), network.cut_off("three")),  # its figures are copied
             FROM_POSTFIX * 2 // 3: fleet.redis.kill,
             FROM_POSTFIX * 5 // 6: fleet.start_redis,
         }
@@ -153,6 +154,8 @@ def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_fol
     delivered = FROM_SMTP_SOURCE + FROM_POSTFIX
     twice = len(re.findall("message may be sent more than once", log))
     wait_for(lambda: fleet.alive() == 2, "two machines are left, and write")
-    wait_for(lambda: delivered <= fleet.accepted() <= delivered + twice, "all is counted, and nothing twice")
+    wait_for(
+        lambda: delivered <= fleet.accepted() <= delivered + twice, "all is counted, and nothing twice", 60
+    )
     assert fleet.accepted("three") == fleet.accepted("two")
     assert not any(map(children, [fleet.sinks["one"].pid]))

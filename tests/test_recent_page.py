@@ -72,7 +72,7 @@ def send_some(sink: Sink) -> None:
             client.sendmail(shop, [nobody], "x")
 
 
-def test_transactions_are_listed_with_their_conversations(browser: Browser, sink: Sink) -> None:  # noqa: F811
+def test_transactions_are_listed_with_their_conversations(sink: Sink, browser: Browser) -> None:  # noqa: F811
     browser.open(sink)
     assert browser.text("recent-empty") == "No transaction to show yet."
     send_some(sink)
@@ -91,7 +91,7 @@ def test_transactions_are_listed_with_their_conversations(browser: Browser, sink
     wait_for_rows(browser, 4)
 
 
-def test_list_is_filtered(browser: Browser, sink: Sink) -> None:  # noqa: F811
+def test_list_is_filtered(sink: Sink, browser: Browser) -> None:  # noqa: F811
     send_some(sink)
     browser.open(sink)
     wait_for_rows(browser, 4)
@@ -111,7 +111,7 @@ def test_list_is_filtered(browser: Browser, sink: Sink) -> None:  # noqa: F811
     assert browser.text("recent-empty") == "No transaction to show yet."
 
 
-def test_what_a_client_sends_is_text_on_the_page(browser: Browser, sink: Sink) -> None:  # noqa: F811
+def test_what_a_client_sends_is_text_on_the_page(sink: Sink, browser: Browser) -> None:  # noqa: F811
     attack = ATTACK.encode()
     converse(
         sink,
@@ -142,7 +142,7 @@ def test_page_without_recorded_transactions_has_no_list(browser: Browser) -> Non
 
 
 @pytest.mark.parametrize(("size", "dark"), [(WIDE, False), (WIDE, True), (PHONE, False)])
-def test_list_fits_the_page(browser: Browser, sink: Sink, size: tuple[int, int], dark: bool) -> None:  # noqa: F811
+def test_list_fits_the_page(sink: Sink, browser: Browser, size: tuple[int, int], dark: bool) -> None:  # noqa: F811
     send_some(sink)
     converse(sink, b"EHLO x.test\r\n", b"MAIL FROM:<" + b"x" * 200 + b"@example.com>\r\n", b"RSET\r\n")
     browser.open(sink, size, dark)

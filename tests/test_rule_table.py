@@ -13,10 +13,12 @@ from blackhole.rules.comparisons import COMPARISONS, MAX_SPANS, comparison
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
 from blackhole.rules.globs import GlobSet
+from blackhole.rules.listener_rules import ListenerRules
 from blackhole.rules.model import Condition, Rule, RuleMatch, Window
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.rules.table import RuleTable
 from blackhole.rules.text_screen import FEW_ENDS, TextScreen, can_screen
+from blackhole.smtp.header_section import ANY_NAME
 
 pytestmark = pytest.mark.pure
 
@@ -278,3 +280,12 @@ def test_memory_of_the_size_index_is_bounded() -> None:
         )
         assert table._index is not None and table._index._sizes is not None
         assert len(table._index._sizes._spans) <= MAX_SPANS
+
+
+def test_the_header_fields_that_rules_look_at_are_known_by_their_names() -> None:
+    rules = parse_rules(
+        "[[rule]]\nphase = '.'\nheader = ['Subject: *a*', 'X-Two: b']\nreply = '550 5.7.1 No'\n"
+        "[[rule]]\nphase = '.'\nheader = 'X-*: c'\nreply = '550 5.7.1 No'\n",
+        "test.toml",
+    )
+    assert ListenerRules(rules, "accept").header_names == {b"subject", b"x-two", ANY_NAME}

@@ -38,6 +38,12 @@ MAX_SUMMARY: Final = 2048
 MAX_TEXT: Final = 100
 """Characters of each text in it."""
 
+LAST_WRITE_TIMEOUT: Final = 5.0
+"""Seconds for which a machine that leaves tries its last write: nobody else has these figures."""
+
+LAST_WRITE_INTERVAL: Final = 0.5
+"""Seconds between two tries."""
+
 LEAVE_INTERVAL: Final = 0.1
 """Seconds after which a machine that leaves looks again whether its workers have ended."""
 
@@ -184,7 +190,9 @@ class FleetMember:
         until = time.monotonic() + timeout
         while self._has_workers() and time.monotonic() < until:
             await asyncio.sleep(LEAVE_INTERVAL)
-        await self.write(LIVE_SECONDS)
+        until = time.monotonic() + LAST_WRITE_TIMEOUT
+        while not await self.write(LIVE_SECONDS) and time.monotonic() < until:
+            await asyncio.sleep(LAST_WRITE_INTERVAL)
         await self.store.close()
 
     def _has_workers(self) -> bool:
