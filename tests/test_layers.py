@@ -93,6 +93,7 @@ TORNADO = {
     "net.connection",
     "net.direct",
     "net.direct_loop",
+    "net.graceful_close",
     "net.server",
     "net.stream",
     "process.worker",

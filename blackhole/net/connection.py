@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,18 +13,18 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from blackhole.addresses import canonical, socket_host, to_bytes
 from blackhole.metrics.counters import record_value
-from blackhole.metrics.layout import (
-    CELL_INDEX,
-    LIMITS_START,
-    NUMBER_OF_EVENT,
-    OFFENDERS_START,
-    VIOLATION_NUMBERS,
-    VIOLATIONS_START,
-    EventCells,
-)
+from blackhole.metrics.layout import CELL_INDEX
 from blackhole.net import proxy
+from blackhole.net.accounting import (
+    EVENT_CELLS,
+    count_disconnect,
+    count_rejection,
+    count_replies,
+    count_violations,
+)
 from blackhole.net.admission import LIMIT_OF_REPLY, RECEIVED_OCTETS
-from blackhole.net.connection_log import log_connection_event, log_limits
+from blackhole.net.connection_log import log_connection_event
+from blackhole.net.graceful_close import close_gracefully
 from blackhole.net.handshake import ClosedWithoutHello
 from blackhole.net.latency import clock
 from blackhole.net.stream import (
@@ -34,7 +34,6 @@ from blackhole.net.stream import (
     has_ended,
     has_unacknowledged_output,
     has_unread_input,
-    shutdown_write,
 )
 from blackhole.net.waits import cancel, finish_early, timer
 from blackhole.smtp.replies import (
@@ -47,13 +46,11 @@ from blackhole.smtp.replies import (
     NextAction,
     Reply,
 )
-from blackhole.smtp.state import KEPT_OFFENCE, Offence
 from blackhole.smtp.violations import IN_SESSIONS
 
 if TYPE_CHECKING:
     from blackhole.net.admission import ClientUsage
     from blackhole.net.context import ListenerContext
-    from blackhole.smtp.engine_tables import BoundCommand
 
 log = logging.getLogger(__name__)
 
@@ -64,27 +61,15 @@ READ: Final = NextAction.READ
 
 PAUSES: Final = (NextAction.SLEEP, NextAction.LOOKUP)
 
-NO_EVENT: Final = 0
-"""The event of a reply that is not counted."""
-
-EVENT_CELLS: Final = EventCells()
-
 RECEIVED_CELL: Final = CELL_INDEX["received_bytes"]
 TIMED_OUT: Final = CELL_INDEX["timed_out"]
 INSPECTED_SESSIONS: Final = EVENT_CELLS.inspection(IN_SESSIONS)
-CLOSED_WITHOUT_COMMAND: Final = CELL_INDEX["closed_without_command"]
 TLS_OK: Final = CELL_INDEX["tls_ok"]
 TLS_FAILED: Final = CELL_INDEX["tls_failed"]
 TLS_RESUMED: Final = CELL_INDEX["tls_resumed"]
 
 LINGER: Final = 2
 """Seconds that a client is given to read why the server closes the connection."""
-
-TLS_SHUTDOWN_DELAY: Final = 0.1
-"""Seconds for which close_notify waits for what the client says to a 421."""
-
-LINGER_OCTETS: Final = 1 << 20
-"""Octets that are read and dropped meanwhile, at most."""
 
 HANG: Final = 3600
 """Seconds after which the server gives up a client that waits for a reply it is never to get."""
@@ -166,7 +151,7 @@ class Connection:
                     event = session.single_event
                     # A reply counts when it is handed to the socket.
                     if session.counted_events or not event:
-                        self._count_replies(sent)
+                        count_replies(self, sent)
                     else:
                         counters[event] += 1
                     sent = out
@@ -394,7 +379,7 @@ class Connection:
     async def _finish(self, action: NextAction, sent: bytes) -> None:
         """End the connection as the session says."""
         self.closed_by_server = True
-        self._count_violations(sent)  # a client that waits for nothing may be here for an hour
+        count_violations(self, sent)  # a client that waits for nothing may be here for an hour
         if action is NextAction.ABORT:
             abort(self.stream)
         elif action is NextAction.HANG:
@@ -402,42 +387,15 @@ class Connection:
             while True:
                 await self.stream.read_bytes(CHUNK, True)
         elif not self.session.quit_received:
-            await self._close_gracefully()
-
-    async def _close_gracefully(self) -> None:
-        """Close, but not before the client can have read what was sent last."""
-        # OpenSSL cannot read what came before close_notify was sent, and was not read by then. What a client
-        # says to a 421 is to be read, and comes at once.
-        after_421, left = self.session.after_421, LINGER_OCTETS
-        shutting: asyncio.TimerHandle | None = None
-        if self.session.secure and (after_421 is not None or has_unread_input(self.stream)):
-            loop = asyncio.get_running_loop()
-            shutting = loop.call_later(TLS_SHUTDOWN_DELAY, shutdown_write, self.stream)
-        else:
-            shutdown_write(self.stream)
-        self.deadline_override, self.idle = LINGER, 0
-        try:
-            while left > 0:
-                data = await self.stream.read_bytes(CHUNK, True)
-                left -= len(data)
-                if after_421 is not None:
-                    after_421.feed(data)
-                has_said_all = after_421 is None or after_421.ended
-                if has_said_all and shutting is not None and not shutting.cancelled():
-                    shutting.cancel()
-                    shutdown_write(self.stream)
-        finally:
-            if shutting is not None:
-                shutting.cancel()
-            if after_421 is not None and after_421.talked:
-                self.session.record_violation("talk-after-421", after_421.offence)
+            self.deadline_override, self.idle = LINGER, 0
+            await close_gracefully(self.session, self.stream)
 
     def _end(self, sent: bytes) -> None:
         """Close the stream, and count how the connection ended. `sent` is what the client was told last."""
         session = self.session
         session.closed()
         if session.counted_events or not session.quit_received:
-            self._count_disconnect(sent)
+            count_disconnect(self, sent)
         self._on_close(self)
         close(self.stream)
 
@@ -502,75 +460,7 @@ class Connection:
             rate = rate or STRESS_RATE
         self.idle = max(0.0, self.idle - octets / rate) if rate else 0.0
 
-    # Counting.
-
-    def _count_replies(self, sent: bytes) -> None:
-        """Count the replies in what is sent next, and what else happened. `sent` was sent before it."""
-        session = self.session
-        events = session.counted_events
-        if session.single_event:
-            events.append(session.single_event)
-        session.single_event, session.counted_events = NO_EVENT, []
-        self._count(events)
-        if session.offences:
-            self._keep_evidence(events, sent)
-
-    def _count_disconnect(self, sent: bytes) -> None:
-        """Count what the client did wrong since the last reply, and that it left without QUIT."""
-        session = self.session
-        if not (session.quit_received or self.closed_by_server):
-            if self.received:
-                violation = "hung-up-in-body" if session.in_message else "no-quit"
-                session.record_violation(violation, Offence("." if session.in_message else ""))
-            else:
-                self.context.counters[CLOSED_WITHOUT_COMMAND] += 1
-        self._count_violations(sent)
-
-    def _count_violations(self, sent: bytes) -> None:
-        """Count all that happened but replies, which are not sent any more. `sent` was sent last."""
-        session = self.session
-        events, session.counted_events = session.counted_events, []
-        events = [event for event in events if event >= VIOLATIONS_START]
-        self._count(events)
-        if session.offences:
-            self._keep_evidence(events, sent)
-
-    def _keep_evidence(self, events: list[int], sent: bytes) -> None:
-        """Keep the evidence of violations among the events; `sent` is what the client was told before."""
-        session, context = self.session, self.context
-        evidence, commands = context.evidence, session.engine.commands
-        for name, offence in session.offences.items():
-            if offence is not KEPT_OFFENCE:
-                context.counters[OFFENDERS_START + VIOLATION_NUMBERS[name]] += 1
-                session.offences[name] = KEPT_OFFENCE
-                if evidence is not None:
-                    phase = offence.phase or phase_of(offence.line, commands)
-                    evidence.add(name, offence._replace(phase=phase), sent)
-        if evidence is not None:
-            for number in set(map(NUMBER_OF_EVENT.get, events)):
-                if number is not None:
-                    evidence.touch(number)
-
-    def _count(self, events: list[int]) -> None:
-        counters = self.context.counters
-        for event in set(events):  # of a pipelined group most are the same
-            counters[event] += events.count(event)
-        if self.usage is not None and events and max(events) >= LIMITS_START:
-            log_limits(self, events)
-
-
-def phase_of(line: bytes, commands: Mapping[bytes, BoundCommand]) -> str:
-    """Return the phase of a command line; nothing for an empty one."""
-    verb = line.split(None, 1)[:1]
-    command = commands.get(verb[0].upper()) if verb else None
-    return command.phase if command is not None else "other" if verb else ""
-
 
 def local_address(name: tuple[Any, ...] | str) -> str:
     """Return what getsockname() has returned as text."""
     return name if isinstance(name, str) else f"{canonical(socket_host(name))} {name[1]}"
-
-
-def count_rejection(counters: memoryview, reply: Reply) -> None:
-    """Count a reply that a client gets in place of the greeting."""
-    counters[EVENT_CELLS.reply("CONNECT", reply.code)] += 1

@@ -30,9 +30,10 @@ from blackhole.metrics.layout import (
 )
 from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
+from blackhole.net.accounting import EVENT_CELLS, count_rejection
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
-from blackhole.net.connection import EVENT_CELLS, RECEIVED_CELL, Connection, count_rejection
+from blackhole.net.connection import RECEIVED_CELL, Connection
 from blackhole.net.context import ListenerContext
 from blackhole.net.departures import DepartureWatch
 from blackhole.net.limit_log import LimitLog

@@ -1,0 +1,110 @@
+"""The accounting of connections: what their sessions recorded goes to the counters and to the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Protocol
+
+from blackhole.metrics.layout import (
+    CELL_INDEX,
+    LIMITS_START,
+    NUMBER_OF_EVENT,
+    OFFENDERS_START,
+    VIOLATION_NUMBERS,
+    VIOLATIONS_START,
+    EventCells,
+)
+from blackhole.net.connection_log import LoggedConnection, log_limits
+from blackhole.smtp.state import KEPT_OFFENCE, Offence
+
+if TYPE_CHECKING:
+    from blackhole.net.admission import ClientUsage
+    from blackhole.smtp.engine_tables import BoundCommand
+    from blackhole.smtp.replies import Reply
+
+NO_EVENT: Final = 0
+"""The event of a reply that is not counted."""
+
+EVENT_CELLS: Final = EventCells()
+
+CLOSED_WITHOUT_COMMAND: Final = CELL_INDEX["closed_without_command"]
+
+
+class AccountedConnection(LoggedConnection, Protocol):
+    """What the accounting needs of a connection."""
+
+    usage: ClientUsage | None
+    received: int
+    closed_by_server: bool
+
+
+def count_replies(connection: AccountedConnection, sent: bytes) -> None:
+    """Count the replies that are sent next, and what else happened. `sent` is what was sent before them."""
+    session = connection.session
+    events = session.counted_events
+    if session.single_event:
+        events.append(session.single_event)
+    session.single_event, session.counted_events = NO_EVENT, []
+    _count(connection, events)
+    if session.offences:
+        _keep_evidence(connection, events, sent)
+
+
+def count_disconnect(connection: AccountedConnection, sent: bytes) -> None:
+    """Count the violations since the last reply, and a client that left without QUIT."""
+    session = connection.session
+    if not (session.quit_received or connection.closed_by_server):
+        if connection.received:
+            violation = "hung-up-in-body" if session.in_message else "no-quit"
+            session.record_violation(violation, Offence("." if session.in_message else ""))
+        else:
+            connection.context.counters[CLOSED_WITHOUT_COMMAND] += 1
+    count_violations(connection, sent)
+
+
+def count_violations(connection: AccountedConnection, sent: bytes) -> None:
+    """Count all that happened but replies, which are not sent any more. `sent` is what was sent last."""
+    session = connection.session
+    events, session.counted_events = session.counted_events, []
+    events = [event for event in events if event >= VIOLATIONS_START]
+    _count(connection, events)
+    if session.offences:
+        _keep_evidence(connection, events, sent)
+
+
+def count_rejection(counters: memoryview, reply: Reply) -> None:
+    """Count a reply that a client gets in place of the greeting."""
+    counters[EVENT_CELLS.reply("CONNECT", reply.code)] += 1
+
+
+def _keep_evidence(connection: AccountedConnection, events: list[int], sent: bytes) -> None:
+    """Keep the evidence of violations among the events. `sent` is what the client was sent before."""
+    session, context = connection.session, connection.context
+    evidence, commands = context.evidence, session.engine.commands
+    for name, offence in session.offences.items():
+        if offence is not KEPT_OFFENCE:
+            context.counters[OFFENDERS_START + VIOLATION_NUMBERS[name]] += 1
+            session.offences[name] = KEPT_OFFENCE
+            if evidence is not None:
+                phase = offence.phase or phase_of(offence.line, commands)
+                evidence.add(name, offence._replace(phase=phase), sent)
+    if evidence is not None:
+        for number in set(map(NUMBER_OF_EVENT.get, events)):
+            if number is not None:
+                evidence.touch(number)
+
+
+def _count(connection: AccountedConnection, events: list[int]) -> None:
+    """Add events to the counters, and log the limits among them."""
+    counters = connection.context.counters
+    for event in set(events):  # of a pipelined group most are the same
+        counters[event] += events.count(event)
+    if connection.usage is not None and events and max(events) >= LIMITS_START:
+        log_limits(connection, events)
+
+
+def phase_of(line: bytes, commands: Mapping[bytes, BoundCommand]) -> str:
+    """Return the phase of a command line: "other" for an unknown verb, an empty text for an empty line."""
+    verb = line.split(None, 1)[:1]
+    command = commands.get(verb[0].upper()) if verb else None
+    return command.phase if command is not None else "other" if verb else ""
