@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tornado.iostream import IOStream
 
-from blackhole.net import connection, direct, server, stream
+from blackhole.net import connection, direct, graceful_close, server, stream
 from blackhole.net.admission import AdmissionControl
 from tests.certificates import Certificate
 from tests.engines import EVENT_NUMBERS
@@ -529,7 +529,7 @@ def test_exception_at_any_await_closes_one_connection_only(
         elif where == "wait_for_client_hello":
             patch.setattr(stream, where, stumble)
         else:
-            patch.setattr(connection, where, trip)
+            patch.setattr(graceful_close, where, trip)
         with dial(service.address) as client:
             client.sendall(said)
             heard = read_until_closed(client)

@@ -68,9 +68,6 @@ TLS_OK: Final = CELL_INDEX["tls_ok"]
 TLS_FAILED: Final = CELL_INDEX["tls_failed"]
 TLS_RESUMED: Final = CELL_INDEX["tls_resumed"]
 
-LINGER: Final = 2
-"""Seconds that a client is given to read why the server closes the connection."""
-
 HANG: Final = 3600
 """Seconds after which the server gives up a client that waits for a reply it is never to get."""
 
@@ -387,8 +384,7 @@ class Connection:
             while True:
                 await self.stream.read_bytes(CHUNK, True)
         elif not self.session.quit_received:
-            self.deadline_override, self.idle = LINGER, 0
-            await close_gracefully(self.session, self.stream)
+            await close_gracefully(self)
 
     def _end(self, sent: bytes) -> None:
         """Close the stream, and count how the connection ended. `sent` is what the client was told last."""

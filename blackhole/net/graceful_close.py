@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from tornado.iostream import IOStream
 
 from blackhole.net.stream import CHUNK, has_unread_input, shutdown_write
+from blackhole.smtp.session import Session
 
-if TYPE_CHECKING:
-    from blackhole.smtp.session import Session
+LINGER: Final = 2
+"""Seconds that a client is given to read why the server closes the connection."""
 
 TLS_SHUTDOWN_DELAY: Final = 0.1
 """Seconds for which close_notify waits for what the client sends after a 421."""
@@ -19,12 +20,22 @@ LINGER_OCTETS: Final = 1 << 20
 """Octets that are read and dropped meanwhile, at most."""
 
 
-async def close_gracefully(session: Session, stream: IOStream) -> None:
-    """End the server's side of a connection, then read until the client closes its side.
+class ClosingConnection(Protocol):
+    """What a graceful close needs of a connection."""
+
+    session: Session
+    stream: IOStream
+    deadline_override: float | None
+    idle: float
+
+
+async def close_gracefully(connection: ClosingConnection) -> None:
+    """End the server's side of a connection, then read until the client closes its side, for LINGER seconds.
 
     OpenSSL cannot read what came before close_notify was sent, and was not read by then. What a client sends
-    after a 421 comes at once and is to be read, so close_notify waits for it. The caller limits the time.
+    after a 421 comes at once and is to be read, so close_notify waits for it.
     """
+    session, stream = connection.session, connection.stream
     after_421, left = session.after_421, LINGER_OCTETS
     shutting: asyncio.TimerHandle | None = None
     if session.secure and (after_421 is not None or has_unread_input(stream)):
@@ -32,6 +43,7 @@ async def close_gracefully(session: Session, stream: IOStream) -> None:
         shutting = loop.call_later(TLS_SHUTDOWN_DELAY, shutdown_write, stream)
     else:
         shutdown_write(stream)
+    connection.deadline_override, connection.idle = LINGER, 0
     try:
         while left > 0:
             data = await stream.read_bytes(CHUNK, True)
