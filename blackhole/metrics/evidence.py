@@ -3,7 +3,7 @@
 Like the counters it is a map that all processes share, in memory only, with a section for each process, which
 is its only writer. It has a fixed size: of each violation the last few examples are kept, one of a
 connection, and in a flood of them one a second. Addresses and texts are masked before they are stored, unless
-the operator asks for them (--show_lines).
+the operator asks for them (--show-lines).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class RateLimitFilter(logging.Filter):
     """Limits the lines that come from one place in the program, as clients can cause thousands a second.
 
     At most LINES pass in a period of SECONDS. The first line after it says how many were dropped.
-    Lines of --debug and of --log_transactions are not limited.
+    Lines of --debug and of --log-transactions are not limited.
     """
 
     LINES: Final = 20

@@ -1,4 +1,4 @@
-"""The log of transactions: a line for each, where the operator asks for it (--log_transactions)."""
+"""The log of transactions: a line for each, where the operator asks for it (--log-transactions)."""
 
 from __future__ import annotations
 
