@@ -26,6 +26,7 @@ DEBIAN: Final = """
 exim4-base exim4-daemon-light opensmtpd dma nullmailer ssmtp esmtp libesmtp6 s-nail mutt sendemail git-email
 libphp-phpmailer php8.2-cli php8.2-common ruby3.1 libruby3.1 libmail-java libactivation-java
 prometheus-alertmanager tcl8.6 libtcl8.6 tcllib lua5.4 lua-socket monit
+libsisimai-perl libclass-accessor-lite-perl libjson-perl
 
 libgnutls-dane0 libunbound8 libevent-2.1-7 libidn12 libnsl2 libtokyocabinet9 libgpgme11 libassuan0
 libargon2-1 libsodium23 libmagic1 libio-socket-inet6-perl libsocket6-perl libmailtools-perl libtimedate-perl
