@@ -221,12 +221,12 @@ class Service:
         if code and self._settings.log:
             print_warning(f"no worker can be kept running, see {self._settings.log}")
         if not code:
-            self._tell_figures()
+            self._report_figures()
         self._launcher.send_exit_code(code or os.EX_UNAVAILABLE)
         return code
 
-    def _tell_figures(self) -> None:
-        """Tell the figures of the run: in the foreground the operator, and a log file."""
+    def _report_figures(self) -> None:
+        """Report the figures of the run: on standard error in the foreground, and in a log file."""
         lines = list(status.end_lines(self._shared.counters.snapshot()))
         if not self._detached:
             all(try_print_stderr(f"blackhole: {line}") for line in lines)

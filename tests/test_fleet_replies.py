@@ -129,7 +129,7 @@ async def ask_everything(store: FleetStore) -> int:
         except StoreError as error:
             errors += 1
             assert len(str(error)) < 300
-    await member._copy_machines_that_are_gone()
+    await member._copy_ended_machines()
     await store.close()
     return errors
 

@@ -126,7 +126,7 @@ class FleetMember:
         while True:
             alive = self._alive
             if await self.write() and self._alive < alive:
-                await self._copy_machines_that_are_gone()
+                await self._copy_ended_machines()
             await asyncio.sleep(self._delay() if self._failures else 1 - time.time() % 1)
 
     def _delay(self) -> float:
@@ -173,7 +173,7 @@ class FleetMember:
                 str(error),
             )
 
-    async def _copy_machines_that_are_gone(self) -> None:
+    async def _copy_ended_machines(self) -> None:
         """Keep the counters of machines that no longer write, in case the store loses them."""
         try:
             now = await self.store.now()
@@ -213,11 +213,11 @@ class FleetMember:
             if self._view is None or time.monotonic() - self._view[0] >= READ_AGE:
                 total = await self.store.total()
                 view = make_view(total, await self.store.now(), tuple(await self.machines()))
-                self._tell_of_versions(view.machines)
+                self._log_other_versions(view.machines)
                 self._view = time.monotonic(), view
             return self._view[1]
 
-    def _tell_of_versions(self, machines: tuple[Machine, ...]) -> None:
+    def _log_other_versions(self, machines: tuple[Machine, ...]) -> None:
         for machine in machines:
             if machine.alive and machine.version not in self._known_versions:
                 self._known_versions.add(machine.version)

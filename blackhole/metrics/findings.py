@@ -34,17 +34,17 @@ class Finding(NamedTuple):
     sample: SampledCount | None = None
     """In how many of the sessions or messages that were inspected it was seen; None if it was in none."""
     connections: int = 0
-    """In how many connections it was seen; 0 for what is no matter of a connection."""
+    """In how many connections it was seen; 0 for violations that belong to no connection."""
     evidence: Evidence = NO_EVIDENCE
 
     @property
     def times(self) -> int:
-        """How often it was seen at all: of use for sorting, not as a figure."""
+        """How often it was seen, counted and in the sample: for sorting, not as a figure."""
         return self.counted + (self.sample.found if self.sample else 0)
 
     @property
     def seen(self) -> str:
-        """Say how often it was seen, and of how many."""
+        """How often it was seen, and of how many, as text."""
         if self.sample is None:
             return times(self.counted)
         found, inspected, of, what = self.sample
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
     @property
     def expected(self) -> str:
-        """Say what the sample lets expect of all; nothing where everything was inspected."""
+        """The estimate for all by the sample, as text; empty where everything was inspected."""
         if self.sample is None or self.sample.is_complete:
             return ""
         low, high = self.sample.interval
@@ -67,7 +67,7 @@ class Finding(NamedTuple):
 
     @property
     def when(self) -> str:
-        """Say in how many connections and when it was seen, as far as that is known."""
+        """In how many connections and when it was seen, as far as that is known, as text."""
         first, last = self.evidence.first, self.evidence.last
         parts = [f"in {plural(self.connections, 'connection')}"] if self.connections else []
         parts += [f"first {date(first)}"] if first else []
@@ -76,11 +76,11 @@ class Finding(NamedTuple):
 
     @property
     def evidence_lines(self) -> list[str]:
-        """Say for each example what was sent, in which phase, and after which reply."""
+        """A line for each example: what was sent, in which phase, and after which reply."""
         return [example_text(example) for example in self.evidence.examples]
 
     def lines(self) -> Iterator[str]:
-        """Yield all of it that stands below a report's line on the rule."""
+        """Yield the lines of a report below the line on the rule."""
         if self.expected:
             yield f"{self.expected[0].upper()}{self.expected[1:]}."
         yield f"{self.rule.source}. {self.rule.hint[0].upper()}{self.rule.hint[1:]}."
@@ -126,7 +126,7 @@ def findings(snapshot: Snapshot) -> list[Finding]:
 
 
 def inspection_text(snapshot: Snapshot) -> str:
-    """Say how many sessions and messages were inspected, of how many."""
+    """Return how many sessions and messages were inspected, of how many, as text."""
     parts = (
         f"{one.inspected:,} of {plural(one.of, what.removesuffix('s'))}"
         for what, one in snapshot.inspected.items()

@@ -1,4 +1,4 @@
-"""What was found in a sample, and how much there is of it altogether, as far as a sample can tell."""
+"""Counts in a sample, and the estimate of the whole with its confidence interval."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ CURSOR: Final = re.compile(r"([0-9a-f]{1,16})((?:\.[0-9]{1,5}-[0-9]{1,19})*)")
 
 
 TURN: Final = 100
-"""Records that are read before others have their turn: two milliseconds."""
+"""Records that are read before other requests are served: two milliseconds."""
 
 MAX_SCAN: Final = 1000
 """Records behind a cursor that are read at once."""

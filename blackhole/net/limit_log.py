@@ -37,7 +37,7 @@ SECONDS_BITS: Final = 32
 
 
 class LimitLog:
-    """Tells which clients met which limit. Made once for all workers."""
+    """Logs which clients met which limit. It is made once for all workers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._map: Final = mmap.mmap(-1, LOG_BUCKETS * BUCKET_CLIENTS * 8)
@@ -64,7 +64,7 @@ class LimitLog:
             )
 
     def _is_due(self, client: bytes) -> bool:
-        """Return whether a line about a client is due, and take note of it."""
+        """Return whether a line about a client is due, and record that it is written."""
         digest = blake2b(client, digest_size=8, key=self._secret).digest()
         tag, first = int.from_bytes(digest[:4]), int.from_bytes(digest[4:]) % LOG_BUCKETS * BUCKET_CLIENTS
         if not self._lock.acquire():

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 MAX_WAIT_MILLISECONDS: Final = 1000
-"""How long `try_print_stderr` waits."""
+"""Milliseconds that `try_print_stderr` waits, at most."""
 
 
 def reserve_standard_streams() -> None:

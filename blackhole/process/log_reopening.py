@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class LogReopening:
-    """Has a child process open the log file whenever that is asked for."""
+    """Lets a child process open the log file each time that a signal asks for it."""
 
     def __init__(self, service: SupervisedService, signals: Iterable[signal.Signals], timeout: float) -> None:
         self._service: Final = service
@@ -32,12 +32,12 @@ class LogReopening:
         self._call: ForkedCall | None = None
         self._deadline = math.inf
         self._asked_again = False
-        """It was asked for while a child was at it, which may have opened the file before a rotation."""
+        """A signal came while a child was running, which may have opened the file before a rotation."""
         self._descriptors: socket | None = None
-        """From it comes what the child has opened. No other child may have its other end."""
+        """Receives the descriptor from the child. No other child may have its other end."""
 
     def begin(self) -> None:
-        """Fork the child, unless one is at it."""
+        """Fork the child, unless one is running."""
         if self._call is not None:
             self._asked_again = True
             return
@@ -60,7 +60,7 @@ class LogReopening:
                 self._deadline = time.monotonic() + self._timeout
 
     def ended(self, pid: int, code: int) -> bool:
-        """Take note of the exit of a process; return whether the log file was opened by it, and is in use."""
+        """Note the exit of a process. Return whether it has opened the log file, which is then in use."""
         call = self._call
         if call is None or pid != call.pid:
             return False
@@ -80,7 +80,7 @@ class LogReopening:
         return True
 
     def check(self, now: float) -> None:
-        """Give up a child that takes too long; once in a while."""
+        """Give up a child that takes too long. The master calls this regularly."""
         if self._call is not None and now >= self._deadline:
             self._call.cancel()
             if self._descriptors is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 COMPLETION_POLL: Final = 0.05
-"""Seconds between two looks of the master."""
+"""Seconds between two checks by the master."""
 
 
 class MessageTotal:

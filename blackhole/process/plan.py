@@ -19,7 +19,7 @@ class ChildContext:
     master_alive_fd: int
     """Read end of a pipe that only the master holds open for writing: end of file when the master is gone."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    """By it the master sees that the child is ready, and that it is alive."""
+    """Tells the master that the child is ready, and that it is alive."""
     log_channel: socket | None = None
     """From it come descriptors of the log file, which the child may not be able to open after a rotation."""
 

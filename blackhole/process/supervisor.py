@@ -53,7 +53,7 @@ class Timing:
     poll_starting: float = 0.02
     """The same while a child is not ready yet."""
     read_timeout: float = 30.0
-    """How long reading the configuration may take at a reload, or opening the log file again."""
+    """Seconds that reading the configuration at a reload, or opening the log file again, may take."""
 
 
 FIRST_TRIES: Final = 3

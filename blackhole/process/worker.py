@@ -283,13 +283,13 @@ class Worker:
     # Stopping.
 
     def end_run(self) -> None:
-        """Serve no client more, as there were enough messages; the master will tell all workers to stop."""
+        """Stop serving clients after the last of `stop_after` messages. The master then stops all workers."""
         if not self._run_ended:
             self._run_ended = True
             # Not at once: the reply to the message that was the last has not left.
-            asyncio.get_running_loop().call_soon(self._turn_clients_away)
+            asyncio.get_running_loop().call_soon(self._stop_serving)
 
-    def _turn_clients_away(self) -> None:
+    def _stop_serving(self) -> None:
         for server in self.servers:
             server.stop_accepting()
             server.drain()

@@ -1,4 +1,4 @@
-"""Runs of rules that hang on chance alone, and are decided together."""
+"""Runs of rules that depend on chance alone, and are decided together."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def runs(rules: Iterable[Rule], decided: Iterable[str]) -> Sequence[Sequence[Rul
     known = frozenset(decided)
 
     def joins(rule: Rule) -> bool:
-        return rule.hangs_on_chance_alone and known.issuperset(condition.key for condition in rule.conditions)
+        return rule.depends_on_chance_alone and known.issuperset(
+            condition.key for condition in rule.conditions
+        )
 
     found: list[list[Rule]] = []
     together = False

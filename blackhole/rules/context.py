@@ -17,7 +17,7 @@ PHASE_STATES: Final[Mapping[str, int]] = MappingProxyType({phase: salt(0, phase)
 
 
 TransactionDraws = tuple[tuple[str, ...], int]
-"""What the draws for one recipient come from: the phases at which rules have drawn, and the hash of both
+"""Source of the draws for one recipient: the phases at which rules have drawn, and the hash of both
 addresses and the number of the attempt."""
 
 
@@ -79,7 +79,7 @@ class RuleContext:
         self.attempt = 1
         """Number of this attempt, from 1."""
         self.draws: TransactionDraws | None = None
-        """What is drawn with by a seed for the recipient accepted last; None before the first draw."""
+        """Source of the seeded draws for the recipient accepted last; None before the first draw."""
         self.elapsed = 0.0
         """Seconds since the rules came into force."""
         self.id = 0
@@ -113,11 +113,11 @@ class RuleContext:
             self.user = argument
 
     def save(self) -> Saved:
-        """Return what a command may change that is refused."""
+        """Return the part of the context that a command may change although it is refused."""
         return self.helo, self.sender, self.recipient, self.size, self.draws
 
     def restore(self, saved: Saved) -> None:
-        """Take back what a command has changed since `save`."""
+        """Undo what a command has changed since `save`."""
         self.helo, self.sender, self.recipient, self.size, self.draws = saved
 
     @property
@@ -138,10 +138,9 @@ class RuleContext:
         return b"%b\0%b" % (self.phase.encode(), pair_key)
 
     def continue_draws(self) -> bool:
-        """Return whether there is a number to draw with at this phase.
+        """Return whether this phase draws with the number of the attempt that an earlier phase counted.
 
-        There is none before the first draw for a recipient, at a phase that comes again, and outside a
-        transaction.
+        It does not before the first draw for a recipient, when it comes again, or outside a transaction.
         """
         if self.draws is None or not self.recipient:
             return False

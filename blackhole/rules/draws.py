@@ -24,18 +24,18 @@ UNIT: Final = 2.0**-53
 
 
 EMPTY_HASH: Final = blake2b(digest_size=8)
-"""To copy it takes half the time of making it."""
+"""A copy of it takes half the time of a new one."""
 
 
 def draw_hash(pair_key: bytes, attempt: int) -> int:
-    """Return what all draws of a transaction come from: 64 bits."""
+    """Return the hash from which all draws of a transaction are made: 64 bits."""
     drawing = EMPTY_HASH.copy()
     drawing.update(b"%b\0%d" % (pair_key, attempt))
     return int.from_bytes(drawing.digest(), "big")
 
 
 def salt(seed: int, name: str) -> int:
-    """Return what tells the draws of a rule or a phase from others: 64 bits."""
+    """Return the number that makes the draws of a rule or a phase differ from others: 64 bits."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8, key=b"%d" % seed).digest(), "big")
 
 

@@ -107,7 +107,7 @@ class RulePolicy:
         return RuleEvaluator(self, RuleContext(self.rules.listener, client, secure))
 
     def shortened(self, message: bytes) -> bytes:
-        """Return as much of a header section as sessions keep of one that arrives in pieces."""
+        """Return the part of a header section that sessions keep when it arrives in pieces."""
         if isinstance(message, CollectedHeader) or message.find(b"\n\r\n", 0, FIELD_ROOM) >= 0:
             return message
         collector = HeaderCollector(self.header_names)
@@ -168,7 +168,7 @@ class RuleEvaluator:
         self._argument = b""
         """The argument of the command that was decided on last."""
         self._before = context.save()
-        """What held before that command, and holds again if it is refused."""
+        """The state before that command, which is restored if it is refused."""
         self._tracker = tracker
         if tracker is None and policy.tracks_retries and policy.environment.outcome_store is not None:
             environment = policy.environment
@@ -182,7 +182,7 @@ class RuleEvaluator:
         self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0, mode: str = ""
     ) -> Decision | PendingDecision | None:
         """Return the decision of the first rule that matches the command; None where none does."""
-        if not self._take_in(session, phase, argument, size):
+        if not self._update_context(session, phase, argument, size):
             return None
         context = self.context
         if phase == "BDAT" and not session.stage & CHUNKED:
@@ -200,8 +200,8 @@ class RuleEvaluator:
             return None
         return self._decision(session, found)
 
-    def _take_in(self, session: SessionState, phase: str, argument: bytes, size: int) -> bool:
-        """Take in a command; return whether rules decide on it, and not a refusal before it."""
+    def _update_context(self, session: SessionState, phase: str, argument: bytes, size: int) -> bool:
+        """Update the context for a command. Return whether rules decide on it, and not an earlier refusal."""
         context = self.context
         if session.stage <= GREETED:
             context.sender = context.recipient = b""

@@ -89,7 +89,7 @@ class Rule:
     counter: int = 0
     """Number of the counter of its matches; 0 for none."""
     salt: int = field(init=False, default=0)
-    """What its seeded draws differ by from those of other rules."""
+    """The number that makes its seeded draws differ from those of other rules."""
 
     def __post_init__(self) -> None:
         if self.seed is not None:
@@ -103,7 +103,7 @@ class Rule:
         )
 
     @property
-    def hangs_on_chance_alone(self) -> bool:
+    def depends_on_chance_alone(self) -> bool:
         """Whether nothing but a chance, which never changes, decides whether it matches."""
         return self.chance < 1.0 and self.window is None and self.limiter is None
 
@@ -114,7 +114,7 @@ class Rule:
 
     @property
     def draws_by_seed(self) -> bool:
-        """Whether anything is drawn for it by a seed, for which attempts are told apart by their number."""
+        """Whether it draws by a seed, which takes the number of the attempt."""
         return self.seed is not None and self.is_random
 
     @property

@@ -215,7 +215,7 @@ def mark_if_never_retried(record: Record, now: float) -> tuple[Record, bool]:
 
 
 def outcome_of(code: int, fault: Fault | None) -> int:
-    """Return the outcome of a message by its final reply, and the fault that befell the reply."""
+    """Return the outcome of a message by its final reply, and the fault of the reply."""
     if fault is not None:
         if not fault.share:
             return REPLY_TOO_LATE if fault.next_action is NextAction.HANG else CLOSED_BEFORE_REPLY

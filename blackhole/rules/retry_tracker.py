@@ -118,10 +118,10 @@ class RetryTracker:
         address = self._local_address()
         return (self._store.key_hash(address) & 0xFFFF or 1) if address else 0
 
-    # What is usual: a command, or a message, that was accepted.
+    # The usual case: a command, or a message, that was accepted.
 
     def sender_accepted(self, state: SessionState, sender: bytes) -> None:
-        """Take in that MAIL was accepted."""
+        """Note that MAIL was accepted."""
         if self._reply_deferred or self._answers:
             self.command_answered(state, "MAIL", sender, 250)
             return
@@ -129,12 +129,12 @@ class RetryTracker:
         self._sender, self._mail_refusal = sender.lower(), 0
 
     def recipient_accepted(self, recipient: bytes) -> None:
-        """Take in that RCPT was accepted, and MAIL before it."""
+        """Note that RCPT was accepted, and MAIL before it."""
         if len(self._answers) < MAX_TRACKED_RECIPIENTS:
             self._answers.setdefault(self._store.key_hash((self._sender, recipient.lower())), 250)
 
     def message_accepted(self, state: SessionState, message: bytes) -> None:
-        """Take in a message that was received and accepted at once, by its beginning."""
+        """Note a message that was received and accepted at once. `message` is its beginning."""
         name, self._certain = message_identity(message)
         store = self._store
         if store.has_records():
@@ -152,7 +152,7 @@ class RetryTracker:
         if came_again:
             state.record_violation("duplicate", Offence("."))
 
-    # Whatever may happen.
+    # All other cases.
 
     def command_answered(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
         """Take in the reply to a command, and the address in the command where it has one."""

@@ -115,7 +115,7 @@ class RuleTable:
         groups = runs(rules, decided)
         self._rows: Final[Sequence[RuleRow]] = tuple(
             ((), group[0], chance_run(group))
-            if group[0].hangs_on_chance_alone and not _conditions(group[0], decided)
+            if group[0].depends_on_chance_alone and not _conditions(group[0], decided)
             else (_conditions(group[0], decided), group[0], group[0].is_random)
             for group in groups
         )
@@ -123,9 +123,9 @@ class RuleTable:
         the run."""
         only = self._rows[0][2] if len(self._rows) == 1 else False
         self._only_run: Final = None if isinstance(only, bool) else only
-        """The run of chances that is all there is to ask; None where there is more."""
+        """The run of chances, if the table consists of it alone; else None."""
         self.chances: Final = only if isinstance(only, ChanceRun) else None
-        """The same, if one draw decides, which needs to know nothing."""
+        """The same, if one draw without a seed decides: that needs nothing of the context."""
         self._more_work: Final = sum(
             run.work - 1 for _, _, run in self._rows if isinstance(run, SeededChanceRun)
         )
@@ -146,7 +146,7 @@ class RuleTable:
         """Whether a rule looks at header fields."""
         self._index: Final = useful_index([first for first, *_ in groups])
         self._screen: TextScreen | None = None
-        """Tells addresses that only the others of the rules may match."""
+        """Finds addresses that no screened rule matches, so that `_others` is enough for them."""
         self._text: Callable[[RuleContext], bytes] = attrgetter("recipient")
         """Returns the address that is screened."""
         self._others: RuleTable | None = None

@@ -1,4 +1,4 @@
-"""A screen of texts: tells at once of most addresses that no glob of many can match them."""
+"""A screen of texts: rules out, for most addresses at once, that any of many globs matches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def can_screen(parts: Iterable[LiteralPart]) -> bool:
 
 
 class TextScreen:
-    """Tells texts that have none of some literal parts. It may overlook one, but accuses none.
+    """Finds texts that have none of some literal parts. It may miss such a text, but reports no other.
 
     >>> screen = TextScreen([(WHOLE, "@example.com"), (PREFIX, "full@")])
     >>> [screen.may_match(text) for text in (b"ann@Example.com", b"full@a.example", b"ann@a.example")]

@@ -100,7 +100,7 @@ class Shadows:
 
     def __init__(self, max_pairs: int = MAX_PAIRS) -> None:
         self._literals: Final[dict[tuple[str, str, str], NumberedRule]] = {}
-        """Phase, key and text -> the rule that has only this text as its condition, or beside others."""
+        """Phase, key and text -> the rule whose only condition names this text, alone or among others."""
         self._others: Final[dict[str, list[NumberedRule]]] = {}
         """Phase -> the other rules."""
         self.pairs_left = max_pairs

@@ -28,12 +28,12 @@ class InputAfter421:
         """What comes next may have been sent before the client saw the 421."""
         self._line = b""
         self.ended = False
-        """Nothing that follows makes a difference."""
+        """Further input makes no difference."""
         self.offence: Offence | None = None
-        """What else the client has sent than it may, without what may be a secret."""
+        """What the client sent and may not send, without what may be a secret."""
 
     def feed(self, data: bytes) -> None:
-        """Take what came next."""
+        """Take the next octets."""
         if self.ended:
             return
         *lines, self._line = (self._line + data).split(b"\n")
@@ -47,11 +47,11 @@ class InputAfter421:
 
     @property
     def talked(self) -> bool:
-        """Whether the client has sent something else than it may."""
+        """Whether the client has sent what it may not send."""
         return self.offence is not None
 
     def _end(self, line: bytes) -> None:
-        """Take note of what the client may not say, and judge no more."""
+        """Keep what the client may not send, and ignore all further input."""
         self.ended = True
         command = self._commands.get(line.partition(b" ")[0].rstrip().upper())
         is_shown = command is not None and command.phase != "AUTH"

@@ -25,7 +25,7 @@ class AuthSetup(NamedTuple):
     nonce: bytes
     """Printable text without a comma that is used once."""
     passwords: Mapping[bytes, bytes] | None = None
-    """By user; None: every user is let in."""
+    """By user; None: every user is accepted."""
     client_identity: bytes = b""
     """The name in the client's certificate, if the TLS handshake has verified one."""
 
@@ -68,7 +68,7 @@ MAX_TRACE: Final = 255
 
 
 def plain(setup: AuthSetup) -> Exchange:
-    """RFC 4616: one response with both the user and the password."""
+    """Take one response with both the user and the password (RFC 4616)."""
     words = (yield b"").split(b"\0")
     if len(words) != 3:
         return replies.BAD_AUTH_RESPONSE
@@ -84,7 +84,7 @@ def login(setup: AuthSetup) -> Exchange:
 
 
 def cram_md5(setup: AuthSetup) -> Exchange:
-    """RFC 2195: the response is a digest of the challenge, keyed with the password."""
+    """Take a digest of the challenge, keyed with the password (RFC 2195)."""
     match = DIGEST.fullmatch((yield setup.nonce))
     if match is None:
         return replies.BAD_AUTH_RESPONSE
@@ -106,7 +106,7 @@ def xoauth2(setup: AuthSetup) -> Exchange:
 
 
 def oauthbearer(setup: AuthSetup) -> Exchange:
-    """RFC 7628: a bearer token, which is verified as a password.
+    """Take a bearer token, which is verified as a password (RFC 7628).
 
     A client that does not name its user is the one whose token it has.
     """
@@ -124,7 +124,7 @@ def oauthbearer(setup: AuthSetup) -> Exchange:
 
 
 def scram_sha_256(setup: AuthSetup) -> Exchange:
-    """RFC 7677: both sides prove that they know the password, and none sends it."""
+    """Let both sides prove that they know the password, which neither sends (RFC 7677)."""
     match = GS2_HEADER.fullmatch((yield b""))
     user = None if match is None else unescaped(match[3])
     if match is None or user is None:
@@ -151,7 +151,7 @@ def scram_sha_256(setup: AuthSetup) -> Exchange:
 
 
 def anonymous(setup: AuthSetup) -> Exchange:
-    """RFC 4505: everybody may come in, and may say who it is."""
+    """Accept every client, which may say who it is (RFC 4505)."""
     trace = yield b""
     if len(trace) > 4 * MAX_TRACE:
         return replies.BAD_AUTH_RESPONSE
@@ -159,7 +159,7 @@ def anonymous(setup: AuthSetup) -> Exchange:
 
 
 def external(setup: AuthSetup) -> Exchange:
-    """RFC 4422 A: the client is the one that its TLS certificate names."""
+    """Accept the client as the one that its TLS certificate names (RFC 4422 A)."""
     identity = setup.client_identity
     name = (yield b"") or identity
 

@@ -18,11 +18,11 @@ from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, UNDECLARED, Offence
 
 END_OF_MESSAGE: Final = "."
-"""The phase of what is wrong with a message."""
+"""The phase of violations in a message."""
 
 
 class BodyReader(CommandExecution):
-    """A session as far as it reads messages.
+    """The part of a session that reads messages.
 
     `read_body` answers what begins at a position of the input. It returns None for a body or a chunk that is
     incomplete, after it has kept what it needs of it.
@@ -61,7 +61,7 @@ class BodyReader(CommandExecution):
         return self._answer_message(body, position, position < len(data))
 
     def _note_piece(self, body: MessageBody | ChunkedBody, data: bytes, start: int, end: int) -> None:
-        """Take note of the octets of a body that have come, and of what is wrong with them."""
+        """Note the octets of a body that have come, and the violations in them."""
         if self.engine.trace is not None:
             self.traced_id = self.id
             for line in data[start:end].splitlines():
@@ -86,7 +86,7 @@ class BodyReader(CommandExecution):
         return end, engine.end_of_message, reply
 
     def _check_size_limit(self, octets: int) -> None:
-        """Record a message of so many octets if it is larger than EHLO said is taken.
+        """Record a message of so many octets if it is larger than the SIZE in the reply to EHLO.
 
         Up to a quarter of it may be doubled dots, which the size of a message leaves out (RFC 1870 5).
         """
@@ -95,7 +95,7 @@ class BodyReader(CommandExecution):
             self.record_violation("size-over-limit", Offence(END_OF_MESSAGE, detail=detail))
 
     def _new_body(self, data: bytes, start: int) -> MessageBody:
-        """Return what is to be known of the body that begins at `start`."""
+        """Return the state of the body that begins at `start`."""
         config = self.engine.config
         header: HeaderCollector | DirectiveReader | None = None
         if self.engine.policy.header_names:
@@ -137,8 +137,8 @@ class BodyReader(CommandExecution):
     # Chunks (RFC 3030).
 
     def begin_chunk(self, argument: bytes) -> tuple[BoundCommand, Reply]:
-        """Take what follows BDAT as its chunk. The chunk is read whatever the reply, which comes behind it,
-        unless nobody can tell where it ends."""
+        """Begin the chunk that follows BDAT. The reply comes behind the chunk, which is read whatever the
+        reply is, unless its end is unknown."""
         engine = self.engine
         command = engine.bdat
         if not (engine.offers_chunks or self.offered.has_verb(command.verb)):
@@ -162,7 +162,7 @@ class BodyReader(CommandExecution):
         return command, replies.CHUNK_FOLLOWS
 
     def _new_chunked_body(self) -> ChunkedBody:
-        """Return what is to be known of a message in chunks. One that is not text has no lines."""
+        """Return the state of a message in chunks. A message that is not text has no lines."""
         config, is_text = self.engine.config, not self.stage & BINARY_BODY
         header: HeaderCollector | DirectiveReader | None = None
         if self.engine.policy.header_names:
@@ -182,7 +182,7 @@ class BodyReader(CommandExecution):
         return None if body.left else self.end_chunk(end, end < len(data))
 
     def end_chunk(self, end: int, followed: bool) -> Answered:
-        """Carry BDAT out, now that its chunk is here. `followed`: more input has come."""
+        """Carry out BDAT when its chunk is complete. `followed`: more input has come."""
         self.in_body = False
         command, offered = self.engine.bdat, self.offered
         reply = self.execute(command, self._chunk_argument)

@@ -25,7 +25,7 @@ class Chunk(NamedTuple):
 
 
 def read_chunk(argument: bytes) -> Chunk | None:
-    """Return what the argument of BDAT announces; None if nobody can tell where the chunk ends.
+    """Return what the argument of BDAT announces; None if the end of the chunk is unknown.
 
     >>> read_chunk(b"86 LAST"), read_chunk(b"x")
     (Chunk(size=86, is_last=True, is_correct=True), None)

@@ -153,7 +153,7 @@ class HeaderCollector:
                 return
             self._take(line, True)
         else:
-            self._look_for_blank_line(self._line + data[position:])
+            self._find_blank_line(self._line + data[position:])
         self._ended = self._ended or self._octets == MAX_HEADER
 
     @property
@@ -216,7 +216,7 @@ class HeaderCollector:
         if room:
             self._kept.append(line)
 
-    def _look_for_blank_line(self, text: bytes) -> None:
+    def _find_blank_line(self, text: bytes) -> None:
         """Take octets behind the last field, up to a blank line."""
         found = BLANK.search(text)
         end = found.start() + 1 if found is not None else max(0, len(text) - 2)

@@ -30,7 +30,7 @@ SECRET: Final = b"..."
 
 
 class InputReader(BodyReader):
-    """A session as far as it reads input.
+    """The part of a session that reads input.
 
     `read_command` answers what begins at a position of the input. It returns None for an incomplete command,
     after it has kept what it needs of it.

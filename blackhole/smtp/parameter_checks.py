@@ -41,38 +41,38 @@ REASONS: Final = frozenset((b"SUCCESS", b"FAILURE", b"DELAY"))
 
 
 def check_size(value: bytes, lenient: bool) -> bool:
-    """RFC 1870 3."""
+    """Check SIZE (RFC 1870 3)."""
     return DIGITS.fullmatch(value) is not None
 
 
 def check_body(value: bytes, lenient: bool) -> bool:
-    """RFC 6152 3: BODY."""
+    """Check BODY (RFC 6152 3)."""
     return value.upper() in (b"7BIT", b"8BITMIME")
 
 
 def check_binary_body(value: bytes, lenient: bool) -> bool:
-    """RFC 3030 3: BODY, with one more value than RFC 6152 3 has."""
+    """Check BODY with BINARYMIME as another value (RFC 3030 3)."""
     return value.upper() == b"BINARYMIME" or check_body(value, lenient)
 
 
 def check_no_value(value: bytes, lenient: bool) -> bool:
-    """A parameter without a value."""
+    """Check a parameter without a value."""
     return not value
 
 
 def check_ret(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.3: RET."""
+    """Check RET (RFC 3461 4.3)."""
     return value.upper() in (b"FULL", b"HDRS")
 
 
 def check_envid(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.4: ENVID, printable once it is decoded."""
+    """Check ENVID, which is printable once it is decoded (RFC 3461 4.4)."""
     text = value.upper().replace(b"=", b"+3D") if lenient else value
     return len(value) <= 100 and PRINTABLE_XTEXT.fullmatch(text) is not None
 
 
 def check_notify(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.1: NOTIFY."""
+    """Check NOTIFY (RFC 3461 4.1)."""
     reasons = value.upper().split(b",")
     if lenient:
         reasons = [reason for reason in reasons if reason]
@@ -80,7 +80,7 @@ def check_notify(value: bytes, lenient: bool) -> bool:
 
 
 def check_orcpt(value: bytes, lenient: bool) -> bool:
-    """RFC 3461 4.2: ORCPT, a type and an address; RFC 6533 3: the type utf-8."""
+    """Check ORCPT: a type and an address (RFC 3461 4.2), or the type utf-8 (RFC 6533 3)."""
     kind, semicolon, address = value.partition(b";")
     if not (kind and semicolon and len(value) <= 500):
         return False
@@ -91,7 +91,7 @@ def check_orcpt(value: bytes, lenient: bool) -> bool:
 
 
 def check_auth(value: bytes, lenient: bool) -> bool:
-    """RFC 4954 5: AUTH, an address or "<>" as xtext."""
+    """Check AUTH: an address or "<>" as xtext (RFC 4954 5)."""
     if lenient:
         return len(value) > 0 and LENIENT_XTEXT.fullmatch(value) is not None
     address = ENCODED.sub(lambda digits: bytes((int(digits[1], 16),)), value)
@@ -119,5 +119,5 @@ DATE_TIME: Final = (
 
 
 def check_hold_for(value: bytes, lenient: bool) -> bool:
-    """RFC 4865 4: HOLDFOR, seconds up to the interval that was announced."""
+    """Check HOLDFOR: seconds up to the interval that was announced (RFC 4865 4)."""
     return re.fullmatch(rb"[1-9][0-9]{0,8}", value) is not None and int(value) <= MAX_HOLD

@@ -64,8 +64,8 @@ class Recorder(NamedTuple):
 class RecordedSession(Session):
     """A session that records its transactions.
 
-    The record of a message is published before its reply is returned, so that who has read the reply finds
-    the record.
+    The record of a message is published before its reply is returned, so a client that has read the
+    reply finds the record.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class RecordedSession(Session):
     # The fast path.
 
     def check_fast(self, commands: bytes, replies: bytes) -> None:
-        """Look after what the fast path has answered last, if more has to be done than to record it."""
+        """Finish the record of what the fast path has answered last, if its exchange is not enough."""
         record = self.record
         if len(commands) > MAX_GROUP:
             time, _, _, _, _ = whole(record.exchanges.pop())

@@ -1,4 +1,4 @@
-"""SCRAM: what a server computes of a password, so that neither side has to send it (RFC 5802, RFC 7677)."""
+"""SCRAM: what a server computes from a password, so that neither side has to send it (RFC 5802, RFC 7677)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def is_proof(digest: str, keys: ScramKeys, messages: bytes, proof: bytes) -> boo
 
 
 def server_signature(digest: str, keys: ScramKeys, messages: bytes) -> bytes:
-    """Return what proves that the server knows the password too."""
+    """Return the signature that proves that the server knows the password too."""
     return to_base64(hmac.digest(keys.server_key, messages, digest))
 
 

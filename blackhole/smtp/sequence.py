@@ -70,8 +70,8 @@ def record_unoffered(state: SessionState, command: BoundCommand, verb: bytes, ar
     """Record a verb or a mechanism that the reply to EHLO did not offer, and AUTH after it succeeded."""
     if verb in OTHER_VERBS or state.refused & BODY:
         return
-    # Who begins a transaction or AUTH without EHLO has a verdict of its own, and is not blamed for using what
-    # EHLO would offer.
+    # A transaction or AUTH without EHLO is the violation no-hello. To use the extensions that EHLO would
+    # offer is not another one.
     greeted = state.stage & GREETED or command.phase == "STARTTLS"
     offered = state.offered if greeted else state.listener.offers[state.secure]
     if not (offered.has_verb(verb.upper()) or verb.startswith(PRIVATE_VERB)):

@@ -65,8 +65,8 @@ class Session(InputReader):
         self.busy = False
         """Input is unanswered, a reply is held back, or replies are slowed down or refused altogether."""
         self.needs_general_path = self.must_authenticate
-        """It is busy, or a part of the transaction was refused, so that what follows has to be judged, or the
-        client has to authenticate first."""
+        """The session is busy, or a part of the transaction was refused, so that the commands that follow may
+        be refused too, or the client has to authenticate first."""
 
     # The beginning of a connection.
 

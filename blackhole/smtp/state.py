@@ -147,7 +147,7 @@ KEPT_OFFENCE: Final = Offence("")
 """Stands for an offence whose evidence is kept elsewhere by now."""
 
 NO_OFFENCES: Final[dict[str, Offence]] = {}
-"""The offences of an innocent session: shared, and never changed."""
+"""The offences of a session without violations: shared, and never changed."""
 
 
 class SessionState:
@@ -214,7 +214,7 @@ class SessionState:
         self.eightbit = False
         """MAIL announced octets above 127."""
         self.sampled = True
-        """Inspect the client's name and when it begins to speak."""
+        """Inspect the name in HELO or EHLO, and whether the client talks before the greeting."""
         self.offered = NO_OFFER
         """What the reply to the last EHLO offered, as it was sent; nothing after HELO."""
         self.refused = 0

@@ -73,7 +73,7 @@ stand for a whole message."""
 
 RecordedExchange = tuple[float, int, bytes, bytes, bytes]
 """Any other exchange: time of the reply, number of the phase, what the client sent, the reply, and the note:
-the rule that decided, and behind a NUL the fault that befell the reply."""
+the rule that decided, and behind a NUL the fault of the reply."""
 
 Introduction = tuple[bytes, bytes, bytes, bytes, bytes]
 """Listener, names of the wanted fields with commas between them, client, name in HELO or EHLO, TLS."""

@@ -8,7 +8,7 @@ long.
 The table is an anonymous map made before the fork: sets of eight slots. A key belongs to one set; in a full
 set, a new key replaces the one that was used longest ago. Where there are several workers, records are
 updated under a lock of their set, which takes 1.5 microseconds of 3. A worker that is killed releases it.
-While a worker is stopped with the lock in its hands, the others have no answer for the keys of that set.
+While a worker that holds the lock is stopped, the others have no answer for the keys of that set.
 
 The slots of concurrency limits are another table, with a row for each process, so that the slots that a
 process holds end with it.
@@ -117,7 +117,7 @@ class AttemptTable:
     def update(self, key: bytes, now: float, change: Update[Answer]) -> Answer | None:
         """Change the record of a key, and return the answer of the change. `now` must not be negative.
 
-        Return None and change nothing if the lock is not to be had. A new record with a count of 0 is not
+        Return None and change nothing if the lock cannot be taken. A new record with a count of 0 is not
         kept.
         """
         key_hash, users, row = self.key_hash(key), self._users, self._row
@@ -166,7 +166,7 @@ class AttemptTable:
     def update_hash(self, key_hash: int, now: float, change: Update[Answer]) -> Answer:
         """Do as `update` for a key that is known by its hash.
 
-        Return the answer for a new key, and change nothing, if the lock is not to be had.
+        Return the answer for a new key, and change nothing, if the lock cannot be taken.
         """
         octet = key_hash % self._sets
         if not self._lock.acquire(octet):
@@ -179,7 +179,7 @@ class AttemptTable:
     def sweep(self, number: int, now: float, change: Update[Answer]) -> Iterator[Answer]:
         """Change every record of one set, under a lock, and yield the answers.
 
-        `number` is taken modulo the sets. A record whose lock is not to be had is left for the next time.
+        `number` is taken modulo the sets. A record whose lock cannot be taken is left for the next time.
         """
         chosen = number % self._sets
         for key_hash in filter(None, read_hashes(self._table, chosen * CELLS_PER_SET * CELL_OCTETS)):

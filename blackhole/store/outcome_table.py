@@ -2,7 +2,7 @@
 
 Nearly all messages are accepted, and of those nothing but their hash is kept: in sets of eight that fill one
 line of the processor's cache, where a new hash takes the place of the oldest. Reading and writing a set takes
-a fifth of what a record of the table of attempts takes. All other outcomes are records of that table.
+a fifth of the time for a record of the table of attempts. All other outcomes are records of that table.
 
 No lock is taken. Two workers that accept messages of the same set within the same microsecond may keep one.
 """

@@ -192,7 +192,7 @@ class Section:
 class RecentWriter:
     """The section of one process, as that process writes it. `append` adds a record, and returns its number.
 
-    `append` is a function with everything at hand: a method takes half as long again.
+    `append` is a closure: a method takes half as long again.
     """
 
     def __init__(self, section: Section) -> None:

@@ -46,7 +46,7 @@ class FleetControl(ScenarioControl):
         self._order = FleetOrder()
         """The order that this machine obeys."""
         self._local_number = -1
-        """The number of its own that it has on this machine."""
+        """The number of that order on this machine."""
         self._obeying = asyncio.Lock()
         self._warned = float("-inf")
 
@@ -113,7 +113,7 @@ class FleetControl(ScenarioControl):
     def is_dropped(self, number: int) -> bool:
         return self._order.number == number and super().is_dropped(self._local_number)
 
-    # Obedience
+    # The orders of the fleet.
 
     async def follow(self) -> None:
         """Obey the orders of the fleet, for ever."""

@@ -79,7 +79,7 @@ class DashboardServer(HTTPServer):
         self._unread_since: dict[IOStream, float] = {}
         """When a connection was first seen with a response that its client does not read."""
         self._gone: set[IOStream] = set()
-        """Connections that their clients have closed, as the last sweep has seen, without a request since."""
+        """Connections that the last sweep found closed by their clients, without a request since."""
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Serve a connection; close it if there are too many, at all or of its client."""

@@ -32,7 +32,7 @@ RATE_SECONDS: Final = (1, 10, 60)
 """The times over which rates are averaged."""
 
 MACHINE_RATE_SECONDS: Final = 10
-"""The time over which the rate of a machine is averaged that a fleet shows."""
+"""Seconds over which the rate of a machine in a fleet is averaged."""
 
 BREAKDOWN: Final = {"sink": "service_seconds", "client": "client_think_seconds", "delay": "delay_seconds"}
 """Part of the time of a connection -> the histogram that measures it."""
