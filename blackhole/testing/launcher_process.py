@@ -77,6 +77,8 @@ def _serve(launcher: int, request: dict[str, Any], descriptors: Sequence[int]) -
     try:
         os.setsid()  # Ctrl-C in the terminal of the tests is not for the server
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A shell starts commands in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal_when_parent_dies(signal.SIGINT, launcher)
         _arrange(descriptors)
         os.environ.update(request["environ"])
