@@ -1,4 +1,4 @@
-"""Write docs/reference/*.md and the tables of docs/metrics.md and docs/design.md from the program.
+"""Write docs/reference/*.md, the tables of docs/metrics.md and docs/design.md, and profile:internet.
 
 python docs/tables.py           write the pages that differ
 python docs/tables.py --check   write nothing; name the pages that differ, and exit with 1 if there are any
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from internet_profile import profile_text  # noqa: E402
 
 import blackhole  # noqa: E402
 from blackhole import settings  # noqa: E402
@@ -254,17 +256,24 @@ GENERATED_ENDS: dict[str, Callable[[], Iterator[str]]] = {
 """File name without `.md` of a page whose end, from NOTICE on, is generated -> what yields its lines."""
 
 
+INTERNET = HERE.parent / "blackhole" / "rules" / "profiles" / "internet.toml"
+
+
 def pages() -> dict[Path, str]:
-    """Return the text of every page by its path."""
+    """Return the text of every page, and of the profile that is made of others, by its path."""
     ends: dict[Path, str] = {}
     for name, lines in GENERATED_ENDS.items():
         page = HERE / f"{name}.md"
         head = page.read_text("utf-8").partition(NOTICE)[0]
         ends[page] = "\n".join((head + NOTICE, "", *lines())).rstrip("\n") + "\n"
-    return ends | {
-        REFERENCE / f"{name}.md": "\n".join((NOTICE, "", f"# {title}", "", *lines())).rstrip("\n") + "\n"
-        for name, (title, lines) in PAGES.items()
-    }
+    return (
+        ends
+        | {
+            REFERENCE / f"{name}.md": "\n".join((NOTICE, "", f"# {title}", "", *lines())).rstrip("\n") + "\n"
+            for name, (title, lines) in PAGES.items()
+        }
+        | {INTERNET: profile_text()}
+    )
 
 
 def stale() -> dict[Path, str]:
@@ -284,7 +293,7 @@ def main(arguments: list[str]) -> int:
         if check:
             print(f"{path.relative_to(HERE.parent)} is out of date: run `make reference`")
         else:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
     return int(check and bool(differing))
 

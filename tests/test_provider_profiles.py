@@ -187,12 +187,14 @@ class PacedSender:
     It never sends twice to the same recipient, gives up what is refused, and connects again after a 421.
     """
 
-    def __init__(self, rules: tuple[Rule, ...]) -> None:
+    def __init__(self, rules: tuple[Rule, ...], domain: str = "example.com") -> None:
         self.now = 0.0
+        self.domain = domain
         self.limits = [rule for rule in rules if isinstance(rule.limiter, RateLimit | ConcurrencyLimit)]
         environment = RuleEnvironment(lambda: self.now, AttemptTable(sets=4096))
         self.engine = make_engine(hostname="mx.test", rules=rules, environment=environment)
         self.sent = 0
+        self.refused: set[str] = set()
         self.rate_refusals: set[str] = set()
         self._texts = {text_of(reply): rule.name for rule in self.limits for reply in rule.effect.replies}
 
@@ -207,7 +209,7 @@ class PacedSender:
     def send(self, session: Session) -> bool:
         """Send one message; return whether the connection is still of use."""
         self.sent += 1
-        recipient = f"{self.sent}@example.com"
+        recipient = f"{self.sent}@{self.domain}"
         for line in (
             "MAIL FROM:<ann@client.test>",
             f"RCPT TO:<{recipient}>",
@@ -225,7 +227,9 @@ class PacedSender:
         if text in self._texts:
             self.rate_refusals.add(self._texts[text])
         if not lines:
-            self.rate_refusals.add("messages of a connection")
+            self.rate_refusals |= {one.name for one in self.limits if one.effect.fault}
+        elif text[0] not in "23":
+            self.refused.add(text.replace(f"{self.sent}@{self.domain}", ""))
         return text[:1] in ("2", "3")
 
     def open_at_once(self, times: int) -> None:
@@ -302,3 +306,58 @@ def test_sender_at_twice_the_limits_of_a_provider_is_deferred_for_each(profile: 
             )
             met |= alone.rate_refusals
     assert met == names
+
+
+# All providers at once
+
+
+SMALL_LIMITS: Final = [
+    (rule, rule.limiter)
+    for rule in rules_of("internet")
+    if isinstance(rule.limiter, RateLimit) and rule.limiter.limit <= 300
+]
+"""Limits that a test reaches soon, and their rules."""
+
+
+def replies_to(domain: str, messages: int = 300) -> set[str]:
+    """Return what profile:internet refuses with, sent to recipients in a domain."""
+    sender = PacedSender(rules_of("internet"), domain)
+    sender.send_in_connections(messages, 4, 60)
+    return sender.refused
+
+
+@pytest.mark.parametrize("profile", HOSTS)
+def test_internet_has_the_refusals_of_a_provider_for_its_recipients_alone(profile: str) -> None:
+    own = set(refusals(rules_of(profile)))
+    for domain in (f"{profile}.test", f"mail.{profile}.test"):
+        heard = replies_to(domain)
+        assert heard
+        assert heard <= {text.replace("bob@example.com", "") for text in own}
+
+
+def test_internet_accepts_all_mail_for_other_domains() -> None:
+    assert replies_to("example.com") == replies_to("notgmail.test") == set()
+
+
+@pytest.mark.parametrize("number", range(len(SMALL_LIMITS)), ids=[rule.name for rule, _ in SMALL_LIMITS])
+def test_internet_has_the_limits_of_a_provider_for_messages(number: int) -> None:
+    rule, limiter = SMALL_LIMITS[number]
+    rules = tuple(one for one in rules_of("internet") if one.name == rule.name or not one.limiter)
+    met = []
+    for times in (1, 2):
+        sender = PacedSender(rules, f"{rule.name.partition(':')[0]}.test")
+        pause = limiter.period / limiter.limit / times
+        for _ in range(1 if limiter.period else 10):
+            in_each = 4 if limiter.period else times * limiter.limit
+            sender.send_in_connections(times * limiter.limit, in_each, pause)
+        met.append(sender.rate_refusals)
+    assert met == [set(), {rule.name}]
+
+
+def test_limits_of_a_provider_do_not_count_mail_for_another() -> None:
+    sender = PacedSender(tuple(rule for rule in rules_of("internet") if rule.limiter))
+    session, _ = sender.connect()
+    for sender.domain in ["gmail.test", "yahoo.test", "comcast.test"] * 20:
+        assert sender.send(session)
+    sender.domain = "yahoo.test"
+    assert not sender.send(session)
