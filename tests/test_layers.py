@@ -61,7 +61,16 @@ CIRCLES: list[tuple[str, ...]] = []
 
 PURE = frozenset(
     (
-        *("__future__", "binascii", "bisect", "collections", "collections.abc", "dataclasses", "enum"),
+        *(
+            "__future__",
+            "binascii",
+            "bisect",
+            "codecs",
+            "collections",
+            "collections.abc",
+            "dataclasses",
+            "enum",
+        ),
         *(
             "functools",
             "marshal",

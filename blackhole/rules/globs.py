@@ -6,11 +6,16 @@ length of the text and of the glob, and not with their product.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import Final
 
 from blackhole.rules.glob_index import INDEX_THRESHOLD, LITERAL, ONE, GlobIndex, LiteralPart, literal_part
 from blackhole.rules.letters import fold
+
+ASCII: Final = codecs.lookup("ascii").encode
+UTF_32: Final = codecs.lookup("utf-32-le").encode
+"""Encoders that are loaded before the fork: a worker may have no right to read the standard library."""
 
 NO_GLOBS: Final[frozenset[str]] = frozenset()
 """Stands for each empty set, as most sets of a rule are."""
@@ -89,13 +94,13 @@ def _find(text: str, part: str, start: int, end: int) -> int:
 def _occurrences(text: str, letters: Iterable[str]) -> dict[str, int]:
     """Return a number for each letter of a text, whose bits are the positions of the letter."""
     # An octet of each character, or its four octets apart: `translate` and `int` take a nanosecond for each.
-    encoding, size = ("ascii", 1) if text.isascii() else ("utf-32-le", 4)
-    octets = text[::-1].encode(encoding, "surrogatepass")
+    encode, size = (ASCII, 1) if text.isascii() else (UTF_32, 4)
+    octets = encode(text[::-1], "surrogatepass")[0]
     planes = [octets[place::size] for place in range(size)]
     found = {}
     for letter in letters:
         bits = -1
-        for plane, octet in zip(planes, letter.encode(encoding, "surrogatepass"), strict=True):
+        for plane, octet in zip(planes, encode(letter, "surrogatepass")[0], strict=True):
             digits = bytearray(b"0" * 256)
             digits[octet] = ord("1")
             bits &= int(plane.translate(digits), 2)
