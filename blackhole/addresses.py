@@ -58,6 +58,15 @@ def client_address(name: tuple[Any, ...] | str) -> str:
     return "" if isinstance(name, str) else canonical(socket_host(name))
 
 
+def local_address(name: tuple[Any, ...] | str) -> str:
+    """Return what getsockname() has returned as text: an address and a port, or the path of a Unix socket.
+
+    >>> local_address(("::ffff:192.0.2.1", 25, 0, 0))
+    '192.0.2.1 25'
+    """
+    return name if isinstance(name, str) else f"{canonical(socket_host(name))} {name[1]}"
+
+
 def network(text: str, strict: bool = True) -> IPv4Network | IPv6Network:
     """Return a network, or an address as a network of one; mapped IPv4 addresses are a network of IPv4.
 

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, chdir, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +29,7 @@ from blackhole.process.privileges import drop_privileges
 from blackhole.process.processes import MASTER_TITLE
 from blackhole.process.program_files import ProgramFiles
 from blackhole.process.shared_state import SharedState
+from blackhole.process.start_warnings import StartWarnings
 from blackhole.process.supervisor import Supervisor, Timing
 from blackhole.process.terminal import Terminal
 from blackhole.process.worker import RETIRE_SIGNAL, WorkerContext
@@ -127,23 +128,6 @@ def _working_directory() -> str:
         return os.getcwd()
     except FileNotFoundError:  # no path is relative: `options.parse` has refused that
         return ""
-
-
-class StartWarnings:
-    """The warnings of a start: the operator sees them at once, the log file has them once it is open."""
-
-    def __init__(self, lines: Iterable[str] = ()) -> None:
-        self._lines: Final = list(lines)
-
-    def warn(self, line: str) -> None:
-        """Show a warning to the operator, and keep it for the log."""
-        print_warning(line)
-        self._lines.append(line)
-
-    def write_to_log(self) -> None:
-        """Log all warnings."""
-        for line in self._lines:
-            log.warning("%s", line)
 
 
 class Service:

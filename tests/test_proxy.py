@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blackhole.addresses import local_address
 from blackhole.net import proxy
-from blackhole.net.connection import local_address
 from blackhole.settings import ACCELERATORS, OperatorError
 from tests.certificates import Certificate
 from tests.program import Program, free_port, run, status

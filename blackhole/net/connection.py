@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tornado.iostream import IOStream, StreamClosedError
 
-from blackhole.addresses import canonical, socket_host, to_bytes
+from blackhole.addresses import local_address, to_bytes
 from blackhole.metrics.counters import record_value
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.net import proxy
@@ -455,8 +455,3 @@ class Connection:
         if self.context.stressed:
             rate = rate or STRESS_RATE
         self.idle = max(0.0, self.idle - octets / rate) if rate else 0.0
-
-
-def local_address(name: tuple[Any, ...] | str) -> str:
-    """Return what getsockname() has returned as text."""
-    return name if isinstance(name, str) else f"{canonical(socket_host(name))} {name[1]}"
