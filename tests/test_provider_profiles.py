@@ -361,3 +361,18 @@ def test_limits_of_a_provider_do_not_count_mail_for_another() -> None:
         assert sender.send(session)
     sender.domain = "yahoo.test"
     assert not sender.send(session)
+
+
+# Greetings
+
+
+@pytest.mark.parametrize("profile", HOSTS)
+def test_provider_has_a_greeting_and_keywords_of_its_own(profile: str) -> None:
+    rules = {rule.name: rule for rule in rules_of(profile)}
+    session = make_engine(hostname="mx.test", rules=(rules["greeting"], rules["extensions"])).session()
+    assert [session.greet().decode().rstrip()] == [text_of(one) for one in rules["greeting"].effect.replies]
+    _, *lines = session.receive(b"EHLO client.test\r\n").decode().splitlines()
+    offered = [line[4:] for line in lines]
+    effect = rules["extensions"].effect
+    assert {*effect.add} <= {*offered}
+    assert {line.split()[0] for line in offered if line not in effect.add}.isdisjoint(effect.hide)
