@@ -11,9 +11,9 @@ import pytest
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.chunking import read_chunk
 from tests.engines import make_engine
-from tests.program import Program, wait_for
+from tests.program import ROOT, Program, wait_for
 
-EXIM = Path(os.environ.get("BLACKHOLE_TEST_SENDERS", ".venv/senders")) / "usr/sbin/exim4"
+EXIM = Path(os.environ.get("BLACKHOLE_TEST_SENDERS", ROOT / ".venv/senders")).absolute() / "usr/sbin/exim4"
 """From Debian's package exim4-daemon-light, unpacked and not installed."""
 
 GIB = 1 << 30
