@@ -136,8 +136,8 @@ def test_replaced_worker_is_found() -> None:
         wait_for(lambda: len(program.workers()) == 2 and program.workers() != workers, "another worker")
         fuzzer.run_for(0.2)
         fuzzer.run_for(0.2)
-    (finding,) = fuzzer.result.findings
-    assert finding.startswith(f"workers {workers} were replaced by ")
+    # On a busy machine more than one check may see it.
+    assert fuzzer.result.findings[0].startswith(f"workers {workers} were replaced by ")
 
 
 def test_engine_replies_as_the_model_predicts() -> None:
