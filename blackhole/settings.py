@@ -206,7 +206,7 @@ class Settings:
     recent_fields: tuple[str, ...] = ("Subject", "Message-ID")
     """Fields of the header section that are kept of them."""
     show_lines: bool = False
-    """Whether the lines of offences are kept without masking addresses and texts."""
+    """Whether the lines that violate a rule are kept without masking addresses and texts."""
     progress: bool = False
     """Whether a line of rates is printed once a second to standard error, in the foreground."""
     format: str = "text"

@@ -749,7 +749,7 @@ set mail-format {{ from: {SENDER} }}
 
 
 @dataclass(frozen=True)
-class Kind:
+class Task:
     """What a sender is given to do."""
 
     recipients: tuple[str, ...]
@@ -758,13 +758,13 @@ class Kind:
     """The server takes the message for one of the recipients."""
 
 
-KINDS: Final = {
-    "plain": Kind((RECIPIENT,)),
-    "two recipients": Kind((RECIPIENT, OTHER)),
-    "one of two refused": Kind((REFUSED, RECIPIENT)),
-    "refused": Kind((REFUSED,), is_accepted=False),
-    "deferred": Kind((DEFERRED,), is_accepted=False),
-    "STARTTLS": Kind((RECIPIENT, OTHER), tls=True),
+TASKS: Final = {
+    "plain": Task((RECIPIENT,)),
+    "two recipients": Task((RECIPIENT, OTHER)),
+    "one of two refused": Task((REFUSED, RECIPIENT)),
+    "refused": Task((REFUSED,), is_accepted=False),
+    "deferred": Task((DEFERRED,), is_accepted=False),
+    "STARTTLS": Task((RECIPIENT, OTHER), tls=True),
 }
 
 SENT: Final = ("plain", "two recipients", "STARTTLS")
@@ -773,12 +773,12 @@ UNSENT: Final = ("one of two refused", *FAILED)
 
 
 @dataclass(frozen=True)
-class Accusation:
+class ExpectedViolation:
     """A violation that a sender commits."""
 
     violation: str
     why: str
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = tuple(TASKS)
     """When it commits it."""
 
 
@@ -791,7 +791,7 @@ class Sender:
     """The version that was tried."""
     send: Callable[[Delivery], None] | None
     """Lets it send; None: another test does."""
-    accused: tuple[Accusation, ...] = ()
+    accused: tuple[ExpectedViolation, ...] = ()
     programs: tuple[str, ...] = ()
     """Those of the machine that it needs."""
     without: tuple[str, ...] = ()
@@ -802,8 +802,8 @@ class Sender:
         return {one.violation for one in self.accused if kind in one.kinds}
 
 
-def no_quit(kinds: tuple[str, ...] = UNSENT) -> Accusation:
-    return Accusation("no-quit", "closes without QUIT when a recipient is refused", kinds)
+def no_quit(kinds: tuple[str, ...] = UNSENT) -> ExpectedViolation:
+    return ExpectedViolation("no-quit", "closes without QUIT when a recipient is refused", kinds)
 
 
 NO_TLS: Final = ("STARTTLS",)
@@ -815,8 +815,10 @@ SENDERS: Final = (
         "7.88",
         _curl,
         (
-            Accusation("bare-lf", "sends a file unchanged; `--crlf` converts line endings", ()),
-            Accusation("size-wrong", "with `--crlf` and short lines: computes SIZE before converting", ()),
+            ExpectedViolation("bare-lf", "sends a file unchanged; `--crlf` converts line endings", ()),
+            ExpectedViolation(
+                "size-wrong", "with `--crlf` and short lines: computes SIZE before converting", ()
+            ),
         ),
         programs=("curl",),
     ),
@@ -825,14 +827,14 @@ SENDERS: Final = (
         "emailjs",
         "5.0",
         _emailjs,
-        (Accusation("bare-lf", "sends the text unchanged", SENT),),
+        (ExpectedViolation("bare-lf", "sends the text unchanged", SENT),),
         programs=("node",),
     ),
     Sender(
         "esmtp (libESMTP)",
         "1.2",
         _esmtp,
-        (Accusation("hello-name", "gives the name of the machine, which may have no dot"),),
+        (ExpectedViolation("hello-name", "gives the name of the machine, which may have no dot"),),
         without=NO_TLS,
     ),
     Sender("Exim", "4.96", _exim),
@@ -844,14 +846,14 @@ SENDERS: Final = (
         "LuaSocket",
         "3.1",
         _luasocket,
-        (Accusation("bare-lf", "sends the text unchanged", SENT), no_quit()),
+        (ExpectedViolation("bare-lf", "sends the text unchanged", SENT), no_quit()),
         without=NO_TLS,
     ),
     Sender(
         "Monit",
         "5.33",
         _monit,
-        (Accusation("syntax", "writes a blank after `MAIL FROM:` and `RCPT TO:`"),),
+        (ExpectedViolation("syntax", "writes a blank after `MAIL FROM:` and `RCPT TO:`"),),
         without=NO_TLS,
     ),
     Sender(
@@ -859,11 +861,11 @@ SENDERS: Final = (
         "1.8.23",
         _msmtp,
         (
-            Accusation(
+            ExpectedViolation(
                 "hung-up-in-body", "closes when one of two recipients is refused", ("one of two refused",)
             ),
             no_quit(FAILED),
-            Accusation("hello-name", "sends `localhost` without a full name in `--domain`", ()),
+            ExpectedViolation("hello-name", "sends `localhost` without a full name in `--domain`", ()),
         ),
         programs=("msmtp",),
     ),
@@ -873,7 +875,7 @@ SENDERS: Final = (
         "nodemailer",
         "10.6",
         _nodemailer,
-        (Accusation("no-quit", "closes without QUIT after each message"),),
+        (ExpectedViolation("no-quit", "closes without QUIT after each message"),),
         programs=("node",),
     ),
     Sender("nullmailer", "2.2", _nullmailer),
@@ -884,7 +886,7 @@ SENDERS: Final = (
         "3.7",
         None,
         (
-            Accusation(
+            ExpectedViolation(
                 "no-quit",
                 "without TLS: closes a cached connection that has expired; "
                 "`smtp_connection_cache_on_demand = no` avoids that",
@@ -897,7 +899,9 @@ SENDERS: Final = (
         "1.56",
         _sendemail,
         (
-            Accusation("unstuffed-dot", "doubles only a dot that is alone on its line", (*SENT, UNSENT[0])),
+            ExpectedViolation(
+                "unstuffed-dot", "doubles only a dot that is alone on its line", (*SENT, UNSENT[0])
+            ),
             no_quit(FAILED),
         ),
         programs=("perl",),
@@ -908,7 +912,7 @@ SENDERS: Final = (
         "Postfix 3.7",
         None,
         (
-            Accusation(
+            ExpectedViolation(
                 "hello-name", "gives the name of the machine, which may have no dot; `-M` sets another"
             ),
         ),
@@ -918,8 +922,10 @@ SENDERS: Final = (
         "Python 3.11",
         _smtplib,
         (
-            Accusation("8bit-undeclared", "`send_message()` sends 8-bit text without `BODY=8BITMIME`", ()),
-            Accusation("bare-lf", "`sendmail()` sends bytes unchanged; it converts `str` only", ()),
+            ExpectedViolation(
+                "8bit-undeclared", "`send_message()` sends 8-bit text without `BODY=8BITMIME`", ()
+            ),
+            ExpectedViolation("bare-lf", "`sendmail()` sends bytes unchanged; it converts `str` only", ()),
         ),
     ),
     Sender("ssmtp", "2.64", _ssmtp, (no_quit(),)),

@@ -18,8 +18,8 @@ from blackhole.metrics.layout import (
     HEADER_USED_ROWS,
     LISTENERS_START,
     MAX_LISTENERS,
-    OFFENDERS_START,
     OUTCOMES_START,
+    VIOLATING_CONNECTIONS_START,
     EventCells,
 )
 from blackhole.rules.outcomes import EVENTS
@@ -37,7 +37,7 @@ def test_every_event_of_a_session_has_a_cell_of_its_own() -> None:
         *(NUMBERS.reply(phase, code) for phase in PHASES for code in range(200, 600)),
         *(NUMBERS.violation(violation.name) for violation in VIOLATIONS),
         *(NUMBERS.sampled_violation(name) for name in SAMPLED),
-        *range(OFFENDERS_START, OUTCOMES_START),
+        *range(VIOLATING_CONNECTIONS_START, OUTCOMES_START),
         *(NUMBERS.outcome(event.name) for event in EVENTS),
     ]
     assert numbers == list(range(LISTENERS_START))

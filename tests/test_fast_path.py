@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from blackhole.metrics.layout import LISTENERS_START, OFFENDERS_START, OUTCOMES_START, VIOLATIONS_START
+from blackhole.metrics.layout import (
+    LISTENERS_START,
+    OUTCOMES_START,
+    VIOLATING_CONNECTIONS_START,
+    VIOLATIONS_START,
+)
 from blackhole.smtp import fast_path as module
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.inspection import INSPECT_EVERY, INSPECTED_PER_SECOND
@@ -302,4 +307,7 @@ def test_rules_without_an_outcome_store_track_no_retries() -> None:
     assert out[:1] in (b"4", b"5")
     session.closed()
     events = events_of(session).keys()
-    assert not events & {*range(VIOLATIONS_START, OFFENDERS_START), *range(OUTCOMES_START, LISTENERS_START)}
+    assert not events & {
+        *range(VIOLATIONS_START, VIOLATING_CONNECTIONS_START),
+        *range(OUTCOMES_START, LISTENERS_START),
+    }

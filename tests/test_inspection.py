@@ -58,7 +58,7 @@ def test_name_in_ehlo(name: bytes, violation: str, fast_path: bool) -> None:
     session = session_after(b"EHLO %s\r\n" % name, fast_path=fast_path)
     assert names_of(session) == ({violation: 1} if violation else {})
     if violation:
-        assert session.offences[violation].line.rstrip() == b"EHLO %s" % name
+        assert session.violation_contexts[violation].line.rstrip() == b"EHLO %s" % name
 
 
 LINES = {
@@ -80,7 +80,7 @@ def test_message_shows_the_line_that_is_wrong(violation: str) -> None:
     body, line = LINES[violation]
     session = session_after(*ENVELOPE, body + b".\r\n")
     assert names_of(session) == {violation: 1}
-    assert session.offences[violation] == (".", line, "")
+    assert session.violation_contexts[violation] == (".", line, "")
 
 
 @given(st.sampled_from(sorted(LINES)), st.integers(1, 40))
@@ -89,7 +89,7 @@ def test_piece_of_a_message_shows_some_of_the_line(violation: str, size: int) ->
     pieces = (body[start : start + size] for start in range(0, len(body), size))
     session = session_after(*ENVELOPE, *pieces, b".\r\n")
     assert names_of(session) == {violation: 1}
-    shown = session.offences[violation].line
+    shown = session.violation_contexts[violation].line
     assert 0 < len(shown) <= SHOWN_OCTETS + SHOWN_BEFORE
     assert shown in b"\r\n" + body or violation == "long-line"
 
@@ -102,7 +102,7 @@ def test_line_is_shown_from_shortly_before_what_is_wrong() -> None:
 def test_bare_lf_that_is_searched_for_in_all_messages_is_counted() -> None:
     session = session_after(*ENVELOPE, b"one\ntwo\r\n.\r\n", bare_newline="count", inspect="off")
     assert session.counted_events.count(EVENT_NUMBERS.violation("bare-lf")) == 1
-    assert session.offences["bare-lf"] == (".", b"one\n", "")
+    assert session.violation_contexts["bare-lf"] == (".", b"one\n", "")
 
 
 @pytest.mark.parametrize("lines", [[b"AUTH PLAIN c2VjcmV0\r\n"], [b"AUTH LOGIN\r\n", b"c2VjcmV0\r\n"]])
@@ -115,13 +115,17 @@ def test_no_offence_shows_a_secret(lines: list[bytes], more: bytes) -> None:
         session.greet()
         for line in (b"EHLO c.test\r\n", *lines, more):
             session.receive(line)
-        assert session.offences or offered
-        assert not any(b"c2Vj" in offence.line for offence in session.offences.values())
+        assert session.violation_contexts or offered
+        assert not any(
+            b"c2Vj" in violation_context.line for violation_context in session.violation_contexts.values()
+        )
 
 
 def test_offence_is_kept_without_most_of_a_long_line() -> None:
     session = session_after(b"EHLO c.test\r\n", b"MAIL FROM:<" + 1500 * b"a" + b"@b.test>\r\n")
-    assert {len(offence.line) for offence in session.offences.values()} == {KEPT_OCTETS}
+    assert {len(violation_context.line) for violation_context in session.violation_contexts.values()} == {
+        KEPT_OCTETS
+    }
 
 
 # What a sample says of the whole.

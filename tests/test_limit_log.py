@@ -34,7 +34,7 @@ def limits_met(program: Program) -> dict[str, int]:
 # One line a client and minute
 
 
-class Told(logging.Handler):
+class ClientCollector(logging.Handler):
     """Collects the clients of the lines."""
 
     def __init__(self) -> None:
@@ -46,14 +46,14 @@ class Told(logging.Handler):
 
 
 @pytest.fixture
-def told() -> Told:
-    logger, handler = logging.getLogger("blackhole.net.limit_log"), Told()
+def told() -> ClientCollector:
+    logger, handler = logging.getLogger("blackhole.net.limit_log"), ClientCollector()
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     return handler
 
 
-def test_there_is_one_line_a_client_and_minute_whatever_limits_it_meets(told: Told) -> None:
+def test_there_is_one_line_a_client_and_minute_whatever_limits_it_meets(told: ClientCollector) -> None:
     now = 1000.0
     limit_log = LimitLog(lambda: now)
 
@@ -71,7 +71,9 @@ def test_there_is_one_line_a_client_and_minute_whatever_limits_it_meets(told: To
     assert told.clients[4:] == ["192.0.2.1"]
 
 
-def test_flood_of_addresses_brings_at_most_as_many_lines_as_the_table_has_places(told: Told) -> None:
+def test_flood_of_addresses_brings_at_most_as_many_lines_as_the_table_has_places(
+    told: ClientCollector,
+) -> None:
     limit_log = LimitLog(lambda: 0.0)
     for number in range(3 * LOG_BUCKETS * BUCKET_CLIENTS):
         limit_log.tell(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", "", "", "max_junk", 1)

@@ -65,7 +65,7 @@ def refusals(rules: tuple[Rule, ...]) -> Iterator[str]:
         yield from (text_of(reply) for reply in rule.effect.replies if reply.code >= 400)
 
 
-class Meaning(NamedTuple):
+class RefusalReason(NamedTuple):
     """What a comment in a profile says of the reply behind it."""
 
     meant: str
@@ -81,10 +81,10 @@ COMMENT: Final = re.compile(
 )
 
 
-def meanings(profile: str) -> list[Meaning]:
+def meanings(profile: str) -> list[RefusalReason]:
     """Return what a profile says of its refusals, in their order."""
     text = scenario.read_source(f"profile:{profile}").text
-    return [Meaning(meant, found or meant, why) for meant, found, why, _ in COMMENT.findall(text)]
+    return [RefusalReason(meant, found or meant, why) for meant, found, why, _ in COMMENT.findall(text)]
 
 
 REPORT: Final = """\

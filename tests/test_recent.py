@@ -27,7 +27,7 @@ from blackhole.smtp.transaction_record import (
     encode_addendum,
     read_record,
 )
-from blackhole.smtp.wanted_fields import FieldReader, WantedFields
+from blackhole.smtp.wanted_fields import WantedFieldReader, WantedFields
 from blackhole.store.recent import (
     COUNT,
     MAP_CELLS,
@@ -276,7 +276,7 @@ HEADERS = [
 def test_wanted_fields_of_a_message_in_pieces(
     message: bytes, wanted: list[tuple[bytes, bytes]] | None, size: int
 ) -> None:
-    reader = FieldReader(WantedFields(("Subject", "Message-ID")))
+    reader = WantedFieldReader(WantedFields(("Subject", "Message-ID")))
     for start in range(0, len(message), size):
         reader.feed(message[start : start + size])
     assert reader.fields() == (wanted or [])
@@ -292,7 +292,7 @@ def test_wanted_fields_of_a_whole_message(message: bytes, wanted: list[tuple[byt
 
 
 def test_no_field_is_kept_where_none_is_wanted() -> None:
-    reader = FieldReader(WantedFields(()))
+    reader = WantedFieldReader(WantedFields(()))
     reader.feed(b"Subject: a\r\n\r\n")
     assert reader.fields() == []
     assert WantedFields(()).find(b"Subject: a\r\n\r\n") == []
@@ -302,11 +302,11 @@ def test_fields_are_bounded() -> None:
     wanted = WantedFields(("Subject",))
     hostile = b"Subject: " + b"x" * 60000 + b"\r\n" + b"Subject: y\r\n" * 5000 + b"\r\n"
     assert sum(len(value) for _, value in wanted.find(hostile)) < 2000
-    reader = FieldReader(wanted)
+    reader = WantedFieldReader(wanted)
     for piece in (b"Subject: ", *(b"x" * 100,) * 400, b"\r\n", *(b" yyyyyyyyyyy\r\n",) * 900, b"\r\n"):
         reader.feed(piece)
     assert [len(value) for _, value in reader.fields()] == [256]
-    reader = FieldReader(wanted)
+    reader = WantedFieldReader(wanted)
     reader.feed(b"Subject: a\r\n" + b" b\r\n" * 900 + b"X: y\r\n" * 900 + b"\r\n")
     assert len(reader.fields()[0][1]) < 512
 

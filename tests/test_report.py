@@ -20,7 +20,7 @@ from blackhole.metrics.counters import Counters
 from blackhole.metrics.evidence import EvidenceLog
 from blackhole.metrics.layout import VIOLATION_NUMBERS
 from blackhole.metrics.snapshot import Snapshot
-from blackhole.smtp.state import Offence
+from blackhole.smtp.state import ViolationContext
 from blackhole.smtp.violations import LEVELS, VIOLATIONS
 from tests.engines import EVENT_NUMBERS
 from tests.postfix import RECIPIENT, SENDER
@@ -249,8 +249,8 @@ def test_report_shows_the_latest_lines_that_differ_of_all_processes() -> None:
     writers = [counters.evidence.writer(row) for row in range(2)]
     for number in range(3):
         for writer in writers:
-            writer.add("syntax", Offence("RCPT", b"RCPT TO:<bob>\r"), b"250 2.1.0 Sender OK\r\n")
-        writers[0].add("syntax", Offence("MAIL", b"MAIL FROM:" + number * b"a" + b"@b.test"), b"")
+            writer.add("syntax", ViolationContext("RCPT", b"RCPT TO:<bob>\r"), b"250 2.1.0 Sender OK\r\n")
+        writers[0].add("syntax", ViolationContext("MAIL", b"MAIL FROM:" + number * b"a" + b"@b.test"), b"")
     evidence = counters.evidence.read()["syntax"]
     assert [(one.phase, one.line, one.reply) for one in evidence.examples] == [
         ("RCPT", "RCPT TO:<xxx>", "250 2.1.0 Sender OK"),
@@ -267,7 +267,7 @@ def test_flood_of_violations_replaces_one_line_a_second(monkeypatch: pytest.Monk
     writer = log.writer(0)
     for number in range(10_000):
         now[0] += 1000  # a millisecond
-        writer.add("unknown-command", Offence("other", b"X%d" % number), b"")
+        writer.add("unknown-command", ViolationContext("other", b"X%d" % number), b"")
     evidence = log.read()["unknown-command"]
     assert (evidence.first, evidence.last) == (1_000_000_000.001, 1_000_000_010)
     assert [one.line for one in evidence.examples] == ["X9003", "X8003", "X7003"]
@@ -309,13 +309,15 @@ def test_flood_of_violations_replaces_one_line_a_second(monkeypatch: pytest.Monk
 )
 def test_line_is_masked_and_printable(phase: str, line: bytes, shown: str) -> None:
     log = EvidenceLog(1)
-    log.writer(0).add("syntax", Offence(phase, line), b"")
+    log.writer(0).add("syntax", ViolationContext(phase, line), b"")
     assert log.read()["syntax"].examples[0].line == shown
 
 
 def test_line_is_shown_as_it_came_where_that_is_asked_for() -> None:
     log = EvidenceLog(1)
-    log.writer(0, shows_lines=True).add("syntax", Offence("RCPT", b"RCPT TO:<b\xc3\xbc>\r"), b"250 OK\r\n")
+    log.writer(0, shows_lines=True).add(
+        "syntax", ViolationContext("RCPT", b"RCPT TO:<b\xc3\xbc>\r"), b"250 OK\r\n"
+    )
     assert log.read()["syntax"].examples[0].line == "RCPT TO:<b\\xc3\\xbc>"
 
 
@@ -325,7 +327,7 @@ def test_no_line_breaks_a_report(phase: str, line: bytes) -> None:
     cells = counters.cells(counters.allocate_row())
     cells[EVENT_NUMBERS.violation("syntax")] = 1
     assert counters.evidence is not None
-    counters.evidence.writer(0).add("syntax", Offence(phase, line), line)
+    counters.evidence.writer(0).add("syntax", ViolationContext(phase, line), line)
     snapshot = counters.snapshot()
     assert all(text.isprintable() for text in report.report_text(snapshot).split("\n"))
     ElementTree.fromstring(report.report_junit(snapshot))

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from blackhole.rules.comparisons import COMPARISONS, MAX_SPANS, comparison
 from blackhole.rules.context import RuleContext
 from blackhole.rules.effects import Effect
+from blackhole.rules.glob_prefilter import FEW_ENDS, GlobPrefilter, can_prefilter
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.listener_rules import ListenerRules
 from blackhole.rules.model import Condition, Rule, RuleMatch, Window
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.rules.table import RuleTable
-from blackhole.rules.text_screen import FEW_ENDS, TextScreen, can_screen
 from blackhole.smtp.header_section import ANY_NAME
 
 pytestmark = pytest.mark.pure
@@ -155,14 +155,14 @@ def test_screen_passes_every_text_that_a_glob_matches(count: int, globs: list[st
         f"*{'y' * number}" for number in range(1, count)
     ]
     parts = [part for glob in (*globs, *others) for part in GlobSet([glob]).literal_parts]
-    screened = [part for part in parts if can_screen([part])]
-    screen = TextScreen(screened)
-    may_match = any(GlobSet([glob]).match(text.encode()) for glob in globs if _is_screened(glob))
-    assert screen.may_match(text.upper().encode()) or not may_match
+    screened = [part for part in parts if can_prefilter([part])]
+    prefilter = GlobPrefilter(screened)
+    may_match = any(GlobSet([glob]).match(text.encode()) for glob in globs if _is_prefiltered(glob))
+    assert prefilter.may_match(text.upper().encode()) or not may_match
 
 
-def _is_screened(glob: str) -> bool:
-    return can_screen(GlobSet([glob]).literal_parts)
+def _is_prefiltered(glob: str) -> bool:
+    return can_prefilter(GlobSet([glob]).literal_parts)
 
 
 @pytest.mark.parametrize("count", [1, 1000])

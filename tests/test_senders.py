@@ -12,7 +12,7 @@ import pytest
 from tests.certificates import Certificate
 from tests.external_programs import find_program, missing
 from tests.program import ROOT, Program, scenario_option
-from tests.senders import FOLDER, KINDS, SENDERS, Delivery, Sender, documented
+from tests.senders import FOLDER, SENDERS, TASKS, Delivery, Sender, documented
 
 FOUND = Path(os.environ.get("BLACKHOLE_TEST_SENDERS", FOLDER))
 
@@ -58,7 +58,7 @@ def test_sender_is_accused_of_what_the_documents_say(
     assert sender.send is not None
     trusted = postfix_folder / "ca.pem"
     trusted.write_bytes(Path(certificate.ca).read_bytes())
-    for number, (name, kind) in enumerate(KINDS.items()):
+    for number, (name, kind) in enumerate(TASKS.items()):
         if name in sender.without:
             continue
         folder = postfix_folder / str(number)

@@ -13,7 +13,7 @@ from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import Glob
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario_file import parse_rules
-from blackhole.rules.unreachable import MAX_GLOB_WORK, NumberedRule, Shadows, _covers, find_mistakes
+from blackhole.rules.unreachable import MAX_GLOB_WORK, NumberedRule, PrecedingRules, _covers, find_mistakes
 from tests.program import run
 
 pytestmark = pytest.mark.pure
@@ -193,12 +193,12 @@ def matches(rule: Rule, context: RuleContext) -> bool:
 def test_many_rules_are_checked_without_comparing_all_pairs() -> None:
     rule = '[[rule]]\nphase = "RCPT"\nrecipient = "*{:04}@x"\n' + REFUSE
     rules = parse_rules("\n".join(map(rule.format, range(1500))), "test")
-    shadows = Shadows(max_pairs=1000)
+    shadows = PrecedingRules(max_pairs=1000)
     for numbered in map(NumberedRule, range(1, 1501), rules):
         assert shadows.covering(numbered.rule) == ""
         shadows.add(numbered)
     assert shadows.pairs_left < 0
-    assert Shadows(max_pairs=0).covering(rules[0]) == ""
+    assert PrecedingRules(max_pairs=0).covering(rules[0]) == ""
 
 
 def test_checking_the_configuration_warns_and_succeeds(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tests.verdict_player import (
     Body,
     Case,
     Chunk,
-    Later,
+    Reconnect,
     Run,
     Step,
     combinations,
@@ -262,7 +262,7 @@ def test_verdicts_are_those_of_the_table_on_sockets(
     for number, case in enumerate(CASES[share::SHARES]):
         settings = KINDS[(number + share) % len(KINDS)]
         if not is_playable(case, settings) or any(
-            isinstance(step, Later) and step.seconds for step in case.steps
+            isinstance(step, Reconnect) and step.seconds for step in case.steps
         ):
             continue
         options = [*options_of(case, certificate), *(["--strict"] if "strict" in settings else [])]

@@ -22,10 +22,10 @@ from tests.verdict_player import (
     Body,
     Case,
     Chunk,
-    Later,
+    Pipelined,
+    Reconnect,
     Response,
     Step,
-    Together,
     Verdicts,
 )
 
@@ -430,8 +430,8 @@ def _commands() -> None:
         *MESSAGE, QUIT, auth=True, auth_plaintext=True)
     innocent("unknown-command", "AUTH in three steps", EHLO, b"AUTH LOGIN\r\n", Response(b"YW5u\r\n"),
         Response(b"c2VjcmV0\r\n"), *MESSAGE, QUIT, auth=True, auth_plaintext=True)
-    innocent("unknown-command", "HTTP", Together((b"GET / HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n")))
-    innocent("unknown-command", "HTTP with a body", Together((b"POST / HTTP/1.1\r\n", b"\r\n", EHLO, MAIL)))
+    innocent("unknown-command", "HTTP", Pipelined((b"GET / HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n")))
+    innocent("unknown-command", "HTTP with a body", Pipelined((b"POST / HTTP/1.1\r\n", b"\r\n", EHLO, MAIL)))
     innocent("unknown-command", "TLS", b"\x16\x03\x01\x00\n" + 40 * b"\n\x00", EHLO)
     guilty("unknown-command", "SSH", b"SSH-2.0-OpenSSH_9.2\r\n")
     guilty("unknown-command", "STARTTLS after HELO", HELO, STARTTLS)
@@ -464,43 +464,43 @@ def _commands() -> None:
 
 def _pipelining() -> None:
     """What is sent before the reply to what was before."""
-    guilty("unoffered-pipelining", "behind EHLO", Together((EHLO, MAIL)), RCPT, DATA, BODY, QUIT,
+    guilty("unoffered-pipelining", "behind EHLO", Pipelined((EHLO, MAIL)), RCPT, DATA, BODY, QUIT,
         legal={"20th message": None})
-    guilty("unoffered-pipelining", "after HELO", HELO, Together((MAIL, RCPT)), DATA, BODY, QUIT)
-    guilty("unoffered-pipelining", "PIPELINING hidden", EHLO, Together((MAIL, RCPT)), DATA, BODY, QUIT,
+    guilty("unoffered-pipelining", "after HELO", HELO, Pipelined((MAIL, RCPT)), DATA, BODY, QUIT)
+    guilty("unoffered-pipelining", "PIPELINING hidden", EHLO, Pipelined((MAIL, RCPT)), DATA, BODY, QUIT,
         rules=HIDES_PIPELINING)
-    guilty("unoffered-pipelining", "before EHLO", Together((RSET, EHLO)), *MESSAGE, QUIT,
+    guilty("unoffered-pipelining", "before EHLO", Pipelined((RSET, EHLO)), *MESSAGE, QUIT,
         legal={"20th message": None})
-    guilty("unoffered-pipelining", "after STARTTLS", EHLO, STARTTLS, TLS, Together((EHLO, MAIL)), RCPT, DATA,
+    guilty("unoffered-pipelining", "after STARTTLS", EHLO, STARTTLS, TLS, Pipelined((EHLO, MAIL)), RCPT, DATA,
         BODY, QUIT, legal=AFTER_TLS)
-    guilty("unoffered-pipelining", "EHLO refused", EHLO, Together((RSET, NOOP)), QUIT, rules=rule("EHLO",
+    guilty("unoffered-pipelining", "EHLO refused", EHLO, Pipelined((RSET, NOOP)), QUIT, rules=rule("EHLO",
         "reply = '550 5.0.0 No'"), legal={"starttls": None, "20th message": None})
-    innocent("unoffered-pipelining", "a group", EHLO, Together((*ENVELOPE, RCPT, DATA)), BODY, QUIT)
-    innocent("unoffered-pipelining", "PIPELINING that a rule added again", EHLO, Together((*ENVELOPE, RCPT,
+    innocent("unoffered-pipelining", "a group", EHLO, Pipelined((*ENVELOPE, RCPT, DATA)), BODY, QUIT)
+    innocent("unoffered-pipelining", "PIPELINING that a rule added again", EHLO, Pipelined((*ENVELOPE, RCPT,
         DATA)), BODY, QUIT, rules=rule("EHLO", "hide = 'PIPELINING'\nadd = 'PIPELINING'"))
-    innocent("unoffered-pipelining", "the next message behind a body", EHLO, Together((*ENVELOPE, DATA)),
-        Together((BODY, *ENVELOPE, DATA)), Together((BODY, QUIT)))
-    innocent("unoffered-pipelining", "RSET in front", EHLO, Together((RSET, *ENVELOPE, DATA)),
-        Together((BODY, RSET, QUIT)))
+    innocent("unoffered-pipelining", "the next message behind a body", EHLO, Pipelined((*ENVELOPE, DATA)),
+        Pipelined((BODY, *ENVELOPE, DATA)), Pipelined((BODY, QUIT)))
+    innocent("unoffered-pipelining", "RSET in front", EHLO, Pipelined((RSET, *ENVELOPE, DATA)),
+        Pipelined((BODY, RSET, QUIT)))
     for last in (b"NOOP\r\n", b"VRFY a\r\n", b"EXPN a\r\n", EHLO):
-        guilty("pipelined-behind-last", verb(last), EHLO, Together((last, MAIL)), RCPT, DATA, BODY, QUIT)
-    guilty("pipelined-behind-last", "DATA", EHLO, Together((*ENVELOPE, DATA, BODY)), QUIT)
-    guilty("pipelined-behind-last", "QUIT", EHLO, Together((QUIT, NOOP)))
-    guilty("pipelined-behind-last", "DATA that is refused", EHLO, Together((*ENVELOPE, DATA, RSET)), QUIT,
+        guilty("pipelined-behind-last", verb(last), EHLO, Pipelined((last, MAIL)), RCPT, DATA, BODY, QUIT)
+    guilty("pipelined-behind-last", "DATA", EHLO, Pipelined((*ENVELOPE, DATA, BODY)), QUIT)
+    guilty("pipelined-behind-last", "QUIT", EHLO, Pipelined((QUIT, NOOP)))
+    guilty("pipelined-behind-last", "DATA that is refused", EHLO, Pipelined((*ENVELOPE, DATA, RSET)), QUIT,
         rules=REFUSES_DATA)
-    guilty("pipelined-behind-last", "AUTH", EHLO, Together((PLAIN, MAIL)), RCPT, DATA, BODY, QUIT, auth=True,
+    guilty("pipelined-behind-last", "AUTH", EHLO, Pipelined((PLAIN, MAIL)), RCPT, DATA, BODY, QUIT, auth=True,
         auth_plaintext=True)
-    innocent("pipelined-behind-last", "NOOP last", EHLO, Together((RSET, NOOP)), *MESSAGE, QUIT)
-    innocent("pipelined-behind-last", "QUIT last", EHLO, Together((*ENVELOPE, RSET, QUIT)))
-    innocent("pipelined-behind-last", "HELP in a group", EHLO, Together((b"HELP\r\n", *ENVELOPE, DATA)),
+    innocent("pipelined-behind-last", "NOOP last", EHLO, Pipelined((RSET, NOOP)), *MESSAGE, QUIT)
+    innocent("pipelined-behind-last", "QUIT last", EHLO, Pipelined((*ENVELOPE, RSET, QUIT)))
+    innocent("pipelined-behind-last", "HELP in a group", EHLO, Pipelined((b"HELP\r\n", *ENVELOPE, DATA)),
         BODY, QUIT)
-    innocent("pipelined-behind-last", "unknown commands in a group", EHLO, Together((b"XYZ\r\n", *ENVELOPE,
+    innocent("pipelined-behind-last", "unknown commands in a group", EHLO, Pipelined((b"XYZ\r\n", *ENVELOPE,
         b"XYZ\r\n", DATA)), BODY, QUIT)
-    guilty("talk-behind-starttls", "EHLO", EHLO, Together((STARTTLS, EHLO)), legal=AFTER_TLS)
-    guilty("talk-behind-starttls", "an octet", EHLO, Together((STARTTLS, b"x\r\n")), legal=AFTER_TLS)
+    guilty("talk-behind-starttls", "EHLO", EHLO, Pipelined((STARTTLS, EHLO)), legal=AFTER_TLS)
+    guilty("talk-behind-starttls", "an octet", EHLO, Pipelined((STARTTLS, b"x\r\n")), legal=AFTER_TLS)
     innocent("talk-behind-starttls", "the handshake", EHLO, STARTTLS, TLS, EHLO, *MESSAGE, QUIT,
         legal=AFTER_TLS)
-    innocent("talk-behind-starttls", "the end of a group", EHLO, Together((RSET, STARTTLS)), TLS, EHLO,
+    innocent("talk-behind-starttls", "the end of a group", EHLO, Pipelined((RSET, STARTTLS)), TLS, EHLO,
         *MESSAGE, QUIT, legal=AFTER_TLS)
     innocent("talk-behind-starttls", "STARTTLS that is refused", EHLO, STARTTLS, *MESSAGE, QUIT,
         rules=rule("STARTTLS", "reply = '454 4.7.0 Later'"), legal=AFTER_TLS)
@@ -685,11 +685,11 @@ def _chunks() -> None:
     guilty("size-over-limit", "chunks", EHLO, *ENVELOPE, Chunk(134 * b"12345678\r\n"), RSET, QUIT, **limit)
     innocent("size-over-limit", "chunks within it", EHLO, *ENVELOPE, Chunk(900 * b"x"),
         Chunk(98 * b"y" + b"\r\n", True), QUIT, **limit)
-    guilty("pipelined-behind-last", "NOOP in front of a chunk", EHLO, Together((*ENVELOPE, NOOP, start)),
+    guilty("pipelined-behind-last", "NOOP in front of a chunk", EHLO, Pipelined((*ENVELOPE, NOOP, start)),
         end, QUIT)
-    innocent("pipelined-behind-last", "whole messages", EHLO, Together(whole), Together((*whole, *whole,
+    innocent("pipelined-behind-last", "whole messages", EHLO, Pipelined(whole), Pipelined((*whole, *whole,
         QUIT)))
-    guilty("unoffered-pipelining", "chunks", EHLO, *ENVELOPE, Together((start, end)), QUIT,
+    guilty("unoffered-pipelining", "chunks", EHLO, *ENVELOPE, Pipelined((start, end)), QUIT,
         rules=HIDES_PIPELINING)
     guilty("syntax", "BDAT with another word", EHLO, *ENVELOPE, b"BDAT 2 FIRST\r\nab", RSET, QUIT)
     guilty("syntax", "BDAT without a size", EHLO, *ENVELOPE, b"BDAT LAST\r\n")
@@ -713,42 +713,43 @@ def _retries() -> None:
     end_554, end_451 = rule(".", OF_A + "reply = '554 5.6.0 No'"), rule(".",
         OF_A + "reply = '451 4.3.0 Later'")
     never = rule(".", OF_A + "recipient = 'nobody@b.test'\nreply = '451 4.3.0 Later'")
-    guilty("retried-5xx", "after a minute", *named("1"), Later(60), *named("1"), rules=end_554)
-    guilty("retried-5xx", "at once", *named("1"), Later(0), *named("1"), rules=end_554)
-    guilty("retried-5xx", "in the same connection", *named("1")[:-1], *named("1")[1:], Later(0), QUIT,
+    guilty("retried-5xx", "after a minute", *named("1"), Reconnect(60), *named("1"), rules=end_554)
+    guilty("retried-5xx", "at once", *named("1"), Reconnect(0), *named("1"), rules=end_554)
+    guilty("retried-5xx", "in the same connection", *named("1")[:-1], *named("1")[1:], Reconnect(0), QUIT,
         rules=end_554)
-    innocent("retried-5xx", "another message", *named("1"), Later(60), *named("2"), rules=end_554)
-    innocent("retried-5xx", "no Message-ID", *message(b"Hello"), Later(60), *message(b"Hello"), rules=end_554)
-    innocent("retried-5xx", "deferred, not refused", *named("1"), Later(60), *named("1"), rules=end_451)
+    innocent("retried-5xx", "another message", *named("1"), Reconnect(60), *named("2"), rules=end_554)
+    innocent("retried-5xx", "no Message-ID", *message(b"Hello"), Reconnect(60), *message(b"Hello"),
+        rules=end_554)
+    innocent("retried-5xx", "deferred, not refused", *named("1"), Reconnect(60), *named("1"), rules=end_451)
     innocent("retried-5xx", "552 at RCPT", EHLO, MAIL, RCPT, rcpt("", "eve@b.test"), *named("1")[3:],
-        Later(60), EHLO, MAIL, rcpt("", "eve@b.test"), *named("1")[3:],
+        Reconnect(60), EHLO, MAIL, rcpt("", "eve@b.test"), *named("1")[3:],
              rules=rule("RCPT",
                  OF_A + "recipient = 'eve@b.test'\nattempt = 1\nreply = '552 5.5.3 Too many recipients'"))
-    guilty("retried-at-once", "twice within half a second", *named("1"), Later(0.3), *named("1"), Later(0.3),
+    guilty("retried-at-once", "twice within half a second", *named("1"), Reconnect(0.3), *named("1"),
+        Reconnect(0.3), *named("1"), rules=end_451)
+    innocent("retried-at-once", "once", *named("1"), Reconnect(0.3), *named("1"), Reconnect(1800),
         *named("1"), rules=end_451)
-    innocent("retried-at-once", "once", *named("1"), Later(0.3), *named("1"), Later(1800), *named("1"),
-        rules=end_451)
-    innocent("retried-at-once", "every second", *named("1"), Later(1), *named("1"), Later(1), *named("1"),
-        rules=end_451)
-    guilty("duplicate", "after a minute", *named("1"), Later(60), *named("1"), rules=never)
-    guilty("duplicate", "in the same connection", *named("1")[:-1], *named("1")[1:], Later(0), QUIT,
+    innocent("retried-at-once", "every second", *named("1"), Reconnect(1), *named("1"), Reconnect(1),
+        *named("1"), rules=end_451)
+    guilty("duplicate", "after a minute", *named("1"), Reconnect(60), *named("1"), rules=never)
+    guilty("duplicate", "in the same connection", *named("1")[:-1], *named("1")[1:], Reconnect(0), QUIT,
         rules=never)
-    innocent("duplicate", "another message", *named("1"), Later(60), *named("2"), rules=never)
-    innocent("duplicate", "another recipient", *named("1"), Later(60), EHLO, MAIL, rcpt("", "eve@b.test"),
+    innocent("duplicate", "another message", *named("1"), Reconnect(60), *named("2"), rules=never)
+    innocent("duplicate", "another recipient", *named("1"), Reconnect(60), EHLO, MAIL, rcpt("", "eve@b.test"),
         *named("1")[3:], rules=never)
-    innocent("duplicate", "after a deferral", *named("1"), Later(60), *named("1"), rules=rule(".",
+    innocent("duplicate", "after a deferral", *named("1"), Reconnect(60), *named("1"), rules=rule(".",
         OF_A + "attempt = 1\nreply = '451 4.3.0 Later'"))
-    innocent("duplicate", "a reply that may not have arrived", *named("1")[:-1], Later(60), *named("1"),
+    innocent("duplicate", "a reply that may not have arrived", *named("1")[:-1], Reconnect(60), *named("1"),
         rules=never)
     at_rcpt = rule("RCPT", OF_A + "attempt = 1\nreply = '451 4.3.0 Later'")
-    guilty("never-retried", "a recipient", EHLO, *ENVELOPE, RSET, QUIT, Later(13 * HOUR), rules=at_rcpt)
-    guilty("never-retried", "a message", *named("1"), Later(13 * HOUR), rules=end_451)
-    innocent("never-retried", "after eleven hours", *named("1"), Later(11 * HOUR), rules=end_451)
-    innocent("never-retried", "retried, and accepted", EHLO, *ENVELOPE, RSET, QUIT, Later(HOUR), *named("1"),
-        Later(13 * HOUR), rules=at_rcpt)
-    innocent("never-retried", "retried, and given up", *named("1"), Later(HOUR), *named("1"),
-        Later(13 * HOUR), rules=end_451)
-    innocent("never-retried", "refused, not deferred", *named("1"), Later(13 * HOUR), rules=end_554)
+    guilty("never-retried", "a recipient", EHLO, *ENVELOPE, RSET, QUIT, Reconnect(13 * HOUR), rules=at_rcpt)
+    guilty("never-retried", "a message", *named("1"), Reconnect(13 * HOUR), rules=end_451)
+    innocent("never-retried", "after eleven hours", *named("1"), Reconnect(11 * HOUR), rules=end_451)
+    innocent("never-retried", "retried, and accepted", EHLO, *ENVELOPE, RSET, QUIT, Reconnect(HOUR),
+        *named("1"), Reconnect(13 * HOUR), rules=at_rcpt)
+    innocent("never-retried", "retried, and given up", *named("1"), Reconnect(HOUR), *named("1"),
+        Reconnect(13 * HOUR), rules=end_451)
+    innocent("never-retried", "refused, not deferred", *named("1"), Reconnect(13 * HOUR), rules=end_554)
 
 
 for make in (_hello, _order, _commands, _pipelining, _bodies, _chunks, _retries):

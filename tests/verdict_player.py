@@ -56,14 +56,14 @@ class Response(bytes):
 
 
 @dataclass(frozen=True)
-class Together:
+class Pipelined:
     """Steps that the client sends in one segment, without waiting for a reply."""
 
     steps: tuple[bytes | Body, ...]
 
 
 @dataclass(frozen=True)
-class Later:
+class Reconnect:
     """The connection is closed, and the client connects again after so many seconds."""
 
     seconds: float
@@ -74,7 +74,7 @@ class Handshake:
     """The client does a TLS handshake, if the server has agreed to it."""
 
 
-Step = bytes | Body | Together | Later | Handshake
+Step = bytes | Body | Pipelined | Reconnect | Handshake
 
 Piece = bytes | Body
 
@@ -90,7 +90,7 @@ class Case:
     about: str
     steps: tuple[Step, ...]
     verdicts: Verdicts
-    """What it commits if it waits for each reply, but for what it sends `Together`."""
+    """What it commits if it waits for each reply, but for what it sends `Pipelined`."""
     rules: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     legal: Mapping[str, Verdicts | None] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def pieces_of(steps: Iterable[Step]) -> list[Piece]:
     """Return the commands and bodies of steps that have neither a handshake nor a new connection."""
     pieces: list[Piece] = []
     for step in steps:
-        if isinstance(step, Together):
+        if isinstance(step, Pipelined):
             pieces += step.steps
         elif isinstance(step, bytes | Body):
             pieces.append(step)
@@ -245,7 +245,7 @@ class Server:
         options.update(case.options)
         self.now = 0.0
         self.outcomes = OutcomeTable(sets=64)
-        if "looked up" in settings or any(isinstance(step, Later) for step in case.steps):
+        if "looked up" in settings or any(isinstance(step, Reconnect) for step in case.steps):
             store = RemoteStore() if "looked up" in settings else AttemptTable(sets=64)
             environment = RuleEnvironment(lambda: self.now, store, self.outcomes, lambda: self.now)
             made = parse_rules(rules, "test") if rules else ()
@@ -337,12 +337,12 @@ class Run:
         self.cut = cut
         part: list[Step] = []
         for step in steps:
-            if not isinstance(step, Later | Handshake):
+            if not isinstance(step, Reconnect | Handshake):
                 part.append(step)
                 continue
             self.play_part(part)
             part = []
-            if isinstance(step, Later):
+            if isinstance(step, Reconnect):
                 self.close()
                 self.log.append(Event("connect again"))
                 self.server.now += step.seconds

@@ -21,12 +21,12 @@ from blackhole.metrics.layout import (
     LISTENERS_START,
     MAX_LISTENERS,
     MAX_RULE_NAMES,
-    OFFENDERS_START,
     OTHERS,
     OUTCOMES_START,
     ROW_CELLS,
     RULE_HITS_START,
     SAMPLED_START,
+    VIOLATING_CONNECTIONS_START,
     VIOLATIONS_START,
 )
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
@@ -47,7 +47,7 @@ def _fixed_fields() -> Iterator[tuple[str, int]]:
             yield f"reply {phase} {code + FIRST_CODE}", number * CODES_PER_PHASE + code
     for cell, violation in enumerate(VIOLATIONS, VIOLATIONS_START):
         yield f"violation {violation.name}", cell
-        yield f"connections with {violation.name}", OFFENDERS_START + cell - VIOLATIONS_START
+        yield f"connections with {violation.name}", VIOLATING_CONNECTIONS_START + cell - VIOLATIONS_START
     for cell, name in enumerate(SAMPLED, SAMPLED_START):
         yield f"sampled violation {name}", cell
     for cell, what in enumerate(INSPECTED, INSPECTED_START):

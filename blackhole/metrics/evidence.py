@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from blackhole.metrics.layout import VIOLATION_NUMBERS
 from blackhole.metrics.masking import mask, printable
-from blackhole.smtp.state import PHASES, Offence
+from blackhole.smtp.state import PHASES, ViolationContext
 from blackhole.store.shared_memory import CELL_OCTETS, attach, create
 
 EVIDENCE_MAP: Final = "blackhole.metrics.evidence"
@@ -85,7 +85,7 @@ class EvidenceLog:
     """The evidence of all processes. `rows` is the largest number of processes that live at once.
 
     >>> log = EvidenceLog(rows=1)
-    >>> log.writer(0).add("hello-name", Offence("EHLO", b"EHLO localhost"), b"220 mx.test ESMTP")
+    >>> log.writer(0).add("hello-name", ViolationContext("EHLO", b"EHLO localhost"), b"220 mx")
     >>> log.read()["hello-name"].examples[0].line
     'EHLO localhost'
     """
@@ -175,7 +175,7 @@ class EvidenceWriter:
         """Record that the violation of this number was seen now."""
         self._touch(number * VIOLATION_CELLS, time.time_ns() // 1000)
 
-    def add(self, name: str, offence: Offence, sent: bytes) -> None:
+    def add(self, name: str, violation_context: ViolationContext, sent: bytes) -> None:
         """Record where a violation was committed now; `sent` is what the client was told before."""
         start, now = VIOLATION_NUMBERS[name] * VIOLATION_CELLS, time.time_ns() // 1000
         self._touch(start, now)
@@ -187,12 +187,12 @@ class EvidenceWriter:
             return
         oldest = places[times.index(min(times))]
         cells[oldest] = 0  # a concurrent reader finds no example instead of half of one
-        phase, hides = offence.phase, not self._shows_lines
-        line = mask(phase, offence.line) if hides else offence.line
+        phase, hides = violation_context.phase, not self._shows_lines
+        line = mask(phase, violation_context.line) if hides else violation_context.line
         reply = QUEUE_ID.sub(b"", sent.rstrip().rpartition(b"\n")[2])
         cells[oldest + EXAMPLE_PHASE] = PHASES.index(phase) if phase else len(PHASES)
         middle = oldest + EXAMPLE_TEXTS + TEXT_CELLS
-        _write_text(cells, oldest + EXAMPLE_TEXTS, offence.detail or printable(line, hides))
+        _write_text(cells, oldest + EXAMPLE_TEXTS, violation_context.detail or printable(line, hides))
         _write_text(cells, middle, printable(reply))
         cells[oldest] = now
 

@@ -118,7 +118,7 @@ def findings(snapshot: Snapshot) -> list[Finding]:
                     rule,
                     counted,
                     sample if sample and sample.found else None,
-                    snapshot.offenders[rule.name],
+                    snapshot.violating_connections[rule.name],
                     evidence.get(rule.name, NO_EVIDENCE),
                 )
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
 from blackhole.metrics.findings import plural
-from blackhole.metrics.transaction_reader import Found, TransactionReader
+from blackhole.metrics.transaction_reader import TransactionPage, TransactionReader
 from blackhole.metrics.transactions import Transaction
 from blackhole.settings import OperatorError, Settings
 
@@ -49,7 +49,7 @@ def _follow(reader: TransactionReader, pid: int, form: Callable[[Transaction], s
     """Print transactions as they end, until the server does. Raises KeyboardInterrupt."""
     # Blocked and waited for, so that no line is cut off by Ctrl-C.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    found: Found = reader.newest(SHOWN_AT_FIRST)
+    found: TransactionPage = reader.newest(SHOWN_AT_FIRST)
     alive = True
     while True:
         _print(found.transactions, form, sys.stdout)

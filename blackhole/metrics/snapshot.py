@@ -21,9 +21,9 @@ from blackhole.metrics.layout import (
     LIMITS_START,
     LISTENERS_START,
     MAX_LISTENERS,
-    OFFENDERS_START,
     OUTCOMES_START,
     SAMPLED_START,
+    VIOLATING_CONNECTIONS_START,
     VIOLATIONS_START,
     Histogram,
 )
@@ -226,7 +226,7 @@ class Snapshot:
     @cached_property
     def sampled_violations(self) -> Mapping[str, SampledCount]:
         """Violations that are looked for in samples, by name, in the order of the table."""
-        found = dict(zip(SAMPLED, self.cells[SAMPLED_START:OFFENDERS_START], strict=True))
+        found = dict(zip(SAMPLED, self.cells[SAMPLED_START:VIOLATING_CONNECTIONS_START], strict=True))
         inspected = self.inspected
         return {
             violation.name: inspected[violation.sampled_in].with_found(found[violation.name])
@@ -244,10 +244,10 @@ class Snapshot:
         }
 
     @cached_property
-    def offenders(self) -> Mapping[str, int]:
+    def violating_connections(self) -> Mapping[str, int]:
         """The number of connections in which each violation was seen, by name."""
         names = (violation.name for violation in VIOLATIONS)
-        return dict(zip(names, self.cells[OFFENDERS_START:INSPECTED_START], strict=True))
+        return dict(zip(names, self.cells[VIOLATING_CONNECTIONS_START:INSPECTED_START], strict=True))
 
     @cached_property
     def evidence(self) -> Mapping[str, Evidence]:

@@ -55,7 +55,7 @@ class TransactionFilter:
 EVERYTHING: Final = TransactionFilter()
 
 
-class Found(NamedTuple):
+class TransactionPage(NamedTuple):
     """Transactions that were found, the oldest first."""
 
     transactions: list[Transaction]
@@ -84,19 +84,19 @@ class TransactionReader:
         """Return a reader for a running server. Raises OperatorError if it keeps no transactions."""
         return cls(recent_records(pid), Counters.of(pid).rule_names)
 
-    def newest(self, limit: int, wanted: TransactionFilter = EVERYTHING) -> Found:
+    def newest(self, limit: int, wanted: TransactionFilter = EVERYTHING) -> TransactionPage:
         """Return the newest transactions, at most `limit`, and the cursor behind all."""
         turns = self.newest_in_turns(limit, wanted)
         while True:
             try:
                 next(turns)
             except StopIteration as end:
-                found: Found = end.value
+                found: TransactionPage = end.value
                 return found
 
     def newest_in_turns(
         self, limit: int, wanted: TransactionFilter = EVERYTHING, max_octets: float = math.inf
-    ) -> Generator[None, None, Found]:
+    ) -> Generator[None, None, TransactionPage]:
         """Yield when others should have their turn, and return the newest transactions.
 
         They come from records of at most `max_octets`.
@@ -120,7 +120,7 @@ class TransactionReader:
                     break
             if not seen % TURN:
                 yield
-        return Found(found[::-1], cursor)
+        return TransactionPage(found[::-1], cursor)
 
     def since(
         self,
@@ -128,7 +128,7 @@ class TransactionReader:
         limit: int,
         wanted: TransactionFilter = EVERYTHING,
         max_octets: float = math.inf,
-    ) -> Found:
+    ) -> TransactionPage:
         """Return the transactions behind a cursor: at most `limit`, from records of at most `max_octets`.
 
         One to which a violation was added since comes again.
@@ -137,7 +137,7 @@ class TransactionReader:
         found: dict[tuple[int, int], Transaction] = {}
         for seen, (stored, record) in enumerate(self._forwards(cursor)):
             if len(found) >= limit or seen >= MAX_SCAN or max_octets <= 0:
-                return Found([*found.values()], after, more=True)
+                return TransactionPage([*found.values()], after, more=True)
             after[stored.section] = stored.number + 1
             key = stored.section, stored.number
             if record.ending == ADDENDUM:
@@ -151,7 +151,7 @@ class TransactionReader:
             if wanted.matches(one):
                 found[key] = one
                 max_octets -= len(stored.octets)
-        return Found([*found.values()], after)
+        return TransactionPage([*found.values()], after)
 
     def _earlier(self, section: int, number: int, rules: Mapping[int, str]) -> Transaction | None:
         """Return a transaction by its record; None if it is not kept any more."""

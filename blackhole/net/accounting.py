@@ -9,13 +9,13 @@ from blackhole.metrics.layout import (
     CELL_INDEX,
     LIMITS_START,
     NUMBER_OF_EVENT,
-    OFFENDERS_START,
+    VIOLATING_CONNECTIONS_START,
     VIOLATION_NUMBERS,
     VIOLATIONS_START,
     EventCells,
 )
 from blackhole.net.connection_log import LoggedConnection, log_limits
-from blackhole.smtp.state import KEPT_OFFENCE, Offence
+from blackhole.smtp.state import KEPT_VIOLATION_CONTEXT, ViolationContext
 
 if TYPE_CHECKING:
     from blackhole.net.admission import ClientUsage
@@ -46,7 +46,7 @@ def count_replies(connection: AccountedConnection, sent: bytes) -> None:
         events.append(session.single_event)
     session.single_event, session.counted_events = NO_EVENT, []
     _count(connection, events)
-    if session.offences:
+    if session.violation_contexts:
         _keep_evidence(connection, events, sent)
 
 
@@ -56,7 +56,7 @@ def count_disconnect(connection: AccountedConnection, sent: bytes) -> None:
     if not (session.quit_received or connection.closed_by_server):
         if connection.received:
             violation = "hung-up-in-body" if session.in_message else "no-quit"
-            session.record_violation(violation, Offence("." if session.in_message else ""))
+            session.record_violation(violation, ViolationContext("." if session.in_message else ""))
         else:
             connection.context.counters[CLOSED_WITHOUT_COMMAND] += 1
     count_violations(connection, sent)
@@ -68,7 +68,7 @@ def count_violations(connection: AccountedConnection, sent: bytes) -> None:
     events, session.counted_events = session.counted_events, []
     events = [event for event in events if event >= VIOLATIONS_START]
     _count(connection, events)
-    if session.offences:
+    if session.violation_contexts:
         _keep_evidence(connection, events, sent)
 
 
@@ -81,13 +81,13 @@ def _keep_evidence(connection: AccountedConnection, events: list[int], sent: byt
     """Keep the evidence of violations among the events. `sent` is what the client was sent before."""
     session, context = connection.session, connection.context
     evidence, commands = context.evidence, session.engine.commands
-    for name, offence in session.offences.items():
-        if offence is not KEPT_OFFENCE:
-            context.counters[OFFENDERS_START + VIOLATION_NUMBERS[name]] += 1
-            session.offences[name] = KEPT_OFFENCE
+    for name, violation_context in session.violation_contexts.items():
+        if violation_context is not KEPT_VIOLATION_CONTEXT:
+            context.counters[VIOLATING_CONNECTIONS_START + VIOLATION_NUMBERS[name]] += 1
+            session.violation_contexts[name] = KEPT_VIOLATION_CONTEXT
             if evidence is not None:
-                phase = offence.phase or phase_of(offence.line, commands)
-                evidence.add(name, offence._replace(phase=phase), sent)
+                phase = violation_context.phase or phase_of(violation_context.line, commands)
+                evidence.add(name, violation_context._replace(phase=phase), sent)
     if evidence is not None:
         for number in set(map(NUMBER_OF_EVENT.get, events)):
             if number is not None:

@@ -58,4 +58,4 @@ async def close_gracefully(connection: ClosingConnection) -> None:
         if shutting is not None:
             shutting.cancel()
         if after_421 is not None and after_421.talked:
-            session.record_violation("talk-after-421", after_421.offence)
+            session.record_violation("talk-after-421", after_421.violation_context)

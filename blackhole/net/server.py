@@ -24,8 +24,8 @@ from blackhole.metrics.evidence import EvidenceWriter
 from blackhole.metrics.layout import (
     CELL_INDEX,
     LISTENERS_START,
-    OFFENDERS_START,
     SAMPLED_START,
+    VIOLATING_CONNECTIONS_START,
     VIOLATIONS_START,
 )
 from blackhole.net import proxy
@@ -35,7 +35,7 @@ from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_li
 from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import RECEIVED_CELL, Connection
 from blackhole.net.context import ListenerContext
-from blackhole.net.departures import DepartureWatch
+from blackhole.net.disconnects import DisconnectWatch
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import Poller
 from blackhole.net.recorded_connection import RecordedConnection
@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 OPEN_CELL: Final = CELL_INDEX["open"]
 
 COUNTED_EVENTS: Final = range(VIOLATIONS_START, SAMPLED_START)
-SAMPLED_EVENTS: Final = range(SAMPLED_START, OFFENDERS_START)
+SAMPLED_EVENTS: Final = range(SAMPLED_START, VIOLATING_CONNECTIONS_START)
 
 LOG_INTERVAL: Final = 10
 """Seconds between two lines of the log about the same."""
@@ -236,7 +236,7 @@ class SMTPServer(TCPServer):
         self._client_log: Final = client_log
         self._connection_messages: Final[list[int]] = []
         """How many messages each client sent that has left since the last sweep."""
-        self._departures: Final = DepartureWatch()
+        self._disconnects: Final = DisconnectWatch()
         self._warned = -float(LOG_INTERVAL)
         self._acceptors: Final[list[Acceptor]] = []
         self._reserved: ReservedDescriptor | None = None
@@ -269,7 +269,7 @@ class SMTPServer(TCPServer):
 
     def accept(self, fd: int, address: tuple[Any, ...]) -> None:
         """Serve an accepted connection, or reject it where there are too many."""
-        if self.counters[OPEN_CELL] >= self.capacity and not self._departures.make_room(self.connections):
+        if self.counters[OPEN_CELL] >= self.capacity and not self._disconnects.make_room(self.connections):
             self.warn_limited("%d connections are open: no more are accepted", self.capacity)
             self.reject(socket.socket(fileno=fd))
             return
@@ -348,7 +348,7 @@ class SMTPServer(TCPServer):
             self._reserved.acquire()
         if self.settings.stress_timeout:
             self._check_stress()
-        self._departures.sweep(self.connections, self.context.stressed)
+        self._disconnects.sweep(self.connections, self.context.stressed)
         for connection in list(self.connections):
             connection.sweep()
         if self._client_log is not None:

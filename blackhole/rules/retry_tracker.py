@@ -30,7 +30,7 @@ from blackhole.rules.outcomes import (
     update_envelope,
     update_message,
 )
-from blackhole.smtp.state import Offence
+from blackhole.smtp.state import ViolationContext
 
 if TYPE_CHECKING:
     from blackhole.smtp.faults import Fault
@@ -150,7 +150,7 @@ class RetryTracker:
                     came_again = True
         self._answers.clear()
         if came_again:
-            state.record_violation("duplicate", Offence("."))
+            state.record_violation("duplicate", ViolationContext("."))
 
     # All other cases.
 
@@ -244,7 +244,7 @@ class RetryTracker:
             self._update_message(state, ACCEPTED, ("duplicate",) if came_again else ())
             self._finish_recipients(state, ACCEPTED)
         elif came_again:
-            state.record_violation("duplicate", Offence("."))
+            state.record_violation("duplicate", ViolationContext("."))
 
     def client_gone(self, state: SessionState) -> None:
         """Take in that the connection was closed without QUIT."""
@@ -293,7 +293,7 @@ class RetryTracker:
             state.record_event(self._event_numbers[event])
         if self._certain:
             for violation in sorted(violations):
-                state.record_violation(violation, Offence("."))
+                state.record_violation(violation, ViolationContext("."))
 
     def _finish_recipients(self, state: SessionState, outcome: int) -> None:
         """Record the outcome of the envelopes whose RCPT was accepted."""

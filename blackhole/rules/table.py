@@ -12,6 +12,7 @@ from blackhole.rules.chances import ChanceRun, SeededChanceRun, chance_run, runs
 from blackhole.rules.context import RuleContext
 from blackhole.rules.draws import NO_DRAWS, Draws
 from blackhole.rules.glob_index import LiteralPart
+from blackhole.rules.glob_prefilter import GlobPrefilter, can_prefilter
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.header_index import HeaderIndex
 from blackhole.rules.index import INDEXED_TEXTS, RuleIndex, condition_globs, useful_index
@@ -22,7 +23,6 @@ from blackhole.rules.model import (
     Rule,
     RuleMatch,
 )
-from blackhole.rules.text_screen import TextScreen, can_screen
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.randomness import RandomSource
 
@@ -60,7 +60,7 @@ def _candidates(context: RuleContext, index: RuleIndex | None, rows: Sequence[Ru
     return rows if index is None else [rows[number] for number in index.candidates(context)]
 
 
-def _screened_parts(rule: Rule, name: str) -> Sequence[LiteralPart]:
+def _prefilter_parts(rule: Rule, name: str) -> Sequence[LiteralPart]:
     """Return the literal parts of which a text has one that the rule matches; none if it has other globs.
 
     A rule that needs the number of the attempt has attempts counted whatever the client's name is.
@@ -68,7 +68,7 @@ def _screened_parts(rule: Rule, name: str) -> Sequence[LiteralPart]:
     if name == "helo" and rule.needs_attempt_count:
         return ()
     globs = condition_globs(rule, name)
-    return globs.literal_parts if globs is not None and can_screen(globs.literal_parts) else ()
+    return globs.literal_parts if globs is not None and can_prefilter(globs.literal_parts) else ()
 
 
 class EnvelopeConditions:
@@ -145,36 +145,36 @@ class RuleTable:
         self.reads_header: Final = bool(headers)
         """Whether a rule looks at header fields."""
         self._index: Final = useful_index([first for first, *_ in groups])
-        self._screen: TextScreen | None = None
-        """Finds addresses that no screened rule matches, so that `_others` is enough for them."""
+        self._prefilter: GlobPrefilter | None = None
+        """Finds addresses that no prefiltered rule matches, so that `_others` is enough for them."""
         self._text: Callable[[RuleContext], bytes] = attrgetter("recipient")
-        """Returns the address that is screened."""
+        """Returns the address that is compared."""
         self._others: RuleTable | None = None
-        self._make_screen()
+        self._make_prefilter()
         self._looks_up_texts: Final = (self._index is not None and self._index.looks_up_texts) or any(
             isinstance(condition.index_key, GlobSet) and condition.index_key.is_indexed
             for rule in rules
             for condition in rule.conditions
         )
 
-    def _make_screen(self) -> None:
-        """Make a screen of the first text that enough rules name, and a table of all other rules."""
+    def _make_prefilter(self) -> None:
+        """Make a prefilter of the first text that enough rules name, and a table of all other rules."""
         for name in INDEXED_TEXTS:
-            parts = [_screened_parts(rule, name) for rule in self._rules]
+            parts = [_prefilter_parts(rule, name) for rule in self._rules]
             if any(parts):
                 self._text = attrgetter(name)
-                self._screen = TextScreen(part for its_parts in parts for part in its_parts)
+                self._prefilter = GlobPrefilter(part for its_parts in parts for part in its_parts)
                 others = [rule for rule, its_parts in zip(self._rules, parts, strict=True) if not its_parts]
                 self._others = RuleTable(others, self._decided) if others else None
                 return
 
     def narrowed(self, context: RuleContext) -> RuleTable | None:
         """Return the table of those rules that may match a context by its addresses; None where none may."""
-        screen = self._screen
-        if screen is None or screen.may_match(self._text(context)):
+        prefilter = self._prefilter
+        if prefilter is None or prefilter.may_match(self._text(context)):
             return self
         others = self._others
-        return others if others is None or others._screen is None else others.narrowed(context)
+        return others if others is None or others._prefilter is None else others.narrowed(context)
 
     def compare_header(self, context: RuleContext) -> Iterator[None]:
         """Compare the header fields of a context, before rules are looked for. Yields when other clients

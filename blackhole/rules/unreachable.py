@@ -61,7 +61,7 @@ def find_mistakes(rules: Sequence[Rule], listeners: Collection[str], has_tls: bo
     >>> list(find_mistakes(parse_rules(text, "example"), [":25"], True))
     ['rule 1: hides PIPELINNG, which EHLO never lists (did you mean PIPELINING?)']
     """
-    shadows = Shadows()
+    shadows = PrecedingRules()
     for numbered in map(NumberedRule, range(1, len(rules) + 1), rules):
         reason = _impossible(numbered.rule, listeners, has_tls) or shadows.covering(numbered.rule)
         if reason:
@@ -95,7 +95,7 @@ def _keyword_mistakes(rule: Rule) -> Iterator[str]:
             yield f"adds {keyword}, which is no registered EHLO keyword{close}"
 
 
-class Shadows:
+class PrecedingRules:
     """The rules so far that match for certain where their conditions do."""
 
     def __init__(self, max_pairs: int = MAX_PAIRS) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
-from blackhole.smtp.state import Offence
+from blackhole.smtp.state import ViolationContext
 
 QUIT: Final = b"QUIT"
 
@@ -20,7 +20,7 @@ MAX_KEPT: Final = 2048
 class InputAfter421:
     """Judges what comes behind a 421. The verdict does not depend on how the octets are cut."""
 
-    __slots__ = ("_commands", "_line", "_on_its_way", "ended", "offence")
+    __slots__ = ("_commands", "_line", "_on_its_way", "ended", "violation_context")
 
     def __init__(self, engine: EngineTables, command: BoundCommand, pipelining: bool) -> None:
         self._commands = engine.commands
@@ -29,7 +29,7 @@ class InputAfter421:
         self._line = b""
         self.ended = False
         """Further input makes no difference."""
-        self.offence: Offence | None = None
+        self.violation_context: ViolationContext | None = None
         """What the client sent and may not send, without what may be a secret."""
 
     def feed(self, data: bytes) -> None:
@@ -48,14 +48,16 @@ class InputAfter421:
     @property
     def talked(self) -> bool:
         """Whether the client has sent what it may not send."""
-        return self.offence is not None
+        return self.violation_context is not None
 
     def _end(self, line: bytes) -> None:
         """Keep what the client may not send, and ignore all further input."""
         self.ended = True
         command = self._commands.get(line.partition(b" ")[0].rstrip().upper())
         is_shown = command is not None and command.phase != "AUTH"
-        self.offence = Offence("other" if command is None else command.phase, line if is_shown else b"")
+        self.violation_context = ViolationContext(
+            "other" if command is None else command.phase, line if is_shown else b""
+        )
 
     def _take(self, line: bytes) -> None:
         """Take a whole line."""

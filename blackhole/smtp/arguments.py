@@ -123,7 +123,7 @@ def check_helo_name(state: SessionState, name: bytes) -> None:
         violation = "hello-name"
     else:
         violation = "" if is_domain(name) else "syntax"
-    if violation and violation not in state.offences:
+    if violation and violation not in state.violation_contexts:
         state.record_sampled_violation(violation)
 
 

@@ -13,9 +13,9 @@ from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
 from blackhole.smtp.header_section import HeaderCollector, fields
-from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, ChunkedBody, MessageBody
+from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, Body, ChunkedBody, MessageBody
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, UNDECLARED, Offence
+from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, UNDECLARED, ViolationContext
 
 END_OF_MESSAGE: Final = "."
 """The phase of violations in a message."""
@@ -60,19 +60,19 @@ class BodyReader(CommandExecution):
         self.octets = body.octets - FINAL_DOT
         return self._answer_message(body, position, position < len(data))
 
-    def _note_piece(self, body: MessageBody | ChunkedBody, data: bytes, start: int, end: int) -> None:
+    def _note_piece(self, body: Body, data: bytes, start: int, end: int) -> None:
         """Note the octets of a body that have come, and the violations in them."""
         if self.engine.trace is not None:
             self.traced_id = self.id
             for line in data[start:end].splitlines():
                 self.engine.trace(self, "RECV", line)
         for violation, line in body.new_violations:
-            self.record_sampled_violation(violation, Offence(END_OF_MESSAGE, line))
+            self.record_sampled_violation(violation, ViolationContext(END_OF_MESSAGE, line))
         if body.new_bare_newline is not None:
-            self.record_violation(BARE_LF, Offence(END_OF_MESSAGE, body.new_bare_newline))
+            self.record_violation(BARE_LF, ViolationContext(END_OF_MESSAGE, body.new_bare_newline))
         self.octets = body.octets
 
-    def _answer_message(self, body: MessageBody | ChunkedBody, end: int, followed: bool) -> Answered:
+    def _answer_message(self, body: Body, end: int, followed: bool) -> Answered:
         """Return the reply to a message that has come to its end. `followed`: more input has come."""
         engine = self.engine
         self._check_size_limit(self.octets)
@@ -92,7 +92,7 @@ class BodyReader(CommandExecution):
         """
         if 3 * octets > 4 * self.offered.max_octets:
             detail = f"SIZE {self.offered.max_octets} was offered, {octets} octets came"
-            self.record_violation("size-over-limit", Offence(END_OF_MESSAGE, detail=detail))
+            self.record_violation("size-over-limit", ViolationContext(END_OF_MESSAGE, detail=detail))
 
     def _new_body(self, data: bytes, start: int) -> MessageBody:
         """Return the state of the body that begins at `start`."""

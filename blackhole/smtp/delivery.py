@@ -12,7 +12,7 @@ from blackhole.smtp.faults import Fault, partial_reply
 from blackhole.smtp.message_body import ChunkedBody, MessageBody
 from blackhole.smtp.policy import SessionPolicy
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import CHUNKED, Offence, SessionState
+from blackhole.smtp.state import CHUNKED, SessionState, ViolationContext
 
 READ: Final = NextAction.READ
 READ_BODY: Final = NextAction.READ_BODY
@@ -194,8 +194,8 @@ class ReplyDelivery(SessionState):
         missing = self.octets - self.size
         if missing > max(self.size // 3, MISSING_SIZE) or -missing > max(self.size // 10, EXCESS_SIZE):
             text = f"SIZE={self.size}, {self.octets} octets came"
-            offence = Offence(self.engine.end_of_message.phase, detail=text)
-            self.record_violation("size-wrong", offence)
+            violation_context = ViolationContext(self.engine.end_of_message.phase, detail=text)
+            self.record_violation("size-wrong", violation_context)
 
     def _stop(self, next_action: NextAction) -> bool:
         """Say no more: what has come behind the last reply is not answered."""

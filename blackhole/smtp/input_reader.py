@@ -23,7 +23,7 @@ from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.sequence import record_body_after_refusal, record_unoffered
-from blackhole.smtp.state import BODY, DATA, KEPT_OCTETS, Offence
+from blackhole.smtp.state import BODY, DATA, KEPT_OCTETS, ViolationContext
 
 SECRET: Final = b"..."
 """Stands for a line that is a secret."""
@@ -122,7 +122,7 @@ class InputReader(BodyReader):
         """Return a line that ends with several CRs and a LF without them, but with all but one if strict."""
         if self.engine.config.strict:
             return line[:-1]
-        self.record_violation("bare-cr", Offence("", self._shown_line(line)))
+        self.record_violation("bare-cr", ViolationContext("", self._shown_line(line)))
         return line.rstrip(b"\r")
 
     def _is_too_long(self, line: bytes) -> bool:
@@ -150,7 +150,7 @@ class InputReader(BodyReader):
 
     def _check_bare_newline(self) -> Reply | None:
         """Record a line that ends with LF alone (RFC 5321 2.3.8); return the reply where that is refused."""
-        self.record_violation("bare-lf", Offence("", self._shown_line(self.line) + b"\n"))
+        self.record_violation("bare-lf", ViolationContext("", self._shown_line(self.line) + b"\n"))
         return replies.BARE_NEWLINE if self.engine.config.bare_newline == "reject" else None
 
     def _reject(self, violation: str, refusal: Reply) -> Reply:

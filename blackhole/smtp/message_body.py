@@ -22,7 +22,7 @@ UNSTUFFED_DOT: Final = "unstuffed-dot"
 """The name of the violation that no chunk commits: a dot in it ends nothing."""
 
 
-class MessageBody:
+class Body:
     """What a session keeps of the body under way: at most four octets of it, and of its header section what
     `header` keeps."""
 
@@ -56,6 +56,19 @@ class MessageBody:
         self.new_bare_newline: bytes | None = None
         """The first line of the body that ends with LF alone, if it is searched for and in the last piece."""
 
+    def _search_bare_newline(self, data: bytes, start: int, end: int, tail: bytes) -> None:
+        """Search a piece for the first line that ends with LF alone; `tail` has the octets before it."""
+        self.new_bare_newline = None
+        if not self.has_bare_newline and has_bare_newline(data, start, end, tail):
+            self.has_bare_newline = True
+            self.new_bare_newline = offending_line(BARE_LF, data[start:end], tail)
+
+
+class MessageBody(Body):
+    """A body behind DATA: a line with a dot alone ends it (RFC 5321 4.1.1.4)."""
+
+    __slots__ = ()
+
     def feed(self, data: bytes, start: int) -> int:
         """Take the octets from `start`; return the position behind the end of the message, or -1 for none."""
         tail = self.tail
@@ -69,32 +82,18 @@ class MessageBody:
             self.new_violations = self._inspector.inspect(data[start : max(start, stop)], tail)
         if self._searches_bare_newlines:
             self.new_violations = [one for one in self.new_violations if one[0] != BARE_LF]
-            self.new_bare_newline = None
-            if not self.has_bare_newline and has_bare_newline(data, start, end, tail):
-                self.has_bare_newline = True
-                self.new_bare_newline = offending_line(BARE_LF, data[start:end], tail)
+            self._search_bare_newline(data, start, end, tail)
         self.octets += end - start
         return position
 
 
-class ChunkedBody:
-    """What a session keeps of a message that comes in chunks (RFC 3030): as much as of any other body.
+class ChunkedBody(Body):
+    """A message that comes in chunks (RFC 3030).
 
     Nothing in it is searched for: the size of each chunk says where it ends.
     """
 
-    __slots__ = (
-        "_ignored",
-        "_inspector",
-        "_searches_bare_newlines",
-        "has_bare_newline",
-        "header",
-        "left",
-        "new_bare_newline",
-        "new_violations",
-        "octets",
-        "tail",
-    )
+    __slots__ = ("_ignored", "left")
 
     def __init__(
         self,
@@ -102,18 +101,10 @@ class ChunkedBody:
         searches_bare_newlines: bool,
         header: HeaderCollector | DirectiveReader | None,
     ) -> None:
-        self._inspector = inspector
-        self._searches_bare_newlines = searches_bare_newlines
+        Body.__init__(self, inspector, searches_bare_newlines, header)
         self._ignored = (UNSTUFFED_DOT, BARE_LF) if searches_bare_newlines else (UNSTUFFED_DOT,)
-        self.header = header
-        self.tail = START
         self.left = 0
         """Octets of the chunk that have yet to come."""
-        self.octets = 0
-        """Octets of all chunks so far."""
-        self.has_bare_newline = False
-        self.new_violations: list[tuple[str, bytes]] = []
-        self.new_bare_newline: bytes | None = None
 
     def feed(self, data: bytes, start: int) -> int:
         """Take the octets of the chunk from `start`; return the position behind them."""
@@ -125,11 +116,8 @@ class ChunkedBody:
             piece = data[start : min(end, start + INSPECTED_OCTETS - self.octets)]
             found = self._inspector.inspect(piece, self.tail)
             self.new_violations = [one for one in found if one[0] not in self._ignored]
-        self.new_bare_newline = None
-        if self._searches_bare_newlines and not self.has_bare_newline:
-            self.has_bare_newline = has_bare_newline(data, start, end, self.tail)
-            if self.has_bare_newline:
-                self.new_bare_newline = offending_line(BARE_LF, data[start:end], self.tail)
+        if self._searches_bare_newlines:
+            self._search_bare_newline(data, start, end, self.tail)
         self.tail = data[end - 4 : end] if end - start >= 4 else (self.tail + data[start:end])[-4:]
         self.octets += end - start
         self.left -= end - start

@@ -13,19 +13,19 @@ ELLIPSIS: Final = b"..."
 """Stands for the beginning of a line that is too long to be shown."""
 
 
-class Mark(NamedTuple):
+class ViolationPattern(NamedTuple):
     """What shows a violation: a pattern, and how many octets before a piece it may begin."""
 
     pattern: re.Pattern[bytes]
     before: int = 0
 
 
-MARKS: Final = {
-    "nul": Mark(re.compile(rb"\0")),
-    "8bit-undeclared": Mark(re.compile(rb"[\x80-\xff]")),
-    "bare-lf": Mark(re.compile(rb"(?<!\r)\n")),
-    "bare-cr": Mark(re.compile(rb"\r(?=[^\n])"), len(b"\r")),
-    "unstuffed-dot": Mark(re.compile(rb"(?<=\r\n)\.(?!\.|\r)"), len(b".")),
+VIOLATION_PATTERNS: Final = {
+    "nul": ViolationPattern(re.compile(rb"\0")),
+    "8bit-undeclared": ViolationPattern(re.compile(rb"[\x80-\xff]")),
+    "bare-lf": ViolationPattern(re.compile(rb"(?<!\r)\n")),
+    "bare-cr": ViolationPattern(re.compile(rb"\r(?=[^\n])"), len(b"\r")),
+    "unstuffed-dot": ViolationPattern(re.compile(rb"(?<=\r\n)\.(?!\.|\r)"), len(b".")),
 }
 """By violation. A long line is found by its length."""
 
@@ -39,7 +39,7 @@ def offending_line(violation: str, piece: bytes, before: bytes) -> bytes:
     >>> offending_line("bare-lf", b"Subject: test\\n\\r\\n", b"\\r\\n")
     b'Subject: test\\n'
     """
-    text, mark = before + piece, MARKS.get(violation)
+    text, mark = before + piece, VIOLATION_PATTERNS.get(violation)
     if mark is None:
         at = text.find(max(piece.split(b"\n"), key=len), len(before))
     else:

@@ -22,7 +22,7 @@ from blackhole.smtp.input_reader import SECRET
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.session import Session
-from blackhole.smtp.state import GREETED, Offence, SessionState
+from blackhole.smtp.state import GREETED, SessionState, ViolationContext
 from blackhole.smtp.transaction_record import (
     ENDED_BY_CLOSE,
     ENDED_BY_COMMAND,
@@ -38,7 +38,7 @@ from blackhole.smtp.transaction_record import (
     encode_addendum,
     whole,
 )
-from blackhole.smtp.wanted_fields import FieldReader, WantedFields
+from blackhole.smtp.wanted_fields import WantedFieldReader, WantedFields
 
 CONNECT_PHASE: Final = PHASE_NUMBERS["CONNECT"]
 END_PHASE: Final = PHASE_NUMBERS["."]
@@ -106,7 +106,7 @@ class RecordedSession(Session):
         self._helo = b""
         self._line = b""
         """The command that is being answered, without secrets."""
-        self._fields: FieldReader | None = None
+        self._fields: WantedFieldReader | None = None
         """Reads the header section of the message that arrives in pieces."""
         self._directive_mode = ""
         self._rule = b""
@@ -190,7 +190,7 @@ class RecordedSession(Session):
 
     def read_body(self, data: bytes, start: int) -> Answered | None:
         if self._fields is None:
-            self._fields = FieldReader(self._recorder.wanted)
+            self._fields = WantedFieldReader(self._recorder.wanted)
         answered = Session.read_body(self, data, start)
         self._fields.feed(data[start : answered[0] if answered is not None else len(data)])
         return answered
@@ -212,13 +212,17 @@ class RecordedSession(Session):
                 self._rule = b"mode " + self._recorder.mode
         return Session.carry_out(self, command, argument, decision)
 
-    def note_offence(self, name: str, offence: Offence | None) -> None:
-        SessionState.note_offence(self, name, offence)
+    def keep_violation_context(self, name: str, violation_context: ViolationContext | None) -> None:
+        SessionState.keep_violation_context(self, name, violation_context)
         if self._is_closed or (self.after_421 is not None and not self.record.exchanges):
             if self._published is not None:
                 self._recorder.publish(encode_addendum(self._published, name, b""))
             return
-        line = self._shown_by(name) if offence is None or not offence.line else offence.line
+        line = (
+            self._shown_by(name)
+            if violation_context is None or not violation_context.line
+            else violation_context.line
+        )
         self.record.mark_violation(name, line.rstrip(b"\r\n"))
 
     def _shown_by(self, violation: str) -> bytes:

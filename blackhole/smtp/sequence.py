@@ -15,7 +15,17 @@ from blackhole.smtp.commands import HTTP_VERBS
 from blackhole.smtp.engine_tables import BoundCommand
 from blackhole.smtp.offer import Offer
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import BINARY_BODY, BODY, CHUNKED, DATA, GREETED, MAIL, RCPT, Offence, SessionState
+from blackhole.smtp.state import (
+    BINARY_BODY,
+    BODY,
+    CHUNKED,
+    DATA,
+    GREETED,
+    MAIL,
+    RCPT,
+    SessionState,
+    ViolationContext,
+)
 
 OTHER_VERBS: Final = frozenset(verb.encode() for verb in HTTP_VERBS)
 """Verbs of another protocol, whose client has no verdict."""
@@ -93,7 +103,7 @@ def record_body_after_refusal(state: SessionState, is_command: bool) -> None:
         state.refused &= ~(DATA | BODY)
     elif state.refused & DATA:
         state.refused ^= DATA | BODY
-        state.record_violation("body-after-refusal", Offence(".", state.line))
+        state.record_violation("body-after-refusal", ViolationContext(".", state.line))
 
 
 def note_reply(
@@ -109,15 +119,15 @@ def note_reply(
 
 def record_early_input(state: SessionState, command: BoundCommand, reply: Reply, offered: Offer) -> None:
     """Record that input came behind a command before the reply to it was sent, if that is not allowed."""
-    offence = Offence(command.phase, state.line)
+    violation_context = ViolationContext(command.phase, state.line)
     if reply.next_action is NextAction.START_TLS:
-        state.record_violation("talk-behind-starttls", offence)
+        state.record_violation("talk-behind-starttls", violation_context)
     elif state.refused & BODY or reply in OTHER_PROTOCOL_REPLIES:
         return  # the lines of a message, or of something else, that is taken for commands
     elif not offered.pipelining:
-        state.record_violation("unoffered-pipelining", offence)
+        state.record_violation("unoffered-pipelining", violation_context)
     elif command.last:
-        state.record_violation("pipelined-behind-last", offence)
+        state.record_violation("pipelined-behind-last", violation_context)
 
 
 def check_pipelining(

@@ -33,7 +33,7 @@ from blackhole.smtp.input_reader import InputReader
 from blackhole.smtp.policy import PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.sequence import record_early_input
-from blackhole.smtp.state import GREETED, ClientLimits, Offence
+from blackhole.smtp.state import GREETED, ClientLimits, ViolationContext
 
 MAX_TURN: Final = 128
 """Commands of one client that are answered before other clients have their turn: less than a millisecond."""
@@ -123,9 +123,9 @@ class Session(InputReader):
 
     def client_spoke_early(self, sampled: bool) -> None:
         """Record input that was sent before the greeting, unless that is known already."""
-        if "early-talk" not in self.offences:
+        if "early-talk" not in self.violation_contexts:
             record = self.record_sampled_violation if sampled else self.record_violation
-            record("early-talk", Offence(self.engine.connect.phase))
+            record("early-talk", ViolationContext(self.engine.connect.phase))
 
     def client_left(self) -> None:
         """Take note that the client closed its side before the replies that are held back could leave."""

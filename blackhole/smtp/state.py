@@ -129,7 +129,7 @@ class ListenerConstants:
     """The number of the event for each limit on clients, by its name."""
 
 
-class Offence(NamedTuple):
+class ViolationContext(NamedTuple):
     """Where a violation was committed."""
 
     phase: str
@@ -141,13 +141,13 @@ class Offence(NamedTuple):
 
 
 KEPT_OCTETS: Final = 160
-"""Octets of a line that are kept of an offence, at most."""
+"""Octets of a line that are kept for a violation, at most."""
 
-KEPT_OFFENCE: Final = Offence("")
-"""Stands for an offence whose evidence is kept elsewhere by now."""
+KEPT_VIOLATION_CONTEXT: Final = ViolationContext("")
+"""Stands for the context of a violation whose evidence is kept elsewhere by now."""
 
-NO_OFFENCES: Final[dict[str, Offence]] = {}
-"""The offences of a session without violations: shared, and never changed."""
+NO_VIOLATION_CONTEXTS: Final[dict[str, ViolationContext]] = {}
+"""The contexts of a session without violations: shared, and never changed."""
 
 
 class SessionState:
@@ -174,7 +174,6 @@ class SessionState:
         "must_authenticate",
         "new_id",
         "octets",
-        "offences",
         "offered",
         "outstanding",
         "quit_received",
@@ -188,6 +187,7 @@ class SessionState:
         "stage",
         "tls_started",
         "traced_id",
+        "violation_contexts",
         "violation_count",
     )
 
@@ -229,7 +229,7 @@ class SessionState:
         self.violation_count = self.sampled_violation_count = 0
         self.line = b""
         """The command line that was read last on the general path, without secrets."""
-        self.offences = NO_OFFENCES
+        self.violation_contexts = NO_VIOLATION_CONTEXTS
         """Where each violation was committed first in this session, by name."""
         self.counted_events: list[int] = []
         """Events that the caller has yet to count: replies, violations, outcomes, and rules that matched."""
@@ -269,31 +269,31 @@ class SessionState:
         self.offered = NO_OFFER
         self.tls_started = after_starttls
 
-    def record_violation(self, name: str, offence: Offence | None = None) -> None:
+    def record_violation(self, name: str, violation_context: ViolationContext | None = None) -> None:
         """Record a violation by its name in `VIOLATIONS`, which are all counted.
 
-        `offence` is where it was committed, if not in the line that was read last. Raises KeyError for
-        another name.
+        `violation_context` is where it was committed, if not in the line that was read last. Raises
+        KeyError for another name.
         """
         self.counted_events.append(self.listener.violation_events[name])
         self.violation_count += 1
-        self.note_offence(name, offence)
+        self.keep_violation_context(name, violation_context)
 
-    def record_sampled_violation(self, name: str, offence: Offence | None = None) -> None:
+    def record_sampled_violation(self, name: str, violation_context: ViolationContext | None = None) -> None:
         """Record a violation that is looked for in a sample. Raises KeyError if it is not."""
         self.counted_events.append(self.listener.sampled_violation_events[name])
         self.sampled_violation_count += 1
-        self.note_offence(name, offence)
+        self.keep_violation_context(name, violation_context)
 
-    def note_offence(self, name: str, offence: Offence | None) -> None:
+    def keep_violation_context(self, name: str, violation_context: ViolationContext | None) -> None:
         """Take note of where a violation was committed, if it is the first of its kind in this session."""
-        if name in self.offences:
+        if name in self.violation_contexts:
             return
-        if not self.offences:
-            self.offences = {}
-        if offence is None:
-            offence = Offence("", self.line)
-        self.offences[name] = offence._replace(line=offence.line[:KEPT_OCTETS])
+        if not self.violation_contexts:
+            self.violation_contexts = {}
+        if violation_context is None:
+            violation_context = ViolationContext("", self.line)
+        self.violation_contexts[name] = violation_context._replace(line=violation_context.line[:KEPT_OCTETS])
 
     def record_limit(self, name: str) -> None:
         """Record that the client met a limit on clients, by the name of the limit."""

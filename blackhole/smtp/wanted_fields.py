@@ -54,7 +54,7 @@ class WantedFields:
         return found if len(found) <= MAX_FOUND else found[:MAX_FOUND]
 
 
-class FieldReader:
+class WantedFieldReader:
     """Reads the wanted fields of a message that arrives in pieces.
 
     >>> reader = FieldReader(WantedFields(["Subject"]))

@@ -80,7 +80,7 @@ class RecentRecords:
         self._id = cells[MAP_ID]
         length = section_cells(kept)
         self._sections = [
-            Section(cells[start : start + length], kept)
+            ProcessRing(cells[start : start + length], kept)
             for start in range(MAP_CELLS, len(cells) - length + 1, length)
         ]
 
@@ -152,7 +152,7 @@ def ring_octets(kept: int) -> int:
     return max(kept * OCTETS_EACH, 4 * MAX_RECORD)
 
 
-class Section:
+class ProcessRing:
     """The section of one process."""
 
     def __init__(self, cells: memoryview, kept: int) -> None:
@@ -195,11 +195,11 @@ class RecentWriter:
     `append` is a closure: a method takes half as long again.
     """
 
-    def __init__(self, section: Section) -> None:
+    def __init__(self, section: ProcessRing) -> None:
         self.append: Final = _append_function(section)
 
 
-def _append_function(section: Section) -> Callable[[bytes], int]:
+def _append_function(section: ProcessRing) -> Callable[[bytes], int]:
     cells, ring, size, entries = section.cells, section.ring, section.size, section.entries
     crc32, pack_into, head_size = zlib.crc32, RECORD_HEAD.pack_into, RECORD_HEAD.size
     number, position = cells[COUNT] - 1, cells[RESERVED]  # of the process that had the section before

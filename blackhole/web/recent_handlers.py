@@ -10,7 +10,7 @@ import time
 from http import HTTPStatus
 from typing import Final
 
-from blackhole.metrics.transaction_reader import Found, TransactionFilter, TransactionReader
+from blackhole.metrics.transaction_reader import TransactionFilter, TransactionPage, TransactionReader
 from blackhole.metrics.transactions import TRANSACTION_OUTCOMES
 from blackhole.rules.globs import GlobSet
 from blackhole.store.recent import Cursor
@@ -100,7 +100,7 @@ class RecentHandler(BaseHandler):
                 found = await self._follow(reader, found.cursor, limit, wanted, timeout)
         await self._write(reader, found)
 
-    async def _write(self, reader: TransactionReader, found: Found) -> None:
+    async def _write(self, reader: TransactionReader, found: TransactionPage) -> None:
         """Write the response."""
         written: list[str] = []
         for number, one in enumerate(found.transactions, 1):
@@ -115,20 +115,20 @@ class RecentHandler(BaseHandler):
         self.write_json(figures, "transactions", "[" + ",\n".join(written) + "]")
 
     @staticmethod
-    async def _newest(reader: TransactionReader, limit: int, wanted: TransactionFilter) -> Found:
+    async def _newest(reader: TransactionReader, limit: int, wanted: TransactionFilter) -> TransactionPage:
         """Return the newest transactions."""
         turns = reader.newest_in_turns(limit, wanted, MAX_RECORD_OCTETS)
         while True:
             try:
                 next(turns)
             except StopIteration as end:
-                found: Found = end.value
+                found: TransactionPage = end.value
                 return found
             await asyncio.sleep(0)
 
     async def _follow(
         self, reader: TransactionReader, cursor: Cursor, limit: int, wanted: TransactionFilter, timeout: float
-    ) -> Found:
+    ) -> TransactionPage:
         """Return the transactions behind a cursor; wait for one if there is none."""
         found = reader.since(cursor, limit, wanted, MAX_RECORD_OCTETS)
         if found.transactions or not timeout:

@@ -24,7 +24,7 @@ SEARCH_PAUSE: Final = 10
 GONE: Final = select.POLLERR | select.POLLHUP
 
 
-class DepartureWatch:
+class DisconnectWatch:
     """Ends connections of a listener whose clients left during a wait, and shortens the wait of others."""
 
     __slots__ = ("_next_search", "_room")

@@ -1,4 +1,4 @@
-"""A screen of texts: rules out, for most addresses at once, that any of many globs matches."""
+"""A prefilter of globs: rules out, for most addresses at once, that any of many globs matches."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ FEW_ENDS: Final = 16
 """Ends that are compared one after the other, in C. Of more, those of each length are looked up."""
 
 
-def can_screen(parts: Iterable[LiteralPart]) -> bool:
-    """Return whether globs with these literal parts can be screened: by the text, its domain or its ends."""
+def can_prefilter(parts: Iterable[LiteralPart]) -> bool:
+    """Return whether globs with these literal parts can be prefiltered: by text, domain or ends."""
     kinds = {kind for kind, _ in parts}
     return bool(kinds) and INNER not in kinds
 
 
-class TextScreen:
+class GlobPrefilter:
     """Finds texts that have none of some literal parts. It may miss such a text, but reports no other.
 
-    >>> screen = TextScreen([(WHOLE, "@example.com"), (PREFIX, "full@")])
-    >>> [screen.may_match(text) for text in (b"ann@Example.com", b"full@a.example", b"ann@a.example")]
+    >>> prefilter = GlobPrefilter([(WHOLE, "@example.com"), (PREFIX, "full@")])
+    >>> [prefilter.may_match(text) for text in (b"ann@Example.com", b"full@a.example", b"ann@a.example")]
     [True, True, False]
     """
 
