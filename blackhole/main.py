@@ -286,11 +286,10 @@ def _fleet_status(settings: Settings, facts: Mapping[str, Any]) -> str:
     """Return the figures of the fleet that a server belongs to. Raises OperatorError."""
     from blackhole.fleet import remote
 
-    view, name = remote.read(facts, _dashboard_token(settings))
+    view = remote.read(facts, _dashboard_token(settings))
     if settings.json:
-        machines = [machine._asdict() for machine in view.machines]
-        return json.dumps({"fleet": name, **view.snapshot.as_dict(), "machines": machines}, indent=2) + "\n"
-    return remote.status_text(view, name)
+        return json.dumps(view.as_dict(), indent=2) + "\n"
+    return remote.status_text(view)
 
 
 def _snapshot_reader(settings: Settings, pid: int) -> Callable[[], Snapshot]:
@@ -300,7 +299,7 @@ def _snapshot_reader(settings: Settings, pid: int) -> Callable[[], Snapshot]:
     from blackhole.fleet import remote
 
     facts, token = ServerFacts.of(pid), _dashboard_token(settings)
-    return lambda: remote.read(facts, token)[0].snapshot
+    return lambda: remote.read(facts, token).snapshot
 
 
 def _dashboard_token(settings: Settings) -> str:

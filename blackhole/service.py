@@ -272,19 +272,17 @@ class Service:
         shared.counters.set_owner(child.row, DASHBOARD_TITLE)
         self._close_unneeded(wanted, set(wanted.dashboard_sockets))
         logs.receive_from(child.log_channel)
-        from blackhole.web.control import ScenarioControl
         from blackhole.web.dashboard import Dashboard
 
-        control = ScenarioControl(
-            settings, wanted.scenario.scenario, self._profiles, shared.control, shared.counters
-        )
         dashboard = Dashboard(
             settings,
             shared.counters,
             self._history,
             self._page,
             child,
-            control,
+            wanted.scenario.scenario,
+            self._profiles,
+            shared.control,
             shared.machine_id,
             shared.recent(wanted),
         )

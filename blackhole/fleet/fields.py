@@ -73,10 +73,9 @@ FIXED_FIELDS: Final = dict(_fixed_fields())
 def fields(snapshot: Snapshot) -> dict[str, int]:
     """Return the counters that are not zero, by field."""
     cells = snapshot.cells
-    found = {name: cells[cell] for name, cell in FIXED_FIELDS.items()}
-    found |= {LISTENER + name: count for name, count in snapshot.connections.items()}
-    found |= {RULE + name: count for name, count in snapshot.rule_hits.items()}
-    return {name: count for name, count in found.items() if count}
+    found = {name: cells[cell] for name, cell in FIXED_FIELDS.items() if cells[cell]}
+    found |= {LISTENER + name: count for name, count in snapshot.connections.items() if count}
+    return found | {RULE + name: count for name, count in snapshot.rule_hits.items() if count}
 
 
 def snapshot(

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from blackhole import __version__
@@ -16,14 +16,13 @@ from blackhole.fleet.replies import MAX_STORED_NUMBER, StoreError
 from blackhole.fleet.script import LIVE_SECONDS
 from blackhole.fleet.store import FleetStore, Total, Written
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
+from blackhole.process.processes import Process
+from blackhole.store.redis_attempts import WARNING_INTERVAL
 
 log = logging.getLogger(__name__)
 
 RETRY_DELAYS: Final = (1.0, 2.0, 4.0, 5.0)
 """Seconds to the next write, by the number of writes that failed."""
-
-FLEET_WARNING_INTERVAL: Final = 60.0
-"""Seconds between two warnings that the store does not answer."""
 
 MAX_COPIES: Final = 1000
 """Machines that are gone and of which a copy of their counters is kept."""
@@ -77,9 +76,16 @@ class FleetView(NamedTuple):
     snapshot: Snapshot
     """The sum of all counters. Its processes are the machines that are alive."""
     machines: tuple[Machine, ...]
+    name: str
+    """That of the fleet."""
     total: Total
     now: float
     """The store's clock, in seconds since 1970."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, for JSON."""
+        machines = [machine._asdict() for machine in self.machines]
+        return {"fleet": self.name, **self.snapshot.as_dict(), "machines": machines}
 
 
 class FleetMember:
@@ -165,7 +171,7 @@ class FleetMember:
 
     def _warn(self, error: Exception) -> None:
         """Log that the store does not answer, at most once a minute."""
-        if time.monotonic() - self._warned >= FLEET_WARNING_INTERVAL:
+        if time.monotonic() - self._warned >= WARNING_INTERVAL:
             self._warned = time.monotonic()
             log.warning(
                 "fleet: %s: %.200a; figures are written again when it answers",
@@ -176,9 +182,8 @@ class FleetMember:
     async def _copy_ended_machines(self) -> None:
         """Keep the counters of machines that no longer write, in case the store loses them."""
         try:
-            now = await self.store.now()
-            for machine, (seen, _) in (await self.store.machines()).items():
-                if now - seen < LIVE_SECONDS:
+            for machine, (age, _) in (await self.store.machines()).items():
+                if age < LIVE_SECONDS:
                     self._copies.pop(machine, None)
                 elif machine not in self._copies and len(self._copies) < MAX_COPIES:
                     self._copies[machine] = await self.store.figures(machine)
@@ -198,13 +203,13 @@ class FleetMember:
     def _has_workers(self) -> bool:
         """Return whether a process of the server is left that counts."""
         return any(
-            process.pid != os.getpid() and is_alive(process.pid) for process in self._figures().processes
+            process.pid != os.getpid() and Process.of(process.pid) for process in self._figures().processes
         )
 
     async def machines(self) -> list[Machine]:
         """Return the machines that were seen in the last hour. Raises StoreError."""
-        now, machines = await self.store.now(), await self.store.machines()
-        found = (parse_machine(name, now - at, text) for name, (at, text) in machines.items())
+        machines = await self.store.machines()
+        found = (parse_machine(name, age, text) for name, (age, text) in machines.items())
         return [machine for machine in found if machine is not None]
 
     async def view(self) -> FleetView:
@@ -212,7 +217,8 @@ class FleetMember:
         async with self._reading:
             if self._view is None or time.monotonic() - self._view[0] >= READ_AGE:
                 total = await self.store.total()
-                view = make_view(total, await self.store.now(), tuple(await self.machines()))
+                machines = await self.machines()
+                view = make_view(self.store.name, total, await self.store.now(), machines)
                 self._log_other_versions(view.machines)
                 self._view = time.monotonic(), view
             return self._view[1]
@@ -224,28 +230,17 @@ class FleetMember:
                 log.warning("fleet: %s runs version %s, and this machine %s", *machine[1:3], __version__)
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether there is a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def make_view(total: Total, now: float, machines: tuple[Machine, ...]) -> FleetView:
+def make_view(name: str, total: Total, now: float, machines: Iterable[Machine]) -> FleetView:
     """Return what is known of a fleet at a time by the store's clock."""
+    ordered = tuple(sorted(machines, key=lambda machine: (machine.name, machine.id)))
     processes = tuple(
         ProcessStatus(machine.name, 0, machine.age, machine.open, machine.load)
-        for machine in machines
+        for machine in ordered
         if machine.alive
     )
-    workers = sum(machine.workers for machine in machines if machine.alive)
+    workers = sum(machine.workers for machine in ordered if machine.alive)
     counters = fields.snapshot(total.fields, max(0.0, now - total.began), total.began, processes, workers)
-    ordered = tuple(sorted(machines, key=lambda machine: (machine.name, machine.id)))
-    return FleetView(counters, ordered, total, now)
+    return FleetView(counters, ordered, name, total, now)
 
 
 def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:

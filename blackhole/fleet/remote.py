@@ -22,10 +22,10 @@ MAX_ANSWER: Final = 1 << 24
 """Octets of an answer: ten thousand machines."""
 
 
-def as_dict(view: FleetView, name: str) -> dict[str, Any]:
+def as_dict(view: FleetView) -> dict[str, Any]:
     """Return a fleet as `read` takes it, for JSON."""
     return {
-        "name": name,
+        "name": view.name,
         "began": view.total.began,
         "now": view.now,
         "fields": view.total.fields,
@@ -33,8 +33,8 @@ def as_dict(view: FleetView, name: str) -> dict[str, Any]:
     }
 
 
-def read(facts: Mapping[str, Any], token: str = "") -> tuple[FleetView, str]:
-    """Return the fleet that a running server belongs to, given its facts, and its name.
+def read(facts: Mapping[str, Any], token: str = "") -> FleetView:
+    """Return the fleet that a running server belongs to, given its facts.
 
     `token` is what the dashboard asks for. Raises OperatorError.
     """
@@ -51,8 +51,7 @@ def read(facts: Mapping[str, Any], token: str = "") -> tuple[FleetView, str]:
         if answer.status != http.HTTPStatus.OK:
             raise OperatorError(str(found["error"]), os.EX_UNAVAILABLE)
         machines = tuple(Machine(**machine) for machine in found["machines"])
-        view = make_view(Total(found["fields"], found["began"]), found["now"], machines)
-        return view, str(found["name"])
+        return make_view(str(found["name"]), Total(found["fields"], found["began"]), found["now"], machines)
     except (OSError, http.client.HTTPException) as error:
         raise OperatorError(f"the dashboard at {url} does not answer: {error}", os.EX_UNAVAILABLE) from None
     except (ValueError, TypeError, KeyError):
@@ -61,14 +60,15 @@ def read(facts: Mapping[str, Any], token: str = "") -> tuple[FleetView, str]:
         connection.close()
 
 
-def status_text(view: FleetView, name: str) -> str:
+def status_text(view: FleetView) -> str:
     """Return the status of a fleet for people."""
     alive = sum(machine.alive for machine in view.machines)
     gone = len(view.machines) - alive
     return "\n".join(
         (
-            f"The fleet {name} counts since {duration(view.snapshot.seconds)}: {plural(alive, 'machine')}"
-            f" alive, {gone} gone, {plural(view.snapshot.open, 'connection')} open",
+            f"The fleet {view.name} counts since {duration(view.snapshot.seconds)}:"
+            f" {plural(alive, 'machine')} alive, {gone} gone,"
+            f" {plural(view.snapshot.open, 'connection')} open",
             *figure_lines(view.snapshot),
             *machine_lines(view.machines),
             "",

@@ -7,10 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from blackhole.store.control import MAX_ONE_SHOT_RULES
 from blackhole.store.redis_replies import InvalidReply, ReplyParser
-
-MAX_ORDER_RULES: Final = 16
-"""One-shot rules of an order."""
 
 MAX_ORDER_TEXT: Final = 1 << 16
 """Octets of the text of a scenario."""
@@ -113,7 +111,7 @@ def parse_order(found: Mapping[bytes, bytes]) -> FleetOrder:
             checked_number(found.get(b"at", b"0")),
             rules,
         )
-        valid = len(rules) <= MAX_ORDER_RULES and all(map(_is_valid, rules))
+        valid = len(rules) <= MAX_ONE_SHOT_RULES and all(map(_is_valid, rules))
         valid &= len(order.name) <= MAX_ORDER_NAME and len(order.text) <= MAX_ORDER_TEXT
         valid &= len({rule.id for rule in rules}) == len(rules)
     except (InvalidReply, ValueError, TypeError, KeyError, RecursionError):

@@ -109,11 +109,14 @@ class FleetStore:
         return _counts(await self._ask(self._client.hgetall(self._key("figures", machine)), checked_fields))
 
     async def machines(self) -> dict[str, tuple[float, bytes]]:
-        """Return the machines: id -> (when it was last seen, by the store's clock; its summary)."""
+        """Return the machines: id -> (seconds since it was last seen, its summary)."""
+        now = await self.now()
         request = self._client.zrange(self._key("seen"), 0, -1, withscores=True)
         seen = await self._ask(request, checked_scores)
         summaries = await self._ask(self._client.hgetall(self._key("machines")), checked_fields)
-        return {name.decode(errors="replace"): (at, summaries.get(name, b"")) for name, at in seen.items()}
+        return {
+            name.decode(errors="replace"): (now - at, summaries.get(name, b"")) for name, at in seen.items()
+        }
 
     async def order(self) -> FleetOrder:
         """Return the order in force."""

@@ -96,17 +96,24 @@ class BodyReader(CommandExecution):
 
     def _new_body(self, data: bytes, start: int) -> MessageBody:
         """Return the state of the body that begins at `start`."""
-        config = self.engine.config
-        header: HeaderCollector | DirectiveReader | None = None
-        if self.engine.policy.header_names:
-            header = HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
-        elif config.message_directives and not has_no_directives(data, start):
-            header = DirectiveReader()
         return MessageBody(
             inspector=self._new_inspector(),
-            searches_bare_newlines=config.bare_newline != "normalize",
-            header=header,
+            searches_bare_newlines=self.engine.config.bare_newline != "normalize",
+            header=self._new_header_reader(data, start),
         )
+
+    def _new_header_reader(
+        self, data: bytes = b"", start: int = 0
+    ) -> HeaderCollector | DirectiveReader | None:
+        """Return what takes the header section of the message that begins; None if nobody wants it.
+
+        `data` from `start` on is what is there of the message, if anything.
+        """
+        if self.engine.policy.header_names:
+            return HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
+        if self.engine.config.message_directives and not (data and has_no_directives(data, start)):
+            return DirectiveReader()
+        return None
 
     def _new_inspector(self) -> BodyInspector | None:
         """Return what inspects the message that begins; None for one that is not inspected."""
@@ -163,16 +170,11 @@ class BodyReader(CommandExecution):
 
     def _new_chunked_body(self) -> ChunkedBody:
         """Return the state of a message in chunks. A message that is not text has no lines."""
-        config, is_text = self.engine.config, not self.stage & BINARY_BODY
-        header: HeaderCollector | DirectiveReader | None = None
-        if self.engine.policy.header_names:
-            header = HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
-        elif config.message_directives:
-            header = DirectiveReader()
+        is_text = not self.stage & BINARY_BODY
         return ChunkedBody(
             inspector=self._new_inspector() if is_text else None,
-            searches_bare_newlines=is_text and config.bare_newline != "normalize",
-            header=header,
+            searches_bare_newlines=is_text and self.engine.config.bare_newline != "normalize",
+            header=self._new_header_reader(),
         )
 
     def _read_chunk(self, body: ChunkedBody, data: bytes, start: int) -> Answered | None:

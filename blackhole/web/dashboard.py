@@ -13,7 +13,7 @@ import math
 import resource
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from blackhole.fleet.member import FleetMember
@@ -22,7 +22,9 @@ from blackhole.metrics.counters import Counters
 from blackhole.metrics.transaction_reader import TransactionReader
 from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.plan import ChildContext
+from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import Settings
+from blackhole.store.control import ControlChannel
 from blackhole.store.recent import RecentRecords
 from blackhole.web.app import make_application
 from blackhole.web.base_handler import AllowedHosts
@@ -55,24 +57,30 @@ class Dashboard:
         history: History,
         files: Mapping[str, StaticFile],
         context: ChildContext,
-        control: ScenarioControl,
+        scenario: Scenario,
+        profiles: Iterable[ScenarioSource],
+        channel: ControlChannel,
         machine: str,
         recent: RecentRecords | None = None,
     ) -> None:
-        """`machine` is the id of this server in a fleet."""
-        self._stats: Final = StatsView(settings, counters, history, control.state)
-        self._control = control
+        """`scenario` is that of the configuration, `machine` the id of this server in a fleet."""
+        self._fleet: Final = self._make_member(settings, counters, machine) if settings.fleet.host else None
+        parts = settings, scenario, profiles, channel, counters
+        self._control: Final = (
+            FleetControl(*parts, self._fleet)
+            if self._fleet is not None and settings.fleet_control
+            else ScenarioControl(*parts)
+        )
+        self._stats: Final = StatsView(settings, counters, history, self._control.state)
         self._files: Final = files
         self._hosts: Final = AllowedHosts(settings)
         self._counters, self._context = counters, context
         self._settings: Final = settings
-        self._fleet: FleetMember | None = None
-        if settings.fleet.host:
-            store = FleetStore(settings.fleet, settings.fleet_name)
-            self._fleet = FleetMember(store, machine, counters.snapshot, self._stats.machine)
-            if settings.fleet_control:
-                self._control = FleetControl(control, self._fleet)
         self._recent: Final = None if recent is None else TransactionReader(recent, counters.rule_names)
+
+    def _make_member(self, settings: Settings, counters: Counters, machine: str) -> FleetMember:
+        store = FleetStore(settings.fleet, settings.fleet_name)
+        return FleetMember(store, machine, counters.snapshot, lambda: self._stats.machine())
 
     def run(self, sockets: Sequence[socket.socket]) -> None:
         """Serve until a signal or the end of the master."""

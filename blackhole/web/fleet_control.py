@@ -6,15 +6,24 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from blackhole.fleet.member import FLEET_WARNING_INTERVAL, FleetMember
+from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import FleetOrder, SharedRule, StoreError
-from blackhole.settings import OperatorError
-from blackhole.store.control import MAX_ONE_SHOT_RULES, ONE_SHOT_NAME, OneShotRule, RuntimeOrder
+from blackhole.metrics.counters import Counters
+from blackhole.rules.scenario import Scenario, ScenarioSource
+from blackhole.settings import OperatorError, Settings
+from blackhole.store.control import (
+    MAX_ONE_SHOT_RULES,
+    ONE_SHOT_NAME,
+    ControlChannel,
+    OneShotRule,
+    RuntimeOrder,
+)
+from blackhole.store.redis_attempts import WARNING_INTERVAL
 from blackhole.web.control import LOADED, ScenarioControl
 from blackhole.web.order_check import CheckedOrder, check_one_shot_rule, check_text
 
@@ -39,15 +48,22 @@ class FleetControl(ScenarioControl):
     Numbers of orders are those of the fleet. `follow` is to run as long as the process serves.
     """
 
-    def __init__(self, local: ScenarioControl, member: FleetMember) -> None:
-        """Control the server that `local` controls, which is not to be used any more."""
-        vars(self).update(vars(local))
-        self._member = member
+    def __init__(
+        self,
+        settings: Settings,
+        loaded: Scenario,
+        profiles: Iterable[ScenarioSource],
+        channel: ControlChannel,
+        counters: Counters,
+        member: FleetMember,
+    ) -> None:
+        super().__init__(settings, loaded, profiles, channel, counters)
+        self._member: Final = member
         self._order = FleetOrder()
         """The order that this machine obeys."""
         self._local_number = -1
         """The number of that order on this machine."""
-        self._obeying = asyncio.Lock()
+        self._obeying: Final = asyncio.Lock()
         self._warned = float("-inf")
 
     # Orders. Each method returns the number of the order that it published, and raises OperatorError.
@@ -135,7 +151,7 @@ class FleetControl(ScenarioControl):
         Where the store does not answer at all, the member says so, and when it answers again.
         """
         now = time.monotonic()
-        if self._member.available and now - self._warned >= FLEET_WARNING_INTERVAL:
+        if self._member.available and now - self._warned >= WARNING_INTERVAL:
             self._warned = now
             log.error("fleet: an order cannot be obeyed: %.500a", str(error))
 

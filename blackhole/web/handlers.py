@@ -104,9 +104,7 @@ class StatsHandler(StatsBaseHandler):
 
     async def get(self) -> None:
         if self.is_of_fleet:
-            view = await self.fleet_view()
-            assert self.fleet is not None
-            self.write_json(fleet_figures(view, self.fleet.store.name))
+            self.write_json(fleet_figures(await self.fleet_view()))
             return
         stats = self.stats
         figures = stats.current(stats.snapshot()) | {"rules": stats.violation_rules()}
@@ -120,9 +118,7 @@ class FleetHandler(StatsBaseHandler):
     """GET /fleet: the counters of the fleet by name, as the command line reads them."""
 
     async def get(self) -> None:
-        view = await self.fleet_view()
-        assert self.fleet is not None
-        self.write_json(remote.as_dict(view, self.fleet.store.name))
+        self.write_json(remote.as_dict(await self.fleet_view()))
 
 
 class MetricsHandler(StatsBaseHandler):

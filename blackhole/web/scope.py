@@ -48,13 +48,11 @@ class ScopedHandler(BaseHandler):
         return (await self.fleet_view()).snapshot if self.is_of_fleet else self.stats.snapshot()
 
 
-def fleet_figures(view: FleetView, name: str) -> dict[str, Any]:
+def fleet_figures(view: FleetView) -> dict[str, Any]:
     """Return all figures of a fleet, for JSON."""
     return {
         "version": __version__,
         "time": time.time(),
-        "fleet": name,
-        **view.snapshot.as_dict(),
+        **view.as_dict(),
         "workers": sum(machine.workers for machine in view.machines if machine.alive),
-        "machines": [machine._asdict() for machine in view.machines],
     }
