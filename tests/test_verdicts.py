@@ -13,6 +13,7 @@ from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from tests.engines import VIOLATION_NAMES, make_engine
+from tests.verdict_player import NEVER_MATCHES
 
 pytestmark = pytest.mark.pure
 
@@ -28,18 +29,6 @@ IN_GROUP = (
     *(MAIL, RCPT, b"RSET\r\n", b"HELP\r\n", b"XYZ\r\n", b"BOGUS\r\n"),
     *(b"MAIL FROM:<a@b.test> FUTURE=1\r\n", b"RCPT TO:\r\n", b"MAIL FROM:<a@b.test> SIZE=5\r\n"),
 )
-
-NEVER_MATCHES = """
-[[rule]]
-phase = "*"
-client = "203.0.113.9"
-reply = "451 4.3.0 Later"
-
-[[rule]]
-phase = "RCPT"
-recipient = "never@never.test"
-then = "close"
-"""
 
 
 def verdicts(session: Session) -> list[str]:

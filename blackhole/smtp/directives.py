@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from blackhole.smtp.header_section import MAX_HEADER, MAX_HEADER_LINES
+from blackhole.smtp.header_section import END_OF_HEADER, MAX_HEADER_LINES, HeaderLineReader
 
 DIRECTIVE_MODES: Final = frozenset((b"accept", b"bounce", b"random"))
 """Modes that apply to one message."""
@@ -32,8 +32,6 @@ search for more spellings would take twice the time."""
 
 MAX_FIELD: Final = 512
 """Octets of a field that asks for something, at most, with all its lines. Longer ones are ignored."""
-
-END_OF_HEADER: Final = b"\r\n\r\n"
 
 
 class Directives(NamedTuple):
@@ -81,7 +79,7 @@ def has_no_directives(data: bytes, start: int) -> bool:
     return end >= 0 and FIELD_MARK not in data[start:end]
 
 
-class DirectiveReader:
+class DirectiveReader(HeaderLineReader):
     """Reads the directives of a message that arrives in pieces.
 
     Keeps the beginning of one line, and one field if it may be a directive: less than MAX_FIELD octets each.
@@ -93,32 +91,13 @@ class DirectiveReader:
     Directives(mode='bounce', delay=None)
     """
 
-    __slots__ = ("_asked", "_ended", "_field", "_line", "_lines", "_octets")
+    __slots__ = ("_asked", "_field")
 
     def __init__(self) -> None:
+        HeaderLineReader.__init__(self)
         self._asked = NOTHING_ASKED
         self._field = b""
         """The last field, as "Name: value", if it may be a directive."""
-        self._line = b""
-        """The line that is incomplete, or something shorter that has the same effect."""
-        self._lines = 0
-        self._octets = 0
-        self._ended = False
-
-    def feed(self, data: bytes) -> None:
-        """Take the next octets of the message, with dots still doubled."""
-        if self._ended:
-            return
-        data = data[: MAX_HEADER - self._octets]
-        self._octets += len(data)
-        *lines, rest = data.split(b"\n", MAX_HEADER_LINES)
-        for line in lines:
-            self._take(self._line + line)
-            self._line = b""
-            if self._ended:
-                return
-        self._line = abridged(self._line + rest)
-        self._ended = self._octets == MAX_HEADER
 
     def directives(self) -> Directives:
         """Return what the message asks for."""
@@ -142,16 +121,15 @@ class DirectiveReader:
                 self._field = name.rstrip() + b": " + value.strip()
         self._ended = self._ended or self._lines == MAX_HEADER_LINES
 
+    def _abridged(self, line: bytes) -> bytes:
+        """Return an incomplete line; of one that is too long, something shorter that has the same effect."""
+        if len(line) <= MAX_FIELD + len(b"\r"):
+            return line
+        if line[:1] in (b" ", b"\t"):
+            return b" " + b"x" * MAX_FIELD  # makes the field too long
+        return b"x:" if b":" in line else b"x"
+
     def _end_field(self) -> None:
         if self._field:
             self._asked = parse_directives((self._field,), self._asked)
             self._field = b""
-
-
-def abridged(line: bytes) -> bytes:
-    """Return the beginning of an incomplete line; of one that is too long, what has the same effect."""
-    if len(line) <= MAX_FIELD + len(b"\r"):
-        return line
-    if line[:1] in (b" ", b"\t"):
-        return b" " + b"x" * MAX_FIELD  # makes the field too long
-    return b"x:" if b":" in line else b"x"

@@ -19,10 +19,11 @@ from typing import Final
 
 from blackhole.smtp.arguments import ANY_MAILBOX, check_helo_name
 from blackhole.smtp.body_checks import MAX_BODY_LINE, is_well_formed
-from blackhole.smtp.directives import END_OF_HEADER, FIELD_MARK
+from blackhole.smtp.directives import FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.error_budget import LIMITED_ACTIONS
 from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find, has_bare_newline
+from blackhole.smtp.header_section import END_OF_HEADER
 from blackhole.smtp.message_body import FINAL_DOT
 from blackhole.smtp.offer import UNLIMITED_OCTETS
 from blackhole.smtp.paths import USUAL_ADDRESS

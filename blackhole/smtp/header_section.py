@@ -14,6 +14,9 @@ MAX_HEADER: Final = 65536
 MAX_HEADER_LINES: Final = 1000
 """Lines of a header section that are read."""
 
+MAX_FIELD_LINE: Final = 1024
+"""Octets of an incomplete line that are kept where its beginning is all that matters."""
+
 FIELD_ROOM: Final = 2048
 """Octets that are kept of all fields of one name, with their lines."""
 
@@ -22,6 +25,8 @@ LINE_ROOM: Final = 512
 
 ANY_NAME: Final = b"*"
 """Among the names of fields to collect: those of every name."""
+
+END_OF_HEADER: Final = b"\r\n\r\n"
 
 NO_FIELD: Final = b"-\r\n"
 """A line at which `fields` stops, in place of the one at which the fields of a message end."""
@@ -72,6 +77,44 @@ def field_finder(names: frozenset[bytes]) -> Callable[[bytes], list[bytes]] | No
         return None
     wanted = b"|".join(map(re.escape, sorted(names)))
     return re.compile(rb"^(?:%b)[ \t]*+:[^\n]*+\n" % wanted, re.IGNORECASE | re.MULTILINE).findall
+
+
+class HeaderLineReader:
+    """Takes the lines of the header section of a message that arrives in pieces."""
+
+    __slots__ = ("_ended", "_line", "_lines", "_octets")
+
+    def __init__(self) -> None:
+        self._line = b""
+        """The line that is incomplete, or something shorter that has the same effect."""
+        self._lines = 0
+        """Lines that were taken."""
+        self._octets = 0
+        self._ended = False
+        """Nothing more is to be taken."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next octets of the message, with dots still doubled."""
+        if self._ended:
+            return
+        end = data.find(END_OF_HEADER)
+        data = data[: min(MAX_HEADER - self._octets, end + len(END_OF_HEADER) if end >= 0 else MAX_HEADER)]
+        self._octets += len(data)
+        *lines, rest = data.split(b"\n", MAX_HEADER_LINES)
+        for line in lines:
+            self._take(self._line + line)
+            self._line = b""
+            if self._ended:
+                return
+        self._line = self._abridged(self._line + rest)
+        self._ended = self._octets >= MAX_HEADER
+
+    def _take(self, line: bytes) -> None:
+        """Take a complete line, without its LF."""
+
+    def _abridged(self, line: bytes) -> bytes:
+        """Return an incomplete line, or something shorter that has the same effect: its beginning."""
+        return line[:MAX_FIELD_LINE]
 
 
 class CollectedHeader(bytes):

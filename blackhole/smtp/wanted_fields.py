@@ -6,17 +6,13 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from blackhole.smtp.directives import END_OF_HEADER
-from blackhole.smtp.header_section import MAX_HEADER, MAX_HEADER_LINES
+from blackhole.smtp.header_section import END_OF_HEADER, MAX_HEADER, MAX_HEADER_LINES, HeaderLineReader
 
 MAX_FIELD_VALUE: Final = 256
 """Octets of each line of a value that are kept."""
 
 MAX_FIELD_LINES: Final = 4
 """Lines of a value that are kept."""
-
-MAX_FIELD_LINE: Final = 1024
-"""Octets of an incomplete line that are kept; its beginning is all that matters."""
 
 MAX_FOUND: Final = 16
 """Fields that are kept of a message."""
@@ -54,44 +50,26 @@ class WantedFields:
         return found if len(found) <= MAX_FOUND else found[:MAX_FOUND]
 
 
-class WantedFieldReader:
+class WantedFieldReader(HeaderLineReader):
     """Reads the wanted fields of a message that arrives in pieces.
 
-    >>> reader = FieldReader(WantedFields(["Subject"]))
+    >>> reader = WantedFieldReader(WantedFields(["Subject"]))
     >>> for piece in (b"SUB", b"JECT: hello\\r\\n  world\\r\\n\\r\\nSubject: no\\r\\n"):
     ...     reader.feed(piece)
     >>> reader.fields()
     [(b'subject', b'hello world')]
     """
 
-    __slots__ = ("_current", "_ended", "_line", "_lines", "_octets", "_values", "_wanted")
+    __slots__ = ("_current", "_values", "_wanted")
 
     def __init__(self, wanted: WantedFields) -> None:
+        HeaderLineReader.__init__(self)
         self._wanted = wanted.names
         self._values: dict[bytes, bytes] = {}
         """Values by the lower-case name of the field."""
         self._current = b""
         """The name of the field that the next line may go on with; empty for one that is not wanted."""
-        self._line = b""
-        """The line that is incomplete."""
-        self._lines = self._octets = 0
         self._ended = not wanted.names
-
-    def feed(self, data: bytes) -> None:
-        """Take the next octets of the message, with dots still doubled."""
-        if self._ended:
-            return
-        end = data.find(END_OF_HEADER)
-        data = data[: min(MAX_HEADER - self._octets, end + len(END_OF_HEADER) if end >= 0 else MAX_HEADER)]
-        self._octets += len(data)
-        *lines, rest = data.split(b"\n", MAX_HEADER_LINES)
-        for line in lines:
-            self._take(self._line + line)
-            self._line = b""
-            if self._ended:
-                return
-        self._line = (self._line + rest)[:MAX_FIELD_LINE]
-        self._ended = self._octets >= MAX_HEADER
 
     def _take(self, line: bytes) -> None:
         """Take a complete line, without its LF."""
