@@ -322,9 +322,9 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
         found["pid"] = found["pid"] or detached_paths["pid"]
     if action in ("start", "restart"):
         found["log"] = found["log"] or detached_paths["log"]
+    _check_fleet(found, given)
     texts = {name: values.value_text(value) for name, value in found.items()}
     _check_tls(found, given, warnings)
-    _check_fleet(found, given)
     listeners, unused = _listeners(found, given)
     origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")
     origins |= {name: one.origin for name, one in given.items()}

@@ -212,6 +212,8 @@ def test_options_of_a_fleet() -> None:
     assert of_fleet.fleet_name == "blackhole"
     apart = options.parse(["--fleet=redis://h/2", "--attempt-store=local"], {}).settings
     assert not apart.attempt_store.host
+    shown = run("--fleet=redis://h/2", "--dashboard=127.0.0.1:8025", "--print-config").stdout
+    assert re.search(r"^attempt_store *= redis://h:6379/2 ", shown, re.MULTILINE)
     assert not options.parse([], {}).settings.fleet.host
     for arguments, message in (
         (["--fleet=redis://h", "--dashboard=off"], "--fleet: the figures are written by the dashboard's"),
