@@ -117,6 +117,8 @@ class FleetMember:
         """The number of the order that this machine obeys; -1 if it obeys none."""
         self.order_changed: Final = asyncio.Event()
         """Set when `order` changes, and when the store has lost its data."""
+        self._writing: Final = asyncio.Lock()
+        """One write after the other: an earlier one that arrives later would take back what it says."""
         self._reading: Final = asyncio.Lock()
         self._view: tuple[float, FleetView] | None = None
         """When it was read, and the fleet as it was then."""
@@ -143,6 +145,10 @@ class FleetMember:
 
         `age` is the time in seconds since this machine was alive.
         """
+        async with self._writing:
+            return await self._write_changes(age)
+
+    async def _write_changes(self, age: float) -> bool:
         current = fields.fields(self._figures())
         changed = {name: count for name, count in current.items() if self._written.get(name) != count}
         try:

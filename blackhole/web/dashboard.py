@@ -33,6 +33,7 @@ from blackhole.web.control_handlers import APPLY_TIMEOUT, OrderHandler
 from blackhole.web.events import EventStream
 from blackhole.web.fleet_control import FleetControl
 from blackhole.web.history import History
+from blackhole.web.order_check import DASHBOARD_SIGNALS
 from blackhole.web.server import make_server
 from blackhole.web.static_files import StaticFile
 from blackhole.web.stats_view import StatsView
@@ -130,6 +131,8 @@ class Dashboard:
             task.cancel()
         if self._fleet is not None:
             await self._fleet.leave(self._settings.drain_timeout)
+        # A loop that is half closed cannot take another signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, DASHBOARD_SIGNALS)
 
     def _start_fleet(self) -> list[asyncio.Task[None]]:
         """Start what the fleet needs, if there is one."""

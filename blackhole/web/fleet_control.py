@@ -59,6 +59,7 @@ class FleetControl(ScenarioControl):
     ) -> None:
         super().__init__(settings, loaded, profiles, channel, counters)
         self._member: Final = member
+        member.obeyed = 0
         self._order = FleetOrder()
         """The order that this machine obeys."""
         self._local_number = -1
@@ -171,20 +172,17 @@ class FleetControl(ScenarioControl):
             if order.number < self._order.number:
                 await self._member.store.restore(self._order)  # the store has lost it
                 return self._order
-            if order.number > self._order.number or self._member.obeyed < 0:
+            if order.number > self._order.number:
                 await self._obey(order)
             return order
 
     async def _obey(self, order: FleetOrder) -> None:
         """Put an order in force on this machine, and tell the fleet."""
-        if order.number or self._order.number:
-            self._local_number = self._publish(order.name, await self._local_change(order))
-            if await super().applied(self._local_number, OBEY_TIMEOUT, lambda: False):
-                log.warning("fleet: a worker did not apply order %d within %g s", order.number, OBEY_TIMEOUT)
-            scenario = order.name or "of the configuration"
-            log.info(
-                "fleet: order %d: scenario %s, one-shot rules %d", order.number, scenario, len(order.rules)
-            )
+        self._local_number = self._publish(order.name, await self._local_change(order))
+        if await super().applied(self._local_number, OBEY_TIMEOUT, lambda: False):
+            log.warning("fleet: a worker did not apply order %d within %g s", order.number, OBEY_TIMEOUT)
+        scenario = order.name or "of the configuration"
+        log.info("fleet: order %d: scenario %s, one-shot rules %d", order.number, scenario, len(order.rules))
         self._order = order
         self._member.obeyed = order.number
         await self._member.write()
