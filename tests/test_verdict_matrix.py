@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given, settings
@@ -161,6 +161,9 @@ def accelerators(request: pytest.FixtureRequest) -> frozenset[str]:
 
 NUMBERS = itertools.count(1)
 
+CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""What a client meets on a connection that the server has closed, with and without TLS."""
+
 
 class Client:
     """Does on a socket what a run did with an engine."""
@@ -169,6 +172,12 @@ class Client:
         self.service, self.context, self.secure = service, context, secure
         self.number = next(NUMBERS)
         self.connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
 
     def connect(self) -> None:
         self.socket: socket.socket = socket.create_connection(self.service.address, 20)
@@ -186,7 +195,9 @@ class Client:
         while (
             sum(line[3:4] == b" " for line in heard.splitlines(keepends=True) if line[-1:] == b"\n") < replies
         ):
-            data = self.socket.recv(65536)
+            data = b""
+            with suppress(*CLOSED):
+                data = self.socket.recv(65536)
             if not data:
                 return
             heard += data
@@ -210,7 +221,7 @@ class Client:
             else:
                 octets = octets.replace(b"Message-ID: <", b"Message-ID: <%d." % self.number)
                 size = 1 if by_octet and len(octets) < 200 else len(octets)
-                with suppress(ConnectionError):
+                with suppress(*CLOSED):
                     for start in range(0, len(octets), size):
                         self.socket.sendall(octets[start : start + size])
                 self.read(replies)
@@ -278,7 +289,8 @@ def test_verdicts_are_those_of_the_table_on_sockets(
         for cut in ("alone", "one segment", "octets"):
             run = Run(case, "alone" if cut == "octets" else cut, settings)
             before = counted(service)
-            Client(service, certificate.client, secure).play(run, cut == "octets")
+            with Client(service, certificate.client, secure) as client:
+                client.play(run, cut == "octets")
             found = counted(service) - before
             wanted = Counter(run.found)
             if cut == "octets":  # whether they come together is for the network to say
@@ -340,12 +352,12 @@ def test_connection_that_ends_is_judged_by_what_came_before(
     service = serve("--inspect=all", *delay, secure=secure)
     before: list[str] = []
     for about, (turns, wanted) in ENDS.items():
-        client = Client(service, certificate.client, secure)
-        for turn in turns:
-            client.socket.sendall(turn)
-            if turn.endswith(b"\r\n"):
-                client.read(turn.count(b"\n") if turn.startswith((b"EHLO", b"MAIL")) else 1)
-        client.close()
+        with Client(service, certificate.client, secure) as client:
+            for turn in turns:
+                client.socket.sendall(turn)
+                if turn.endswith(b"\r\n"):
+                    client.read(turn.count(b"\n") if turn.startswith((b"EHLO", b"MAIL")) else 1)
+            client.close()
         found = ending(service)
         assert Counter(found) - Counter(before) == Counter(wanted), about
         before = found
