@@ -13,7 +13,7 @@ from blackhole.rules.listener_rules import FIRST_CHUNK, ListenerRules
 from blackhole.rules.message_identity import IDENTITY_FIELDS
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
-from blackhole.rules.retry_tracker import RetryTracker
+from blackhole.rules.retry_tracker import ENDS_TRANSACTION, RetryTracker
 from blackhole.rules.table import RuleTable
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.faults import Fault
@@ -35,6 +35,12 @@ UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
 CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "AUTH", "MAIL", "RCPT", "DATA", "BDAT", "RSET"))
 """Phases that change the context of rules, or what the retry tracker knows of the transaction."""
 
+
+USUAL_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", ".", "QUIT"))
+"""Phases that nearly every connection goes through, and whose commands rules let pass quickly."""
+
+NOTHING_SENT: Final = RuleContext().save()
+"""The state of a client that has sent nothing."""
 
 TableMatch = model.RuleMatch | model.PendingMatch | None
 """What a table says about a context: None where no rule matches."""
@@ -167,7 +173,7 @@ class RuleEvaluator:
         self._tables = policy.rules.tables_for(context)
         self._argument = b""
         """The argument of the command that was decided on last."""
-        self._before = context.save()
+        self._before = NOTHING_SENT
         """The state before that command, which is restored if it is refused."""
         self._tracker = tracker
         if tracker is None and policy.tracks_retries and policy.environment.outcome_store is not None:
@@ -240,9 +246,17 @@ class RuleEvaluator:
         self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
     ) -> Decision | PendingDecision | None:
         """Return the decision on a command; if it is None, take note that the command was accepted."""
-        if session.refused or phase not in ("MAIL", "RCPT", "."):
-            return self._accept_any(session, phase, argument, size)
         context, tracker, table = self.context, self._tracker, self._tables[phase]
+        if session.refused or phase not in USUAL_PHASES or (table is not None and phase in ENDS_TRANSACTION):
+            return self._accept_any(session, phase, argument, size)
+        if phase in ENDS_TRANSACTION:
+            if phase != "QUIT":
+                context.sender = context.recipient = b""
+                context.size = 0
+                context.helo = argument or context.helo
+            if tracker is not None:
+                tracker.command_answered(session, phase, argument, 250)
+            return None
         if phase == "MAIL":
             if table is not None:
                 return self._accept_any(session, phase, argument, size)

@@ -172,7 +172,7 @@ class RetryTracker:
         elif phase in ("DATA", "BDAT"):
             if code >= 400:
                 self._finish_recipients(state, outcome_of(code, None))
-        elif code < 400 and phase in ENDS_TRANSACTION:
+        elif self._answers and code < 400 and phase in ENDS_TRANSACTION:
             self._finish_recipients(state, ACCEPTED)
 
     def _recipient(self, state: SessionState, address: bytes, code: int) -> None:
