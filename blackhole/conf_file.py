@@ -1,4 +1,5 @@
 """The syntax of a conf file: a line `name = value` for each option, comments, and quotes around a value.
+A section `[listener ADDRESS]` has the settings of one listener.
 
 Blackhole 1.x ran its conf file as Python; files that only assign values still load. `configparser`
 is not used, because it would join indented lines to the value above them, cut a comment sign out of
@@ -18,6 +19,7 @@ from blackhole.settings import OperatorError
 from blackhole.values import expected
 
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(.*)")
+_SECTION: Final = re.compile(r"\[\s*(\w+)\s+(.*\S)\s*\]\s*(?:#.*)?")
 _VALUE: Final = re.compile(
     r"""(?:"([^"]*)"|'([^']*)')\s*(?:#.*)?"""  # in quotes
     r"""|([^"'#](?:.*?\S)??)?\s*(?:(?<!\S)#.*)?"""  # without; a comment has a blank before it
@@ -43,17 +45,35 @@ class Assignment(NamedTuple):
         return OperatorError(f"{self.where}: {message}")
 
 
-def read(path: str, where: str) -> Iterator[Assignment]:
-    """Yield every assignment of the file.
+class Section(NamedTuple):
+    """The line with which the settings of a listener begin."""
+
+    where: str
+    """The file and the line."""
+    listener: str
+    """What was written as its address."""
+
+    def error(self, message: str) -> OperatorError:
+        """Return the error for a mistake on this line."""
+        return OperatorError(f"{self.where}: {message}")
+
+
+def read(path: str, where: str) -> Iterator[Assignment | Section]:
+    """Yield every assignment and every beginning of a section of the file.
 
     `where` says who named the file, for errors about the file itself. Raises OperatorError for a file
     that cannot be read or should not be, and for a line that is not an assignment.
     """
     for number, line in _lines(path, where):
         at = f"{path}:{number}"
+        section = _SECTION.fullmatch(line)
+        if section and section[1].lower() == "listener":
+            yield Section(at, section[2])
+            continue
         match = _ASSIGNMENT.fullmatch(line)
         if not match:
-            raise OperatorError(f"{at}: {_expected('NAME = VALUE', line)}")
+            wanted = "[listener ADDRESS:PORT]" if line.startswith("[") else "NAME = VALUE"
+            raise OperatorError(f"{at}: {_expected(wanted, line)}")
         name, text = match[1].replace("-", "_").lower(), match[2]
         value = _VALUE.fullmatch(text)
         if not value:

@@ -115,7 +115,8 @@ def _test(invocation: Invocation) -> int:
 
     settings = invocation.settings
     rules = _check(settings).scenario.rules
-    for line in unreachable.find_mistakes(rules, list(map(str, settings.listeners)), bool(settings.ssl_cert)):
+    has_tls = any(settings.of_listener(one).ssl_cert for one in settings.listeners)
+    for line in unreachable.find_mistakes(rules, list(map(str, settings.listeners)), has_tls):
         print_warning(f"scenario: {line}")
     print_stdout("The configuration is good.\n")
     return os.EX_OK

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from blackhole import values
+from blackhole import listeners, values
+from blackhole.listeners import OWN_SETTINGS, GivenListener, ListenerSetting
 from blackhole.settings import LOG_FORMATS, MAX_RECENT, MODES, NEWLINES
 
 
@@ -38,6 +39,8 @@ class Option(NamedTuple):
     """The default with --public, where that is another."""
     aliases: tuple[str, ...] = ()
     """Earlier names, which stay accepted everywhere."""
+    of_listener: str = ""
+    """The name by which one listener may have a value of its own; empty: it may not."""
 
     @property
     def flag(self) -> str:
@@ -78,6 +81,11 @@ def variable(name: str) -> str:
     return f"BLACKHOLE_{name.upper()}"
 
 
+def read_listeners(text: str) -> tuple[GivenListener, ...]:
+    """Read listeners, each in one line, separated by blanks."""
+    return tuple(listeners.read_line(LISTENER_SETTINGS, item) for item in text.split())
+
+
 _PER_CLIENT: Final = "Limits per client, for a server that is open to the Internet"
 
 # fmt: off
@@ -86,8 +94,8 @@ OPTIONS: Final = (
            "An IPv4 address, an IPv6 address (:: is all of IPv6) or a host name."),
     Option("port", values.port, "25", "PORT", "Listeners", "port to accept connections on",
            "0 is any free port."),
-    Option("listen", values.listen, "", values.LISTEN, "Listeners",
-           "additional listener, with a mode and a delay of its own; may be repeated",
+    Option("listen", read_listeners, "", listeners.LISTEN, "Listeners",
+           "additional listener, with settings of its own; may be repeated",
            "Write an IPv6 address in brackets; without an address, as in :2525, it is all of IPv4. "
            "With listen and neither host nor port, only these listeners are opened.", repeats=True),
     Option("backlog", values.whole_number(1, 65535), "1024", "COUNT", "Listeners",
@@ -99,16 +107,17 @@ OPTIONS: Final = (
            "time to wait for a PROXY header"),
     Option("mode", values.mode, "accept", "MODE", "Replies",
            "whether to accept, reject or defer mail",
-           f"The modes are {', '.join(MODES)}."),
+           f"The modes are {', '.join(MODES)}.", of_listener="mode"),
     Option("delay", values.delay, "0", "TIME|MIN,MAX", "Replies", "time to wait before each reply",
-           "With MIN,MAX, a random time for each reply. Other clients do not wait."),
+           "With MIN,MAX, a random time for each reply. Other clients do not wait.", of_listener="delay"),
     Option("strict", values.switch, "no", "", "Replies", "enforce the command order and syntax of RFC 5321",
-           "Otherwise commands are accepted in any order, even DATA as the first."),
+           "Otherwise commands are accepted in any order, even DATA as the first.", of_listener="strict"),
     Option("hostname", values.hostname, "", "NAME", "Replies",
            "name of this server in the greeting and the EHLO reply",
-           default_note="from /etc/mailname, else this machine's name"),
+           default_note="from /etc/mailname, else this machine's name", of_listener="hostname"),
     Option("message_size_limit", values.octets(0, 2**63 - 1), "50M", "SIZE", "Replies",
-           "size of the largest message to accept; 0 is no limit", "The EHLO reply announces it as SIZE."),
+           "size of the largest message to accept; 0 is no limit", "The EHLO reply announces it as SIZE.",
+           of_listener="message_size_limit"),
     Option("scenario", values.scenarios, "", "FILE|profile:NAME", "Replies",
            "rules for refusals, delays and faults; may be repeated",
            "A TOML file, or a profile that comes with Blackhole. A matching rule overrides the mode.",
@@ -125,11 +134,13 @@ OPTIONS: Final = (
            "Separate keywords by commas or blanks. default stands for those that most servers offer today, "
            "all for every extension, none for no extension, and -KEYWORD leaves one out: "
            "default,BINARYMIME,-VRFY. "
-           "STARTTLS is offered only with a certificate, and AUTH only with auth."),
+           "STARTTLS is offered only with a certificate, and AUTH only with auth.",
+           of_listener="extensions"),
     Option("bare_newline", values.one_of(NEWLINES), "normalize", "ACTION", "Replies",
            "how to treat bare LF line endings: normalize, count or reject",
            "normalize takes it as a line ending, except in the end of a message. count does too, and counts "
-           "the commands and messages that contain it. reject answers them with 550 and closes."),
+           "the commands and messages that contain it. reject answers them with 550 and closes.",
+           of_listener="bare_newline"),
     Option("inspect", values.one_of(("all", "sample", "off")), "sample", "all|sample|off", "Replies",
            "which sessions and messages to inspect for violations that are not seen while serving them",
            "all inspects each session, and the first 2 KiB of each message. sample inspects 500 of each a "
@@ -141,25 +152,28 @@ OPTIONS: Final = (
     Option("auth", values.auth, "off", "any|off|FILE", "Replies",
            "who may log in with AUTH: everybody (any), nobody (off) or the users in FILE",
            "With any, every password is accepted. FILE has a line USER:PASSWORD for each user. "
-           "AUTH is offered only under TLS, unless auth_plaintext is set."),
+           "AUTH is offered only under TLS, unless auth_plaintext is set.", of_listener="auth"),
     Option("auth_plaintext", values.switch, "no", "", "Replies", "offer AUTH without TLS too",
-           warning="passwords may be sent unencrypted, and anyone on the network path can read them"),
+           warning="passwords may be sent unencrypted, and anyone on the network path can read them",
+           of_listener="auth_plaintext"),
     Option("auth_mechanisms", values.keywords, "default", "NAMES", "Replies",
            "SASL mechanisms that AUTH offers",
            "Separate names by commas or blanks, as with extensions: default,-LOGIN,EXTERNAL. "
-           "ANONYMOUS and EXTERNAL are offered on request, and SCRAM-SHA-256 only with a file of users."),
+           "ANONYMOUS and EXTERNAL are offered on request, and SCRAM-SHA-256 only with a file of users.",
+           of_listener="auth_mechanisms"),
     Option("auth_required", values.switch, "no", "", "Replies",
-           "refuse mail with 530 before AUTH has succeeded"),
+           "refuse mail with 530 before AUTH has succeeded", of_listener="auth_required"),
     Option("timeout", values.seconds(0.1, 86400), "5m", "TIME", "Replies",
            "time to wait for the next command or the next part of a message",
-           "RFC 5321 section 4.5.3.2 recommends at least 5 minutes."),
+           "RFC 5321 section 4.5.3.2 recommends at least 5 minutes.", of_listener="timeout"),
     Option("ssl", values.switch, "yes", "yes|no", "TLS", "offer TLS if there is a certificate"),
     Option("ssl_port", values.port, "465", "PORT", "TLS", "port for implicit TLS",
            "Opened on host, if there is a certificate. With listen and neither host nor port, it is opened "
            "only if ssl_port is set too."),
     Option("ssl_cert", values.path, "", "FILE", "TLS", "certificate and its chain, PEM",
-           "Turns on STARTTLS on every listener, and the listener on ssl_port."),
-    Option("ssl_key", values.path, "", "FILE", "TLS", "private key, PEM", default_note="read from ssl_cert"),
+           "Turns on STARTTLS on every listener, and the listener on ssl_port.", of_listener="cert"),
+    Option("ssl_key", values.path, "", "FILE", "TLS", "private key, PEM", default_note="read from ssl_cert",
+           of_listener="key"),
     Option("ssl_ca_certs_dir", values.path, "", "DIRECTORY", "TLS",
            "ignored; accepted because Blackhole 1.x had it",
            warning="ignored, because Blackhole asks no client for a certificate; remove it"),
@@ -289,6 +303,28 @@ OPTIONS: Final = (
 
 OPTION_BY_NAME: Final = {name: option for option in OPTIONS for name in option.names}
 """Name or alias -> option."""
+
+LISTENER_ROWS: Final = (
+    *OWN_SETTINGS,
+    *(
+        ListenerSetting(
+            option.of_listener,
+            option.read,
+            "" if option.read is values.switch else option.metavar,
+            option.help,
+            option.name,
+            option.name,
+            option.repeats,
+            () if option.name == option.of_listener else (option.name,),
+        )
+        for option in OPTIONS
+        if option.of_listener
+    ),
+)
+"""Everything that may be set for one listener."""
+
+LISTENER_SETTINGS: Final = {name: row for row in LISTENER_ROWS for name in (row.name, *row.aliases)}
+"""Name or alias -> setting of a listener."""
 
 RENAMED: Final = {
     "max_message_size": "write message_size_limit = SIZE",

@@ -9,13 +9,24 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple, NoReturn
 
-from blackhole import conf_file, values
+from blackhole import conf_file, listeners, values
 from blackhole.action_table import ACTION_HELP
+from blackhole.conf_file import Assignment, Section
 from blackhole.hostname import own_hostname
-from blackhole.option_table import NAMES, OPTION_BY_NAME, OPTIONS, RENAMED, Option, flag, variable
+from blackhole.listeners import GivenListener
+from blackhole.option_table import (
+    LISTENER_SETTINGS,
+    NAMES,
+    OPTION_BY_NAME,
+    OPTIONS,
+    RENAMED,
+    Option,
+    flag,
+    variable,
+)
 from blackhole.settings import ACCELERATORS, Listener, OperatorError, RedisSettings, Settings
 from blackhole.values import did_you_mean, shown, without_password
 
@@ -273,26 +284,73 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> GivenV
 
 def _from_conf_file(conf: GivenValue) -> GivenValues:
     found: GivenValues = {}
+    listener: GivenListener | None = None
     for line in conf_file.read(conf.value, conf.where):
-        option = OPTION_BY_NAME.get(line.name)
-        if line.name in RENAMED:
-            raise line.error(f"{line.name}: an option of Blackhole 2.x; {RENAMED[line.name]}")
-        if not option:
-            raise line.error(f"{shown(line.name)}: unknown option{did_you_mean(line.name, NAMES)}")
-        if option.name == "conf":
-            raise line.error("conf: a conf file cannot name another conf file; remove the line")
-        if line.value is None:
-            continue
-        given = _read(option, line.value, f"conf {line.where}", f"{line.where}: {line.name}", os.EX_CONFIG)
-        if option.name in found:
-            first = found[option.name]
-            if not option.repeats:
-                place = first.origin.removeprefix("conf ")
-                raise line.error(f"{line.name}: already set at {place}; remove one of the two")
-            number = line.where.rpartition(":")[2]
-            given = first._replace(value=first.value + given.value, origin=f"{first.origin},{number}")
-        found[option.name] = given
+        if isinstance(line, Section):
+            listener = _begin_section(line)
+            _add_listener(found, listener, line)
+        elif listener is not None:
+            listener = _listener_with(listener, line)
+            listen = found["listen"]
+            found["listen"] = listen._replace(value=(*listen.value[:-1], listener))
+        else:
+            _add_assignment(found, line)
     return found
+
+
+def _add_assignment(found: GivenValues, line: Assignment) -> None:
+    """Add a line before all sections to what was found."""
+    option = OPTION_BY_NAME.get(line.name)
+    if line.name in RENAMED:
+        raise line.error(f"{line.name}: an option of Blackhole 2.x; {RENAMED[line.name]}")
+    if not option:
+        raise line.error(f"{shown(line.name)}: unknown option{did_you_mean(line.name, NAMES)}")
+    if option.name == "conf":
+        raise line.error("conf: a conf file cannot name another conf file; remove the line")
+    if line.value is None:
+        return
+    given = _read(option, line.value, f"conf {line.where}", f"{line.where}: {line.name}", os.EX_CONFIG)
+    if option.name in found:
+        first = found[option.name]
+        if not option.repeats:
+            place = first.origin.removeprefix("conf ")
+            raise line.error(f"{line.name}: already set at {place}; remove one of the two")
+        given = _joined(first, given, line)
+    found[option.name] = given
+
+
+def _joined(first: GivenValue, second: GivenValue, line: Assignment | Section) -> GivenValue:
+    """Return the values of an option that was given on several lines, of which `line` is the last."""
+    number = line.where.rpartition(":")[2]
+    return first._replace(value=first.value + second.value, origin=f"{first.origin},{number}")
+
+
+def _begin_section(line: Section) -> GivenListener:
+    """Return the listener of a section, without its settings. Raises OperatorError."""
+    try:
+        return listeners.read_address(line.listener)._replace(where=line.where)
+    except ValueError as error:
+        raise line.error(f"listener: {error}") from None
+
+
+def _add_listener(found: GivenValues, listener: GivenListener, line: Section) -> None:
+    """Add the listener of a section to those of `listen`."""
+    where = f"{line.where}: listener"
+    given = GivenValue((listener,), f"conf {line.where}", where, os.EX_CONFIG)
+    found["listen"] = _joined(found["listen"], given, line) if "listen" in found else given
+
+
+def _listener_with(listener: GivenListener, line: Assignment) -> GivenListener:
+    """Return the listener of a section with the setting on a line. Raises OperatorError."""
+    if line.value is None:
+        return listener
+    try:
+        if line.name not in LISTENER_SETTINGS and line.name in OPTION_BY_NAME:
+            raise ValueError(f"{line.name}: holds for all listeners; move it above the first section")
+        setting = listeners.read_setting(LISTENER_SETTINGS, line.name, line.value)
+        return listeners.add_setting(LISTENER_SETTINGS, listener, setting)
+    except ValueError as error:
+        raise line.error(f"listener {listener.address}: {error}") from None
 
 
 # Settings
@@ -323,16 +381,23 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     if action in ("start", "restart"):
         found["log"] = found["log"] or detached_paths["log"]
     _check_fleet(found, given)
-    texts = {name: values.value_text(value) for name, value in found.items()}
+    sections = [one for one in found["listen"] if one.where]
+    lines = tuple(one for one in found["listen"] if not one.where)
+    texts = {name: values.value_text(value) for name, value in {**found, "listen": lines}.items()}
     _check_tls(found, given, warnings)
-    listeners, unused = _listeners(found, given)
+    of_server, unused = _listeners(found, given, warnings)
     origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")
     origins |= {name: one.origin for name, one in given.items()}
     origins |= {name: origins[name] + UNUSED for name in unused}
     of_settings = {field.name: found[field.name] for field in fields(Settings) if field.name in found}
     of_settings["accelerators"] = _accelerators(environ)
     return Settings(
-        listeners=listeners, origins=origins, texts=texts, detached_paths=detached_paths, **of_settings
+        listeners=of_server,
+        origins=origins,
+        texts=texts,
+        sections=tuple((one.address, one.texts) for one in sections),
+        detached_paths=detached_paths,
+        **of_settings,
     )
 
 
@@ -385,35 +450,58 @@ def _check_fleet(found: dict[str, Any], given: GivenValues) -> None:
         found["attempt_store"] = RedisSettings(*astuple(found["fleet"]))
 
 
-def _listeners(found: Mapping[str, Any], given: GivenValues) -> tuple[tuple[Listener, ...], set[str]]:
+def _listeners(
+    found: Mapping[str, Any], given: GivenValues, warnings: list[str]
+) -> tuple[tuple[Listener, ...], set[str]]:
     """Return the listeners, and the names of options that have no effect on them."""
     tls = bool(found["ssl_cert"])
     mode, delay = found["mode"], found["delay"]
-    listeners = []
+    made = []
     unused = {"ssl"} if found["ssl"] and not tls else set()
     only_listen = found["listen"] and given.keys().isdisjoint(("host", "port"))
     if only_listen:
         unused |= {"host", "port"}
     else:
-        listeners.append(Listener(found["host"], found["port"], False, mode, delay))
+        made.append(Listener(found["host"], found["port"], False, mode, delay))
     if tls and ("ssl_port" in given or not only_listen):
-        listeners.append(Listener(found["host"], found["ssl_port"], True, mode, delay))
+        made.append(Listener(found["host"], found["ssl_port"], True, mode, delay))
     else:
         unused.add("ssl_port")
     for item in found["listen"]:
-        listeners.append(values.listener(item, mode, delay))
-        _check_listener(item, listeners[-1], found, given["listen"])
-    _check_distinct(listeners, given)
-    return tuple(listeners), unused
+        listener = listeners.make(LISTENER_SETTINGS, item, mode, delay)
+        if not found["ssl"]:
+            listener = replace(listener, own=tuple(one for one in listener.own if one[0] not in TLS_FILES))
+        _check_listener(item, listener, found, given["listen"], warnings)
+        made.append(listener)
+    _check_distinct(made, given)
+    return tuple(made), unused
 
 
-def _check_listener(item: str, listener: Listener, found: Mapping[str, Any], listen: GivenValue) -> None:
-    """Raise OperatorError if a listener needs another option."""
-    if listener.tls and not found["ssl_cert"]:
-        missing = "ssl_cert" if found["ssl"] else "ssl = yes"
-        raise listen.error(f"{item}: tls needs {missing}")
+TLS_FILES: Final = ("ssl_cert", "ssl_key")
+
+
+def _check_listener(
+    item: GivenListener, listener: Listener, found: Mapping[str, Any], listen: GivenValue, warnings: list[str]
+) -> None:
+    """Warn about settings of a listener. Raises OperatorError if it needs another option."""
+    own = dict(listener.own)
+    effective = {**found, **own}
+    where = f"{item.where}: listener {item.address}" if item.where else f"{listen.where}: {item}"
+
+    def error(message: str) -> OperatorError:
+        return OperatorError(f"{where}: {message}", listen.exit_code)
+
+    if "ssl_key" in own and "ssl_cert" not in own:
+        raise error("a key without a certificate; set cert too")
+    if listener.tls and not effective["ssl_cert"]:
+        raise error(f"tls needs {'ssl_cert' if found['ssl'] else 'ssl = yes'}")
     if listener.proxy and not found["proxy_from"]:
-        raise listen.error(f"{item}: proxy needs proxy_from, the networks whose PROXY headers are trusted")
+        raise error("proxy needs proxy_from, the networks whose PROXY headers are trusted")
+    if "auth" in own and own["auth"] != "off" and not (effective["ssl_cert"] or effective["auth_plaintext"]):
+        warnings.append(f"{where}: auth has no effect without cert or auth_plaintext")
+    for name, value in own.items():
+        if OPTION_BY_NAME[name].warning and value:
+            warnings.append(f"{where}: {OPTION_BY_NAME[name].warning}")
 
 
 def _check_distinct(listeners: Sequence[Listener], given: GivenValues) -> None:

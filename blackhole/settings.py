@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 Delay = tuple[float, float]
 """Seconds to wait before a reply: (least, most), between which the wait is uniformly distributed."""
@@ -79,6 +80,8 @@ class Listener:
     delay: Delay | None = None
     proxy: bool = False
     """Each connection begins with a PROXY header that contains the address of the client."""
+    own: tuple[tuple[str, Any], ...] = ()
+    """Fields of `Settings` that have another value for this listener: name and value of each."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -182,8 +185,10 @@ class Settings:
     """`off`: AUTH is not offered; `any`: every user and password is accepted; else a file with users."""
     auth_plaintext: bool = False
     """Whether AUTH is offered without TLS too."""
-    passwords: Mapping[bytes, bytes] | None = field(default=None, repr=False, compare=False)
-    """User -> password, as read from that file."""
+    password_files: Mapping[str, Mapping[bytes, bytes]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """File with users -> user -> password, as read from that file."""
     scenario: tuple[str, ...] = ()
     """Absolute paths of files, and `profile:NAME`."""
     attempt_store: RedisSettings = RedisSettings()
@@ -264,6 +269,20 @@ class Settings:
     session_timeout: float = 0.0
 
     @property
+    def passwords(self) -> Mapping[bytes, bytes] | None:
+        """Return the passwords by user; None where every user is let in, or none."""
+        return self.password_files.get(self.auth)
+
+    def of_listener(self, listener: Listener) -> Settings:
+        """Return the settings that hold for a listener.
+
+        >>> settings = Settings(hostname="mx1.test")
+        >>> settings.of_listener(Listener("::1", 2526, own=(("hostname", "mx2.test"),))).hostname
+        'mx2.test'
+        """
+        return replace(self, **dict(listener.own)) if listener.own else self
+
+    @property
     def limits_clients(self) -> bool:
         """Return whether any limit per client is set."""
         return any(getattr(self, name) for name in CLIENT_LIMITS)
@@ -279,5 +298,7 @@ class Settings:
     """Option name -> where its value came from, for --print-config."""
     detached_paths: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> the file that a detached server uses where none is given, for --print-config."""
+    sections: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = field(default=(), compare=False)
+    """The address of each listener that is a section of the conf file, and the lines of the section."""
     texts: dict[str, str] = field(default_factory=dict, compare=False)
     """Option name -> its value as an operator would write it, for --print-config."""

@@ -8,9 +8,9 @@ from typing import Final
 from blackhole import __version__, copies
 from blackhole.action_table import ACTION_BY_WORD, ACTION_HELP, ActionWord
 from blackhole.conf_file import quoted
-from blackhole.option_table import OPTION_BY_NAME, OPTIONS, Option
+from blackhole.option_table import LISTENER_ROWS, OPTION_BY_NAME, OPTIONS, Option
 from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, UNUSED
-from blackhole.settings import MODES, Settings
+from blackhole.settings import MODES, Listener, Settings
 from blackhole.values import value_text
 
 SIGNALS: Final = {
@@ -56,6 +56,7 @@ def help_text() -> str:
     lines += [
         *_section("Instead of an action", 28, requests),
         *_section("With explain", 28, explain),
+        *_section("Settings of one listener", 28, ((row.usage, row.help) for row in LISTENER_ROWS)),
         *_section("Modes", 15, MODES.items()),
         *_section("Signals to the master process", 15, SIGNALS.items()),
         "",
@@ -120,17 +121,25 @@ def sample_conf() -> str:
                 public = row.public_default and f"With public: {row.public_default}."
                 words = " ".join(filter(None, (_sentence(row.help), default, public, row.notes)))
                 lines += ["", *_wrapped(words, "# "), f"#{row.name} = {row.default}".rstrip()]
+    lines += [
+        "",
+        "",
+        "# Listeners with settings of their own, at the end of the file",
+        "",
+        *_wrapped("A section is a listener as listen has it, with one setting per line.", "# "),
+        "#",
+        "#[listener 127.0.0.1:2526]",
+    ]
+    for setting in LISTENER_ROWS:
+        text = f"#{setting.name} = {setting.metavar or 'yes'}"
+        lines += [*_wrapped(_sentence(setting.help), "# "), text]
     return "\n".join(lines) + "\n"
 
 
 def print_config(settings: Settings) -> str:
     """Return a conf file that gives these settings, with a comment where each value came from."""
     lines = [f"# Blackhole {__version__} would listen on"]
-    for listener in settings.listeners:
-        tls = ", implicit TLS" if listener.tls else ""
-        delay = f", delay {value_text(listener.delay)}" if listener.delay else ""
-        proxy = ", behind a proxy" if listener.proxy else ""
-        lines.append(f"#   {listener}, mode {listener.mode}{delay}{tls}{proxy}")
+    lines += [f"#   {listener_text(listener)}" for listener in settings.listeners]
     for title, rows in _groups():
         lines += ["", f"# {title}"]
         for row in rows:
@@ -139,7 +148,20 @@ def print_config(settings: Settings) -> str:
             mark = "#" if row.name == "conf" or origin.endswith(UNUSED) else ""
             note = "" if value else _path_note(row.name, settings)
             lines.append(f"{f'{mark}{row.name} = {quoted(value)}':<45} # {origin}{note}")
+    for address, settings_of_listener in settings.sections:
+        lines += ["", f"[listener {address}]"]
+        lines += [f"{name} = {quoted(value)}" for name, value in settings_of_listener]
     return "\n".join(lines) + "\n"
+
+
+def listener_text(listener: Listener) -> str:
+    """Return a listener and what is set for it, as --print-config shows it."""
+    parts = [f"{listener}", f"mode {listener.mode}"]
+    parts += [f"delay {value_text(listener.delay)}"] if listener.delay else []
+    parts += ["implicit TLS"] if listener.tls else []
+    parts += ["behind a proxy"] if listener.proxy else []
+    parts += [f"{OPTION_BY_NAME[name].of_listener} {value_text(value)}" for name, value in listener.own]
+    return ", ".join(parts)
 
 
 def _path_note(name: str, settings: Settings) -> str:

@@ -14,7 +14,7 @@ from dataclasses import astuple
 from typing import Any, Final
 
 from blackhole import addresses, processors
-from blackhole.settings import MODES, DashboardAddress, Delay, FleetServer, Listener, RedisSettings
+from blackhole.settings import MODES, DashboardAddress, Delay, FleetServer, RedisSettings
 
 MAX_REPEATED: Final = 60
 """Characters of a wrong value that an error message repeats."""
@@ -72,7 +72,7 @@ def value_text(value: object) -> str:
         case (float(least), float(most)):
             return value_text(least) if least == most else f"{value_text(least)},{value_text(most)}"
         case tuple():
-            return " ".join(value)
+            return " ".join(map(str, value))
     return str(value)
 
 
@@ -244,10 +244,7 @@ KEYWORD: Final = re.compile("-?[A-Za-z0-9][A-Za-z0-9-]*")
 _LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 HOSTNAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
 _IPV6: Final = re.compile(r"([0-9A-Fa-f:.]+)(%[A-Za-z0-9_.-]+)?")
-_ADDRESS_AND_PORT: Final = re.compile(r"(\[[^][]+\]|[^][:]*):([0-9]+)")
-
-LISTEN: Final = "ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=TIME]"
-"""How a listener is written."""
+ADDRESS_AND_PORT: Final = re.compile(r"(\[[^][]+\]|[^][:]*):([0-9]+)")
 
 
 def _is_address(family: int, text: str) -> bool:
@@ -303,43 +300,12 @@ def field_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def listener(text: str, default_mode: str = "accept", default_delay: Delay | None = None) -> Listener:
-    """Read one listener; `default_mode` and `default_delay` hold where it names none."""
-    address, *words = re.split(",(?=[a-z])", text)  # the comma of delay=1,5 comes before a digit
-    match = _ADDRESS_AND_PORT.fullmatch(address)
-    if not match:
-        blanks = ", and a blank without a comma between two listeners" if text.endswith(",") else ""
-        raise expected(f"{LISTEN}, an IPv6 address in brackets{blanks}", text)
-    found_mode, found_delay = default_mode, default_delay
-    tls = proxy = False
-    for word in words:
-        key, _, value = word.partition("=")
-        if word == "tls":
-            tls = True
-        elif word == "proxy":
-            proxy = True
-        elif key == "mode":
-            found_mode = mode(value)
-        elif key == "delay":
-            found_delay = delay(value)
-        else:
-            raise expected("tls, proxy, mode=MODE or delay=TIME after the port", word)
-    return Listener(host(match[1] or "0.0.0.0"), port(match[2]), tls, found_mode, found_delay, proxy)
-
-
-def listen(text: str) -> tuple[str, ...]:
-    """Read listeners, separated by blanks, and return their texts: `listener` reads them once more."""
-    for item in text.split():
-        listener(item)
-    return tuple(text.split())
-
-
 def dashboard_address(text: str) -> DashboardAddress:
     """Read `off`, or an address and port, with `token=FILE` and any number of `name=NAME` after them."""
     if SWITCH.get(text.lower()) is False:
         return DashboardAddress()
     address, *words = text.split(",")
-    match = _ADDRESS_AND_PORT.fullmatch(address)
+    match = ADDRESS_AND_PORT.fullmatch(address)
     if not match:
         raise expected("off or ADDRESS:PORT[,name=NAME][,token=FILE], an IPv6 address in brackets", text)
     names, token = [], ""

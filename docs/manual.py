@@ -14,7 +14,7 @@ import shtab
 
 from blackhole import __version__, usage
 from blackhole.action_table import ACTION_HELP, ACTION_TABLE
-from blackhole.option_table import OPTIONS, Option
+from blackhole.option_table import LISTENER_ROWS, OPTIONS, Option
 from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS
 from blackhole.settings import MODES
 
@@ -61,6 +61,8 @@ def _man_lines() -> Iterator[str]:
     for group in dict.fromkeys(option.group for option in OPTIONS):
         yield f".SS {_roff(group)}"
         yield from _list((option.usage, _about(option)) for option in OPTIONS if option.group == group)
+    yield ".SS Settings of one listener"
+    yield from _list((row.usage, row.help[0].upper() + row.help[1:]) for row in LISTENER_ROWS)
     yield ".SS Instead of an action"
     yield from _list((", ".join(flags), about) for flags, about in REQUEST_FLAGS.values())
     yield ".SS With explain"

@@ -18,7 +18,7 @@ from internet_profile import profile_text  # noqa: E402
 
 import blackhole  # noqa: E402
 from blackhole import settings  # noqa: E402
-from blackhole.option_table import OPTIONS, Option  # noqa: E402
+from blackhole.option_table import LISTENER_ROWS, OPTIONS, Option  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
 from blackhole.smtp.auth import MECHANISMS  # noqa: E402
@@ -67,6 +67,19 @@ def option_page() -> Iterator[str]:
             ),
         )
         yield ""
+    yield from ("## Settings of one listener", "")
+    yield from table(
+        ("setting", "meaning", "where a listener does not set it"),
+        (
+            (
+                code(row.usage),
+                sentence(row.help),
+                code(f"--{row.option.replace('_', '-')}") if row.option else "off",
+            )
+            for row in LISTENER_ROWS
+        ),
+    )
+    yield ""
 
 
 def option_default(option: Option) -> str:

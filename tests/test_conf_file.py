@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from blackhole import values
+from blackhole import listeners
 from blackhole.options import parse
 from blackhole.settings import Listener, OperatorError
 from tests.option_samples import (
@@ -103,8 +103,8 @@ def test_quotes_and_comments_in_a_conf_file(line: str, value: str, write_conf: W
         ),
         (
             "listen = 10.0.0.1:25, :::25",
-            "1: listen: expected ADDRESS:PORT[,tls][,proxy][,mode=MODE][,delay=TIME], an IPv6 address in "
-            "brackets, and a blank without a comma between two listeners, not '10.0.0.1:25,'",
+            "1: listen: expected ADDRESS:PORT[,SETTING]..., and a blank without a comma between two"
+            " listeners, not '10.0.0.1:25,'",
         ),
         ("\n\nxyzzy = 1", "3: xyzzy: unknown option"),
         ("port = 25\n\nport = 25", "3: port: already set at FILE:1; remove one of the two"),
@@ -118,7 +118,7 @@ def test_quotes_and_comments_in_a_conf_file(line: str, value: str, write_conf: W
         ("ssl = f", "1: ssl: expected yes or no, not 'f'"),
         ("listen =\n  :25\n  :26", "2: expected NAME = VALUE, not ':25'"),
         ("port = 25\n 26", "2: expected NAME = VALUE, not '26'"),
-        ("[blackhole]\nport = 25", "1: expected NAME = VALUE, not '[blackhole]'"),
+        ("[blackhole]\nport = 25", "1: expected [listener ADDRESS:PORT], not '[blackhole]'"),
         ("import os; os.system('true')", "1: expected NAME = VALUE, not \"import os; os.system('true')\""),
         ("port: 25", "1: expected NAME = VALUE, not 'port: 25'"),
         ("debug", "1: expected NAME = VALUE, not 'debug'"),
@@ -139,7 +139,7 @@ def test_a_mistake_in_the_conf_file_is_named_with_its_line(
 ) -> None:
     path = write_conf(text)
     if message is None:
-        message = f"2: listen: expected {values.LISTEN}, an IPv6 address in brackets, not ':x'"
+        message = f"2: listen: expected {listeners.ADDRESS}, not ':x'"
     assert refusal("--conf", str(path)) == (os.EX_CONFIG, f"{path}:{message.replace('FILE', str(path))}")
 
 

@@ -44,6 +44,7 @@ LEAVES = frozenset(
             "health_check",
             "hostname",
             "input_file",
+            "listeners",
             "log_format",
             "option_table",
             "options",

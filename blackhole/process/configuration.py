@@ -36,7 +36,8 @@ class Configuration:
 
     settings: Settings
     """With uid and gid in place of names, and with the passwords of the auth file."""
-    tls: ssl.SSLContext | None
+    tls: Mapping[Listener, ssl.SSLContext | None]
+    """The TLS context of each listener: None without a certificate."""
     scenario: ActiveScenario
     bound: Mapping[Listener, list[socket]]
     """The listening sockets of each listener: several where a name has several addresses."""
@@ -62,7 +63,7 @@ class Configuration:
                     "address": _where(one, sockets),
                     "mode": one.mode,
                     "delay": one.delay,
-                    "tls": "implicit" if one.tls else "starttls" if self.tls else "off",
+                    "tls": "implicit" if one.tls else "starttls" if self.tls[one] else "off",
                     "proxy": one.proxy,
                 }
                 for one, sockets in self.bound.items()
@@ -88,7 +89,7 @@ class Configuration:
         for listener, sockets in self.bound.items():
             where = _where(listener, sockets)
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
-            security = "TLS" if listener.tls else "STARTTLS" if self.tls else "no TLS"
+            security = "TLS" if listener.tls else "STARTTLS" if self.tls[listener] else "no TLS"
             proxied = ", behind a proxy" if listener.proxy else ""
             yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {security}{proxied}"
         if self.dashboard_sockets and not dashboard_runs:
@@ -138,7 +139,8 @@ def read(settings: Settings, warn: Warn) -> Inputs:
 
     Raises OperatorError.
     """
-    _check_offer(settings)
+    for listener in settings.listeners:
+        _check_offer(settings.of_listener(listener), f"listener {listener}: " if listener.own else "")
     uid, gid = privileges.resolve(settings.user, settings.group)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = max(1, files - RESERVED_FDS)
@@ -152,9 +154,10 @@ def read(settings: Settings, warn: Warn) -> Inputs:
             _check_authority(store.ca)  # children open it by its name
     sources = tuple(map(scenario.read_source, settings.scenario))
     names = scenario.certificate_names(scenario.parse_sources(sources))
-    passwords = None
-    if settings.auth not in ("off", "any"):
-        passwords, warning = auth_file.load(settings.auth)
+    with_tls = next((one for one in of_listeners(settings) if one.ssl_cert), settings)
+    passwords = {}
+    for path in sorted({one.auth for one in of_listeners(settings)} - {"off", "any"}):
+        passwords[path], warning = auth_file.load(path)
         if warning:
             warn(warning)
     dashboard = settings.dashboard
@@ -164,26 +167,39 @@ def read(settings: Settings, warn: Warn) -> Inputs:
         if warning:
             warn(warning)
     return Inputs(
-        replace(settings, user=str(uid), group=str(gid), passwords=passwords, dashboard=dashboard),
-        {path: _read_pem(path) for path in (settings.ssl_cert, settings.ssl_key) if path},
+        replace(settings, user=str(uid), group=str(gid), password_files=passwords, dashboard=dashboard),
+        {
+            path: _read_pem(path)
+            for one in of_listeners(settings)
+            for path in (one.ssl_cert, one.ssl_key)
+            if path
+        },
         sources,
-        {name: tls.faulty_certificate(name, settings) for name in names},
+        {name: tls.faulty_certificate(name, with_tls) for name in names},
         time.time(),
     )
 
 
-def _check_offer(settings: Settings) -> None:
-    """Check what the listeners are to offer. Raises OperatorError."""
+def of_listeners(settings: Settings) -> Iterator[Settings]:
+    """Yield the settings of the server, and those of each listener that has settings of its own."""
+    yield settings
+    for listener in settings.listeners:
+        if listener.own:
+            yield settings.of_listener(listener)
+
+
+def _check_offer(settings: Settings, where: str = "") -> None:
+    """Check what listeners are to offer; errors begin with `where`. Raises OperatorError."""
     try:
         offered = extensions.choose(settings.extensions)
     except ValueError as error:
-        raise OperatorError(f"extensions: {error}") from None
+        raise OperatorError(f"{where}extensions: {error}") from None
     try:
         auth.choose_mechanisms(settings.auth_mechanisms, settings.auth not in ("off", "any"))
     except ValueError as error:
-        raise OperatorError(f"auth_mechanisms: {error}") from None
+        raise OperatorError(f"{where}auth_mechanisms: {error}") from None
     if settings.auth_required and (settings.auth == "off" or "AUTH" not in offered):
-        raise OperatorError("auth_required: nobody can authenticate; set auth too, and offer AUTH")
+        raise OperatorError(f"{where}auth_required: nobody can authenticate; set auth too, and offer AUTH")
 
 
 def _read_pem(path: str) -> bytes:
@@ -202,11 +218,28 @@ def _check_authority(path: str) -> None:
         raise OperatorError(f"there is no certificate in {path}; it must be in PEM") from None
 
 
+def _tls_contexts(settings: Settings, pem: Mapping[str, bytes]) -> Mapping[Listener, ssl.SSLContext | None]:
+    """Return the TLS context of each listener, from what was read: one for all with the same files.
+
+    Raises OperatorError.
+    """
+    made: dict[tuple[str, str], ssl.SSLContext | None] = {("", ""): None}
+    found = {}
+    for listener in settings.listeners:
+        own = settings.of_listener(listener)
+        files = own.ssl_cert, own.ssl_key
+        if files not in made:
+            made[files] = _tls_context(own, pem)
+        found[listener] = made[files]
+    return found
+
+
 def _tls_context(settings: Settings, pem: Mapping[str, bytes]) -> ssl.SSLContext:
     """Return the context of certificate and key, from what was read. Raises OperatorError."""
     with ExitStack() as files:
         in_memory = {"": ""}
-        for path, octets in pem.items():
+        for path in filter(None, (settings.ssl_cert, settings.ssl_key)):
+            octets = pem[path]
             file = files.enter_context(open(os.memfd_create("pem", os.MFD_CLOEXEC), "wb", buffering=0))
             file.write(octets)
             in_memory[path] = f"/proc/self/fd/{file.fileno()}"
@@ -214,7 +247,7 @@ def _tls_context(settings: Settings, pem: Mapping[str, bytes]) -> ssl.SSLContext
             return tls.make_context(in_memory[settings.ssl_cert], in_memory[settings.ssl_key])
         except OperatorError as error:
             message = str(error)
-            for path in pem:
+            for path in filter(None, in_memory):
                 message = message.replace(in_memory[path], path)
             raise OperatorError(message, error.code) from None
 
@@ -226,10 +259,10 @@ def make(inputs: Inputs) -> Configuration:
         redis_client.redis_errors()
     if any(listener.proxy for listener in settings.listeners):
         proxy.make_parser()
-    context = _tls_context(settings, inputs.pem) if settings.ssl_cert else None
+    contexts = _tls_contexts(settings, inputs.pem)
     certificates = {name: tls.context_from_pem(pem) for name, pem in inputs.faulty_certificates.items()}
     rules = ActiveScenario(Scenario.of(inputs.sources, inputs.read_at), certificates=certificates)
-    return Configuration(settings, context, rules, {}, [])
+    return Configuration(settings, contexts, rules, {}, [])
 
 
 def resolve_listeners(settings: Settings) -> None:

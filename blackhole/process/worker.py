@@ -71,7 +71,8 @@ class WorkerContext:
 
     settings: Settings
     sockets: Mapping[Listener, Sequence[socket]]
-    tls: ssl.SSLContext | None
+    tls: Mapping[Listener, ssl.SSLContext | None]
+    """The TLS context of each listener: None without a certificate."""
     scenario: ActiveScenario
     """As loaded from files; an order given at run time may replace it."""
     counters: Counters
@@ -194,9 +195,9 @@ class Worker:
             address = listener_address(listener, sockets)
             server = SMTPServer(
                 listener,
-                settings,
+                settings.of_listener(listener),
                 self._cells,
-                self._context.tls,
+                self._context.tls[listener],
                 hook,
                 should_yield_accept,
                 scenario,
