@@ -247,6 +247,8 @@ class Settings:
     """Seconds for a PROXY header."""
     proxy_from: tuple[str, ...] = ()
     """Networks whose PROXY headers are trusted."""
+    xclient_from: tuple[str, ...] = ()
+    """Networks of the servers that may name the clients they act for."""
 
     # Limits per client. 0 is no limit.
     public: bool = False

@@ -119,7 +119,7 @@ def protocol_tables() -> Iterator[str]:
             (
                 code(row.keyword),
                 "yes" if row.by_default else "",
-                rfc(row.rfc),
+                rfc(row.rfc) if row.rfc else f"[Postfix]({row.page})",
                 " ".join(code(name.decode()) for name in row.mail),
                 " ".join(code(name.decode()) for name in row.rcpt),
                 sentence(row.about),

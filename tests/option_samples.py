@@ -24,6 +24,7 @@ SAMPLES = {
     "backlog": "16",
     "proxy_from": "192.0.2.0/24 2001:db8::/32",
     "proxy_timeout": "1.5",
+    "xclient_from": "192.0.2.0/24 2001:db8::/32",
     "mode": "random",
     "delay": "0.25,3",
     "strict": "yes",

@@ -53,7 +53,9 @@ class SessionPeer:
     simulates_time = True
 
     def __init__(self, engine: SMTPEngine, secure: bool, size: int) -> None:
-        self.session = engine.session(secure)
+        self.engine = engine
+        # The real servers of the transcripts have clients on this machine too.
+        self.session = engine.session(secure, "127.0.0.1")
         self.size = size
         """The size of the pieces that the session receives; 0 leaves the data whole."""
         self.waited = 0.0
@@ -66,6 +68,10 @@ class SessionPeer:
         while True:
             *lines, self.part_of_line = (self.part_of_line + out).split(b"\n")
             self.lines += [(printable(line + b"\n"), self.waited) for line in lines]
+            if self.session.next_action is NextAction.CHANGE_CLIENT:
+                self.session = self.engine.session_after(self.session)
+                out = with_lookups(self.session, self.session.greet_named_client())
+                continue
             if self.session.next_action is not NextAction.SLEEP:
                 return
             self.waited += self.session.wait

@@ -80,7 +80,7 @@ def test_reply_is_well_formed(reply: Reply) -> None:
 def test_only_the_greeting_and_the_replies_to_helo_and_ehlo_lack_an_enhanced_code() -> None:
     """RFC 2034 4 exempts them."""
     host = make_engine().constants
-    assert {reply.enhanced for reply in (host.greeting, host.helo, host.ehlo, host.ehlo_secure)} == {""}
+    assert {reply.enhanced for reply in (host.greeting, host.helo, *host.ehlo)} == {""}
     assert {reply.enhanced for reply in host.help.values()} == {"2.0.0"}
 
 
@@ -115,7 +115,7 @@ def test_every_verb_has_one_row() -> None:
 
 def test_every_phase_has_a_row() -> None:
     rows = {row.verb for row in commands.COMMANDS}
-    assert rows | {"other"} == set(PHASES)
+    assert set(PHASES) <= rows | {"other"}
 
 
 @pytest.mark.parametrize("row", [row for row in commands.COMMANDS if row.about], ids=lambda row: row.verb)

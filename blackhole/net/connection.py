@@ -36,6 +36,7 @@ from blackhole.net.stream import (
     has_unread_input,
 )
 from blackhole.net.waits import cancel, finish_early, timer
+from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.replies import (
     INTERNAL_ERROR,
     SERVER_STOPPING,
@@ -157,7 +158,7 @@ class Connection:
                         await self._drain(written)
                 if session.next_action is not READ:
                     out = await self._act(session.next_action, sent)
-                    stream, received = self.stream, 0
+                    session, stream, received = self.session, self.stream, 0
                     continue
                 turns -= 1
                 if turns <= 0:
@@ -230,14 +231,15 @@ class Connection:
         if usage is None:
             return True
         refusal = context.admission.refusal(usage)
-        if refusal is None and context.listener.tls and not usage.meter("STARTTLS"):
+        handshake_follows = context.listener.tls and not self.session.secure
+        if refusal is None and handshake_follows and not usage.meter("STARTTLS"):
             refusal = TOO_MANY_TLS_HANDSHAKES
         if refusal is None:
             self.session.apply_limits(context.limited_engine, context.limits, usage.meter)
             return True
         self.closed_by_server = True
         self.session.record_limit(LIMIT_OF_REPLY[refusal])
-        if not context.listener.tls:
+        if not handshake_follows:
             self._try_send(refusal)
             count_rejection(context.counters, refusal)
         return False
@@ -252,9 +254,15 @@ class Connection:
         return out
 
     def _share_local_address(self) -> None:
-        """Let the session find out the local address of the stream, where no proxy stands between."""
-        stream = self.stream
-        if self.context.proxy_parser is None:
+        """Let the session find out the local address of the stream, where no proxy stands between.
+
+        Where XCLIENT has named a client, it is what XCLIENT said of the client's own connection.
+        """
+        stream, named = self.stream, self.session.named_client
+        if named is not NO_NAMED_CLIENT:
+            address = f"{named.local_address or ''} {named.local_port or ''}".strip()
+            self.session.policy.set_local_address(lambda: address)
+        elif self.context.proxy_parser is None:
             self.session.policy.set_local_address(
                 lambda: local_address(stream.socket.getsockname()) if stream.socket is not None else ""
             )
@@ -289,6 +297,8 @@ class Connection:
         if action is NextAction.START_TLS:
             await self._start_tls()
             return b""
+        if action is NextAction.CHANGE_CLIENT:
+            return self._change_client(sent)
         if not (action is NextAction.CLOSE and self.session.quit_received):
             await self._finish(action, sent)
         return None
@@ -370,6 +380,22 @@ class Connection:
         context.counters[TLS_RESUMED] += bool(stream.socket.session_reused)
         session.secured()
         self._share_local_address()
+
+    def _change_client(self, sent: bytes) -> bytes | None:
+        """Begin a session with the client that XCLIENT has named, as if it had just connected.
+
+        Return what it is sent, or None if its limits do not let it in.
+        """
+        context, before = self.context, self.session
+        session = context.engine.session_after(before)
+        count_replies(self, sent)
+        context.client_changed(self)
+        self.session, self.peer, self.usage = session, session.client, None
+        self.age, self.idle = 0, 0
+        if context.admission is not None and not self._check_admission():
+            return None
+        self._share_local_address()
+        return session.greet_named_client()
 
     # The end.
 

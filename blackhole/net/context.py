@@ -52,6 +52,8 @@ class ListenerContext:
     """Logs what a client can bring about: at debug level in public, where that is too much."""
     greets_at_once: bool
     """Nothing comes before the greeting: no PROXY header, no limits, no TLS handshake."""
+    client_changed: Callable[[Any], None]
+    """Accounts for the client of a connection on which XCLIENT has named another one."""
     evidence: EvidenceWriter | None = None
     """Keeps where violations were committed."""
     proxy_errors: HeaderErrorLog = field(default_factory=HeaderErrorLog)

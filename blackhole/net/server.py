@@ -106,6 +106,7 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
         auth_mechanisms=choose_mechanisms(settings.auth_mechanisms, settings.passwords is not None),
         auth_required=settings.auth_required,
         passwords=settings.passwords,
+        xclient_from=NetworkSet(settings.xclient_from) if settings.xclient_from else None,
         fast_path="fast_path" in settings.accelerators,
     )
 
@@ -228,6 +229,7 @@ class SMTPServer(TCPServer):
             proxies=NetworkSet(settings.proxy_from),
             greets_at_once=not (listener.proxy or listener.tls or settings.limits_clients),
             log_connection=log.debug if settings.public else log.info,
+            client_changed=self.client_changed,
             evidence=evidence,
         )
         self._connection_type: Final = Connection if recorder is None else RecordedConnection
@@ -291,12 +293,22 @@ class SMTPServer(TCPServer):
 
     def connection_closed(self, connection: Connection) -> None:
         """Account for a connection that has ended."""
-        session, usage = connection.session, connection.usage
         self.connections.discard(connection)
         self.counters[OPEN_CELL] -= 1
+        self._connection_messages.append(connection.session.messages)
+        self._client_left(connection)
+
+    def client_changed(self, connection: Connection) -> None:
+        """Account for the client of a connection that goes on with another one."""
+        if connection.session.messages:
+            self._connection_messages.append(connection.session.messages)
+        self._client_left(connection)
+
+    def _client_left(self, connection: Connection) -> None:
+        usage = connection.usage
         fresh = connection.received - connection.counted
         self.counters[RECEIVED_CELL] += fresh
-        self._connection_messages.append(session.messages)
+        connection.counted = connection.received
         if usage is not None:
             usage.meter(RECEIVED_OCTETS, fresh)
             usage.leave()

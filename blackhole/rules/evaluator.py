@@ -321,6 +321,11 @@ class RuleEvaluator:
         if self._tracker is not None:
             self._tracker.set_local_address(address)
 
+    def introduce(self, helo: bytes, user: bytes) -> None:
+        """Learn the name and the user of the client before it says them."""
+        self.context.helo, self.context.user = helo, user
+        self._before = self.context.save()
+
     def secured(self) -> RuleEvaluator:
         """Return the evaluator under TLS: of other rules perhaps, and without what was said before."""
         return RuleEvaluator(self._policy, self.context.secured(), self._tracker)

@@ -15,6 +15,7 @@ from blackhole.smtp import replies
 from blackhole.smtp.auth import AuthSetup, Credentials, Exchange, challenge, decoded
 from blackhole.smtp.chunking import Chunk, read_chunk
 from blackhole.smtp.extensions import ONLY_ONE, added_parameters
+from blackhole.smtp.named_client import AttributeCheck, read_attributes
 from blackhole.smtp.offer import BINARYMIME, NO_OFFER
 from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, is_domain, read_path
 from blackhole.smtp.replies import Reply
@@ -164,7 +165,7 @@ def mailbox(word: bytes, local_names: tuple[bytes, ...]) -> ArgumentReader:
 def _with_parameters(state: SessionState, word: bytes, path: Path) -> Mailbox | Reply:
     """Return a mailbox with its parameters, or the reply that refuses one of them."""
     known, text = state.listener.parameters[state.secure][word], path.parameters
-    if state.offered not in (NO_OFFER, state.listener.offers[state.secure]):
+    if state.offered not in (NO_OFFER, state.own_offer):
         known = {**known, **added_parameters(state.offered)[word]}
     parameters = parse_parameters(text, known)
     if not all(state.offered.has_parameter(one, word == b"TO") for one in text.split()):
@@ -199,6 +200,26 @@ def parse_parameters(text: bytes, known: Checks, lenient: bool = False) -> dict[
             return replies.BAD_PARAMETER
         found[name] = value
     return replies.BAD_PARAMETER if any(len(found.keys() & names) > 1 for names in ONLY_ONE) else found
+
+
+def attributes_of_client(known: Mapping[bytes, AttributeCheck]) -> ArgumentReader:
+    """Return a reader of the attributes behind XCLIENT or XFORWARD, which only some servers may send.
+
+    Neither may come in a transaction, whether or not the order is enforced otherwise.
+    """
+
+    def read(state: SessionState, argument: bytes) -> Mapping[bytes, bytes] | Reply | None:
+        config = state.listener.config
+        if config.xclient_from is None:
+            return replies.NOT_OFFERED
+        if not state.names_clients:
+            return replies.NOT_AUTHORIZED
+        if state.stage > GREETED:
+            state.record_violation("wrong-order")
+            return replies.BAD_SEQUENCE
+        return read_attributes(argument, known, lenient=not config.strict)
+
+    return read
 
 
 def credentials(state: SessionState, argument: bytes) -> Credentials | Reply | bytes | None:

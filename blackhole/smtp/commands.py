@@ -6,7 +6,7 @@ and how HELP explains it. Reading is apart from doing so that a policy can decid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import replies
@@ -14,6 +14,7 @@ from blackhole.smtp.arguments import (
     ArgumentReader,
     Mailbox,
     any_argument,
+    attributes_of_client,
     chunk,
     credentials,
     helo_name,
@@ -33,6 +34,7 @@ from blackhole.smtp.auth import (
 from blackhole.smtp.chunking import Chunk
 from blackhole.smtp.events import EventNumbers, LimitEvents, sampled_violation_events, violation_events
 from blackhole.smtp.extensions import keywords, parameters
+from blackhole.smtp.named_client import CLIENT_ATTRIBUTES, FORWARDED_ATTRIBUTES
 from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import (
@@ -69,8 +71,9 @@ def ehlo(state: SessionState, argument: bytes) -> Reply:
     """Begin a session, and offer the extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
-    state.offered = state.listener.offers[state.secure]
-    return state.listener.ehlo_secure if state.secure else state.listener.ehlo
+    listener, number = state.listener, state.secure + 2 * state.names_clients
+    state.offered = listener.offers[number]
+    return listener.ehlo[number]
 
 
 def mail(state: SessionState, sender: Mailbox) -> Reply:
@@ -152,6 +155,18 @@ def refuse_credentials(state: SessionState, found: Credentials | bytes, refusal:
     state.auth_exchange = failure_challenge(refusal)
     next(state.auth_exchange)
     return challenge(found.failure_challenge)
+
+
+def xclient(state: SessionState, attributes: Mapping[bytes, bytes]) -> Reply:
+    """Learn who the client is from another server, and begin anew (Postfix XCLIENT_README)."""
+    state.named_client = state.named_client.updated(attributes)
+    return replies.CLIENT_NAMED
+
+
+def xforward(state: SessionState, attributes: Mapping[bytes, bytes]) -> Reply:
+    """Learn whose message comes next, which is only shown (Postfix XFORWARD_README)."""
+    state.forwarded_client = state.forwarded_client.updated(attributes)
+    return replies.OK
 
 
 def help_(state: SessionState, argument: bytes) -> Reply:
@@ -285,10 +300,25 @@ COMMANDS: Final = (
         last=True,
     ),
     Command("HELP", any_argument, help_, "HELP [verb]", "explain a command, or list all of them"),
+    Command(
+        "XCLIENT",
+        attributes_of_client(CLIENT_ATTRIBUTES),
+        xclient,
+        "XCLIENT attribute=value ...",
+        "name the client to begin a new session with, if the reply to EHLO offers it",
+        last=True,
+    ),
+    Command(
+        "XFORWARD",
+        attributes_of_client(FORWARDED_ATTRIBUTES),
+        xforward,
+        "XFORWARD attribute=value ...",
+        "name the client of the next message, if the reply to EHLO offers it",
+    ),
     Command("QUIT", no_argument, quit_, "QUIT", "end the session", last=True),
 )
 
-UNOFFERED_VERBS: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD")
+UNOFFERED_VERBS: Final = ("ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN")
 """Registered verbs without a phase of their own: 502, as RFC 5321 4.2.4 asks for known commands."""
 
 HTTP_VERBS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
@@ -325,13 +355,15 @@ def explanations() -> dict[bytes, Reply]:
 def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> ListenerConstants:
     """Make what a listener with this configuration repeats in every session."""
     name = config.hostname
+    offers = [
+        keywords(config, secure, names_clients) for names_clients in (False, True) for secure in (False, True)
+    ]
     return ListenerConstants(
         config=config,
         greeting=Reply(220, "", f"{name} ESMTP Blackhole"),
         helo=Reply(250, "", name),
-        ehlo=Reply(250, "", name, *keywords(config, False)),
-        ehlo_secure=Reply(250, "", name, *keywords(config, True)),
-        offers=(Offer(keywords(config, False)), Offer(keywords(config, True))),
+        ehlo=tuple(Reply(250, "", name, *lines) for lines in offers),
+        offers=tuple(map(Offer, offers)),
         help=explanations(),
         mechanisms=offered_mechanisms(config.auth_mechanisms, config.passwords),
         parameters=(parameters(config, False), parameters(config, True)),

@@ -58,8 +58,9 @@ class ReplyDelivery(SessionState):
         "wait",
     )
 
-    def __init__(self, engine: EngineTables, policy: SessionPolicy, secure: bool) -> None:
-        SessionState.__init__(self, engine.constants, engine.new_id, secure)  # super() takes twice as long
+    def __init__(self, engine: EngineTables, policy: SessionPolicy, secure: bool, client: str) -> None:
+        # super() takes twice as long
+        SessionState.__init__(self, engine.constants, engine.new_id, secure, client)
         self.engine = engine
         self.policy = policy
         self.next_action = READ
@@ -121,7 +122,7 @@ class ReplyDelivery(SessionState):
         else:
             assert fault is not None
             stopped = self._drip(out, command, reply, fault, rest)
-        if self.deferred is not None:
+        if self.deferred is not None or self.next_action is NextAction.CHANGE_CLIENT:
             self.unprocessed = data
         return stopped
 
@@ -150,6 +151,8 @@ class ReplyDelivery(SessionState):
     ) -> bool:
         """Emit a whole reply, or the last drop of one, and do what it means for the session."""
         out.append(wire)
+        if reply.next_action is NextAction.CHANGE_CLIENT:
+            return self._stop(reply.next_action)  # The greeting is the reply that is counted.
         if command is self.engine.end_of_message:
             self.policy.message_answered(self, reply.code, fault)
         self.counted_events.append(command.events[reply.code])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from blackhole.smtp import replies
 from blackhole.smtp.engine_tables import EngineTables, TraceFunction, no_fast_path
 from blackhole.smtp.error_budget import Meter, unmetered
 from blackhole.smtp.events import UNCOUNTED, EventNumbers
@@ -55,6 +56,18 @@ class SMTPEngine(EngineTables):
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:
         """Return a session with the client at this address. `secure`: the TLS handshake came before it."""
         return self._session_type(self, secure, client, meter)
+
+    def session_after(self, before: Session) -> Session:
+        """Return the session with the client that XCLIENT named in the session `before`, which ends.
+
+        The next call is `greet_named_client`.
+        """
+        before.policy.answered(before, "RSET", replies.RESET.code)  # The client has read what it was told.
+        before.closed()
+        named = before.named_client.address
+        session = self.session(before.secure, before.client if named is None else named)
+        session.continue_after(before)
+        return session
 
     def replace_policy(self, policy: ListenerPolicy) -> SMTPEngine:
         """Return the engine that replaces this one and all that it has replaced, with another policy.

@@ -52,7 +52,7 @@ class CommandExecution(ReplyDelivery):
     )
 
     def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter) -> None:
-        ReplyDelivery.__init__(self, engine, engine.policy.for_session(client, secure), secure)
+        ReplyDelivery.__init__(self, engine, engine.policy.for_session(client, secure), secure, client)
         limits = engine.config.limits
         self.error_budget = None if limits is None else ErrorBudget(limits, meter)
         self.certificate = ""
@@ -169,7 +169,7 @@ class CommandExecution(ReplyDelivery):
         else:
             self.defer(DeferredReply(command, reply, fault), seconds, end < len(data))
             stopped = True
-        if self.deferred is not None:
+        if self.deferred is not None or self.next_action is NextAction.CHANGE_CLIENT:
             self.unprocessed = data[end:]
         return stopped
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from blackhole.smtp.auth import offered_mechanisms
 from blackhole.smtp.choices import choose_keywords
+from blackhole.smtp.named_client import CLIENT_ATTRIBUTES, FORWARDED_ATTRIBUTES
 from blackhole.smtp.offer import Offer
 from blackhole.smtp.parameter_checks import (
     BY_VALUE,
@@ -66,11 +67,15 @@ class Extension(NamedTuple):
     """The keyword of an extension that has to be offered too."""
     only_one: frozenset[bytes] = frozenset()
     """Parameters of which a command may have one."""
+    page: str = ""
+    """The address of its specification, where that is no RFC."""
+    names_clients: bool = False
+    """Offered only to servers that may name the clients that they act for."""
 
-    def is_offered(self, config: ListenerConfig, secure: bool) -> bool:
+    def is_offered(self, config: ListenerConfig, secure: bool, names_clients: bool = False) -> bool:
         """Return whether a listener offers the extension to a client, under TLS or not."""
         chosen = self.by_default if config.extensions is None else self.keyword in config.extensions
-        return chosen and self.offered(config, secure)
+        return chosen and names_clients >= self.names_clients and self.offered(config, secure)
 
 
 EXTENSIONS: Final = (
@@ -166,6 +171,22 @@ EXTENSIONS: Final = (
         offered=lambda config, secure: config.auth and (secure or config.auth_plaintext),
         mail={b"AUTH": check_auth},
     ),
+    Extension(
+        "XCLIENT",
+        0,
+        "offered to the servers in xclient_from, and begins a session with the client that it names",
+        argument=lambda config: b" ".join(CLIENT_ATTRIBUTES).decode(),
+        page="https://www.postfix.org/XCLIENT_README.html",
+        names_clients=True,
+    ),
+    Extension(
+        "XFORWARD",
+        0,
+        "offered to the servers in xclient_from, and names the client that is shown with the next message",
+        argument=lambda config: b" ".join(FORWARDED_ATTRIBUTES).decode(),
+        page="https://www.postfix.org/XFORWARD_README.html",
+        names_clients=True,
+    ),
     Extension("HELP", 5321, "HELP works with or without it"),
 )
 
@@ -191,12 +212,12 @@ def _parameters(rows: Iterable[Extension]) -> dict[bytes, Checks]:
     }
 
 
-def keywords(config: ListenerConfig, secure: bool) -> list[str]:
+def keywords(config: ListenerConfig, secure: bool, names_clients: bool = False) -> list[str]:
     """Return the lines of the reply to EHLO behind its first: the extensions that are offered now."""
     return [
         f"{row.keyword} {row.argument(config)}".rstrip()
         for row in EXTENSIONS
-        if row.is_offered(config, secure)
+        if row.is_offered(config, secure, names_clients)
     ]
 
 

@@ -42,7 +42,19 @@ RCPT_PARAMETERS: Final = frozenset((b"NOTIFY", b"ORCPT", b"RRVS", b"CONNEG"))
 """Those of RCPT; all others are parameters of MAIL."""
 
 WITHOUT_OTHER_PARAMETERS: Final = frozenset(
-    (b"PIPELINING", b"ENHANCEDSTATUSCODES", b"VRFY", b"EXPN", b"HELP", b"STARTTLS", b"CHUNKING", b"ETRN")
+    (
+        *(
+            b"PIPELINING",
+            b"ENHANCEDSTATUSCODES",
+            b"VRFY",
+            b"EXPN",
+            b"HELP",
+            b"STARTTLS",
+            b"CHUNKING",
+            b"ETRN",
+        ),
+        *(b"XCLIENT", b"XFORWARD"),
+    )
 ).union(*PARAMETER_KEYWORDS.values())
 """Keywords whose parameters are all known. Those of any other extension are not."""
 

@@ -113,6 +113,9 @@ class SessionPolicy(Protocol):
     def set_local_address(self, address: Callable[[], str]) -> None:
         """Learn how to find out which local address the client connected to."""
 
+    def introduce(self, helo: bytes, user: bytes) -> None:
+        """Learn the name and the user of the client from a server that acts for it; empty for none."""
+
     def secured(self) -> SessionPolicy:
         """Return the policy for the same client under TLS, which knows nothing of what was said before
         (RFC 3207 4.2)."""
@@ -173,6 +176,9 @@ class NoSessionPolicy:
         pass
 
     def set_local_address(self, address: Callable[[], str]) -> None:
+        pass
+
+    def introduce(self, helo: bytes, user: bytes) -> None:
         pass
 
     def secured(self) -> SessionPolicy:

@@ -19,6 +19,7 @@ from blackhole.smtp.execution import Answered, Decided
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.header_section import HeaderCollector, fields
 from blackhole.smtp.input_reader import SECRET
+from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.session import Session
@@ -72,6 +73,7 @@ class RecordedSession(Session):
         "_accepted",
         "_directive_mode",
         "_fields",
+        "_forwarded_client",
         "_helo",
         "_introduction",
         "_is_closed",
@@ -111,6 +113,8 @@ class RecordedSession(Session):
         self._directive_mode = ""
         self._rule = b""
         """The rule that has decided on the command."""
+        self._forwarded_client = NO_NAMED_CLIENT
+        """What XFORWARD has said about the client of the transaction that was reset last."""
         self._accepted = self._size = 0
         """Recipients and octets of the transaction that was reset last."""
         self._published: int | None = None
@@ -256,9 +260,15 @@ class RecordedSession(Session):
         self.record.replace_last_reply(out)
         return out
 
+    def continue_after(self, before: Session) -> None:
+        Session.continue_after(self, before)
+        assert isinstance(before, RecordedSession)
+        self.tls, self._helo = before.tls, self.named_client.helo or b""
+
     # The end of a transaction.
 
     def reset(self) -> None:
+        self._forwarded_client = self.forwarded_client
         self._accepted, self._size = self.recipients, self.octets
         Session.reset(self)
 
@@ -292,7 +302,10 @@ class RecordedSession(Session):
         """Publish the record, and begin the next."""
         if ending == ENDED_BY_CLOSE:
             self._accepted, self._size = self.recipients, self.octets
+            self._forwarded_client = self.forwarded_client
         introduction = self._introduction or self._introduce()
+        if self._forwarded_client is not NO_NAMED_CLIENT:
+            introduction = self._introduce_forwarded(introduction)
         record = self.record
         if self._fields is not None:
             record.fields = self._fields.fields()
@@ -303,6 +316,14 @@ class RecordedSession(Session):
             self._recorder.log(self, octets)
         record.clear()
         self._accepted = self._size = 0
+
+    def _introduce_forwarded(self, introduction: Introduction) -> Introduction:
+        """Return the introduction of the client that XFORWARD has named; it names no other one after that."""
+        forwarded, self._forwarded_client = self._forwarded_client, NO_NAMED_CLIENT
+        listener, fields, client, helo, tls = introduction
+        client = client if forwarded.address is None else forwarded.address.encode()
+        helo = helo if forwarded.helo is None else forwarded.helo[:MAX_RECORDED_COMMAND]
+        return listener, fields, client, helo, tls
 
     def _introduce(self) -> Introduction:
         client, helo = self.client.encode(), self._helo[:MAX_RECORDED_COMMAND]

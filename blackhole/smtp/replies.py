@@ -19,6 +19,7 @@ class NextAction(Enum):
     SLEEP = "wait, then resume"
     LOOKUP = "wait for an answer, then resume with it"
     START_TLS = "do the TLS handshake"
+    CHANGE_CLIENT = "begin a session with the client that XCLIENT has named"
     CLOSE = "close"
     ABORT = "reset the connection"
     HANG = "send nothing more, and stay open"
@@ -118,6 +119,9 @@ NO_REPLY: Final = CODES[421]
 """Stands for a reply that is neither sent nor counted, as a fault takes its place."""
 PENDING: Final = Reply(421, "", "", next_action=NextAction.LOOKUP)
 """Stands for a reply that depends on an answer that is still to come."""
+CLIENT_NAMED: Final = Reply(220, "", next_action=NextAction.CHANGE_CLIENT)
+"""Stands for the reply to XCLIENT, which is the greeting of the client that it names."""
+NOT_AUTHORIZED: Final = Reply(550, "5.7.0", "Not authorized to name clients")
 NOT_SMTP: Final = Reply(221, "2.7.0", "This is an SMTP server. Goodbye", next_action=NextAction.CLOSE)
 TLS_ON_PLAIN_PORT: Final = Reply(
     501, "5.5.1", "TLS does not start here without STARTTLS", next_action=NextAction.CLOSE

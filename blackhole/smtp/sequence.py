@@ -83,7 +83,7 @@ def record_unoffered(state: SessionState, command: BoundCommand, verb: bytes, ar
     # A transaction or AUTH without EHLO is the violation no-hello. To use the extensions that EHLO would
     # offer is not another one.
     greeted = state.stage & GREETED or command.phase == "STARTTLS"
-    offered = state.offered if greeted else state.listener.offers[state.secure]
+    offered = state.offered if greeted else state.own_offer
     if not (offered.has_verb(verb.upper()) or verb.startswith(PRIVATE_VERB)):
         state.record_violation("unknown-command")
     elif command.phase == "AUTH":

@@ -162,6 +162,29 @@ class Session(InputReader):
         self.waiting = None
         self.policy.closed(self)
 
+    # Another client on the same connection.
+
+    def continue_after(self, before: Session) -> None:
+        """Begin with what stays true of the connection, and with what XCLIENT said of the client.
+
+        The attributes of XCLIENT hold until another XCLIENT says otherwise, or the client does.
+        """
+        self.names_clients, self.named_client = before.names_clients, before.named_client
+        self.client_identity, self._connection_id = before.client_identity, before._connection_id
+        self.unprocessed = before.unprocessed
+        helo, user = self.named_client.helo or b"", self.named_client.login or b""
+        self.policy.introduce(helo, user)
+        if user:
+            self.authenticated, self.must_authenticate = True, False
+
+    def greet_named_client(self) -> bytes:
+        """Greet the client that XCLIENT has named, and answer the input that came behind it."""
+        connect = self.engine.connect
+        if self.engine.trace is not None:
+            self.traced_id = self.id
+        decision = self.policy.decide(self, connect.phase) if connect.asks_policy else None
+        return self.go_on(connect, b"", decision, self.unprocessed)
+
     # Input.
 
     def receive(self, data: bytes) -> bytes:
@@ -203,7 +226,9 @@ class Session(InputReader):
         self.line = b""  # it may be that of another command
         offered = self.offered
         reply = self.carry_out(command, argument, decision)
-        reply = self.check_pipelining(command, reply, offered, bool(rest))
+        # What comes before a greeting has been judged already, if XCLIENT was before it.
+        followed = bool(rest) and command is not self.engine.connect
+        reply = self.check_pipelining(command, reply, offered, followed)
         return self._process(rest, (0, command, reply))
 
     def go_on_with_reply(self, command: BoundCommand, reply: Reply) -> bytes:

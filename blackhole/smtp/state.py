@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.smtp.auth import Exchange, Mechanism
+from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
 
@@ -98,6 +100,8 @@ class ListenerConfig:
     """Refuse mail before AUTH has succeeded."""
     passwords: Mapping[bytes, bytes] | None = field(default=None, repr=False)
     """By user; None: every user is let in."""
+    xclient_from: NetworkSet | None = None
+    """Networks of the servers that may name clients with XCLIENT and XFORWARD; None: there are none."""
     fast_path: bool = True
     """Answer usual commands without parsing them. It makes no difference except to the speed."""
 
@@ -109,10 +113,10 @@ class ListenerConstants:
     config: ListenerConfig
     greeting: Reply
     helo: Reply
-    ehlo: Reply
-    ehlo_secure: Reply
-    offers: tuple[Offer, Offer]
-    """What EHLO offers: without TLS, and under it."""
+    ehlo: tuple[Reply, ...]
+    """Replies to EHLO: without TLS, under it, and both to servers that may name clients."""
+    offers: tuple[Offer, ...]
+    """What these replies offer."""
     help: Mapping[bytes, Reply]
     """Replies to HELP, by verb."""
     mechanisms: Mapping[bytes, Mechanism]
@@ -168,10 +172,13 @@ class SessionState:
         "client_identity",
         "counted_events",
         "eightbit",
+        "forwarded_client",
         "greeting_omitted",
         "line",
         "listener",
         "must_authenticate",
+        "named_client",
+        "names_clients",
         "new_id",
         "octets",
         "offered",
@@ -191,7 +198,9 @@ class SessionState:
         "violation_count",
     )
 
-    def __init__(self, listener: ListenerConstants, new_id: Callable[[], int], secure: bool) -> None:
+    def __init__(
+        self, listener: ListenerConstants, new_id: Callable[[], int], secure: bool, client: str
+    ) -> None:
         self.listener = listener
         self.new_id = new_id
         self._id = self._connection_id = 0
@@ -205,6 +214,13 @@ class SessionState:
         """Mail is refused until AUTH has succeeded."""
         self.client_identity = b""
         """The name in the client's certificate, if the TLS handshake has verified one."""
+        trusted = listener.config.xclient_from
+        self.names_clients = trusted is not None and to_bytes(client) in trusted
+        """The client is a server that may name those that it acts for."""
+        self.named_client = NO_NAMED_CLIENT
+        """What XCLIENT has said about the client."""
+        self.forwarded_client = NO_NAMED_CLIENT
+        """What XFORWARD has said about the client of the transaction that follows."""
         self.auth_exchange: Exchange | None = None
         """The AUTH exchange under way: the next line is a response, not a command."""
         self.recipients = 0
@@ -235,6 +251,11 @@ class SessionState:
         """Events that the caller has yet to count: replies, violations, outcomes, and rules that matched."""
 
     @property
+    def own_offer(self) -> Offer:
+        """What EHLO offers to this client now."""
+        return self.listener.offers[self.secure + 2 * self.names_clients]
+
+    @property
     def id(self) -> int:
         """The transaction's id, 40 bits; drawn when it is first asked for."""
         if not self._id:
@@ -258,6 +279,7 @@ class SessionState:
         self.size = UNDECLARED
         self.smtputf8 = False
         self.eightbit = False
+        self.forwarded_client = NO_NAMED_CLIENT
 
     def restart_under_tls(self, after_starttls: bool) -> None:
         """Forget everything that was said before the TLS handshake (RFC 3207 4.2)."""
