@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackhole.rules.attempt_store import Record, count_attempt
-from blackhole.rules.limiters import WindowCount
+from blackhole.rules.attempt_store import Record, Update, count_attempt
+from blackhole.rules.quotas import SlidingCount, TokenCount, WindowCount
 from blackhole.store import attempts
 from blackhole.store.attempts import COUNTERS_PER_ROW, SLOTS_PER_SET, AttemptTable
 from tests.stopped_process import process_that_stops, stop
@@ -89,6 +89,29 @@ def test_updates_are_exact_over_all_processes() -> None:
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
     assert table.update(b"ann", 3.0, count_attempt) == 20001
     assert table.update(b"bob", 3.0, count_attempt) == 20001
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        WindowCount(1, 7000, 3600.0).spend,
+        SlidingCount(1, 7000, 3600.0).spend_sliding,
+        TokenCount(1, 7000, 1, 3600.0).spend_tokens,
+    ],
+)
+def test_quotas_are_exact_over_all_processes(change: Update[bool]) -> None:
+    table = AttemptTable(sets=1)
+    pids = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            passed = sum(table.update(b"quota", 2.0, change) is False for _ in range(2500))
+            for _ in range(passed):
+                table.update(b"passed", 2.0, count_attempt)
+            os._exit(0)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+    assert table.update(b"passed", 3.0, count_attempt) == 7001
 
 
 def test_process_killed_during_an_update_releases_the_lock() -> None:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from blackhole.rules.faults import FAULTS
+from blackhole.rules.limiter_readers import THROTTLED_AT
 from blackhole.rules.rule_keys import RULE_KEYS
 from blackhole.rules.scenario import profiles
-from blackhole.rules.value_readers import THROTTLED_AT
 from blackhole.smtp.replies import NextAction
 from tests.fuzz import inputs, live, model, reloads
 from tests.fuzz.__main__ import blocks, fuzz_inputs, fuzz_live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Hashable
 from random import Random
 
@@ -18,7 +19,8 @@ from blackhole.rules.attempt_store import (
 )
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEnvironment
-from blackhole.rules.limiters import MAX_CONNECTION_QUOTAS, Greylist, RateLimit, UseLimit, client_network
+from blackhole.rules.limiters import MAX_CONNECTION_QUOTAS, Greylist, RateLimit, UseLimit
+from blackhole.rules.quota_owners import client_network
 from blackhole.rules.scenario import parse_source, parse_sources
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session
@@ -151,6 +153,186 @@ def test_rules_with_the_same_name_have_their_own_quotas() -> None:
     listener = throttled("recipients = 2, per = 'minute'", more + "reply = '452 4.5.3 Too many'")
     codes = [listener.rcpt(at) for at in (0, 1, 2, 60, 61, 62, 120)]
     assert codes == ["250", "250", "450", "250", "250", "450", "452"]
+
+
+@pytest.mark.parametrize(
+    ("by", "same", "other"),
+    [
+        ("network", {"client": "192.0.2.77", "sender": "eve@x"}, {"client": "192.0.3.1"}),
+        ("sender", {"client": "192.0.9.1", "sender": "ANN@A"}, {"sender": "eve@a"}),
+        ("recipient", {"client": "192.0.9.1", "recipient": "BOB@B"}, {"recipient": "carol@b"}),
+        ("pair", {"client": "192.0.9.1", "sender": "Ann@a"}, {"sender": "eve@a"}),
+        ("pair", {"client": "192.0.9.1", "recipient": "Bob@b"}, {"recipient": "carol@b"}),
+        ("listener", {"client": "192.0.9.1", "sender": "eve@x", "recipient": "y@z"}, None),
+        (["client", "recipient-domain"], {"sender": "eve@x", "recipient": "carol@B"}, {"recipient": "bob@c"}),
+        (["client", "recipient-domain"], {"recipient": "x@b"}, {"client": "192.0.2.2"}),
+    ],
+)
+def test_throttle_counts_for_each_combination_of_what_it_names(
+    by: str | list[str], same: dict[str, str], other: dict[str, str] | None
+) -> None:
+    listener = throttled(f"recipients = 1, per = 60, by = {by!r}")
+    codes = [listener.rcpt(0), listener.rcpt(1, **same)]
+    assert codes == ["250", "450"]
+    assert other is None or listener.rcpt(2, **other) == "250"
+
+
+def test_throttle_counts_by_helo() -> None:
+    listener = throttled("messages = 1, per = 60, by = 'helo'")
+    codes = []
+    for name in ("one.test", "two.test", "ONE.test"):
+        session, _ = listener.arrive()
+        say(session, f"EHLO {name}")
+        codes.append(say(session, "MAIL FROM:<ann@a>"))
+    assert codes == ["250", "250", "450"]
+
+
+def test_throttle_counts_by_user() -> None:
+    rules = parse_rules(
+        "[[rule]]\nthrottle = { messages = 1, per = 60, by = 'user' }\nreply = '450 4.7.1 Slow down'\n",
+        "test.toml",
+    )
+    engine = make_engine(
+        rules=rules,
+        environment=RuleEnvironment(attempt_store=AttemptTable(sets=4)),
+        auth=True,
+        auth_plaintext=True,
+    )
+    codes = []
+    for user in (b"ann", b"bob", b"ann"):
+        session = engine.session()
+        session.receive(b"EHLO one.test\r\nAUTH PLAIN " + b64encode(b"\0" + user + b"\0x") + b"\r\n")
+        codes.append(say(session, "MAIL FROM:<ann@a>"))
+    assert codes == ["250", "250", "450"]
+
+
+def test_greylist_counts_for_what_it_names() -> None:
+    listener = SimulatedListener("[[rule]]\ngreylist = { by = ['client', 'sender-domain'] }")
+    assert listener.rcpt(0) == "450"
+    assert listener.rcpt(300, sender="eve@A", recipient="carol@c") == "250"
+    assert listener.rcpt(300, client="192.0.2.2") == "450"
+    assert listener.rcpt(300, sender="ann@b") == "450"
+
+
+def test_greylist_that_needs_no_recipient_may_apply_to_mail() -> None:
+    listener = SimulatedListener("[[rule]]\nphase = 'MAIL'\ngreylist = { by = ['network', 'sender'] }")
+    session, _ = listener.arrive()
+    assert say(session, "MAIL FROM:<ann@a>") == "450"
+    listener.now = 300
+    assert say(session, "MAIL FROM:<ann@a>") == "250"
+
+
+def test_sliding_window_never_lets_more_than_the_limit_through_in_its_time() -> None:
+    listener = throttled("recipients = 3, per = 60, window = 'sliding'")
+    accepted = [at for at in range(600) if listener.rcpt(at) == "250"]
+    assert accepted[:6] == [0, 1, 2, 60, 61, 63]
+    for at in accepted:
+        # The window is as exact as one of its fifteen parts.
+        assert sum(at <= other < at + 60 - 4 for other in accepted) <= 3
+
+
+def test_sliding_window_remembers_what_came_at_the_end_of_a_fixed_one() -> None:
+    times = (0, 58, 59, 61, 62)
+    fixed = throttled("recipients = 3, per = 60")
+    assert [fixed.rcpt(at) for at in times] == ["250"] * 5
+    sliding = throttled("recipients = 3, per = 60, window = 'sliding'")
+    assert [sliding.rcpt(at) for at in times] == ["250", "250", "250", "250", "450"]
+    assert [sliding.rcpt(at) for at in (100, 122, 123, 124)] == ["450", "250", "250", "250"]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 100, 300, 3600, 100_000])
+@pytest.mark.parametrize("how", ["window = 'fixed'", "window = 'sliding'", "burst = 1", "burst = 20"])
+def test_sender_at_the_rate_of_the_limit_is_never_blocked(limit: int, how: str) -> None:
+    listener = throttled(f"recipients = {limit}, per = 60, by = 'all', {how}")
+    session, _ = listener.arrive()
+    say(session, "MAIL FROM:<ann@a>")
+    for number in range(min(4 * limit, 2000)):
+        listener.now = 1000 + number * 60 / limit
+        assert say(session, "RCPT TO:<bob@b>") == "250"
+
+
+@pytest.mark.parametrize("limit", [7, 100, 300])
+@pytest.mark.parametrize("how", ["window = 'fixed'", "window = 'sliding'", "burst = 5"])
+def test_sender_at_twice_the_rate_of_the_limit_has_half_accepted(limit: int, how: str) -> None:
+    listener = throttled(f"recipients = {limit}, per = 60, by = 'all', {how}")
+    session, _ = listener.arrive()
+    say(session, "MAIL FROM:<ann@a>")
+    accepted = 0
+    for number in range(20 * limit):
+        listener.now = number * 30 / limit
+        accepted += say(session, "RCPT TO:<bob@b>") == "250"
+    assert 10 * limit * 0.98 <= accepted <= 10 * limit * 1.12 + 5
+
+
+def test_bucket_of_tokens_lets_a_burst_through_and_then_the_rate() -> None:
+    listener = throttled("recipients = 60, per = 'minute', burst = 3")
+    codes = [listener.rcpt(at) for at in (0, 0, 0, 0, 0.9, 1, 1, 2.5, 3.5, 100, 100, 100, 100)]
+    assert "".join(code[0] for code in codes) == "2224424222224"
+
+
+def test_what_is_larger_than_a_bucket_never_passes() -> None:
+    listener = throttled("bytes = '1k', per = 'second', burst = 100", "phase = 'MAIL'")
+    session, _ = listener.arrive()
+    assert say(session, "MAIL FROM:<ann@a> SIZE=101") == "450"
+    listener.now = 100
+    assert [say(session, f"MAIL FROM:<ann@a> SIZE={size}") for size in (101, 100, 0)] == ["450", "250", "250"]
+
+
+def test_record_of_no_octets_takes_no_part_of_a_sliding_window() -> None:
+    listener = throttled("bytes = 300, per = 60, window = 'sliding'", "phase = 'MAIL'")
+    session, _ = listener.arrive()
+    codes = []
+    for listener.now, size in ((0, 0), (1, 300), (2, 0), (2, 1), (62, 0), (90, 2), (400, 300)):
+        codes.append(say(session, f"MAIL FROM:<ann@a> SIZE={size}"))
+    assert codes == ["250", "250", "250", "450", "250", "250", "250"]
+
+
+def test_connection_holds_one_slot_for_each_owner() -> None:
+    listener = throttled("concurrent = 1, by = 'sender-domain'")
+    (first, _), (second, _) = listener.arrive(), listener.arrive()
+    assert [say(first, f"MAIL FROM:<{name}>") for name in ("ann@a", "bob@A", "ann@b")] == ["250"] * 3
+    assert [say(second, f"MAIL FROM:<{name}>") for name in ("ann@a", "ann@b", "ann@c")] == [
+        "450",
+        "450",
+        "250",
+    ]
+    first.closed()
+    assert [say(second, f"MAIL FROM:<{name}>") for name in ("ann@a", "ann@b")] == ["250", "250"]
+
+
+def test_slot_that_was_refused_by_a_remote_store_is_asked_for_again() -> None:
+    memory = RemoteStore()
+    listener = SimulatedListener(
+        "[[rule]]\nthrottle = { concurrent = 1, by = 'sender' }\nreply = '450 4.7.1 Busy'\n", memory=memory
+    )
+    (first, _), (second, _) = listener.arrive(), listener.arrive()
+    assert [say(one, "MAIL FROM:<ann@a>") for one in (first, second, first)] == ["250", "450", "250"]
+    assert evaluator_of(second).context.held_slots == {}
+    (key,) = evaluator_of(first).context.held_slots
+    memory.table.release(key)
+    assert say(second, "MAIL FROM:<ann@a>") == "250"
+
+
+def test_connection_holds_a_bounded_number_of_slots_of_a_rule() -> None:
+    listener = SimulatedListener(
+        """
+        [[rule]]
+        throttle = { concurrent = 1 }
+        reply = "421 4.7.0 Full"
+        [[rule]]
+        throttle = { concurrent = 1, by = "recipient" }
+        reply = "450 4.7.1 Busy"
+        """
+    )
+    session, _ = listener.arrive()
+    say(session, "MAIL FROM:<ann@a>")
+    for number in range(MAX_CONNECTION_QUOTAS + 9):
+        assert say(session, f"RCPT TO:<b{number}@b>") == "250"
+    assert len(evaluator_of(session).context.held_slots) == MAX_CONNECTION_QUOTAS
+    assert listener.arrive()[1] == "421", "the slot of the connection itself is kept"
+    other, _ = listener.arrive("192.0.2.2")
+    say(other, "MAIL FROM:<ann@a>")
+    assert [say(other, f"RCPT TO:<b{number}@b>") for number in (0, 99)] == ["250", "450"]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +532,7 @@ def test_null_store_has_no_records() -> None:
     NULL_STORE.release(b"x")
     context = RuleContext()
     assert Greylist(0, 1).blocks("x", context, NULL_STORE)
-    assert not RateLimit("messages", 1, 60, "all").blocks("x", context, NULL_STORE)
+    assert not RateLimit("messages", 1, 60, ("all",)).blocks("x", context, NULL_STORE)
 
 
 # Where nobody knows

@@ -14,7 +14,7 @@ import pytest
 
 from blackhole import options, values
 from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Update, count_attempt
-from blackhole.rules.limiters import WindowCount
+from blackhole.rules.quotas import WindowCount
 from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store import redis_attempts
 from blackhole.store.redis_attempts import BATCH_SIZE, RedisAttemptStore

@@ -16,6 +16,7 @@ from tests.program import ROOT, Program, children, run, scenario_option, wait_fo
 from tests.program import SCRIPT as PROGRAM
 from tests.redis_server import RedisServer, querying_scenario
 from tests.smtp_client import SMTPClient
+from tests.test_shared_limits import QUOTAS
 from tests.test_shared_limits import attempt as attempted
 from tests.transcript import REPLY_TIMEOUT
 
@@ -39,11 +40,10 @@ def test_a_client_greylisted_by_one_program_passes_at_the_other(redis: RedisServ
         assert "attempts are stored in redis://127.0.0.1" in one.output()
 
 
-def test_a_rate_limit_is_exact_over_two_programs(redis: RedisServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quota", QUOTAS)
+def test_a_rate_limit_is_exact_over_two_programs(redis: RedisServer, tmp_path: Path, quota: str) -> None:
     """Sixteen clients send as fast as they can."""
-    text = (
-        "[[rule]]\nthrottle = { recipients = 500, per = 'hour', by = 'all' }\nreply = '452 4.5.3 Slow down'\n"
-    )
+    text = f"[[rule]]\nthrottle = {{ {quota} }}\nreply = '452 4.5.3 Slow down'\n"
     one, other = two_programs(redis, tmp_path, text)
     with one, other:
         clients = [SMTPClient(program.address) for program in (one, other) for _ in range(8)]

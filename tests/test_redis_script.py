@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackhole.rules.attempt_store import Update, count_attempt
-from blackhole.rules.limiters import Greylist, UseCount, WindowCount
+from blackhole.rules.limiters import RetryWindow, UseCount
+from blackhole.rules.quotas import SlidingCount, TokenCount, WindowCount
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.redis_script import LEASE_SECONDS, READ_CLOCK, SCRIPT, request_words
 from tests.redis_server import RedisServer
@@ -29,14 +30,25 @@ class Scripted:
 
 CHANGES: list[Update[int]] = [
     count_attempt,
-    Greylist(300.0, 900.0).blocks_attempt,
-    Greylist(0.0, 900.0).blocks_attempt,
-    Greylist(0.5, 600.25).blocks_attempt,
+    RetryWindow(300.0, 900.0).blocks_attempt,
+    RetryWindow(0.0, 900.0).blocks_attempt,
+    RetryWindow(0.5, 600.25).blocks_attempt,
     WindowCount(1, 2, 400.0).spend,
     WindowCount(30, 100, 1000.5).spend,
     WindowCount(0, 0, 60.0).spend,
     WindowCount(5, 4, 60.0).spend,
     UseCount(2).take,
+    SlidingCount(1, 0, 60.0).spend_sliding,
+    SlidingCount(1, 3, 900.0).spend_sliding,
+    SlidingCount(7, 100, 1000.5).spend_sliding,
+    SlidingCount(1, 2, 1e-6).spend_sliding,
+    SlidingCount(3000, 5000, 1200.0).spend_sliding,
+    SlidingCount(2**31, 2**32 - 1, 86400.0).spend_sliding,
+    TokenCount(1, 3, 2, 700.0).spend_tokens,
+    TokenCount(10, 25, 7, 333.3).spend_tokens,
+    TokenCount(1, 1, 1000003, 3600.0).spend_tokens,
+    TokenCount(2**31, 2**32 - 1, 2**40, 86400.0).spend_tokens,
+    TokenCount(2, 1, 5, 60.0).spend_tokens,
 ]
 
 
@@ -65,8 +77,11 @@ def test_the_script_answers_as_the_local_table_does(
     ("change", "lasts"),
     [
         (count_attempt, 7 * 86400),
-        (Greylist(300.0, 900.0).blocks_attempt, 900),
+        (RetryWindow(300.0, 900.0).blocks_attempt, 900),
         (WindowCount(1, 2, 90.0).spend, 90),
+        (SlidingCount(1, 2, 90.0).spend_sliding, 96),
+        (SlidingCount(1, 300, 90.0).spend_sliding, 120),
+        (TokenCount(1, 2, 2, 180.0).spend_tokens, 90),
     ],
 )
 def test_every_record_expires(redis: RedisServer, change: Update[int], lasts: float) -> None:
@@ -77,7 +92,7 @@ def test_every_record_expires(redis: RedisServer, change: Update[int], lasts: fl
 
 def test_a_triplet_that_passed_the_greylist_is_kept_for_35_days(redis: RedisServer) -> None:
     there = Scripted(redis)
-    text = request_words(Greylist(300.0, 900.0).blocks_attempt)
+    text = request_words(RetryWindow(300.0, 900.0).blocks_attempt)
     assert [there.ask("key", text, at) for at in (1000, 1300, 1301)] == [1, 0, 0]
     assert redis.ask("PTTL", "key") / 86400e3 > 34.9
 

@@ -143,14 +143,32 @@ MISTAKES = {
     REFUSE + "throttle = { recipients = 1 }\n": "throttle: per: missing; expected one of second, minute, ",
     REFUSE + "throttle = { recipients = 1, per = 'week' }\n": "throttle: expected a time, as 90, ",
     REFUSE + "throttle = { recipients = 1, per = 0 }\n": "throttle: per: expected a time above 0, not '0'",
-    REFUSE + "throttle = { recipients = 1, pro = 1 }\n": 'throttle: unknown key "pro", expected per or by',
+    REFUSE + "throttle = { recipients = 1, pro = 1 }\n": 'throttle: unknown key "pro", expected per, by, win',
     REFUSE
-    + "throttle = { recipients = 1, per = 1, by = 'sender' }\n": "throttle: by: expected one of client, ",
+    + "throttle = { recipients = 1, per = 1, by = 'sendr' }\n": "throttle: by: expected one of client, ",
+    REFUSE + "throttle = { recipients = 1, per = 1, by = [] }\n": "by: expected one or more, each once, and ",
+    REFUSE
+    + "throttle = { recipients = 1, per = 1, by = ['all', 'pair'] }\n": "by: expected one or more, each",
+    REFUSE + "throttle = { recipients = 1, per = 1, by = [['pair']] }\n": "by: expected one of client, ",
+    REFUSE
+    + "throttle = { recipients = 1, per = 1, window = 'slide' }\n": "window: expected one of fixed, sliding",
+    REFUSE
+    + "throttle = { recipients = 1, per = 'connection', window = 'sliding' }\n": "window: not with per = con",
+    REFUSE
+    + "throttle = { recipients = '4G', per = 1, window = 'sliding' }\n": "window: slides with a limit of at ",
+    REFUSE + "throttle = { recipients = 1, per = 1, burst = 0 }\n": "burst: expected a whole number from 1 ",
+    REFUSE + "throttle = { recipients = 1, per = 'connection', burst = 1 }\n": "burst: needs a limit above 0",
+    REFUSE + "throttle = { recipients = 0, per = 1, burst = 1 }\n": "burst: needs a limit above 0 and a peri",
+    REFUSE
+    + "throttle = { recipients = 1, per = 1, burst = 1, window = 'fixed' }\n": "burst: not with window; a ",
+    CLOSE + "throttle = { concurrent = 1, window = 'sliding' }\n": "throttle: window: not with concurrent",
+    "[[rule]]\nphase = 'MAIL'\ngreylist = { by = 'pair' }\n": "greylist: not known at MAIL; known at RCPT, ",
     REFUSE + "throttle = { messages = 1, per = 1 }\n": "throttle: messages are counted at MAIL or DATA or .",
     CLOSE + "throttle = { concurrent = 1, per = 1 }\n": "throttle: per: not with concurrent",
     CLOSE + "throttle = { connections = 1, per = 'connection' }\n": "throttle: per: expected a time above 0",
-    CLOSE + "throttle = { messages = 1, per = 1, by = 'recipient-domain' }\n": "by recipient-domain messages "
-    "are counted at DATA or .",
+    CLOSE
+    + "phase = 'MAIL'\nthrottle = { messages = 1, per = 1, by = ['client', 'recipient-domain'] }\n": "by "
+    "client and recipient-domain messages are counted at DATA or .",
     CLOSE + "throttle = { connections = 1, per = 1, by = 'sender-domain' }\n": "by sender-domain connections "
     "are counted at no phase",
     "[[rule]]\nthrottle = { connections = 1, per = 1 }\n": "rule 1: reply: missing; a rule needs one of ",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from blackhole.rules import globs, index, limiters, listener_rules, scenario_file, table
+from blackhole.rules import globs, index, listener_rules, quota_owners, scenario_file, table
 from blackhole.rules.context import RuleContext
 from blackhole.rules.evaluator import RuleEvaluator
 from blackhole.rules.limiters import RateLimit
@@ -56,7 +56,7 @@ def letters_with_case(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def attempts_with_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greylists and domains tell capital from small letters outside ASCII."""
-    monkeypatch.setattr(limiters, "fold_octets", bytes.lower)
+    monkeypatch.setattr(quota_owners, "fold_octets", bytes.lower)
 
 
 def connection_quotas_without_domains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def connection_quotas_without_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     original = RateLimit._blocks_connection
 
     def changed(self: RateLimit, rule_key: str, amount: int, context: RuleContext) -> bool:
-        return original(self._replace(by="client"), rule_key, amount, context)
+        return original(self._replace(by=("client",)), rule_key, amount, context)
 
     monkeypatch.setattr(RateLimit, "_blocks_connection", changed)
 

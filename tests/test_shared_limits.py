@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.program import Program, descriptors, scenario_option, wait_for
 from tests.smtp_client import SMTPClient
 
@@ -81,9 +83,18 @@ def test_attempts_survive_a_reload_even_if_it_brings_the_first_rules(tmp_path: P
         assert program.stop() == 0
 
 
-def test_quota_is_shared_by_all_workers(tmp_path: Path) -> None:
+QUOTAS = (
+    "recipients = 500, per = 'hour'",
+    "recipients = 500, per = 'day', window = 'sliding', by = ['network', 'sender']",
+    "recipients = 1, per = 'day', burst = 500, by = 'sender-domain'",
+)
+"""Throttles that let 500 recipients through."""
+
+
+@pytest.mark.parametrize("quota", QUOTAS)
+def test_quota_is_shared_by_all_workers(tmp_path: Path, quota: str) -> None:
     """Sixteen clients that ask as fast as they can: not one too many gets through."""
-    text = "[[rule]]\nthrottle = { recipients = 500, per = 'hour' }\nreply = '452 4.5.3 Slow down'\n"
+    text = f"[[rule]]\nthrottle = {{ {quota} }}\nreply = '452 4.5.3 Slow down'\n"
     with four_workers(tmp_path, text) as program:
         with open_clients(program, 16) as clients:
             for client in clients:

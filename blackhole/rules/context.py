@@ -85,11 +85,11 @@ class RuleContext:
         self.id = 0
         """Number of the transaction."""
         self.quota_used: dict[tuple[str, bytes], int] = {}
-        """What this connection took of its quotas, by the key of the rule and the domain, if any."""
+        """What this connection took of its quotas, by the key of the rule and what it is counted for."""
         self.work = 0
         """Rules tried for this client, and as much other work, since other clients last had their turn."""
-        self.held_slots: list[HeldSlot] = []
-        """Concurrency slots that this connection holds in the store."""
+        self.held_slots: dict[bytes, HeldSlot] = {}
+        """Concurrency slots that this connection holds in the store, by their keys."""
 
     def secured(self) -> RuleContext:
         """Return the context after STARTTLS: what the client sent is forgotten (RFC 3207 section 4.2)."""

@@ -348,7 +348,7 @@ class RuleEvaluator:
         self._release()
 
     def _release(self) -> None:
-        for slot in self.context.held_slots:
+        for slot in self.context.held_slots.values():
             self._policy.environment.attempt_store.release(slot)
 
     # How a rule is found.

@@ -6,52 +6,22 @@ blocks an attempt by having its rule match.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from ipaddress import ip_address
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from blackhole.rules.attempt_store import AttemptStore, PendingAnswer, Record
+from blackhole.rules.attempt_store import AttemptStore, PendingAnswer, Record, Update
 from blackhole.rules.context import RuleContext
-from blackhole.rules.letters import fold_octets
+from blackhole.rules.quota_owners import Owners, owner_key, varies
+from blackhole.rules.quotas import SlidingCount, TokenCount, WindowCount
+
+TRIPLET: Final = ("network", "sender", "recipient")
+"""What a greylist usually counts for."""
 
 
-def client_network(client: str) -> bytes:
-    """Return the network that a client may come back from: its /24, or with IPv6 its /64.
-
-    >>> client_network("::ffff:192.0.2.7")
-    b'192.0.2'
-    """
-    address = client.rpartition(":")[2] if "." in client else client
-    if ":" in address:
-        try:
-            whole = int(ip_address(address.partition("%")[0]))
-            return b"%x" % (whole >> 64)
-        except ValueError:
-            return address.encode()
-    return address.rpartition(".")[0].encode()
-
-
-class Greylist(NamedTuple):
-    """Blocks a client's network, sender and recipient until they have been retried.
-
-    A retry is accepted from `least` to `most` seconds after the first attempt, and all attempts after it.
-    After a first retry that comes later, the triplet is new again.
-
-    >>> greylist = Greylist(300, 86400)
-    >>> record, blocked = greylist.blocks_attempt((0, 0.0, 0.0), 0.0)
-    >>> blocked, greylist.blocks_attempt(record, 300.0)[1]
-    (True, False)
-    """
+class RetryWindow(NamedTuple):
+    """Blocks a first attempt, and retries that come too early or too late."""
 
     least: float
     most: float
-
-    def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
-        """Return whether the rule with this key matches; see AttemptStore for other answers."""
-        addresses = fold_octets(context.sender), fold_octets(context.recipient)
-        key = b"\0".join((b"greylist", rule_key.encode(), client_network(context.client), *addresses))
-        return store.update(key, context.elapsed, self.blocks_attempt)
 
     def blocks_attempt(self, record: Record, now: float) -> tuple[Record, bool]:
         """Return the new record, and whether the attempt is blocked."""
@@ -64,6 +34,28 @@ class Greylist(NamedTuple):
             return (1, now, now), True
         return (count + 1, first, now), since < self.least
 
+
+class Greylist(NamedTuple):
+    """Blocks a client's network, sender and recipient, or what else `by` names, until they were retried.
+
+    A retry is accepted from `least` to `most` seconds after the first attempt, and all attempts after it.
+    After a first retry that comes later, the triplet is new again.
+
+    >>> from blackhole.rules.attempt_store import NULL_STORE
+    >>> Greylist(300, 86400).blocks("example", RuleContext(), NULL_STORE)
+    True
+    """
+
+    least: float
+    most: float
+    by: Owners = TRIPLET
+
+    def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
+        """Return whether the rule with this key matches; see AttemptStore for other answers."""
+        what = "greylist" if self.by == TRIPLET else f"greylist {','.join(self.by)}"
+        key = b"\0".join((what.encode(), rule_key.encode(), owner_key(self.by, context)))
+        return store.update(key, context.elapsed, RetryWindow(self.least, self.most).blocks_attempt)
+
     def would_block(self, context: RuleContext) -> bool:
         """Return whether the attempt is blocked if every retry waited long enough."""
         return context.attempt == 1
@@ -72,53 +64,20 @@ class Greylist(NamedTuple):
         return f"greylist accepts retries after {self.least:g} s"
 
 
-def _domain(address: bytes) -> bytes:
-    """Return the domain of an address; empty for the null sender."""
-    return fold_octets(address[address.rfind(b"@") + 1 :])
-
-
-QUOTA_OWNERS: Final[Mapping[str, Callable[[RuleContext], bytes]]] = MappingProxyType(
-    {
-        "client": lambda context: context.client.encode(),
-        "sender-domain": lambda context: _domain(context.sender),
-        "recipient-domain": lambda context: _domain(context.recipient),
-        "all": lambda context: b"",
-    }
-)
-"""Value of `by` -> what a quota is counted for."""
-
-
 MAX_CONNECTION_QUOTAS: Final = 1000
-"""Quotas that a connection remembers. Beyond them a new domain takes the place of the oldest one."""
-
-
-class WindowCount(NamedTuple):
-    """An amount to take from a quota of `limit` in `period` seconds."""
-
-    amount: int
-    limit: int
-    period: float
-
-    def spend(self, record: Record, now: float) -> tuple[Record, bool]:
-        """Return the new record, and whether more than the limit would be taken; then nothing is."""
-        amount, limit, period = self
-        count, first, _ = record
-        if not count or now - first >= period:
-            count, first = 0, now
-        if count + amount > limit:
-            return (count, first, now), True
-        return (count + amount, first, now), False
+"""Quotas, and slots of a rule, that a connection remembers. Beyond them a new one takes the place of the
+oldest."""
 
 
 class RateLimit(NamedTuple):
     """Blocks what goes beyond a limit in a period. What is blocked is not counted.
 
-    The window is fixed: a period begins with the first command that is counted and ends after its time, so
-    that no more than `limit` pass in it, as with Postfix's anvil(8). A token bucket, which fills all the
-    time, would let another `limit` pass in the first period.
+    A fixed window begins with the first command that is counted and ends after its time, so that no more than
+    `limit` pass in it, as with Postfix's anvil(8). A sliding one is the last `period` at any moment. A bucket
+    of tokens lets `burst` pass at once, and after that `limit` in each period.
 
     >>> from blackhole.rules.attempt_store import NULL_STORE
-    >>> limit, context = RateLimit("messages", 2, 0, "client"), RuleContext()
+    >>> limit, context = RateLimit("messages", 2, 0, ("client",)), RuleContext()
     >>> [limit.blocks("example", context, NULL_STORE) for _ in range(3)]
     [False, False, True]
     """
@@ -128,60 +87,89 @@ class RateLimit(NamedTuple):
     limit: int
     period: float
     """Seconds; 0 for the time of a connection."""
-    by: str
-    """A key of QUOTA_OWNERS."""
+    by: Owners
+    sliding: bool = False
+    burst: int = 0
+    """Tokens of a bucket; 0 for a window."""
 
     def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
         """Return whether the rule with this key matches; see AttemptStore for other answers."""
         amount = context.size if self.what == "bytes" else 1
         if not self.period:
             return self._blocks_connection(rule_key, amount, context)
+        change, kind = self._update(amount)
         # After a reload a rule keeps its quota where it still counts the same.
-        quota = f"{self.what} {self.period} {self.by} {rule_key}"
-        key = b"\0".join((quota.encode(), QUOTA_OWNERS[self.by](context)))
-        spend = WindowCount(amount, self.limit, self.period).spend
-        return store.update(key, context.elapsed, spend)
+        quota = f"{self.what} {self.period} {','.join(self.by)}{kind} {rule_key}"
+        return store.update(
+            b"\0".join((quota.encode(), owner_key(self.by, context))), context.elapsed, change
+        )
+
+    def _update(self, amount: int) -> tuple[Update[bool], str]:
+        """Return the update that takes an amount, and what tells its records from others."""
+        if self.burst:
+            return TokenCount(amount, self.burst, self.limit, self.period).spend_tokens, " burst"
+        if self.sliding:
+            sliding = SlidingCount(amount, self.limit, self.period)
+            return sliding.spend_sliding, f" sliding {sliding.bits}"
+        return WindowCount(amount, self.limit, self.period).spend, ""
 
     def _blocks_connection(self, rule_key: str, amount: int, context: RuleContext) -> bool:
         """Return whether the rule matches where it counts for each connection."""
-        domain = QUOTA_OWNERS[self.by](context) if self.by.endswith("-domain") else b""
-        quotas, quota = context.quota_used, (rule_key, domain)
+        owner = owner_key(self.by, context) if varies(self.by) else b""
+        quotas, quota = context.quota_used, (rule_key, owner)
         used = quotas.get(quota, 0) + amount
         if used <= self.limit:
             quotas[quota] = used
-            if domain and len(quotas) > MAX_CONNECTION_QUOTAS:
+            if owner and len(quotas) > MAX_CONNECTION_QUOTAS:
                 del quotas[next(known for known in quotas if known[1])]
         return used > self.limit
 
     def would_block(self, context: RuleContext) -> bool:
         """Return whether the attempt is blocked if each one before took as much."""
-        return context.attempt * (context.size if self.what == "bytes" else 1) > self.limit
+        amount = context.size if self.what == "bytes" else 1
+        return context.attempt * amount > (self.burst or self.limit)
 
     def __str__(self) -> str:
-        return f"throttle allows {self.limit} {self.what}"
+        return f"throttle allows {self.burst or self.limit} {self.what}{' at once' if self.burst else ''}"
 
 
 class ConcurrencyLimit(NamedTuple):
     """Blocks connections while `limit` others are open.
 
+    A connection holds a slot for each owner that it was counted for, until it is closed.
+
     >>> from blackhole.rules.attempt_store import NULL_STORE
-    >>> ConcurrencyLimit(0, "client").blocks("example", RuleContext(), NULL_STORE)
+    >>> ConcurrencyLimit(0, ("client",)).blocks("example", RuleContext(), NULL_STORE)
     True
     """
 
     limit: int
-    by: str
-    """A key of QUOTA_OWNERS."""
+    by: Owners
+
+    def _prefix(self, rule_key: str) -> bytes:
+        """Return what the keys of a rule's slots begin with."""
+        return f"{','.join(self.by)}\0{rule_key}\0".encode()
 
     def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
         """Return whether the rule with this key matches; see AttemptStore for other answers."""
-        key = b"\0".join((self.by.encode(), rule_key.encode(), QUOTA_OWNERS[self.by](context)))
+        prefix, slots = self._prefix(rule_key), context.held_slots
+        key = prefix + owner_key(self.by, context)
+        if key in slots:
+            return False
+        if len(slots) >= MAX_CONNECTION_QUOTAS:
+            oldest = next((held for held in slots if held.startswith(prefix)), None)
+            if oldest is not None:
+                store.release(slots.pop(oldest))
         refused = store.refuse_or_acquire(key, self.limit)
         if refused is False:
-            context.held_slots.append(key)
+            slots[key] = key
         elif isinstance(refused, PendingAnswer):
-            context.held_slots.append(refused)
+            slots[key] = refused
         return refused
+
+    def forget_refused(self, rule_key: str, context: RuleContext) -> None:
+        """Forget the slot that a pending answer has refused."""
+        context.held_slots.pop(self._prefix(rule_key) + owner_key(self.by, context), None)
 
     def would_block(self, context: RuleContext) -> bool:
         """Return whether the attempt is blocked if the connection of each one before is open."""

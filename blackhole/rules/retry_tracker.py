@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from blackhole.rules.attempt_store import Update
-from blackhole.rules.limiters import client_network
 from blackhole.rules.message_identity import message_identity
 from blackhole.rules.outcomes import (
     ACCEPTED,
@@ -30,6 +29,7 @@ from blackhole.rules.outcomes import (
     update_envelope,
     update_message,
 )
+from blackhole.rules.quota_owners import client_network
 from blackhole.smtp.state import ViolationContext
 
 if TYPE_CHECKING:

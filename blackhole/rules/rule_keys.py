@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.rules.comparisons import Comparison
 from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
+from blackhole.rules.limiter_readers import read_greylist, read_throttle
 from blackhole.rules.value_readers import (
     read_certificate,
     read_chance,
@@ -17,7 +18,6 @@ from blackhole.rules.value_readers import (
     read_ehlo_keywords,
     read_fault,
     read_globs,
-    read_greylist,
     read_header,
     read_listener,
     read_networks,
@@ -26,7 +26,6 @@ from blackhole.rules.value_readers import (
     read_seconds,
     read_switch,
     read_text,
-    read_throttle,
     read_when_unknown,
     read_zone,
 )
@@ -164,8 +163,24 @@ COMMAND_KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "user": frozenset(PHASES) - {"CONNECT", "STARTTLS"},
     "sender": IN_MAIL,
     "recipient": IN_MAIL - {"MAIL"},
-    "greylist": IN_MAIL - {"MAIL"},
     "size": IN_MAIL,
     "header": frozenset("."),
 }
 """Conditions on what the client has sent, and the phases in which they are known."""
+
+OWNER_KNOWN_BY: Final[Mapping[str, str]] = {
+    "helo": "helo",
+    "user": "user",
+    "sender": "sender",
+    "sender-domain": "sender",
+    "recipient": "recipient",
+    "recipient-domain": "recipient",
+    "pair": "recipient",
+}
+"""What a limit is counted for -> the condition that is known in the same phases. Others are always known."""
+
+
+def owners_known_at(owners: Iterable[str]) -> frozenset[str]:
+    """Return the phases in which all is known that a limit is counted for."""
+    known = (COMMAND_KNOWN_AT[OWNER_KNOWN_BY[name]] for name in owners if name in OWNER_KNOWN_BY)
+    return frozenset(PHASES).intersection(*known)

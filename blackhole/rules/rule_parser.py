@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 from blackhole.rules.effects import Effect, Template
 from blackhole.rules.faults import REPLACES_COMMAND
-from blackhole.rules.limiters import Limiter
+from blackhole.rules.limiter_readers import THROTTLED_AT
+from blackhole.rules.limiters import Greylist, Limiter
 from blackhole.rules.model import Condition, Rule, Window
 from blackhole.rules.modes import GREYLISTED
 from blackhole.rules.rule_keys import (
@@ -18,8 +19,8 @@ from blackhole.rules.rule_keys import (
     LIMITER_KEYS,
     LISTED_BY,
     ONE_PHASE_KEYS,
+    owners_known_at,
 )
-from blackhole.rules.value_readers import THROTTLED_AT
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
@@ -115,33 +116,41 @@ def _limiter(values: dict[str, Any]) -> Limiter | None:
     if "greylist" in values:
         if "throttle" in values:
             raise InvalidKey("throttle", "not with greylist; make two rules of it")
-        values.setdefault("phase", AT_RCPT)
+        greylist: Greylist = values["greylist"]
+        phases = values.setdefault("phase", AT_RCPT)
+        _check_known("greylist", owners_known_at(greylist.by), phases)
         if values.keys().isdisjoint(EFFECT_KEYS):
             values["reply"] = (GREYLISTED,)
-        greylist: Limiter = values["greylist"]
         return greylist
     if "throttle" not in values:
         return None
     what, throttle = values["throttle"]
     possible = THROTTLED_AT[what]
-    phases = values.setdefault("phase", frozenset(possible[:1]))
+    known_at = owners_known_at(throttle.by)
+    usable = [phase for phase in possible if phase in known_at]
+    phases = values.setdefault("phase", frozenset(usable[:1] or possible[:1]))
     if not phases <= {*possible}:
         raise InvalidKey("throttle", f"{what} are counted at {' or '.join(possible)}")
-    known_at = COMMAND_KNOWN_AT.get(throttle.by.removesuffix("-domain"), phases)
     if not phases <= known_at:
-        later = " or ".join(phase for phase in possible if phase in known_at)
-        raise InvalidKey("throttle", f"by {throttle.by} {what} are counted at {later or 'no phase'}")
+        by = " and ".join(throttle.by)
+        raise InvalidKey("throttle", f"by {by} {what} are counted at {' or '.join(usable) or 'no phase'}")
     limiter: Limiter = throttle
     return limiter
+
+
+def _check_known(key: str, known_at: Set[str], phases: Set[str]) -> None:
+    """Raise InvalidKey for a key about something that is not known in all phases of a rule."""
+    if not phases <= known_at:
+        early = next(phase for phase in PHASES if phase in phases - known_at)
+        known = ", ".join(phase for phase in PHASES if phase in known_at)
+        raise InvalidKey(key, f"not known at {early}; known at {known}")
 
 
 def _check_conditions(values: Mapping[str, Any], phases: frozenset[str]) -> None:
     """Check that what the conditions look at is known in the phases."""
     for key, known_at in COMMAND_KNOWN_AT.items():
-        if key in values and not phases <= known_at:
-            early = next(phase for phase in PHASES if phase in phases - known_at)
-            known = ", ".join(phase for phase in PHASES if phase in known_at)
-            raise InvalidKey(key, f"not known at {early}; known at {known}")
+        if key in values:
+            _check_known(key, known_at, phases)
     if "when_unknown" in values and values.keys().isdisjoint(STORE_KEYS):
         raise InvalidKey("when_unknown", f"only with one of {', '.join(STORE_KEYS)}")
 

@@ -16,6 +16,7 @@ from blackhole.rules.glob_prefilter import GlobPrefilter, can_prefilter
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.header_index import HeaderIndex
 from blackhole.rules.index import INDEXED_TEXTS, RuleIndex, condition_globs, useful_index
+from blackhole.rules.limiters import ConcurrencyLimit
 from blackhole.rules.model import (
     CLIENT_CONDITIONS,
     Condition,
@@ -266,4 +267,6 @@ class RuleTable:
         blocked: bool | None,
     ) -> RuleMatch | PendingMatch | None:
         """Go on with the answer of a rule's limiter; None: the store has none."""
+        if blocked and isinstance(rule.limiter, ConcurrencyLimit):
+            rule.limiter.forget_refused(rule.key, context)
         return rule.match(blocked, draws) or self.find(context, random_source, store, rows)

@@ -17,8 +17,6 @@ from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, 
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
 from blackhole.rules.faults import FAULTS
 from blackhole.rules.globs import GlobSet
-from blackhole.rules.limiters import QUOTA_OWNERS, ConcurrencyLimit, Greylist, RateLimit
-from blackhole.rules.modes import DEFAULT_GREYLIST
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
@@ -47,7 +45,7 @@ def read_switch(value: Any) -> bool:
     raise expected("true or false", value)
 
 
-def _is_whole(value: Any, least: int, most: float) -> bool:
+def is_whole(value: Any, least: int, most: float) -> bool:
     """Return whether a value is a whole number from `least` to `most`; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
@@ -59,7 +57,7 @@ def read_number(value: Any) -> float:
 
 
 def read_seed(value: Any) -> int:
-    if _is_whole(value, 0, 2**64 - 1):
+    if is_whole(value, 0, 2**64 - 1):
         return int(value)
     raise expected("a whole number from 0", value)
 
@@ -87,7 +85,7 @@ def read_seconds(value: Any) -> float:
 
 
 def read_comparison(value: Any) -> Comparison:
-    if _is_whole(value, 0, math.inf):
+    if is_whole(value, 0, math.inf):
         return comparison("=", value)
     pattern = r"\s*(<=|>=|<|>|=)?=?\s*([0-9]{1,15})([kKmMgG]?)\s*"
     match = re.fullmatch(pattern, value) if isinstance(value, str) else None
@@ -120,7 +118,7 @@ def read_globs(value: Any) -> GlobSet:
 
 def read_listener(value: Any) -> GlobSet:
     """Read a port, or globs for addresses with ports."""
-    return GlobSet([f"*:{value}"]) if _is_whole(value, 0, math.inf) else read_globs(value)
+    return GlobSet([f"*:{value}"]) if is_whole(value, 0, math.inf) else read_globs(value)
 
 
 def read_header(value: Any) -> GlobSet:
@@ -261,7 +259,7 @@ def _read_percentiles(value: Mapping[str, Any]) -> Percentiles:
 
 def read_fault(value: Any) -> Fault:
     if isinstance(value, dict) and value.keys() == {"drip"}:
-        if _is_whole(value["drip"], 1, 65536):
+        if is_whole(value["drip"], 1, 65536):
             return Fault("drip", 1, rate=value["drip"])
         raise expected("drip = octets a second, from 1 to 65536", value["drip"])
     if value == "drip":
@@ -284,69 +282,3 @@ def read_ehlo_keywords(value: Any) -> tuple[str, ...]:
         if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9-]*( [!-~]+)*", line):
             raise expected("an EHLO keyword, as PIPELINING or SIZE 1000", line)
     return lines
-
-
-# Limiters
-
-
-def read_greylist(value: Any) -> Greylist:
-    """Read the bounds of a greylist. Either may be left out, and with `true` both."""
-    if value is True:
-        return DEFAULT_GREYLIST
-    if not isinstance(value, dict) or not value.keys() <= {"min", "max"}:
-        raise expected('{ min = "5m", max = "2d" }', value)
-    least = read_seconds(value.get("min", DEFAULT_GREYLIST.least))
-    most = read_seconds(value.get("max", DEFAULT_GREYLIST.most))
-    if least > most:
-        raise expected("a min that is less than max", value)
-    return Greylist(least, most)
-
-
-PERIODS: Final = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "connection": 0.0}
-
-THROTTLED_AT: Final[Mapping[str, tuple[str, ...]]] = {
-    "connections": ("CONNECT",),
-    "concurrent": ("CONNECT",),
-    "messages": ("MAIL", "DATA", "."),
-    "recipients": ("RCPT",),
-    "bytes": (".", "MAIL"),
-}
-"""What a throttle limits -> the phases in which it can be counted, the default first."""
-
-
-def read_throttle(value: Any) -> tuple[str, RateLimit | ConcurrencyLimit]:
-    """Read a throttle, and return what it limits, and the limiter."""
-    limited = [key for key in value if key in THROTTLED_AT] if isinstance(value, dict) else []
-    if len(limited) != 1:
-        raise expected(f"{{ WHAT = N, per = TIME, by = WHOSE }} with one of {', '.join(THROTTLED_AT)}", value)
-    for key in value.keys() - {*limited, "per", "by"}:
-        hint = did_you_mean(key, ("per", "by"))
-        raise ValueError(f'unknown key "{shown(key)}", expected per or by{hint}')
-    what, by = limited[0], str(value.get("by", "client"))
-    limit = _read_quota(value[what])
-    if by not in QUOTA_OWNERS:
-        error = expected(f"one of {', '.join(QUOTA_OWNERS)}", by)
-        raise ValueError(f"by: {error}{did_you_mean(by, QUOTA_OWNERS)}")
-    if what == "concurrent":
-        if "per" in value:
-            raise ValueError("per: not with concurrent, which has no period")
-        return what, ConcurrencyLimit(limit, by)
-    return what, RateLimit(what, limit, _read_period(value.get("per"), what), by)
-
-
-def _read_period(value: Any, what: str) -> float:
-    """Read the seconds of a throttle's period; 0 is a connection."""
-    if value is None:
-        raise ValueError(f"per: missing; expected one of {', '.join(PERIODS)}, or a time")
-    period = PERIODS[value] if isinstance(value, str) and value in PERIODS else read_seconds(value)
-    if not period and (value != "connection" or what == "connections"):
-        raise ValueError(f"per: {expected('a time above 0', value)}")
-    return period
-
-
-def _read_quota(value: Any) -> int:
-    if isinstance(value, str) and (match := re.fullmatch("([0-9]{1,9})([kmgKMG])", value)):
-        return int(match[1]) * SIZE_UNITS[match[2].lower()]
-    if _is_whole(value, 0, 2**48 - 1):
-        return int(value)
-    raise expected("a whole number from 0, or one with its unit, as 10M", value)

@@ -45,10 +45,10 @@ read_hashes: Final = Struct(f"{SLOTS_PER_SET}Q").unpack_from
 read_hashes_and_times: Final = Struct(f"{2 * SLOTS_PER_SET}Q").unpack_from
 """The hashes of a set, and with its last times behind them. A memoryview takes half as long again."""
 
-COUNTERS_PER_ROW: Final = 1 << 16
-"""Counters of held concurrency slots in a process's row.
+COUNTERS_PER_ROW: Final = 1 << 20
+"""Counters of held concurrency slots in a process's row, of which only the pages in use are resident.
 
-Keys that share one (a pair in 65536) count together.
+Keys that share one (a pair in a million) count together.
 """
 
 COUNTER_OCTETS: Final = 2

@@ -22,7 +22,7 @@ from itertools import count, islice
 from typing import Any, Final, TypeVar
 
 from blackhole.rules.attempt_store import Answer, HeldSlot, Update
-from blackhole.rules.limiters import WindowCount
+from blackhole.rules.quotas import WindowCount
 from blackhole.settings import RedisSettings
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.redis_client import NonWaitingResolver, RedisClient

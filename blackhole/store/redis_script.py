@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from blackhole.rules.attempt_store import Update
+from blackhole.store.redis_quotas import QUOTA_FUNCTIONS
 
 RENEW_INTERVAL: Final = 20.0
 """Seconds between two renewals of the leases of held slots."""
@@ -110,18 +111,7 @@ function change.blocks_attempt(key, least, most)
   return 0
 end
 
-function change.spend(key, amount, limit, period)
-  local count, first = read_record(key)
-  if count == 0 or now - first >= period * SECOND then
-    count, first = 0, now
-  end
-  if count + amount > tonumber(limit) then
-    return 1
-  end
-  write_record(key, count + amount, first, first + period * SECOND - now)
-  return 0
-end
-
+{QUOTA_FUNCTIONS}
 function change.take(key, limit)
   local count, first = read_record(key)
   if count >= tonumber(limit) then

@@ -128,6 +128,8 @@ class Memory:
     first_seen: dict[tuple[Any, ...], float] = field(default_factory=dict)
     passed: set[tuple[Any, ...]] = field(default_factory=set)
     quotas: dict[tuple[Any, ...], tuple[int, float]] = field(default_factory=dict)
+    buckets: dict[tuple[Any, ...], tuple[float, float]] = field(default_factory=dict)
+    windows: dict[tuple[Any, ...], tuple[int, list[tuple[int, int]]]] = field(default_factory=dict)
     held: Counter[tuple[Any, ...]] = field(default_factory=Counter)
 
 
@@ -407,6 +409,23 @@ class ModelSession:
 
     # Limiters.
 
+    def owner(self, by: str | list[str]) -> tuple[str, ...]:
+        """Return what a limit is counted for."""
+        known = {
+            "client": self.client,
+            "network": network(self.client),
+            "helo": self.helo.lower(),
+            "user": "",
+            "sender": self.sender.lower(),
+            "sender-domain": domain(self.sender),
+            "recipient": self.recipient.lower(),
+            "recipient-domain": domain(self.recipient),
+            "pair": f"{self.sender.lower()} {self.recipient.lower()}",
+            "listener": self.model.listener,
+            "all": "",
+        }
+        return tuple(known[name] for name in (by if isinstance(by, list) else [by]))
+
     def is_blocked(self, number: int, rule: Rule) -> bool:
         if "greylist" in rule:
             bounds = rule["greylist"] if isinstance(rule["greylist"], dict) else {}
@@ -414,36 +433,66 @@ class ModelSession:
         if "throttle" not in rule:
             return True
         throttle = rule["throttle"]
-        owner = {
-            "client": self.client,
-            "sender-domain": domain(self.sender),
-            "recipient-domain": domain(self.recipient),
-            "all": "",
-        }[throttle.get("by", "client")]
+        owner = self.owner(throttle.get("by", "client"))
         if "concurrent" in throttle:
             slot = number, owner
+            if slot in self.slots:
+                return False
             if self.model.memory.held[slot] >= throttle["concurrent"]:
                 return True
             self.model.memory.held[slot] += 1
             self.slots.append(slot)
             return False
         (what,) = throttle.keys() & THROTTLED_AT.keys()
-        amount = self.size if what == "bytes" else 1
+        amount, limit = self.size if what == "bytes" else 1, throttle[what]
         if throttle["per"] == "connection":
-            if self.quotas[number, owner] + amount > throttle[what]:
+            if self.quotas[number, owner] + amount > limit:
                 return True
             self.quotas[number, owner] += amount
             return False
+        period = seconds(throttle["per"])
+        if "burst" in throttle:
+            return self.has_no_tokens((number, owner), amount, throttle["burst"], limit / period)
+        if throttle.get("window") == "sliding":
+            return self.slides((number, owner), amount, limit, period)
         used, began = self.model.memory.quotas.get((number, owner), (0, self.model.now))
-        if not used or self.model.now - began >= seconds(throttle["per"]):
+        if not used or self.model.now - began >= period:
             used, began = 0, self.model.now
-        if used + amount > throttle[what]:
+        if used + amount > limit:
             return True
         self.model.memory.quotas[number, owner] = used + amount, began
         return False
 
+    def has_no_tokens(self, key: tuple[Any, ...], amount: int, burst: int, rate: float) -> bool:
+        """Take from a bucket of tokens; return whether it has too few."""
+        now = self.model.now
+        tokens, at = self.model.memory.buckets.get(key, (float(burst), now))
+        tokens = min(burst, tokens + (now - at) * rate)
+        if tokens < amount - 1e-5:
+            return True
+        self.model.memory.buckets[key] = tokens - amount, now
+        return False
+
+    def slides(self, key: tuple[Any, ...], amount: int, limit: int, period: float) -> bool:
+        """Take from a sliding window; return whether it is full."""
+        parts = 15 if limit <= 15 else 7 if limit <= 255 else 3 if limit <= 65535 else 1
+        length, now = round(period * 1e6) // parts, round(self.model.now * 1e6)
+        began, taken = self.model.memory.windows.get(key, (now, []))
+        part = (now - began) // length
+        if not any(its_part >= part - parts for its_part, _ in taken):
+            began, part, taken = now, 0, []
+        used = sum(number for its_part, number in taken if its_part > part - parts)
+        leaving = sum(number for its_part, number in taken if its_part == part - parts)
+        inside = length - (now - began) % length
+        if leaving:
+            used += (leaving - 1) * inside // length
+        if used + amount > limit:
+            return True
+        self.model.memory.windows[key] = began, [*taken, (part, amount)]
+        return False
+
     def greylisted(self, rule: int | str, bounds: dict[str, Any]) -> bool:
-        triplet = rule, network(self.client), self.sender.lower(), self.recipient.lower()
+        triplet = rule, self.owner(bounds.get("by", ["network", "sender", "recipient"]))
         memory, now = self.model.memory, self.model.now
         if triplet in memory.passed:
             return False

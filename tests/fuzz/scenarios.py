@@ -51,7 +51,10 @@ LIKELY = ("MAIL", "RCPT", "RCPT", "RCPT", "DATA", ".", "RSET", "EHLO", "CONNECT"
 
 DRIP = {"drip": 100}
 
-OWNERS = ("client", "all", "sender-domain", "recipient-domain")
+OWNERS = (
+    *("client", "all", "sender-domain", "recipient-domain", "network", "helo", "user", "sender"),
+    *("recipient", "pair", "listener"),
+)
 
 ENDS = {"close": NextAction.CLOSE, "reset": NextAction.ABORT, "stall": NextAction.HANG}
 
@@ -105,6 +108,13 @@ def some(source: Random, values: tuple[str, ...]) -> Any:
     if source.random() < 0.7:
         return source.choice(values)
     return source.sample(values, 2)
+
+
+def random_owners(source: Random) -> Any:
+    """Return what a limit is counted for."""
+    if source.random() < 0.75:
+        return source.choice(OWNERS)
+    return source.sample(OWNERS, 2)
 
 
 def random_rule(source: Random, number: int) -> Rule:
@@ -163,17 +173,23 @@ def random_rule(source: Random, number: int) -> Rule:
     limiter = source.random()
     if limiter < 0.15:
         rule["greylist"] = source.choice((True, {"min": 60, "max": "1h"}, {"min": 0}))
+        if source.random() < 0.3:
+            rule["greylist"] = {"min": 60, "by": random_owners(source)}
     elif limiter < 0.4:
         what = source.choice(("messages", "recipients", "bytes", "connections", "concurrent"))
         limit = source.choice((20, 60)) if what == "bytes" else source.choice((0, 1, 2, 3))
-        rule["throttle"] = {
-            what: limit,
-            "by": source.choice(("client", "all", "sender-domain", "recipient-domain")),
-        }
+        throttle = rule["throttle"] = {what: limit, "by": random_owners(source)}
         if what != "concurrent":
-            rule["throttle"]["per"] = source.choice(("minute", "connection", "connection", "90s"))
+            throttle["per"] = source.choice(("minute", "connection", "minute", "90s"))
+        kind = source.random()
+        if kind < 0.35:
+            throttle["window"] = "sliding"
+        elif kind < 0.6:
+            throttle["burst"] = source.choice((1, 2, 50))
         if source.random() < 0.7:
             at = {"messages": "MAIL", "recipients": "RCPT", "bytes": "."}
+            if what == "concurrent":
+                at["concurrent"] = source.choice(("CONNECT", "EHLO", "MAIL", "RCPT", "RCPT"))
             rule["phase"] = [at.get(what, "CONNECT")]
     elif (
         limiter < 0.5

@@ -1,0 +1,130 @@
+"""Readers of the values of `greylist` and `throttle` in a scenario file.
+
+As `blackhole.rules.value_readers`: they take a value as TOML has it, and raise ValueError that says what was
+expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from blackhole.rules.limiters import TRIPLET, ConcurrencyLimit, Greylist, RateLimit
+from blackhole.rules.modes import DEFAULT_GREYLIST
+from blackhole.rules.quota_owners import QUOTA_OWNERS, Owners
+from blackhole.rules.quotas import MAX_BURST, MAX_SLIDING
+from blackhole.rules.value_readers import is_whole, read_seconds
+from blackhole.values import SIZE_UNITS, did_you_mean, expected, shown
+
+PERIODS: Final = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "connection": 0.0}
+
+THROTTLED_AT: Final[Mapping[str, tuple[str, ...]]] = {
+    "connections": ("CONNECT",),
+    "concurrent": ("CONNECT", "MAIL", "RCPT", "HELO", "EHLO", "AUTH"),
+    "messages": ("MAIL", "DATA", "."),
+    "recipients": ("RCPT",),
+    "bytes": (".", "MAIL"),
+}
+"""What a throttle limits -> the phases in which it can be counted. The first in which all is known of what it
+is counted for is the default."""
+
+THROTTLE_KEYS: Final = ("per", "by", "window", "burst")
+"""Keys of a throttle beside what it limits."""
+
+WINDOW_KINDS: Final = ("fixed", "sliding")
+"""Values of the `window` of a throttle."""
+
+
+def read_owners(value: Any, default: Owners) -> Owners:
+    """Read `by`: what a limit is counted for, or a list of it."""
+    if value is None:
+        return default
+    owners = tuple(value) if isinstance(value, list) else (value,)
+    for name in owners:
+        if not isinstance(name, str) or name not in QUOTA_OWNERS:
+            error = expected(f"one of {', '.join(QUOTA_OWNERS)}", name)
+            raise ValueError(f"by: {error}{did_you_mean(str(name), QUOTA_OWNERS)}")
+    if not owners or len({*owners}) < len(owners) or ("all" in owners and len(owners) > 1):
+        raise ValueError(f"by: {expected('one or more, each once, and all by itself', value)}")
+    return owners
+
+
+def read_greylist(value: Any) -> Greylist:
+    """Read the bounds of a greylist. Any may be left out, and with `true` all."""
+    if value is True:
+        return DEFAULT_GREYLIST
+    if not isinstance(value, dict) or not value.keys() <= {"min", "max", "by"}:
+        raise expected('{ min = "5m", max = "2d", by = WHOSE }', value)
+    least = read_seconds(value.get("min", DEFAULT_GREYLIST.least))
+    most = read_seconds(value.get("max", DEFAULT_GREYLIST.most))
+    if least > most:
+        raise expected("a min that is less than max", value)
+    return Greylist(least, most, read_owners(value.get("by"), TRIPLET))
+
+
+def read_throttle(value: Any) -> tuple[str, RateLimit | ConcurrencyLimit]:
+    """Read a throttle, and return what it limits, and the limiter."""
+    limited = [key for key in value if key in THROTTLED_AT] if isinstance(value, dict) else []
+    if len(limited) != 1:
+        raise expected(f"{{ WHAT = N, per = TIME, by = WHOSE }} with one of {', '.join(THROTTLED_AT)}", value)
+    (what,) = limited
+    for key in value.keys() - {what, *THROTTLE_KEYS}:
+        hint = did_you_mean(key, THROTTLE_KEYS)
+        raise ValueError(f'unknown key "{shown(key)}", expected {", ".join(THROTTLE_KEYS)}{hint}')
+    limit = _read_quota(value[what])
+    by = read_owners(value.get("by"), ("client",))
+    if what == "concurrent":
+        for key in value.keys() & {"per", "window", "burst"}:
+            raise ValueError(f"{key}: not with concurrent, which has no period")
+        return what, ConcurrencyLimit(limit, by)
+    period = _read_period(value.get("per"), what)
+    sliding = _read_window(value.get("window", "fixed"), limit, period)
+    burst = _read_burst(value.get("burst"), limit, period)
+    if burst and "window" in value:
+        raise ValueError("burst: not with window; a bucket of tokens has none")
+    return what, RateLimit(what, limit, period, by, sliding, burst)
+
+
+def _read_period(value: Any, what: str) -> float:
+    """Read the seconds of a throttle's period; 0 is a connection."""
+    if value is None:
+        raise ValueError(f"per: missing; expected one of {', '.join(PERIODS)}, or a time")
+    period = PERIODS[value] if isinstance(value, str) and value in PERIODS else read_seconds(value)
+    if not period and (value != "connection" or what == "connections"):
+        raise ValueError(f"per: {expected('a time above 0', value)}")
+    return period
+
+
+def _read_window(value: Any, limit: int, period: float) -> bool:
+    """Read whether a window slides."""
+    if value not in WINDOW_KINDS:
+        error = expected(f"one of {', '.join(WINDOW_KINDS)}", value)
+        raise ValueError(f"window: {error}{did_you_mean(str(value), WINDOW_KINDS)}")
+    if value != "sliding":
+        return False
+    if not period:
+        raise ValueError("window: not with per = connection, which does not slide")
+    if limit > MAX_SLIDING:
+        raise ValueError(f"window: slides with a limit of at most {MAX_SLIDING}; use burst")
+    return True
+
+
+def _read_burst(value: Any, limit: int, period: float) -> int:
+    """Read the tokens of a bucket; 0 for none."""
+    if value is None:
+        return 0
+    burst = _read_quota(value)
+    if not 1 <= burst <= MAX_BURST:
+        raise ValueError(f"burst: {expected(f'a whole number from 1 to {MAX_BURST}', value)}")
+    if not period or not limit:
+        raise ValueError("burst: needs a limit above 0 and a period, by which tokens come")
+    return burst
+
+
+def _read_quota(value: Any) -> int:
+    if isinstance(value, str) and (match := re.fullmatch("([0-9]{1,9})([kmgKMG])", value)):
+        return int(match[1]) * SIZE_UNITS[match[2].lower()]
+    if is_whole(value, 0, 2**48 - 1):
+        return int(value)
+    raise expected("a whole number from 0, or one with its unit, as 10M", value)
