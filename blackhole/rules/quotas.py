@@ -14,7 +14,7 @@ from blackhole.rules.attempt_store import Record
 MICROSECONDS: Final = 1_000_000
 """In a second."""
 
-TOKEN: Final = 1_000_000
+TOKEN_PARTS: Final = 1_000_000
 """What a token counts in the level of a bucket."""
 
 MAX_BURST: Final = 2**32 - 1
@@ -124,8 +124,8 @@ class TokenCount(NamedTuple):
         amount, burst, limit, period = self
         missing, _, last = record
         passed = max(0, _microseconds(now) - _microseconds(last))
-        missing = max(0, missing - ceil(passed * limit / period)) + amount * TOKEN
+        missing = max(0, missing - ceil(passed * limit / period)) + amount * TOKEN_PARTS
         # What comes in a microsecond makes no difference: times are no more exact.
-        if missing > burst * TOKEN + ceil(limit / period):
+        if missing > burst * TOKEN_PARTS + ceil(limit / period):
             return record, True
         return (missing, now, now), False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from blackhole.rules.quotas import COUNTER_BITS, RECORD_BITS, TOKEN
+from blackhole.rules.quotas import COUNTER_BITS, RECORD_BITS, TOKEN_PARTS
 
 MAX_COUNTERS: Final = RECORD_BITS // COUNTER_BITS[0]
 """Counters of a sliding window, at most."""
@@ -93,8 +93,8 @@ end
 function change.spend_tokens(key, amount, burst, limit, period)
   local missing, _, last = read_record(key)
   local passed = math.max(0, now - last)
-  missing = math.max(0, missing - math.ceil(passed * limit / period)) + amount * {TOKEN}
-  if missing > burst * {TOKEN} + math.ceil(limit / period) then
+  missing = math.max(0, missing - math.ceil(passed * limit / period)) + amount * {TOKEN_PARTS}
+  if missing > burst * {TOKEN_PARTS} + math.ceil(limit / period) then
     return 1
   end
   write_record(key, missing, now, missing * period / limit)
