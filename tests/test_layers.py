@@ -111,6 +111,7 @@ TORNADO = {
     "web.base_handler",
     "web.control_handlers",
     "web.events",
+    "web.places",
     "web.prometheus",
     "web.server",
 }

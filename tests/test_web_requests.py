@@ -11,13 +11,8 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from blackhole.web.base_handler import SECURITY_HEADERS
-from blackhole.web.server import (
-    CLIENT_SHARE,
-    MAX_CONNECTIONS,
-    MAX_REQUEST_BODY,
-    MAX_REQUEST_HEADER,
-    RESPONSE_TIMEOUT,
-)
+from blackhole.web.places import CLIENT_SHARE, RESPONSE_TIMEOUT
+from blackhole.web.server import MAX_CONNECTIONS, MAX_REQUEST_BODY, MAX_REQUEST_HEADER
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
 from tests.http_api import Sink, ask, figures, raw, reached, send, total
 from tests.program import SCRIPT, descriptors, free_port, wait_for
@@ -212,6 +207,7 @@ def test_clients_that_never_read_are_disconnected_and_leave_places_to_others() -
             lambda: len(descriptors(*program.dashboards())) > before + CLIENT_MOST,
             "they take the places of more than one client",
         )
+        wait_for(lambda: reached(program.http), "another request of the same client is answered")
         wait_for(
             lambda: len(descriptors(*program.dashboards())) <= before + 2 and reached(program.http),
             "all are disconnected",

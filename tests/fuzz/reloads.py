@@ -41,6 +41,9 @@ PATIENCE = 30.0
 RETIREMENT = 1.0
 """Seconds in which old workers have stopped accepting after a reload."""
 
+SETTLED = 20
+"""Equal looks at the descriptors, one after the other, after which they no longer change."""
+
 DELAYS = (0.02, [0.01, 0.05])
 
 UNPREDICTABLE = frozenset(("attempt", "greylist", "window", "chance", "when_unknown", "listener"))
@@ -120,18 +123,16 @@ class Client:
         """Hold a conversation; return what is wrong, or an empty text."""
         self.versions = {*self.run.in_force}
         port = self.run.tls_port if self.implicit_tls else self.run.program.port
-        self.socket: socket.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        try:
+            self.socket: socket.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        except ConnectionResetError:  # by a rule for CONNECT, before this process had seen the connection
+            return self.compare_greeting(None)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(OSError), ExitStack() as stack:
             stack.callback(lambda: self.socket.close())
             if self.implicit_tls:
                 self.start_tls()
-            greeting = self.read_reply()
-            self.versions |= {*self.run.in_force}
-            self.candidates = [LiveModelSession(version.model, "127.0.0.1") for version in self.versions]
-            for candidate in self.candidates:
-                candidate.tls = self.implicit_tls
-            problem = self.compare(greeting, lambda candidate: candidate.greeting(greeting))
+            problem = self.compare_greeting(self.read_reply())
             commands, in_body = scenarios.random_commands(self.source), False
             for _ in range(self.source.randrange(1, 12)):
                 if problem or self.ended:
@@ -139,6 +140,14 @@ class Client:
                 problem, in_body = self.say_body() if in_body else self.say(commands)
             return problem or (self.check_end() if self.ended else self.leave())
         return ""
+
+    def compare_greeting(self, greeting: Received | None) -> str:
+        """Compare the greeting, and begin a session of the model for each version that may be in force."""
+        self.versions |= {*self.run.in_force}
+        self.candidates = [LiveModelSession(version.model, "127.0.0.1") for version in self.versions]
+        for candidate in self.candidates:
+            candidate.tls = self.implicit_tls
+        return self.compare(greeting, lambda candidate: candidate.greeting(greeting))
 
     @property
     def ended(self) -> bool:
@@ -276,7 +285,7 @@ class ReloadRun:
                 *certificate.options,
                 *(f"--ssl_port={self.tls_port}", f"--scenario={path}", "--drain_timeout=120", *options),
             ) as self.program:
-                before = self.descriptors()
+                before = self.settled_descriptors()
                 self.run_clients(seconds, path)
                 self.program.wait_until_idle(90)
                 wait_for(lambda: len(self.program.workers()) <= 2, "old workers have ended", 90)
@@ -330,10 +339,21 @@ class ReloadRun:
             if not target.startswith("/memfd:")
         )
 
+    def settled_descriptors(self) -> Counter[str]:
+        """Return the open descriptors once they no longer change: a worker that starts closes some."""
+        last: list[Counter[str]] = []
+
+        def is_settled() -> bool:
+            last.append(self.descriptors())
+            return len(last) > SETTLED and all(one == last[-1] for one in last[-SETTLED:])
+
+        wait_for(is_settled, "the descriptors no longer change", 60)
+        return last[-1]
+
     def check_program(self, before: Counter[str]) -> None:
         """Add a finding for a traceback, for descriptors that stay open, and for a wrong exit status."""
         findings = self.result.findings
-        after = self.descriptors()
+        after = self.settled_descriptors()
         if after != before:
             findings.append(f"descriptors: {after - before} more than at the start, {before - after} less")
         if status := self.program.stop():
