@@ -78,7 +78,7 @@ class ConnectionPlaces:
         return self._places.get(stream) or ConnectionPlace(stream, b"", 0.0)
 
     def take(self, stream: IOStream, client: bytes, now: float) -> bool:
-        """Take a place for a new connection, if need be of one that is closed; return whether there is one."""
+        """Take a place for a new connection, that of another one if need be; return whether there is one."""
         if not self._make_room(client, now):
             return False
         self._places[stream] = ConnectionPlace(stream, client, now)
