@@ -263,6 +263,7 @@ class Service:
                 shared.limit_log,
                 shared.messages,
                 shared.recent(wanted),
+                shared.fleet_store(wanted),
             )
         )
 

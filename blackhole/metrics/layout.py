@@ -60,6 +60,9 @@ CELLS: Final = (
     Cell("tls_ok", "TLS handshakes that succeeded, resumed sessions included"),
     Cell("tls_failed", "TLS handshakes that failed"),
     Cell("tls_resumed", "TLS handshakes that resumed an earlier session"),
+    Cell("store_questions", "questions that mail had for a shared store"),
+    Cell("store_unanswered", "questions that the store did not answer in time, or was not asked"),
+    Cell("store_openings", "times that the store was not asked any more because it did not answer"),
     Cell("cpu_microseconds", "processor time of all processes that had this row, in microseconds"),
     Cell(
         "applied_order",

@@ -43,7 +43,11 @@ def report_text(snapshot: Snapshot) -> str:
         lines += (f"       {line}" for line in finding.lines())
     if not found:
         lines.append("No violations were found.")
-    sections = ("Retries:", retry_lines(snapshot)), ("Rule matches:", rule_match_lines(snapshot))
+    sections = (
+        ("Retries:", retry_lines(snapshot)),
+        ("Rule matches:", rule_match_lines(snapshot)),
+        ("Shared store:", shared_store_lines(snapshot)),
+    )
     for title, section in sections:
         lines += ["", title, *section] if section else []
     lines += ["", *client_lines(snapshot)] if snapshot.clients else []
@@ -75,6 +79,14 @@ def client_lines(snapshot: Snapshot) -> Iterator[str]:
 def rule_match_lines(snapshot: Snapshot) -> list[str]:
     """Return a line for each rule of the scenarios: how often it matched."""
     return [f"  {'rule ' * name.isdecimal()}{name}: {count:,}" for name, count in snapshot.rule_hits.items()]
+
+
+def shared_store_lines(snapshot: Snapshot) -> list[str]:
+    """Return a line about questions that a shared store did not answer; rules and limits went without it."""
+    store = snapshot.store
+    if not store["unanswered"]:
+        return []
+    return [f"  {store['unanswered']:,} of {plural(store['questions'], 'question')} had no answer in time"]
 
 
 def retry_lines(snapshot: Snapshot) -> list[str]:
@@ -139,6 +151,7 @@ def as_dict(snapshot: Snapshot) -> dict[str, Any]:
         "findings": [finding.as_dict() for finding in findings(snapshot)],
         "retries": snapshot.retries,
         "rule_hits": snapshot.rule_hits,
+        "store": snapshot.store,
     } | snapshot.clients_as_dict()
 
 

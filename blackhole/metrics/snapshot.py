@@ -281,6 +281,11 @@ class Snapshot:
         return dict(zip(CLIENT_LIMITS, self.cells[LIMITS_START:CELLS_START], strict=True))
 
     @property
+    def store(self) -> dict[str, int]:
+        """How often mail had a question for a shared store, and how often there was no answer in time."""
+        return {name: self.total(f"store_{name}") for name in ("questions", "unanswered", "openings")}
+
+    @property
     def rule_hits(self) -> dict[str, int]:
         """Matches by rule, of all rules that were ever in force."""
         return {name: self.cells[cell] for name, cell in self.rule_counters.items()}
@@ -352,6 +357,7 @@ class Snapshot:
             "sampled_violations": {name: one.as_dict() for name, one in self.sampled_violations.items()},
             "retries": self.retries,
             "limits_met": self.limits_met,
+            "store": self.store,
             "rule_hits": self.rule_hits,
             "cpu_seconds": self.cpu,
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},

@@ -62,8 +62,19 @@ def figure_lines(snapshot: Snapshot) -> Iterator[str]:
     limits = [f"{name} {count:,}" for name, count in snapshot.limits_met.items() if count]
     if limits:
         yield f"limits that clients met: {', '.join(limits)}"
+    yield from store_lines(snapshot)
     if snapshot.rule_hits:
         yield f"rule matches: {sum(snapshot.rule_hits.values()):,}"
+
+
+def store_lines(snapshot: Snapshot) -> Iterator[str]:
+    """Yield how often a shared store did not answer, if mail had questions for one."""
+    store = snapshot.store
+    if store["questions"]:
+        yield (
+            f"shared store: {plural(store['questions'], 'question')},"
+            f" {store['unanswered']:,} without an answer in time"
+        )
 
 
 def _time(times: Distribution, share: float) -> str:

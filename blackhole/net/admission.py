@@ -16,6 +16,7 @@ from blackhole.net.client_table import (
     ClientTableView,
     client_key,
 )
+from blackhole.net.fleet_usage import FleetConnection, FleetUsage
 from blackhole.settings import Settings
 from blackhole.smtp.replies import (
     TOO_MANY_CLIENT_CONNECTIONS,
@@ -66,6 +67,9 @@ class ClientUsage:
 
     __slots__ = ("_rates", "_slot")
 
+    shared: FleetConnection | None = None
+    """The connection as all machines of a fleet count it; None where there is no fleet."""
+
     def __init__(self, slot: ClientSlot | None, rates: Rates) -> None:
         self._slot = slot
         self._rates = rates
@@ -88,12 +92,47 @@ class ClientUsage:
             self._slot.leave()
 
 
+class FleetClientUsage(ClientUsage):
+    """One connection of a client that all machines of a fleet count, beside this one."""
+
+    __slots__ = ("shared",)
+
+    def __init__(self, slot: ClientSlot | None, rates: Rates, shared: FleetConnection) -> None:
+        super().__init__(slot, rates)
+        self.shared: FleetConnection = shared
+
+    def meter(self, phase: str, amount: int = 1) -> bool:
+        """Count one more command of a phase, or so many octets. Return false if that exceeds the rate."""
+        rate = self._rates.get(phase)
+        if rate is None:
+            return True
+        cell, most = rate
+        within = super().meter(phase, amount)
+        client = self.shared.client
+        # The question to the store has counted the connection.
+        shared = client.sum(cell) if cell == CONNECTIONS else client.count(cell, amount)
+        return within and shared <= most
+
+    def over_connection_limit(self, most: int) -> bool:
+        """Return whether the client has more than `most` connections open; 0 is no limit."""
+        return self.shared.has_too_many_open or super().over_connection_limit(most)
+
+    def leave(self) -> None:
+        """Stop counting the connection as open."""
+        super().leave()
+        self.shared.leave()
+
+
 class AdmissionControl:
     """Admits clients. Without a client table, nothing is counted over all connections of a client."""
 
-    def __init__(self, settings: Settings, clients: ClientTableView | None) -> None:
+    def __init__(
+        self, settings: Settings, clients: ClientTableView | None, fleet: FleetUsage | None = None
+    ) -> None:
+        """`fleet` counts the connections of all machines; None: there are no others."""
         self._trusted: Final = NetworkSet(settings.trusted)
         self._clients: Final = clients
+        self._fleet: Final = fleet
         self._most: Final = settings.client_connections
         rates = {
             "CONNECT": (CONNECTIONS, settings.client_connection_rate),
@@ -109,7 +148,11 @@ class AdmissionControl:
         octets = to_bytes(address)
         if octets in self._trusted:
             return None
-        return ClientUsage(self._clients.enter(client_key(octets)) if self._clients else None, self._rates)
+        client = client_key(octets)
+        slot = self._clients.enter(client) if self._clients else None
+        if self._fleet is None:
+            return ClientUsage(slot, self._rates)
+        return FleetClientUsage(slot, self._rates, self._fleet.enter(client))
 
     def refusal(self, usage: ClientUsage) -> Reply | None:
         """Return the reply to a client that must not connect now, or None."""

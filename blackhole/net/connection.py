@@ -190,8 +190,12 @@ class Connection:
         context = self.context
         if context.proxy_parser is not None and not await self._read_proxy_header():
             return False
-        if context.admission is not None and not self._check_admission():
-            return False
+        if context.admission is not None:
+            usage = self.usage = context.admission.admit(self.peer)
+            if usage is not None and usage.shared is not None and usage.shared.is_pending:
+                await self._wait(asyncio.ensure_future(usage.shared.wait()))
+            if usage is not None and not self._check_admission(usage):
+                return False
         if not context.listener.tls:
             return True
         session = self.session
@@ -223,13 +227,10 @@ class Connection:
             self.session = context.engine.session(client=address)
         return True
 
-    def _check_admission(self) -> bool:
+    def _check_admission(self, usage: ClientUsage) -> bool:
         """Apply the limits on clients. Return false for a client that was told to come another time."""
         context = self.context
         assert context.admission is not None
-        usage = self.usage = context.admission.admit(self.peer)
-        if usage is None:
-            return True
         refusal = context.admission.refusal(usage)
         handshake_follows = context.listener.tls and not self.session.secure
         if refusal is None and handshake_follows and not usage.meter("STARTTLS"):

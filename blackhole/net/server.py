@@ -36,6 +36,7 @@ from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import RECEIVED_CELL, Connection
 from blackhole.net.context import ListenerContext
 from blackhole.net.disconnects import DisconnectWatch
+from blackhole.net.fleet_usage import FleetUsage
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import Poller
 from blackhole.net.recorded_connection import RecordedConnection
@@ -176,8 +177,9 @@ class SMTPServer(TCPServer):
     certificate, `should_yield` tells whether other workers have fewer connections (None: there
     are no others), `number` is the counter of this listener's connections, `scenario` has the
     rules that come before the listener's mode, `client_table` what all workers know of their
-    clients, `client_log` gets what is shown of them, `limit_log` the limits that they meet, `recorder`
-    the records of transactions, `evidence` where violations were committed.
+    clients, and `fleet_usage` what all machines of a fleet do, `client_log` gets what is shown of
+    them, `limit_log` the limits that they meet, `recorder` the records of transactions, `evidence`
+    where violations were committed.
     """
 
     def __init__(
@@ -195,6 +197,7 @@ class SMTPServer(TCPServer):
         limit_log: LimitLog | None = None,
         recorder: Recorder | None = None,
         evidence: EvidenceWriter | None = None,
+        fleet_usage: FleetUsage | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -223,7 +226,9 @@ class SMTPServer(TCPServer):
             counters=counters,
             tls=tls,
             certificates=scenario.certificates,
-            admission=AdmissionControl(settings, client_table) if settings.limits_clients else None,
+            admission=(
+                AdmissionControl(settings, client_table, fleet_usage) if settings.limits_clients else None
+            ),
             limit_log=(limit_log or LimitLog()) if settings.limits_clients else None,
             proxy_parser=proxy.make_parser() if listener.proxy else None,
             proxies=NetworkSet(settings.proxy_from),

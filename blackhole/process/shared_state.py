@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from blackhole.metrics.counters import Counters
 from blackhole.net import server
@@ -11,7 +11,7 @@ from blackhole.net.client_table import ClientTable
 from blackhole.net.limit_log import LimitLog
 from blackhole.process.configuration import Configuration
 from blackhole.process.message_total import MessageTotal
-from blackhole.settings import RedisSettings
+from blackhole.settings import RedisSettings, Settings
 from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.client_log import ClientLog
@@ -68,8 +68,9 @@ class SharedState:
             self._attempts = AttemptTable(self.counters.rows)
         if self._outcomes is None and (has_dashboard or server.tracks_retries(bound, scenario)):
             self._outcomes = OutcomeTable()
-        if settings.attempt_store.host and settings.attempt_store not in self._redis_stores:
-            self._redis_stores[settings.attempt_store] = RedisAttemptStore(settings.attempt_store)
+        for store in settings.attempt_store, _fleet_settings(settings):
+            if store.host and store not in self._redis_stores:
+                self._redis_stores[store] = RedisAttemptStore(store)
 
     def release_row(self, row: int) -> None:
         """Release the concurrency slots that a dead process held."""
@@ -91,6 +92,10 @@ class SharedState:
         """Return the table of what each client uses, or None if no limit by client is set."""
         return self._clients if configuration.settings.counts_clients else None
 
+    def fleet_store(self, configuration: Configuration) -> RedisAttemptStore | None:
+        """Return the store of what clients use on all machines; None if each machine counts for itself."""
+        return self._redis_stores.get(_fleet_settings(configuration.settings))
+
     def attach(self, configuration: Configuration, row: int) -> ActiveScenario:
         """Return the scenario of a configuration with the stores that its rules use, in a worker."""
         scenario = replace(configuration.scenario, outcome_store=self._outcomes)
@@ -99,3 +104,10 @@ class SharedState:
         self._attempts.set_row(row)
         store = self._redis_stores.get(configuration.settings.attempt_store) or self._attempts
         return replace(scenario, attempt_store=store)
+
+
+def _fleet_settings(settings: Settings) -> RedisSettings:
+    """Return the store that a worker needs for the limits by client of a fleet; without a host, none."""
+    if not (settings.fleet.host and settings.counts_clients):
+        return RedisSettings()
+    return RedisSettings(*astuple(settings.fleet))

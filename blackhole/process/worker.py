@@ -9,6 +9,7 @@ import select
 import signal
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.net import tls
 from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
+from blackhole.net.fleet_usage import FleetUsage
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
@@ -86,6 +88,8 @@ class WorkerContext:
     """None where the server does not stop after a number of messages."""
     recent: RecentRecords | None = None
     """None where transactions are not recorded."""
+    fleet_store: RedisAttemptStore | None = None
+    """Where all machines of a fleet count what clients use; None where each counts for itself."""
 
 
 def run(context: WorkerContext) -> None:
@@ -135,6 +139,14 @@ class Worker:
         self._draining = False
         self._run_ended = False
         self._transactions: Final = TransactionLog(counters) if context.settings.log_transactions else None
+        stores = context.scenario.attempt_store, context.fleet_store
+        self._stores: Final = {store for store in stores if isinstance(store, RedisAttemptStore)}
+        fleet, settings = context.fleet_store, context.settings
+        self._fleet_usage: Final = (
+            None if fleet is None else FleetUsage(fleet, settings.fleet_name, settings.client_connections)
+        )
+        self._store_figures: Counter[str] = Counter()
+        """The figures of the stores that the counters have."""
         self._cpu_recorded = 0
         """Microseconds of processor time that the counters have."""
         self._order = INITIAL_NUMBER
@@ -151,8 +163,7 @@ class Worker:
             loop.add_signal_handler(number, action, self)
         # The pipe is readable once the master is gone, whatever ended it.
         loop.add_reader(self._context.child.master_alive_fd, self.drain)
-        store = self._context.scenario.attempt_store
-        if isinstance(store, RedisAttemptStore):
+        for store in self._stores:
             await store.open()
         poller = self._selector or LoopPoller()
         self._open_servers(self._follow_orders(poller), poller)
@@ -165,8 +176,14 @@ class Worker:
             server.mark_closed_by_server()
             server.flush_histograms()
         self._record_cpu()
-        if isinstance(store, RedisAttemptStore):
+        await self._close_stores()
+
+    async def _close_stores(self) -> None:
+        if self._fleet_usage is not None:
+            self._fleet_usage.sweep()
+        for store in self._stores:
             await store.close()
+        self._record_store_figures()
 
     def _follow_orders(self, poller: Poller) -> ActiveScenario:
         """Return the scenario in force, and from now on read every order. Raises OperatorError.
@@ -209,6 +226,7 @@ class Worker:
                 if writer is not None or log_transaction is not None
                 else None,
                 None if counters.evidence is None else counters.evidence.writer(row, settings.show_lines),
+                self._fleet_usage,
             )
             if self._context.messages is not None and settings.stop_after:
                 server.collect_sizes(
@@ -223,6 +241,10 @@ class Worker:
         self._context.child.heartbeat.beat()
         if self._clients is not None:
             self._clients.sweep()
+        if self._fleet_usage is not None:
+            self._fleet_usage.sweep()
+        if self._stores:
+            self._record_store_figures()
         self._record_cpu()
         self.handle_events(0)
         outcomes = self._context.scenario.outcome_store
@@ -247,6 +269,15 @@ class Worker:
         used = time.process_time_ns() // 1000
         self._cells[CPU] += used - self._cpu_recorded
         self._cpu_recorded = used
+
+    def _record_store_figures(self) -> None:
+        """Count the questions to stores, and those without an answer, since the last call."""
+        figures: Counter[str] = Counter()
+        for store in self._stores:
+            figures.update(store.circuit.figures())
+        for name, count in figures.items():
+            self._cells[CELL_INDEX[name]] += count - self._store_figures[name]
+        self._store_figures = figures
 
     def _has_connections(self) -> bool:
         return any(server.connections for server in self.servers)

@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import count, islice
 from typing import Any, Final, TypeVar
 
@@ -25,8 +25,9 @@ from blackhole.rules.attempt_store import Answer, HeldSlot, Update
 from blackhole.rules.quotas import WindowCount
 from blackhole.settings import RedisSettings
 from blackhole.store.attempts import AttemptTable
+from blackhole.store.circuit_breaker import MAX_LATE, PROBE_INTERVAL, CircuitBreaker
 from blackhole.store.redis_client import NonWaitingResolver, RedisClient
-from blackhole.store.redis_requests import RedisCommand, RedisQuery, SlotLease
+from blackhole.store.redis_requests import RedisCommand, RedisQuery, SlotLease, UsageQuery
 from blackhole.store.redis_script import ATTEMPT_KEY, RENEW_INTERVAL, request_words
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class RedisAttemptStore:
         """Limits the warnings of all workers together."""
         self._warned = False
         """This worker has logged that Redis does not answer."""
-        self._answering = False
-        """Redis answered the last batch in time, so queries are accepted."""
+        self.circuit: Final = CircuitBreaker()
+        self._probe_is_due = False
         self._queries: Final[deque[RedisQuery]] = deque()
         self._commands: Final[dict[str, RedisCommand]] = {}
         """By the token of the slot, so that one waits for each slot, however long Redis does not answer."""
@@ -84,16 +85,16 @@ class RedisAttemptStore:
 
         `now` means nothing here: Redis has its own clock.
         """
-        if not self._answering:
+        if not self._may_ask():
             return None
-        return self._ask(RedisQuery((ATTEMPT_KEY, key), request_words(change), self._settings.timeout))
+        return self._ask(RedisQuery((ATTEMPT_KEY, key), request_words(change), *self._limits))
 
     def refuse_or_acquire(self, key: bytes, limit: int) -> SlotLease | None:
         """Query for a slot; return None while Redis does not answer."""
-        if not self._answering:
+        if not self._may_ask():
             return None
         token = f"{self._worker_id}.{next(self._token_numbers)}"
-        lease = SlotLease(key, limit, token, self._settings.timeout)
+        lease = SlotLease(key, limit, token, *self._limits)
         self._leases.add(lease)
         return self._ask(lease)
 
@@ -104,6 +105,19 @@ class RedisAttemptStore:
         if place.may_be_held:
             self._commands[place.token] = place.command("release")
             self._wake()
+
+    # The limits by client.
+
+    def use(
+        self, key: bytes, amounts: Sequence[int], on_answer: Callable[[tuple[int, ...] | None], None]
+    ) -> UsageQuery | None:
+        """Query what a client has done in this minute, with these amounts added to it.
+
+        Return None while Redis does not answer.
+        """
+        if not self._may_ask():
+            return None
+        return self._ask(UsageQuery(key, amounts, *self._limits, on_answer))
 
     # The life of a worker.
 
@@ -129,6 +143,17 @@ class RedisAttemptStore:
 
     # Batches.
 
+    def _may_ask(self) -> bool:
+        """Return whether a question may be asked now, and count it."""
+        circuit = self.circuit
+        circuit.questions += 1
+        circuit.unanswered += not circuit.closed
+        return circuit.closed
+
+    @property
+    def _limits(self) -> tuple[float, Callable[[], None]]:
+        return self._settings.timeout, self.circuit.count_unanswered
+
     def _ask(self, query: QueryType) -> QueryType:
         self._queries.append(query)
         self._wake()
@@ -142,14 +167,17 @@ class RedisAttemptStore:
     async def _exchange_batches(self) -> None:
         """Run batches until nothing waits any more."""
         try:
-            while self._client.connected and (self._queries or self._commands):
+            while self._client.connected and (self._queries or self._commands or self._probe_is_due):
                 await self._run_batch()
         finally:
             self._exchange = None
 
     async def _run_batch(self) -> None:
         """Run one batch, and settle its queries. If Redis does not answer, begin to reconnect."""
-        late = asyncio.get_running_loop().call_later(self._settings.timeout, self._stop_answering)
+        self._probe_is_due = False
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(self._settings.timeout, self._stop_answering)
+        until = loop.time() + self._settings.timeout
         queries = [query for query in self._take_queries() if not query.settled]
         commands = self._take_commands()
         try:
@@ -165,11 +193,25 @@ class RedisAttemptStore:
             return
         finally:
             late.cancel()
-        self._answering = True
         if queries:
             self._failures = 0
+        self._update_circuit(in_time=loop.time() <= until)
         for query, answer in zip(queries, answers, strict=False):
             query.settle(answer)
+
+    def _update_circuit(self, in_time: bool) -> None:
+        """Open or close the circuit after an answer. While it is open, send a probe from time to time."""
+        if self.circuit.answered(in_time):
+            if in_time:
+                self._log_recovery()
+            return
+        self._stop_answering()
+        self._warn(TimeoutError(f"{MAX_LATE} answers took longer than {self._settings.timeout:g} s"))
+        asyncio.get_running_loop().call_later(PROBE_INTERVAL, self._probe)
+
+    def _probe(self) -> None:
+        self._probe_is_due = True
+        self._wake()
 
     def _take_queries(self) -> list[RedisQuery]:
         """Remove and return as many queries as a batch holds."""
@@ -181,7 +223,7 @@ class RedisAttemptStore:
 
     def _stop_answering(self) -> None:
         """Accept no further queries, and answer those that wait with None."""
-        self._answering = False
+        self.circuit.open()
         for query in self._queries:
             query.settle(None)
         self._queries.clear()
@@ -201,12 +243,15 @@ class RedisAttemptStore:
         except self._client.errors as error:
             self._warn(error)
             return False
-        self._answering = True
+        self.circuit.close()
+        self._log_recovery()
+        self._renew()
+        return True
+
+    def _log_recovery(self) -> None:
         if self._warned:
             self._warned = False
             log.info("attempt_store: %s answers again", self._settings)
-        self._renew()
-        return True
 
     async def _reconnect(self) -> None:
         """Try to connect until that succeeds."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store.redis_replies import InvalidReply, ReplyParser, checked_answers, checked_secret
-from blackhole.store.redis_requests import Key, RedisCommand, RedisQuery
+from blackhole.store.redis_requests import Key, RedisCommand, RedisQuery, StoreAnswer
 from blackhole.store.redis_script import SCRIPT
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class RedisClient:
             raise
         self._connection = connection
 
-    async def run(self, batch: Sequence[RedisQuery | RedisCommand]) -> list[int]:
+    async def run(self, batch: Sequence[RedisQuery | RedisCommand]) -> list[StoreAnswer]:
         """Run a batch, and return the answers, one for each request. Raises what `errors` has."""
         assert self._connection is not None
         async with asyncio.timeout(max(ANSWER_TIMEOUT, self._settings.timeout)):
@@ -100,14 +100,17 @@ class RedisClient:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def _run(self, connection: Connection, batch: Sequence[RedisQuery | RedisCommand]) -> list[int]:
+    async def _run(
+        self, connection: Connection, batch: Sequence[RedisQuery | RedisCommand]
+    ) -> list[StoreAnswer]:
         words = [request.words for request in batch]
         for _ in range(MAX_SECRETS):
             keys = [f"{self._settings.prefix}:secret", *(self._key(request.key) for request in batch)]
             await connection.send_command("EVAL", SCRIPT, len(keys), *keys, self._secret, *words)
             reply = await connection.read_response()
             if not isinstance(reply, bytes):
-                return checked_answers(reply, len(batch))
+                answers = checked_answers(reply, len(batch))
+                return [request.parse(answer) for request, answer in zip(batch, answers, strict=True)]
             self._secret = checked_secret(reply)
         raise ConnectionError(f"another secret in each of {MAX_SECRETS} replies")
 

@@ -131,14 +131,26 @@ def _error(text: str) -> Exception:
     raise error
 
 
-def checked_answers(reply: object, count: int) -> list[int]:
+def checked_answers(reply: object, count: int) -> list[Any]:
     """Return the answers of a batch of `count` requests. Raises InvalidReply for any other reply."""
     if not isinstance(reply, list) or len(reply) != count:
         raise InvalidReply(f"expected {count} answers, not {_shown(reply)}")
-    for answer in reply:
-        if not isinstance(answer, int) or answer < 0:
-            raise InvalidReply(f"expected a number for an answer, not {_shown(answer)}")
     return reply
+
+
+def checked_answer(answer: object) -> int:
+    """Return an answer that is a number. Raises InvalidReply for another one."""
+    if not isinstance(answer, int) or answer < 0:
+        raise InvalidReply(f"expected a number for an answer, not {_shown(answer)}")
+    return answer
+
+
+def checked_counts(answer: object, count: int) -> tuple[int, ...]:
+    """Return an answer that is `count` numbers. Raises InvalidReply for another one."""
+    words = answer.split() if isinstance(answer, bytes) else []
+    if len(words) != count or not all(word.isdigit() and len(word) <= MAX_DIGITS for word in words):
+        raise InvalidReply(f"expected {count} numbers for an answer, not {_shown(answer)}")
+    return tuple(map(int, words))
 
 
 def checked_secret(secret: bytes) -> bytes:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules.attempt_store import PendingAnswer
-from blackhole.store.redis_script import SLOTS_KEY
+from blackhole.store.redis_replies import checked_answer, checked_counts
+from blackhole.store.redis_script import CLIENT_KEY, SLOTS_KEY
 
 Key = tuple[str, bytes]
-"""ATTEMPT or SLOTS, and the key that the rules use."""
+"""ATTEMPT_KEY, CLIENT_KEY or SLOTS_KEY, and what tells the record from others of its kind."""
+
+StoreAnswer = int | tuple[int, ...]
+"""An answer of the script: a number, or several counts."""
 
 
 class RedisCommand(NamedTuple):
@@ -19,32 +23,46 @@ class RedisCommand(NamedTuple):
     key: Key
     words: str
 
+    def parse(self, answer: object) -> StoreAnswer:
+        """Return the answer of the script, which nobody awaits. Raises InvalidReply."""
+        return checked_answer(answer)
+
 
 class RedisQuery(PendingAnswer):
-    """A request with an answer; the answer is None if it does not come within `timeout` seconds."""
+    """A request with an answer; the answer is None if it does not come within `timeout` seconds.
 
-    __slots__ = ("_answer", "_timer", "key", "words")
+    `on_unanswered` is then called.
+    """
 
-    def __init__(self, key: Key, words: str, timeout: float) -> None:
+    __slots__ = ("_answer", "_on_unanswered", "_timer", "key", "words")
+
+    def __init__(self, key: Key, words: str, timeout: float, on_unanswered: Callable[[], None]) -> None:
         self.key: Final = key
         self.words: Final = words
         loop = asyncio.get_running_loop()
-        self._answer: Final[asyncio.Future[int | None]] = loop.create_future()
+        self._answer: Final[asyncio.Future[Any]] = loop.create_future()
         self._timer: Final = loop.call_later(timeout, self.settle, None)
+        self._on_unanswered: Final = on_unanswered
 
-    def __await__(self) -> Generator[Any, None, int | None]:
+    def __await__(self) -> Generator[Any, None, Any]:
         return self._answer.__await__()
+
+    def parse(self, answer: object) -> StoreAnswer:
+        """Return the answer of the script. Raises InvalidReply."""
+        return checked_answer(answer)
 
     @property
     def settled(self) -> bool:
         """Whether it has its answer, or its time is over."""
         return self._answer.done()
 
-    def settle(self, answer: int | None) -> None:
+    def settle(self, answer: StoreAnswer | None) -> None:
         """Set the answer; do nothing if its time is over."""
         if not self._answer.done():
             self._timer.cancel()
             self._answer.set_result(answer)
+            if answer is None:
+                self._on_unanswered()
 
 
 class SlotLease(RedisQuery):
@@ -52,8 +70,10 @@ class SlotLease(RedisQuery):
 
     __slots__ = ("token",)
 
-    def __init__(self, key: bytes, limit: int, token: str, timeout: float) -> None:
-        super().__init__((SLOTS_KEY, key), f"acquire {limit} {token}", timeout)
+    def __init__(
+        self, key: bytes, limit: int, token: str, timeout: float, on_unanswered: Callable[[], None]
+    ) -> None:
+        super().__init__((SLOTS_KEY, key), f"acquire {limit} {token}", timeout, on_unanswered)
         self.token: Final = token
 
     @property
@@ -64,3 +84,30 @@ class SlotLease(RedisQuery):
     def command(self, verb: str) -> RedisCommand:
         """Return the command that renews or releases the slot."""
         return RedisCommand(self.key, f"{verb} {self.token}")
+
+
+class UsageQuery(RedisQuery):
+    """A query that adds to what a client has done in this minute; the answer goes to `on_answer` too."""
+
+    __slots__ = ("_on_answer",)
+
+    def __init__(
+        self,
+        key: bytes,
+        amounts: Sequence[int],
+        timeout: float,
+        on_unanswered: Callable[[], None],
+        on_answer: Callable[[tuple[int, ...] | None], None],
+    ) -> None:
+        super().__init__((CLIENT_KEY, key), " ".join(("use", *map(str, amounts))), timeout, on_unanswered)
+        self._on_answer: Final = on_answer
+
+    def parse(self, answer: object) -> StoreAnswer:
+        """Return a count for each amount, and the milliseconds that are left of the minute."""
+        return checked_counts(answer, len(self.words.split()))
+
+    def settle(self, answer: Any) -> None:
+        """Set the answer; do nothing if its time is over."""
+        if not self.settled:
+            super().settle(answer)
+            self._on_answer(answer)

@@ -19,7 +19,9 @@ LEASE_SECONDS: Final = 3 * RENEW_INTERVAL
 
 ATTEMPT_KEY: Final = "attempt"
 SLOTS_KEY: Final = "slots"
-"""What follows the prefix in a key: of a record of attempts, and of the held slots of a concurrency limit."""
+CLIENT_KEY: Final = "client"
+"""What follows the prefix in a key: of a record of attempts, of the held slots of a concurrency limit, and of
+what a client has done in this minute."""
 
 READ_CLOCK: Final = """
 local time = redis.call('TIME')
@@ -121,6 +123,29 @@ function change.take(key, limit)
   return 1
 end
 
+-- What a client has done in this minute: the number of the minute, and a count of each kind.
+
+function change.use(key, ...)
+  local amounts, counts, period = {{...}}, {{}}, 60 * SECOND
+  local minute = math.floor(now / period)
+  local text = redis.pcall('GET', key)
+  if not is_of_wrong_type(text) and text and #text <= 256 then
+    local of, known = string.match(text, '^(%d+) ([%d ]+)$')
+    if tonumber(of) == minute then
+      for count in string.gmatch(known, '%d+') do
+        counts[#counts + 1] = tonumber(count)
+      end
+    end
+  end
+  for place, amount in ipairs(amounts) do
+    amounts[place] = decimal(math.min((counts[place] or 0) + amount, LARGEST))
+  end
+  local left = decimal(math.max(1, math.ceil(((minute + 1) * period - now) / 1000)))
+  local sums = table.concat(amounts, ' ')
+  redis.call('SET', key, decimal(minute) .. ' ' .. sums, 'PX', left)
+  return sums .. ' ' .. left
+end
+
 -- Concurrency slots: a sorted set of tokens by the time when their leases end.
 
 function change.acquire(key, limit, token)
@@ -157,7 +182,8 @@ return answers
 """The script that runs a batch.
 
 KEYS: the key of the secret, and a key for each request. ARGV: the secret, and the words of each request.
-It returns the answers (1 for yes, 0 for no), or the right secret if the batch was made with another one.
+It returns the answers (a number, which is 1 for yes and 0 for no, or several), or the right secret if the
+batch was made with another one.
 A batch without requests writes the secret again, so that its answer tells whether Redis takes writes.
 """
 

@@ -122,6 +122,22 @@ METRICS: Final = (
         ("limit",),
     ),
     MetricRow(
+        "store_questions", "counter", "Questions that mail had for a shared store.",
+        "rate(blackhole_store_questions_total[1m])",
+        lambda reading: reading.snapshot.store["questions"],
+    ),
+    MetricRow(
+        "store_unanswered", "counter",
+        "Questions that a shared store did not answer in time, or was not asked because it did not answer.",
+        "rate(blackhole_store_unanswered_total[5m]) / rate(blackhole_store_questions_total[5m]) > 0.01",
+        lambda reading: reading.snapshot.store["unanswered"],
+    ),
+    MetricRow(
+        "store_openings", "counter", "Times that a worker stopped asking a shared store that did not answer.",
+        "increase(blackhole_store_openings_total[1h])",
+        lambda reading: reading.snapshot.store["openings"],
+    ),
+    MetricRow(
         "timed_out_connections", "counter", "Connections closed because the client was silent for too long.",
         "increase(blackhole_timed_out_connections_total[1h])",
         lambda reading: reading.snapshot.total("timed_out"),

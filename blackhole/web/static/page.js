@@ -37,7 +37,8 @@ function renderFigures(now) {
   setFigure("open", connections.open, formatCount(connections.open), "");
   setDetails("open-details", ["peak", formatCount(rates.open.peak)], ["total", formatCount(connections.total)],
     connections.refused && ["refused", formatCount(connections.refused)],
-    connections.timed_out && ["timed out", formatCount(connections.timed_out)]);
+    connections.timed_out && ["timed out", formatCount(connections.timed_out)],
+    now.store.unanswered && ["store unanswered", formatCount(now.store.unanswered), "warn"]);
   setFigure("received", now.received_bytes, ...formatSize(now.received_bytes));
   setDetails("received-details", ["", formatSize(rates.received_bytes["10"]).join(" ") + "/s"],
     total && ["mean message", formatSize(now.histograms.message_bytes.mean).join(" ")],
