@@ -190,12 +190,8 @@ class Connection:
         context = self.context
         if context.proxy_parser is not None and not await self._read_proxy_header():
             return False
-        if context.admission is not None:
-            usage = self.usage = context.admission.admit(self.peer)
-            if usage is not None and usage.shared is not None and usage.shared.is_pending:
-                await self._wait(asyncio.ensure_future(usage.shared.wait()))
-            if usage is not None and not self._check_admission(usage):
-                return False
+        if context.admission is not None and not await self._check_admission():
+            return False
         if not context.listener.tls:
             return True
         session = self.session
@@ -227,10 +223,15 @@ class Connection:
             self.session = context.engine.session(client=address)
         return True
 
-    def _check_admission(self, usage: ClientUsage) -> bool:
+    async def _check_admission(self) -> bool:
         """Apply the limits on clients. Return false for a client that was told to come another time."""
         context = self.context
         assert context.admission is not None
+        usage = self.usage = context.admission.admit(self.peer)
+        if usage is None:
+            return True
+        if usage.shared is not None and usage.shared.is_pending:
+            await self._wait(asyncio.ensure_future(usage.shared.wait()))
         refusal = context.admission.refusal(usage)
         handshake_follows = context.listener.tls and not self.session.secure
         if refusal is None and handshake_follows and not usage.meter("STARTTLS"):
@@ -299,7 +300,7 @@ class Connection:
             await self._start_tls()
             return b""
         if action is NextAction.CHANGE_CLIENT:
-            return self._change_client(sent)
+            return await self._change_client(sent)
         if not (action is NextAction.CLOSE and self.session.quit_received):
             await self._finish(action, sent)
         return None
@@ -382,7 +383,7 @@ class Connection:
         session.secured()
         self._share_local_address()
 
-    def _change_client(self, sent: bytes) -> bytes | None:
+    async def _change_client(self, sent: bytes) -> bytes | None:
         """Begin a session with the client that XCLIENT has named, as if it had just connected.
 
         Return what it is sent, or None if its limits do not let it in.
@@ -393,7 +394,7 @@ class Connection:
         context.client_changed(self)
         self.session, self.peer, self.usage = session, session.client, None
         self.age, self.idle = 0, 0
-        if context.admission is not None and not self._check_admission():
+        if context.admission is not None and not await self._check_admission():
             return None
         self._share_local_address()
         return session.greet_named_client()
