@@ -293,14 +293,15 @@ def _fleet_status(settings: Settings, facts: Mapping[str, Any]) -> str:
     return remote.status_text(view)
 
 
-def _snapshot_reader(settings: Settings, pid: int) -> Callable[[], Snapshot]:
-    """Return a function that reads the counters of a server, or of its fleet. Raises OperatorError."""
+def _snapshot_reader(settings: Settings, pid: int) -> tuple[Callable[[], Snapshot], Callable[[], str]]:
+    """Return a function that reads the counters of a server, or of its fleet, and one that returns what is to
+    be shown of the machines of the fleet. Raises OperatorError."""
     if settings.scope == "machine":
-        return Counters.of(pid).snapshot
+        return Counters.of(pid).snapshot, str
     from blackhole.fleet import remote
 
-    facts, token = ServerFacts.of(pid), _dashboard_token(settings)
-    return lambda: remote.read(facts, token).snapshot
+    reader = remote.FleetReader(ServerFacts.of(pid), _dashboard_token(settings))
+    return reader.snapshot, reader.machine_rates
 
 
 def _dashboard_token(settings: Settings) -> str:
@@ -344,7 +345,7 @@ def _only_master(settings: Settings) -> int | None:
 
 
 def _report(settings: Settings, arguments: Sequence[str]) -> int:
-    snapshot = _snapshot_reader(settings, _running_pid(settings))()
+    snapshot = _snapshot_reader(settings, _running_pid(settings))[0]()
     wanted = "json" if settings.json else settings.format
     if wanted == "junit":
         print_stdout(report.report_junit(snapshot, settings.fail_on))
@@ -355,7 +356,7 @@ def _report(settings: Settings, arguments: Sequence[str]) -> int:
 
 def _top(settings: Settings, arguments: Sequence[str]) -> int:
     pid = _running_pid(settings)
-    return rates.watch(pid, _snapshot_reader(settings, pid))
+    return rates.watch(pid, *_snapshot_reader(settings, pid))
 
 
 def _recent(settings: Settings, arguments: Sequence[str]) -> int:

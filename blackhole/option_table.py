@@ -241,7 +241,8 @@ OPTIONS: Final = (
     Option("stop_after", values.whole_number(0, 2**63 - 1), "0", "COUNT", "Process",
            "stop after so many messages; 0 is never",
            "Messages count that have come to their end, whatever the reply, over all workers. Then clients "
-           "get 421, and messages under way are finished, so there may be a few more. The exit status is 0."),
+           "get 421, and messages under way are finished, so there may be a few more. The exit status is 0. "
+           "With --fleet, the messages of all machines count."),
     Option("conf", values.path, "", "FILE", "Process", "read options from this file too"),
     Option("log", values.path, "", "FILE", "Logging", "log file",
            "Without root, the default is blackhole.log in $XDG_STATE_HOME or ~/.local/state.",

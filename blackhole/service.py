@@ -286,6 +286,7 @@ class Service:
             shared.control,
             shared.machine_id,
             shared.recent(wanted),
+            shared.messages,
         )
         self._drop_privileges(settings)
         dashboard.run(wanted.dashboard_sockets)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from blackhole import options, values
-from blackhole.fleet.member import parse_machine
+from blackhole.fleet.machine import parse_machine
 from blackhole.fleet.replies import StoreError
 from blackhole.fleet.store import FleetStore
 from blackhole.settings import OperatorError
@@ -161,7 +161,7 @@ def test_wait_waits_for_messages_of_the_whole_fleet(redis: RedisServer) -> None:
         send(two.port, 3)
         assert waiting.result().json["messages"] == 5
         assert ask(one.http, "/wait?scope=fleet&messages=1&timeout=0").status == 504
-        assert ask(one.http, "/wait?scope=fleet&run=x").status == 400
+        assert ask(one.http, "/wait?scope=fleet&run=x").status == 404
 
 
 def test_a_second_fleet_on_the_same_store_is_apart(redis: RedisServer) -> None:

@@ -20,7 +20,9 @@ class SlowStore:
         self.orders: list[int] = []
         self.ready = asyncio.Event()
 
-    async def write(self, machine: str, fields: Mapping[str, int], summary: str, age: float = 0) -> Written:
+    async def write(
+        self, machine: str, fields: Mapping[str, int], summary: str, age: float = 0, known: str = ""
+    ) -> Written:
         order = json.loads(summary)["order"]
         self.calls += 1
         if self.calls == 1:

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from blackhole import values
-from blackhole.fleet.member import FleetMember, parse_machine
-from blackhole.fleet.replies import StoreError
-from blackhole.fleet.store import FleetStore
+from blackhole.fleet.machine import parse_machine
+from blackhole.fleet.member import FleetMember
+from blackhole.fleet.replies import FleetRun, StoreError
+from blackhole.fleet.runs import FleetRuns
+from blackhole.fleet.store import FleetStore, Written
 from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.snapshot import Snapshot
 from tests.http_api import Sink, ask
@@ -42,7 +44,7 @@ def order(**changes: bytes) -> bytes:
 
 
 NORMAL: Mapping[bytes, bytes] = {
-    b"EVALSHA": array(bulk(b"epoch"), b":1\r\n", b":0\r\n"),
+    b"EVALSHA": array(bulk(b"epoch"), *[b":1\r\n", b":0\r\n"] * 2, bulk(b"a"), *[b":0\r\n"] * 2),
     b"HGETALL": b"*0\r\n",
     b"ZRANGE": b"*0\r\n",
     b"TIME": array(bulk(b"1700000000"), bulk(b"0")),
@@ -108,6 +110,9 @@ def figures() -> Snapshot:
     return Snapshot(at=1.0, started=1.0, listeners=(), processes=(), rule_counters={}, cells=zeros)
 
 
+RUN = FleetRun("x", 1, 0, {}, {})
+
+
 async def ask_everything(store: FleetStore) -> int:
     """Ask the store in every way, and return how often it was an error. Raises what is not a StoreError."""
     member = FleetMember(store, "one:1", figures, dict)
@@ -121,6 +126,8 @@ async def ask_everything(store: FleetStore) -> int:
     requests: tuple[Callable[[], Any], ...] = (
         *(member.view, member.machines, store.total, store.order, store.now, announcement),
         *(lambda: store.figures("one:1"), lambda: store.write("one:1", {}, "")),
+        *(store.epoch, store.mark, store.runs, FleetRuns(member).all),
+        *(lambda: store.start_run(RUN, ""), lambda: store.stop_run(RUN), lambda: store.restore_run(RUN)),
     )
     errors = 0
     for request in requests:
@@ -129,7 +136,8 @@ async def ask_everything(store: FleetStore) -> int:
         except StoreError as error:
             errors += 1
             assert len(str(error)) < 300
-    await member._copy_ended_machines()
+    member._copies.note(Written("epoch", 1, 0, runs=1))
+    await member._copies.update()
     await store.close()
     return errors
 
@@ -196,7 +204,10 @@ def test_a_hostile_store_gets_a_line_a_minute_and_stops_neither_mail_nor_dashboa
         sink.dashboard()
         # Each write tells of another order, and each of them cannot be obeyed.
         server.replies = {
-            b"EVALSHA": lambda: array(bulk(b"epoch"), b":1\r\n", b":%d\r\n" % next(numbers)),
+            b"EVALSHA": lambda: array(
+                *(bulk(b"epoch"), b":1\r\n", b":%d\r\n" % next(numbers), *[b":0\r\n"] * 2),
+                *(bulk(b"a"), *[b":0\r\n"] * 2),
+            ),
             b"HGETALL": lambda: order(number=b"%d" % next(numbers), rules=rule),
         }
         wait_for(lambda: "an order cannot be obeyed" in sink.output(), "it is said")

@@ -34,7 +34,7 @@ def snapshot() -> Snapshot:
 
 
 def exposition(snapshot: Snapshot, accept: str = "") -> str:
-    return prometheus.text(snapshot, {"1": 1.5}, accept)[1].decode()
+    return prometheus.text(snapshot, {"1": 1.5}, accept, {"one.test": 12.5})[1].decode()
 
 
 def samples(snapshot: Snapshot) -> dict[str, float]:

@@ -39,6 +39,9 @@ LISTENER: Final = "listener "
 RULE: Final = "rule "
 """What the field of a listener, or of a rule, begins with; its name follows."""
 
+MESSAGES_OF: Final = "messages "
+"""What the field of all messages of a generation begins with. They are counted by their replies too."""
+
 
 def _fixed_fields() -> Iterator[tuple[str, int]]:
     """Yield the field of each counter that every machine has, and its cell."""
@@ -79,11 +82,17 @@ def fields(snapshot: Snapshot) -> dict[str, int]:
 
 
 def snapshot(
-    found: Mapping[str, int], at: float, started: float, processes: tuple[ProcessStatus, ...], workers: int
+    found: Mapping[str, int],
+    at: float,
+    started: float,
+    processes: tuple[ProcessStatus, ...],
+    workers: int,
+    notes: tuple[str, ...] = (),
 ) -> Snapshot:
     """Return counters as a snapshot. `at` is in seconds since `started`, which is in seconds since 1970.
 
-    `processes` has the machines in place of processes, and `workers` is the number of their workers.
+    `processes` has the machines in place of processes, and `workers` is the number of their workers. `notes`
+    are what a report says of the machines.
 
     Fields that this version does not know are left out. Listeners and rules that are too many are added up
     under one name.
@@ -103,6 +112,7 @@ def snapshot(
         processes=processes,
         rule_counters={name: RULE_HITS_START + number for number, name in enumerate(rules)},
         cells=tuple(cells),
+        notes=notes,
     )
 
 

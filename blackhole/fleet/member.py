@@ -7,15 +7,20 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from blackhole import __version__
 from blackhole.fleet import fields
-from blackhole.fleet.replies import MAX_STORED_NUMBER, StoreError
+from blackhole.fleet.copies import StoreCopies
+from blackhole.fleet.machine import FleetView, Machine, find_differences, make_view, parse_machines
+from blackhole.fleet.replies import StoreError
 from blackhole.fleet.script import LIVE_SECONDS
-from blackhole.fleet.store import FleetStore, Total, Written
-from blackhole.metrics.snapshot import ProcessStatus, Snapshot
+from blackhole.fleet.store import FleetStore, Written
+from blackhole.metrics.findings import plural
+from blackhole.metrics.layout import LAYOUT_CRC
+from blackhole.metrics.report import summary_lines
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.process.processes import Process
 from blackhole.store.redis_attempts import WARNING_INTERVAL
 
@@ -24,18 +29,8 @@ log = logging.getLogger(__name__)
 RETRY_DELAYS: Final = (1.0, 2.0, 4.0, 5.0)
 """Seconds to the next write, by the number of writes that failed."""
 
-MAX_COPIES: Final = 1000
-"""Machines that are gone and of which a copy of their counters is kept."""
-
 READ_AGE: Final = 0.5
 """Seconds for which the figures of the fleet are read once for all who ask."""
-
-MAX_SUMMARY: Final = 2048
-"""Octets of what is shown of a machine."""
-
-
-MAX_TEXT: Final = 100
-"""Characters of each text in it."""
 
 LAST_WRITE_TIMEOUT: Final = 5.0
 """Seconds for which a machine that leaves tries its last write: nobody else has these figures."""
@@ -43,49 +38,17 @@ LAST_WRITE_TIMEOUT: Final = 5.0
 LAST_WRITE_INTERVAL: Final = 0.5
 """Seconds between two tries."""
 
+JOIN_SECONDS: Final = 2.5
+"""Seconds after its first write for which a machine waits before it compares itself with the others."""
+
+SETTLE_TIMEOUT: Final = 4.0
+"""Seconds for all machines to write what they have counted."""
+
+SETTLE_INTERVAL: Final = 0.1
+"""Seconds after which the machines are looked at again."""
+
 LEAVE_INTERVAL: Final = 0.1
 """Seconds after which a machine that leaves looks again whether its workers have ended."""
-
-
-class Machine(NamedTuple):
-    """A machine of the fleet, as it last wrote of itself."""
-
-    id: str
-    name: str
-    version: str
-    scenario: str
-    age: float
-    """Seconds since its last write."""
-    alive: bool
-    up: float
-    """Seconds since it was started."""
-    messages: int
-    rate: float
-    """Messages per second."""
-    open: int
-    load: float
-    """The share of one processor that its busiest worker used."""
-    workers: int
-    order: int
-    """The number of the order that it obeys; -1 if it obeys none."""
-
-
-class FleetView(NamedTuple):
-    """The fleet at one moment."""
-
-    snapshot: Snapshot
-    """The sum of all counters. Its processes are the machines that are alive."""
-    machines: tuple[Machine, ...]
-    name: str
-    """That of the fleet."""
-    total: Total
-    now: float
-    """The store's clock, in seconds since 1970."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all figures, for JSON."""
-        machines = [machine._asdict() for machine in self.machines]
-        return {"fleet": self.name, **self.snapshot.as_dict(), "machines": machines}
 
 
 class FleetMember:
@@ -101,16 +64,17 @@ class FleetMember:
         self.store: Final = store
         self.machine: Final = machine
         self._figures, self._summary = figures, summary
+        self.counted: Callable[[], None] = lambda: None
+        """Called after each write: `elsewhere` may have changed."""
+        self.elsewhere = 0
+        """The messages of all other machines in this generation, as of the last write."""
         self._epoch = ""
         self._written: dict[str, int] = {}
         """The counters that the store is known to have."""
-        self._alive = 0
-        """The number of machines that are alive."""
         self._failures = 0
         """Writes that failed since the last that did not."""
         self._warned = float("-inf")
-        self._copies: Final[dict[str, Mapping[str, int]]] = {}
-        """Counters of machines that are gone: Redis may lose them, and they will not write again."""
+        self._copies: Final = StoreCopies(store)
         self.order = 0
         """The number of the order in force, as the store has told with the last write."""
         self.obeyed = -1
@@ -123,6 +87,14 @@ class FleetMember:
         self._view: tuple[float, FleetView] | None = None
         """When it was read, and the fleet as it was then."""
         self._known_versions: Final[set[str]] = {__version__}
+        self.generation = ""
+        self._mark = 0
+        """The last request to write that this machine knows of."""
+        self._written_mark = 0
+        """The one that its last write came after."""
+        self._joined: float | None = None
+        """When this machine first wrote, by the monotonic clock, until it has compared itself with others."""
+        self._has_joined = False
 
     @property
     def available(self) -> bool:
@@ -132,9 +104,9 @@ class FleetMember:
     async def run(self) -> None:
         """Write once a second, for ever."""
         while True:
-            alive = self._alive
-            if await self.write() and self._alive < alive:
-                await self._copy_ended_machines()
+            if await self.write():
+                await self._copies.update()
+                await self._compare_with_others()
             await asyncio.sleep(self._delay() if self._failures else 1 - time.time() % 1)
 
     def _delay(self) -> float:
@@ -146,34 +118,48 @@ class FleetMember:
         `age` is the time in seconds since this machine was alive.
         """
         async with self._writing:
-            return await self._write_changes(age)
+            done = await self._write_changes(age)
+            if done and self._mark != self._written_mark:
+                done = await self._write_changes(age)  # who has asked waits for it
+            return done
 
     async def _write_changes(self, age: float) -> bool:
-        current = fields.fields(self._figures())
+        mark, snapshot = self._mark, self._figures()
+        current = fields.fields(snapshot)
+        messages = sum(snapshot.messages.values())
+        if self.generation and messages:
+            current[fields.MESSAGES_OF + self.generation] = messages
         changed = {name: count for name, count in current.items() if self._written.get(name) != count}
         try:
             written = await self._write(changed, age)
-            if self._epoch not in ("", written.epoch):
+            is_new = self._epoch not in ("", written.epoch)
+            if is_new:
                 # The store is another one, or has lost what it had.
                 await self._write(current, age)
-                for machine, counters in self._copies.items():
-                    await self.store.write(machine, counters, "")
+                await self._copies.restore(written.generation)
         except StoreError as error:
             self._failures += 1
             self._warn(error)
             return False
         if self._failures:
             log.info("fleet: %s answers again", self.store.settings)
-        if written.order != self.order or self._epoch not in ("", written.epoch):
+        if written.order != self.order or is_new:
             self.order = written.order
             self.order_changed.set()
-        self._epoch, self._alive = written.epoch, written.alive
+        self._copies.note(written)
+        others = max(0, written.messages - current.get(fields.MESSAGES_OF + written.generation, 0))
+        # A store that has lost its data gets them back machine by machine.
+        self.elsewhere = max(others, self.elsewhere if written.generation == self.generation else 0)
+        self._epoch, self.generation = written.epoch, written.generation
+        self._mark, self._written_mark = written.mark, mark
         self._written, self._failures = current, 0
+        self.counted()
         return True
 
     async def _write(self, changed: Mapping[str, int], age: float) -> Written:
-        summary = json.dumps({**self._summary(), "order": self.obeyed}, separators=(",", ":"))
-        return await self.store.write(self.machine, changed, summary, age)
+        more = {"order": self.obeyed, "mark": self._mark, "layout": LAYOUT_CRC}
+        summary = json.dumps({**self._summary(), **more}, separators=(",", ":"))
+        return await self.store.write(self.machine, changed, summary, age, self.generation)
 
     def _warn(self, error: Exception) -> None:
         """Log that the store does not answer, at most once a minute."""
@@ -185,26 +171,70 @@ class FleetMember:
                 str(error),
             )
 
-    async def _copy_ended_machines(self) -> None:
-        """Keep the counters of machines that no longer write, in case the store loses them."""
+    async def _compare_with_others(self) -> None:
+        """Log, once, in what this machine differs from the others, when they have had time to write."""
+        if self._has_joined:
+            return
+        now = time.monotonic()
+        self._joined = self._joined or now
+        if now - self._joined < JOIN_SECONDS or -1 < self.obeyed < self.order:
+            return
         try:
-            for machine, (age, _) in (await self.store.machines()).items():
-                if age < LIVE_SECONDS:
-                    self._copies.pop(machine, None)
-                elif machine not in self._copies and len(self._copies) < MAX_COPIES:
-                    self._copies[machine] = await self.store.figures(machine)
+            clock = time.time() - await self.store.now()
+            machines = await self.machines()
         except StoreError:
-            pass  # the next write says so
+            return  # the next write says so
+        self._has_joined = True
+        own = next((one for one in machines if one.id == self.machine), None)
+        others = [one for one in machines if one.id != self.machine and one.age < now - self._joined]
+        differences = [] if own is None else [*find_differences(own, others, clock)]
+        if differences:
+            log.warning("fleet %s: this machine differs: %s", self.store.name, "; ".join(differences))
+        else:
+            log.info("fleet %s: joined, beside %s", self.store.name, plural(len(others), "machine"))
+
+    async def settle(self, timeout: float = SETTLE_TIMEOUT) -> tuple[str, ...]:
+        """Wait until all machines that are alive have written what they had counted when this was called.
+
+        Return the names of those that have not in time. Raises StoreError.
+        """
+        until = time.monotonic() + timeout
+        mark = await self.store.mark()
+        await self.write()
+        while True:
+            late = [one.name for one in await self.machines() if one.alive and one.mark < mark]
+            if not late or time.monotonic() >= until:
+                return tuple(late)
+            await asyncio.sleep(SETTLE_INTERVAL)
 
     async def leave(self, timeout: float) -> None:
-        """Write the figures once all workers have ended, or after `timeout` seconds."""
+        """Write the figures once all workers have ended, or after `timeout` seconds.
+
+        Nothing is written if another dashboard of this machine has taken over.
+        """
         until = time.monotonic() + timeout
-        while self._has_workers() and time.monotonic() < until:
+        while self._has_workers() and time.monotonic() < until and not self._has_successor():
             await asyncio.sleep(LEAVE_INTERVAL)
+        if self._has_successor():
+            await self.store.close()
+            return
         until = time.monotonic() + LAST_WRITE_TIMEOUT
-        while not await self.write(LIVE_SECONDS) and time.monotonic() < until:
+        while not (done := await self.write(LIVE_SECONDS)) and time.monotonic() < until:
             await asyncio.sleep(LAST_WRITE_INTERVAL)
+        if done:
+            await self._log_end()
         await self.store.close()
+
+    async def _log_end(self) -> None:
+        """Log what the fleet has counted so far."""
+        try:
+            self._view = None
+            view = await self.view()
+        except StoreError:
+            return
+        alive = sum(machine.alive for machine in view.machines)
+        first = next(iter(summary_lines(view.snapshot)))
+        log.info("fleet %s: %s so far; %s left", view.name, first, plural(alive, "machine"))
 
     def _has_workers(self) -> bool:
         """Return whether a process of the server is left that counts."""
@@ -212,11 +242,18 @@ class FleetMember:
             process.pid != os.getpid() and Process.of(process.pid) for process in self._figures().processes
         )
 
+    def _has_successor(self) -> bool:
+        """Return whether another process of this server writes in place of this one."""
+        processes = self._figures().processes
+        titles = {process.title for process in processes if process.pid == os.getpid()}
+        return any(
+            process.pid != os.getpid() and process.title in titles and Process.of(process.pid)
+            for process in processes
+        )
+
     async def machines(self) -> list[Machine]:
         """Return the machines that were seen in the last hour. Raises StoreError."""
-        machines = await self.store.machines()
-        found = (parse_machine(name, age, text) for name, (age, text) in machines.items())
-        return [machine for machine in found if machine is not None]
+        return parse_machines(await self.store.machines())
 
     async def view(self) -> FleetView:
         """Return the fleet as it was at most READ_AGE ago. Raises StoreError."""
@@ -234,46 +271,3 @@ class FleetMember:
             if machine.alive and machine.version not in self._known_versions:
                 self._known_versions.add(machine.version)
                 log.warning("fleet: %s runs version %s, and this machine %s", *machine[1:3], __version__)
-
-
-def make_view(name: str, total: Total, now: float, machines: Iterable[Machine]) -> FleetView:
-    """Return what is known of a fleet at a time by the store's clock."""
-    ordered = tuple(sorted(machines, key=lambda machine: (machine.name, machine.id)))
-    processes = tuple(
-        ProcessStatus(machine.name, 0, machine.age, machine.open, machine.load)
-        for machine in ordered
-        if machine.alive
-    )
-    workers = sum(machine.workers for machine in ordered if machine.alive)
-    counters = fields.snapshot(total.fields, max(0.0, now - total.began), total.began, processes, workers)
-    return FleetView(counters, ordered, name, total, now)
-
-
-def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:
-    """Return a machine as it wrote of itself; None for anything else: what is stored is input like any."""
-    try:
-        found = json.loads(text[:MAX_SUMMARY])
-        return Machine(
-            machine,
-            str(found["name"])[:MAX_TEXT],
-            str(found["version"])[:MAX_TEXT],
-            str(found["scenario"])[:MAX_TEXT],
-            max(0.0, age),
-            age < LIVE_SECONDS,
-            float(_number(found["up"])),
-            int(_number(found["messages"])),
-            float(_number(found["rate"])),
-            int(_number(found["open"])),
-            float(_number(found["load"])),
-            int(_number(found["workers"])),
-            int(_number(found["order"])),
-        )
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
-
-
-def _number(number: object) -> float | int:
-    """Return a number that JSON and 64 bits can hold. Raises ValueError for anything else."""
-    if not (isinstance(number, int | float) and abs(number) < MAX_STORED_NUMBER):
-        raise ValueError
-    return number

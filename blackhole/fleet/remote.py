@@ -9,14 +9,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from blackhole.fleet.member import FleetView, Machine, make_view
+from blackhole.fleet.machine import STALE_SECONDS, FleetView, Machine, make_view, printable
 from blackhole.fleet.store import Total
 from blackhole.metrics.findings import plural
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.metrics.status import duration, figure_lines
 from blackhole.settings import OperatorError
 
 DASHBOARD_TIMEOUT: Final = 10.0
 """Seconds for the dashboard to answer."""
+
+MAX_SHOWN: Final = 8
+"""Machines in a line of rates."""
 
 MAX_ANSWER: Final = 1 << 24
 """Octets of an answer: ten thousand machines."""
@@ -60,6 +64,23 @@ def read(facts: Mapping[str, Any], token: str = "") -> FleetView:
         connection.close()
 
 
+class FleetReader:
+    """Reads the fleet of a running server again and again, given its facts."""
+
+    def __init__(self, facts: Mapping[str, Any], token: str = "") -> None:
+        self._facts, self._token = facts, token
+        self._view: FleetView | None = None
+
+    def snapshot(self) -> Snapshot:
+        """Return the counters of the fleet. Raises OperatorError."""
+        self._view = read(self._facts, self._token)
+        return self._view.snapshot
+
+    def machine_rates(self) -> str:
+        """Return the rates of all machines, as `snapshot` has read them last."""
+        return "" if self._view is None else rate_text(self._view)
+
+
 def status_text(view: FleetView) -> str:
     """Return the status of a fleet for people."""
     alive = sum(machine.alive for machine in view.machines)
@@ -79,7 +100,8 @@ def status_text(view: FleetView) -> str:
 def machine_lines(machines: tuple[Machine, ...]) -> Iterator[str]:
     """Yield a line for each machine."""
     for machine in machines:
-        state = "" if machine.alive else f"gone since {duration(machine.age)}, "
+        kind = "silent" if machine.alive else "gone"
+        state = f"{kind} since {duration(machine.age)}, " if machine.age >= STALE_SECONDS else ""
         yield (
             f"{printable(machine.name)}: {state}version {printable(machine.version)}, scenario"
             f" {printable(machine.scenario)}, {plural(machine.messages, 'message')}, {machine.rate:,.0f}/s,"
@@ -87,6 +109,13 @@ def machine_lines(machines: tuple[Machine, ...]) -> Iterator[str]:
         )
 
 
-def printable(text: str) -> str:
-    """Return a text that another machine has written, as a terminal can show it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+def rate_text(view: FleetView) -> str:
+    """Return the rates of all machines, for the end of a line."""
+    shown = [
+        f"{printable(one.name)} {one.rate:,.0f}/s"
+        + (f", silent since {duration(one.age)}" if one.age >= STALE_SECONDS else "")
+        for one in view.machines
+        if one.alive
+    ]
+    more = f"; {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
+    return f" | {plural(len(shown), 'machine')}: {'; '.join(shown[:MAX_SHOWN])}{more}"

@@ -19,6 +19,12 @@ MAX_ORDER_NAME: Final = 4096
 MAX_STORED_NUMBER: Final = 1 << 63
 """What a number of machines, messages or orders is below."""
 
+MAX_LATE: Final = 100
+"""Machines of which a run tells that they were late."""
+
+MAX_LATE_NAME: Final = 200
+"""Characters of the name of each."""
+
 MAX_SHARED_ID: Final = 64
 """Characters of what the uses of a one-shot rule are counted for."""
 
@@ -58,6 +64,28 @@ class SharedRule(NamedTuple):
     """Number of uses over all machines."""
     rule: Mapping[str, Any]
     """The rule, as in a scenario file."""
+
+
+class FleetRun(NamedTuple):
+    """A named measurement of a fleet: its counters at the beginning and at the end."""
+
+    name: str
+    started: float
+    """By the store's clock, in seconds since 1970, as all times of it."""
+    ended: float
+    """0 while it is running."""
+    first: Mapping[str, int]
+    """The sum of all machines when it began, by field."""
+    last: Mapping[str, int]
+    """The sum when it ended; empty before."""
+    late: tuple[str, ...] = ()
+    """The machines that had not written, at its beginning or its end, what they had counted by then."""
+
+    def text(self) -> str:
+        """Return it as it is stored, without its name."""
+        words = self._asdict()
+        del words["name"]
+        return json.dumps(words, separators=(",", ":"))
 
 
 def checked_fields(reply: object) -> dict[bytes, bytes]:
@@ -119,6 +147,36 @@ def parse_order(found: Mapping[bytes, bytes]) -> FleetOrder:
     if not valid:
         raise StoreError("the order in the store is none")
     return order
+
+
+def parse_run(name: bytes, text: bytes) -> FleetRun | None:
+    """Return a run as it is stored; None for what is none."""
+    try:
+        found = json.loads(text)
+        run = FleetRun(
+            name.decode("ascii"),
+            _seconds(found["started"]),
+            _seconds(found["ended"]),
+            _counts(found["first"]),
+            _counts(found["last"]),
+            tuple(str(late)[:MAX_LATE_NAME] for late in found["late"][:MAX_LATE]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    return run
+
+
+def _seconds(number: object) -> float:
+    if not (isinstance(number, int | float) and 0 <= number < MAX_STORED_NUMBER):
+        raise ValueError
+    return number
+
+
+def _counts(found: Mapping[str, object]) -> dict[str, int]:
+    counts = {name: count for name, count in found.items() if type(count) is int}
+    if len(counts) < len(found) or not all(0 <= count < MAX_STORED_NUMBER for count in counts.values()):
+        raise ValueError
+    return counts
 
 
 def _is_valid(rule: SharedRule) -> bool:

@@ -14,7 +14,13 @@ KEEP_SECONDS: Final = 7 * 86400
 """Seconds after its last write for which the counters of one machine are kept, and the total of a fleet."""
 
 MEMBER_SECONDS: Final = 3600
-"""Seconds after its last write for which a machine is listed."""
+"""Seconds after its last write for which a machine is listed, and the counters of one that left are kept."""
+
+MAX_FOLDED: Final = 10
+"""Machines that one write adds to those that are forgotten."""
+
+RUNS_VERSION: Final = " version"
+"""The field of the runs that has their version; no run can have this name."""
 
 LIVE_SECONDS: Final = 10
 """Seconds after its last write for which a machine counts as alive."""
@@ -23,23 +29,40 @@ MAX_FIELDS: Final = 8192
 """Fields of the total. Names of rules and listeners that come later are counted under one name."""
 
 WRITE: Final = f"""
-local total, figures, members, seen, order = unpack(KEYS)
-local id, candidate, summary, age = unpack(ARGV, 1, 4)
+local total, figures, members, seen, order, left, runs, past = unpack(KEYS)
+local id, candidate, summary, age, generation = unpack(ARGV, 1, 5)
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 
-local epoch = redis.call('HGET', total, 'epoch')
+local function keep(key, seconds)
+  redis.call('EXPIRE', key, seconds)
+end
+
+local function text_of(number)
+  return string.format('%.6f', number)
+end
+
+local epoch, current = unpack(redis.call('HMGET', total, 'epoch', 'generation'))
 if not epoch then
   epoch = candidate
-  redis.call('HSET', total, 'epoch', epoch, 'began', string.format('%.6f', now))
+  redis.call('HSET', total, 'epoch', epoch, 'began', text_of(now))
+end
+local others = redis.call('ZCOUNT', seen, '(' .. text_of(now - {LIVE_SECONDS}), '+inf')
+if not current or (others == 0 and redis.call('EXISTS', figures) == 0) then
+  if current then
+    redis.call('HDEL', total, 'messages ' .. current)
+  end
+  current = not current and generation ~= '' and generation or candidate
+  redis.call('HSET', total, 'generation', current)
 end
 
 local many = redis.call('HLEN', total) >= {MAX_FIELDS}
-for position = 5, #ARGV, 2 do
+for position = 6, #ARGV, 2 do
   local field, count = ARGV[position], tonumber(ARGV[position + 1])
   local before = tonumber(redis.call('HGET', figures, field) or 0)
-  if count > before then
-    local counted, kind = field, string.match(field, '^(%a+) ')
+  local kind = string.match(field, '^(%a+) ')
+  if count > before and (kind ~= 'messages' or field == 'messages ' .. current) then
+    local counted = field
     if many and (kind == 'rule' or kind == 'listener') and redis.call('HEXISTS', total, field) == 0 then
       counted = kind .. ' others'
     end
@@ -47,32 +70,114 @@ for position = 5, #ARGV, 2 do
     redis.call('HSET', figures, field, string.format('%.0f', count))
   end
 end
-redis.call('EXPIRE', total, {KEEP_SECONDS})
-redis.call('EXPIRE', figures, {KEEP_SECONDS})
+keep(total, {KEEP_SECONDS})
+keep(figures, {KEEP_SECONDS})
 
 if summary ~= '' then
   redis.call('HSET', members, id, summary)
-  redis.call('ZADD', seen, string.format('%.6f', now - age), id)
+  redis.call('ZADD', seen, text_of(now - age), id)
+  if tonumber(age) > 0 then
+    redis.call('ZADD', left, text_of(now - age), id)
+  else
+    redis.call('ZREM', left, id)
+  end
 end
-local until_then = string.format('%.6f', now - {MEMBER_SECONDS})
-local gone = redis.call('ZRANGEBYSCORE', seen, '-inf', until_then, 'LIMIT', 0, 100)
-for _, other in ipairs(gone) do
-  redis.call('HDEL', members, other)
-  redis.call('ZREM', seen, other)
-end
-redis.call('EXPIRE', members, {KEEP_SECONDS})
-redis.call('EXPIRE', seen, {KEEP_SECONDS})
-redis.call('EXPIRE', order, {KEEP_SECONDS})
 
-local alive = redis.call('ZCOUNT', seen, string.format('(%.6f', now - {LIVE_SECONDS}), '+inf')
-return {{epoch, alive, redis.call('HGET', order, 'number') or '0'}}
+local function fold(set, seconds)
+  local gone = redis.call('ZRANGEBYSCORE', set, '-inf', text_of(now - seconds), 'LIMIT', 0, {MAX_FOLDED})
+  for _, other in ipairs(gone) do
+    local key = string.sub(figures, 1, -1 - #id) .. other
+    local counts = redis.call('HGETALL', key)
+    for position = 1, #counts, 2 do
+      local kind = string.match(counts[position], '^(%a+) ')
+      if kind ~= 'messages' or counts[position] == 'messages ' .. current then
+        redis.call('HINCRBY', past, counts[position], counts[position + 1])
+      end
+    end
+    redis.call('DEL', key)
+    redis.call('HDEL', members, other)
+    redis.call('ZREM', seen, other)
+    redis.call('ZREM', left, other)
+  end
+end
+fold(left, {MEMBER_SECONDS})
+fold(seen, {KEEP_SECONDS})
+for _, key in ipairs({{members, seen, order, left, runs, past}}) do
+  keep(key, {KEEP_SECONDS})
+end
+
+local alive = redis.call('ZCOUNT', seen, '(' .. text_of(now - {LIVE_SECONDS}), '+inf')
+local mark, messages = unpack(redis.call('HMGET', total, 'mark', 'messages ' .. current))
+return {{epoch, alive, redis.call('HGET', order, 'number') or '0', redis.call('ZCARD', seen), mark or '0',
+  current, messages or '0', redis.call('HGET', runs, '{RUNS_VERSION}') or '0'}}
 """
-"""KEYS: the total, the counters of this machine, the summaries of all machines, when they were last seen, and
-the order in force. ARGV: the id of the machine, a new epoch, its summary (empty: write counters only), the
-seconds since it was alive; then fields and counts.
+"""KEYS: the total, the counters of this machine, the summaries of all machines, when they were last seen, the
+order in force, when machines have left, the runs, and the counters of machines that are forgotten. ARGV: the
+id of the machine, a new epoch, its summary (empty: write counters only), the seconds since it was alive (0
+unless it leaves), the generation that it knows; then fields and counts.
 
-It returns the epoch, which changes when Redis has lost the total, the number of machines that are alive, and
-the number of the order."""
+A generation lasts from the first machine that joins, while none is alive, to the last that leaves. A machine
+counts its messages under the name of the generation too, for `stop_after`.
+
+The counters of a machine are kept apart while it may write again, or while they may have to be restored. Then
+they are added to those of the forgotten machines, and nothing of it is left: an hour after it has left, or
+seven days after the last write of a machine that did not say so.
+
+It returns the epoch, which changes when Redis has lost the total, the number of machines that are alive, the
+number of the order, the number of machines that are kept apart, the number of the last call of MARK, the
+generation, its messages, and the version of the runs."""
+
+MARK: Final = """
+return redis.call('HINCRBY', KEYS[1], 'mark', 1)
+"""
+"""Asks all machines to write. KEYS: the total. It returns the number that a machine then writes of itself."""
+
+START_RUN: Final = f"""
+local runs = KEYS[1]
+local name, text, dropped, most = unpack(ARGV)
+if redis.call('HEXISTS', runs, name) == 1 then
+  return 0
+end
+if dropped ~= '' then
+  redis.call('HDEL', runs, dropped)
+end
+redis.call('HINCRBY', runs, '{RUNS_VERSION}', 1)
+if redis.call('HLEN', runs) > tonumber(most) then
+  return 1
+end
+redis.call('HSET', runs, name, text)
+redis.call('EXPIRE', runs, {KEEP_SECONDS})
+return 2
+"""
+"""Starts a run. KEYS: the runs. ARGV: its name, its text, the name of the run that makes room for it, and the
+most runs. It returns 0 if the name is taken, 1 if there are too many, and 2 if the run was started."""
+
+STOP_RUN: Final = f"""
+local runs = KEYS[1]
+local name, text = unpack(ARGV)
+local before = redis.call('HGET', runs, name)
+if not before or cjson.decode(before).ended ~= 0 then
+  return 0
+end
+redis.call('HSET', runs, name, text)
+redis.call('HINCRBY', runs, '{RUNS_VERSION}', 1)
+redis.call('EXPIRE', runs, {KEEP_SECONDS})
+return 1
+"""
+"""Stops a run. KEYS: the runs. ARGV: its name and its new text. It returns 0 if it has ended already."""
+
+RESTORE_RUN: Final = f"""
+local runs = KEYS[1]
+local name, text, ended = unpack(ARGV)
+local before = redis.call('HGET', runs, name)
+if not before or (ended == '1' and cjson.decode(before).ended == 0) then
+  redis.call('HSET', runs, name, text)
+  redis.call('HINCRBY', runs, '{RUNS_VERSION}', 1)
+end
+return 1
+"""
+"""Writes a run again that Redis has lost. KEYS: the runs. ARGV: its name, its text, and "1" if it has
+ended."""
 
 PUBLISH: Final = """
 local order, channel = unpack(KEYS)

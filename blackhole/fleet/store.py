@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 from blackhole.fleet.replies import (
     FleetOrder,
     FleetReplyParser,
+    FleetRun,
     StoreError,
     checked_count,
     checked_fields,
@@ -20,8 +21,18 @@ from blackhole.fleet.replies import (
     checked_scores,
     checked_time,
     parse_order,
+    parse_run,
 )
-from blackhole.fleet.script import PUBLISH, RESTORE, WRITE
+from blackhole.fleet.script import (
+    MARK,
+    PUBLISH,
+    RESTORE,
+    RESTORE_RUN,
+    RUNS_VERSION,
+    START_RUN,
+    STOP_RUN,
+    WRITE,
+)
 from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store.redis_replies import InvalidReply
 
@@ -41,6 +52,13 @@ SUBSCRIPTION_INTERVAL: Final = 1.0
 """Seconds to wait for an announcement before the connection is looked at again."""
 
 
+FORGOTTEN: Final = "forgotten"
+"""What stands in the place of the id of a machine where the counters of those that are forgotten are."""
+
+MAX_FLEET_RUNS: Final = 32
+"""Runs kept. The next one takes the place of the oldest that has ended."""
+
+
 class Written(NamedTuple):
     """The answer to a write."""
 
@@ -50,6 +68,16 @@ class Written(NamedTuple):
     """The number of machines that are alive."""
     order: int
     """The number of the order in force."""
+    known: int = 0
+    """The number of machines whose counters are kept apart."""
+    mark: int = 0
+    """The number of the last call of `FleetStore.mark`."""
+    generation: str = ""
+    """What machines count their messages under since one of them was the first."""
+    messages: int = 0
+    """The messages of all machines in this generation."""
+    runs: int = 0
+    """The version of the runs."""
 
 
 class Total(NamedTuple):
@@ -76,32 +104,63 @@ class FleetStore:
         self._write: Final = self._client.register_script(WRITE)
         self._publish: Final = self._client.register_script(PUBLISH)
         self._restore: Final = self._client.register_script(RESTORE)
+        self._mark: Final = self._client.register_script(MARK)
+        self._start_run: Final = self._client.register_script(START_RUN)
+        self._stop_run: Final = self._client.register_script(STOP_RUN)
+        self._restore_run: Final = self._client.register_script(RESTORE_RUN)
 
     def _key(self, *words: str) -> str:
         return ":".join((self._prefix, *words))
 
-    async def write(self, machine: str, fields: Mapping[str, int], summary: str, age: float = 0) -> Written:
+    async def write(
+        self, machine: str, fields: Mapping[str, int], summary: str, age: float = 0, known: str = ""
+    ) -> Written:
         """Write counters of a machine, and what is shown of it; nothing of that changes if it is empty.
 
-        `age` is the time in seconds since the machine was alive.
+        `age` is the time in seconds since the machine was alive: not 0 when it leaves. `known` is the
+        generation that it knows.
         """
         keys = [
             *(self._key("total"), self._key("figures", machine), self._key("machines")),
-            *(self._key("seen"), self._key("order")),
+            *(self._key("seen"), self._key("order"), self._key("left"), self._key("runs")),
+            self._key("figures", FORGOTTEN),
         ]
         words = [word for field, count in fields.items() for word in (field, str(count))]
-        answer = await self._ask(self._write(keys, [machine, os.urandom(8).hex(), summary, age, *words]))
+        answer = await self._ask(
+            self._write(keys, [machine, os.urandom(8).hex(), summary, age, known, *words])
+        )
         try:
-            epoch, alive, order = answer
-            return Written(epoch.decode(), checked_count(alive), checked_count(order))
+            epoch, alive, order, known, mark, generation, messages, runs = answer
+            return Written(
+                epoch.decode(),
+                checked_count(alive),
+                checked_count(order),
+                checked_count(known),
+                checked_count(mark),
+                generation.decode(),
+                checked_count(messages),
+                checked_count(runs),
+            )
         except (InvalidReply, ValueError, TypeError, AttributeError):
             raise StoreError(f"unexpected answer {answer!r:.80}") from None
+
+    async def mark(self) -> int:
+        """Ask all machines to write; return the number that a machine then writes of itself."""
+        return await self._ask(self._mark([self._key("total")]), checked_count)
+
+    async def epoch(self) -> str:
+        """Return what changes when the store has lost its total; empty if it has none."""
+        found = await self._ask(self._client.hget(self._key("total"), "epoch"))
+        if not isinstance(found, bytes | None):
+            raise StoreError("a reply of another type")
+        return (found or b"").decode(errors="replace")
 
     async def total(self) -> Total:
         """Return the sum over all machines."""
         found = await self._ask(self._client.hgetall(self._key("total")), checked_fields)
         began = found.pop(b"began", b"0")
-        found.pop(b"epoch", None)
+        for other in (b"epoch", b"generation", b"mark"):
+            found.pop(other, None)
         return Total(_counts(found), _checked(checked_number, began))
 
     async def figures(self, machine: str) -> Mapping[str, int]:
@@ -143,6 +202,36 @@ class FleetStore:
             json.dumps(order.rules),
         ]
         await self._ask(self._restore([self._key("order")], words))
+
+    # Runs.
+
+    async def runs(self) -> dict[str, FleetRun]:
+        """Return the runs by name, the oldest first."""
+        found = await self._ask(self._client.hgetall(self._key("runs")), checked_fields)
+        found.pop(RUNS_VERSION.encode(), None)
+        runs = [run for name, text in found.items() if (run := parse_run(name, text))]
+        return {run.name: run for run in sorted(runs, key=lambda run: run.started)}
+
+    async def start_run(self, run: FleetRun, dropped: str) -> int:
+        """Write a run that begins; return 0 if its name is taken, 1 if there are too many, else 2.
+
+        `dropped` is the name of the run that makes room for it, or empty.
+        """
+        words: list[str | int] = [run.name, run.text(), dropped, MAX_FLEET_RUNS]
+        return await self._ask(self._start_run([self._key("runs")], words), checked_count)
+
+    async def stop_run(self, run: FleetRun) -> bool:
+        """Write a run that has ended; return whether it was running."""
+        return bool(
+            await self._ask(self._stop_run([self._key("runs")], [run.name, run.text()]), checked_count)
+        )
+
+    async def restore_run(self, run: FleetRun) -> None:
+        """Write a run again, where the store has none of its name, or one that has not ended."""
+        words: list[str | int] = [run.name, run.text(), int(run.ended > 0)]
+        await self._ask(self._restore_run([self._key("runs")], words))
+
+    # Announcements, and the clock.
 
     async def announcements(self) -> AsyncIterator[None]:
         """Yield when an order was published, until there is an error. Raises StoreError then."""

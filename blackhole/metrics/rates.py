@@ -22,10 +22,11 @@ WAKEUP_SIGNALS: Final = frozenset((signal.SIGINT, signal.SIGALRM))
 """Signals that `blackhole top` waits for: the user's Ctrl-C, and its own timer."""
 
 
-def watch(pid: int, snapshot: Callable[[], Snapshot]) -> int:
+def watch(pid: int, snapshot: Callable[[], Snapshot], more: Callable[[], str] = str) -> int:
     """Write the rates of a running server to standard output until Ctrl-C, and return the exit status.
 
-    `snapshot` reads the counters. Raises OperatorError when the server ends.
+    `snapshot` reads the counters, and `more` returns what stands behind the rates. Raises OperatorError when
+    the server ends.
     """
     # Blocked and waited for, so that no KeyboardInterrupt is raised inside a finalizer, where it would be
     # lost.
@@ -38,7 +39,7 @@ def watch(pid: int, snapshot: Callable[[], Snapshot]) -> int:
         return os.path.exists(f"/proc/{pid}")
 
     try:
-        _write_rates(snapshot, pause, sys.stdout)
+        _write_rates(snapshot, pause, sys.stdout, more)
     except KeyboardInterrupt:
         print()
     except BrokenPipeError:  # the reader has ended, as in `blackhole top | head -1`
@@ -64,10 +65,12 @@ def progress(counters: Counters, beat: Callable[[], None], master_alive_fd: int)
     _write_rates(counters.snapshot, pause, sys.stderr)
 
 
-def _write_rates(snapshot: Callable[[], Snapshot], pause: Callable[[], bool], out: TextIO) -> None:
+def _write_rates(
+    snapshot: Callable[[], Snapshot], pause: Callable[[], bool], out: TextIO, more: Callable[[], str] = str
+) -> None:
     """Write a line after each pause, until `pause` returns False."""
     earlier = snapshot()
     while pause():
         later = snapshot()
-        print(status.rate_line(later - earlier), file=out, flush=True)
+        print(status.rate_line(later - earlier) + more(), file=out, flush=True)
         earlier = later

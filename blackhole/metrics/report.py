@@ -51,6 +51,7 @@ def report_text(snapshot: Snapshot) -> str:
     for title, section in sections:
         lines += ["", title, *section] if section else []
     lines += ["", *client_lines(snapshot)] if snapshot.clients else []
+    lines += ["", *snapshot.notes] if snapshot.notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -143,16 +144,20 @@ def interval_text(number: int) -> str:
 
 def as_dict(snapshot: Snapshot) -> dict[str, Any]:
     """Return the report for JSON."""
-    return {
-        "messages": dict(snapshot.messages),
-        "recipients": snapshot.recipients,
-        "connections": sum(snapshot.connections.values()),
-        "inspected": snapshot.inspected_as_dict(),
-        "findings": [finding.as_dict() for finding in findings(snapshot)],
-        "retries": snapshot.retries,
-        "rule_hits": snapshot.rule_hits,
-        "store": snapshot.store,
-    } | snapshot.clients_as_dict()
+    return (
+        {
+            "messages": dict(snapshot.messages),
+            "recipients": snapshot.recipients,
+            "connections": sum(snapshot.connections.values()),
+            "inspected": snapshot.inspected_as_dict(),
+            "findings": [finding.as_dict() for finding in findings(snapshot)],
+            "retries": snapshot.retries,
+            "rule_hits": snapshot.rule_hits,
+            "store": snapshot.store,
+        }
+        | snapshot.clients_as_dict()
+        | ({"notes": [*snapshot.notes]} if snapshot.notes else {})
+    )
 
 
 def report_json(snapshot: Snapshot) -> str:
@@ -179,7 +184,12 @@ def report_junit(snapshot: Snapshot, fail_on: str = LEVELS[-1]) -> str:
             ElementTree.SubElement(case, "failure", message=message, type=rule.level).text = text
         else:
             ElementTree.SubElement(case, "system-out").text = f"{message}\n{text}"
-    output = [inspection_text(snapshot), *retry_lines(snapshot), *rule_match_lines(snapshot)]
+    output = [
+        inspection_text(snapshot),
+        *retry_lines(snapshot),
+        *rule_match_lines(snapshot),
+        *snapshot.notes,
+    ]
     ElementTree.SubElement(suite, "system-out").text = "\n".join(output)
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")

@@ -151,6 +151,8 @@ class Snapshot:
     """Where violations were committed; None in a difference of which the time is not known."""
     period: tuple[float, float] = (0.0, inf)
     """Beginning and end of the time from which there is evidence, in seconds since 1970."""
+    notes: tuple[str, ...] = ()
+    """What a report says of where the counters come from, and of what it cannot know."""
 
     def __sub__(self, earlier: Snapshot) -> Snapshot:
         return Snapshot(

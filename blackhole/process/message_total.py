@@ -2,7 +2,8 @@
 
 A map made before the fork has a cell for each process, which only its owner writes to. A worker counts a
 message when its reply is about to leave, and adds up the cells; so each worker notices with its next message
-that there are enough, and the master within `COMPLETION_POLL`.
+that there are enough, and the master within `COMPLETION_POLL`. In a fleet, the dashboard's process adds the
+messages of the other machines, in a cell behind those of the processes.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ class MessageTotal:
     """
 
     def __init__(self, rows: int) -> None:
-        self._map: Final = mmap.mmap(-1, rows * 8)
+        self._map: Final = mmap.mmap(-1, (rows + 1) * 8)
         self._cells: Final = memoryview(self._map).cast("Q")
 
     def total(self) -> int:
-        """Return the number of messages that all workers have answered since the start."""
+        """Return the number of messages that were answered since the start, on other machines too."""
         return sum(self._cells.tolist())
+
+    def set_elsewhere(self, messages: int) -> None:
+        """Set the number of messages that the other machines of a fleet have answered."""
+        self._cells[-1] = messages
 
     def count(self, row: int) -> int:
         """Count a message of the owner of a row; return the total."""

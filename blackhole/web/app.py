@@ -101,7 +101,6 @@ OF_ORDER: Final = errors(
 NAME_CONTENT: Final = json_content(record(name=TEXT_SCHEMA))
 RUN_CONTENT: Final = json_content(RUN_SCHEMA)
 SCENARIO_CONTENT: Final = json_content(SCENARIO_SCHEMA)
-NO_RUN: Final = errors(HTTPStatus.NOT_FOUND)
 BODY_TOO_LARGE: Final = errors(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 REPORT_CONTENT: Final = {
     kind.partition(";")[0]: OBJECT_SCHEMA if name == "json" else TEXT_SCHEMA
@@ -186,13 +185,19 @@ ROUTES: Final = (
     Route(
         "/runs",
         RunsHandler,
-        ("stats",),
+        ("stats", "fleet"),
         (
-            Operation("GET", "A summary of all runs", {200: json_content(array(RUN_SCHEMA))}),
+            Operation(
+                "GET",
+                "A summary of all runs",
+                {200: json_content(array(RUN_SCHEMA)), **OF_FLEET},
+                (SCOPE_PARAMETER,),
+            ),
             Operation(
                 "POST",
                 "Start a run",
-                {201: RUN_CONTENT, **errors(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)},
+                {201: RUN_CONTENT, **errors(HTTPStatus.CONFLICT), **OF_FLEET},
+                (SCOPE_PARAMETER,),
                 body=json_content(record(name=RUN_PARAMETER.schema)),
             ),
         ),
@@ -200,14 +205,21 @@ ROUTES: Final = (
     Route(
         "/runs/{run}",
         RunHandler,
-        ("stats",),
-        (Operation("GET", "The figures of a run", {200: RUN_CONTENT, **NO_RUN}),),
+        ("stats", "fleet"),
+        (Operation("GET", "The figures of a run", {200: RUN_CONTENT, **OF_FLEET}, (SCOPE_PARAMETER,)),),
     ),
     Route(
         "/runs/{run}/stop",
         StopRunHandler,
-        ("stats",),
-        (Operation("POST", "Stop a run, and return its figures", {200: RUN_CONTENT, **NO_RUN}),),
+        ("stats", "fleet"),
+        (
+            Operation(
+                "POST",
+                "Stop a run, and return its figures",
+                {200: RUN_CONTENT, **OF_FLEET},
+                (SCOPE_PARAMETER,),
+            ),
+        ),
     ),
     Route(
         "/scenario",
@@ -275,13 +287,13 @@ ROUTES: Final = (
     Route(
         "/runs/{run}/report",
         ReportHandler,
-        ("stats",),
+        ("stats", "fleet"),
         (
             Operation(
                 "GET",
                 "What senders did wrong in a run",
                 {200: REPORT_CONTENT, **OF_FLEET},
-                (FORMAT_PARAMETER,),
+                (FORMAT_PARAMETER, SCOPE_PARAMETER),
             ),
         ),
     ),

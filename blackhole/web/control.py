@@ -6,6 +6,7 @@ An order is checked completely before it is published, so that no worker finds a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +30,8 @@ LOADED: Final = "loaded"
 MAX_CHECKS: Final = 16
 """Orders that can wait to be checked."""
 
+DIGEST_LENGTH: Final = 16
+"""Digits of what tells one scenario from another."""
 
 APPLY_INTERVAL: Final = 0.005
 """Seconds after which the workers are checked again."""
@@ -63,8 +66,9 @@ class ScenarioControl:
             ),
         ]
         """The scenarios that `switch` knows."""
-        self._rule_names: tuple[int, int, list[str]] = -1, 0, []
-        """Number of an order (-1: of none), and of its scenario the number of rules and their names."""
+        self._rule_names: tuple[int, int, list[str], str] = -1, 0, [], ""
+        """Number of an order (-1: of none), and of its scenario the number of rules, their names, and what
+        is the same on another machine with that scenario only."""
         self._turn: Final = asyncio.Lock()
         self._checks = 0
         """Orders that are being checked or wait for it."""
@@ -229,12 +233,15 @@ class ScenarioControl:
             else:
                 names = [rule.name for rule in self._loaded.rules]
             unique = [*dict.fromkeys(map(clipped, names))]
-            self._rule_names = number, len(names), unique[:MAX_RULE_NAMES]
+            text = self.source() if names else ""
+            digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH] if text else ""
+            self._rule_names = number, len(names), unique[:MAX_RULE_NAMES], digest
         return {
             "name": order.name or LOADED,
             "ordered": bool(order.name),
             "rules": self._rule_names[1],
             "names": self._rule_names[2],
+            "digest": self._rule_names[3],
             "since": order.at if order.name else max(order.at, self._loaded.loaded_at),
             "next": self.one_shot_rules(),
         }

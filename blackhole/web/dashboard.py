@@ -21,6 +21,7 @@ from blackhole.fleet.store import FleetStore
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.transaction_reader import TransactionReader
 from blackhole.process.logs import limit_repeated_lines, reopen
+from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import Settings
@@ -63,10 +64,17 @@ class Dashboard:
         channel: ControlChannel,
         machine: str,
         recent: RecentRecords | None = None,
+        messages: MessageTotal | None = None,
     ) -> None:
-        """`scenario` is that of the configuration, `machine` the id of this server in a fleet."""
+        """`scenario` is that of the configuration, `machine` the id of this server in a fleet.
+
+        `messages` is the total that ends the server, if one does.
+        """
         self._fleet: Final = self._make_member(settings, counters, machine) if settings.fleet.host else None
         parts = settings, scenario, profiles, channel, counters
+        if self._fleet is not None and messages is not None:
+            fleet = self._fleet
+            fleet.counted = lambda: messages.set_elsewhere(fleet.elsewhere)
         self._control: Final = (
             FleetControl(*parts, self._fleet)
             if self._fleet is not None and settings.fleet_control

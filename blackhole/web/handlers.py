@@ -7,7 +7,9 @@ import re
 from http import HTTPStatus
 from typing import Final
 
-from blackhole.fleet import remote
+from blackhole.fleet import remote, runs
+from blackhole.fleet.replies import FleetRun
+from blackhole.fleet.runs import FleetRuns, RunConflict
 from blackhole.metrics import report
 from blackhole.web import prometheus
 from blackhole.web.base_handler import APIError, BaseHandler
@@ -77,6 +79,14 @@ class HealthHandler(BaseHandler):
 class StatsBaseHandler(ScopedHandler):
     """The base of the handlers that use the figures and the runs."""
 
+    async def find_fleet_run(self, name: str) -> FleetRun:
+        """Return the run of the fleet. Raises APIError if there is none."""
+        with self.answering():
+            run = await FleetRuns(self.member).find(name)
+        if run is None:
+            raise APIError(HTTPStatus.NOT_FOUND, f"The fleet has no run {name}.")
+        return run
+
     def find_run(self, name: str) -> Run:
         """Return the run of that name. Raises APIError if there is none."""
         run = self.stats.history.run(name)
@@ -104,7 +114,11 @@ class StatsHandler(StatsBaseHandler):
 
     async def get(self) -> None:
         if self.is_of_fleet:
-            self.write_json(fleet_figures(await self.fleet_view()))
+            view = await self.fleet_view()
+            with self.answering():
+                all_runs = await FleetRuns(self.member).all()
+            summaries = [runs.summary(run, view) for run in all_runs.values()]
+            self.write_json(fleet_figures(view) | {"runs": summaries})
             return
         stats = self.stats
         figures = stats.current(stats.snapshot()) | {"rules": stats.violation_rules()}
@@ -127,7 +141,8 @@ class MetricsHandler(StatsBaseHandler):
     async def get(self) -> None:
         accept = self.request.headers.get("Accept", "")
         cpu = {} if self.is_of_fleet else self.stats.cpu_seconds()
-        content_type, text = prometheus.text(await self.scoped_snapshot(), cpu, accept)
+        ages = {one.name: one.age for one in (await self.fleet_view()).machines} if self.is_of_fleet else {}
+        content_type, text = prometheus.text(await self.scoped_snapshot(), cpu, accept, ages)
         self.set_header("Content-Type", content_type)
         self.write(text)
 
@@ -142,9 +157,7 @@ class WaitHandler(StatsBaseHandler):
         timeout = self.number_argument(TIMEOUT_PARAMETER)
         first = await self.scoped_snapshot()
         name = self.get_query_argument("run", "")
-        if name and self.is_of_fleet:
-            raise APIError(HTTPStatus.BAD_REQUEST, "run: a run is that of one machine.")
-        start = self._messages_before(name) if name else sum(first.messages.values())
+        start = await self._messages_before(name) if name else sum(first.messages.values())
         if len(self.waiting) >= MAX_WAITING:
             raise APIError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -165,24 +178,38 @@ class WaitHandler(StatsBaseHandler):
             self.set_status(HTTPStatus.GATEWAY_TIMEOUT)
         self.write_json({"messages": messages, "seconds": seconds})
 
-    def _messages_before(self, name: str) -> int:
+    async def _messages_before(self, name: str) -> int:
         """Return the number of messages before a run began."""
-        run = self.find_run(name)
-        if run.ended:
+        if self.is_of_fleet:
+            fleet_run = await self.find_fleet_run(name)
+            ended, messages = fleet_run.ended, runs.messages_before(fleet_run)
+        else:
+            run = self.find_run(name)
+            ended, messages = run.ended, sum(self.stats.at_start(run).messages.values())
+        if ended:
             raise APIError(HTTPStatus.CONFLICT, f"The run {name} has ended.")
-        return sum(self.stats.at_start(run).messages.values())
+        return messages
 
 
 class RunsHandler(StatsBaseHandler):
     """GET /runs: all runs. POST /runs: start one."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
+        if self.is_of_fleet:
+            view = await self.fleet_view()
+            with self.answering():
+                all_runs = await FleetRuns(self.member).all()
+            self.write_json([runs.summary(run, view) for run in all_runs.values()])
+            return
         now = self.stats.snapshot()
         self.write_json([self.stats.run_summary(run, now) for run in self.stats.history.runs()])
 
-    def post(self) -> None:
-        history = self.stats.history
+    async def post(self) -> None:
         name = self._name()
+        if self.is_of_fleet:
+            await self._start_of_fleet(name)
+            return
+        history = self.stats.history
         if history.run(name):
             raise APIError(HTTPStatus.CONFLICT, f"There is a run {name} already; choose another name.")
         now = self.stats.snapshot()
@@ -191,6 +218,17 @@ class RunsHandler(StatsBaseHandler):
         self.set_status(HTTPStatus.CREATED)
         self.set_header("Location", f"/runs/{name}")
         self.write_json(self.stats.run_report(self.find_run(name)))
+
+    async def _start_of_fleet(self, name: str) -> None:
+        """Start a run of the fleet, once all machines have written what came before it."""
+        try:
+            with self.answering():
+                await FleetRuns(self.member).start(name)
+        except RunConflict as conflict:
+            raise APIError(HTTPStatus.CONFLICT, str(conflict)) from None
+        self.set_status(HTTPStatus.CREATED)
+        self.set_header("Location", f"/runs/{name}?scope=fleet")
+        self.write_json(runs.report(await self.find_fleet_run(name), await self.fleet_view()))
 
     def _name(self) -> str:
         name = (self.json_body(self.request.body) or {}).get("name")
@@ -206,14 +244,23 @@ class RunsHandler(StatsBaseHandler):
 class RunHandler(StatsBaseHandler):
     """GET /runs/NAME: what happened in a run until its end, or until now."""
 
-    def get(self, name: str) -> None:
-        self.write_json(self.stats.run_report(self.find_run(name)))
+    async def get(self, name: str) -> None:
+        if self.is_of_fleet:
+            self.write_json(runs.report(await self.find_fleet_run(name), await self.fleet_view()))
+        else:
+            self.write_json(self.stats.run_report(self.find_run(name)))
 
 
 class StopRunHandler(StatsBaseHandler):
     """POST /runs/NAME/stop."""
 
-    def post(self, name: str) -> None:
+    async def post(self, name: str) -> None:
+        if self.is_of_fleet:
+            run = await self.find_fleet_run(name)
+            with self.answering():
+                await FleetRuns(self.member).stop(run)
+            self.write_json(runs.report(await self.find_fleet_run(name), await self.fleet_view()))
+            return
         self.find_run(name)
         self.stats.history.stop(name, self.stats.snapshot().cells)
         self.write_json(self.stats.run_report(self.find_run(name)))
@@ -224,7 +271,10 @@ class ReportHandler(StatsBaseHandler):
 
     async def get(self, name: str = "") -> None:
         wanted = self.choice_argument(FORMAT_PARAMETER)
-        now = await self.scoped_snapshot()
-        snapshot = self.stats.between(self.find_run(name), now) if name else now
+        if name and self.is_of_fleet:
+            snapshot = runs.snapshot(await self.find_fleet_run(name), await self.fleet_view())
+        else:
+            now = await self.scoped_snapshot()
+            snapshot = self.stats.between(self.find_run(name), now) if name else now
         self.set_header("Content-Type", REPORT_TYPES[wanted])
         self.write(report.FORMATS[wanted](snapshot))

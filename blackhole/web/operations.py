@@ -99,7 +99,7 @@ RUN_SCHEMA: Final = record(
     started=NUMBER_SCHEMA,
     seconds=NUMBER_SCHEMA,
     total=COUNT_SCHEMA,
-    rate=record(mean=NUMBER_SCHEMA, peak=NUMBER_SCHEMA),
+    rate=record(mean=NUMBER_SCHEMA, peak={"type": ["number", "null"]}),
     cpu_share=NUMBER_SCHEMA,
 )
 

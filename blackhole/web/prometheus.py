@@ -30,6 +30,8 @@ class Reading(NamedTuple):
     snapshot: Snapshot
     worker_cpu: Mapping[str, float]
     """Seconds of processor time, by the number of a worker's row."""
+    machine_ages: Mapping[str, float]
+    """Seconds since the last write of each machine of a fleet, by its name."""
 
 
 class Buckets(NamedTuple):
@@ -271,6 +273,13 @@ METRICS: Final = (
         lambda reading: reading.worker_cpu,
         ("worker",),
     ),
+    MetricRow(
+        "fleet_machine_age_seconds", "gauge",
+        "Seconds since the last write of each machine, with scope=fleet.",
+        "blackhole_fleet_machine_age_seconds > 10",
+        lambda reading: reading.machine_ages,
+        ("machine",),
+    ),
     *(
         MetricRow(
             row.name, "histogram", f"{row.meaning}.",
@@ -291,10 +300,12 @@ FORMAT: Final = re.compile(
 """Matches a format in the header field Accept that `choose_encoder` can take; of others it raises errors."""
 
 
-def text(snapshot: Snapshot, worker_cpu: Mapping[str, float], accept: str) -> tuple[str, bytes]:
+def text(
+    snapshot: Snapshot, worker_cpu: Mapping[str, float], accept: str, machine_ages: Mapping[str, float]
+) -> tuple[str, bytes]:
     """Return the media type, one that the header field Accept asks for, and the exposition in it."""
     encode, media_type = choose_encoder(",".join(filter(FORMAT.fullmatch, accept.split(","))))
-    return media_type, encode(ReadingCollector(Reading(snapshot, worker_cpu)))
+    return media_type, encode(ReadingCollector(Reading(snapshot, worker_cpu, machine_ages)))
 
 
 class ReadingCollector(Collector):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 from blackhole import __version__
-from blackhole.fleet.member import FleetMember, FleetView
+from blackhole.fleet.machine import FleetView
+from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import StoreError
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.web.base_handler import APIError, BaseHandler
@@ -32,12 +35,23 @@ class ScopedHandler(BaseHandler):
         """Whether the fleet is asked for. Raises APIError for an unknown scope."""
         return self.choice_argument(SCOPE_PARAMETER) == "fleet"
 
-    async def fleet_view(self) -> FleetView:
-        """Return the figures of the fleet. Raises APIError if there are none."""
+    @property
+    def member(self) -> FleetMember:
+        """This machine as a part of its fleet. Raises APIError if there is none."""
         if self.fleet is None:
             raise APIError(HTTPStatus.NOT_FOUND, "This server is in no fleet; start it with --fleet.")
+        return self.fleet
+
+    async def fleet_view(self) -> FleetView:
+        """Return the figures of the fleet. Raises APIError if there are none."""
+        with self.answering():
+            return await self.member.view()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Turn the error of a store that does not answer into a response."""
         try:
-            return await self.fleet.view()
+            yield
         except StoreError:
             raise APIError(
                 HTTPStatus.SERVICE_UNAVAILABLE, "The store of the fleet does not answer; try later."

@@ -156,11 +156,12 @@ class StatsView:
     def machine(self) -> dict[str, Any]:
         """Return what the other machines of a fleet are shown of this one."""
         snapshot = self.recent()
-        last = sample_of(self.last_sample())
+        last, scenario = sample_of(self.last_sample()), self._scenario()
         return {
             "name": self._settings.hostname,
             "version": __version__,
-            "scenario": self._scenario()["name"],
+            "scenario": scenario["name"],
+            "digest": scenario["digest"],
             "up": snapshot.seconds,
             "messages": sum(snapshot.messages.values()),
             "rate": self.history.rate(last, MACHINE_RATE_SECONDS),
