@@ -71,7 +71,7 @@ class StoreCopies:
         return await self._store.epoch() == self._last.epoch
 
     async def _copy_machines(self) -> None:
-        copies = {}
+        copies: dict[str, MachineCopy] = {}
         for machine, (age, summary) in (await self._store.machines()).items():
             if age < LIVE_SECONDS or len(copies) >= MAX_COPIES:
                 continue

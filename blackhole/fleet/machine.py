@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from blackhole.fleet import fields
-from blackhole.fleet.replies import MAX_STORED_NUMBER
+from blackhole.fleet.replies import MAX_STORED_NUMBER, FleetRun
 from blackhole.fleet.script import LIVE_SECONDS, MEMBER_SECONDS
 from blackhole.fleet.store import Total
 from blackhole.metrics.findings import plural
@@ -78,6 +78,8 @@ class FleetView(NamedTuple):
     total: Total
     now: float
     """The store's clock, in seconds since 1970."""
+    runs: Mapping[str, FleetRun] = {}
+    """By name, the oldest first."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all figures, for JSON."""

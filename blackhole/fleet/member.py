@@ -261,7 +261,8 @@ class FleetMember:
             if self._view is None or time.monotonic() - self._view[0] >= READ_AGE:
                 total = await self.store.total()
                 machines = await self.machines()
-                view = make_view(self.store.name, total, await self.store.now(), machines)
+                now, found = await self.store.now(), await self.store.runs()
+                view = make_view(self.store.name, total, now, machines)._replace(runs=found)
                 self._log_other_versions(view.machines)
                 self._view = time.monotonic(), view
             return self._view[1]

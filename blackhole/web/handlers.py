@@ -115,9 +115,7 @@ class StatsHandler(StatsBaseHandler):
     async def get(self) -> None:
         if self.is_of_fleet:
             view = await self.fleet_view()
-            with self.answering():
-                all_runs = await FleetRuns(self.member).all()
-            summaries = [runs.summary(run, view) for run in all_runs.values()]
+            summaries = [runs.summary(run, view) for run in view.runs.values()]
             self.write_json(fleet_figures(view) | {"runs": summaries})
             return
         stats = self.stats
