@@ -19,7 +19,7 @@ MAX_ORDER_NAME: Final = 4096
 MAX_STORED_NUMBER: Final = 1 << 63
 """What a number of machines, messages or orders is below."""
 
-MAX_LATE: Final = 100
+MAX_LATE_MACHINES: Final = 100
 """Machines of which a run tells that they were late."""
 
 MAX_LATE_NAME: Final = 200
@@ -159,7 +159,7 @@ def parse_run(name: bytes, text: bytes) -> FleetRun | None:
             _seconds(found["ended"]),
             _counts(found["first"]),
             _counts(found["last"]),
-            tuple(str(late)[:MAX_LATE_NAME] for late in found["late"][:MAX_LATE]),
+            tuple(str(late)[:MAX_LATE_NAME] for late in found["late"][:MAX_LATE_MACHINES]),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
