@@ -170,7 +170,11 @@ def test_explain_says_why_rules_do_not_match() -> None:
     ("flag", "wrong"),
     [
         ("phase=RSVP", "--phase: expected one of CONNECT, "),
-        ("tls=perhaps", "--tls: expected yes or no, not 'perhaps'"),
+        ("tls=perhaps", "--tls: expected yes, no, or one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3, not 'perhaps'"),
+        ("tls=>1.1", "--tls: expected yes, no, or one of TLSv1, "),
+        ("extension=SIZE,PIPELINING", "--extension: expected one of SIZE, 8BITMIME, "),
+        ("message=0", "--message: expected a whole number from 1, not '0'"),
+        ("recipients=all", "--recipients: expected a whole number from 1, not 'all'"),
         ("attempt=0", "--attempt: expected a whole number from 1, not '0'"),
         ("size=-1", f"--size: expected a size from 0 to {2**63 - 1}, as 1000, 64k, 50M or 1G, not '-1'"),
         ("at=soon", "--at: expected a time, as 90, "),
@@ -181,6 +185,47 @@ def test_mistake_in_an_option_of_explain_is_a_usage_error(flag: str, wrong: str)
         explain_lines(ALL, flag)
     assert str(found.value).startswith(wrong)
     assert found.value.code == 64
+
+
+SESSION = """
+[[rule]]
+phase = ["MAIL", "RCPT"]
+extension = "SMTPUTF8"
+reply = "550 5.6.7 ASCII only"
+[[rule]]
+phase = "RCPT"
+recipients = "> 1"
+reply = "452 4.5.3 One only"
+[[rule]]
+phase = ["MAIL", "RCPT"]
+message = "> 1"
+not = { tls_version = "1.3" }
+reply = "421 4.7.0 One message only"
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        (["extension=SIZE,smtputf8"], 1),
+        (["recipients=2"], 2),
+        (["message=2"], 3),
+        (["message=2", "tls=1.2"], 3),
+        (["message=2", "tls=yes"], 0),
+        (["message=2", "tls=TLSv1.3"], 0),
+        (["extension="], 0),
+        (["rcpt=bob@x"], 0),
+    ],
+)
+def test_explain_knows_what_only_the_session_knows(flags: list[str], rule: int) -> None:
+    matching = [line for line in explain_lines(SESSION, *flags) if line.endswith(" matches")]
+    assert matching == ([f"  rule {rule} matches"] if rule else [])
+
+
+def test_explain_says_which_negated_condition_holds_against_a_rule() -> None:
+    text = "[[rule]]\nphase = 'RCPT'\nrecipient = '!bob@*'\nreply = '550 5.1.1 Only bob'"
+    assert explain_lines(text, "rcpt=bob@x")[1] == "  rule 1 does not match: recipient is bob@*"
+    assert explain_lines(text, "rcpt=eve@x")[1] == "  rule 1 matches"
 
 
 GATES = """

@@ -422,6 +422,41 @@ def test_close_notify_comes_before_the_end_of_a_connection(
             pass
 
 
+OLD_TLS = """
+[[rule]]
+phase = "MAIL"
+tls_version = "< 1.3"
+reply = "530 5.7.0 Use TLS 1.3"
+[[rule]]
+phase = "MAIL"
+not = { tls_version = ["1.2", "TLSv1.3"] }
+reply = "530 5.7.0 Use TLS"
+"""
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_rules_know_the_version_of_tls(
+    serve: Serve, certificate: Certificate, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    scenario = tmp_path / "rules.toml"
+    scenario.write_text(OLD_TLS)
+    service = serve(
+        f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}", f"--scenario={scenario}"
+    )
+    context = ssl.create_default_context(cafile=certificate.ca)
+    context.minimum_version = context.maximum_version = version
+    with socket.create_connection(service.address, 20) as wire:
+        assert wire.recv(4096).startswith(b"220 ")
+        wire.sendall(b"MAIL FROM:<ann@example.com>\r\n")
+        assert wire.recv(4096) == b"530 5.7.0 Use TLS\r\n"
+        wire.sendall(b"STARTTLS\r\n")
+        assert wire.recv(4096).startswith(b"220 ")
+        with context.wrap_socket(wire, server_hostname="mx.test") as client:
+            client.sendall(b"MAIL FROM:<ann@example.com>\r\n")
+            old = version is ssl.TLSVersion.TLSv1_2
+            assert client.recv(4096)[:3] == (b"530" if old else b"250")
+
+
 @pytest.mark.parametrize("said", [b"", b"EHLO client.test\r\nMAIL FROM:<ann@example.com>\r\n"])
 def test_close_notify_is_answered_with_close_notify(
     serve: Serve, certificate: Certificate, said: bytes

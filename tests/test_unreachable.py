@@ -53,6 +53,11 @@ SHADOWED = ["rule 2: can never match: rule 1 matches before it"]
         ('sender = "ann@*"', 'sender = "ann@example.com"\nrecipient = "bob@*"\nsize = "> 5"'),
         ('helo = "*.example.com"', 'helo = "mx.example.com"\nchance = 0.5'),
         ('recipient = "bob@*"', 'recipient = "bob@*"\ngreylist = true'),
+        ('recipient = "!bob@example.com"', 'recipient = "!bob@*"'),
+        ('not = { size = "> 5" }', 'not = { size = "> 3" }'),
+        ('recipient = "!bob@*"', 'recipient = "!bob@*"\nsender = "ann@*"'),
+        ("recipients = 2", 'recipients = 2\nsize = "> 5"'),
+        ('extension = "DSN"', 'extension = "DSN"'),
     ],
 )
 def test_rule_behind_one_that_matches_all_it_matches_is_reported(first: str, second: str) -> None:
@@ -207,3 +212,53 @@ def test_checking_the_configuration_warns_and_succeeds(tmp_path: Path) -> None:
     done = run("-t", f"--scenario={file}", "--port=2525")
     assert (done.returncode, done.stdout) == (os.EX_OK, "The configuration is good.\n")
     assert done.stderr == "blackhole: scenario: rule 2: can never match: rule 1 matches before it\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('recipient = "!bob@*"', 'recipient = "bob@*"'),
+        ('recipient = "bob@*"', 'recipient = "!bob@*"'),
+        ('recipient = "!bob@*"', 'recipient = "!bob@example.com"'),
+        ('not = { size = "> 3" }', 'not = { size = "> 5" }'),
+        ('recipient = "!bob@example.com"', 'recipient = ["ann@example.com", "!eve@example.com"]'),
+        ("recipients = 2", "recipients = 3"),
+    ],
+)
+def test_rule_behind_one_that_excludes_something_can_match(first: str, second: str) -> None:
+    assert two(first, second) == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "reason"),
+    [
+        (
+            'recipient = ["bob@example.com", "!*@example.com"]',
+            "recipient cannot be bob@example.com and ",
+        ),
+        ("size = 5\nnot = { size = '> 3' }", "size cannot be 5 and not > 3"),
+        (
+            "client = '192.0.2.1'\nnot = { client = '192.0.2.0/24' }",
+            "client cannot be 192.0.2.1 and not 192.",
+        ),
+        ("tls = true\nnot = { tls = true }", "tls cannot be true and not true"),
+        ('listener = "!*:25"', "no listener is not *:25"),
+    ],
+)
+def test_conditions_that_exclude_each_other_are_reported(conditions: str, reason: str) -> None:
+    (found,) = mistakes(f"[[rule]]\nphase = 'RCPT'\n{conditions}\n{REFUSE}\n")
+    assert found.startswith(f"rule 1: can never match: {reason}")
+
+
+@pytest.mark.parametrize("condition", ['tls_version = "1.3"', "tls = true", "not = { tls = false }"])
+def test_condition_that_needs_tls_cannot_match_without_a_certificate(condition: str) -> None:
+    text = f"[[rule]]\nphase = 'RCPT'\n{condition}\n{REFUSE}\n"
+    assert mistakes(text, has_tls=False) == ["rule 1: can never match: there is no TLS without ssl_cert"]
+    assert mistakes(text) == []
+
+
+@pytest.mark.parametrize(
+    "condition", ["not = { tls = true }", 'tls_version = "!1.3"', "tls = false", 'not = { sender = "<>" }']
+)
+def test_negated_condition_can_match_without_tls(condition: str) -> None:
+    assert mistakes(f"[[rule]]\nphase = 'RCPT'\n{condition}\n{REFUSE}\n", has_tls=False) == []

@@ -380,6 +380,7 @@ class Connection:
         self.stream, self.deadline_override = stream, None
         context.counters[TLS_OK] += 1
         context.counters[TLS_RESUMED] += bool(stream.socket.session_reused)
+        session.tls_version = stream.socket.version() or ""
         session.secured()
         self._share_local_address()
 

@@ -40,18 +40,22 @@ class RuleContext:
         "client",
         "draws",
         "elapsed",
+        "extensions",
         "header",
         "header_matches",
         "held_slots",
         "helo",
         "id",
         "listener",
+        "message",
         "phase",
         "quota_used",
         "recipient",
+        "recipients",
         "secure",
         "sender",
         "size",
+        "tls_version",
         "user",
         "work",
     )
@@ -76,6 +80,14 @@ class RuleContext:
         """Unfolded fields of the header section, at the end of the message and if a rule reads them."""
         self.header_matches: Set[GlobSet] = frozenset()
         """The conditions on header fields that these fulfil."""
+        self.extensions: frozenset[str] = frozenset()
+        """Keywords of the SMTP extensions that the client has used; only if a rule reads them."""
+        self.recipients = 0
+        """Recipients of the message, with the one in the command; only if a rule reads it."""
+        self.message = 1
+        """Number of the message in the connection, from 1; only if a rule reads it."""
+        self.tls_version = ""
+        """As "TLSv1.3"; empty without TLS. Only if a rule reads it."""
         self.attempt = 1
         """Number of this attempt, from 1."""
         self.draws: TransactionDraws | None = None

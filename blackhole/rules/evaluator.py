@@ -14,6 +14,7 @@ from blackhole.rules.message_identity import IDENTITY_FIELDS
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
 from blackhole.rules.retry_tracker import ENDS_TRANSACTION, RetryTracker
+from blackhole.rules.session_facts import extensions_used, read_session
 from blackhole.rules.table import RuleTable
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.faults import Fault
@@ -31,10 +32,6 @@ from blackhole.smtp.state import CHUNKED, GREETED, PHASES, RCPT, SessionState
 
 UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
 """Phases whose commands change what rules know of the client, unless they are refused."""
-
-CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "AUTH", "MAIL", "RCPT", "DATA", "BDAT", "RSET"))
-"""Phases that change the context of rules, or what the retry tracker knows of the transaction."""
-
 
 USUAL_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", ".", "QUIT"))
 """Phases that nearly every connection goes through, and whose commands rules let pass quickly."""
@@ -62,18 +59,6 @@ class RuleEnvironment(NamedTuple):
 NO_ENVIRONMENT: Final = RuleEnvironment()
 
 
-def _asks(rules: ListenerRules, phase: str) -> bool:
-    """Return whether a session has to ask about the commands of a phase."""
-    return (
-        phase in rules.phases
-        # After a refusal in place of the greeting, the replies are the rules' and not the client's fault.
-        or "CONNECT" in rules.phases
-        or (phase == "BDAT" and "DATA" in rules.phases)
-        or ((rules.keeps_context or rules.may_refuse) and phase in CONTEXT_PHASES)
-        or (rules.may_refuse and phase in (".", "QUIT"))
-    )
-
-
 class RulePolicy:
     """The policy of a listener that has rules or a mode.
 
@@ -93,7 +78,7 @@ class RulePolicy:
         self.rules.make_tables()
         self.random_source: Final = random_source
         self.environment: Final = environment
-        self.phases: Final = frozenset(phase for phase in PHASES if _asks(self.rules, phase))
+        self.phases: Final = frozenset(phase for phase in PHASES if self.rules.asks(phase))
         """The phases whose commands a session asks about."""
         self.phases_after_refusals: Final = self.phases & {"DATA"} - self.rules.phases
         """Those of them whose commands pass unless something was refused in the transaction."""
@@ -110,7 +95,8 @@ class RulePolicy:
         """Return the policy for a new session with the client at this address."""
         if not self.rules.phases:
             return self._without_rules
-        return RuleEvaluator(self, RuleContext(self.rules.listener, client, secure))
+        evaluator = SessionRuleEvaluator if self.rules.reads_session else RuleEvaluator
+        return evaluator(self, RuleContext(self.rules.listener, client, secure))
 
     def shortened(self, message: bytes) -> bytes:
         """Return the part of a header section that sessions keep when it arrives in pieces."""
@@ -328,7 +314,7 @@ class RuleEvaluator:
 
     def secured(self) -> RuleEvaluator:
         """Return the evaluator under TLS: of other rules perhaps, and without what was said before."""
-        return RuleEvaluator(self._policy, self.context.secured(), self._tracker)
+        return type(self)(self._policy, self.context.secured(), self._tracker)
 
     def replaced_by(self, successor: SessionPolicy) -> None:
         """Hand over what the client has said, and what it has used up if it is kept in the same store."""
@@ -432,3 +418,32 @@ class RuleEvaluator:
             self.context.header = ()
             return None
         return self._decision(session, found)
+
+
+class SessionRuleEvaluator(RuleEvaluator):
+    """The policy of a session whose rules look at what only the session knows."""
+
+    __slots__ = ("_used", "_used_before")
+
+    def __init__(self, policy: RulePolicy, context: RuleContext, tracker: RetryTracker | None = None) -> None:
+        super().__init__(policy, context, tracker)
+        self._used: frozenset[str] = frozenset()
+        """The extensions that the transaction has used."""
+        self._used_before = self._used
+        """The same before the command that was decided on last."""
+
+    def _update_context(self, session: SessionState, phase: str, argument: bytes, size: int) -> bool:
+        self._used_before = self._used
+        self._used = extensions_used(session, phase, self._used)
+        read_session(self.context, session, phase, self._used)
+        return super()._update_context(session, phase, argument, size)
+
+    def accept(
+        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
+    ) -> Decision | PendingDecision | None:
+        return self._accept_any(session, phase, argument, size)
+
+    def answered(self, session: SessionState, phase: str, code: int) -> None:
+        if code >= 400 and phase in ("MAIL", "RCPT", "BDAT"):
+            self._used = self._used_before
+        super().answered(session, phase, code)

@@ -11,7 +11,8 @@ from blackhole.rules.context import RuleContext
 from blackhole.rules.draws import NO_DRAWS, Draws
 from blackhole.rules.effects import Effect
 from blackhole.rules.model import Rule
-from blackhole.rules.value_readers import read_seconds
+from blackhole.rules.session_facts import TLS_VERSIONS
+from blackhole.rules.value_readers import read_extensions, read_seconds, read_tls_versions
 from blackhole.settings import MODES, OperatorError
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.state import PHASES
@@ -24,6 +25,9 @@ LATEST_PHASE: Final = (
     ("header", "."),
     ("size", "."),
     ("rcpt", "RCPT"),
+    ("recipients", "RCPT"),
+    ("extension", "MAIL"),
+    ("message", "MAIL"),
     ("sender", "MAIL"),
     ("login", "AUTH"),
     ("helo", "EHLO"),
@@ -31,14 +35,16 @@ LATEST_PHASE: Final = (
 """Options that imply a phase, the latest phase first."""
 
 
+BEFORE_RCPT: Final = frozenset(PHASES[: PHASES.index("RCPT")])
+"""Phases before the first recipient."""
+
+
 def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
     """Return the context that the options of `explain` describe. Raises OperatorError."""
     context = RuleContext(options.get("listener", listener), canonical(options.get("client", "127.0.0.1")))
     context.phase = _read_phase(options)
-    tls = options.get("tls", "no")
-    if tls.lower() not in ("yes", "no"):
-        raise _wrong("tls", "yes or no", tls)
-    context.secure = tls.lower() == "yes"
+    context.tls_version = _read_tls(options.get("tls", "no").lower())
+    context.secure = context.tls_version != ""
     context.helo, context.sender, context.recipient = (
         _octets(options.get(name, "").strip().removeprefix("<").removesuffix(">"))
         for name in ("helo", "sender", "rcpt")
@@ -46,6 +52,9 @@ def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
     context.user = _octets(options.get("login", ""))
     context.header = [_octets(options["header"])] if "header" in options else ()
     context.size = _read_size(options.get("size", "0"))
+    context.extensions = _read_keywords(options.get("extension", ""))
+    context.recipients = _read_whole_number(options, "recipients", 0 if context.phase in BEFORE_RCPT else 1)
+    context.message = _read_whole_number(options, "message", 1)
     context.attempt = _read_whole_number(options, "attempt", 1)
     at = options.get("at", "0")
     try:
@@ -62,6 +71,28 @@ def _octets(argument: str) -> bytes:
 
 def _wrong(option: str, expected: str, found: str) -> OperatorError:
     return OperatorError(f"--{option}: expected {expected}, not {found!r}", USAGE_ERROR)
+
+
+def _read_tls(text: str) -> str:
+    """Return the version of TLS; empty for none."""
+    if text == "no":
+        return ""
+    if text == "yes":
+        return TLS_VERSIONS[-1]
+    try:
+        (version,) = read_tls_versions(text.replace("tlsv", "TLSv"))
+    except ValueError:
+        raise _wrong("tls", f"yes, no, or one of {', '.join(TLS_VERSIONS)}", text) from None
+    return str(version)
+
+
+def _read_keywords(text: str) -> frozenset[str]:
+    """Return the keywords of extensions, with commas or blanks between."""
+    words = text.replace(",", " ").split()
+    try:
+        return read_extensions(words) if words else frozenset()
+    except ValueError as error:
+        raise OperatorError(f"--extension: {error}", USAGE_ERROR) from None
 
 
 def _read_phase(options: Mapping[str, str]) -> str:
@@ -127,7 +158,8 @@ def evaluate_rule(rule: Rule, context: RuleContext, random_source: RandomSource)
         return f"only at {' '.join(phase for phase in PHASES if phase in rule.phases)}", NO_DRAWS
     for condition in rule.conditions:
         if not condition.matches(context):
-            return f"{condition.key} is not {condition.text}", NO_DRAWS
+            verb = "is" if condition.negated else "is not"
+            return f"{condition.key} {verb} {condition.text}", NO_DRAWS
     probability = rule.probability(context.elapsed)
     if rule.window is not None and not probability:
         return f"window {rule.window.name} is closed", NO_DRAWS

@@ -6,7 +6,7 @@ window or a size. Rules that name none of these are candidates for every context
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Final, TypeVar
@@ -125,8 +125,15 @@ def _size_index(remaining: Remaining) -> ThresholdIndex | None:
     return ThresholdIndex(taken) if taken else None
 
 
+def header_globs(rule: Rule) -> Iterator[GlobSet]:
+    """Yield the globs of all conditions of a rule on header fields, negated or not."""
+    for test in rule.conditions:
+        if test.key == "header" and isinstance(test.operand, GlobSet):
+            yield test.operand
+
+
 def condition_globs(rule: Rule, key: str) -> GlobSet | None:
-    """Return the globs of a rule's condition with this key; None where it has none."""
+    """Return the globs of a rule's condition with this key that is not negated; None where it has none."""
     found = (
         test.index_key for test in rule.conditions if test.key == key and isinstance(test.index_key, GlobSet)
     )

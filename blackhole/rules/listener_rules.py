@@ -7,8 +7,8 @@ from typing import Final
 
 from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
-from blackhole.rules.index import condition_globs
-from blackhole.rules.model import CLIENT_CONDITIONS, Rule
+from blackhole.rules.index import header_globs
+from blackhole.rules.model import CLIENT_CONDITIONS, SESSION_CONDITIONS, Rule
 from blackhole.rules.modes import MODE_RULES
 from blackhole.rules.table import RuleTable
 from blackhole.smtp.header_section import ANY_NAME
@@ -22,6 +22,10 @@ FIRST_CHUNK: Final = "DATA, BDAT"
 
 BEGIN_OF_MESSAGE: Final = frozenset(("DATA", "BDAT"))
 """The phases whose rules apply to the first chunk: a rule for DATA does not mind how a message is sent."""
+
+
+CONTEXT_PHASES: Final = frozenset(("HELO", "EHLO", "AUTH", "MAIL", "RCPT", "DATA", "BDAT", "RSET"))
+"""Phases that change the context of rules, or what the retry tracker knows of the transaction."""
 
 
 class PhaseTables(dict[str, RuleTable | None]):
@@ -62,16 +66,29 @@ class ListenerRules:
             rule.limiter for rule in self.rules
         )
         """Whether rules look at earlier commands."""
+        self.reads_session: Final = not keys.isdisjoint(SESSION_CONDITIONS)
+        """Whether rules look at what only the session knows."""
         self.may_refuse: Final = any(rule.may_refuse for rule in self.rules)
         """Whether a rule can refuse, defer, delay or cut off a message."""
         self.header_names: Final = frozenset(
-            name for rule in self.rules for name in _header_names(condition_globs(rule, "header"))
+            name for rule in self.rules for globs in header_globs(rule) for name in _header_names(globs)
         )
         """The names, in lower case, of header fields that rules look at; ANY_NAME for those of every name."""
         self._per_client: Final = not keys.isdisjoint(("client", "tls"))
         self._tables: Final[dict[tuple[bool, ...], PhaseTables]] = {}
         """Which rules a client can match -> their tables."""
         self._tables_for_all: Final = PhaseTables(self.rules, frozenset())
+
+    def asks(self, phase: str) -> bool:
+        """Return whether a session has to ask about the commands of a phase."""
+        return (
+            phase in self.phases
+            # After a refusal in place of the greeting, the replies are the rules' and not the client's fault.
+            or "CONNECT" in self.phases
+            or (phase == "BDAT" and "DATA" in self.phases)
+            or ((self.keeps_context or self.may_refuse) and phase in CONTEXT_PHASES)
+            or (self.may_refuse and phase in (".", "QUIT"))
+        )
 
     def make_tables(self) -> None:
         """Make the tables that all clients share, before the first client comes."""
@@ -94,9 +111,9 @@ class ListenerRules:
         return tables
 
 
-def _header_names(globs: GlobSet | None) -> Iterator[bytes]:
+def _header_names(globs: GlobSet) -> Iterator[bytes]:
     """Yield the names in globs of header fields, in lower case."""
-    for glob in () if globs is None else globs.globs:
+    for glob in globs.globs:
         name = glob.partition(":")[0].strip()
         yield ANY_NAME if "*" in name or "?" in name else name.encode()
 

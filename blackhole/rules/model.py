@@ -24,12 +24,22 @@ class Condition(NamedTuple):
     text: str
     """Value as the operator wrote it."""
     matches: Callable[[RuleContext], bool]
-    index_key: GlobSet | Comparison | None = None
-    """What rules with this condition can be indexed by."""
+    operand: GlobSet | Comparison | None = None
+    """What is compared, if it can be indexed."""
+    negated: bool = False
+    """The rule matches where this does not hold; `matches` says so already."""
+
+    @property
+    def index_key(self) -> GlobSet | Comparison | None:
+        """What rules with this condition can be indexed by."""
+        return None if self.negated else self.operand
 
 
 CLIENT_CONDITIONS: Final = frozenset(("listener", "client", "tls"))
 """Conditions that are decided once for a connection, and again after STARTTLS."""
+
+SESSION_CONDITIONS: Final = frozenset(("extension", "recipients", "message", "tls_version"))
+"""Conditions on what the session knows, which the context has only where a rule has such a condition."""
 
 ENVELOPE_CONDITIONS: Final = CLIENT_CONDITIONS | {"sender", "recipient"}
 """Conditions that depend only on the client and on what attempts are counted by."""

@@ -11,25 +11,30 @@ from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.limiter_readers import read_greylist, read_throttle
 from blackhole.rules.value_readers import (
+    Operands,
     read_certificate,
     read_chance,
     read_comparison,
     read_delay,
     read_ehlo_keywords,
+    read_extensions,
     read_fault,
     read_globs,
     read_header,
     read_listener,
     read_networks,
+    read_operands,
     read_phases,
     read_replies,
     read_seconds,
     read_switch,
     read_text,
+    read_tls_versions,
     read_when_unknown,
     read_zone,
 )
 from blackhole.smtp.state import PHASES
+from blackhole.values import did_you_mean, expected, shown
 
 Reader = Callable[[Any], Any]
 """Returns what it made of a TOML value. Raises ValueError that says what was expected."""
@@ -74,6 +79,22 @@ def _header_matcher(globs: GlobSet) -> Matcher:
     return lambda context: any(map(globs.match, context.header)), globs
 
 
+def _recipients_matcher(compare: Comparison) -> Matcher:
+    return lambda context: compare(context.recipients), None
+
+
+def _message_matcher(compare: Comparison) -> Matcher:
+    return lambda context: compare(context.message), None
+
+
+def _extension_matcher(keywords: frozenset[str]) -> Matcher:
+    return lambda context: not keywords.isdisjoint(context.extensions), None
+
+
+def _tls_version_matcher(versions: frozenset[str]) -> Matcher:
+    return lambda context: context.tls_version in versions, None
+
+
 def _attempt_matcher(compare: Comparison) -> Matcher:
     return lambda context: compare(context.attempt), None
 
@@ -84,21 +105,49 @@ class ConditionKey(NamedTuple):
     read: Reader
     make: Callable[[Any], Matcher]
     """Makes the condition of the value that was read."""
+    has_signs: bool = False
+    """Whether a "!" before a text negates it."""
+
+    def read_operands(self, value: Any) -> Operands:
+        """Read a value. Raises ValueError."""
+        return read_operands(self.read, value) if self.has_signs else Operands(self.read(value), value)
 
 
 CONDITION_KEYS: Final[Mapping[str, ConditionKey]] = {
-    "listener": ConditionKey(read_listener, _listener_matcher),
-    "client": ConditionKey(read_networks, _client_matcher),
+    "listener": ConditionKey(read_listener, _listener_matcher, True),
+    "client": ConditionKey(read_networks, _client_matcher, True),
     "tls": ConditionKey(read_switch, _tls_matcher),
-    "helo": ConditionKey(read_globs, _helo_matcher),
-    "sender": ConditionKey(read_globs, _sender_matcher),
-    "recipient": ConditionKey(read_globs, _recipient_matcher),
-    "user": ConditionKey(read_globs, _user_matcher),
+    "tls_version": ConditionKey(read_tls_versions, _tls_version_matcher, True),
+    "helo": ConditionKey(read_globs, _helo_matcher, True),
+    "sender": ConditionKey(read_globs, _sender_matcher, True),
+    "recipient": ConditionKey(read_globs, _recipient_matcher, True),
+    "user": ConditionKey(read_globs, _user_matcher, True),
+    "extension": ConditionKey(read_extensions, _extension_matcher, True),
+    "recipients": ConditionKey(read_comparison, _recipients_matcher),
+    "message": ConditionKey(read_comparison, _message_matcher),
     "size": ConditionKey(read_comparison, _size_matcher),
-    "header": ConditionKey(read_header, _header_matcher),
+    "header": ConditionKey(read_header, _header_matcher, True),
     "attempt": ConditionKey(read_comparison, _attempt_matcher),
 }
 """Conditions, in the order in which they are asked."""
+
+
+def read_not(value: Any) -> Mapping[str, Operands]:
+    """Read a table of conditions of which none may hold."""
+    if not isinstance(value, dict) or not value:
+        raise expected('a table of conditions, as { sender = "<>" }', value)
+    found = {}
+    for key, operand in value.items():
+        if key not in CONDITION_KEYS:
+            raise ValueError(f'unknown condition "{shown(key)}"{did_you_mean(key, CONDITION_KEYS)}')
+        try:
+            found[key] = CONDITION_KEYS[key].read_operands(operand)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        if found[key].negated is not None:
+            raise ValueError(f'{key}: with "!" in not; leave one of the two out')
+    return found
+
 
 LIMITER_KEYS: Final[Mapping[str, Reader]] = {"greylist": read_greylist, "throttle": read_throttle}
 """Conditions that are remembered from one attempt to the next."""
@@ -117,7 +166,8 @@ EFFECT_KEYS: Final[Mapping[str, Reader]] = {
 RULE_KEYS: Final[Mapping[str, Reader]] = {
     "name": read_text,
     "phase": read_phases,
-    **{key: row.read for key, row in CONDITION_KEYS.items()},
+    **{key: row.read_operands for key, row in CONDITION_KEYS.items()},
+    "not": read_not,
     **LIMITER_KEYS,
     "when_unknown": read_when_unknown,
     "chance": read_chance,
@@ -163,6 +213,9 @@ COMMAND_KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "user": frozenset(PHASES) - {"CONNECT", "STARTTLS"},
     "sender": IN_MAIL,
     "recipient": IN_MAIL - {"MAIL"},
+    "extension": IN_MAIL,
+    "recipients": IN_MAIL - {"MAIL"},
+    "message": IN_MAIL,
     "size": IN_MAIL,
     "header": frozenset("."),
 }

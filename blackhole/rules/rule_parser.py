@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 from blackhole.rules.effects import Effect, Template
@@ -21,6 +21,7 @@ from blackhole.rules.rule_keys import (
     ONE_PHASE_KEYS,
     owners_known_at,
 )
+from blackhole.rules.value_readers import Operands
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
@@ -45,13 +46,12 @@ class InvalidKey(Exception):
 
 
 def make_rule(
-    block: Mapping[str, Any],
     values: dict[str, Any],
     windows: Mapping[str, Window],
     seed: int | None,
     number: str,
 ) -> Rule:
-    """Return the rule of a block, whose values were read; `number` is its name where it has none.
+    """Return the rule of a block's values; `number` is its name where it has none.
 
     Raises InvalidKey.
     """
@@ -69,11 +69,7 @@ def make_rule(
     return Rule(
         phases=phases,
         effect=_effect(values, phases),
-        conditions=tuple(
-            Condition(key, _as_written(block[key]), *CONDITION_KEYS[key].make(values[key]))
-            for key in CONDITION_KEYS
-            if key in values
-        ),
+        conditions=tuple(_conditions(values)),
         chance=values.get("chance", 1.0),
         window=None if window is None else windows[window],
         name=values.get("name", number),
@@ -82,6 +78,25 @@ def make_rule(
         limiter=limiter,
         when_unknown=Effect((unknown,)) if unknown else None,
     )
+
+
+def _conditions(values: Mapping[str, Any]) -> Iterator[Condition]:
+    """Yield the conditions of a rule, in the order in which they are asked."""
+    none_of: Mapping[str, Operands] = values.get("not", {})
+    for key, row in CONDITION_KEYS.items():
+        operands: Operands | None = values.get(key)
+        if operands is not None and operands.plain is not None:
+            yield Condition(key, _as_written(operands.plain_value), *row.make(operands.plain))
+        if operands is not None and operands.negated is not None:
+            yield _negated(key, operands.negated, operands.negated_value)
+        if key in none_of:
+            yield _negated(key, none_of[key].plain, none_of[key].plain_value)
+
+
+def _negated(key: str, operand: Any, value: Any) -> Condition:
+    """Return the condition that holds where the one on this operand does not."""
+    matches, indexed = CONDITION_KEYS[key].make(operand)
+    return Condition(key, _as_written(value), lambda context: not matches(context), indexed, True)
 
 
 def _rule_key(name: str | None, number: str) -> str:
@@ -148,10 +163,11 @@ def _check_known(key: str, known_at: Set[str], phases: Set[str]) -> None:
 
 def _check_conditions(values: Mapping[str, Any], phases: frozenset[str]) -> None:
     """Check that what the conditions look at is known in the phases."""
+    asked = {*values, *values.get("not", ())}
     for key, known_at in COMMAND_KNOWN_AT.items():
-        if key in values:
-            _check_known(key, known_at, phases)
-    if "when_unknown" in values and values.keys().isdisjoint(STORE_KEYS):
+        if key in asked:
+            _check_known(key if key in values else "not", known_at, phases)
+    if "when_unknown" in values and asked.isdisjoint(STORE_KEYS):
         raise InvalidKey("when_unknown", f"only with one of {', '.join(STORE_KEYS)}")
 
 

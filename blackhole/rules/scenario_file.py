@@ -228,6 +228,6 @@ def _rule(block: _Block, windows: Mapping[str, Window], seed: int | None, rules_
     block.check_keys(RULE_KEYS)
     values = {key: block.read(key, RULE_KEYS[key], None) for key in block.data}
     try:
-        return make_rule(block.data, values, windows, seed, str(rules_before + block.number))
+        return make_rule(values, windows, seed, str(rules_before + block.number))
     except InvalidKey as error:
         block.fail(error.key, str(error))

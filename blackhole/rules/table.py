@@ -15,7 +15,7 @@ from blackhole.rules.glob_index import LiteralPart
 from blackhole.rules.glob_prefilter import GlobPrefilter, can_prefilter
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.header_index import HeaderIndex
-from blackhole.rules.index import INDEXED_TEXTS, RuleIndex, condition_globs, useful_index
+from blackhole.rules.index import INDEXED_TEXTS, RuleIndex, condition_globs, header_globs, useful_index
 from blackhole.rules.limiters import ConcurrencyLimit
 from blackhole.rules.model import (
     CLIENT_CONDITIONS,
@@ -50,8 +50,10 @@ def _conditions(rule: Rule, decided: Set[str]) -> tuple[Callable[[RuleContext], 
 
 def _test(condition: Condition) -> Callable[[RuleContext], bool]:
     """Return the test of a condition. Fields of the header section have been compared beforehand."""
-    globs = condition.index_key
+    globs = condition.operand
     if condition.key == "header" and isinstance(globs, GlobSet):
+        if condition.negated:
+            return lambda context: globs not in context.header_matches
         return lambda context: globs in context.header_matches
     return condition.matches
 
@@ -139,7 +141,7 @@ class RuleTable:
         """The rules that have a condition on the number of the attempt."""
         self.reads_clock: Final = any(rule.window is not None or rule.needs_store for rule in rules)
         """Whether a rule looks at the clock."""
-        headers = {globs for rule in rules if (globs := condition_globs(rule, "header"))}
+        headers = {globs for rule in rules for globs in header_globs(rule)}
         self._header_index: Final = HeaderIndex(headers)
         self.looks_at_command_alone: Final = not (self.counts_attempts or self.reads_clock or headers)
         """Whether no rule looks at the clock, the header section or what is stored."""
@@ -153,7 +155,7 @@ class RuleTable:
         self._others: RuleTable | None = None
         self._make_prefilter()
         self._looks_up_texts: Final = (self._index is not None and self._index.looks_up_texts) or any(
-            isinstance(condition.index_key, GlobSet) and condition.index_key.is_indexed
+            isinstance(condition.operand, GlobSet) and condition.operand.is_indexed
             for rule in rules
             for condition in rule.conditions
         )

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from blackhole.addresses import network
 from blackhole.rules.comparisons import COMPARISONS, Comparison
+from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import Glob, GlobSet
 from blackhole.rules.letters import fold
 from blackhole.rules.model import Condition, Rule
@@ -75,11 +76,21 @@ def _impossible(rule: Rule, listeners: Collection[str], has_tls: bool) -> str:
     """Return which condition of a rule no client can fulfil; empty if there is none."""
     for condition in rule.conditions:
         if condition.key == "listener":
-            globs = GlobSet(_globs(condition))
-            if not any(globs.match(listener.encode()) for listener in listeners):
-                return f"no listener is {condition.text}"
-        elif condition.key == "tls" and condition.text == "true" and not has_tls:
+            if not any(condition.matches(RuleContext(listener)) for listener in listeners):
+                return f"no listener is {'not ' if condition.negated else ''}{condition.text}"
+        elif (
+            not has_tls
+            and condition.key in ("tls", "tls_version")
+            and condition.negated is (condition.text == "false")
+            and not (condition.negated and condition.key == "tls_version")
+        ):
             return "there is no TLS without ssl_cert"
+        elif condition.negated:
+            excluded = condition._replace(negated=False)
+            same = (one for one in rule.conditions if one.key == condition.key and not one.negated)
+            for one in same:
+                if _implies(one, excluded):
+                    return f"{one.key} cannot be {one.text} and not {condition.text}"
     return ""
 
 
@@ -112,7 +123,7 @@ class PrecedingRules:
         if not certain or any(condition.key == "attempt" for condition in rule.conditions):
             return
         only = rule.conditions[0] if len(rule.conditions) == 1 else None
-        literals = () if only is None else _globs(only)
+        literals = () if only is None or only.negated else _globs(only)
         if only is not None and literals and not any(map(WILDCARDS.intersection, literals)):
             for phase in rule.phases:
                 for literal in literals:
@@ -135,6 +146,8 @@ class PrecedingRules:
     def _covering_at(self, phase: str, rule: Rule) -> Sequence[NumberedRule]:
         """Return the rules that match in a phase whatever a rule matches."""
         for condition in rule.conditions:
+            if condition.negated:
+                continue
             found = [self._literals.get((phase, condition.key, glob)) for glob in _globs(condition)]
             if found and all(found):
                 return [one for one in found if one is not None]
@@ -154,10 +167,14 @@ def _is_implied(wide: Condition, conditions: Sequence[Condition]) -> bool:
 
 def _implies(narrow: Condition, wide: Condition) -> bool:
     """Return whether one condition holds wherever another one with the same key holds; False if not sure."""
+    if narrow.negated is not wide.negated:
+        return False
+    if narrow.negated:
+        return _implies(wide._replace(negated=False), narrow._replace(negated=False))
     if narrow.text == wide.text:
         return True
-    if isinstance(narrow.index_key, partial) and isinstance(wide.index_key, partial):
-        (least, most), (lowest, highest) = _interval(narrow.index_key), _interval(wide.index_key)
+    if isinstance(narrow.operand, partial) and isinstance(wide.operand, partial):
+        (least, most), (lowest, highest) = _interval(narrow.operand), _interval(wide.operand)
         return lowest <= least and most <= highest
     if narrow.key == "client":
         return _is_part(narrow, wide)
@@ -167,8 +184,8 @@ def _implies(narrow: Condition, wide: Condition) -> bool:
 
 def _globs(condition: Condition) -> Sequence[str]:
     """Return the globs of a condition; none if it has none."""
-    if isinstance(condition.index_key, GlobSet):
-        return condition.index_key.globs
+    if isinstance(condition.operand, GlobSet):
+        return condition.operand.globs
     if condition.key != "listener":
         return ()
     globs = condition.text.split(" or ")

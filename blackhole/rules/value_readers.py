@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, network
 from blackhole.rules.comparisons import Comparison, comparison
@@ -17,6 +17,7 @@ from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, 
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
 from blackhole.rules.faults import FAULTS
 from blackhole.rules.globs import GlobSet
+from blackhole.rules.session_facts import TLS_VERSIONS, USABLE_EXTENSIONS
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
@@ -141,6 +142,59 @@ def read_networks(value: Any) -> NetworkSet:
         except ValueError:
             raise expected("an address or a network, as 192.0.2.0/24", text) from None
     return NetworkSet(networks)
+
+
+def read_extensions(value: Any) -> frozenset[str]:
+    """Read keywords of extensions whose use can be seen."""
+    keywords = [text.upper() for text in read_texts(value)]
+    for keyword in keywords:
+        if keyword not in USABLE_EXTENSIONS:
+            error = expected(f"one of {', '.join(USABLE_EXTENSIONS)}", keyword)
+            raise ValueError(f"{error}{did_you_mean(keyword, USABLE_EXTENSIONS)}")
+    return frozenset(keywords)
+
+
+def read_tls_versions(value: Any) -> frozenset[str]:
+    """Read versions of TLS, or a comparison with one, as "< 1.3".
+
+    >>> sorted(read_tls_versions("<= TLSv1.1"))
+    ['TLSv1', 'TLSv1.1']
+    """
+    found: set[str] = set()
+    for text in read_texts(value):
+        match = re.fullmatch(r"\s*(<=|>=|<|>|=)?\s*(?:TLSv)?(1(?:\.[0-3])?)\s*", text)
+        if not match:
+            raise expected(f'one of {", ".join(TLS_VERSIONS)}, or a comparison, as "< 1.3"', text)
+        number = TLS_VERSIONS.index(f"TLSv{match[2].removesuffix('.0')}")
+        compare = comparison(match[1] or "=", number)
+        found |= {version for place, version in enumerate(TLS_VERSIONS) if compare(place)}
+    return frozenset(found)
+
+
+class Operands(NamedTuple):
+    """What a condition compares with: it holds for the plain operand, and not for the negated one."""
+
+    plain: Any
+    """None: only the negated one counts."""
+    plain_value: Any = None
+    """As the operator wrote it."""
+    negated: Any = None
+    """None: only the plain one counts."""
+    negated_value: Any = None
+
+
+def read_operands(read: Callable[[Any], Any], value: Any) -> Operands:
+    """Read one text or a list of them, each of which a "!" before it negates.
+
+    >>> read_operands(read_texts, ["one", "!two"])
+    Operands(plain=('one',), plain_value=['one'], negated=('two',), negated_value=['two'])
+    """
+    values = value if isinstance(value, list) else [value]
+    negated = [one[1:].lstrip() for one in values if isinstance(one, str) and one.startswith("!")]
+    if not negated:
+        return Operands(read(value), value)
+    plain = [one for one in values if not (isinstance(one, str) and one.startswith("!"))]
+    return Operands(read(plain) if plain else None, plain, read(negated), negated)
 
 
 def read_zone(value: Any) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 from blackhole.smtp import replies
@@ -19,12 +18,9 @@ from blackhole.smtp.named_client import AttributeCheck, read_attributes
 from blackhole.smtp.offer import BINARYMIME, NO_OFFER
 from blackhole.smtp.paths import USUAL_ADDRESS, Path, is_address_literal, is_domain, read_path
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import CHUNKED, GREETED, Checks, SessionState
+from blackhole.smtp.state import CHUNKED, GREETED, NO_PARAMETERS_SENT, Checks, SessionState
 
 ArgumentReader = Callable[[SessionState, bytes], Any]
-
-
-NO_VALUES: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
 
 class Mailbox:
@@ -32,7 +28,7 @@ class Mailbox:
 
     __slots__ = ("address", "parameters")
 
-    def __init__(self, address: bytes, parameters: Mapping[bytes, bytes] = NO_VALUES) -> None:
+    def __init__(self, address: bytes, parameters: Mapping[bytes, bytes] = NO_PARAMETERS_SENT) -> None:
         self.address: Final = address
         """Without its brackets; empty for the null reverse-path."""
         self.parameters: Final = parameters
@@ -182,6 +178,7 @@ def _with_parameters(state: SessionState, word: bytes, path: Path) -> Mailbox | 
     if not (utf8 or (path.address.isascii() and parameters.get(b"AUTH", b"").isascii())):
         state.record_violation("utf8-undeclared")
         return replies.NEEDS_SMTPUTF8
+    state.parameters = parameters
     return Mailbox(path.address, parameters)
 
 

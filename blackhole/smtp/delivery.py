@@ -50,7 +50,6 @@ class ReplyDelivery(SessionState):
         "deferred",
         "engine",
         "in_body",
-        "messages",
         "next_action",
         "policy",
         "single_event",
@@ -69,8 +68,6 @@ class ReplyDelivery(SessionState):
         """Seconds to sleep with NextAction.SLEEP; 0 lets other sessions have their turn."""
         self.single_event = 0
         """The event of the only reply, if there is no other event; else 0."""
-        self.messages = 0
-        """Messages that have come to their end."""
         self.cut_off_messages = 0
         """Those of them whose reply a fault has cut off."""
         self.in_body = False

@@ -171,7 +171,7 @@ class Session(InputReader):
         """
         self.names_clients, self.named_client = before.names_clients, before.named_client
         self.client_identity, self._connection_id = before.client_identity, before._connection_id
-        self.unprocessed = before.unprocessed
+        self.unprocessed, self.tls_version = before.unprocessed, before.tls_version
         helo, user = self.named_client.helo or b"", self.named_client.login or b""
         self.policy.introduce(helo, user)
         if user:

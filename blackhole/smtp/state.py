@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, to_bytes
@@ -38,6 +39,9 @@ STAGE_COUNT: Final = 32
 DATA: Final = 32
 BODY: Final = 64
 """Further bits of what was refused: DATA, until another command comes, and a body that came in its place."""
+
+NO_PARAMETERS_SENT: Final[Mapping[bytes, bytes]] = MappingProxyType({})
+"""Stands for the parameters of MAIL or RCPT where there are none."""
 
 UNDECLARED: Final = -1
 """The size that MAIL declared, where it declared none."""
@@ -176,6 +180,7 @@ class SessionState:
         "greeting_omitted",
         "line",
         "listener",
+        "messages",
         "must_authenticate",
         "named_client",
         "names_clients",
@@ -183,6 +188,7 @@ class SessionState:
         "octets",
         "offered",
         "outstanding",
+        "parameters",
         "quit_received",
         "recipients",
         "refused",
@@ -193,6 +199,7 @@ class SessionState:
         "smtputf8",
         "stage",
         "tls_started",
+        "tls_version",
         "traced_id",
         "violation_contexts",
         "violation_count",
@@ -207,6 +214,12 @@ class SessionState:
         self.traced_id = 0
         """The id of the transaction to which the command belongs that was traced last, as does its reply."""
         self.secure = secure
+        self.tls_version = ""
+        """As "TLSv1.3"; empty without TLS."""
+        self.messages = 0
+        """Messages that have come to their end."""
+        self.parameters = NO_PARAMETERS_SENT
+        """The parameters that MAIL or RCPT had last, until rules that look at them have taken them."""
         self.quit_received = False
         self.stage = 0
         self.authenticated = False

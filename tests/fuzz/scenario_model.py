@@ -60,6 +60,10 @@ def any_fits(globs: str | list[str], text: str) -> bool:
     return any(fits("" if glob == "<>" else glob, text) for glob in listed)
 
 
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def compares(comparison: str | int, number: int) -> bool:
     """Return whether a number is, say, "<= 2"."""
     sign, digits = str(comparison).split() if " " in str(comparison) else ("=", str(comparison))
@@ -161,6 +165,8 @@ class ModelSession:
         self.slots: list[tuple[Any, ...]] = []
         self.phases: set[str] = set()
         """The phases whose rules are asked."""
+        self.messages = 1
+        """The number of the message that is sent, or comes next."""
         self.ended = ""
         """What became of the connection: "close", "reset" or "stall"."""
         self.clear()
@@ -170,6 +176,8 @@ class ModelSession:
         self.sender = self.recipient = ""
         self.drawn_at: tuple[str, ...] = ()
         self.size = 0
+        self.used: frozenset[str] = frozenset()
+        """Extensions that the transaction has used."""
         self.has_sender = self.utf8 = self.mail_refused = self.recipient_refused = False
         self.recipients = 0
         self.chunked = self.chunk_refused = False
@@ -187,6 +195,7 @@ class ModelSession:
         if self.model.strict and not self.in_order(phase):
             return self.refuse(phase, received, 503)
         before = self.helo, self.sender, self.recipient, self.size, self.drawn_at
+        used_before = self.used
         if phase in ("HELO", "EHLO"):
             self.helo = argument
         if phase in ("MAIL", "RCPT"):
@@ -201,6 +210,7 @@ class ModelSession:
                 return self.expect(received, 503)
             if phase == "MAIL":
                 self.sender, self.recipient, self.size = address, "", int(match[2] or 0)
+                self.used = frozenset(word for word in ("SIZE", "SMTPUTF8") if f" {word}" in argument)
             else:
                 self.recipient = address
             self.drawn_at = ()
@@ -211,6 +221,8 @@ class ModelSession:
                 return self.refuse(phase, received, 503)
         # A message begins with DATA or with its first chunk, and rules for either see it.
         begins = phase == "BDAT" and not self.chunked
+        if phase == "BDAT":
+            self.used |= {"CHUNKING"}
         problem, done = self.decide("DATA" if begins else phase, received, also="BDAT" if begins else "")
         if phase == "BDAT" and not done:
             self.refuse_chunk()
@@ -218,6 +230,7 @@ class ModelSession:
             self.carry_out(phase, argument)
         else:
             self.helo, self.sender, self.recipient, self.size, drawn_at = before
+            self.used = used_before
             if phase in ("MAIL", "RCPT"):
                 self.drawn_at = drawn_at
             if phase == "MAIL":
@@ -257,9 +270,9 @@ class ModelSession:
             self.clear()
             self.greeted = self.greeted or phase != "RSET"
         elif phase == "MAIL":
-            sender, size = self.sender, self.size
+            sender, size, used = self.sender, self.size, self.used
             self.clear()
-            self.sender, self.size, self.has_sender = sender, size, True
+            self.sender, self.size, self.used, self.has_sender = sender, size, used, True
             self.utf8 = "SMTPUTF8" in argument
         elif phase == "RCPT":
             self.recipients += 1
@@ -280,6 +293,7 @@ class ModelSession:
         self.size = octets
         problem, _ = self.decide(".", received, fields)
         self.clear()
+        self.messages += 1
         return problem
 
     def decide(
@@ -325,15 +339,42 @@ class ModelSession:
         self.attempt = self.model.memory.attempts[key]
 
     def matches_addresses(self, rule: Rule) -> bool:
-        clients = rule.get("client", [])
-        clients = clients if isinstance(clients, list) else [clients]
-        return (
-            ("client" not in rule or any(ip_address(self.client) in ip_network(one) for one in clients))
-            and ("listener" not in rule or any_fits(rule["listener"], self.model.listener))
-            and rule.get("tls", self.tls) is self.tls
-            and any_fits(rule.get("sender", "*"), self.sender)
-            and any_fits(rule.get("recipient", "*"), self.recipient)
-        )
+        return self.fulfils(rule, ("client", "listener", "tls", "sender", "recipient"), [])
+
+    def fulfils(self, rule: Rule, keys: tuple[str, ...], fields: list[str]) -> bool:
+        """Return whether the conditions with some keys hold, and those that must not hold do not."""
+        for key in keys:
+            values = listed(rule[key]) if key in rule else []
+            plain = [one for one in values if not str(one).startswith("!")]
+            unwanted = [str(one)[1:].strip() for one in values if str(one).startswith("!")]
+            unwanted += listed(rule.get("not", {}).get(key, []))
+            if plain and not any(self.holds(key, one, fields) for one in plain):
+                return False
+            if any(self.holds(key, one, fields) for one in unwanted):
+                return False
+        return True
+
+    def holds(self, key: str, value: Any, fields: list[str]) -> bool:
+        """Return whether a condition with one value holds."""
+        if key in ("size", "recipients", "message"):
+            here = self.phases & {"RCPT"}
+            numbers = {"size": self.size, "recipients": self.recipients + len(here), "message": self.messages}
+            return compares(value, numbers[key])
+        if key == "tls":
+            return self.tls is bool(value)
+        if key == "client":
+            return ip_address(self.client) in ip_network(value)
+        if key == "extension":
+            return value in self.used or (value == "STARTTLS" and self.tls)
+        if key == "header":
+            return any(any_fits(value, one) for one in fields)
+        texts = {
+            "listener": self.model.listener,
+            "sender": self.sender,
+            "recipient": self.recipient,
+            "helo": self.helo,
+        }
+        return any_fits(value, texts[key])
 
     def answer(
         self, number: int, rule: Rule, phase: str, received: Received | None, fields: list[str]
@@ -342,9 +383,8 @@ class ModelSession:
         if (
             not self.phases.intersection(rule["phase"])
             or not self.matches_addresses(rule)
-            or not any_fits(rule.get("helo", "*"), self.helo)
-            or not compares(rule.get("size", ">= 0"), self.size)
-            or ("header" in rule and not any(any_fits(rule["header"], one) for one in fields))
+            or not self.fulfils(rule, ("helo", "size", "recipients", "message", "extension"), [])
+            or not self.fulfils(rule, ("header",), fields)
             or not self.is_open(rule)
         ):
             return NOTHING

@@ -110,6 +110,40 @@ def some(source: Random, values: tuple[str, ...]) -> Any:
     return source.sample(values, 2)
 
 
+CONDITIONS: dict[str, tuple[Any, ...]] = {
+    "sender": GLOBS,
+    "recipient": GLOBS,
+    "helo": NAME_GLOBS,
+    "client": ("192.0.2.0/24", "198.51.100.1", "2001:db8::/32"),
+    "listener": ("*:25", "192.0.2.*", "*:26"),
+    "tls": (True, False),
+    "size": ("> 10", "<= 30", "> 1k", "= 0"),
+    "header": FIELD_GLOBS,
+    "recipients": ("> 1", "<= 1", 2),
+    "message": ("> 1", "<= 2", 1),
+    "extension": ("SIZE", "SMTPUTF8", "CHUNKING", "STARTTLS"),
+}
+"""Conditions, and values of them."""
+
+WITH_SIGNS = ("sender", "recipient", "helo", "client", "listener", "header", "extension")
+"""Those that a "!" negates."""
+
+
+def negate_some(source: Random, rule: Rule) -> None:
+    """Add conditions that must not hold, or turn some round."""
+    for key in WITH_SIGNS:
+        if key in rule and source.random() < 0.2:
+            values = rule[key] if isinstance(rule[key], list) else [rule[key]]
+            signed = [f"!{one}" if source.random() < 0.7 else one for one in values]
+            rule[key] = signed if len(signed) > 1 else signed[0]
+    if source.random() < 0.12:
+        keys = source.sample([*CONDITIONS], source.choice((1, 1, 2)))
+        rule["not"] = {
+            key: some(source, CONDITIONS[key]) if key in WITH_SIGNS else source.choice(CONDITIONS[key])
+            for key in keys
+        }
+
+
 def random_owners(source: Random) -> Any:
     """Return what a limit is counted for."""
     if source.random() < 0.75:
@@ -134,11 +168,15 @@ def random_rule(source: Random, number: int) -> Rule:
         ("tls", 0.08, lambda: source.random() < 0.5),
         ("size", 0.12, lambda: source.choice(("> 10", "<= 30", "> 1k", "= 0"))),
         ("header", 0.1 if likely != "." else 0.5, lambda: some(source, FIELD_GLOBS)),
+        ("recipients", 0.06, lambda: source.choice(CONDITIONS["recipients"])),
+        ("message", 0.06, lambda: source.choice(CONDITIONS["message"])),
+        ("extension", 0.06, lambda: some(source, CONDITIONS["extension"])),
         ("attempt", 0.2, lambda: source.choice(("<= 1", "<= 2", "> 1", 2, ">= 3"))),
         ("window", 0.12, lambda: source.choice(("early", "again", "rising"))),
     ):
         if source.random() < likelihood:
             rule[key] = value()
+    negate_some(source, rule)
     code = source.choice((450, 451, 550, 550, 421, 250))
     if code == 250 and "DATA" in rule["phase"]:
         code = 354
