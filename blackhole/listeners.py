@@ -42,6 +42,7 @@ class ListenerSetting(NamedTuple):
 
 OWN_SETTINGS: Final = (
     ListenerSetting("tls", values.switch, "", "TLS from the first octet, as on port 465 (RFC 8314)", "tls"),
+    ListenerSetting("lmtp", values.switch, "", "LMTP in place of SMTP (RFC 2033)", "lmtp"),
     ListenerSetting("proxy", values.switch, "", "each connection begins with a PROXY header", "proxy"),
 )
 """The settings that are those of a listener alone."""

@@ -80,6 +80,8 @@ class Listener:
     delay: Delay | None = None
     proxy: bool = False
     """Each connection begins with a PROXY header that contains the address of the client."""
+    lmtp: bool = False
+    """Speak LMTP (RFC 2033) in place of SMTP."""
     own: tuple[tuple[str, Any], ...] = ()
     """Fields of `Settings` that have another value for this listener: name and value of each."""
 

@@ -158,6 +158,7 @@ def listener_text(listener: Listener) -> str:
     """Return a listener and what is set for it, as --print-config shows it."""
     parts = [f"{listener}", f"mode {listener.mode}"]
     parts += [f"delay {value_text(listener.delay)}"] if listener.delay else []
+    parts += ["LMTP"] if listener.lmtp else []
     parts += ["implicit TLS"] if listener.tls else []
     parts += ["behind a proxy"] if listener.proxy else []
     parts += [f"{OPTION_BY_NAME[name].of_listener} {value_text(value)}" for name, value in listener.own]

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.pure
 
 SAMPLES = {
     "tls": "yes",
+    "lmtp": "yes",
     "proxy": "yes",
     "mode": "bounce",
     "delay": "1,5",

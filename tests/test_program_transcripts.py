@@ -23,11 +23,15 @@ class ProgramOfTranscript(Program):
     def __init__(self, transcript: Transcript, certificate: Certificate, accelerators: str) -> None:
         self.tls_address = ("127.0.0.1", free_port())
         tls = [f"--ssl_port={self.tls_address[1]}"] if transcript.has_certificate else []
+        port = free_port()
+        argv = transcript.argv(certificate.cert, certificate.key)
         super().__init__(
-            *transcript.argv(certificate.cert, certificate.key),
+            *(option.replace("127.0.0.1:0", f"127.0.0.1:{port}") for option in argv),
             *tls,
             env={"BLACKHOLE_ACCELERATORS": accelerators},
         )
+        if any(option.startswith("--listen=") for option in argv):
+            self.port, self.address = port, ("127.0.0.1", port)
 
 
 @pytest.fixture(scope="module")

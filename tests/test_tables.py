@@ -12,7 +12,7 @@ from blackhole.option_table import OPTIONS, Option
 from blackhole.rules.modes import MODE_RULES
 from blackhole.smtp import commands, extensions, replies
 from blackhole.smtp.replies import Reply
-from blackhole.smtp.state import PHASES, ListenerConfig
+from blackhole.smtp.state import LMTP, PHASES, SMTP, ListenerConfig
 from tests.engines import make_engine
 from tests.transcript import END_MARKS, TRANSCRIPTS_FOLDER, Transcript, all_transcripts
 
@@ -99,9 +99,8 @@ def test_every_named_reply_is_expected_by_a_transcript_or_a_test(name: str) -> N
 # Commands
 
 
-VERBS = [
-    row.verb for row in (*commands.COMMANDS, *commands.OTHER) if row.verb not in ("CONNECT", ".", "other")
-]
+ROWS = (*commands.COMMANDS, *commands.OTHER)
+VERBS = sorted({row.verb for row in ROWS} - {"CONNECT", ".", "other"})
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in commands.HTTP_VERBS])
@@ -109,18 +108,20 @@ def test_every_verb_is_sent_in_a_transcript(verb: str) -> None:
     assert verb in {line.split(" ")[0].upper() for line in CLIENT_LINES}
 
 
-def test_every_verb_has_one_row() -> None:
-    assert len(set(VERBS)) == len(VERBS)
+@pytest.mark.parametrize("service", [SMTP, LMTP])
+def test_every_verb_has_one_row_in_each_service(service: str) -> None:
+    verbs = [row.verb for row in commands.commands_of(service, ROWS) if row.verb != "CONNECT"]
+    assert sorted(verbs) == sorted({*VERBS, ".", "other"} - {"CONNECT"})
 
 
 def test_every_phase_has_a_row() -> None:
-    rows = {row.verb for row in commands.COMMANDS}
+    rows = {row.phase or row.verb for row in commands.COMMANDS}
     assert set(PHASES) <= rows | {"other"}
 
 
 @pytest.mark.parametrize("row", [row for row in commands.COMMANDS if row.about], ids=lambda row: row.verb)
 def test_help_explains_every_offered_verb(row: commands.Command) -> None:
-    pages = commands.explanations()
+    pages = commands.explanations(row.service or SMTP)
     assert row.verb in " ".join(pages[b""].lines).split()
     assert pages[row.verb.encode()].lines == (row.syntax, row.about)
     assert row.syntax.startswith(row.verb)

@@ -51,7 +51,7 @@ from blackhole.smtp.extensions import choose
 from blackhole.smtp.inspection import InspectionPlan
 from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS
-from blackhole.smtp.state import ListenerConfig
+from blackhole.smtp.state import LMTP, SMTP, ListenerConfig
 from blackhole.smtp.wanted_fields import WantedFields
 from blackhole.store.active_scenario import NO_SCENARIO, ActiveScenario
 from blackhole.store.client_log import ClientLogWriter
@@ -93,6 +93,7 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
     extensions = choose(settings.extensions)
     return ListenerConfig(
         hostname=settings.hostname,
+        service=LMTP if listener.lmtp else SMTP,
         extensions=extensions,
         message_size_limit=settings.message_size_limit,
         strict=settings.strict,

@@ -65,6 +65,8 @@ class Configuration:
                     "delay": one.delay,
                     "tls": "implicit" if one.tls else "starttls" if self.tls[one] else "off",
                     "proxy": one.proxy,
+                    "service": "lmtp" if one.lmtp else "smtp",
+                    "hostname": self.settings.of_listener(one).hostname,
                 }
                 for one, sockets in self.bound.items()
             ],
@@ -91,7 +93,11 @@ class Configuration:
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             security = "TLS" if listener.tls else "STARTTLS" if self.tls[listener] else "no TLS"
             proxied = ", behind a proxy" if listener.proxy else ""
-            yield f"listening on {where}, mode {listener.mode}{delay}{rules}, {workers}, {security}{proxied}"
+            service = "LMTP, " if listener.lmtp else ""
+            own = dict(listener.own).get("hostname")
+            name = f" as {own}" if own else ""
+            how = f"{service}mode {listener.mode}{delay}{rules}, {workers}, {security}{proxied}"
+            yield f"listening on {where}{name}, {how}"
         if self.dashboard_sockets and not dashboard_runs:
             yield "the dashboard does not start; the log says why"
         elif self.dashboard_sockets:

@@ -297,6 +297,12 @@ class RuleEvaluator:
         if self._tracker is not None:
             self._tracker.reply_sent(session, code, fault)
 
+    def begin_recipient(self, session: SessionState, recipient: bytes, is_last: bool) -> None:
+        """Decide on the end of a message for this recipient from now on."""
+        self.context.recipient, self.context.draws = recipient, None
+        if self._tracker is not None:
+            self._tracker.begin_recipient(session, recipient, is_last)
+
     def client_sent_early(self) -> None:
         """Take note that the client did not wait for a reply that was held back."""
         if self._tracker is not None:

@@ -75,6 +75,7 @@ class RetryTracker:
         "_replied_at",
         "_reply_deferred",
         "_sender",
+        "_set_aside",
         "_store",
         "_unconfirmed",
     )
@@ -94,6 +95,8 @@ class RetryTracker:
         """Code that MAIL was refused with; 0 if it was accepted."""
         self._answers: dict[int, int] = {}
         """Hash of an envelope -> code of the reply to its RCPT, for the recipients of this message."""
+        self._set_aside: dict[int, int] = {}
+        """Those of its recipients that the reply to the message does not concern, in LMTP."""
         self._message: Hashable = b""
         self._certain = False
         self._awaiting_reply = False
@@ -156,11 +159,7 @@ class RetryTracker:
 
     def command_answered(self, state: SessionState, phase: str, address: bytes, code: int) -> None:
         """Take in the reply to a command, and the address in the command where it has one."""
-        if self._reply_deferred:
-            if self._client_spoke_early:
-                self._count_uncertain(state, REPLY_TOO_LATE)
-            else:
-                self._resolve()
+        self._settle_late_reply(state)
         if self._unconfirmed:
             self._unconfirmed = []
         if phase == "RCPT":
@@ -185,6 +184,27 @@ class RetryTracker:
             code = answers[envelope] = self._mail_refusal or code
             if code >= 400:
                 self._update_envelope(state, envelope, outcome_of(code, None))
+
+    def begin_recipient(self, state: SessionState, recipient: bytes, is_last: bool) -> None:
+        """Note that what follows about the message concerns one recipient (RFC 2033 4.2). The last one comes
+        with those that were refused."""
+        self._settle_late_reply(state)
+        rest = self._set_aside | self._answers
+        envelope = self._store.key_hash((self._sender, recipient.lower()))
+        code = rest.pop(envelope, None)
+        self._answers = {} if code is None else {envelope: code}
+        if is_last:
+            self._answers |= rest
+            rest = {}
+        self._set_aside = rest
+
+    def _settle_late_reply(self, state: SessionState) -> None:
+        """Count or record the reply that had to wait, now that the client is known to have seen it or not."""
+        if self._reply_deferred:
+            if self._client_spoke_early:
+                self._count_uncertain(state, REPLY_TOO_LATE)
+            else:
+                self._resolve()
 
     def message_received(self, message: bytes) -> None:
         """Take in a received message, by its beginning. Its final reply is not decided yet."""
@@ -253,6 +273,7 @@ class RetryTracker:
         for message in self._unconfirmed:
             if not self._store.remove_accepted(message):
                 self._store.update_hash(message, self._clock(), forget_unconfirmed)
+        self._answers |= self._set_aside
         self._finish_recipients(state, UNKNOWN_OUTCOME)
 
     def _count_uncertain(self, state: SessionState, outcome: int) -> None:

@@ -14,8 +14,12 @@ from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
 from blackhole.smtp.header_section import HeaderCollector, fields
 from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, Body, ChunkedBody, MessageBody
+from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
-from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, UNDECLARED, ViolationContext
+from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, LMTP, UNDECLARED, ViolationContext
+
+MessageHeader = HeaderCollector | DirectiveReader | None
+"""What took the header section of a message; None if nobody wanted it."""
 
 END_OF_MESSAGE: Final = "."
 """The phase of violations in a message."""
@@ -53,7 +57,7 @@ class BodyReader(CommandExecution):
             # It might go on for ever, and its reply can be sent now.
             self._check_size_limit(self.octets)
             self.in_body = False
-            return end, engine.end_of_message, replies.FAR_TOO_LARGE
+            return self._end_far_too_large(end)
         if position < 0:
             return None
         self.in_body = False
@@ -74,16 +78,49 @@ class BodyReader(CommandExecution):
 
     def _answer_message(self, body: Body, end: int, followed: bool) -> Answered:
         """Return the reply to a message that has come to its end. `followed`: more input has come."""
-        engine = self.engine
         self._check_size_limit(self.octets)
-        reply: Reply | None = None
-        if body.has_bare_newline and engine.config.bare_newline == "reject":
-            reply = replies.BARE_NEWLINE
-        if reply is None:
-            reply = self._end_message(body.header)
+        fixed = None
+        if body.has_bare_newline and self.engine.config.bare_newline == "reject":
+            fixed = replies.BARE_NEWLINE
+        return self._end_message(fixed, body.header, end, followed)
+
+    def _end_message(self, fixed: Reply | None, header: MessageHeader, end: int, followed: bool) -> Answered:
+        """Answer the end of a message: with a fixed reply, or as its own directives ask for."""
+        text, mode = (b"", "") if fixed is not None else self.read_directives(header)
+        if self._answers_recipients:
+            self.recipient_replies = RecipientReplies(self.forward_paths, fixed, text, mode)
+            return self.answer_recipient(end, followed)
+        reply = fixed or self._decide_on_message(text, mode)
         if reply is not replies.PENDING:
-            self.check_pipelining(engine.end_of_message, reply, self.offered, followed)
-        return end, engine.end_of_message, reply
+            self.check_pipelining(self.engine.end_of_message, reply, self.offered, followed)
+        return end, self.engine.end_of_message, reply
+
+    def _end_far_too_large(self, end: int) -> Answered:
+        """Answer a message that is not read to its end."""
+        reply = replies.FAR_TOO_LARGE
+        if self._answers_recipients:
+            self.recipient_replies = RecipientReplies(self.forward_paths, reply)
+            return self.answer_recipient(end, False)
+        return end, self.engine.end_of_message, reply
+
+    @property
+    def _answers_recipients(self) -> bool:
+        """Whether the message is answered once for each recipient (RFC 2033 4.2)."""
+        return self.recipients > 0 and self.engine.config.service == LMTP
+
+    def answer_recipient(self, end: int, followed: bool) -> Answered:
+        """Return the reply to the message for its next recipient (RFC 2033 4.2)."""
+        awaited, command = self.recipient_replies, self.engine.end_of_message
+        assert awaited is not None
+        self.policy.begin_recipient(self, awaited.recipient, awaited.is_last)
+        reply = awaited.fixed
+        if reply is None:
+            reply = self._decide_on_message(awaited.text, awaited.mode)
+        elif not awaited.is_last:
+            reply = reply.going_on()
+        if reply is not replies.PENDING and awaited.is_last:
+            self.check_pipelining(command, reply, self.offered, followed)
+        return end, command, reply
 
     def _check_size_limit(self, octets: int) -> None:
         """Record a message of so many octets if it is larger than the SIZE in the reply to EHLO.
@@ -127,15 +164,20 @@ class BodyReader(CommandExecution):
         self.counted_events.append(self.listener.inspected_message)
         self.next_inspection = self.engine.inspection.message_after(self.messages)
 
-    def _end_message(self, header: HeaderCollector | DirectiveReader | None) -> Reply:
-        """Answer the end of a message, as its own directives ask for where they are obeyed."""
-        end, text, mode = self.engine.end_of_message, b"", ""
+    def read_directives(self, header: MessageHeader) -> tuple[bytes, str]:
+        """Return the header section that rules look at, and the mode that the message asks for."""
+        text, mode = b"", ""
         if isinstance(header, DirectiveReader):
             mode, self.directive_delay = header.directives()
         elif header is not None:
             text = header.text
             if self.engine.config.message_directives:
                 mode, self.directive_delay = parse_directives(fields(text))
+        return text, mode
+
+    def _decide_on_message(self, text: bytes, mode: str) -> Reply:
+        """Return the reply to a message, or in LMTP to a message for one recipient."""
+        end = self.engine.end_of_message
         if not (mode or end.asks_policy):
             return end.do(self, ANY_MAILBOX)
         decision = self.policy.decide(self, end.phase, text, self.octets, mode)
@@ -162,7 +204,8 @@ class BodyReader(CommandExecution):
         if 0 < 2 * engine.config.message_size_limit < total and not self.refused & CHUNKED:
             self._check_size_limit(total)
             self.size = UNDECLARED  # It is compared with what has come, and nothing comes any more.
-            return engine.end_of_message, replies.FAR_TOO_LARGE
+            _, command, reply = self._end_far_too_large(0)
+            return command, reply
         self.in_body = True
         body.left = chunk.size
         self._chunk, self._chunk_argument = chunk, argument
@@ -214,7 +257,12 @@ class BodyReader(CommandExecution):
             if self.stage <= GREETED:
                 self.refused &= ~CHUNKED  # There is no transaction that could have failed.
             elif chunk.is_last:
+                answered = end, answered[1], self._for_each_recipient(reply)
                 self.reset()
             else:
                 self.stage |= CHUNKED
         return answered
+
+    def _for_each_recipient(self, refusal: Reply) -> Reply:
+        """Return the refusal of the last chunk, in LMTP as often as there are recipients (RFC 2033 4.3)."""
+        return refusal.repeated(len(self.forward_paths)) if self._answers_recipients else refusal

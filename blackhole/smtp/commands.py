@@ -6,7 +6,8 @@ and how HELP explains it. Reading is apart from doing so that a policy can decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import replies
@@ -41,8 +42,10 @@ from blackhole.smtp.state import (
     BINARY_BODY,
     CHUNKED,
     GREETED,
+    LMTP,
     MAIL,
     RCPT,
+    SMTP,
     UNDECLARED,
     ListenerConfig,
     ListenerConstants,
@@ -101,6 +104,19 @@ def rcpt(state: SessionState, recipient: Mailbox) -> Reply:
     state.stage |= RCPT
     state.recipients += 1
     return replies.RECIPIENT_OK
+
+
+def add_recipient(state: SessionState, recipient: Mailbox) -> Reply:
+    """Add a recipient of LMTP, to which the message will be answered on its own (RFC 2033 4.2)."""
+    if not state.recipients:
+        state.forward_paths = []
+        state.forward_path_octets = 0
+    octets = state.forward_path_octets + len(recipient.address)
+    if len(state.forward_paths) == MAX_LMTP_RECIPIENTS or octets > MAX_LMTP_OCTETS:
+        return replies.TOO_MANY_RECIPIENTS
+    state.forward_paths.append(recipient.address)
+    state.forward_path_octets = octets
+    return rcpt(state, recipient)
 
 
 def data(state: SessionState, argument: bytes) -> Reply:
@@ -197,6 +213,14 @@ def by_request(otherwise: Reply, passed: Reply, failed: Reply) -> Action:
     return answer
 
 
+MAX_LMTP_RECIPIENTS: Final = 1000
+MAX_LMTP_OCTETS: Final = 1 << 15
+"""Recipients of a message in LMTP, whose addresses are kept until it is answered, and octets of all of them:
+enough for 100 of the longest (RFC 5321 4.5.3.1.8). Further ones get 452, and belong in another message."""
+
+SAME_COLUMNS: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
 class Command(NamedTuple):
     """A row of the dispatch table."""
 
@@ -216,16 +240,61 @@ class Command(NamedTuple):
     """Is refused before AUTH has succeeded, where that is required (RFC 4954 6)."""
     last: bool = False
     """Must be the last command of a pipelined group (RFC 2920 3.1)."""
+    service: str = ""
+    """SMTP or LMTP; empty: both have the command."""
+    phase: str = ""
+    """The phase that the command belongs to, where that is not its verb."""
+    always_needs: int = 0
+    """What must have been accepted before even where the order is not enforced otherwise."""
+    in_lmtp: Mapping[str, Any] = SAME_COLUMNS
+    """Columns of the row that have another value in LMTP."""
+
+    def of_service(self, service: str) -> Command:
+        """Return the row as a service has it."""
+        return self._replace(**self.in_lmtp) if service == LMTP and self.in_lmtp else self
 
     def allowed(self, stage: int) -> bool:
         """Return whether RFC 5321 4.1.4 allows the command at this stage."""
         return stage & self.needs == self.needs and not stage & (self.bars | self.always_bars)
 
+    def always_refused(self, stage: int) -> bool:
+        """Return whether the command is refused at this stage even where the order is not enforced."""
+        return stage & self.always_needs != self.always_needs or stage & self.always_bars > 0
+
+
+NEEDS_RECIPIENT: Final[Mapping[str, Any]] = MappingProxyType({"always_needs": RCPT})
+"""In LMTP there would be no reply to a message without a recipient (RFC 2033 4.2)."""
 
 COMMANDS: Final = (
     Command("CONNECT", any_argument, connect),
-    Command("HELO", helo_name, helo, "HELO hostname", "begin a session without extensions", last=True),
-    Command("EHLO", helo_name, ehlo, "EHLO hostname", "begin a session and list the extensions", last=True),
+    Command(
+        "HELO",
+        helo_name,
+        helo,
+        "HELO hostname",
+        "begin a session without extensions",
+        last=True,
+        service=SMTP,
+    ),
+    Command(
+        "EHLO",
+        helo_name,
+        ehlo,
+        "EHLO hostname",
+        "begin a session and list the extensions",
+        last=True,
+        service=SMTP,
+    ),
+    Command(
+        "LHLO",
+        helo_name,
+        ehlo,
+        "LHLO hostname",
+        "begin a session of LMTP and list the extensions",
+        last=True,
+        service=LMTP,
+        phase="EHLO",
+    ),
     Command("STARTTLS", no_argument, starttls, "STARTTLS", "start TLS", last=True),
     Command(
         "AUTH",
@@ -256,6 +325,7 @@ COMMANDS: Final = (
         needs=MAIL,
         bars=CHUNKED,
         needs_auth=True,
+        in_lmtp=MappingProxyType({"do": add_recipient}),
     ),
     Command(
         "DATA",
@@ -268,6 +338,7 @@ COMMANDS: Final = (
         always_bars=CHUNKED,
         needs_auth=True,
         last=True,
+        in_lmtp=NEEDS_RECIPIENT,
     ),
     Command(
         "BDAT",
@@ -277,6 +348,7 @@ COMMANDS: Final = (
         "send a piece of the message, or the last one; the octets follow",
         needs=RCPT,
         needs_auth=True,
+        in_lmtp=NEEDS_RECIPIENT,
     ),
     Command(".", any_argument, end),
     Command("RSET", no_argument, rset, "RSET", "abandon the transaction"),
@@ -330,8 +402,19 @@ OTHER: Final = (
     Command("other", any_argument, always(replies.UNKNOWN)),
     *(Command(verb, any_argument, always(replies.NOT_OFFERED)) for verb in UNOFFERED_VERBS),
     *(Command(verb, any_argument, always(replies.NOT_SMTP)) for verb in HTTP_VERBS),
+    *(
+        Command(verb, any_argument, always(replies.NEEDS_LHLO), service=LMTP, phase="other")
+        for verb in ("HELO", "EHLO")
+    ),
+    Command("LHLO", any_argument, always(replies.NEEDS_EHLO), service=SMTP, phase="other"),
 )
-"""The rows of the phase "other". The first answers verbs that are in no table."""
+"""The rows of the phase "other". The first answers verbs that are in no table; the last three are for clients
+that speak SMTP where LMTP is spoken, and the other way round (RFC 2033 4.1)."""
+
+
+def commands_of(service: str, rows: Iterable[Command]) -> Iterator[Command]:
+    """Yield the rows of a service, SMTP or LMTP."""
+    return (row.of_service(service) for row in rows if row.service in ("", service))
 
 
 def syntax_error(row: Command) -> Reply:
@@ -339,9 +422,9 @@ def syntax_error(row: Command) -> Reply:
     return Reply(501, "5.5.4", f"Syntax: {row.syntax}")
 
 
-def explanations() -> dict[bytes, Reply]:
+def explanations(service: str = SMTP) -> dict[bytes, Reply]:
     """Return the replies to HELP by verb; the list of verbs has the empty one."""
-    offered = [row for row in COMMANDS if row.about]
+    offered = [row for row in commands_of(service, COMMANDS) if row.about]
     pages = {row.verb.encode(): Reply(214, "2.0.0", row.syntax, row.about) for row in offered}
     pages[b""] = Reply(
         214,
@@ -352,6 +435,10 @@ def explanations() -> dict[bytes, Reply]:
     return pages
 
 
+GREETING_WORDS: Final = {SMTP: "ESMTP", LMTP: "LMTP"}
+"""The name of the protocol in the greeting, by service."""
+
+
 def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> ListenerConstants:
     """Make what a listener with this configuration repeats in every session."""
     name = config.hostname
@@ -360,11 +447,11 @@ def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> Listene
     ]
     return ListenerConstants(
         config=config,
-        greeting=Reply(220, "", f"{name} ESMTP Blackhole"),
+        greeting=Reply(220, "", f"{name} {GREETING_WORDS[config.service]} Blackhole"),
         helo=Reply(250, "", name),
         ehlo=tuple(Reply(250, "", name, *lines) for lines in offers),
         offers=tuple(map(Offer, offers)),
-        help=explanations(),
+        help=explanations(config.service),
         mechanisms=offered_mechanisms(config.auth_mechanisms, config.passwords),
         parameters=(parameters(config, False), parameters(config, True)),
         violation_events=violation_events(numbers),

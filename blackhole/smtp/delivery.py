@@ -11,6 +11,7 @@ from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.faults import Fault, partial_reply
 from blackhole.smtp.message_body import ChunkedBody, MessageBody
 from blackhole.smtp.policy import SessionPolicy
+from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import CHUNKED, SessionState, ViolationContext
 
@@ -49,9 +50,11 @@ class ReplyDelivery(SessionState):
         "cut_off_messages",
         "deferred",
         "engine",
+        "extra_replies",
         "in_body",
         "next_action",
         "policy",
+        "recipient_replies",
         "single_event",
         "unprocessed",
         "wait",
@@ -70,6 +73,10 @@ class ReplyDelivery(SessionState):
         """The event of the only reply, if there is no other event; else 0."""
         self.cut_off_messages = 0
         """Those of them whose reply a fault has cut off."""
+        self.extra_replies = 0
+        """Replies to messages beyond one for each, in LMTP."""
+        self.recipient_replies: RecipientReplies | None = None
+        """The replies to a message of LMTP that have yet to leave."""
         self.in_body = False
         """A message is being received: what comes is its body."""
         self.body: MessageBody | ChunkedBody | None = None
@@ -88,14 +95,19 @@ class ReplyDelivery(SessionState):
 
     @property
     def answered_messages(self) -> int:
-        """The number of messages whose reply has left, or leaves now."""
-        answered, held = self.messages - self.cut_off_messages, self.deferred
+        """The number of messages whose reply has left, or leaves now; in LMTP of the replies to them."""
+        answered, held = self.messages + self.extra_replies - self.cut_off_messages, self.deferred
         drips = held is not None and held.rest is not None and held.command is self.engine.end_of_message
         return answered - 1 if drips else answered
 
     def emit(self, out: list[bytes], command: BoundCommand, reply: Reply, fault: Fault | None) -> bool:
         """Emit a reply, or as much of it as a fault lets through."""
-        wire = self.finish_message(reply) if command is self.engine.end_of_message else reply.wire
+        wire = reply.wire
+        if command is self.engine.end_of_message:
+            if self.recipient_replies is None:
+                wire = self.finish_message(reply)
+            else:
+                wire = self._finish_recipient(self.recipient_replies, reply, fault)
         if fault is None:
             return self._emit_all(out, command, reply, wire, None)
         if fault.rate:
@@ -170,6 +182,19 @@ class ReplyDelivery(SessionState):
         self.in_body = True
         self.body = None
         self.octets = 0
+
+    def _finish_recipient(self, awaited: RecipientReplies, reply: Reply, fault: Fault | None) -> bytes:
+        """End the message for one of its recipients; return the reply as octets.
+
+        The connection may end with the reply. Then no other recipient is answered.
+        """
+        ends = reply.next_action is NextAction.CLOSE or (fault is not None and fault.next_action is not READ)
+        if awaited.is_last or ends:
+            self.recipient_replies = None
+            return self.finish_message(reply)
+        awaited.advance()
+        self.extra_replies += 1
+        return reply.wire % self.id if reply is replies.QUEUED else reply.wire
 
     def finish_message(self, reply: Reply) -> bytes:
         """End the message, accepted or not; return the reply to it as octets."""

@@ -9,7 +9,14 @@ from weakref import WeakSet
 
 from blackhole.smtp.arguments import Mailbox
 from blackhole.smtp.auth import Credentials
-from blackhole.smtp.commands import COMMANDS, OTHER, Command, listener_constants, syntax_error
+from blackhole.smtp.commands import (
+    COMMANDS,
+    OTHER,
+    Command,
+    commands_of,
+    listener_constants,
+    syntax_error,
+)
 from blackhole.smtp.error_budget import with_limits
 from blackhole.smtp.events import EventNumbers, ReplyEvents
 from blackhole.smtp.inspection import InspectionPlan
@@ -63,7 +70,7 @@ class BoundCommand:
         self, command: Command, config: ListenerConfig, policy: ListenerPolicy, events: EventNumbers
     ) -> None:
         self.verb: Final = command.verb.encode()
-        self.phase: Final = command.verb if command.verb in PHASES else "other"
+        self.phase: Final = command.phase or (command.verb if command.verb in PHASES else "other")
         self.read: Final = command.read
         self.do: Final = with_limits(self.phase, command.do, config.limits)
         self.refuse: Final = with_limits(self.phase, answer_with, config.limits)
@@ -74,7 +81,7 @@ class BoundCommand:
         self.allowed: Final = tuple(map(command.allowed, range(STAGE_COUNT)))
         """By stage: whether the command is in order."""
         self.refused: Final = tuple(
-            not allowed and (config.strict or stage & command.always_bars > 0)
+            not allowed and (config.strict or command.always_refused(stage))
             for stage, allowed in enumerate(self.allowed)
         )
         """By stage: whether the command is refused because of its order."""
@@ -127,7 +134,8 @@ class EngineTables:
         self.fast_path: FastPath = no_fast_path
 
         def bound(rows: tuple[Command, ...]) -> dict[str, BoundCommand]:
-            return {row.verb: BoundCommand(row, config, policy, events) for row in rows}
+            of_service = commands_of(config.service, rows)
+            return {row.verb: BoundCommand(row, config, policy, events) for row in of_service}
 
         other, commands = bound(OTHER), bound(COMMANDS)
         self.connect: Final = commands.pop("CONNECT")

@@ -29,7 +29,7 @@ from blackhole.smtp.offer import UNLIMITED_OCTETS
 from blackhole.smtp.paths import USUAL_ADDRESS
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
-from blackhole.smtp.state import GREETED, ClientLimits
+from blackhole.smtp.state import GREETED, SMTP, ClientLimits
 
 READ: Final = NextAction.READ
 READ_BODY: Final = NextAction.READ_BODY
@@ -256,7 +256,8 @@ def within_limits(limits: ClientLimits, recipients: int, messages: int) -> bool:
 
 
 def fast_path(engine: EngineTables) -> FastPath:
-    """Return the fast path of a listener: none where each reply is delayed, or each line traced."""
+    """Return the fast path of a listener: none where each reply is delayed, each line traced, or each
+    recipient answered."""
     config = engine.config
-    usable = config.delay is None and engine.trace is None
+    usable = config.delay is None and engine.trace is None and config.service == SMTP
     return UsualInput(engine).answer if config.fast_path and usable else no_fast_path

@@ -12,9 +12,22 @@ UNLIMITED_OCTETS: Final = 1 << 62
 """More octets than any message has."""
 
 BASIC_VERBS: Final = frozenset(
-    (b"HELO", b"EHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"NOOP", b"VRFY", b"EXPN", b"HELP", b"QUIT")
+    (
+        b"HELO",
+        b"EHLO",
+        b"LHLO",
+        b"MAIL",
+        b"RCPT",
+        b"DATA",
+        b"RSET",
+        b"NOOP",
+        b"VRFY",
+        b"EXPN",
+        b"HELP",
+        b"QUIT",
+    )
 )
-"""Verbs that need no offer (RFC 5321 4.5.1 and 3.5)."""
+"""Verbs that need no offer (RFC 5321 4.5.1 and 3.5, RFC 2033 4.1)."""
 
 VERB_KEYWORDS: Final[Mapping[bytes, bytes]] = {b"BDAT": b"CHUNKING"}
 """Verb -> the keyword that offers it, where it has another name."""

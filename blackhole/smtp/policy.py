@@ -107,6 +107,10 @@ class SessionPolicy(Protocol):
     def message_answered(self, session: SessionState, code: int, fault: Fault | None) -> None:
         """Take note that the reply to a message has left, or as much of it as the fault lets through."""
 
+    def begin_recipient(self, session: SessionState, recipient: bytes, is_last: bool) -> None:
+        """Decide on the end of a message for this recipient, and take note of the reply to it, from now on
+        (RFC 2033 4.2)."""
+
     def client_sent_early(self) -> None:
         """Take note that the client sent something, or closed the connection, while a reply waited."""
 
@@ -170,6 +174,9 @@ class NoSessionPolicy:
         pass
 
     def message_answered(self, session: SessionState, code: int, fault: Fault | None) -> None:
+        pass
+
+    def begin_recipient(self, session: SessionState, recipient: bytes, is_last: bool) -> None:
         pass
 
     def client_sent_early(self) -> None:

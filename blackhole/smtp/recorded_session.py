@@ -11,13 +11,14 @@ from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import replies
 from blackhole.smtp.auth import redacted
+from blackhole.smtp.body_reader import MessageHeader
 from blackhole.smtp.command_line import BEHIND_BLANKS
 from blackhole.smtp.directives import DirectiveReader, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, Decided
 from blackhole.smtp.faults import Fault
-from blackhole.smtp.header_section import HeaderCollector, fields
+from blackhole.smtp.header_section import fields
 from blackhole.smtp.input_reader import SECRET
 from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.policy import Decision
@@ -199,12 +200,12 @@ class RecordedSession(Session):
         self._fields.feed(data[start : answered[0] if answered is not None else len(data)])
         return answered
 
-    def _end_message(self, header: HeaderCollector | DirectiveReader | None) -> Reply:
+    def read_directives(self, header: MessageHeader) -> tuple[bytes, str]:
         if isinstance(header, DirectiveReader):
             self._directive_mode = header.directives().mode
         elif header is not None and self.engine.config.message_directives:
             self._directive_mode = parse_directives(fields(header.text)).mode
-        return Session._end_message(self, header)
+        return Session.read_directives(self, header)
 
     def carry_out(self, command: BoundCommand, argument: Any, decision: Decision | None) -> Reply:
         if decision is not None:

@@ -35,7 +35,7 @@ class Reply:
     __slots__ = ("code", "enhanced", "lines", "next_action", "wire")
 
     def __init__(
-        self, code: int, enhanced: str, *lines: str, next_action: NextAction = NextAction.READ
+        self, code: int, enhanced: str, *lines: str, next_action: NextAction = NextAction.READ, times: int = 1
     ) -> None:
         self.code: Final = code
         self.enhanced: Final = enhanced
@@ -43,10 +43,20 @@ class Reply:
         self.next_action: Final = next_action
         prefix = f"{enhanced} " if enhanced else ""
         last = len(lines) - 1
-        self.wire: Final = b"".join(
+        self.wire: Final = times * b"".join(
             f"{code}{' ' if number == last else '-'}{prefix}{line}\r\n".encode()
             for number, line in enumerate(lines)
         )
+
+    def repeated(self, times: int) -> Reply:
+        """Return this reply, sent so many times at once."""
+        return Reply(self.code, self.enhanced, *self.lines, next_action=self.next_action, times=times)
+
+    def going_on(self) -> Reply:
+        """Return the same reply, after which the session goes on."""
+        if self.next_action is NextAction.READ:
+            return self
+        return Reply(self.code, self.enhanced, *self.lines)
 
     def __repr__(self) -> str:
         return f"<Reply {self.wire.decode()!r}>"
@@ -161,6 +171,8 @@ SESSION_TIMEOUT: Final = Reply(
 )
 TIMEOUT: Final = Reply(421, "4.4.2", "Timeout waiting for the client", next_action=NextAction.CLOSE)
 UNKNOWN: Final = CODES[500]
+NEEDS_LHLO: Final = Reply(500, "5.5.1", "This is LMTP: begin with LHLO")
+NEEDS_EHLO: Final = Reply(500, "5.5.1", "This is SMTP: begin with EHLO")
 TOO_LONG: Final = Reply(500, "5.5.2", "Line too long")
 FAR_TOO_LONG: Final = Reply(500, "5.5.2", "Line far too long, closing", next_action=NextAction.CLOSE)
 NOT_TEXT: Final = Reply(500, "5.5.2", "Not ASCII and not UTF-8")

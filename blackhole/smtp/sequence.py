@@ -13,7 +13,7 @@ from blackhole.smtp import replies
 from blackhole.smtp.command_line import PRIVATE_VERB
 from blackhole.smtp.commands import HTTP_VERBS
 from blackhole.smtp.engine_tables import BoundCommand
-from blackhole.smtp.offer import Offer
+from blackhole.smtp.offer import BASIC_VERBS, Offer
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import (
     BINARY_BODY,
@@ -84,7 +84,8 @@ def record_unoffered(state: SessionState, command: BoundCommand, verb: bytes, ar
     # offer is not another one.
     greeted = state.stage & GREETED or command.phase == "STARTTLS"
     offered = state.offered if greeted else state.own_offer
-    if not (offered.has_verb(verb.upper()) or verb.startswith(PRIVATE_VERB)):
+    is_of_other_service = command.phase == "other" and verb.upper() in BASIC_VERBS
+    if is_of_other_service or not (offered.has_verb(verb.upper()) or verb.startswith(PRIVATE_VERB)):
         state.record_violation("unknown-command")
     elif command.phase == "AUTH":
         mechanism = argument.split(None, 1)[:1]

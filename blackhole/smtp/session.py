@@ -226,9 +226,10 @@ class Session(InputReader):
         self.line = b""  # it may be that of another command
         offered = self.offered
         reply = self.carry_out(command, argument, decision)
-        # What comes before a greeting has been judged already, if XCLIENT was before it.
-        followed = bool(rest) and command is not self.engine.connect
-        reply = self.check_pipelining(command, reply, offered, followed)
+        if self.recipient_replies is None or self.recipient_replies.is_last:
+            # What comes before a greeting has been judged already, if XCLIENT was before it.
+            followed = bool(rest) and command is not self.engine.connect
+            reply = self.check_pipelining(command, reply, offered, followed)
         return self._process(rest, (0, command, reply))
 
     def go_on_with_reply(self, command: BoundCommand, reply: Reply) -> bytes:
@@ -248,13 +249,17 @@ class Session(InputReader):
         self.next_action = READ
         position, turn = 0, MAX_TURN
         stopped = self.deferred is not None and self.emit_deferred(out, data)
-        while not stopped and (answered is not None or position < len(data)):
+        while not stopped and (
+            answered is not None or position < len(data) or self.recipient_replies is not None
+        ):
             if not turn:
                 self.unprocessed = data[position:]
                 self.next_action, self.wait = NextAction.SLEEP, 0.0
                 break
             turn -= 1
-            if answered is None:
+            if answered is None and self.recipient_replies is not None:
+                answered = self.answer_recipient(position, position < len(data))
+            elif answered is None:
                 if self.engine.successor is not None:
                     self._switch_to_successor()
                 answered = (

@@ -23,6 +23,10 @@ PHASES: Final = (
 )
 """The phases of a session. CONNECT is the greeting, "." the end of a message; "other" has all other verbs."""
 
+SMTP: Final = "smtp"
+LMTP: Final = "lmtp"
+"""The services of a listener: LMTP (RFC 2033) answers a message once for each recipient."""
+
 GREETED: Final = 1
 MAIL: Final = 2
 RCPT: Final = 4
@@ -76,6 +80,8 @@ class ListenerConfig:
     """The configuration of one listener, as far as the protocol depends on it."""
 
     hostname: str = "localhost"
+    service: str = SMTP
+    """SMTP or LMTP."""
     message_size_limit: int = 0
     """Octets; 0: no limit."""
     strict: bool = False
@@ -158,11 +164,16 @@ NO_VIOLATION_CONTEXTS: Final[dict[str, ViolationContext]] = {}
 """The contexts of a session without violations: shared, and never changed."""
 
 
+NO_FORWARD_PATHS: Final[list[bytes]] = []
+"""The recipients of a session that keeps none: shared, and never changed."""
+
+
 class SessionState:
     """The protocol state of one session, which commands read and change.
 
-    No address is kept. `size` is what MAIL declared, or UNDECLARED, `octets` what has come of the message so
-    far: without the line with the final dot, and with dots still doubled.
+    No address is kept, but for those of recipients in LMTP. `size` is what MAIL declared, or UNDECLARED,
+    `octets` what has come of the message so far: without the line with the final dot, and with dots still
+    doubled.
 
     What a sender does wrong is judged by three facts: what the client was offered (`offered`), what it was
     told (`stage` and `refused`), and whether it had to know that when it sent a command (`outstanding`).
@@ -176,6 +187,8 @@ class SessionState:
         "client_identity",
         "counted_events",
         "eightbit",
+        "forward_path_octets",
+        "forward_paths",
         "forwarded_client",
         "greeting_omitted",
         "line",
@@ -237,6 +250,10 @@ class SessionState:
         self.auth_exchange: Exchange | None = None
         """The AUTH exchange under way: the next line is a response, not a command."""
         self.recipients = 0
+        self.forward_paths: list[bytes] = NO_FORWARD_PATHS
+        """The accepted recipients of the transaction, in LMTP alone. What it has while there are no
+        `recipients` is left from the transaction before."""
+        self.forward_path_octets = 0
         self.octets = 0
         self.size = UNDECLARED
         self.smtputf8 = False
