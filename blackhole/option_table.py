@@ -127,7 +127,9 @@ OPTIONS: Final = (
            repeats=True),
     Option("attempt_store", values.attempt_store, "local", "local|URL", "Replies",
            "where rules remember delivery attempts: on this machine or in a Redis server",
-           "A URL is redis://[USER:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS. "
+           "A URL is redis://[USER:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS; "
+           "redis+sentinel://HOST[:PORT][,...]/SERVICE[/DB] asks Sentinels for the server, and "
+           "redis+cluster://HOST[:PORT][,...] the nodes of a cluster. "
            "Append ?prefix=NAME&timeout=TIME to set the prefix of all keys and the time limit for an "
            "answer, and with rediss ca=FILE for the CA certificate. "
            "A password is safer in a conf file or in the environment than on a command line.",

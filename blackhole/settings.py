@@ -124,16 +124,29 @@ class RedisSettings:
     tls: bool = False
     ca: str = ""
     """A file with CA certificates; empty: those that this machine trusts."""
+    ca_text: str = field(default="", repr=False)
+    """What was read from the file."""
     prefix: str = "blackhole"
     """Of all keys."""
     timeout: float = 0.05
     """Seconds to wait for an answer."""
+    kind: str = ""
+    """`sentinel` or `cluster`; empty: a single server."""
+    service: str = ""
+    """Name of the service that Sentinel watches."""
+    others: tuple[tuple[str, int], ...] = ()
+    """Further Sentinels, or nodes of the cluster: host and port."""
+
+    @property
+    def hosts(self) -> list[tuple[str, int]]:
+        """All servers that are named: host and port."""
+        return [(self.host, self.port), *self.others]
 
     def __str__(self) -> str:
         """Return the URL without the password, because it may be logged."""
         if not self.host:
             return "local"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         user = f"{self.user}:***@" if self.password else ""
         default = RedisSettings()
         query = "&".join(
@@ -141,7 +154,9 @@ class RedisSettings:
             for name in ("prefix", "timeout", "ca")
             if (value := getattr(self, name)) != getattr(default, name)
         )
-        return f"redis{'s' * self.tls}://{user}{host}:{self.port}/{self.db}{query and '?'}{query}"
+        scheme = f"redis{'s' * self.tls}{self.kind and '+'}{self.kind}"
+        path = "/".join((self.service, str(self.db)) if self.service else (str(self.db),))
+        return f"{scheme}://{user}{hosts}/{path}{query and '?'}{query}"
 
 
 @dataclass(frozen=True, slots=True)

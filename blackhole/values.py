@@ -343,6 +343,19 @@ def fleet_name(text: str) -> str:
     return text
 
 
+REDIS_SCHEMES: Final = {
+    f"redis{secure}{kind and '+'}{kind}": (bool(secure), kind)
+    for secure in ("", "s")
+    for kind in ("", "sentinel", "cluster")
+}
+"""Scheme of the URL of a Redis server -> whether it uses TLS, and its kind."""
+
+SENTINEL_PORT: Final = 26379
+"""The port of a Sentinel, unless another is given."""
+
+_SERVICE: Final = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
 def _redis(text: str, otherwise: str) -> RedisSettings:
     """Read the URL of a Redis server. No error repeats it: there may be a password in it."""
     from urllib.parse import parse_qsl, unquote, urlsplit
@@ -353,21 +366,34 @@ def _redis(text: str, otherwise: str) -> RedisSettings:
             raise ValueError
         url = urlsplit(text)
         query = dict(parse_qsl(url.query, strict_parsing=True) if url.query else ())
-        server_host, server_port = host(unquote(url.hostname or "")), url.port or default.port
-        database = whole_number(0, 99999)(url.path.removeprefix("/") or "0")
-        tls = {"redis": False, "rediss": True}[url.scheme]
-        if url.fragment:
+        tls, kind = REDIS_SCHEMES[url.scheme]
+        login, _, names = url.netloc.rpartition("@")
+        named = [urlsplit(f"//{login}@{name}") for name in (names.split(",") if kind else [names])]
+        usual = SENTINEL_PORT if kind == "sentinel" else default.port
+        hosts = [(host(unquote(one.hostname or "")), one.port or usual) for one in named]
+        service, _, number = url.path.removeprefix("/").rpartition("/")
+        if kind == "sentinel" and not service:
+            service, number = number, ""
+        database = whole_number(0, 99999)(number or "0")
+        if url.fragment or (_SERVICE.fullmatch(service) is None if kind == "sentinel" else service):
             raise ValueError
     except (ValueError, KeyError):
-        raise ValueError(f"expected {otherwise}, or redis://[USER:PASSWORD@]HOST[:PORT][/DB]") from None
+        raise ValueError(
+            f"expected {otherwise}, redis://[USER:PASSWORD@]HOST[:PORT][/DB],"
+            " redis+sentinel://HOST[:PORT][,...]/SERVICE[/DB] or redis+cluster://HOST[:PORT][,...]"
+        ) from None
+    if kind == "cluster" and database:
+        raise ValueError("expected no database: a Redis Cluster has none but 0")
     return RedisSettings(
-        server_host,
-        server_port,
+        *hosts[0],
         database,
-        unquote(url.username or ""),
-        unquote(url.password or ""),
+        unquote(named[0].username or ""),
+        unquote(named[0].password or ""),
         tls,
         **_redis_query(query, tls),
+        kind=kind,
+        service=service,
+        others=tuple(hosts[1:]),
     )
 
 

@@ -217,7 +217,7 @@ def test_options_of_a_fleet() -> None:
     assert not options.parse([], {}).settings.fleet.host
     for arguments, message in (
         (["--fleet=redis://h", "--dashboard=off"], "--fleet: the figures are written by the dashboard's"),
-        (["--fleet=local"], "--fleet: expected off, or redis://"),
+        (["--fleet=local"], "--fleet: expected off, redis://"),
         (["--fleet-name=a b"], "--fleet-name: expected up to 64 letters"),
     ):
         with pytest.raises(OperatorError, match=message):

@@ -381,6 +381,19 @@ def test_tls_needs_a_trusted_certificate(
             "rediss://mx.test?ca=/ca.pem&timeout=0.2",
             RedisSettings("mx.test", tls=True, ca="/ca.pem", timeout=0.2),
         ),
+        (
+            "redis+sentinel://u:pass@one,[::1]:7000/sinks/2",
+            RedisSettings(
+                *("one", 26379, 2, "u", "pass"),
+                kind="sentinel",
+                service="sinks",
+                others=(("::1", 7000),),
+            ),
+        ),
+        (
+            "rediss+cluster://one:7000,two",
+            RedisSettings("one", 7000, tls=True, kind="cluster", others=(("two", 6379),)),
+        ),
     ],
 )
 def test_urls_are_parsed_and_printed_without_the_password(text: str, wanted: RedisSettings) -> None:
@@ -407,6 +420,10 @@ def test_urls_are_parsed_and_printed_without_the_password(text: str, wanted: Red
         "redis://u:geheim@h?timeout=never",
         "redis://u:geheim@h?prefix=a%20b",
         "redis://u:geheim@a..b",
+        "redis://u:geheim@a,b",
+        "redis+sentinel://u:geheim@a,b",
+        "redis+sentinel://u:geheim@a,,b/sinks",
+        "redis+cluster://u:geheim@a/sinks",
     ],
 )
 def test_errors_in_a_url_do_not_show_the_password(text: str) -> None:

@@ -34,6 +34,7 @@ from blackhole.fleet.script import (
     WRITE,
 )
 from blackhole.settings import OperatorError, RedisSettings
+from blackhole.store.redis_pool import close_pool, make_pool
 from blackhole.store.redis_replies import InvalidReply
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class FleetStore:
         self.name: Final = name
         self._prefix: Final = f"{settings.prefix}:{{{name}}}"
         self._errors: Final = _errors()
-        self._client: Final[Redis] = _make_client(settings)
+        self._client: Final[Redis] = _make_client(settings, self._prefix)
         self._write: Final = self._client.register_script(WRITE)
         self._publish: Final = self._client.register_script(PUBLISH)
         self._restore: Final = self._client.register_script(RESTORE)
@@ -251,6 +252,7 @@ class FleetStore:
 
     async def close(self) -> None:
         """Close the connection."""
+        await close_pool(self._client.connection_pool)
         await self._client.aclose()
 
     @overload
@@ -285,33 +287,15 @@ def _errors() -> tuple[type[Exception], ...]:
     return RedisError, OSError, TimeoutError, InvalidReply
 
 
-def _make_client(redis: RedisSettings) -> Redis:
-    """Return a client that connects with the first request, and again after an error.
+def _make_client(redis: RedisSettings, key: str) -> Redis:
+    """Return a client that connects with the first request to the server that has a key, and again after an
+    error.
 
     It returns replies as they came: the callbacks of the package expect the right types.
     """
-    from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
+    from redis.asyncio import Redis
 
-    options: dict[str, Any] = {"connection_class": Connection}
-    if redis.tls:
-        options = {"connection_class": SSLConnection, "ssl_ca_certs": redis.ca or None}
-    pool = ConnectionPool(
-        host=redis.host,
-        port=redis.port,
-        db=redis.db,
-        username=redis.user or None,
-        password=redis.password or None,
-        protocol=2,
-        parser_class=FleetReplyParser,
-        socket_timeout=FLEET_STORE_TIMEOUT,
-        socket_connect_timeout=FLEET_STORE_TIMEOUT,
-        retry=Retry(NoBackoff(), 0),
-        max_connections=16,
-        **options,
-    )
-    client = Redis.from_pool(pool)
+    client = Redis.from_pool(make_pool(redis, key, FleetReplyParser, FLEET_STORE_TIMEOUT))
     client.response_callbacks.clear()
     return client
 

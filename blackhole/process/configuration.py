@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from socket import getaddrinfo, socket
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from blackhole import __version__, input_file, options
 from blackhole.addresses import socket_host
@@ -21,10 +21,12 @@ from blackhole.net.server import RESERVED_FDS
 from blackhole.process import auth_file, orphans, privileges, systemd
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
-from blackhole.settings import DashboardAddress, Listener, OperatorError, Settings
+from blackhole.settings import DashboardAddress, Listener, OperatorError, RedisSettings, Settings
 from blackhole.smtp import auth, extensions
 from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
+
+Store = TypeVar("Store", bound=RedisSettings)
 
 Warn = Callable[[str], None]
 """Shows the operator a warning."""
@@ -155,9 +157,7 @@ def read(settings: Settings, warn: Warn) -> Inputs:
             f"max_connections is {connections} instead of {settings.max_connections}:"
             f" a worker may open only {files} files; raise the limit (ulimit -n, LimitNOFILE)"
         )
-    for store in (settings.attempt_store, settings.fleet):
-        if store.ca:
-            _check_authority(store.ca)  # children open it by its name
+    attempt_store, fleet = _with_authority(settings.attempt_store), _with_authority(settings.fleet)
     sources = tuple(map(scenario.read_source, settings.scenario))
     names = scenario.certificate_names(scenario.parse_sources(sources))
     with_tls = next((one for one in of_listeners(settings) if one.ssl_cert), settings)
@@ -173,7 +173,15 @@ def read(settings: Settings, warn: Warn) -> Inputs:
         if warning:
             warn(warning)
     return Inputs(
-        replace(settings, user=str(uid), group=str(gid), password_files=passwords, dashboard=dashboard),
+        replace(
+            settings,
+            user=str(uid),
+            group=str(gid),
+            password_files=passwords,
+            dashboard=dashboard,
+            attempt_store=attempt_store,
+            fleet=fleet,
+        ),
         {
             path: _read_pem(path)
             for one in of_listeners(settings)
@@ -215,13 +223,19 @@ def _read_pem(path: str) -> bytes:
         raise OperatorError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _check_authority(path: str) -> None:
-    """Raise OperatorError if there is no certificate of an authority in a file."""
-    octets = _read_pem(path)
+def _with_authority(store: Store) -> Store:
+    """Return a store with the certificates of its authority, which its workers may be unable to read.
+
+    Raises OperatorError if there is none in the file.
+    """
+    if not store.ca:
+        return store
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=octets.decode("ascii"))
+        text = _read_pem(store.ca).decode("ascii")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError):
-        raise OperatorError(f"there is no certificate in {path}; it must be in PEM") from None
+        raise OperatorError(f"there is no certificate in {store.ca}; it must be in PEM") from None
+    return replace(store, ca_text=text)
 
 
 def _tls_contexts(settings: Settings, pem: Mapping[str, bytes]) -> Mapping[Listener, ssl.SSLContext | None]:

@@ -139,7 +139,7 @@ class RedisAttemptStore:
         if self._exchange is not None:
             await asyncio.wait((self._exchange,), timeout=RELEASE_TIMEOUT)
         self._stop_answering()
-        await self._client.disconnect()
+        await self._client.close()
 
     # Batches.
 

@@ -12,9 +12,10 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from blackhole.settings import OperatorError, RedisSettings
+from blackhole.store.redis_pool import close_pool, make_pool
 from blackhole.store.redis_replies import InvalidReply, ReplyParser, checked_answers, checked_secret
 from blackhole.store.redis_requests import Key, RedisCommand, RedisQuery, StoreAnswer
 from blackhole.store.redis_script import SCRIPT
@@ -66,8 +67,12 @@ class RedisClient:
         """What `connect` and `run` raise."""
         self._settings: Final = settings
         # Import all that a connection needs now: after privileges are dropped, files may be unreadable.
-        make_connection(settings)
-        settings.host.encode("idna")
+        self._prefix: Final = f"{{{settings.prefix}}}" if settings.kind == "cluster" else settings.prefix
+        """Of all keys. In a cluster it is in braces, so that all keys are in one slot."""
+        self._pool: Final = make_pool(settings, f"{self._prefix}:secret", ReplyParser, None)
+        self._pool.make_connection()  # type: ignore[no-untyped-call]
+        for host, _ in settings.hosts:
+            host.encode("idna")
         self._secret = os.urandom(16).hex().encode()
         self._connection: Connection | None = None
 
@@ -78,10 +83,10 @@ class RedisClient:
 
     async def connect(self) -> None:
         """Open a connection, and wait for a first answer over it. Raises what `errors` has."""
-        connection = make_connection(self._settings)
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                await connection.connect()
                 await self._run(connection, ())
         except self.errors:
             await connection.disconnect(nowait=True)
@@ -100,12 +105,17 @@ class RedisClient:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.disconnect()
+        await close_pool(self._pool)
+
     async def _run(
         self, connection: Connection, batch: Sequence[RedisQuery | RedisCommand]
     ) -> list[StoreAnswer]:
         words = [request.words for request in batch]
         for _ in range(MAX_SECRETS):
-            keys = [f"{self._settings.prefix}:secret", *(self._key(request.key) for request in batch)]
+            keys = [f"{self._prefix}:secret", *(self._key(request.key) for request in batch)]
             await connection.send_command("EVAL", SCRIPT, len(keys), *keys, self._secret, *words)
             reply = await connection.read_response()
             if not isinstance(reply, bytes):
@@ -118,27 +128,4 @@ class RedisClient:
         """Return the key in Redis."""
         kind, plain = key
         digest = blake2b(plain, digest_size=16, key=self._secret).hexdigest()
-        return f"{self._settings.prefix}:{kind}:{digest}"
-
-
-def make_connection(settings: RedisSettings) -> Connection:
-    """Return a connection that is not open yet."""
-    from redis.asyncio import Connection, SSLConnection
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    options: dict[str, Any] = {
-        "host": settings.host,
-        "port": settings.port,
-        "db": settings.db,
-        "username": settings.user or None,
-        "password": settings.password or None,
-        "protocol": 2,
-        "parser_class": ReplyParser,
-        "driver_info": None,
-        "socket_timeout": None,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    return (
-        SSLConnection(**options, ssl_ca_certs=settings.ca or None) if settings.tls else Connection(**options)
-    )
+        return f"{self._prefix}:{kind}:{digest}"
