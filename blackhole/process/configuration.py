@@ -26,7 +26,7 @@ from blackhole.smtp import auth, extensions
 from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
 
-Store = TypeVar("Store", bound=RedisSettings)
+RedisServerSettings = TypeVar("RedisServerSettings", bound=RedisSettings)
 
 Warn = Callable[[str], None]
 """Shows the operator a warning."""
@@ -223,7 +223,7 @@ def _read_pem(path: str) -> bytes:
         raise OperatorError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _with_authority(store: Store) -> Store:
+def _with_authority(store: RedisServerSettings) -> RedisServerSettings:
     """Return a store with the certificates of its authority, which its workers may be unable to read.
 
     Raises OperatorError if there is none in the file.

@@ -21,7 +21,7 @@ SENTINEL_TIMEOUT: Final = 0.3
 MAX_REDIRECTIONS: Final = 3
 """Redirections that a connection follows."""
 
-MAX_CONNECTIONS: Final = 16
+MAX_POOL_CONNECTIONS: Final = 16
 
 
 def make_pool(settings: RedisSettings, key: str, parser: type[Any], timeout: float | None) -> ConnectionPool:
@@ -47,7 +47,7 @@ def make_pool(settings: RedisSettings, key: str, parser: type[Any], timeout: flo
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
-        "max_connections": MAX_CONNECTIONS,
+        "max_connections": MAX_POOL_CONNECTIONS,
         **tls,
     }
     if settings.kind == "sentinel":
