@@ -76,7 +76,10 @@ checks.not_a_server_error.enabled = false
 
 
 def test_schemathesis_finds_no_response_that_is_not_described(sink: Sink, tmp_path: Path) -> None:
-    """It sends valid and invalid requests to every operation, and compares the responses with the schemas."""
+    """It sends valid and invalid requests to every operation, and compares the responses with the schemas.
+
+    In one thread: `ast.parse` of Python 3.11, which it uses, fails in several (CPython issue 106905).
+    """
     pytest.importorskip("schemathesis", reason="schemathesis has no wheels for this Python")
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     done = subprocess.run(
@@ -84,7 +87,6 @@ def test_schemathesis_finds_no_response_that_is_not_described(sink: Sink, tmp_pa
             *(Path(sys.executable).with_name("schemathesis"), "run"),
             f"http://127.0.0.1:{sink.http}/openapi.json",
             *("--phases=coverage,fuzzing", "--max-examples=10", "--generation-deterministic", "--no-color"),
-            "--workers=2",
         ],
         cwd=tmp_path,
         env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
