@@ -396,12 +396,14 @@ class Service:
         if self._pidfile is not None:
             self._pidfile.record_child(pid)
 
-    def is_complete(self) -> bool:
+    def is_complete(self, messages: int) -> bool:
         """Return whether there were as many messages as the server was started for."""
-        wanted, messages = self._current.settings.stop_after, self._shared.messages
-        if not wanted or messages is None or messages.total() < wanted:
+        settings, total = self._current.settings, self._shared.messages
+        if settings.fleet.host and total is not None:
+            messages += total.elsewhere
+        if not settings.stop_after or messages < settings.stop_after:
             return False
-        log.info("%d messages have come", wanted)
+        log.info("%d messages have come", settings.stop_after)
         return True
 
     def is_terminal_closed(self) -> bool:

@@ -130,7 +130,7 @@ class ScriptedService:
     def child_started(self, pid: int) -> None:
         pass
 
-    def is_complete(self) -> bool:
+    def is_complete(self, messages: int) -> bool:
         return self.exists("complete")
 
     def is_terminal_closed(self) -> bool:

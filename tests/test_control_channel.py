@@ -288,7 +288,11 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
             logging.basicConfig(filename=log, force=True)
             settings = Settings(listeners=(listener,))
             child = ChildContext(row, alive_fd)
-            worker.run(WorkerContext(settings, {listener: [bound]}, None, NO_SCENARIO, stats, channel, child))
+            worker.run(
+                WorkerContext(
+                    settings, {listener: [bound]}, {listener: None}, NO_SCENARIO, stats, channel, child
+                )
+            )
         finally:
             os._exit(0)
     try:

@@ -49,6 +49,9 @@ from blackhole.store.client_log import ClientLog
 from blackhole.store.shared_lock import SharedLock
 from blackhole.store.shared_memory import CELL_OCTETS, attach, create
 
+LARGEST_COUNT: Final = 2**63
+"""No counter grows so far. One that another process has overwritten would go beyond what a cell holds."""
+
 COUNTERS_MAP: Final = "blackhole.metrics.counters"
 """Name of the anonymous file."""
 
@@ -127,6 +130,7 @@ class Counters:
             if row not in self._allocated:
                 self._allocated.add(row)
                 self._zero_gauges(row)
+                self._zero_impossible(row)
                 self._used_rows = max(self._used_rows, row + 1)
                 self._cells[HEADER_USED_ROWS] = self._used_rows
                 return row
@@ -288,6 +292,13 @@ class Counters:
             open=values[OPEN_CONNECTIONS],
             cpu=values[CELL_INDEX["cpu_microseconds"]] / 1e6,
         )
+
+    def _zero_impossible(self, row: int) -> None:
+        """Zero counters that were overwritten: the next owner of the row could not count on."""
+        cells = self.cells(row)
+        for cell, value in enumerate(cells.tolist()):
+            if value > LARGEST_COUNT:
+                cells[cell] = 0
 
     def _zero_gauges(self, row: int) -> None:
         cells = self.cells(row)

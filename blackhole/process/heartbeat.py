@@ -1,7 +1,7 @@
-"""The heartbeat of a child process: a time in memory that only this child and the master have.
+"""The heartbeat and the message count of a child, in memory that only the child and the master have.
 
-The counters have one too, for all to read. Each worker may write there, and could make the master kill
-another one, or keep one that hangs.
+The counters have them too, for all to read. Each worker may write there, and could make the master kill
+another one, keep one that hangs, or never stop after `stop_after` messages.
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ class Heartbeat:
         """Leave the memory out of children that are forked from now on."""
         with suppress(OSError, AttributeError):  # a kernel or a Python without it
             self._map.madvise(mmap.MADV_DONTFORK)
+
+    def count_message(self) -> None:
+        """Count a message that the child has answered."""
+        self._cells[1] += 1
+
+    @property
+    def messages(self) -> int:
+        """The messages that the child has counted."""
+        return self._cells[1]
 
     def beat(self) -> None:
         """Record that the child is alive now."""

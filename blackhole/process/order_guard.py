@@ -58,7 +58,7 @@ class OrderGuard:
 
         try:
             following = self._control.publish(change)
-        except OperatorError as error:  # the next worker that dies of it leads here again
+        except (OperatorError, ValueError) as error:  # the next worker that dies of it leads here again
             log.error("order %d, of which a worker has died, is not dropped: %s", number, error)
         else:
             log.error(

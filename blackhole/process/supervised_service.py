@@ -48,8 +48,11 @@ class SupervisedService(Protocol):
     def child_exited(self, row: int) -> None:
         """Release what a child that has exited still held in shared memory."""
 
-    def is_complete(self) -> bool:
-        """Return whether the server has done what it was started for, and should stop."""
+    def is_complete(self, messages: int) -> bool:
+        """Return whether the server has done what it was started for, and should stop.
+
+        `messages` is what all children together have counted beside their heartbeats.
+        """
 
     def is_terminal_closed(self) -> bool:
         """Return whether the terminal in which the server was started is gone."""

@@ -92,6 +92,8 @@ class Supervisor:
         """The generation of a reload, until all its workers are ready or one has failed."""
         self._children: Final[dict[int, Child]] = {}
         """By pid: of both generations, and those that were told to stop and have not exited."""
+        self._earlier_messages = 0
+        """Messages of children that have exited."""
         self._started = False
         """Whether the first workers were ready."""
         self._reload_wanted = False
@@ -127,6 +129,11 @@ class Supervisor:
     def max_children(self) -> int:
         """The most children of a generation: so many that another generation has rows beside it."""
         return self._counters.rows // 2
+
+    @property
+    def messages(self) -> int:
+        """The messages that all children have counted, those that have exited too."""
+        return self._earlier_messages + sum(child.heartbeat.messages for child in self._children.values())
 
     # Signal handlers.
 
@@ -209,7 +216,7 @@ class Supervisor:
             self._check_heartbeat(child, now)
             if now >= child.deadline:
                 self._kill_unresponsive(child)
-        if not self._stopping and self._service.is_complete():
+        if not self._stopping and self._service.is_complete(self.messages):
             self.drain()
         if not self._stopping:
             self._check_start()
@@ -377,6 +384,7 @@ class Supervisor:
         """
         if not child.ready_at and child.heartbeat.last:
             child.ready_at = now
+        self._earlier_messages += child.heartbeat.messages
         self._service.check_order(child.row, child.hung)
         self._counters.free_row(child.row)
         self._service.child_exited(child.row)

@@ -230,7 +230,9 @@ class Worker:
             )
             if self._context.messages is not None and settings.stop_after:
                 server.collect_sizes(
-                    self._context.messages.counted_sizes(row, settings.stop_after, self.end_run)
+                    self._context.messages.counted_sizes(
+                        row, self._context.child.heartbeat, settings.stop_after, self.end_run
+                    )
                 )
             server.open(sockets, poller, make_stream)
             self.servers.append(server)

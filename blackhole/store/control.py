@@ -175,8 +175,8 @@ class ControlChannel:
 
     @property
     def number(self) -> int:
-        """The number of the order in force."""
-        return self._cells[0]
+        """The number of the order in force, never more than MAX_NUMBER, whatever a process wrote there."""
+        return self._cells[0] & MAX_NUMBER
 
     def read(self) -> tuple[int, RuntimeOrder]:
         """Return the order in force and its number; the one read before while that is being overwritten, or

@@ -34,17 +34,19 @@ class ServerFacts:
 
     def __init__(self) -> None:
         self._cells: Final = create(FACTS_MAP, 1 + 2 * FACTS_CELLS)
+        self._number = 0
+        """The number of the facts in force. Any worker could change that in the map."""
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """Put other facts in force. Facts that are too long are left out, the longest first."""
         facts = dict(facts)
         while len(octets := json.dumps(facts).encode()) > MAX_FACTS_OCTETS:
             del facts[max(facts, key=lambda name: len(json.dumps(facts[name])))]
-        number = self._cells[0] + 1
-        slot = _slot(self._cells, number)
+        self._number += 1
+        slot = _slot(self._cells, self._number)
         slot[0] = len(octets)
         slot[1:].cast("B")[: len(octets)] = octets
-        self._cells[0] = number
+        self._cells[0] = self._number
 
     @staticmethod
     def of(pid: int) -> Mapping[str, Any]:

@@ -52,6 +52,10 @@ class Sample(NamedTuple):
         return self.accepted + self.deferred + self.rejected
 
 
+LARGEST: Final = 2**64 - 1
+"""The largest value of a cell. The sum of counters that were overwritten may be larger."""
+
+
 class RingBuffer:
     """The last `slots` steps of `step` microseconds, with one sample each."""
 
@@ -171,18 +175,20 @@ class History:
 
     def add(self, sample: Sample) -> None:
         """Add a sample; to be called once a second."""
+        sample = Sample(*(min(value, LARGEST) for value in sample))
         self.hour.put(sample)
         self.day.put(sample)
         self._peaks[1] = max(self._peaks[1], sample.open)
         last = self.hour.latest_before(sample.at // SECOND - 1) or sample
-        messages = round(rate(last, sample))
+        messages = min(max(0, round(rate(last, sample))), LARGEST)
         self._peaks[0] = max(self._peaks[0], messages)
         for slot in self._slots():
             began, ended, _, peak, peak_connections, connection_time = slot[: len(self.RUN_HEADER)]
             if 0 < began <= sample.at and not ended:
                 slot[3] = max(peak, messages) if last.at >= began else peak
                 slot[4] = max(peak_connections, sample.open)
-                slot[5] = connection_time + sample.open * (sample.at - max(last.at, began))
+                time = connection_time + sample.open * (sample.at - max(last.at, began))
+                slot[5] = min(time, LARGEST)
 
     def rate(self, sample: Sample, seconds: int, name: str = "messages") -> float:
         """Return the average increase per second of a counter in the seconds before a sample."""
