@@ -104,6 +104,7 @@ TORNADO = {
     "net.direct",
     "net.direct_loop",
     "net.graceful_close",
+    "net.input_faults",
     "net.server",
     "net.stream",
     "process.worker",

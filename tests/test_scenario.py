@@ -125,7 +125,16 @@ MISTAKES = {
     REFUSE
     + "delay = { lognormal = { median = 2, p99 = 1 } }\n": "expected a median above 0 and a p99 above it",
     REFUSE + "then = 'stal'\n": "rule 1: then: expected one of close, reset, stall, ",
-    REFUSE + "then = 'drip'\n": "rule 1: then: drip needs a rate; then = { drip = 10 } is ten octets",
+    REFUSE + "then = 'drip'\n": "rule 1: then: drip needs a number; then = { drip = 10 } is ten ",
+    REFUSE + "then = 'read'\n": "rule 1: then: read needs a number; then = { read = 10 } is ten ",
+    REFUSE + "then = { read = 0 }\n": "rule 1: then: expected read = octets a second, from 1 to 1073741824",
+    REFUSE + "then = { window = 'x' }\n": "rule 1: then: expected window = octets, from 1 to 1073741824",
+    REFUSE + "then = { read = 1, drip = 1 }\n": "rule 1: then: expected one of close, reset, stall, ",
+    REFUSE + "then = { read = 1 }\n": "then: read needs a command that is accepted; leave reply out",
+    REFUSE + "then = { reset-after = 1 }\n": "then: reset-after needs a command that is accepted; leave ",
+    "[[rule]]\nphase = 'RCPT'\nthen = { reply-after = 9 }": "then: reply-after needs a reply to send in the ",
+    "[[rule]]\nphase = 'RCPT'\nreply = '250 OK'\nthen = { reply-after = 9 }": "then: reply-after needs ",
+    "[[rule]]\nphase = '.'\nthen = { read = 9 }": "then: read is possible at CONNECT, HELO, ",
     REFUSE + "then = { drip = 0 }\n": "rule 1: then: expected drip = octets a second, from 1 to 65536",
     REFUSE
     + "then = 'close-before-reply'\n": "rule 1: then: close-before-reply sends no reply; leave reply out, ",

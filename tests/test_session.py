@@ -68,6 +68,9 @@ class SessionPeer:
         while True:
             *lines, self.part_of_line = (self.part_of_line + out).split(b"\n")
             self.lines += [(printable(line + b"\n"), self.waited) for line in lines]
+            if self.session.next_action is NextAction.LIMIT_INPUT:
+                assert self.session.input_fault is not None
+                self.session.input_limited(self.session.input_fault.window)
             if self.session.next_action is NextAction.CHANGE_CLIENT:
                 self.session = self.engine.session_after(self.session)
                 out = with_lookups(self.session, self.session.greet_named_client())
@@ -82,7 +85,7 @@ class SessionPeer:
         joined = b"".join(data)
         size = self.size or len(joined)
         for start in range(0, len(joined), size):
-            if self.session.next_action is not NextAction.READ:
+            if self.session.next_action not in (NextAction.READ, NextAction.READ_SLOWLY):
                 return
             self.receive(with_lookups(self.session, self.session.receive(joined[start : start + size])))
 

@@ -26,6 +26,7 @@ from blackhole.net.admission import LIMIT_OF_REPLY, RECEIVED_OCTETS
 from blackhole.net.connection_log import log_connection_event
 from blackhole.net.graceful_close import close_gracefully
 from blackhole.net.handshake import ClosedWithoutHello
+from blackhole.net.input_faults import limit_input, read_slowly
 from blackhole.net.latency import clock
 from blackhole.net.stream import (
     CHUNK,
@@ -100,6 +101,7 @@ class Connection:
         "peer",
         "received",
         "session",
+        "slow_seconds",
         "stream",
         "usage",
     )
@@ -128,6 +130,8 @@ class Connection:
         """Octets received that are in the counters."""
         self.closed_by_server = False
         """The server ends the connection, so the client is not to blame for how it ends."""
+        self.slow_seconds = 0.0
+        """Seconds for which the server has read slowly."""
         self._on_close = on_close
         self._waiting: asyncio.Future[Any] | None = None
         """What the coroutine waits for, other than the client's data."""
@@ -197,7 +201,7 @@ class Connection:
         session = self.session
         session.check_implicit_tls()
         while session.next_action is NextAction.LOOKUP:
-            session.resume_with_answer(await self._wait(asyncio.shield(session.pending_lookup)))
+            session.resume_with_answer(await self.wait(asyncio.shield(session.pending_lookup)))
         if session.next_action is not READ:
             await self._finish(session.next_action, b"")
             return False
@@ -213,7 +217,7 @@ class Connection:
         self.deadline_override = context.settings.proxy_timeout
         source = proxy.SocketSource(self.stream.socket)
         try:
-            address = await self._wait(asyncio.ensure_future(proxy.read_header(source, context.proxy_parser)))
+            address = await self.wait(asyncio.ensure_future(proxy.read_header(source, context.proxy_parser)))
         except (OSError, ValueError) as error:
             context.proxy_errors.add(self.peer, error)
             return False
@@ -299,6 +303,14 @@ class Connection:
         if action is NextAction.START_TLS:
             await self._start_tls()
             return b""
+        if action is NextAction.READ_SLOWLY:
+            if self.slow_seconds > HANG:
+                self.context.counters[TIMED_OUT] += 1
+                self._try_send(TIMEOUT)
+                return None
+            return await read_slowly(self)
+        if action is NextAction.LIMIT_INPUT:
+            return limit_input(self)
         if action is NextAction.CHANGE_CLIENT:
             return await self._change_client(sent)
         if not (action is NextAction.CLOSE and self.session.quit_received):
@@ -309,13 +321,13 @@ class Connection:
         """Wait for a look-up, or as long as the reply is to be held back. Return the reply."""
         session, stream = self.session, self.stream
         if action is NextAction.LOOKUP:
-            answer = await self._wait(asyncio.shield(session.pending_lookup), watched=True)
+            answer = await self.wait(asyncio.shield(session.pending_lookup), watched=True)
             if has_ended(stream):
                 session.client_left()
             out = session.resume_with_answer(answer)
         elif session.wait:
             self.idle = -session.wait
-            if await self._wait(timer(session.wait), watched=True):
+            if await self.wait(timer(session.wait), watched=True):
                 record_value(self.context.counters, "delay_seconds", int(session.wait * 1e6))
             if has_ended(stream):
                 session.client_left()
@@ -330,7 +342,7 @@ class Connection:
             out = session.client_sent_early(out)
         return out
 
-    async def _wait(self, future: asyncio.Future[Result], watched: bool = False) -> Result:
+    async def wait(self, future: asyncio.Future[Result], watched: bool = False) -> Result:
         """Return the result of a future. `close` ends the wait; so does the client's leaving if `watched`."""
         self._waiting = future
         if watched:
@@ -368,7 +380,7 @@ class Connection:
             tls = context.certificates[session.certificate]
         assert tls is not None
         try:
-            stream = await self._wait(self.stream.start_tls(True, tls))
+            stream = await self.wait(self.stream.start_tls(True, tls))
         except (OSError, ValueError) as error:
             if isinstance(error, ClosedWithoutHello) and not self.received:
                 raise StreamClosedError(error) from None  # where TLS begins at once, this is a probe

@@ -402,13 +402,16 @@ class RuleEvaluator:
         context = self.context
         effect, draws, counter = found
         context.id = session.id
-        reply = effect.choose_reply(draws[1], context)
+        reply, fault = effect.choose_reply(draws[1], context), effect.fault
+        if fault is not None and fault.input is not None and reply is not None:
+            # It is for the middle of the message.
+            reply, fault = None, fault._replace(input=fault.input._replace(reply=reply))
         context.header = ()
         return Decision(
             reply,
             effect.replaces_command or (reply is not None and reply.code >= 400),
             None if effect.delay is None else effect.delay.draw(draws[2], draws[3]),
-            effect.fault,
+            fault,
             effect.hide,
             effect.add,
             effect.certificate,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 from blackhole.rules.effects import Effect, Template
-from blackhole.rules.faults import REPLACES_COMMAND
+from blackhole.rules.faults import INPUT_PHASES, REPLACES_COMMAND, REPLIES_IN_MESSAGE
 from blackhole.rules.limiter_readers import THROTTLED_AT
 from blackhole.rules.limiters import Greylist, Limiter
 from blackhole.rules.model import Condition, Rule, Window
@@ -183,6 +183,8 @@ def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
             raise InvalidKey(key, "not with reply, which replaces the list")
     _check_replies(replies, phases)
     fault = values.get("then")
+    if fault is not None and fault.input is not None:
+        _check_input_fault(fault, replies, phases)
     return Effect(
         replies=replies,
         delay=values.get("delay"),
@@ -201,6 +203,17 @@ def _check_replies(replies: Sequence[Reply | Template], phases: frozenset[str]) 
             raise InvalidKey("reply", f"{reply.code} cannot be right in several phases")
         if (reply.code == 354) is not (phases == {"DATA"}) and 300 <= reply.code < 400:
             raise InvalidKey("reply", "354 is the reply to DATA only")
+
+
+def _check_input_fault(fault: Fault, replies: Sequence[Reply | Template], phases: frozenset[str]) -> None:
+    """Check that the phases and the replies fit a fault in what comes behind the reply."""
+    if not phases <= {*INPUT_PHASES}:
+        raise InvalidKey("then", f"{fault.name} is possible at {', '.join(INPUT_PHASES)}")
+    if fault.name not in REPLIES_IN_MESSAGE:
+        if replies:
+            raise InvalidKey("then", f"{fault.name} needs a command that is accepted; leave reply out")
+    elif not replies or any(reply.code < 400 for reply in replies):
+        raise InvalidKey("then", f"{fault.name} needs a reply to send in the message, from 400 on")
 
 
 def _fault_after_reply(fault: Fault, replies: Sequence[Reply | Template]) -> Fault:

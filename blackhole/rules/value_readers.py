@@ -15,7 +15,7 @@ from blackhole.addresses import NetworkSet, network
 from blackhole.rules.comparisons import Comparison, comparison
 from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
 from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
-from blackhole.rules.faults import FAULTS
+from blackhole.rules.faults import FAULTS, NUMBERED_FAULTS
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.session_facts import TLS_VERSIONS, USABLE_EXTENSIONS
 from blackhole.smtp.faults import Fault
@@ -312,15 +312,18 @@ def _read_percentiles(value: Mapping[str, Any]) -> Percentiles:
 
 
 def read_fault(value: Any) -> Fault:
-    if isinstance(value, dict) and value.keys() == {"drip"}:
-        if is_whole(value["drip"], 1, 65536):
-            return Fault("drip", 1, rate=value["drip"])
-        raise expected("drip = octets a second, from 1 to 65536", value["drip"])
-    if value == "drip":
-        raise ValueError("drip needs a rate; then = { drip = 10 } is ten octets a second")
+    """Read the name of a fault, or a table with the number of one that needs a number."""
+    if isinstance(value, dict) and len(value) == 1 and (name := next(iter(value))) in NUMBERED_FAULTS:
+        row = NUMBERED_FAULTS[name]
+        if is_whole(value[name], 1, row.most):
+            return row.make(name, value[name])
+        raise expected(f"{name} = {row.unit}, from 1 to {row.most}", value[name])
+    if isinstance(value, str) and value in NUMBERED_FAULTS:
+        unit = NUMBERED_FAULTS[value].unit
+        raise ValueError(f"{value} needs a number; then = {{ {value} = 10 }} is ten {unit}")
     if isinstance(value, str) and value in FAULTS:
         return FAULTS[value]
-    known = ", ".join((*FAULTS, "{ drip = N }"))
+    known = ", ".join((*FAULTS, *(f"{{ {name} = N }}" for name in NUMBERED_FAULTS)))
     raise ValueError(f"{expected(f'one of {known}', value)}{did_you_mean(value, FAULTS)}")
 
 

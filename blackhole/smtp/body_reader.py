@@ -14,6 +14,7 @@ from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
 from blackhole.smtp.header_section import HeaderCollector, fields
 from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, Body, ChunkedBody, MessageBody
+from blackhole.smtp.policy import Decision
 from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, LMTP, UNDECLARED, ViolationContext
@@ -32,13 +33,15 @@ class BodyReader(CommandExecution):
     incomplete, after it has kept what it needs of it.
     """
 
-    __slots__ = ("_chunk", "_chunk_argument", "next_inspection")
+    __slots__ = ("_chunk", "_chunk_argument", "answered_early", "next_inspection")
 
     def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter) -> None:
         CommandExecution.__init__(self, engine, secure, client, meter)
         self._chunk: Chunk | None = None
         """The chunk under way, until BDAT is answered."""
         self._chunk_argument = b""
+        self.answered_early = False
+        """The message or the chunk under way was answered already: the rest of it is discarded."""
         self.sampled = engine.inspection.takes_session()
         self.next_inspection = engine.inspection.first_message()
         """The number of the next message whose body is inspected."""
@@ -53,16 +56,53 @@ class BodyReader(CommandExecution):
         position = body.feed(data, start)
         end = position if position >= 0 else len(data)
         self._note_piece(body, data, start, end)
+        if self.answered_early:
+            return self._discard_body(end) if position >= 0 else None
         if 0 < 2 * engine.config.message_size_limit < body.octets - FINAL_DOT:
             # It might go on for ever, and its reply can be sent now.
             self._check_size_limit(self.octets)
             self.in_body = False
             return self._end_far_too_large(end)
+        if self.input_fault is not None:
+            # The last octets may be the beginning of the line with the final dot.
+            size = body.octets - (FINAL_DOT if position >= 0 else FINAL_DOT - 1)
+            if self._fails_after(size):
+                return self._fail_in_body(self.engine.end_of_message, end, position < 0)
         if position < 0:
             return None
         self.in_body = False
         self.octets = body.octets - FINAL_DOT
         return self._answer_message(body, position, position < len(data))
+
+    def _fails_after(self, size: int) -> bool:
+        """Return whether a fault is due after so many octets of the message."""
+        fault = self.input_fault
+        return fault is not None and 0 < fault.after <= size
+
+    def _fail_in_body(self, command: BoundCommand, end: int, goes_on: bool) -> Answered:
+        """Return what a fault does in the middle of a message: its reply, or the end of the connection.
+
+        `goes_on`: more of the message, or of the chunk, is to come, which is discarded.
+        """
+        fault = self.input_fault
+        assert fault is not None
+        self.size = UNDECLARED  # It is compared with what has come.
+        self._chunk = None
+        self.decision = Decision(fault=fault.ending)
+        if fault.reply is None:
+            self.in_body = False
+            return end, self.engine.data, replies.NO_REPLY
+        reply = fault.reply
+        reads_on = fault.ending is None and reply.next_action is NextAction.READ
+        self.in_body = self.answered_early = goes_on and reads_on
+        if command is self.engine.end_of_message and reply.next_action is NextAction.READ:
+            reply = self._for_each_recipient(reply)
+        return end, command, reply
+
+    def _discard_body(self, end: int) -> Answered:
+        """End a message, or a chunk, that was answered before."""
+        self.in_body = self.answered_early = False
+        return end, self.engine.end_of_message, replies.ALREADY_ANSWERED
 
     def _note_piece(self, body: Body, data: bytes, start: int, end: int) -> None:
         """Note the octets of a body that have come, and the violations in them."""
@@ -224,7 +264,21 @@ class BodyReader(CommandExecution):
         """Pass over the octets of a chunk from `start`; return the reply to BDAT, or None if it goes on."""
         end = body.feed(data, start)
         self._note_piece(body, data, start, end)
+        if self.answered_early:
+            return None if body.left else self._discard_body(end)
+        if not self.refused & CHUNKED and self._fails_after(body.octets):
+            return self._fail_in_chunk(end)
         return None if body.left else self.end_chunk(end, end < len(data))
+
+    def _fail_in_chunk(self, end: int) -> Answered:
+        """Return what a fault does in a chunk, or at its end. All further chunks are refused."""
+        engine, chunk = self.engine, self._chunk
+        self.refused |= CHUNKED
+        self.outstanding = True  # The client may send the chunks that follow before it reads the reply.
+        if chunk is not None and chunk.is_last:
+            return self._fail_in_body(engine.end_of_message, end, self.awaits_chunk)
+        self.stage |= CHUNKED
+        return self._fail_in_body(engine.bdat, end, self.awaits_chunk)
 
     def end_chunk(self, end: int, followed: bool) -> Answered:
         """Carry out BDAT when its chunk is complete. `followed`: more input has come."""
@@ -246,6 +300,13 @@ class BodyReader(CommandExecution):
         chunk, body = self._chunk, self.body
         if chunk is None or self.in_body or reply is replies.PENDING:
             return answered
+        decision = self.decision
+        if decision is not None and decision.fault is not None and decision.fault.input is not None:
+            self.decision = decision._replace(fault=None)
+            if reply.code < 400:
+                self.input_fault = decision.fault.input
+                if self._fails_after(self.octets):
+                    return self._fail_in_chunk(end)
         self._chunk = None
         if reply.next_action is NextAction.END_MESSAGE:
             assert isinstance(body, ChunkedBody)
@@ -264,5 +325,5 @@ class BodyReader(CommandExecution):
         return answered
 
     def _for_each_recipient(self, refusal: Reply) -> Reply:
-        """Return the refusal of the last chunk, in LMTP as often as there are recipients (RFC 2033 4.3)."""
+        """Return the refusal of a message, in LMTP as often as there are recipients (RFC 2033 4.2, 4.3)."""
         return refusal.repeated(len(self.forward_paths)) if self._answers_recipients else refusal

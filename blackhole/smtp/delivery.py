@@ -110,6 +110,13 @@ class ReplyDelivery(SessionState):
                 wire = self._finish_recipient(self.recipient_replies, reply, fault)
         if fault is None:
             return self._emit_all(out, command, reply, wire, None)
+        if fault.input is not None:
+            stopped = self._emit_all(out, command, reply, wire, None)
+            if reply.code < 400:
+                self.input_fault = fault.input
+                if command.is_helo or command is self.engine.connect:
+                    self.lasting_fault = fault.input
+            return stopped
         if fault.rate:
             return self._drip(out, command, reply, fault, wire)
         if fault.share < 1:

@@ -145,6 +145,7 @@ class EngineTables:
         self.bdat: Final = commands["BDAT"]
         self.offers_chunks: Final = self.constants.offers[0].has_verb(self.bdat.verb)
         """Every client may send BDAT, whatever the reply to its EHLO was."""
+        self.data: Final = commands["DATA"]
         self.mail: Final = commands["MAIL"]
         self.starttls: Final = commands["STARTTLS"]
         self.commands: Final[Mapping[bytes, BoundCommand]] = {

@@ -150,7 +150,7 @@ class CommandExecution(ReplyDelivery):
         if reply is replies.PENDING:
             self.unprocessed = data[end:]
             return True
-        if reply is replies.CHUNK_FOLLOWS:
+        if reply is replies.CHUNK_FOLLOWS or reply is replies.ALREADY_ANSWERED:
             return False
         decision, self.decision = self.decision, None
         if self.chunk_decision is not None:

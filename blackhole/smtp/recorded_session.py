@@ -194,6 +194,8 @@ class RecordedSession(Session):
         return redacted(line) if self._expects_secret else line
 
     def read_body(self, data: bytes, start: int) -> Answered | None:
+        if self.answered_early:
+            return Session.read_body(self, data, start)  # The record is published.
         if self._fields is None:
             self._fields = WantedFieldReader(self._recorder.wanted)
         answered = Session.read_body(self, data, start)

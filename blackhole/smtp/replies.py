@@ -16,6 +16,8 @@ class NextAction(Enum):
     READ = "read on"
     READ_BODY = "read a message body"
     END_MESSAGE = "answer the message whose last chunk was accepted"
+    LIMIT_INPUT = "make the receive window small, then go on"
+    READ_SLOWLY = "read on, and as slowly as the fault says"
     SLEEP = "wait, then resume"
     LOOKUP = "wait for an answer, then resume with it"
     START_TLS = "do the TLS handshake"
@@ -219,4 +221,6 @@ LAST_CHUNK: Final = Reply(250, "", next_action=NextAction.END_MESSAGE)
 """Stands for the reply to the last chunk, which is the reply to the message."""
 CHUNK_FOLLOWS: Final = Reply(250, "")
 """Stands for a reply that follows the octets of the chunk (RFC 3030 2)."""
+ALREADY_ANSWERED: Final = Reply(250, "")
+"""Stands for the reply to a message, or a chunk, that was answered before it came to its end."""
 CHUNK_DISCARDED: Final = Reply(503, "5.5.1", "Chunk discarded after an earlier error; send RSET")

@@ -57,11 +57,13 @@ class Session(InputReader):
     (b'221 2.0.0 Goodbye\\r\\n', <NextAction.CLOSE: 'close'>)
     """
 
-    __slots__ = ("busy", "client", "needs_general_path")
+    __slots__ = ("busy", "client", "needs_general_path", "receive_window")
 
     def __init__(self, engine: EngineTables, secure: bool, client: str, meter: Meter) -> None:
         InputReader.__init__(self, engine, secure, client, meter)
         self.client = client
+        self.receive_window = 0
+        """Octets of the receive window that were asked of the connection; 0: nothing was."""
         self.busy = False
         """Input is unanswered, a reply is held back, or replies are slowed down or refused altogether."""
         self.needs_general_path = self.must_authenticate
@@ -88,7 +90,7 @@ class Session(InputReader):
     def secured(self) -> None:
         """Start anew after a TLS handshake (RFC 3207 4.2)."""
         self.restart_under_tls(self.next_action is NextAction.START_TLS)
-        self.next_action = READ
+        self.next_action = self._next_read()
         self.certificate = ""
         self.policy = self.policy.secured()
 
@@ -187,6 +189,11 @@ class Session(InputReader):
 
     # Input.
 
+    def input_limited(self, window: int) -> None:
+        """Go on after NextAction.LIMIT_INPUT with a receive window of so many octets."""
+        self.receive_window = window
+        self.next_action = self._next_read()
+
     def receive(self, data: bytes) -> bytes:
         """Take input of the client; return the replies that may leave now."""
         fast_path = self.engine.fast_path
@@ -275,12 +282,25 @@ class Session(InputReader):
         slow = self.error_budget is not None and self.error_budget.slow
         pending = self.unprocessed or self.discarded or self.deferred or self.auth_exchange
         self.busy = bool(pending) or slow or self.rejected
-        self.needs_general_path = self.busy or self.refused > 0 or self.must_authenticate
+        self.needs_general_path = (
+            self.busy or self.refused > 0 or self.must_authenticate or self.input_fault is not None
+        )
+        if self.input_fault is not None and self.next_action is READ:
+            self.next_action = self._next_read()
         if not (self.offered.pipelining or self.unprocessed or self.deferred):
             self.outstanding = False
         if self.after_421 is not None and self.offered.pipelining:
             self.after_421.feed(data[position:])
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def _next_read(self) -> NextAction:
+        """Return how to read what comes next, by the fault in force."""
+        fault = self.input_fault
+        if fault is None:
+            return READ
+        if fault.window and fault.window != self.receive_window:
+            return NextAction.LIMIT_INPUT
+        return NextAction.READ_SLOWLY if fault.rate else READ
 
     def _switch_to_successor(self) -> None:
         """Go over to the engine that has replaced this one; but what has begun ends under the same rules."""

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.smtp.auth import Exchange, Mechanism
+from blackhole.smtp.faults import InputFault
 from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.offer import NO_OFFER, Offer
 from blackhole.smtp.replies import Reply
@@ -191,6 +192,8 @@ class SessionState:
         "forward_paths",
         "forwarded_client",
         "greeting_omitted",
+        "input_fault",
+        "lasting_fault",
         "line",
         "listener",
         "messages",
@@ -265,6 +268,10 @@ class SessionState:
         """What the reply to the last EHLO offered, as it was sent; nothing after HELO."""
         self.refused = 0
         """What was refused in this transaction, as bits."""
+        self.input_fault: InputFault | None = None
+        """What goes wrong with the input in this transaction."""
+        self.lasting_fault: InputFault | None = None
+        """What goes wrong with it in each transaction."""
         self.outstanding = False
         """The client may have sent what comes now before it saw the last refusal: it may pipeline (RFC 2920
         3.1), and has sent no command since whose reply it had to wait for."""
@@ -310,6 +317,7 @@ class SessionState:
         self.smtputf8 = False
         self.eightbit = False
         self.forwarded_client = NO_NAMED_CLIENT
+        self.input_fault = self.lasting_fault
 
     def restart_under_tls(self, after_starttls: bool) -> None:
         """Forget everything that was said before the TLS handshake (RFC 3207 4.2)."""
