@@ -235,7 +235,7 @@ class Connection:
         if usage is None:
             return True
         if usage.shared is not None and usage.shared.is_pending:
-            await self._wait(asyncio.ensure_future(usage.shared.wait()))
+            await self.wait(asyncio.ensure_future(usage.shared.wait()))
         refusal = context.admission.refusal(usage)
         handshake_follows = context.listener.tls and not self.session.secure
         if refusal is None and handshake_follows and not usage.meter("STARTTLS"):
