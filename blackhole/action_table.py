@@ -109,6 +109,14 @@ ACTION_TABLE: Final = (
         },
     ),
     ActionWord(
+        "authority",
+        "print the authority of the certificates that the server has issued, in PEM",
+        f"{RUNNING} The server issues certificates with ssl_cert = auto, and for the TLS menu. A client that "
+        "trusts the authority accepts the good one.",
+        options=("pid", "conf"),
+        statuses={7: "no server runs", 78: "the server has issued no certificates"},
+    ),
+    ActionWord(
         "explain",
         "show which rule of a scenario would answer in a given case, and why",
         options=("scenario", "mode", "listen", "conf"),

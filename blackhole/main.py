@@ -272,7 +272,7 @@ def _figures(settings: Settings, pid: int) -> str:
         return _fleet_status(settings, facts)
     uptime = snapshot.seconds
     if settings.json:
-        shown = {name: value for name, value in facts.items() if name not in ("lines", "options", "given")}
+        shown = {name: value for name, value in facts.items() if name not in HIDDEN_FACTS}
         in_force = {"runtime_scenario": order.name or None, "one_shot_replies": one_shot_replies}
         return (
             json.dumps({"pid": pid, "uptime": uptime, **shown, **in_force, **snapshot.as_dict()}, indent=2)
@@ -281,6 +281,10 @@ def _figures(settings: Settings, pid: int) -> str:
     head = f"Blackhole {facts.get('version', '')}".rstrip()
     server = status.server_lines(facts, order.name, one_shot_replies)
     return f"{head} is running, pid {pid}.\n{status.status_text(snapshot, uptime, server)}"
+
+
+HIDDEN_FACTS: Final = ("lines", "options", "given", "authority")
+"""Facts that are for other commands."""
 
 
 def _fleet_status(settings: Settings, facts: Mapping[str, Any]) -> str:
@@ -366,6 +370,14 @@ def _recent(settings: Settings, arguments: Sequence[str]) -> int:
     return recent_lines.show(pid, settings)
 
 
+def _authority(settings: Settings, arguments: Sequence[str]) -> int:
+    authority = ServerFacts.of(_running_pid(settings)).get("authority", "")
+    if not authority:
+        raise OperatorError("the server has issued no certificates; give it ssl_cert = auto, or tls_menu")
+    print_stdout(authority)
+    return os.EX_OK
+
+
 STARTS: Final[dict[str, Callable[[Invocation, Sequence[str]], int]]] = {
     "run": _run,
     "start": _start,
@@ -382,5 +394,6 @@ ACTIONS: Final[dict[str, Callable[[Settings, Sequence[str]], int]]] = {
     "report": _report,
     "top": _top,
     "recent": _recent,
+    "authority": _authority,
 }
 """Every other action except `explain`, which takes the case to explain as well, and what is a request too."""

@@ -14,6 +14,14 @@ from typing import Any, Final, NamedTuple
 from blackhole import listeners, values
 from blackhole.listeners import OWN_SETTINGS, GivenListener, ListenerSetting
 from blackhole.settings import LOG_FORMATS, MAX_RECENT, MODES, NEWLINES
+from blackhole.tls_menu import (
+    CLIENT_CERTIFICATE,
+    DEFAULT_TLS_MIN,
+    ENTRIES,
+    MENU_BY_NAME_ASKED,
+    NO_ENTRY,
+    VERSION_NUMBERS,
+)
 
 
 class Option(NamedTuple):
@@ -175,13 +183,33 @@ OPTIONS: Final = (
     Option("ssl_port", values.port, "465", "PORT", "TLS", "port for implicit TLS",
            "Opened on host, if there is a certificate. With listen and neither host nor port, it is opened "
            "only if ssl_port is set too."),
-    Option("ssl_cert", values.path, "", "FILE", "TLS", "certificate and its chain, PEM",
-           "Turns on STARTTLS on every listener, and the listener on ssl_port.", of_listener="cert"),
+    Option("ssl_cert", values.certificate, "", "FILE|auto", "TLS", "certificate and its chain, PEM",
+           "Turns on STARTTLS on every listener, and the listener on ssl_port. With auto, a certificate is "
+           "issued at start, by an authority of its own: see the action authority.", of_listener="cert"),
     Option("ssl_key", values.path, "", "FILE", "TLS", "private key, PEM", default_note="read from ssl_cert",
            of_listener="key"),
+    Option("tls_menu", values.one_of((NO_ENTRY, MENU_BY_NAME_ASKED, *ENTRIES)), NO_ENTRY, "off|sni|ENTRY",
+           "TLS", "entry of the TLS menu: a certificate or a handshake that is wrong in one way",
+           f"The entries are {', '.join(ENTRIES)}. With sni, the client selects one by the first label of "
+           "the name that it asks for, such as expired.badtls.test. Rules override it.",
+           of_listener="tls_menu"),
+    Option("tls_min", values.tls_version, "", "VERSION", "TLS", "least version of TLS",
+           f"One of {', '.join(VERSION_NUMBERS)}.", default_note=DEFAULT_TLS_MIN,
+           of_listener="tls_min"),
+    Option("tls_max", values.tls_version, "", "VERSION", "TLS", "greatest version of TLS",
+           default_note=VERSION_NUMBERS[-1], of_listener="tls_max"),
+    Option("tls_ciphers", values.tls_ciphers, "", "LIST", "TLS", "ciphers for TLS 1.2 and older",
+           "A cipher list of OpenSSL. TLS 1.0 and 1.1 need :@SECLEVEL=0 at its end.",
+           default_note="AES-GCM and ChaCha20 with ECDHE", of_listener="tls_ciphers"),
+    Option("client_cert", values.one_of(CLIENT_CERTIFICATE), "off", "off|ask|require", "TLS",
+           "whether to ask clients for a certificate",
+           "With ask, a client may have none. With require, the handshake fails without one. "
+           "AUTH EXTERNAL uses the name in it.", of_listener="client_cert"),
+    Option("client_ca", values.path, "", "FILE", "TLS",
+           "authorities that sign the certificates of clients, PEM", of_listener="client_ca"),
     Option("ssl_ca_certs_dir", values.path, "", "DIRECTORY", "TLS",
            "ignored; accepted because Blackhole 1.x had it",
-           warning="ignored, because Blackhole asks no client for a certificate; remove it"),
+           warning="ignored, because the authorities of clients are in the file client_ca; remove it"),
     Option("max_connections", values.whole_number(1, 1000000), "10000", "COUNT", "Limits",
            "connections per worker; any more are answered with 421",
            "Lowered if a worker may not open that many files."),

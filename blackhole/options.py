@@ -28,6 +28,7 @@ from blackhole.option_table import (
     variable,
 )
 from blackhole.settings import ACCELERATORS, Listener, OperatorError, RedisSettings, Settings
+from blackhole.tls_menu import AUTO_CERTIFICATE, NO_ENTRY
 from blackhole.values import did_you_mean, shown, without_password
 
 EXPLAIN_OPTIONS: Final = {
@@ -35,6 +36,7 @@ EXPLAIN_OPTIONS: Final = {
     "client": ("ADDRESS", "address of the client [127.0.0.1]"),
     "listener": ("ADDRESS:PORT", "address of the listener [the first]"),
     "tls": ("yes|no|VERSION", "whether TLS is on, or its version, as 1.3 [no]"),
+    "sni": ("NAME", "name of the server that the client asks for in the TLS handshake"),
     "helo": ("NAME", "argument of HELO or EHLO"),
     "login": ("NAME", "user that has authenticated"),
     "sender": ("ADDRESS", "address in MAIL"),
@@ -436,8 +438,10 @@ def _check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -
     """Remove certificate and key where TLS is off, and warn about options that need TLS."""
     if not found["ssl"]:
         found |= {"ssl_cert": "", "ssl_key": ""}
-    elif found["ssl_key"] and not found["ssl_cert"]:
+    elif found["ssl_key"] and found["ssl_cert"] in ("", AUTO_CERTIFICATE):
         raise given["ssl_key"].error("a key without a certificate; set ssl_cert too")
+    elif not found["ssl_cert"] and found["tls_menu"] != NO_ENTRY:
+        found["ssl_cert"] = AUTO_CERTIFICATE
     elif not found["ssl_cert"]:
         without_effect = (given[name].where for name in ("ssl", "ssl_port") if name in given)
         warnings += (f"{where}: no effect without ssl_cert" for where in without_effect)
@@ -474,6 +478,8 @@ def _listeners(
         listener = listeners.make(LISTENER_SETTINGS, item, mode, delay)
         if not found["ssl"]:
             listener = replace(listener, own=tuple(one for one in listener.own if one[0] not in TLS_FILES))
+        elif "tls_menu" in dict(listener.own) and not {**found, **dict(listener.own)}["ssl_cert"]:
+            listener = replace(listener, own=(*listener.own, ("ssl_cert", AUTO_CERTIFICATE)))
         _check_listener(item, listener, found, given["listen"], warnings)
         made.append(listener)
     _check_distinct(made, given)

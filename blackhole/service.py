@@ -285,6 +285,8 @@ class Service:
             self._profiles,
             shared.control,
             shared.machine_id,
+            set(wanted.tls.values()),
+            wanted.menu,
             shared.recent(wanted),
             shared.messages,
         )
@@ -328,9 +330,10 @@ class Service:
         """
         warnings: list[str] = []
         self._close_unneeded(self._current, set())
-        inputs = configuration.read(self._read_settings(warnings.append), warnings.append)
+        settings = self._read_settings(warnings.append)
+        inputs = configuration.read(settings, warnings.append, self._current.menu)
         began = time.process_time()
-        configuration.make(inputs)
+        configuration.make(inputs, warnings.append)
         seconds = time.process_time() - began
         if seconds > MAX_LOAD_SECONDS:
             raise OperatorError(f"the scenarios take {seconds:.0f} s to load; restart instead")
@@ -358,7 +361,7 @@ class Service:
         workers = what.inputs.settings.workers
         if workers + MAX_OTHER_JOBS > self._shared.counters.rows // 2:
             raise OperatorError(f"{workers} workers are too many for a reload; restart instead")
-        loaded = configuration.make(what.inputs)
+        loaded = configuration.make(what.inputs, lambda warning: None)
         self._next = configuration.open_sockets(loaded, self._current, [], partial(log.warning, "%s"))
         return self._plan(self._next)
 

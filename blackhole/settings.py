@@ -11,6 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from blackhole.tls_menu import (
+    AUTO_CERTIFICATE,
+    ENTRIES,
+    GOOD,
+    NO_ENTRY,
+    USUAL_TLS,
+    TLSParameters,
+)
+
 Delay = tuple[float, float]
 """Seconds to wait before a reply: (least, most), between which the wait is uniformly distributed."""
 
@@ -194,8 +203,18 @@ class Settings:
     """Octets; 0 is no limit."""
     strict: bool = False
     ssl_cert: str = ""
-    """Empty: no TLS."""
+    """Empty: no TLS. AUTO_CERTIFICATE: one that is issued at start."""
     ssl_key: str = ""
+    tls_menu: str = NO_ENTRY
+    """An entry of the TLS menu, or MENU_BY_NAME_ASKED."""
+    tls_min: str = ""
+    """Empty: DEFAULT_TLS_MIN, or `tls_max` if that is less."""
+    tls_max: str = ""
+    tls_ciphers: str = ""
+    client_cert: str = "off"
+    """A key of CLIENT_CERTIFICATE."""
+    client_ca: str = ""
+    """A file with the authorities that sign certificates of clients."""
     message_directives: bool = True
     """Whether header fields of a message may set its mode and delay."""
     auth: str = "off"
@@ -300,6 +319,22 @@ class Settings:
         'mx2.test'
         """
         return replace(self, **dict(listener.own)) if listener.own else self
+
+    @property
+    def tls_parameters(self) -> TLSParameters:
+        """Return how the TLS handshake is done where neither a rule nor the client asks for anything else.
+
+        >>> str(Settings(ssl_cert="auto", tls_menu="expired", tls_max="1.2").tls_parameters)
+        'certificate expired, tls_max 1.2'
+        """
+        of_entry = ENTRIES[self.tls_menu].parameters if self.tls_menu in ENTRIES else USUAL_TLS
+        return TLSParameters(
+            "",
+            self.tls_min,
+            self.tls_max,
+            self.tls_ciphers,
+            "" if self.client_cert == "off" else self.client_cert,
+        ).over(of_entry.over(TLSParameters(GOOD if self.ssl_cert == AUTO_CERTIFICATE else "")))
 
     @property
     def limits_clients(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from blackhole import addresses, processors
 from blackhole.settings import MODES, DashboardAddress, Delay, FleetServer, RedisSettings
+from blackhole.tls_menu import AUTO_CERTIFICATE, CIPHERS, VERSION_NUMBERS
 
 MAX_REPEATED: Final = 60
 """Characters of a wrong value that an error message repeats."""
@@ -212,6 +213,30 @@ def path(text: str) -> str:
         raise expected("a path in UTF-8", found) from None
     printable(text)
     return found
+
+
+def certificate(text: str) -> str:
+    """Read a path, or the word for a certificate that is issued at start."""
+    return text if text == AUTO_CERTIFICATE else path(text)
+
+
+def tls_version(text: str) -> str:
+    """Read a version of TLS, or nothing.
+
+    >>> [tls_version(text) for text in ("1.2", "TLSv1.3", "")]
+    ['1.2', '1.3', '']
+    """
+    version = text.lower().removeprefix("tls").removeprefix("v")
+    if text and version not in VERSION_NUMBERS:
+        raise expected(f"one of {', '.join(VERSION_NUMBERS)}", text)
+    return version
+
+
+def tls_ciphers(text: str) -> str:
+    """Read a cipher list of OpenSSL, or nothing. Whether OpenSSL has these ciphers is found out later."""
+    if text and not CIPHERS.fullmatch(text):
+        raise expected("a cipher list of OpenSSL, as ECDHE+AESGCM", text)
+    return text
 
 
 def scenarios(text: str) -> tuple[str, ...]:

@@ -18,11 +18,13 @@ from internet_profile import profile_text  # noqa: E402
 
 import blackhole  # noqa: E402
 from blackhole import settings  # noqa: E402
+from blackhole.metrics.tls_events import TLS_FAILURES  # noqa: E402
 from blackhole.option_table import LISTENER_ROWS, OPTIONS, Option  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
 from blackhole.smtp.auth import MECHANISMS  # noqa: E402
 from blackhole.smtp.extensions import EXTENSIONS  # noqa: E402
+from blackhole.tls_menu import TLS_MENU  # noqa: E402
 from blackhole.web import prometheus  # noqa: E402
 
 REFERENCE = HERE / "reference"
@@ -136,6 +138,24 @@ def mechanism_table() -> Iterator[str]:
     yield from table(
         ("mechanism", "by default", "source", "what is checked against a file"),
         ((row.name, "yes" if row.by_default else "", row.source, row.verified) for row in MECHANISMS),
+    )
+
+
+def rfc_link(source: str) -> str:
+    """Return a link for a text such as "RFC 8446 6.1"."""
+    _, number, *section = source.split()
+    return rfc(int(number), *section)
+
+
+def menu_tables() -> Iterator[str]:
+    yield from ("## The menu", "")
+    yield from table(
+        ("entry", "what the server does", "source"),
+        ((code(row.name), sentence(row.meaning), rfc_link(row.source)) for row in TLS_MENU),
+    )
+    yield from ("", "## Why handshakes fail", "")
+    yield from table(
+        ("reason", "meaning"), ((code(name), sentence(meaning)) for name, meaning in TLS_FAILURES.items())
     )
 
 
@@ -265,6 +285,7 @@ GENERATED_ENDS: dict[str, Callable[[], Iterator[str]]] = {
     "design": module_tables,
     "smtp": protocol_tables,
     "auth": mechanism_table,
+    "tls": menu_tables,
 }
 """File name without `.md` of a page whose end, from NOTICE on, is generated -> what yields its lines."""
 

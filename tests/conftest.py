@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from blackhole import options
-from blackhole.net import tls
 from blackhole.net.client_table import ClientTable, ClientTableView
-from blackhole.settings import ACCELERATORS
+from blackhole.net.tls import TLSContexts
+from blackhole.process import auth_file, tls_configuration
+from blackhole.rules import scenario
+from blackhole.settings import ACCELERATORS, Settings
 from tests.certificates import Certificate, issue
 from tests.http_api import Sink
 from tests.option_samples import WriteConf
@@ -70,6 +72,13 @@ def accelerators() -> frozenset[str]:
     return ACCELERATORS
 
 
+def tls_contexts(settings: Settings) -> TLSContexts | None:
+    """Return the contexts of the first listener, made as the program makes them."""
+    of_rules = scenario.tls_parameters(scenario.load_rules(settings.scenario))
+    inputs = tls_configuration.read(settings, of_rules, None)
+    return tls_configuration.make(settings, inputs, of_rules, pytest.fail).get(settings.listeners[0])
+
+
 @pytest.fixture
 def serve(
     certificate: Certificate, caplog: pytest.LogCaptureFixture, accelerators: frozenset[str]
@@ -80,10 +89,14 @@ def serve(
     def start(*argv: str, secure: bool = False, on: frozenset[str] = accelerators) -> Service:
         environ = {"BLACKHOLE_ACCELERATORS": ",".join(on) or "off"}
         settings = options.parse(["--hostname=mx.test", *argv], environ).settings
-        context = tls.make_context(certificate.cert, certificate.key) if secure or settings.ssl_cert else None
+        if secure and not settings.ssl_cert:
+            settings = replace(settings, ssl_cert=certificate.cert, ssl_key=certificate.key)
+        contexts = tls_contexts(settings)
+        if settings.auth not in ("off", "any"):
+            settings = replace(settings, password_files={settings.auth: auth_file.load(settings.auth)[0]})
         ledger = ClientTableView(ClientTable(1), 0, lambda: [0]) if settings.counts_clients else None
         listener = settings.listeners[0]
-        services.append(Service(settings, replace(listener, tls=secure or listener.tls), context, ledger))
+        services.append(Service(settings, replace(listener, tls=secure or listener.tls), contexts, ledger))
         return services[-1]
 
     yield start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.acceptor import bind
 from blackhole.net.client_table import ClientTableView
 from blackhole.net.poller import LoopPoller
+from blackhole.net.tls import TLSContexts
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario
 from blackhole.settings import Listener, Settings
@@ -34,12 +34,12 @@ class Service:
         self,
         settings: Settings,
         listener: Listener,
-        context: ssl.SSLContext | None,
+        contexts: TLSContexts | None,
         ledger: ClientTableView | None = None,
     ) -> None:
         self.settings = settings
         self.listener = replace(listener, host="127.0.0.1", port=0)
-        self.context = context
+        self.contexts = contexts
         self.ledger = ledger
         self.stats = Counters(1)
         self.cells = self.stats.cells(self.stats.allocate_row())
@@ -67,7 +67,7 @@ class Service:
             self.listener,
             self.settings,
             self.cells,
-            self.context,
+            self.contexts,
             None,
             scenario=active,
             client_table=self.ledger,

@@ -53,7 +53,7 @@ def test_a_conf_file_of_1x_written_as_python_still_loads(write_conf: WriteConf) 
     assert got.warnings == (
         f"{path}:8: debug: every line of every session is logged,"
         " which is slow and fills disks with private data",
-        f"{path}:15: ssl_ca_certs_dir: ignored, because Blackhole asks no client for a certificate;"
+        f"{path}:15: ssl_ca_certs_dir: ignored, because the authorities of clients are in the file client_ca;"
         " remove it",
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from blackhole.metrics.counters import Counters
-from blackhole.net import acceptor, tls
+from blackhole.net import acceptor
 from blackhole.process import worker
 from blackhole.process.plan import ChildContext
 from blackhole.process.worker import WorkerContext
@@ -254,10 +254,10 @@ def test_a_one_shot_rule_without_remaining_uses_is_not_in_the_scenario() -> None
     one = OneShotRule(2, 0, 1, {"phase": "RCPT", "reply": "451 4.3.0 Next"})
     channel.set_budget(one, 1)
     order = RuntimeOrder(one_shot_rules=(one,))
-    active = effective_scenario(order, NO_SCENARIO, channel, tls.context_from_pem)
+    active = effective_scenario(order, NO_SCENARIO, channel)
     assert [rule.phases for rule in active.rules] == [{"RCPT"}]
     assert channel.consume(one)
-    assert effective_scenario(order, NO_SCENARIO, channel, tls.context_from_pem).rules == ()
+    assert effective_scenario(order, NO_SCENARIO, channel).rules == ()
 
 
 def test_each_order_wakes_readers_up_and_the_pipe_never_fills() -> None:
@@ -288,11 +288,7 @@ def test_an_order_that_cannot_be_applied_leaves_the_previous_one_in_force(tmp_pa
             logging.basicConfig(filename=log, force=True)
             settings = Settings(listeners=(listener,))
             child = ChildContext(row, alive_fd)
-            worker.run(
-                WorkerContext(
-                    settings, {listener: [bound]}, {listener: None}, NO_SCENARIO, stats, channel, child
-                )
-            )
+            worker.run(WorkerContext(settings, {listener: [bound]}, {}, NO_SCENARIO, stats, channel, child))
         finally:
             os._exit(0)
     try:

@@ -78,7 +78,15 @@ def test_reference_has_no_page_that_is_not_generated() -> None:
 def test_check_of_the_reference_names_a_page_that_differs(tmp_path: Path) -> None:
     copy = tmp_path / "docs"
     (copy / "reference").mkdir(parents=True)
-    for name in ("tables.py", "internet_profile.py", "metrics.md", "design.md", "smtp.md", "auth.md"):
+    for name in (
+        "tables.py",
+        "internet_profile.py",
+        "metrics.md",
+        "design.md",
+        "smtp.md",
+        "auth.md",
+        "tls.md",
+    ):
         (copy / name).write_text((DOCS / name).read_text("utf-8"), "utf-8")
     command = [sys.executable, str(copy / "tables.py")]
 

@@ -11,13 +11,13 @@ import pytest
 from blackhole import options
 from blackhole.rules import explain, scenario
 from blackhole.rules.context import RuleContext
-from blackhole.rules.effects import CERTIFICATES
 from blackhole.rules.faults import FAULTS
 from blackhole.rules.listener_rules import ListenerRules
 from blackhole.rules.rule_keys import FILE_KEYS, RULE_KEYS, WINDOW_KEYS
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import OperatorError
 from blackhole.smtp.state import PHASES
+from blackhole.tls_menu import CERTIFICATES, HANDSHAKE_FAULTS
 from tests.program import ROOT, run
 
 pytestmark = pytest.mark.pure
@@ -41,7 +41,7 @@ def test_every_example_of_the_page_is_a_valid_scenario(text: str) -> None:
 def test_every_key_is_documented() -> None:
     for key in (*RULE_KEYS, *WINDOW_KEYS, *FILE_KEYS):
         assert f"`{key}`" in PAGE or key in ("about", "rule"), key
-    for word in (*FAULTS, *CERTIFICATES):
+    for word in (*FAULTS, *HANDSHAKE_FAULTS, *CERTIFICATES):
         assert f'"{word}"' in PAGE, word
     for phase in PHASES:
         assert f"`{phase}`" in PAGE, phase

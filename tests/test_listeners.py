@@ -33,6 +33,12 @@ SAMPLES = {
     "timeout": "90s",
     "cert": "/etc/ssl/mx2.pem",
     "key": "/etc/ssl/mx2.key",
+    "tls_menu": "expired",
+    "tls_min": "1.3",
+    "tls_max": "1.2",
+    "tls_ciphers": "ECDHE+AESGCM:@SECLEVEL=1",
+    "client_cert": "ask",
+    "client_ca": "/etc/ssl/clients.pem",
 }
 """A value of each setting that is not the default of its option."""
 

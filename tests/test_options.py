@@ -432,7 +432,7 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         (
             "start -- --port",
             "'--port': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, recent, explain, help, version (did you mean report?)",
+            " check, report, top, recent, authority, explain, help, version (did you mean report?)",
         ),
         ("--port", "--port: expected one argument"),
         ("--user=--", "--user: expected a value, not '--'"),
@@ -512,12 +512,12 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         (
             "strat",
             "'strat': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, recent, explain, help, version (did you mean start?)",
+            " check, report, top, recent, authority, explain, help, version (did you mean start?)",
         ),
         (
             "",
             "'': unknown action; the actions are run, start, stop, restart, reload, reopen, status,"
-            " check, report, top, recent, explain, help, version",
+            " check, report, top, recent, authority, explain, help, version",
         ),
         ("start stop", "expected one action, not start and stop"),
         ("stop --daemon", "expected one action, not stop and start"),
@@ -568,7 +568,10 @@ def test_a_mistake_in_the_environment_is_named_with_its_variable() -> None:
         (
             "--ssl-ca-certs-dir=/etc",
             {},
-            ["--ssl-ca-certs-dir: ignored, because Blackhole asks no client for a certificate; remove it"],
+            [
+                "--ssl-ca-certs-dir: ignored, because the authorities of clients are in the file client_ca;"
+                " remove it"
+            ],
         ),
         ("--ssl=yes", {"SSL_PORT": "1"}, ["--ssl: no effect without ssl_cert"]),
         ("--ssl_port=1", {}, ["--ssl-port: no effect without ssl_cert"]),

@@ -12,6 +12,7 @@ import pytest
 
 from blackhole.rules.scenario_file import MAX_NESTING
 from blackhole.settings import OperatorError
+from blackhole.tls_menu import TLSParameters
 from blackhole.web import order_check
 from blackhole.web.order_check import MEMORY, CheckedOrder, check_one_shot_rule, check_text, checked
 from tests.program import children
@@ -37,7 +38,7 @@ def test_the_check_returns_tables_without_what_workers_do_not_need() -> None:
     found = result(partial(check_text, "test", b'about = "x"\nseed = 7\n' + RULE))
     assert found.tables == {"seed": 7, "rule": [{"phase": "STARTTLS", "certificate": "expired"}]}
     assert found.text.startswith('about = "x"')
-    assert found.certificates == {"expired"}
+    assert found.tls == {TLSParameters(certificate="expired")}
 
 
 def test_a_mistake_in_a_rule_is_the_error_of_the_check() -> None:

@@ -564,7 +564,7 @@ def test_workers_count_envelopes_that_were_never_retried() -> None:
     scenario, channel = ActiveScenario(outcome_store=past), ControlChannel()
     children = [ChildContext(stats.allocate_row(), -1) for _ in range(2)]
     workers = [
-        Worker(WorkerContext(Settings(), {}, None, scenario, stats, channel, child)) for child in children
+        Worker(WorkerContext(Settings(), {}, {}, scenario, stats, channel, child)) for child in children
     ]
     for late, found in ((0, 0), (1, 20), (2, 20)):
         for _ in range(SETS // SETS_PER_SECOND):

@@ -198,7 +198,7 @@ MISTAKES = {
     "[[rule]]\nblocklist = 'zen example'\nhelo = 'x'\n": "blocklist: expected the name of a list",
     "[[rule]]\nphase = '.'\nheader = 'invoice'\ndelay = 1\n": "header: expected a header field, as ",
     REFUSE + "header = 'Subject: x'\n": "rule 1: header: not known at RCPT; known at .",
-    "[[rule]]\nphase = 'STARTTLS'\ncertificate = 'stolen'\n": "certificate: expected one of expired, ",
+    "[[rule]]\nphase = 'STARTTLS'\ncertificate = 'stolen'\n": "certificate: expected one of good, self-",
     "[[rule]]\nphase = 'MAIL'\nreply = 'accept'\nthen = 'close'\n": "then: close replaces the command, ",
 }
 """A file's text and (part of) the one line that is said."""
@@ -509,7 +509,7 @@ def test_rules_at_starttls_apply_to_implicit_tls(rule: str, next_action: NextAct
         session = engine(text + more, outside=RuleEnvironment(attempt_store=memory)).session()
         session.check_implicit_tls()
         assert with_lookups(session, b"") == b""
-        assert (session.next_action, session.certificate) == (next_action, shown)
+        assert (session.next_action, session.handshake.certificate) == (next_action, shown)
 
 
 def test_client_that_sends_during_a_delayed_reply_is_answered_after_it() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from blackhole.metrics.layout import CELL_INDEX, VIOLATION_NUMBERS, VIOLATIONS_START
-from blackhole.net.tls import make_context
+from blackhole.net.tls import make_context, read_identity
 from blackhole.settings import ACCELERATORS, OperatorError
 from tests.certificates import Certificate
 from tests.external_programs import requires
@@ -272,7 +272,7 @@ def test_reset_during_a_handshake_closes_the_connection(
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     service.settle()
     (line,) = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
-    assert line.partition("] ")[2].startswith("TLS handshake failed: [Err")
+    assert line.partition("] ")[2].startswith("TLS handshake failed: reset: [Err")
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -486,5 +486,5 @@ def test_errors_about_certificates_name_the_part_that_is_missing(
         (certificate.key, "", f"there is no certificate in {certificate.key}; it must be in PEM"),
     ):
         with pytest.raises(OperatorError) as raised:
-            make_context(cert, key)
+            make_context(read_identity(cert, key))
         assert str(raised.value) == wanted

@@ -16,10 +16,12 @@ import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from blackhole.metrics.tls_events import ENTRY_RESULTS, TLS_FAILURES, entry_cell, failure_cell
 from blackhole.rules.outcomes import EVENT_NUMBERS, EVENTS
 from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import INSPECTED, SAMPLED, VIOLATIONS
+from blackhole.tls_menu import TLS_MENU
 
 CACHE_LINE: Final = 8
 """Cells in a cache line."""
@@ -63,6 +65,18 @@ CELLS: Final = (
     Cell("store_questions", "questions that mail had for a shared store"),
     Cell("store_unanswered", "questions that the store did not answer in time, or was not asked"),
     Cell("store_openings", "times that the store was not asked any more because it did not answer"),
+    *(
+        Cell(failure_cell(reason), f"TLS handshakes that failed: {meaning}")
+        for reason, meaning in TLS_FAILURES.items()
+    ),
+    *(
+        Cell(
+            entry_cell(entry.name, result),
+            f"connections at the entry {entry.name}: {meaning}",
+        )
+        for entry in TLS_MENU
+        for result, meaning in ENTRY_RESULTS.items()
+    ),
     Cell("cpu_microseconds", "processor time of all processes that had this row, in microseconds"),
     Cell(
         "applied_order",

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from blackhole.metrics.findings import findings, inspection_text, plural
 from blackhole.metrics.snapshot import UNCERTAIN_KEYS, Snapshot
+from blackhole.metrics.tls_summary import tls_lines
 from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.smtp.violations import LEVELS, VIOLATIONS
 
@@ -45,6 +46,7 @@ def report_text(snapshot: Snapshot) -> str:
         lines.append("No violations were found.")
     sections = (
         ("Retries:", retry_lines(snapshot)),
+        ("TLS:", list(tls_lines(snapshot))),
         ("Rule matches:", rule_match_lines(snapshot)),
         ("Shared store:", shared_store_lines(snapshot)),
     )
@@ -152,6 +154,7 @@ def as_dict(snapshot: Snapshot) -> dict[str, Any]:
             "inspected": snapshot.inspected_as_dict(),
             "findings": [finding.as_dict() for finding in findings(snapshot)],
             "retries": snapshot.retries,
+            "tls": snapshot.tls_as_dict(),
             "rule_hits": snapshot.rule_hits,
             "store": snapshot.store,
         }
@@ -187,6 +190,7 @@ def report_junit(snapshot: Snapshot, fail_on: str = LEVELS[-1]) -> str:
     output = [
         inspection_text(snapshot),
         *retry_lines(snapshot),
+        *tls_lines(snapshot),
         *rule_match_lines(snapshot),
         *snapshot.notes,
     ]

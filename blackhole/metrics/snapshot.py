@@ -28,11 +28,13 @@ from blackhole.metrics.layout import (
     Histogram,
 )
 from blackhole.metrics.samples import SampledCount
+from blackhole.metrics.tls_events import ENTRY_RESULTS, TLS_FAILURES, entry_cell, failure_cell
 from blackhole.rules.outcomes import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import INSPECTED, SAMPLED, VIOLATIONS
 from blackhole.store.client_log import Client
+from blackhole.tls_menu import TLS_MENU
 
 DISPOSITIONS: Final = {2: "accepted", 4: "deferred", 5: "rejected"}
 """First digit of the reply to the end of a message -> the disposition of the message."""
@@ -278,6 +280,19 @@ class Snapshot:
         return dict(zip(names, self.cells[OUTCOMES_START:LISTENERS_START], strict=True))
 
     @property
+    def tls_failures(self) -> dict[str, int]:
+        """TLS handshakes that failed, by the reason in TLS_FAILURES."""
+        return {reason: self.total(failure_cell(reason)) for reason in TLS_FAILURES}
+
+    @property
+    def tls_menu(self) -> dict[str, dict[str, int]]:
+        """Connections at each entry of the TLS menu, by what became of them."""
+        return {
+            entry.name: {result: self.total(entry_cell(entry.name, result)) for result in ENTRY_RESULTS}
+            for entry in TLS_MENU
+        }
+
+    @property
     def limits_met(self) -> dict[str, int]:
         """How often clients met each limit of `settings.CLIENT_LIMITS`."""
         return dict(zip(CLIENT_LIMITS, self.cells[LIMITS_START:CELLS_START], strict=True))
@@ -350,7 +365,10 @@ class Snapshot:
                 "hung_up": self.closed_without_quit,
                 "probes": self.total("closed_without_command"),
             },
-            "tls": {result: self.total(f"tls_{result}") for result in ("ok", "failed", "resumed")},
+            "tls": {
+                **{result: self.total(f"tls_{result}") for result in ("ok", "failed", "resumed")},
+                **self.tls_as_dict(),
+            },
             "received_bytes": self.total("received_bytes"),
             "commands": dict(self.commands),
             "replies": replies,
@@ -365,6 +383,13 @@ class Snapshot:
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
             "workers": [process._asdict() for process in self.processes],
         } | self.clients_as_dict()
+
+    def tls_as_dict(self) -> dict[str, Any]:
+        """Return why handshakes failed, and what clients did at the entries of the menu that they met."""
+        return {
+            "failures": {reason: count for reason, count in self.tls_failures.items() if count},
+            "menu": {entry: results for entry, results in self.tls_menu.items() if any(results.values())},
+        }
 
     def inspected_as_dict(self) -> dict[str, Any]:
         """Return how many sessions and messages were inspected, of how many, for JSON."""

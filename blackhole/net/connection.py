@@ -25,7 +25,7 @@ from blackhole.net.accounting import (
 from blackhole.net.admission import LIMIT_OF_REPLY, RECEIVED_OCTETS
 from blackhole.net.connection_log import log_connection_event
 from blackhole.net.graceful_close import close_gracefully
-from blackhole.net.handshake import ClosedWithoutHello
+from blackhole.net.handshake import ClosedWithoutHello, HandshakeFault
 from blackhole.net.input_faults import limit_input, read_slowly
 from blackhole.net.latency import clock
 from blackhole.net.stream import (
@@ -36,6 +36,7 @@ from blackhole.net.stream import (
     has_unacknowledged_output,
     has_unread_input,
 )
+from blackhole.net.tls_choice import TLSChoice, count_entry
 from blackhole.net.waits import cancel, finish_early, timer
 from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.replies import (
@@ -49,6 +50,7 @@ from blackhole.smtp.replies import (
     Reply,
 )
 from blackhole.smtp.violations import IN_SESSIONS
+from blackhole.tls_menu import USUAL_TLS
 
 if TYPE_CHECKING:
     from blackhole.net.admission import ClientUsage
@@ -66,9 +68,6 @@ PAUSES: Final = (NextAction.SLEEP, NextAction.LOOKUP)
 RECEIVED_CELL: Final = CELL_INDEX["received_bytes"]
 TIMED_OUT: Final = CELL_INDEX["timed_out"]
 INSPECTED_SESSIONS: Final = EVENT_CELLS.inspection(IN_SESSIONS)
-TLS_OK: Final = CELL_INDEX["tls_ok"]
-TLS_FAILED: Final = CELL_INDEX["tls_failed"]
-TLS_RESUMED: Final = CELL_INDEX["tls_resumed"]
 
 HANG: Final = 3600
 """Seconds after which the server gives up a client that waits for a reply it is never to get."""
@@ -103,6 +102,7 @@ class Connection:
         "session",
         "slow_seconds",
         "stream",
+        "tls",
         "usage",
     )
 
@@ -132,6 +132,8 @@ class Connection:
         """The server ends the connection, so the client is not to blame for how it ends."""
         self.slow_seconds = 0.0
         """Seconds for which the server has read slowly."""
+        self.tls = USUAL_TLS
+        """How the TLS handshake was done, if not as the listener does all, without an entry of the menu."""
         self._on_close = on_close
         self._waiting: asyncio.Future[Any] | None = None
         """What the coroutine waits for, other than the client's data."""
@@ -373,27 +375,23 @@ class Connection:
 
     async def _start_tls(self) -> None:
         """Do the TLS handshake, before the greeting or after STARTTLS."""
-        context, session = self.context, self.session
-        self.deadline_override, self.idle = context.settings.tls_timeout, 0
-        tls = context.tls
-        if session.certificate:
-            tls = context.certificates[session.certificate]
-        assert tls is not None
+        self.deadline_override, self.idle = self.context.settings.tls_timeout, 0
+        choice = TLSChoice.of(self)
         try:
-            stream = await self.wait(self.stream.start_tls(True, tls))
+            self.stream = await self.wait(choice.start_tls(self.stream))
+        except HandshakeFault as fault:
+            count_entry(self.context.counters, choice.parameters, "failed")
+            await self._finish(fault.next_action, b"")
+            raise StreamClosedError from None
         except (OSError, ValueError) as error:
-            if isinstance(error, ClosedWithoutHello) and not self.received:
-                raise StreamClosedError(error) from None  # where TLS begins at once, this is a probe
-            reason = getattr(error, "reason", None) or error
-            log_connection_event(self, context.log_connection, "TLS handshake failed", str(reason))
-            self.closed_by_server = True
-            context.counters[TLS_FAILED] += 1
+            if not isinstance(error, ClosedWithoutHello) or self.received:
+                self.closed_by_server = True
+                choice.failed(self, error)
+            # Where TLS begins at once, a client that says nothing is a probe.
             raise StreamClosedError(error) from None
-        self.stream, self.deadline_override = stream, None
-        context.counters[TLS_OK] += 1
-        context.counters[TLS_RESUMED] += bool(stream.socket.session_reused)
-        session.tls_version = stream.socket.version() or ""
-        session.secured()
+        self.deadline_override = None
+        self.tls = choice.parameters
+        choice.succeeded(self)
         self._share_local_address()
 
     async def _change_client(self, sent: bytes) -> bytes | None:
@@ -433,6 +431,8 @@ class Connection:
         session.closed()
         if session.counted_events or not session.quit_received:
             count_disconnect(self, sent)
+        if self.tls is not USUAL_TLS:
+            count_entry(self.context.counters, self.tls, "sent" if session.messages else "left")
         self._on_close(self)
         close(self.stream)
 

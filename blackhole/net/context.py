@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from blackhole.net.admission import AdmissionControl
 from blackhole.net.latency import LatencySampler
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.proxy import HeaderErrorLog
+from blackhole.net.tls import TLSContexts
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.state import ClientLimits
@@ -36,10 +36,10 @@ class ListenerContext:
     """The limits of one client, which are stricter under stress."""
     counters: memoryview
     """The worker's row of the counters."""
-    tls: ssl.SSLContext | None
+    tls: TLSContexts | None
     """None without a certificate."""
-    certificates: Mapping[str, ssl.SSLContext]
-    """The contexts that rules name: certificates with a fault."""
+    reads_client_hello: bool
+    """What the client calls the server in the handshake matters: to the TLS menu, or to a rule."""
     admission: AdmissionControl | None
     """None where there are no limits."""
     limit_log: LimitLog | None

@@ -396,7 +396,7 @@ class DirectStream(ClientStream):
             super()._stop_watching()
         elif self._events != UNWATCHED:
             self._shared.selector.detach(self._fd)
-            self._events = UNWATCHED
+            self._events, self._ready = UNWATCHED, False
 
     async def _to_tls_stream(self, context: ssl.SSLContext) -> SSLIOStream:
         if not self._direct:

@@ -12,6 +12,7 @@ import ssl
 from typing import Final
 
 from blackhole.net.readiness import wait_readable, wait_writable
+from blackhole.smtp.replies import NextAction
 
 HANDSHAKE_RECORD: Final = b"\x16"
 """The first octet of a TLS record of a handshake (RFC 8446 5.1)."""
@@ -23,14 +24,22 @@ LARGEST_RECORD: Final = HEADER + 16384
 """Octets of a record that is not encrypted."""
 
 
+class HandshakeFault(Exception):
+    """The handshake is to end when the ClientHello has come: a fault of a rule. The stream stays open."""
+
+    def __init__(self, next_action: NextAction) -> None:
+        super().__init__(next_action.value)
+        self.next_action: Final = next_action
+
+
 class ClosedWithoutHello(ConnectionError):
     """The client has closed the connection before it sent anything, as health checks do."""
 
 
-async def wait_for_client_hello(plain: socket.socket) -> None:
+async def wait_for_client_hello(plain: socket.socket) -> bytes:
     """Wait until the first record is there, or something that cannot become one; leave it in the socket.
 
-    Raises ClosedWithoutHello.
+    Return what is there. Raises ClosedWithoutHello.
     """
     wanted = 1
     while True:
@@ -52,6 +61,7 @@ async def wait_for_client_hello(plain: socket.socket) -> None:
         wanted = size
     if wanted > 1:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    return seen
 
 
 def record_size(seen: bytes) -> int:

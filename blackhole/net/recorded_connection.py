@@ -8,6 +8,7 @@ from typing import cast
 from blackhole.net.connection import Connection
 from blackhole.smtp.recorded_session import RecordedSession
 from blackhole.smtp.replies import Reply
+from blackhole.tls_menu import USUAL_TLS
 
 
 class RecordedConnection(Connection):
@@ -19,7 +20,11 @@ class RecordedConnection(Connection):
         await super()._start_tls()
         socket = cast(SSLSocket, self.stream.socket)
         cipher = socket.cipher()
-        self._recorded.tls = f"{socket.version() or 'TLS'} {cipher[0] if cipher else ''}".rstrip()
+        about = [f"{socket.version() or 'TLS'} {cipher[0] if cipher else ''}".rstrip()]
+        about += [str(self.tls)] if self.tls != USUAL_TLS else []
+        identity = self.session.client_identity
+        about += [f"client {identity.decode(errors='replace')}"] if identity else []
+        self._recorded.tls = ", ".join(about)
 
     def _try_send(self, reply: Reply) -> None:
         super()._try_send(reply)

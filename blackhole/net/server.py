@@ -6,7 +6,6 @@ import asyncio
 import logging
 import resource
 import socket
-import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
@@ -41,6 +40,8 @@ from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import Poller
 from blackhole.net.recorded_connection import RecordedConnection
 from blackhole.net.stream import ClientStream
+from blackhole.net.tls import TLSContexts
+from blackhole.net.tls_choice import reads_client_hello
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.modes import MODE_RULES
 from blackhole.settings import Listener, Settings
@@ -174,7 +175,7 @@ class SMTPServer(TCPServer):
         server = SMTPServer(listener, settings, counters, tls=None, trace=None)
         server.add_sockets(bind(listener, backlog=128))
 
-    `counters` is the worker's row of the counters, `tls` the context where there is a
+    `counters` is the worker's row of the counters, `tls` the contexts where there is a
     certificate, `should_yield` tells whether other workers have fewer connections (None: there
     are no others), `number` is the counter of this listener's connections, `scenario` has the
     rules that come before the listener's mode, `client_table` what all workers know of their
@@ -188,7 +189,7 @@ class SMTPServer(TCPServer):
         listener: Listener,
         settings: Settings,
         counters: memoryview,
-        tls: ssl.SSLContext | None,
+        tls: TLSContexts | None,
         trace: TraceFunction | None,
         should_yield: Callable[[], bool] | None = None,
         scenario: ActiveScenario = NO_SCENARIO,
@@ -208,6 +209,8 @@ class SMTPServer(TCPServer):
         """How many connections this process may have."""
         self.connections: Final[set[Connection]] = set()
         self.context: ListenerContext
+        if tls is not None:
+            tls.add(scenario.certificates)
         self.policy = rule_policy(listener, scenario)
         limited = listener_config(settings, listener)
         inspection = InspectionPlan(settings.inspect)
@@ -226,7 +229,7 @@ class SMTPServer(TCPServer):
             limits=client_limits(settings),
             counters=counters,
             tls=tls,
-            certificates=scenario.certificates,
+            reads_client_hello=reads_client_hello(tls, scenario.rules),
             admission=(
                 AdmissionControl(settings, client_table, fleet_usage) if settings.limits_clients else None
             ),
@@ -434,10 +437,15 @@ class SMTPServer(TCPServer):
         limited = (
             context.limited_engine.replace_policy(self.policy) if self.settings.limits_clients else engine
         )
-        # A handshake may be about to use a certificate that the rules before named.
-        certificates = {**context.certificates, **scenario.certificates}
+        if context.tls is not None:
+            context.tls.add(scenario.certificates)
         self._replace_context(
-            replace(context, engine=engine, limited_engine=limited, certificates=certificates)
+            replace(
+                context,
+                engine=engine,
+                limited_engine=limited,
+                reads_client_hello=reads_client_hello(context.tls, scenario.rules),
+            )
         )
 
     def mark_closed_by_server(self) -> None:

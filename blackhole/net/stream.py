@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from fcntl import ioctl
 from termios import FIONREAD, TIOCOUTQ
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tornado.iostream import IOStream, SSLIOStream
 
-from blackhole.net.handshake import handshake, wait_for_client_hello
+from blackhole.net.handshake import HandshakeFault, handshake, wait_for_client_hello
 
 CHUNK: Final = 32768
 """Octets read at once. Twice as many take a quarter off a body of a megabyte; but the part of a read that
@@ -61,7 +61,7 @@ def has_ended(stream: IOStream) -> bool:
 
 def send_close_notify(stream: IOStream) -> None:
     """Tell a client under TLS that nothing more will be sent, without waiting until it says so too."""
-    if isinstance(stream, SSLIOStream):
+    if isinstance(stream, SSLIOStream) and getattr(stream, "sends_close_notify", True):
         with suppress(OSError, ValueError):
             stream.socket.unwrap()
 
@@ -103,6 +103,8 @@ class ClientStream(IOStream):
     """
 
     _task: asyncio.Future[None] | None = None
+    sends_close_notify = True
+    """Whether it says under TLS that nothing more will be sent (RFC 8446 6.1)."""
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the coroutine that serves this stream."""
@@ -123,11 +125,14 @@ class ClientStream(IOStream):
         server_side: bool,
         ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
         server_hostname: str | None = None,
+        choose_context: Callable[[bytes], ssl.SSLContext] | None = None,
     ) -> asyncio.Future[SSLIOStream]:
         """Return a future of the stream under TLS, as IOStream does.
 
         As a server with an SSLContext, begin only when the client's first record is there as a
-        whole. Raises ValueError when the stream is not idle: what came before the handshake was
+        whole; `choose_context` takes it, and returns the context to use instead. If that raises
+        HandshakeFault, so does the future, and the stream stays open in the clear.
+        Raises ValueError when the stream is not idle: what came before the handshake was
         in the clear, and must not be taken for what comes under TLS.
         """
         if not server_side or not isinstance(ssl_options, ssl.SSLContext):
@@ -135,21 +140,27 @@ class ClientStream(IOStream):
         if self.closed() or self.reading() or self.writing() or self._read_buffer_size:
             raise ValueError("the stream is not idle: the client sent data before the TLS handshake")
         self._stop_watching()
-        return asyncio.ensure_future(self._accept_tls(ssl_options))
+        return asyncio.ensure_future(self._accept_tls(ssl_options, choose_context))
 
     def _stop_watching(self) -> None:
         """Leave what the client sends in the socket."""
         self.io_loop.remove_handler(self.fileno())
         self._state = None
 
-    async def _accept_tls(self, context: ssl.SSLContext) -> SSLIOStream:
+    async def _accept_tls(
+        self, context: ssl.SSLContext, choose_context: Callable[[bytes], ssl.SSLContext] | None
+    ) -> SSLIOStream:
         try:
-            await wait_for_client_hello(self.socket)
+            client_hello = await wait_for_client_hello(self.socket)
+            if choose_context is not None:
+                context = choose_context(client_hello)
             # A client that has reset by now fails here, while this stream still owns the socket:
             # SSLSocket drops it when it finds out.
             self.socket.getpeername()
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
             await handshake(self.socket)
+        except HandshakeFault:
+            raise
         except BaseException:
             self.close()
             raise

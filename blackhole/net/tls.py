@@ -1,106 +1,248 @@
-"""TLS contexts: made and checked at start, before the workers are forked."""
+"""TLS contexts: made of certificates in PEM, and checked at start, before the workers are forked."""
 
 from __future__ import annotations
 
 import os
 import ssl
-from datetime import UTC, datetime, timedelta
-from typing import Final
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
 
-from blackhole.settings import OperatorError, Settings
+from blackhole.settings import OperatorError
+from blackhole.tls_menu import (
+    DEFAULT_TLS_MIN,
+    GOOD,
+    USUAL_TLS,
+    VERSION_NUMBERS,
+    TLSParameters,
+)
 
-YEAR: Final = timedelta(days=365)
+MODERN_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""The AEAD ciphers of TLS 1.2; TLS 1.3 has no others."""
 
-MAX_PEM: Final = 1 << 20
-"""Octets of a file that are searched for a certificate or a key."""
+OLD_CIPHERS: Final = "DEFAULT:@SECLEVEL=0"
+"""Ciphers where TLS 1.0 or 1.1 is asked for: OpenSSL does neither above level 0."""
+
+VERSIONS: Final = dict(
+    zip(
+        VERSION_NUMBERS,
+        (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3),
+        strict=True,
+    )
+)
+
+VERIFY_MODES: Final = {
+    "": ssl.CERT_NONE,
+    "off": ssl.CERT_NONE,
+    "ask": ssl.CERT_OPTIONAL,
+    "require": ssl.CERT_REQUIRED,
+}
 
 
-def make_context(cert: str, key: str) -> ssl.SSLContext:
-    """Return a server's context from PEM files. With an empty `key`, `cert` contains the key too.
+class PEMFile(NamedTuple):
+    """A file that was read."""
+
+    path: str
+    """Where it was, for errors."""
+    octets: bytes
+
+    def has(self, part: str) -> bool:
+        """Return whether there is a `certificate` or a `private key` in it."""
+        return b"%b-----" % part.upper().encode() in self.octets
+
+
+class Identity(NamedTuple):
+    """A server's certificate, with its chain, and its key. They may be the same file."""
+
+    cert: PEMFile
+    key: PEMFile
+
+
+def read_identity(cert: str, key: str) -> Identity:
+    """Return the certificate and the key in these files. With an empty `key`, `cert` contains the key too.
+
+    Raises OperatorError (EX_CONFIG) when a file cannot be read.
+    """
+    files = []
+    for path in (cert, key or cert):
+        try:
+            with open(path, "rb") as file:
+                files.append(PEMFile(path, file.read()))
+        except OSError as error:
+            raise OperatorError(f"cannot read {path}: {error.strerror}", os.EX_CONFIG) from None
+    return Identity(*files)
+
+
+def make_context(
+    identity: Identity, parameters: TLSParameters = USUAL_TLS, client_ca: PEMFile | None = None
+) -> ssl.SSLContext:
+    """Return a server's context. `client_ca` has the authorities that sign certificates of clients.
 
     It must be made before the fork: all workers then share the key of the session tickets, and a
     client may resume a session with any of them.
 
-    Raises OperatorError (EX_CONFIG) when a file cannot be read or the two do not match.
+    Raises OperatorError (EX_CONFIG) when certificate and key do not match, or if OpenSSL refuses what the
+    parameters ask for.
     """
-    for path in filter(None, (cert, key)):
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            raise OperatorError(f"cannot read {path}: {error.strerror}", os.EX_CONFIG) from None
     made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    # The AEAD ciphers of TLS 1.2; TLS 1.3 has no others.
-    made.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    _set_versions(made, parameters)
     # ALPACA attack: a client that offers "smtp" (IANA) can see that this is SMTP. Python's ssl accepts
     # clients that offer other protocols only, and answers them nothing.
     made.set_alpn_protocols(["smtp"])
-    try:
-        made.load_cert_chain(cert, key or None, password=_no_password)
-    except ssl.SSLError as error:
-        raise OperatorError(_certificate_problem(cert, key, error), os.EX_CONFIG) from None
-    except ValueError as error:
-        raise OperatorError(f"{key or cert}: {error}", os.EX_CONFIG) from None
+    _load_identity(made, identity)
+    if parameters.tls_min or parameters.tls_max or parameters.tls_ciphers:
+        _check_versions(made, parameters)
+    made.verify_mode = VERIFY_MODES[parameters.client_cert]
+    if made.verify_mode != ssl.CERT_NONE:
+        _load_authorities(made, client_ca)
+    if parameters.certificate not in ("", GOOD) or made.verify_mode != ssl.CERT_NONE:
+        # Who resumes a session looks at no certificate.
+        made.options |= ssl.OP_NO_TICKET
+        made.num_tickets = 0
     return made
 
 
-def _certificate_problem(cert: str, key: str, error: ssl.SSLError) -> str:
-    """Return why OpenSSL does not take two files; it says little about a part that is missing."""
-    for path, part in ((cert, b"CERTIFICATE"), (key or cert, b"PRIVATE KEY")):
-        with open(path, "rb") as file:
-            if part + b"-----" not in file.read(MAX_PEM):
-                return f"there is no {part.decode().lower()} in {path}; it must be in PEM"
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return f"the key in {key or cert} is not that of the certificate in {cert}"
-    return f"cannot use {cert}{key and ' and ' + key}: {error.reason or error}"
-
-
-def faulty_certificate(fault: str, settings: Settings) -> bytes:
-    """Return a self-signed certificate with a fault (of CERTIFICATES) and its key, as PEM.
-
-    Raises OperatorError (EX_CONFIG) without TLS, or if the package `cryptography` is not installed.
-    """
-    if not settings.ssl_cert:
-        raise OperatorError(f'scenario: certificate = "{fault}" needs TLS; give ssl_cert too')
+def _set_versions(made: ssl.SSLContext, parameters: TLSParameters) -> None:
+    """Set versions and ciphers."""
+    greatest = parameters.tls_max or VERSION_NUMBERS[-1]
+    least = parameters.tls_min or min(DEFAULT_TLS_MIN, greatest)
+    if least > greatest:
+        raise OperatorError(f"tls_min {least} is above tls_max {greatest}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TLS 1.0 and 1.1
+        made.minimum_version = VERSIONS[least]
+        made.maximum_version = VERSIONS[greatest]
+    ciphers = parameters.tls_ciphers or (MODERN_CIPHERS if least >= DEFAULT_TLS_MIN else OLD_CIPHERS)
     try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-    except ImportError:
-        raise OperatorError(
-            f'scenario: certificate = "{fault}" needs a package: pip install "blackhole-smtp[certs]"'
-        ) from None
-    name = "wrong-name.invalid" if fault == "wrong-name" else settings.hostname
-    end = datetime.now(UTC) + (-YEAR if fault == "expired" else YEAR)
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name[:64])])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(end - 2 * YEAR)
-        .not_valid_after(end)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+        made.set_ciphers(ciphers)
+    except ssl.SSLError:
+        raise OperatorError(f"tls_ciphers {ciphers}: OpenSSL has none of these ciphers") from None
 
 
-def context_from_pem(pem: bytes) -> ssl.SSLContext:
-    """Return a context with a certificate that `faulty_certificate` made."""
-    # OpenSSL reads certificates from files only. This one is in memory.
-    with open(os.memfd_create("certificate"), "wb") as file:
-        file.write(pem)
-        file.flush()
-        return make_context(f"/proc/self/fd/{file.fileno()}", "")
+def _check_versions(made: ssl.SSLContext, parameters: TLSParameters) -> None:
+    """Raise OperatorError if no client could agree with the server on its least or its greatest version."""
+    for version in (made.minimum_version, made.maximum_version):
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+        client.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            client.minimum_version = client.maximum_version = version
+        try:
+            _shake_hands(client, made)
+        except ssl.SSLError as error:
+            hint = ""
+            if parameters.tls_ciphers and version < ssl.TLSVersion.TLSv1_2:
+                hint = "; TLS 1.0 and 1.1 need :@SECLEVEL=0 at the end of tls_ciphers"
+            raise OperatorError(
+                f"{parameters}: OpenSSL ({ssl.OPENSSL_VERSION}) cannot do this with the certificate:"
+                f" {_reason(error)}{hint}"
+            ) from None
+
+
+def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> None:
+    """Do a handshake in memory. Raises ssl.SSLError."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [
+        client.wrap_bio(to_client, to_server, server_hostname="localhost"),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    for side in (*sides, *sides):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+
+
+def _load_identity(made: ssl.SSLContext, identity: Identity) -> None:
+    """Load certificate and key. Raises OperatorError."""
+    cert, key = identity
+    try:
+        # OpenSSL reads certificates from files only.
+        with _in_memory(cert.octets) as cert_path, _in_memory(key.octets) as key_path:
+            made.load_cert_chain(cert_path, key_path, password=_no_password)
+    except ssl.SSLError as error:
+        raise OperatorError(_certificate_problem(identity, error)) from None
+    except ValueError as error:
+        raise OperatorError(f"{key.path}: {error}") from None
+
+
+def _load_authorities(made: ssl.SSLContext, file: PEMFile | None) -> None:
+    """Load the authorities that sign certificates of clients. Raises OperatorError."""
+    assert file is not None
+    try:
+        made.load_verify_locations(cadata=file.octets.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise OperatorError(f"there is no certificate in {file.path}; it must be in PEM") from None
+
+
+@contextmanager
+def _in_memory(octets: bytes) -> Iterator[str]:
+    """Have a path at which these octets can be read."""
+    with open(os.memfd_create("pem", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+        file.write(octets)
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _certificate_problem(identity: Identity, error: ssl.SSLError) -> str:
+    """Return why OpenSSL does not take two files; it says little about a part that is missing."""
+    cert, key = identity
+    for file, part in ((cert, "certificate"), (key, "private key")):
+        if not file.has(part):
+            return f"there is no {part} in {file.path}; it must be in PEM"
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"the key in {key.path} is not that of the certificate in {cert.path}"
+    both = cert.path if cert.path == key.path else f"{cert.path} and {key.path}"
+    return f"cannot use {both}: {_reason(error)}"
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return str(getattr(error, "reason", None) or error)
 
 
 def _no_password() -> str:
     """Raise ValueError for an encrypted key. Without this, OpenSSL would prompt on the terminal."""
     raise ValueError("the key is encrypted; Blackhole cannot ask for a password")
+
+
+class TLSContexts:
+    """The contexts that a listener has: its own, and others for rules and entries of the menu.
+
+    Each is made when it is first asked for. `menu` has the certificates of the menu as PEM, by name, as far
+    as they were issued. `base` is how the listener does TLS where nothing else is asked for.
+    """
+
+    def __init__(
+        self,
+        identity: Identity | None,
+        base: TLSParameters = USUAL_TLS,
+        menu: Mapping[str, bytes] = {},
+        client_ca: PEMFile | None = None,
+    ) -> None:
+        self._identity: Final = identity
+        self.base: Final = base
+        self._menu: Final = dict(menu)
+        self._client_ca: Final = client_ca
+        self._made: Final[dict[TLSParameters, ssl.SSLContext]] = {}
+        self.default: Final = self.get(USUAL_TLS)
+        """The listener's own."""
+        self.entries: Final[dict[str, TLSParameters]] = {}
+        """The entries of the menu that clients may select by the name that they ask for."""
+
+    def get(self, parameters: TLSParameters) -> ssl.SSLContext:
+        """Return the context for what a rule or an entry wants. Raises OperatorError, as `make_context`."""
+        wanted = parameters.over(self.base)._replace(fault="")
+        if wanted not in self._made:
+            self._made[wanted] = make_context(self._identity_of(wanted), wanted, self._client_ca)
+        return self._made[wanted]
+
+    def add(self, menu: Mapping[str, bytes]) -> None:
+        """Take in certificates of the menu that were issued later; those that are there stay."""
+        self._menu.update((name, pem) for name, pem in menu.items() if name not in self._menu)
+
+    def _identity_of(self, parameters: TLSParameters) -> Identity:
+        if not parameters.certificate:
+            assert self._identity is not None
+            return self._identity
+        file = PEMFile(f"the certificate {parameters.certificate}", self._menu[parameters.certificate])
+        return Identity(file, file)

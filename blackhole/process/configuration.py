@@ -6,19 +6,21 @@ import os
 import resource
 import ssl
 import time
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from socket import getaddrinfo, socket
 from typing import Any, NamedTuple, TypeVar
 
-from blackhole import __version__, input_file, options
+from blackhole import __version__, options
 from blackhole.addresses import socket_host
-from blackhole.net import acceptor, proxy, tls
+from blackhole.net import acceptor, proxy
 from blackhole.net.acceptor import Address, AddressInUseError
+from blackhole.net.menu_certificates import MenuCertificates
 from blackhole.net.server import RESERVED_FDS
-from blackhole.process import auth_file, orphans, privileges, systemd
+from blackhole.net.tls import TLSContexts
+from blackhole.process import auth_file, orphans, privileges, systemd, tls_configuration
+from blackhole.process.tls_configuration import TLSInputs
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, RedisSettings, Settings
@@ -38,8 +40,10 @@ class Configuration:
 
     settings: Settings
     """With uid and gid in place of names, and with the passwords of the auth file."""
-    tls: Mapping[Listener, ssl.SSLContext | None]
-    """The TLS context of each listener: None without a certificate."""
+    tls: Mapping[Listener, TLSContexts]
+    """Those of the listeners that have TLS."""
+    menu: MenuCertificates | None
+    """The certificates of the TLS menu; None where nothing needs them."""
     scenario: ActiveScenario
     bound: Mapping[Listener, list[socket]]
     """The listening sockets of each listener: several where a name has several addresses."""
@@ -65,7 +69,7 @@ class Configuration:
                     "address": _where(one, sockets),
                     "mode": one.mode,
                     "delay": one.delay,
-                    "tls": "implicit" if one.tls else "starttls" if self.tls[one] else "off",
+                    "tls": "implicit" if one.tls else "starttls" if one in self.tls else "off",
                     "proxy": one.proxy,
                     "service": "lmtp" if one.lmtp else "smtp",
                     "hostname": self.settings.of_listener(one).hostname,
@@ -77,6 +81,7 @@ class Configuration:
             "dashboard": self._dashboard_url() if dashboard else None,
             "log": settings.log,
             "pidfile": settings.pid,
+            "authority": self.menu.authority.decode() if self.menu is not None else "",
             "lines": list(self.describe(dashboard_runs)),
             "options": settings.texts,
             "given": [name for name, origin in settings.origins.items() if options.is_given(origin)],
@@ -93,13 +98,20 @@ class Configuration:
         for listener, sockets in self.bound.items():
             where = _where(listener, sockets)
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
-            security = "TLS" if listener.tls else "STARTTLS" if self.tls[listener] else "no TLS"
+            security = "TLS" if listener.tls else "STARTTLS" if listener in self.tls else "no TLS"
             proxied = ", behind a proxy" if listener.proxy else ""
             service = "LMTP, " if listener.lmtp else ""
             own = dict(listener.own).get("hostname")
             name = f" as {own}" if own else ""
             how = f"{service}mode {listener.mode}{delay}{rules}, {workers}, {security}{proxied}"
             yield f"listening on {where}{name}, {how}"
+        if self.menu is not None:
+            has_dashboard = dashboard_runs and self.dashboard_sockets
+            url = f" and {self._dashboard_url()}authority.pem" if has_dashboard else ""
+            yield (
+                f"certificates were issued, the good one with SHA-256 {self.menu.fingerprint};"
+                f" their authority: blackhole authority{url}"
+            )
         if self.dashboard_sockets and not dashboard_runs:
             yield "the dashboard does not start; the log says why"
         elif self.dashboard_sockets:
@@ -125,11 +137,8 @@ class Inputs(NamedTuple):
 
     settings: Settings
     """With uid and gid in place of names, and with the passwords of the auth file."""
-    pem: Mapping[str, bytes]
-    """The files of certificate and key, by path."""
+    tls: TLSInputs
     sources: tuple[ScenarioSource, ...]
-    faulty_certificates: Mapping[str, bytes]
-    """Certificates with a fault that rules show, by name, as PEM."""
     read_at: float
     """Seconds since 1970."""
 
@@ -139,13 +148,13 @@ def load(settings: Settings, warn: Warn) -> Configuration:
 
     Raises OperatorError.
     """
-    return make(read(settings, warn))
+    return make(read(settings, warn), warn)
 
 
-def read(settings: Settings, warn: Warn) -> Inputs:
+def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -> Inputs:
     """Read all files of a configuration, and resolve user and group. It may wait for a slow file system.
 
-    Raises OperatorError.
+    `menu` has the certificates of the TLS menu that were issued before a reload. Raises OperatorError.
     """
     for listener in settings.listeners:
         _check_offer(settings.of_listener(listener), f"listener {listener}: " if listener.own else "")
@@ -159,8 +168,7 @@ def read(settings: Settings, warn: Warn) -> Inputs:
         )
     attempt_store, fleet = _with_authority(settings.attempt_store), _with_authority(settings.fleet)
     sources = tuple(map(scenario.read_source, settings.scenario))
-    names = scenario.certificate_names(scenario.parse_sources(sources))
-    with_tls = next((one for one in of_listeners(settings) if one.ssl_cert), settings)
+    of_rules = scenario.tls_parameters(scenario.parse_sources(sources))
     passwords = {}
     for path in sorted({one.auth for one in of_listeners(settings)} - {"off", "any"}):
         passwords[path], warning = auth_file.load(path)
@@ -182,14 +190,8 @@ def read(settings: Settings, warn: Warn) -> Inputs:
             attempt_store=attempt_store,
             fleet=fleet,
         ),
-        {
-            path: _read_pem(path)
-            for one in of_listeners(settings)
-            for path in (one.ssl_cert, one.ssl_key)
-            if path
-        },
+        tls_configuration.read(settings, of_rules, menu),
         sources,
-        {name: tls.faulty_certificate(name, with_tls) for name in names},
         time.time(),
     )
 
@@ -216,13 +218,6 @@ def _check_offer(settings: Settings, where: str = "") -> None:
         raise OperatorError(f"{where}auth_required: nobody can authenticate; set auth too, and offer AUTH")
 
 
-def _read_pem(path: str) -> bytes:
-    try:
-        return input_file.read(path).octets.removeprefix(BOM_UTF8)
-    except OSError as error:
-        raise OperatorError(f"cannot read {path}: {error.strerror}") from None
-
-
 def _with_authority(store: RedisServerSettings) -> RedisServerSettings:
     """Return a store with the certificates of its authority, which its workers may be unable to read.
 
@@ -231,58 +226,23 @@ def _with_authority(store: RedisServerSettings) -> RedisServerSettings:
     if not store.ca:
         return store
     try:
-        text = _read_pem(store.ca).decode("ascii")
+        text = tls_configuration.read_pem(store.ca).decode("ascii")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError):
         raise OperatorError(f"there is no certificate in {store.ca}; it must be in PEM") from None
     return replace(store, ca_text=text)
 
 
-def _tls_contexts(settings: Settings, pem: Mapping[str, bytes]) -> Mapping[Listener, ssl.SSLContext | None]:
-    """Return the TLS context of each listener, from what was read: one for all with the same files.
-
-    Raises OperatorError.
-    """
-    made: dict[tuple[str, str], ssl.SSLContext | None] = {("", ""): None}
-    found = {}
-    for listener in settings.listeners:
-        own = settings.of_listener(listener)
-        files = own.ssl_cert, own.ssl_key
-        if files not in made:
-            made[files] = _tls_context(own, pem)
-        found[listener] = made[files]
-    return found
-
-
-def _tls_context(settings: Settings, pem: Mapping[str, bytes]) -> ssl.SSLContext:
-    """Return the context of certificate and key, from what was read. Raises OperatorError."""
-    with ExitStack() as files:
-        in_memory = {"": ""}
-        for path in filter(None, (settings.ssl_cert, settings.ssl_key)):
-            octets = pem[path]
-            file = files.enter_context(open(os.memfd_create("pem", os.MFD_CLOEXEC), "wb", buffering=0))
-            file.write(octets)
-            in_memory[path] = f"/proc/self/fd/{file.fileno()}"
-        try:
-            return tls.make_context(in_memory[settings.ssl_cert], in_memory[settings.ssl_key])
-        except OperatorError as error:
-            message = str(error)
-            for path in filter(None, in_memory):
-                message = message.replace(in_memory[path], path)
-            raise OperatorError(message, error.code) from None
-
-
-def make(inputs: Inputs) -> Configuration:
+def make(inputs: Inputs, warn: Warn) -> Configuration:
     """Return the configuration that was read, without sockets. Raises OperatorError."""
     settings = inputs.settings
     if settings.attempt_store.host or settings.fleet.host:
         redis_client.redis_errors()
     if any(listener.proxy for listener in settings.listeners):
         proxy.make_parser()
-    contexts = _tls_contexts(settings, inputs.pem)
-    certificates = {name: tls.context_from_pem(pem) for name, pem in inputs.faulty_certificates.items()}
-    rules = ActiveScenario(Scenario.of(inputs.sources, inputs.read_at), certificates=certificates)
-    return Configuration(settings, contexts, rules, {}, [])
+    found = Scenario.of(inputs.sources, inputs.read_at)
+    tls = tls_configuration.make(settings, inputs.tls, scenario.tls_parameters(found.rules), warn)
+    return Configuration(settings, tls, inputs.tls.menu, ActiveScenario(found), {}, [])
 
 
 def resolve_listeners(settings: Settings) -> None:

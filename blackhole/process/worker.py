@@ -7,7 +7,6 @@ import logging
 import resource
 import select
 import signal
-import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ import tornado.platform.asyncio  # noqa: F401
 from blackhole.log_format import printable
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, EventCells
-from blackhole.net import tls
 from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.fleet_usage import FleetUsage
@@ -31,6 +29,7 @@ from blackhole.net.limit_log import LimitLog
 from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
 from blackhole.net.server import SMTPServer, listener_address, make_recorder
+from blackhole.net.tls import TLSContexts
 from blackhole.process import logs
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
@@ -73,8 +72,7 @@ class WorkerContext:
 
     settings: Settings
     sockets: Mapping[Listener, Sequence[socket]]
-    tls: Mapping[Listener, ssl.SSLContext | None]
-    """The TLS context of each listener: None without a certificate."""
+    tls: Mapping[Listener, TLSContexts]
     scenario: ActiveScenario
     """As loaded from files; an order given at run time may replace it."""
     counters: Counters
@@ -214,7 +212,7 @@ class Worker:
                 listener,
                 settings.of_listener(listener),
                 self._cells,
-                self._context.tls[listener],
+                self._context.tls.get(listener),
                 hook,
                 should_yield_accept,
                 scenario,
@@ -307,7 +305,7 @@ class Worker:
         self._set_reading_order(control.number)  # the master drops an order that a worker dies of
         self._order, order = control.read()
         self._one_shot_rules = tuple(filter(control.remaining, order.one_shot_rules))
-        found = effective_scenario(order, self._context.scenario, control, tls.context_from_pem)
+        found = effective_scenario(order, self._context.scenario, control)
         cells = self._context.counters.rule_counters(rule.name for rule in found.rules)
         if self._transactions is not None:
             self._transactions.update_rules()

@@ -54,6 +54,7 @@ class RuleContext:
         "recipients",
         "secure",
         "sender",
+        "server_name",
         "size",
         "tls_version",
         "user",
@@ -68,6 +69,8 @@ class RuleContext:
         self.secure = secure
         """The connection is under TLS."""
         self.phase = "CONNECT"
+        self.server_name = b""
+        """What the client called the server in the TLS handshake (SNI); empty if it did not, or before."""
         self.helo = b""
         self.sender: bytes = b""
         self.recipient: bytes = b""
@@ -103,9 +106,10 @@ class RuleContext:
         self.held_slots: dict[bytes, HeldSlot] = {}
         """Concurrency slots that this connection holds in the store, by their keys."""
 
-    def secured(self) -> RuleContext:
+    def secured(self, server_name: bytes = b"") -> RuleContext:
         """Return the context after STARTTLS: what the client sent is forgotten (RFC 3207 section 4.2)."""
         context = RuleContext(self.listener, self.client, True)
+        context.server_name = server_name
         context.quota_used, context.held_slots = self.quota_used, self.held_slots
         return context
 
@@ -135,7 +139,9 @@ class RuleContext:
     @property
     def texts_length(self) -> int:
         """Octets that conditions on addresses and names have to look at."""
-        return len(self.sender) + len(self.recipient) + len(self.helo) + len(self.user)
+        return (
+            len(self.sender) + len(self.recipient) + len(self.helo) + len(self.user) + len(self.server_name)
+        )
 
     @property
     def pair_key(self) -> bytes:

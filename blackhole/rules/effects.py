@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from blackhole.rules.context import RuleContext
 from blackhole.rules.delays import DelayDistribution
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import NextAction, Reply
-
-CERTIFICATES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "expired": "for this host, and out of date for a year",
-        "wrong-name": "for another host",
-    }
-)
-"""Certificates that no client should trust -> what is wrong with them."""
+from blackhole.tls_menu import USUAL_TLS, TLSParameters
 
 PLACEHOLDER: Final = re.compile(r"\{(client|helo|user|sender|recipient|id)\}")
 
@@ -71,8 +62,8 @@ class Effect(NamedTuple):
     """EHLO keywords to leave out."""
     add: tuple[str, ...] = ()
     """EHLO lines to add."""
-    certificate: str = ""
-    """Name in CERTIFICATES of the certificate to show in place of the listener's."""
+    tls: TLSParameters = USUAL_TLS
+    """How to do the TLS handshake; what is empty is as the listener has it."""
 
     def choose_reply(self, draw: float, context: RuleContext) -> Reply | None:
         """Return the reply for a draw from [0, 1); None if the rule has none."""

@@ -318,9 +318,9 @@ class RuleEvaluator:
         self.context.helo, self.context.user = helo, user
         self._before = self.context.save()
 
-    def secured(self) -> RuleEvaluator:
+    def secured(self, server_name: bytes) -> RuleEvaluator:
         """Return the evaluator under TLS: of other rules perhaps, and without what was said before."""
-        return type(self)(self._policy, self.context.secured(), self._tracker)
+        return type(self)(self._policy, self.context.secured(server_name), self._tracker)
 
     def replaced_by(self, successor: SessionPolicy) -> None:
         """Hand over what the client has said, and what it has used up if it is kept in the same store."""
@@ -414,7 +414,7 @@ class RuleEvaluator:
             fault,
             effect.hide,
             effect.add,
-            effect.certificate,
+            effect.tls,
             counter,
         )
 

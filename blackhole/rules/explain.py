@@ -16,6 +16,7 @@ from blackhole.rules.value_readers import read_extensions, read_seconds, read_tl
 from blackhole.settings import MODES, OperatorError
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.state import PHASES
+from blackhole.tls_menu import USUAL_TLS
 from blackhole.values import octets
 
 USAGE_ERROR: Final = 64
@@ -49,7 +50,7 @@ def read_context(options: Mapping[str, str], listener: str) -> RuleContext:
         _octets(options.get(name, "").strip().removeprefix("<").removesuffix(">"))
         for name in ("helo", "sender", "rcpt")
     )
-    context.user = _octets(options.get("login", ""))
+    context.user, context.server_name = (_octets(options.get(name, "")) for name in ("login", "sni"))
     context.header = [_octets(options["header"])] if "header" in options else ()
     context.size = _read_size(options.get("size", "0"))
     context.extensions = _read_keywords(options.get("extension", ""))
@@ -142,6 +143,7 @@ def _described(context: RuleContext) -> Iterator[str]:
     """Yield what is known of a context, in words."""
     yield f"from {context.client}{' under TLS' if context.secure else ''} at {context.listener},"
     for word, text in (
+        ("SNI", context.server_name),
         ("HELO", context.helo),
         ("AUTH", context.user),
         ("MAIL", context.sender),
@@ -196,8 +198,8 @@ def describe_effect(effect: Effect, draws: Draws, context: RuleContext) -> str:
         words.append(f"without {' '.join(effect.hide)}")
     if effect.add:
         words.append(f"with {', '.join(effect.add)}")
-    if effect.certificate:
-        words.append(f"certificate {effect.certificate}")
+    if effect.tls != USUAL_TLS:
+        words.append(str(effect.tls))
     if effect.delay is not None:
         words.append(f"after {effect.delay.draw(draws[2], draws[3]):.3g} s")
     if effect.fault is not None:

@@ -10,9 +10,14 @@ from blackhole.rules.comparisons import Comparison
 from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.limiter_readers import read_greylist, read_throttle
+from blackhole.rules.tls_readers import (
+    read_certificate,
+    read_ciphers,
+    read_client_certificate,
+    read_tls_version,
+)
 from blackhole.rules.value_readers import (
     Operands,
-    read_certificate,
     read_chance,
     read_comparison,
     read_delay,
@@ -53,6 +58,10 @@ def _client_matcher(networks: NetworkSet) -> Matcher:
 
 def _tls_matcher(wanted: bool) -> Matcher:
     return lambda context: context.secure is wanted, None
+
+
+def _sni_matcher(globs: GlobSet) -> Matcher:
+    return lambda context: globs.match(context.server_name), globs
 
 
 def _helo_matcher(globs: GlobSet) -> Matcher:
@@ -118,6 +127,7 @@ CONDITION_KEYS: Final[Mapping[str, ConditionKey]] = {
     "client": ConditionKey(read_networks, _client_matcher, True),
     "tls": ConditionKey(read_switch, _tls_matcher),
     "tls_version": ConditionKey(read_tls_versions, _tls_version_matcher, True),
+    "sni": ConditionKey(read_globs, _sni_matcher, True),
     "helo": ConditionKey(read_globs, _helo_matcher, True),
     "sender": ConditionKey(read_globs, _sender_matcher, True),
     "recipient": ConditionKey(read_globs, _recipient_matcher, True),
@@ -159,6 +169,10 @@ EFFECT_KEYS: Final[Mapping[str, Reader]] = {
     "hide": read_ehlo_keywords,
     "add": read_ehlo_keywords,
     "certificate": read_certificate,
+    "tls_min": read_tls_version,
+    "tls_max": read_tls_version,
+    "tls_ciphers": read_ciphers,
+    "client_cert": read_client_certificate,
     "blocklist": read_zone,
 }
 """What a rule does; it needs one of them."""
@@ -195,7 +209,13 @@ NOT_IN_SINGLE_RULE: Final[Mapping[str, str]] = {
 EHLO_LIST_KEYS: Final = ("hide", "add")
 """Keys that change the list of extensions."""
 
-ONE_PHASE_KEYS: Final = {"hide": "EHLO", "add": "EHLO", "certificate": "STARTTLS"}
+TLS_KEYS: Final = ("certificate", "tls_min", "tls_max", "tls_ciphers", "client_cert")
+"""Keys that change how the TLS handshake is done: fields of `TLSParameters`."""
+
+ONE_PHASE_KEYS: Final = {
+    **dict.fromkeys(EHLO_LIST_KEYS, "EHLO"),
+    **dict.fromkeys(TLS_KEYS, "STARTTLS"),
+}
 """Effects that only one phase has."""
 
 LISTED_BY: Final = {
@@ -210,6 +230,7 @@ IN_MAIL: Final = frozenset(("MAIL", "RCPT", "DATA", "BDAT", "."))
 
 COMMAND_KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "helo": frozenset(PHASES) - {"CONNECT"},
+    "sni": frozenset(PHASES) - {"STARTTLS"},
     "user": frozenset(PHASES) - {"CONNECT", "STARTTLS"},
     "sender": IN_MAIL,
     "recipient": IN_MAIL - {"MAIL"},

@@ -19,12 +19,14 @@ from blackhole.rules.rule_keys import (
     LIMITER_KEYS,
     LISTED_BY,
     ONE_PHASE_KEYS,
+    TLS_KEYS,
     owners_known_at,
 )
 from blackhole.rules.value_readers import Operands
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
+from blackhole.tls_menu import USUAL_TLS, TLSParameters
 from blackhole.values import did_you_mean
 
 AT_RCPT: Final = frozenset(("RCPT",))
@@ -182,7 +184,14 @@ def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
         if key in values and replies:
             raise InvalidKey(key, "not with reply, which replaces the list")
     _check_replies(replies, phases)
+    tls = TLSParameters(**{key: values[key] for key in TLS_KEYS if key in values})
     fault = values.get("then")
+    if isinstance(fault, str):
+        if phases != {"STARTTLS"}:
+            raise InvalidKey("then", f'{fault} only with phase = "STARTTLS"')
+        tls, fault = tls._replace(fault=fault), None
+    if tls != USUAL_TLS and any(reply.code >= 400 for reply in replies):
+        raise InvalidKey("reply", "a refusal: there is no TLS handshake then")
     if fault is not None and fault.input is not None:
         _check_input_fault(fault, replies, phases)
     return Effect(
@@ -192,7 +201,7 @@ def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
         replaces_command=fault is not None and fault.name in REPLACES_COMMAND,
         hide=values.get("hide", ()),
         add=values.get("add", ()),
-        certificate=values.get("certificate", ""),
+        tls=tls,
     )
 
 

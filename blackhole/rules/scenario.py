@@ -11,6 +11,7 @@ from blackhole import input_file
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario_file import make_rules, parse_toml
 from blackhole.settings import OperatorError
+from blackhole.tls_menu import USUAL_TLS, TLSParameters
 from blackhole.values import did_you_mean
 
 PROFILES: Final = files("blackhole.rules") / "profiles"
@@ -99,9 +100,9 @@ def about(source: ScenarioSource) -> str:
     return str(source.tables.get("about", ""))
 
 
-def certificate_names(rules: Iterable[Rule]) -> frozenset[str]:
-    """Return the certificates that rules show in place of the listener's: names in CERTIFICATES."""
-    return frozenset(rule.effect.certificate for rule in rules) - {""}
+def tls_parameters(rules: Iterable[Rule]) -> frozenset[TLSParameters]:
+    """Return the ways in which rules have the TLS handshake done, other than the listener's."""
+    return frozenset(rule.effect.tls for rule in rules) - {USUAL_TLS}
 
 
 def parse_sources(sources: Iterable[ScenarioSource]) -> tuple[Rule, ...]:

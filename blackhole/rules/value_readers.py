@@ -14,13 +14,14 @@ from typing import Any, Final, NamedTuple
 from blackhole.addresses import NetworkSet, network
 from blackhole.rules.comparisons import Comparison, comparison
 from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
-from blackhole.rules.effects import CERTIFICATES, MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
+from blackhole.rules.effects import MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
 from blackhole.rules.faults import FAULTS, NUMBERED_FAULTS
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.session_facts import TLS_VERSIONS, USABLE_EXTENSIONS
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
+from blackhole.tls_menu import HANDSHAKE_FAULTS
 from blackhole.values import SIZE_UNITS, TIME_UNITS, did_you_mean, expected, shown
 
 # Texts, numbers and times
@@ -311,8 +312,11 @@ def _read_percentiles(value: Mapping[str, Any]) -> Percentiles:
     return Percentiles(tuple(points))
 
 
-def read_fault(value: Any) -> Fault:
-    """Read the name of a fault, or a table with the number of one that needs a number."""
+def read_fault(value: Any) -> Fault | str:
+    """Read the name of a fault, or a table with the number of one that needs a number.
+
+    Return the name alone of a fault of TLS handshakes.
+    """
     if isinstance(value, dict) and len(value) == 1 and (name := next(iter(value))) in NUMBERED_FAULTS:
         row = NUMBERED_FAULTS[name]
         if is_whole(value[name], 1, row.most):
@@ -323,14 +327,11 @@ def read_fault(value: Any) -> Fault:
         raise ValueError(f"{value} needs a number; then = {{ {value} = 10 }} is ten {unit}")
     if isinstance(value, str) and value in FAULTS:
         return FAULTS[value]
-    known = ", ".join((*FAULTS, *(f"{{ {name} = N }}" for name in NUMBERED_FAULTS)))
-    raise ValueError(f"{expected(f'one of {known}', value)}{did_you_mean(value, FAULTS)}")
-
-
-def read_certificate(value: Any) -> str:
-    if value in CERTIFICATES:
-        return str(value)
-    raise expected(f"one of {', '.join(CERTIFICATES)}", value)
+    if isinstance(value, str) and value in HANDSHAKE_FAULTS:
+        return value
+    known = ", ".join((*FAULTS, *(f"{{ {name} = N }}" for name in NUMBERED_FAULTS), *HANDSHAKE_FAULTS))
+    hint = did_you_mean(value, (*FAULTS, *HANDSHAKE_FAULTS))
+    raise ValueError(f"{expected(f'one of {known}', value)}{hint}")
 
 
 def read_ehlo_keywords(value: Any) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from blackhole.smtp.offer import Offer
 from blackhole.smtp.policy import Decision, PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.sequence import check_pipelining, record_wrong_order, refusal_in_consequence
+from blackhole.tls_menu import USUAL_TLS
 
 Decided = Decision | PendingDecision | None
 """What a policy says about a command."""
@@ -41,11 +42,11 @@ class CommandExecution(ReplyDelivery):
     """A session as far as it carries commands out."""
 
     __slots__ = (
-        "certificate",
         "chunk_decision",
         "decision",
         "directive_delay",
         "error_budget",
+        "handshake",
         "rejected",
         "unfollowed",
         "waiting",
@@ -55,8 +56,8 @@ class CommandExecution(ReplyDelivery):
         ReplyDelivery.__init__(self, engine, engine.policy.for_session(client, secure), secure, client)
         limits = engine.config.limits
         self.error_budget = None if limits is None else ErrorBudget(limits, meter)
-        self.certificate = ""
-        """Name of the certificate to present in the TLS handshake; empty: the server's own."""
+        self.handshake = USUAL_TLS
+        """How to do the TLS handshake; what is empty is as the listener has it."""
         self.decision: Decision | None = None
         """The decision on the command that is being answered."""
         self.chunk_decision: Decision | None = None
@@ -107,7 +108,7 @@ class CommandExecution(ReplyDelivery):
         else:
             self.decision = decision
             self.record_event(decision.event)
-            self.certificate = decision.certificate
+            self.handshake = decision.tls
             if decision.replaces_command:
                 reply = decision.reply or replies.NO_REPLY
                 if command is self.engine.bdat and reply.code == replies.START_INPUT.code:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import SessionState
+from blackhole.tls_menu import USUAL_TLS, TLSParameters
 
 
 class Decision(NamedTuple):
@@ -28,8 +29,8 @@ class Decision(NamedTuple):
     """Extensions to leave out of the reply to EHLO."""
     added_lines: tuple[str, ...] = ()
     """Lines to add to the reply to EHLO."""
-    certificate: str = ""
-    """Name of the certificate to present in the TLS handshake; empty: the server's own."""
+    tls: TLSParameters = USUAL_TLS
+    """How to do the TLS handshake; what is empty is as the listener has it."""
     event: int = 0
     """Number of the event that this decision is counted as; 0: it is not counted."""
 
@@ -120,9 +121,9 @@ class SessionPolicy(Protocol):
     def introduce(self, helo: bytes, user: bytes) -> None:
         """Learn the name and the user of the client from a server that acts for it; empty for none."""
 
-    def secured(self) -> SessionPolicy:
+    def secured(self, server_name: bytes) -> SessionPolicy:
         """Return the policy for the same client under TLS, which knows nothing of what was said before
-        (RFC 3207 4.2)."""
+        (RFC 3207 4.2). `server_name` is what it called the server in the handshake, if that is known."""
 
     def replaced_by(self, successor: SessionPolicy) -> None:
         """Hand over to a policy with other rules in the middle of a session."""
@@ -188,7 +189,7 @@ class NoSessionPolicy:
     def introduce(self, helo: bytes, user: bytes) -> None:
         pass
 
-    def secured(self) -> SessionPolicy:
+    def secured(self, server_name: bytes) -> SessionPolicy:
         return self
 
     def replaced_by(self, successor: SessionPolicy) -> None:

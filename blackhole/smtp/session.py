@@ -34,6 +34,7 @@ from blackhole.smtp.policy import PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.sequence import record_early_input
 from blackhole.smtp.state import GREETED, ClientLimits, ViolationContext
+from blackhole.tls_menu import USUAL_TLS
 
 MAX_TURN: Final = 128
 """Commands of one client that are answered before other clients have their turn: less than a millisecond."""
@@ -73,7 +74,7 @@ class Session(InputReader):
     # The beginning of a connection.
 
     def check_implicit_tls(self) -> None:
-        """Ask the policy about the handshake before the greeting (RFC 8314 3): its certificate or a fault."""
+        """Ask the policy about the handshake before the greeting (RFC 8314 3): how to do it, or a fault."""
         starttls = self.engine.starttls
         self._decide_handshake(self.policy.decide(self, starttls.phase), starttls)
 
@@ -83,16 +84,21 @@ class Session(InputReader):
             self.wait_for(Waiting(decision, starttls, None))
         elif decision is not None:
             self.record_event(decision.event)
-            self.certificate = decision.certificate
+            self.handshake = decision.tls
             if decision.fault is not None:
                 self.next_action = decision.fault.next_action
 
-    def secured(self) -> None:
-        """Start anew after a TLS handshake (RFC 3207 4.2)."""
+    def secured(self, server_name: bytes = b"", client_identity: bytes = b"") -> None:
+        """Start anew after a TLS handshake (RFC 3207 4.2).
+
+        `server_name` is what the client called the server, if that was asked for, and `client_identity` the
+        name in its certificate, if it has one.
+        """
         self.restart_under_tls(self.next_action is NextAction.START_TLS)
         self.next_action = self._next_read()
-        self.certificate = ""
-        self.policy = self.policy.secured()
+        self.handshake = USUAL_TLS
+        self.client_identity = client_identity
+        self.policy = self.policy.secured(server_name)
 
     def apply_limits(self, engine: EngineTables, limits: ClientLimits, meter: Meter) -> None:
         """Go over to an engine that differs from this one by its limits on clients."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import OutcomeStore
 from blackhole.rules.scenario import Scenario
-
-if TYPE_CHECKING:
-    import ssl
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +23,8 @@ class ActiveScenario:
     """Attempts that all processes have seen."""
     outcome_store: OutcomeStore | None = None
     """What became of messages in all processes; None where nothing can be refused."""
-    certificates: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
-    """TLS contexts that rules show in place of the listener's, by the names in CERTIFICATES."""
+    certificates: Mapping[str, bytes] = field(default_factory=dict)
+    """Certificates of the TLS menu that were issued for its rules, by name, as PEM, with their keys."""
 
     @property
     def rules(self) -> tuple[Rule, ...]:

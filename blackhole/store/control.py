@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import ssl
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -101,7 +100,7 @@ class RuntimeOrder:
     began: float = 0.0
     """When the scenario was ordered, in monotonic time: its clock for `from` and `until` starts here."""
     certificates: Mapping[str, str] = field(default_factory=dict)
-    """Faulty certificates that its rules show to clients, by name, as PEM."""
+    """Certificates of the TLS menu that its rules show to clients, by name, as PEM, with their keys."""
     one_shot_rules: tuple[OneShotRule, ...] = ()
     dropped: int = -1
     """Number of the last order that was dropped because a worker has died of it."""
@@ -265,11 +264,10 @@ def effective_scenario(
     order: RuntimeOrder,
     loaded: ActiveScenario,
     channel: ControlChannel,
-    make_context: Callable[[bytes], ssl.SSLContext],
 ) -> ActiveScenario:
     """Return the scenario in force where `loaded` was read at the start and `order` was published since.
 
-    `make_context` makes a TLS context of a certificate and its key in PEM. Raises OperatorError.
+    Raises OperatorError.
     """
     found = loaded
     if order.name:
@@ -280,8 +278,8 @@ def effective_scenario(
             attempt_store=ScopedStore(loaded.attempt_store, b"%d\0" % round(order.at * 1e6)),
         )
     first = (one_shot_rule(one, channel) for one in order.one_shot_rules if channel.remaining(one))
-    made = {name: make_context(pem.encode()) for name, pem in order.certificates.items()}
-    return replace(found.with_rules((*first, *found.rules)), certificates={**made, **loaded.certificates})
+    certificates = {name: pem.encode() for name, pem in order.certificates.items()}
+    return replace(found.with_rules((*first, *found.rules)), certificates=certificates)
 
 
 def one_shot_rule(one: OneShotRule, channel: ControlChannel) -> Rule:

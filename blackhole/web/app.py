@@ -15,6 +15,7 @@ from blackhole.web.base_handler import BaseHandler, NotFoundHandler
 from blackhole.web.control_handlers import CheckScenarioHandler, NextRulesHandler, ScenarioHandler
 from blackhole.web.events import EventsHandler
 from blackhole.web.handlers import (
+    AUTHORITY_TYPE,
     FORMAT_PARAMETER,
     HISTORY_PARAMETER,
     MESSAGES_PARAMETER,
@@ -22,6 +23,7 @@ from blackhole.web.handlers import (
     REPORT_TYPES,
     RUN_PARAMETER,
     TIMEOUT_PARAMETER,
+    AuthorityHandler,
     FleetHandler,
     HealthHandler,
     MetricsHandler,
@@ -140,6 +142,18 @@ ROUTES: Final = (
         MetricsHandler,
         ("stats", "fleet"),
         (Operation("GET", "Metrics for Prometheus", {200: METRICS_CONTENT, **OF_FLEET}, (SCOPE_PARAMETER,)),),
+    ),
+    Route(
+        "/authority.pem",
+        AuthorityHandler,
+        ("tls",),
+        (
+            Operation(
+                "GET",
+                "The authority of the certificates that the server has issued",
+                {200: {AUTHORITY_TYPE: TEXT_SCHEMA}, **errors(HTTPStatus.NOT_FOUND)},
+            ),
+        ),
     ),
     Route(
         "/healthz",

@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from blackhole.metrics.counters import Counters, clipped
 from blackhole.metrics.layout import MAX_RULE_NAMES
-from blackhole.net import tls
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings
 from blackhole.store.control import MAX_ONE_SHOT_RULES, ControlChannel, OneShotRule, RuntimeOrder
+from blackhole.tls_menu import TLSParameters
 from blackhole.values import did_you_mean
 from blackhole.web.order_check import CheckedOrder, check_one_shot_rule, check_source, check_text, checked
+from blackhole.web.tls_orders import TLSOrders
 
 LOADED: Final = "loaded"
 """The name of the scenario of all files and profiles of --scenario together."""
@@ -50,8 +51,9 @@ class ScenarioControl:
         profiles: Iterable[ScenarioSource],
         channel: ControlChannel,
         counters: Counters,
+        tls: TLSOrders,
     ) -> None:
-        self._settings, self._loaded, self._channel, self._counters = settings, loaded, channel, counters
+        self._loaded, self._channel, self._counters, self._tls = loaded, channel, counters, tls
         self._sources: Final = {source.name: source for source in (*profiles, *loaded.sources)}
         files = ", ".join(os.path.basename(source.name) for source in loaded.sources)
         self.choices: Final = [
@@ -107,7 +109,7 @@ class ScenarioControl:
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             return replace(
-                self._with_certificates(before, order.certificates),
+                self._with_certificates(before, order.tls),
                 name=name,
                 text=order.text,
                 tables=order.tables,
@@ -157,7 +159,7 @@ class ScenarioControl:
                 )
             one = OneShotRule(number, min(free), count, block)
             self._channel.set_budget(one, count)
-            wanted = self._with_certificates(before, order.certificates)
+            wanted = self._with_certificates(before, order.tls)
             return replace(wanted, one_shot_rules=(*waiting, one))
 
         return self._publish(name, change)
@@ -172,13 +174,11 @@ class ScenarioControl:
 
         return self._publish("DELETE /next", change)
 
-    def _with_certificates(self, order: RuntimeOrder, names: frozenset[str]) -> RuntimeOrder:
-        """Return the order with the faulty certificates that its new rules need.
-
-        Those that the configuration made may be gone after a reload.
-        """
-        wanted = names - set(order.certificates)
-        made = {name: tls.faulty_certificate(name, self._settings).decode() for name in wanted}
+    def _with_certificates(self, order: RuntimeOrder, wanted: frozenset[TLSParameters]) -> RuntimeOrder:
+        """Return the order with the certificates that its new rules need. Raises OperatorError."""
+        if not wanted:
+            return order
+        made = self._tls.certificates(wanted, order.certificates)
         return replace(order, certificates={**order.certificates, **made})
 
     def _waiting(self, order: RuntimeOrder) -> tuple[OneShotRule, ...]:

@@ -13,13 +13,15 @@ import math
 import resource
 import signal
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.store import FleetStore
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.transaction_reader import TransactionReader
+from blackhole.net.menu_certificates import MenuCertificates
+from blackhole.net.tls import TLSContexts
 from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
@@ -38,6 +40,7 @@ from blackhole.web.order_check import DASHBOARD_SIGNALS
 from blackhole.web.server import make_server
 from blackhole.web.static_files import StaticFile
 from blackhole.web.stats_view import StatsView
+from blackhole.web.tls_orders import TLSOrders
 
 ORDER_TIMEOUT: Final = APPLY_TIMEOUT + 1
 """Seconds for orders under way to be answered, when another process has taken over."""
@@ -63,15 +66,19 @@ class Dashboard:
         profiles: Iterable[ScenarioSource],
         channel: ControlChannel,
         machine: str,
+        contexts: Collection[TLSContexts],
+        menu: MenuCertificates | None,
         recent: RecentRecords | None = None,
         messages: MessageTotal | None = None,
     ) -> None:
-        """`scenario` is that of the configuration, `machine` the id of this server in a fleet.
+        """`scenario` is that of the configuration, `machine` the id of this server in a fleet, `contexts` are
+        those of the listeners, and `menu` the certificates of the TLS menu.
 
         `messages` is the total that ends the server, if one does.
         """
         self._fleet: Final = self._make_member(settings, counters, machine) if settings.fleet.host else None
-        parts = settings, scenario, profiles, channel, counters
+        tls = TLSOrders(settings, contexts, menu)
+        parts = settings, scenario, profiles, channel, counters, tls
         if self._fleet is not None and messages is not None:
             fleet = self._fleet
             fleet.counted = lambda: messages.set_elsewhere(fleet.elsewhere)
@@ -85,6 +92,7 @@ class Dashboard:
         self._hosts: Final = AllowedHosts(settings)
         self._counters, self._context = counters, context
         self._settings: Final = settings
+        self._tls: Final = tls
         self._recent: Final = None if recent is None else TransactionReader(recent, counters.rule_names)
 
     def _make_member(self, settings: Settings, counters: Counters, machine: str) -> FleetMember:
@@ -122,6 +130,7 @@ class Dashboard:
                 "fleet": self._fleet,
                 "recent": self._recent,
                 "followers": set(),
+                "tls": self._tls,
             }
         )
         server = self._server = make_server(application)

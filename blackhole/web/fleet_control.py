@@ -24,8 +24,10 @@ from blackhole.store.control import (
     RuntimeOrder,
 )
 from blackhole.store.redis_attempts import WARNING_INTERVAL
+from blackhole.tls_menu import TLSParameters
 from blackhole.web.control import LOADED, ScenarioControl
 from blackhole.web.order_check import CheckedOrder, check_one_shot_rule, check_text
+from blackhole.web.tls_orders import TLSOrders
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +57,10 @@ class FleetControl(ScenarioControl):
         profiles: Iterable[ScenarioSource],
         channel: ControlChannel,
         counters: Counters,
+        tls: TLSOrders,
         member: FleetMember,
     ) -> None:
-        super().__init__(settings, loaded, profiles, channel, counters)
+        super().__init__(settings, loaded, profiles, channel, counters, tls)
         self._member: Final = member
         member.obeyed = 0
         self._order = FleetOrder()
@@ -194,7 +197,7 @@ class FleetControl(ScenarioControl):
         """
         name, before = order.name, self._channel.read()[1]
         wanted: dict[str, Any] = {}
-        certificates = frozenset[str]()
+        tls = frozenset[TLSParameters]()
         if not name:
             wanted = {"name": "", "text": "", "tables": {}, "at": order.at, "began": 0.0}
         elif (before.name, before.at) != (name, order.at):
@@ -208,16 +211,16 @@ class FleetControl(ScenarioControl):
                 "at": order.at,
                 "began": began,
             }
-            certificates |= found.certificates
+            tls |= found.tls
         known = {one.shared for one in before.one_shot_rules}
         for one in order.rules:
             if one.id not in known:
                 check = partial(check_one_shot_rule, ONE_SHOT_NAME, one.rule)
-                certificates |= (await self._check(ONE_SHOT_NAME, check)).certificates
+                tls |= (await self._check(ONE_SHOT_NAME, check)).tls
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             rules = self._one_shot_rules(order, before, number)
-            return replace(self._with_certificates(before, certificates), one_shot_rules=rules, **wanted)
+            return replace(self._with_certificates(before, tls), one_shot_rules=rules, **wanted)
 
         return change
 

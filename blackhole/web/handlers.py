@@ -16,6 +16,7 @@ from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.history import MAX_RUNS, Run
 from blackhole.web.operations import TEXT_SCHEMA, Content, Parameter
 from blackhole.web.scope import ScopedHandler, fleet_figures
+from blackhole.web.tls_orders import TLSOrders
 
 MAX_WAITING: Final = 64
 """Requests to /wait at the same time."""
@@ -63,6 +64,21 @@ REPORT_TYPES: Final = {
 FORMAT_PARAMETER: Final = Parameter(
     "format", "format of the report", {"type": "string", "enum": [*REPORT_TYPES], "default": "text"}
 )
+
+
+AUTHORITY_TYPE: Final = "application/x-pem-file"
+
+
+class AuthorityHandler(BaseHandler):
+    """GET /authority.pem: the authority of the certificates that the server has issued."""
+
+    tls: TLSOrders
+
+    def get(self) -> None:
+        if not self.tls.authority:
+            raise APIError(HTTPStatus.NOT_FOUND, "The server has issued no certificates.")
+        self.set_header("Content-Type", AUTHORITY_TYPE)
+        self.write(self.tls.authority)
 
 
 class HealthHandler(BaseHandler):

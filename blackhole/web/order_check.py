@@ -21,6 +21,7 @@ from blackhole.rules.model import Rule
 from blackhole.rules.scenario import ScenarioSource
 from blackhole.rules.scenario_file import make_rules, parse_rule
 from blackhole.settings import OperatorError
+from blackhole.tls_menu import TLSParameters
 
 CHECK_TITLE: Final = "blackhole: order"
 
@@ -49,8 +50,8 @@ class CheckedOrder(NamedTuple):
     tables: Mapping[str, Any]
     """The tables of the scenario, without what workers do not need."""
     text: str
-    certificates: frozenset[str]
-    """Names of the faulty certificates that its rules show."""
+    tls: frozenset[TLSParameters]
+    """How its rules have the TLS handshake done, other than the listener does."""
 
 
 def check_text(name: str, octets: bytes) -> CheckedOrder:
@@ -62,13 +63,13 @@ def check_source(source: ScenarioSource) -> CheckedOrder:
     """Check a scenario. Raises OperatorError."""
     rules = _check_rules(source.name, lambda: make_rules(source.tables, source.name, source.text))
     tables = {key: value for key, value in source.tables.items() if key != "about"}
-    return CheckedOrder(tables, source.text, scenario.certificate_names(rules))
+    return CheckedOrder(tables, source.text, scenario.tls_parameters(rules))
 
 
 def check_one_shot_rule(name: str, block: Mapping[str, Any]) -> CheckedOrder:
     """Check a single rule. Raises OperatorError."""
     rules = _check_rules(name, lambda: [parse_rule(block, name)])
-    return CheckedOrder(block, "", scenario.certificate_names(rules))
+    return CheckedOrder(block, "", scenario.tls_parameters(rules))
 
 
 def _check_rules(name: str, make: Callable[[], list[Rule] | tuple[Rule, ...]]) -> list[Rule]:

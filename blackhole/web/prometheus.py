@@ -182,6 +182,20 @@ METRICS: Final = (
         ("result",),
     ),
     MetricRow(
+        "tls_failures", "counter", "TLS handshakes that failed, by the client's alert or another reason.",
+        "topk(3, increase(blackhole_tls_failures_total[1h]))",
+        lambda reading: reading.snapshot.tls_failures,
+        ("reason",),
+    ),
+    MetricRow(
+        "tls_menu_connections", "counter",
+        "Connections at an entry of the TLS menu, by result: the handshake failed, the client left without"
+        " a message, or it sent one.",
+        'increase(blackhole_tls_menu_connections_total{entry="expired",result="sent"}[1h])',
+        lambda reading: _tls_menu(reading.snapshot),
+        ("entry", "result"),
+    ),
+    MetricRow(
         "violations", "counter", "Violations of SMTP by senders that are all counted, by rule.",
         "topk(5, increase(blackhole_violations_total[1h]))",
         lambda reading: reading.snapshot.counted_violations,
@@ -346,6 +360,15 @@ def _histogram(name: str, meaning: str, value: Buckets) -> Metric:
 def _replies(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
     """Return the replies by phase and code, both as text."""
     return {(phase, str(code)): count for (phase, code), count in snapshot.replies.items()}
+
+
+def _tls_menu(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
+    """Return the connections at the entries of the TLS menu, by entry and result."""
+    return {
+        (entry, result): count
+        for entry, results in snapshot.tls_menu.items()
+        for result, count in results.items()
+    }
 
 
 def _estimates(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
