@@ -561,17 +561,18 @@ def test_hostile_client_does_not_make_a_record_grow() -> None:
 
 
 def test_record_that_is_too_large_loses_its_first_exchanges_and_then_its_fields() -> None:
+    from blackhole.smtp import transaction_record
     from blackhole.smtp.transaction_record import ENDED_BY_MESSAGE, TransactionRecord
 
     record = TransactionRecord()
     for _ in range(30):
         record.add((1.0, b"NOOP " + b"x" * 1000 + b"\r\n", b"250 OK\r\n"))
-    record.fields = [(b"Subject", b"x" * MAX_RECORD)]
-    octets = record.encode(ENDED_BY_MESSAGE, 1, 1, (b"", b"", b"", b"", b""))
+    record.fields = [b"Subject:" + b"x" * MAX_RECORD]
+    octets = record.encode(ENDED_BY_MESSAGE, 1, 1, transaction_record.NOBODY)
     found = read_record(octets)
     assert found is not None
     assert len(octets) <= MAX_RECORD
-    assert (found.first, len(found.last), found.left_out, found.fields) == ([], 4, 26, [])
+    assert (found.first, len(found.last), found.left_out, found.fields) == ([], 4, 26, ())
 
 
 def test_prelude_of_a_transaction_is_bounded() -> None:

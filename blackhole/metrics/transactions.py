@@ -24,6 +24,7 @@ from blackhole.smtp.transaction_record import (
     RecordedExchange,
     StoredTransaction,
 )
+from blackhole.smtp.wanted_fields import name_and_value
 from blackhole.store.recent import StoredRecord
 
 LOCAL_NAMES: Final = (b"", b"postmaster")
@@ -214,11 +215,11 @@ def violations(marks: Iterable[bytes]) -> Iterator[ViolationLine]:
         yield ViolationLine(text(name), text(line))
 
 
-def _fields(wanted: bytes, found: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+def _fields(wanted: bytes, found: Sequence[bytes]) -> dict[str, str]:
     """Return the fields that were found by the names that the operator gave, each value in one line."""
     by_name: dict[bytes, bytes] = {}
-    for name, value in found:
-        by_name.setdefault(name.lower(), b" ".join(line.strip() for line in value.split(b"\n")))
+    for name, value in map(name_and_value, found):
+        by_name.setdefault(name, value)
     names = (name for name in wanted.split(b",") if name.lower() in by_name)
     return {text(name): text(by_name[name.lower()]) for name in names}
 

@@ -49,7 +49,7 @@ class SMTPEngine(EngineTables):
         self._recorder = recorder
         self._session_type: Callable[[SMTPEngine, bool, str, Meter], Session] = Session
         if recorder is not None:
-            self.fast_path = recorded(self.fast_path, recorder.clock)
+            self.fast_path = recorded(self.fast_path, recorder)
             self._session_type = partial(RecordedSession, recorder=recorder)
         self._events = events
 

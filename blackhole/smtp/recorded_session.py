@@ -35,9 +35,9 @@ from blackhole.smtp.transaction_record import (
     MAX_RECORDED_REPLY,
     NO_PHASE,
     PHASE_NUMBERS,
-    Introduction,
     TransactionRecord,
     encode_addendum,
+    encode_introduction,
     whole,
 )
 from blackhole.smtp.wanted_fields import WantedFieldReader, WantedFields
@@ -100,7 +100,7 @@ class RecordedSession(Session):
         self._recorder = recorder
         self.record = TransactionRecord()
         """What is remembered of the transaction under way."""
-        self._introduction: Introduction | None = None
+        self._introduction = b""
         """Made when it is first needed."""
         self.tls = ""
         """Version and cipher of TLS, as its caller says after the handshake."""
@@ -136,15 +136,8 @@ class RecordedSession(Session):
         if self.stage <= GREETED:  # HELO, EHLO, RSET, or QUIT
             verb = commands[:4].upper()
             if verb in (b"HELO", b"EHLO"):
-                self._helo, self._introduction = commands[5:-2], None
+                self._helo, self._introduction = commands[5:-2], b""
             self._end_unless_message(verb.decode(), 250)
-
-    def message_answered_fast(self, message: bytes, reply: bytes) -> None:
-        """Record a message that the fast path has answered."""
-        recorder, record = self._recorder, self.record
-        record.add((recorder.clock(), b"", reply))
-        record.fields = recorder.wanted.find(message)
-        self._publish(ENDED_BY_MESSAGE)
 
     def _take_over(self, command: BoundCommand, rest: bytes) -> None:
         """Note the input that the general path takes over from the fast path; `rest` is behind it."""
@@ -251,11 +244,11 @@ class RecordedSession(Session):
         phase = PHASE_NUMBERS[command.phase]
         self.record.add((self._recorder.clock(), phase, line, wire[:MAX_RECORDED_REPLY], note))
         if command.is_helo and reply.code < 400:
-            self._helo, self._introduction = line.rstrip().partition(b" ")[2], None
+            self._helo, self._introduction = line.rstrip().partition(b" ")[2], b""
         if self.messages == messages:
             self._end_unless_message(command.phase, reply.code)
             return stopped
-        self._publish(ENDED_BY_MESSAGE)
+        self.publish(ENDED_BY_MESSAGE)
         return stopped
 
     def _replace_last_reply(self, command: BoundCommand) -> bytes:
@@ -282,10 +275,10 @@ class RecordedSession(Session):
             if code < 400 or phase == "MAIL":
                 last = record.take_last()
                 if record.has_transaction():
-                    self._publish(ENDED_BY_COMMAND)
+                    self.publish(ENDED_BY_COMMAND)
                 record.add(last)
         elif phase in ("RSET", "QUIT") and code < 400 and record.has_transaction():
-            self._publish(ENDED_BY_COMMAND if phase == "RSET" else ENDED_BY_CLOSE)
+            self.publish(ENDED_BY_COMMAND if phase == "RSET" else ENDED_BY_CLOSE)
         if phase not in ("MAIL", "RCPT", "DATA", "BDAT", ".") and not record.has_transaction():
             record.shorten_prelude()
 
@@ -293,7 +286,7 @@ class RecordedSession(Session):
         Session.closed(self)
         record = self.record
         if record.has_transaction() or record.has_refusal():
-            self._publish(ENDED_BY_CLOSE)
+            self.publish(ENDED_BY_CLOSE)
         self._is_closed = True
 
     def closed_with(self, reply: Reply) -> None:
@@ -301,41 +294,45 @@ class RecordedSession(Session):
         if self.record.exchanges:
             self.record.add((self._recorder.clock(), NO_PHASE, b"", reply.wire, b""))
 
-    def _publish(self, ending: int) -> None:
+    def publish(self, ending: int) -> None:
         """Publish the record, and begin the next."""
         if ending == ENDED_BY_CLOSE:
             self._accepted, self._size = self.recipients, self.octets
             self._forwarded_client = self.forwarded_client
-        introduction = self._introduction or self._introduce()
-        if self._forwarded_client is not NO_NAMED_CLIENT:
-            introduction = self._introduce_forwarded(introduction)
         record = self.record
         if self._fields is not None:
             record.fields = self._fields.fields()
             self._fields, self._directive_mode = None, ""
+        if self._forwarded_client is NO_NAMED_CLIENT:
+            introduction = self._introduction or self._introduce()
+        else:
+            introduction = self._introduce_forwarded()
         octets = record.encode(ending, self._accepted, self._size, introduction)
-        self._published = self._recorder.publish(octets)
-        if self._recorder.log is not None:
-            self._recorder.log(self, octets)
+        recorder = self._recorder
+        publish, log = recorder.publish, recorder.log
+        self._published = publish(octets)
+        if log is not None:
+            log(self, octets)
         record.clear()
         self._accepted = self._size = 0
 
-    def _introduce_forwarded(self, introduction: Introduction) -> Introduction:
+    def _introduce_forwarded(self) -> bytes:
         """Return the introduction of the client that XFORWARD has named; it names no other one after that."""
         forwarded, self._forwarded_client = self._forwarded_client, NO_NAMED_CLIENT
-        listener, fields, client, helo, tls = introduction
-        client = client if forwarded.address is None else forwarded.address.encode()
-        helo = helo if forwarded.helo is None else forwarded.helo[:MAX_RECORDED_COMMAND]
-        return listener, fields, client, helo, tls
+        client = self.client if forwarded.address is None else forwarded.address
+        helo = self._helo if forwarded.helo is None else forwarded.helo
+        about, tls = self._recorder.about, self.tls.encode()
+        return encode_introduction(*about, client.encode(), helo[:MAX_RECORDED_COMMAND], tls)
 
-    def _introduce(self) -> Introduction:
+    def _introduce(self) -> bytes:
         client, helo = self.client.encode(), self._helo[:MAX_RECORDED_COMMAND]
-        self._introduction = (*self._recorder.about, client, helo, self.tls.encode())
+        self._introduction = encode_introduction(*self._recorder.about, client, helo, self.tls.encode())
         return self._introduction
 
 
-def recorded(fast_path: FastPath, clock: Callable[[], float]) -> FastPath:
+def recorded(fast_path: FastPath, recorder: Recorder) -> FastPath:
     """Return a fast path that records what another one answers."""
+    clock, find = recorder.clock, recorder.wanted.find
 
     def answer(session: RecordedSession, data: bytes) -> bytes | None:
         in_body = session.in_body
@@ -346,10 +343,13 @@ def recorded(fast_path: FastPath, clock: Callable[[], float]) -> FastPath:
         session.fast_input = None
         if reply is None:
             return None
+        record = session.record
         if in_body:
-            session.message_answered_fast(data, reply)
+            record.add((clock(), b"", reply))
+            record.fields = find(data)
+            session.publish(ENDED_BY_MESSAGE)
             return reply
-        exchanges = session.record.exchanges
+        exchanges = record.exchanges
         exchanges.append((clock(), data, reply))
         if session.stage <= GREETED or len(exchanges) > MAX_FIRST or len(data) > MAX_GROUP:
             session.check_fast(data, reply)

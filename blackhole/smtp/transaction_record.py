@@ -75,19 +75,20 @@ RecordedExchange = tuple[float, int, bytes, bytes, bytes]
 """Any other exchange: time of the reply, number of the phase, what the client sent, the reply, and the note:
 the rule that decided, and behind a NUL the fault of the reply."""
 
-Introduction = tuple[bytes, bytes, bytes, bytes, bytes]
-"""Listener, names of the wanted fields with commas between them, client, name in HELO or EHLO, TLS."""
-
-Fields = list[tuple[bytes, bytes]]
-"""Names and values of fields of the header section; of several with a name, the first counts."""
-
-NOBODY: Final[Introduction] = (b"", b"", b"", b"", b"")
-
 LATEST_TIME: Final = 1e11
 """Seconds since 1970: more than any clock shows."""
 
 MARSHAL_VERSION: Final = 2
 """The version of the format, without references between values."""
+
+
+def encode_introduction(listener: bytes, wanted: bytes, client: bytes, helo: bytes, tls: bytes) -> bytes:
+    """Return what the records of a connection have in common: the address of the listener, the names of the
+    wanted fields with commas between them, the client, its name in HELO or EHLO, and TLS."""
+    return dumps((listener, wanted, client, helo, tls), MARSHAL_VERSION)
+
+
+NOBODY: Final = encode_introduction(b"", b"", b"", b"", b"")
 
 
 def whole(exchange: FastExchange | RecordedExchange) -> RecordedExchange:
@@ -112,7 +113,8 @@ class TransactionRecord:
     >>> record = TransactionRecord()
     >>> record.add((0.0, b"MAIL FROM:<a@example.com>\\r\\n", b"250 2.1.0 OK\\r\\n"))
     >>> record.mark_violation("no-hello", b"MAIL FROM:<a@example.com>")
-    >>> octets = record.encode(ENDED_BY_COMMAND, 0, 0, (b"127.0.0.1:25", b"", b"192.0.2.1", b"", b""))
+    >>> introduction = encode_introduction(b"127.0.0.1:25", b"", b"192.0.2.1", b"", b"")
+    >>> octets = record.encode(ENDED_BY_COMMAND, 0, 0, introduction)
     >>> found = read_record(octets)
     >>> found.client, found.first[0][2]
     (b'192.0.2.1', b'MAIL FROM:<a@example.com>\\r\\n')
@@ -127,20 +129,22 @@ class TransactionRecord:
         """Begin anew."""
         self.exchanges: list[FastExchange | RecordedExchange] = []
         """The first ones."""
-        self._last: list[RecordedExchange] = []
+        # An empty tuple costs nothing, and most records have three.
+        self._last: tuple[RecordedExchange, ...] = ()
         self._left_out = 0
-        self._marks: list[bytes] = []
-        self.fields: Fields = []
-        """Those of the header section that are wanted."""
+        self._marks: tuple[bytes, ...] = ()
+        self.fields: Sequence[bytes] = ()
+        """Those of the header section that are wanted, as they came."""
 
     def add(self, exchange: FastExchange | RecordedExchange) -> None:
         """Add an exchange; of too many, only the first and the last are kept."""
         if len(self.exchanges) < MAX_FIRST:
             self.exchanges.append(exchange)
             return
-        self._last.append(whole(exchange))
+        self._last += (whole(exchange),)
         if len(self._last) > MAX_LAST:
-            _, phase, commands, _, _ = self._last.pop(0)
+            (_, phase, commands, _, _), *last = self._last
+            self._last = (*last,)
             lines = commands.split(b"\n")[:-1] if phase == FROM_VERB else [commands]
             self._leave_out(len(lines), lines)
 
@@ -177,7 +181,7 @@ class TransactionRecord:
 
     def _mark(self, mark: bytes) -> None:
         if len(self._marks) < MAX_MARKS:
-            self._marks.append(mark)
+            self._marks += (mark,)
 
     def has_transaction(self) -> bool:
         """Return whether a transaction has begun."""
@@ -196,17 +200,21 @@ class TransactionRecord:
 
     def take_last(self) -> FastExchange | RecordedExchange:
         """Remove the last exchange, and return it."""
-        return self._last.pop() if self._last else self.exchanges.pop()
+        if not self._last:
+            return self.exchanges.pop()
+        *last, taken = self._last
+        self._last = (*last,)
+        return taken
 
     def shorten_prelude(self) -> None:
         """Forget exchanges from long before the transaction, which has not begun."""
         del self.exchanges[:-MAX_PRELUDE]
 
-    def encode(self, ending: int, accepted: int, size: int, introduction: Introduction) -> bytes:
+    def encode(self, ending: int, accepted: int, size: int, introduction: bytes) -> bytes:
         """Return the record as octets: how the transaction ended, the recipients that were accepted, and the
         octets of its message are added."""
-        figures = ending, accepted, size, self._left_out
-        values: Any = (*figures, introduction, self.exchanges, self._last, self._marks, self.fields)
+        left_out, first, last = self._left_out, self.exchanges, self._last
+        values: Any = (ending, accepted, size, left_out, introduction, first, last, self._marks, self.fields)
         octets = dumps(values, MARSHAL_VERSION)
         while len(octets) > MAX_RECORD:
             self._shorten()
@@ -219,7 +227,7 @@ class TransactionRecord:
             self.exchanges.pop()
             self._left_out += 1
         else:
-            self.fields = []
+            self.fields = ()
 
 
 def encode_addendum(number: int, violation: str, line: bytes) -> bytes:
@@ -246,8 +254,9 @@ class StoredTransaction(NamedTuple):
     first: list[RecordedExchange]
     last: list[RecordedExchange]
     """Those behind the exchanges that were left out."""
-    marks: list[bytes]
-    fields: Fields
+    marks: Sequence[bytes]
+    fields: Sequence[bytes]
+    """Those of the header section; of several with a name, the first counts."""
 
     @property
     def time(self) -> float:
@@ -261,7 +270,7 @@ def read_record(octets: bytes) -> StoredTransaction | None:
     memory from which records are read."""
     try:
         ending, accepted, size, left_out, introduction, first, last, marks, fields = read_value(octets)
-        listener, wanted, client, helo, tls = introduction
+        listener, wanted, client, helo, tls = read_value(introduction)
         found = StoredTransaction(
             *(ending, accepted, size, left_out, listener, wanted, client, helo, tls),
             [*map(whole, first)],
@@ -278,12 +287,19 @@ def read_record(octets: bytes) -> StoredTransaction | None:
 def _is_valid(record: StoredTransaction) -> bool:
     """Return whether the values are of the types and in the ranges that readers rely on."""
     numbers = record.ending, record.accepted, record.size, record.left_out
-    texts = record.listener, record.wanted, record.client, record.helo, record.tls, *record.marks
+    texts = (
+        record.listener,
+        record.wanted,
+        record.client,
+        record.helo,
+        record.tls,
+        *record.marks,
+        *record.fields,
+    )
     return (
         all(isinstance(number, int) and number >= 0 for number in numbers)
         and record.ending <= ADDENDUM
-        and all(isinstance(text, bytes) for text in texts)
-        and all(isinstance(name, bytes) and isinstance(value, bytes) for name, value in record.fields)
+        and all(isinstance(text, bytes) for text in (*texts, *record.marks, *record.fields))
         and all(
             isinstance(time, float)
             and 0.0 <= time < LATEST_TIME
