@@ -147,12 +147,38 @@ class SyslogFormatter(logging.Formatter):
         self._host: Final = re.sub(r"[^!-~]", "_", socket.gethostname())[:255] or "-"
 
     def format(self, record: logging.LogRecord) -> str:
-        severity = next((number for level, number in SEVERITIES if record.levelno >= level), 7)
         kind = re.sub(r"[^!-~]", "-", getproctitle().removeprefix(f"{APP_NAME}: "))[:32] or "-"
-        head = f"<{8 * FACILITY + severity}>1 {timestamp(record.created)} {self._host} {APP_NAME}"
-        trace = _traceback(self, record)
-        text = f"{_message(record)}{' ' if trace else ''}{one_line(trace)}"
-        return f"{head} {record.process} {kind} - {text}"
+        head = f"<{_priority(record)}>1 {timestamp(record.created)} {self._host} {APP_NAME}"
+        return f"{head} {record.process} {kind} - {_whole_message(self, record)}"
+
+
+class LocalSyslogFormatter(logging.Formatter):
+    """Formats a record as syslog(3) sends it to a daemon on the same machine, which knows its own name.
+
+    The text is that of the format `log_format`; that of text and of syslog begins with the process.
+    """
+
+    def __init__(self, log_format: str) -> None:
+        super().__init__()
+        self._inner: Final = JSONFormatter() if log_format == "json" else None
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = time.strftime("%b %e %H:%M:%S", time.localtime(record.created))
+        head = f"<{_priority(record)}>{when} {APP_NAME}[{record.process}]: "
+        if self._inner is not None:
+            return head + self._inner.format(record)
+        return f"{head}{getproctitle().removeprefix(f'{APP_NAME}: ')}: {_whole_message(self, record)}"
+
+
+def _priority(record: logging.LogRecord) -> int:
+    """Return the facility and the severity of a record as one number (RFC 5424 6.2.1)."""
+    return 8 * FACILITY + next((number for level, number in SEVERITIES if record.levelno >= level), 7)
+
+
+def _whole_message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """Return the message of a record, and a traceback behind it, on one line."""
+    trace = _traceback(formatter, record)
+    return f"{_message(record)}{' ' if trace else ''}{one_line(trace)}"
 
 
 FORMATTERS: Final[Mapping[str, Callable[[], logging.Formatter]]] = {

@@ -274,7 +274,7 @@ OPTIONS: Final = (
            "get 421, and messages under way are finished, so there may be a few more. The exit status is 0. "
            "With --fleet, the messages of all machines count."),
     Option("conf", values.path, "", "FILE", "Process", "read options from this file too"),
-    Option("log", values.path, "", "FILE", "Logging", "log file",
+    Option("log", values.path, "", "FILE", "Logging", "log file, or the socket of a syslog daemon (/dev/log)",
            "Without root, the default is blackhole.log in $XDG_STATE_HOME or ~/.local/state.",
            default_note="/var/log/blackhole.log; stderr in the foreground"),
     Option("log_format", values.one_of(LOG_FORMATS), "text", "text|json|syslog", "Logging",

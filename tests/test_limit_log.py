@@ -214,6 +214,19 @@ def test_fail2ban_finds_the_client_and_is_not_fooled(log_format: str, tmp_path: 
     assert "198.51.100.66" not in done
 
 
+@requires("fail2ban-regex")
+@pytest.mark.parametrize("time", ["Nov  9 05:37:25", "2026-11-09T05:37:25.123456+01:00"])
+def test_fail2ban_reads_what_rsyslog_writes_of_lines_for_syslog(time: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    head = f"{time} mx blackhole[7]: worker 1:"
+    log.write_text(
+        f"{head} client limit: client=192.0.2.7 limit=max_errors\n"
+        f"{head} 192.0.2.8 connection [3B] RECV: worker 1: client limit: client=198.51.100.66 limit=x\n"
+    )
+    done = output_of(path_of("fail2ban-regex"), "--out=id", str(log), str(FILTER))
+    assert done.split() == ["192.0.2.7"]
+
+
 @requires("fail2ban-client")
 def test_fail2ban_accepts_the_jail(tmp_path: Path) -> None:
     folder = tmp_path / "fail2ban"

@@ -1,108 +1,19 @@
-"""The log: a line of printable ASCII for each event, on standard error or in a file that may be rotated."""
+"""The log: a line of printable ASCII for each event, on standard error, in a file or for a syslog daemon."""
 
 from __future__ import annotations
 
 import faulthandler
 import logging
-import os
-import select
 import socket
-import stat
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
-from blackhole.log_format import FORMATTERS
-from blackhole.process.safe_open import open_regular
+from blackhole.process.log_handler import DescriptorHandler
+from blackhole.process.syslog_socket import SyslogHandler, is_socket
 from blackhole.settings import OperatorError
 
 log = logging.getLogger(__name__)
-
-STALL_MILLISECONDS: Final = 1000
-"""How long a line waits for the reader of a pipe or a terminal. The next ones then do not wait."""
-
-
-class DescriptorHandler(logging.Handler):
-    """Writes each record with one write(2), to a descriptor whose number never changes.
-
-    The file is opened with O_APPEND, so processes do not overwrite each other's lines. faulthandler
-    keeps the number of the descriptor, and still writes into the right file after a rotation. A full
-    disk loses lines, and nothing else; so does a pipe or a terminal whose reader has stopped.
-    """
-
-    def __init__(self, path: str, owner: tuple[int, int] | None) -> None:
-        """Open the file for appending, or use standard error if `path` is empty."""
-        super().__init__()
-        self.path: Final = path
-        self.owner: Final = owner
-        self.channel: socket.socket | None = None
-        """In a child, where the master sends the file after a rotation."""
-        self.descriptor: Final = self.open() if path else _unblocked(2)
-        self._may_stall: Final = not stat.S_ISREG(os.fstat(self.descriptor).st_mode)
-        self._stalled = False
-
-    def open(self) -> int:
-        """Open the file and return the descriptor. Raises OperatorError (EX_CANTCREAT)."""
-        users = () if self.owner is None else self.owner[:1]
-        descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640, users)
-        if self.owner is not None and os.geteuid() == 0:
-            os.fchown(descriptor, *self.owner)  # workers open the file themselves after a rotation
-        return descriptor
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            if not self._may_stall or self._is_writable():
-                os.write(self.descriptor, f"{self.format(record)}\n".encode())
-
-    def _is_writable(self) -> bool:
-        """Return whether the reader takes a line, if need be after a time, but not again and again."""
-        poll = select.poll()
-        poll.register(self.descriptor, select.POLLOUT)
-        self._stalled = not poll.poll(0 if self._stalled else STALL_MILLISECONDS)
-        return not self._stalled
-
-    def reopen(self) -> None:
-        """Use the file that the master has sent, or open the path again.
-
-        Raises OperatorError (EX_CANTCREAT).
-        """
-        if self.path:
-            received = self._received()
-            fresh = self.open() if received is None else received
-            os.dup2(fresh, self.descriptor, inheritable=False)
-            os.close(fresh)
-
-    def _received(self) -> int | None:
-        """Return the last descriptor that the master has sent, if any came since the last call."""
-        last = None
-        with suppress(BlockingIOError):
-            while self.channel is not None:
-                data, descriptors, _, _ = socket.recv_fds(self.channel, 1, 1)
-                if not data:  # the master is gone
-                    break
-                if last is not None:
-                    os.close(last)
-                (last,) = descriptors
-        return last
-
-    def send(self, channel: socket.socket) -> None:
-        """Send the open file to a child, unless the child takes none."""
-        if self.path:
-            with suppress(OSError):
-                socket.send_fds(channel, [b"L"], [self.descriptor])
-
-
-def _unblocked(descriptor: int) -> int:
-    """Return a descriptor of the same pipe or terminal that can be written to without waiting.
-
-    Without a second one, the first: its flags are those of other processes, too.
-    """
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        with suppress(OSError):
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            return os.open(f"/proc/self/fd/{descriptor}", flags)
-    return descriptor
 
 
 class RateLimitFilter(logging.Filter):
@@ -148,14 +59,15 @@ def limit_repeated_lines() -> None:
 
 
 def set_up(path: str, debug: bool, owner: tuple[int, int] | None = None, log_format: str = "text") -> int:
-    """Send all logging to a file, or to standard error if `path` is empty; return the descriptor.
+    """Send all logging to a file or to the socket of a syslog daemon, or to standard error if `path` is
+    empty; return the descriptor.
 
     The file is given to `owner`, a uid and gid, if this process is root. The master calls this once;
     its children inherit the handler.
 
     Raises OperatorError (EX_CANTCREAT).
     """
-    handler = DescriptorHandler(path, owner)
+    handler = SyslogHandler(path) if path and is_socket(path) else DescriptorHandler(path, owner)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
@@ -170,7 +82,7 @@ def configure(debug: bool, log_format: str) -> None:
     """Set the level of Blackhole's own loggers to DEBUG or INFO, and the format of all lines."""
     logging.getLogger("blackhole").setLevel(logging.DEBUG if debug else logging.INFO)
     for handler in _handlers():
-        handler.setFormatter(FORMATTERS[log_format]())
+        handler.use_format(log_format)
 
 
 def reopen() -> None:
