@@ -328,6 +328,7 @@ def test_refused_transaction_is_recorded_when_the_client_gives_up(fast_path: boo
     records.play(EHLO, MAIL, NOBODY, RSET, QUIT)
     one = records.only
     assert (one.outcome, one.recipients, one.refused_recipients) == ("rejected", (), ("nobody@d.test",))
+    assert (one.code, one.reply) == (550, "550 5.1.1 No such user")
 
 
 @pytest.mark.parametrize(

@@ -135,13 +135,18 @@ class Transaction:
 
     @property
     def reply(self) -> str:
-        """The last reply."""
-        return self.exchanges[-1].reply if self.exchanges else ""
+        """The reply that decided on the outcome: to the message, or else the last refusal, or the last one."""
+        return "" if self._deciding is None else self._deciding.reply
 
     @property
     def code(self) -> int:
-        """The code of the last reply; 0 if none was sent."""
-        return self.exchanges[-1].code if self.exchanges else 0
+        """The code of that reply; 0 if none was sent."""
+        return 0 if self._deciding is None else self._deciding.code
+
+    @property
+    def _deciding(self) -> CommandReply | None:
+        refusal = None if self.is_message or self.outcome == "disconnected" else last_refusal(self.exchanges)
+        return refusal or (self.exchanges[-1] if self.exchanges else None)
 
     @cached_property
     def subject(self) -> str:
@@ -287,9 +292,17 @@ def _outcome(ending: int, exchanges: Sequence[CommandReply]) -> str:
     if ending == ENDED_BY_MESSAGE and exchanges:
         last = exchanges[-1]
         return "disconnected" if _is_cut_off(last) else DISPOSITIONS.get(last.code // 100, "rejected")
-    refusals = [one.code for one in exchanges if one.code >= 400]
-    if refusals:
-        # 503 follows from an earlier refusal, unless there was none.
-        causes = [code for code in refusals if code != replies.BAD_SEQUENCE.code] or refusals
-        return DISPOSITIONS.get(causes[-1] // 100, "rejected")
+    refusal = last_refusal(exchanges)
+    if refusal is not None:
+        return DISPOSITIONS.get(refusal.code // 100, "rejected")
     return "disconnected" if ending == ENDED_BY_CLOSE else "aborted"
+
+
+def last_refusal(exchanges: Iterable[CommandReply]) -> CommandReply | None:
+    """Return the last reply that refused something; None if there was none.
+
+    503 follows from an earlier refusal, unless there was none.
+    """
+    refusals = [one for one in exchanges if one.code >= 400]
+    causes = [one for one in refusals if one.code != replies.BAD_SEQUENCE.code] or refusals
+    return causes[-1] if causes else None
