@@ -280,7 +280,8 @@ OPTIONS: Final = (
     Option("log_format", values.one_of(LOG_FORMATS), "text", "text|json|syslog", "Logging",
            "format of the log: lines for people, JSON objects, or syslog (RFC 5424)"),
     Option("log_transactions", values.switch, "no", "", "Logging", "log one line for each transaction",
-           "It has the client, sender, recipients, size, outcome and the reply that decided, and nothing of the message.",
+           "It has the client, sender, recipients, size, outcome and the reply that decided, and nothing "
+           "of the message.",
            warning="addresses of senders and recipients are logged, a line for each transaction"),
     Option("debug", values.switch, "no", "", "Logging", "log every line received and sent",
            warning="every line of every session is logged, which is slow and fills disks with private data"),

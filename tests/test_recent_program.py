@@ -188,8 +188,8 @@ def test_action_recent_prints_a_line_each(sink: Sink, command: list[str]) -> Non
     send(sink, "printed@example.com", "nobody@example.com", subject="printed")
     lines = run(*command).stdout.splitlines()
     assert (
-        "127.0.0.1 accepted: <shop@example.com> to <printed@example.com>; 28 octets; 250 2.0.0 OK: queued as"
-        in lines[-1]
+        "127.0.0.1 accepted: <shop@example.com> to <printed@example.com>, refused <nobody@example.com>; "
+        "28 octets; 250 2.0.0 OK: queued as" in lines[-1]
     )
     assert lines[-1].endswith('; rule nobody; Subject "printed"')
 

@@ -79,19 +79,26 @@ def summary(one: Transaction) -> str:
     What a client sent is shown in ASCII: a terminal would obey its control characters.
     """
     people = ", ".join(f"<{shown(address)}>" for address in one.recipients or one.refused_recipients)
+    refused = ", ".join(f"<{shown(address)}>" for address in one.refused_recipients)
     further = one.recipient_count - len(one.recipients)
     sender = "no sender" if one.sender is None else f"<{shown(one.sender)}>"
     fields = (f'{shown(name)} "{shown(value)}"' for name, value in one.fields.items())
     words = (
-        f"{sender} to {people or 'nobody'}{f' and {further} more' if further > 0 else ''}",
+        f"{sender} to {people or 'nobody'}{f' and {further} more' if further > 0 else ''}"
+        f"{f', refused {refused}' if one.recipients and refused else ''}",
         plural(one.size, "octet") if one.size else "",
         shown(one.reply.splitlines()[-1]) if one.reply else "no reply",
-        f"rule {shown(one.rule)}" if one.rule else "",
+        shown(_decider(one.rule)),
         shown(one.tls),
         *fields,
     )
     head = f"{clock_time(one.time)} {shown(one.client)} {one.outcome}: {'; '.join(filter(None, words))}"
     return "\n".join((head, *_violation_lines(one)))
+
+
+def _decider(rule: str) -> str:
+    """Return what decided: the mode or the field of a message as they are, and a rule as such."""
+    return rule if not rule or rule.startswith(("mode ", "X-Blackhole-Mode: ")) else f"rule {rule}"
 
 
 def _violation_lines(one: Transaction) -> Iterator[str]:
@@ -110,11 +117,8 @@ def conversation(one: Transaction) -> str:
             lines.append(f"    C: {shown(exchange.command)}")
         elif exchange.phase == ".":
             lines.append(f"    C: (message of {plural(one.size, 'octet')})")
-        note = ", ".join(
-            filter(
-                None, (exchange.rule and f"rule {exchange.rule}", exchange.fault and f"then {exchange.fault}")
-            )
-        )
+        notes = _decider(exchange.rule), exchange.fault and f"then {exchange.fault}"
+        note = ", ".join(filter(None, notes))
         note = f"   [{shown(note)}]" if note else ""
         replies = exchange.reply.splitlines() or ["(no reply)"]
         lines += [f"    S: {shown(reply)}" for reply in replies[:-1]]

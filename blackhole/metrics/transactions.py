@@ -135,7 +135,7 @@ class Transaction:
 
     @property
     def reply(self) -> str:
-        """The reply that decided on the outcome: to the message, or else the last refusal, or the last one."""
+        """The reply that decided: to the message, or else the last refusal, or the last one."""
         return "" if self._deciding is None else self._deciding.reply
 
     @property

@@ -86,16 +86,21 @@ function createTransaction(one) {
   });
   const shown = one.recipients.length ? one.recipients : one.refused_recipients;
   const further = one.recipient_count - one.recipients.length;
+  const refused = one.recipients.length ? one.refused_recipients : [];
   const people = create("td", { class: "text mono" },
     one.sender === null ? create("span", { class: "note" }, "no sender") : `<${visible(one.sender)}>`, " → ",
     shown.map((address) => `<${visible(address)}>`).join(", ") || "nobody", further > 0 ? ` and ${formatCount(further)} more` : "");
+  if (refused.length) people.append(create("span", { class: "note" }, `, refused ${refused.map((address) => `<${visible(address)}>`).join(", ")}`));
   const fields = Object.entries(one.fields).map(([name, value]) => `${name}: ${visible(value)}`);
   if (fields.length) people.append(create("span", { class: "fields note" }, fields.join(" · ")));
   const kind = { accepted: "c2", deferred: "c4", rejected: "c5" }[one.outcome] || "";
   return create("tr", {}, create("th", { scope: "row" }, toggle), create("td", { class: `outcome ${kind}` }, one.outcome),
     people, create("td", {}, one.size ? formatSize(one.size).join(" ") : ""),
-    create("td", { class: "text mono" }, visible(one.rule)), create("td", { class: "warn" }));
+    create("td", { class: "text mono" }, ruleName(one.rule)), create("td", { class: "warn" }));
 }
+
+// A rule without a name has its number.
+const ruleName = (rule) => (/^\d+$/.test(rule) ? `rule ${rule}` : visible(rule));
 
 function createConversation(one) {
   const began = one.exchanges.length ? one.exchanges[0].time : one.time;
@@ -103,7 +108,7 @@ function createConversation(one) {
     const size = plural(one.size, "octet");
     const sent = exchange.command || (exchange.phase === "." ? `(message of ${size})` : "");
     const replies = exchange.reply ? exchange.reply.split("\r\n") : ["(no reply)"];
-    const notes = [exchange.rule && `rule ${exchange.rule}`, exchange.fault && `then ${exchange.fault}`].filter(Boolean);
+    const notes = [exchange.rule && (/^(mode|X-Blackhole-Mode:) /.test(exchange.rule) ? exchange.rule : `rule ${exchange.rule}`), exchange.fault && `then ${exchange.fault}`].filter(Boolean);
     const time = `+${decimals.format((exchange.time - began) * 1000)} ms`;
     return [
       ...(one.left_out && position === one.left_out_at ? [create("li", { class: "note" }, `${plural(one.left_out, "command")} left out`)] : []),
