@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from blackhole.rules.faults import FAULTS
+from blackhole.rules.faults import FAULTS, NUMBERED_FAULTS
 from blackhole.rules.limiter_readers import THROTTLED_AT
 from blackhole.rules.rule_keys import RULE_KEYS
 from blackhole.rules.scenario import profiles
@@ -93,7 +93,7 @@ def test_block_depends_on_its_seed_and_number_only() -> None:
 
 def test_every_key_fault_and_profile_of_scenarios_is_fuzzed() -> None:
     text = "".join(SCENARIOS.values())
-    assert [key for key in {*RULE_KEYS, *FAULTS, *THROTTLED_AT, "drip"} if key not in text] == []
+    assert [key for key in {*RULE_KEYS, *FAULTS, *THROTTLED_AT, *NUMBERED_FAULTS} if key not in text] == []
     names = {kind.name for kind in LISTENER_KINDS}
     assert {f"profile {name}" for name in profiles()} | SCENARIOS.keys() <= names
 
@@ -155,7 +155,8 @@ class Conversation(RuleBasedStateMachine):
     @initialize(setting=st.sampled_from(model.SETTINGS))
     def greet(self, setting: dict[str, int]) -> None:
         self.model = model.Model(**setting)
-        self.session = model.engine_of(**setting).session()
+        self.engine = model.engine_of(**setting)
+        self.session = self.engine.session(client=model.CLIENT_ADDRESS)
         self.session.greet()
 
     @precondition(lambda self: not self.model.body)
@@ -169,11 +170,15 @@ class Conversation(RuleBasedStateMachine):
     @rule(name=st.sampled_from(list(model.BODIES_BY_NAME)), cut=st.integers(0, 110))
     def body(self, name: str, cut: int) -> None:
         text = model.BODIES_BY_NAME[name]
-        assert not text[:cut] or cut >= len(text) or self.session.receive(text[:cut]) == b""
-        self.exchange(text[cut:] if cut < len(text) else text, self.model.reply_to_end(name))
+        early = self.session.receive(text[:cut]) if cut < len(text) else b""
+        self.exchange(text[cut:] if cut < len(text) else text, self.model.reply_to_end(name), early)
 
-    def exchange(self, data: bytes, expected: str) -> None:
-        assert model.codes(self.session.receive(data)) == [expected]
+    def exchange(self, data: bytes, expected: str, early: bytes = b"") -> None:
+        out = early + self.session.receive(data)
+        if self.session.next_action is NextAction.CHANGE_CLIENT:
+            self.session = self.engine.session_after(self.session)
+            out += self.session.greet_named_client()
+        assert model.codes(out) == [expected]
         assert self.session.in_body == self.model.body
 
 

@@ -273,11 +273,12 @@ class BodyReader(CommandExecution):
     def _fail_in_chunk(self, end: int) -> Answered:
         """Return what a fault does in a chunk, or at its end. All further chunks are refused."""
         engine, chunk = self.engine, self._chunk
-        self.refused |= CHUNKED
-        self.outstanding = True  # The client may send the chunks that follow before it reads the reply.
-        if chunk is not None and chunk.is_last:
-            return self._fail_in_body(engine.end_of_message, end, self.awaits_chunk)
-        self.stage |= CHUNKED
+        if self.stage > GREETED:  # else there is no transaction that could have failed
+            if chunk is not None and chunk.is_last:
+                return self._fail_in_body(engine.end_of_message, end, self.awaits_chunk)
+            self.stage |= CHUNKED
+            self.refused |= CHUNKED
+            self.outstanding = True  # The client may send the chunks that follow before it reads the reply.
         return self._fail_in_body(engine.bdat, end, self.awaits_chunk)
 
     def end_chunk(self, end: int, followed: bool) -> Answered:

@@ -130,6 +130,47 @@ def endless_line(trial: Trial) -> None:
     send_large_message(trial, b"x" * MEGABYTE)
 
 
+def lines_of_text(megabytes: int) -> bytes:
+    """Return text in which one line of ten ends with a dot, as prose does."""
+    return (9 * (b"x" * 62 + b"\r\n") + b"x" * 61 + b".\r\n") * (megabytes * MEGABYTE // 640)
+
+
+@fault("L17", "a message of 10 GiB with BDAT", "grows by less than 1 MiB; takes less CPU time than DATA")
+def endless_chunk(trial: Trial) -> None:
+    """Send one worker a chunk of 10 GiB, then half a GiB with BDAT and with DATA in turns."""
+    block = lines_of_text(1)
+    blocks = 10 * 1024 if trial.full else 200
+    cpu = {"BDAT": 0.0, "DATA": 0.0}
+    with Program("--workers=1", "--message_size_limit=0") as program, SMTPClient(program.address) as client:
+        (worker,) = program.workers()
+
+        def send(verb: str, count: int) -> float:
+            """Send a message of so many blocks; return the CPU time of the worker."""
+            used = cpu_seconds(worker)
+            for line in ("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.com>"):
+                client.command(line)
+            client.send(b"DATA\r\n" if verb == "DATA" else b"BDAT %d LAST\r\n" % (count * len(block)))
+            accepted = verb == "BDAT" or client.read_reply().startswith("354")
+            for _ in range(count):
+                client.send(block)
+            client.send(b".\r\n" if verb == "DATA" else b"")
+            if not (accepted and client.read_reply().startswith("250")):
+                raise UnexpectedReply(f"a message with {verb} was not accepted")
+            return cpu_seconds(worker) - used
+
+        send("BDAT", blocks // 50)
+        before, began = proportional_memory(worker), time.monotonic()
+        used = send("BDAT", blocks)
+        took, size = time.monotonic() - began, blocks * len(block)
+        trial.size("growth", growth(before, worker), 1024, 4096)
+        trial.rate("speed", size / took / 1e6, 300, 10, "MB/s")
+        for _ in range(5):
+            for verb in cpu:
+                cpu[verb] += send(verb, blocks // 100)
+    trial.rate("CPU time of DATA for each of BDAT", cpu["DATA"] / max(cpu["BDAT"], 0.01), 1, 0.2, "")
+    trial.note(f"{size / 2**30:.1f} GiB in {took:.1f} s, {1e6 * used / size * 2**20:.0f} us of CPU for a MiB")
+
+
 @fault(
     "L5", "a command of 1 MiB without an end", "500 and closed after 64 KiB, and no more than that is kept"
 )

@@ -42,6 +42,9 @@ from tests.remote_store import PendingLookup, with_lookups
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 
+WAITS = (NextAction.SLEEP, NextAction.LIMIT_INPUT, NextAction.CHANGE_CLIENT)
+"""After these, a session goes on without further input."""
+
 BLOCK_INPUTS = 1000
 """Inputs in a block."""
 
@@ -265,7 +268,7 @@ class Harness:
             if self.admission.refusal(usage) is not None:
                 raise InvariantViolation("a client of an earlier session still counts")
             session = self.engine.session(secure, CLIENT, usage.meter)
-        out = self.exchange(session, pieces)
+        session, out = self.exchange(session, pieces)
         if self.admission is not None and usage is not None:
             usage.leave()
         session.closed()
@@ -275,23 +278,33 @@ class Harness:
             raise InvariantViolation(f"not replies: {out!r}")
         return out, session.next_action, session.stage
 
-    def exchange(self, session: Session, pieces: list[bytes]) -> bytes:
-        """Send the pieces, wait whenever the session delays a reply, and return all that it sends."""
+    def exchange(self, session: Session, pieces: list[bytes]) -> tuple[Session, bytes]:
+        """Send the pieces, wait whenever the session delays a reply; return all that it sends.
+
+        Return also the last session, which another client has that XCLIENT has named.
+        """
         check_invariants, outputs = self.check_invariants, []
         left = MAX_RESUMES
         if self.kind.secure:
             session.check_implicit_tls()
             with_lookups(session, b"")
             if session.next_action is not NextAction.READ:
-                return b""
+                return session, b""
             session.secured()
         out = with_lookups(session, session.greet())
         check_invariants(session, out)
         outputs.append(out)
         for piece in [*pieces, b""]:
-            while session.next_action is NextAction.SLEEP:
-                self.now += session.wait
-                out = with_lookups(session, session.resume())
+            while session.next_action in WAITS:
+                if session.next_action is NextAction.LIMIT_INPUT:
+                    session.input_limited(session.input_fault.window if session.input_fault else 0)
+                    continue
+                if session.next_action is NextAction.CHANGE_CLIENT:
+                    session = self.engine.session_after(session)
+                    out = with_lookups(session, session.greet_named_client())
+                else:
+                    self.now += session.wait
+                    out = with_lookups(session, session.resume())
                 check_invariants(session, out)
                 outputs.append(out)
                 left -= 1
@@ -299,13 +312,13 @@ class Harness:
                     raise InvariantViolation("the session delays its replies without end")
             if session.next_action is NextAction.START_TLS:
                 session.secured()
-            elif session.next_action is not NextAction.READ:
+            elif session.next_action not in (NextAction.READ, NextAction.READ_SLOWLY):
                 break
             if piece:
                 out = with_lookups(session, session.receive(piece))
                 check_invariants(session, out)
                 outputs.append(out)
-        return b"".join(outputs)
+        return session, b"".join(outputs)
 
     def check_invariants(self, session: Session, out: bytes) -> None:
         """Raise InvariantViolation if the session is not as it must be after each piece."""

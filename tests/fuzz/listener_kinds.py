@@ -8,6 +8,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from blackhole.addresses import NetworkSet
 from blackhole.net.admission import client_limits
 from blackhole.rules.model import Rule
 from blackhole.rules.modes import MODE_RULES
@@ -85,6 +86,15 @@ DIRECTIVE_PHRASES = (
     EHLO + b"MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", b"\r\n\r\n", b"a: b\r\n" * 1100,
 )  # fmt: skip
 """For listeners with message directives."""
+
+XCLIENT_PHRASES = (
+    EHLO, b"XCLIENT ADDR=192.0.2.7 HELO=bad.test\r\n", b"XCLIENT ADDR=IPV6:2001:db8::1 LOGIN=us+65r\r\n",
+    b"XCLIENT LOGIN=[UNAVAILABLE] ADDR=[unavailable]\r\n", b"xclient name=[TEMPUNAVAIL]\r\nMAIL FROM:<>\r\n",
+    b"XCLIENT ADDR=\r\n", b"XCLIENT PORT=99999\r\n", b"XCLIENT HELO=\xff+00\r\n", b"XCLIENT\r\n",
+    b"XFORWARD ADDR=192.0.2.8 SOURCE=LOCAL\r\n", b"XFORWARD IDENT=+2B PROTO=ESMTP\r\n", b"XFORWARD X\r\n",
+    b"XCLIENT DESTADDR=192.0.2.1 DESTPORT=25 PROTO=SMTP\r\n" * 3,
+)  # fmt: skip
+"""For listeners whose client may name others."""
 
 RULE_PHRASES = (
     *DIRECTIVE_PHRASES,
@@ -167,6 +177,34 @@ SCENARIOS = {
         phase = ["DATA", "STARTTLS", "NOOP"]
         chance = 0.3
         then = "close-after-reply"
+        """,
+    "input faults": """
+        [[rule]]
+        phase = ["CONNECT", "MAIL"]
+        chance = 0.2
+        then = { window = 2000 }
+        [[rule]]
+        phase = ["EHLO", "RCPT", "DATA", "BDAT"]
+        chance = 0.3
+        reply = ["451 4.3.0 Not now", "421 4.3.2 Going down", "554 5.6.0 No"]
+        then = { reply-after = 5 }
+        [[rule]]
+        phase = ["MAIL", "DATA", "BDAT"]
+        chance = 0.3
+        then = { read = 100 }
+        [[rule]]
+        phase = "RCPT"
+        recipient = "reset@*"
+        then = { reset-after = 7 }
+        [[rule]]
+        phase = "RCPT"
+        recipient = "close@*"
+        then = { close-after = 1 }
+        [[rule]]
+        phase = ["DATA", "BDAT"]
+        chance = 0.3
+        reply = "550 5.7.1 No"
+        then = { reply-and-close-after = 20 }
         """,
     "drips": """
         [[rule]]
@@ -356,6 +394,16 @@ LISTENER_KINDS = (
         phrases=AUTH_PHRASES,
     ),
     kind("auth traced", auth=True, auth_plaintext=True, traced=True, phrases=AUTH_PHRASES),
+    kind(
+        "xclient",
+        xclient_from=NetworkSet(["192.0.2.0/24"]),
+        auth=True,
+        auth_required=True,
+        auth_plaintext=True,
+        rules=rules_of("replies") + rules_of("lists"),
+        phrases=XCLIENT_PHRASES,
+    ),
+    kind("xclient strict", xclient_from=NetworkSet(["192.0.2.0/24"]), strict=True, phrases=XCLIENT_PHRASES),
     kind("switch", message_directives=True, phrases=DIRECTIVE_PHRASES),
     kind(
         "switch late",

@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from blackhole.addresses import NetworkSet
+from blackhole.rules.evaluator import RulePolicy
+from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.extensions import choose
+from blackhole.smtp.policy import NO_POLICY, ListenerPolicy
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.state import ClientLimits, ListenerConfig
 
@@ -25,6 +29,12 @@ MAX_RECIPIENTS = 3
 
 MAX_SIZE = 100
 """The maximum size of a message in octets."""
+
+EARLY_REPLY = 30
+"""Octets of a message after which it is refused, where that is so."""
+
+CLIENT_ADDRESS = "127.0.0.1"
+"""The address of the client, which may name others with XCLIENT."""
 
 COMMANDS_BY_NAME = {
     "ehlo": b"EHLO c.test\r\n",
@@ -61,6 +71,11 @@ COMMANDS_BY_NAME = {
     "bdat empty last": b"BDAT 0 LAST\r\n",
     "bdat large last": b"BDAT 101 LAST\r\n" + b"x" * 101,
     "bdat wrong": b"BDAT 6 FIRST\r\nQUIT\r\n",
+    "xclient": b"XCLIENT ADDR=192.0.2.9\r\n",
+    "xclient unavailable": b"xclient addr=[unavailable] HELO=c.test\r\n",
+    "xclient wrong": b"XCLIENT ADDR=192.0.2\r\n",
+    "xforward": b"XFORWARD ADDR=IPV6:2001:db8::9\r\n",
+    "xforward wrong": b"XFORWARD LOGIN=a\r\n",
 }
 BODIES_BY_NAME = {
     "empty": b".\r\n",
@@ -79,8 +94,10 @@ FIXED_REPLIES = {
 class Model:
     """The state of a session that decides which replies it sends."""
 
-    def __init__(self, strict: bool = False, max_recipients: int = 0) -> None:
+    def __init__(self, strict: bool = False, max_recipients: int = 0, early_reply: int = 0) -> None:
         self.strict, self.max_recipients = strict, max_recipients
+        self.early_reply = early_reply
+        """Octets of a message after which it is refused, before its end; 0: it never is."""
         self.greeted = self.tls = False
         self.body = False
         self.clear()
@@ -163,7 +180,9 @@ class Model:
         last, code = name.endswith("last"), 250
         self.octets += size
         in_order = not self.strict or (self.sender and self.recipients)
-        if self.chunk_refused or not in_order:
+        if size and not self.chunk_refused and 0 < self.early_reply <= self.octets:
+            code = 452
+        elif self.chunk_refused or not in_order:
             code = 503
         elif name == "bdat wrong":
             code = 501
@@ -189,10 +208,32 @@ class Model:
         return 354
 
     def reply_to_end(self, body: str) -> str:
-        """Return the code of the reply to the end of a message, which clears the transaction in any case."""
+        """Return the code of the reply to a message, which clears the transaction in any case."""
         self.body = False
         self.clear()
+        if 0 < self.early_reply <= len(BODIES_BY_NAME[body]) - len(b".\r\n"):
+            return "452"
         return "552" if body == "too large" else "250"
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a command of a transaction was accepted."""
+        return self.sender or self.recipients > 0 or self.chunked
+
+    def xclient(self, name: str) -> int:
+        """Return the code of the reply to XCLIENT, after which everything begins anew but TLS."""
+        if self.in_transaction:
+            return 503
+        if name == "xclient wrong":
+            return 501
+        self.clear()
+        self.greeted = False
+        return 220
+
+    def xforward(self, name: str) -> int:
+        if self.in_transaction:
+            return 503
+        return 501 if name == "xforward wrong" else 250
 
     def starttls(self, name: str) -> int:
         if self.tls:
@@ -202,10 +243,25 @@ class Model:
         return 220
 
 
-SETTINGS: tuple[dict[str, Any], ...] = ({"strict": True}, {}, {"max_recipients": MAX_RECIPIENTS})
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"strict": True},
+    {},
+    {"max_recipients": MAX_RECIPIENTS},
+    {"early_reply": EARLY_REPLY},
+    {"early_reply": EARLY_REPLY, "strict": True},
+)
+
+EARLY_REPLY_RULE = """
+[[rule]]
+phase = "CONNECT"
+reply = "452 4.3.1 Full"
+then = {{ reply-after = {octets} }}
+"""
 
 
-def engine_of(strict: bool = False, max_recipients: int = 0, fast_path: bool = True) -> SMTPEngine:
+def engine_of(
+    strict: bool = False, max_recipients: int = 0, early_reply: int = 0, fast_path: bool = True
+) -> SMTPEngine:
     """Return an engine with one of SETTINGS, with the fast path or without."""
     limits = ClientLimits(recipients=max_recipients) if max_recipients else None
     config = ListenerConfig(
@@ -215,9 +271,14 @@ def engine_of(strict: bool = False, max_recipients: int = 0, fast_path: bool = T
         starttls=True,
         limits=limits,
         extensions=choose(["default", "BINARYMIME"]),
+        xclient_from=NetworkSet([CLIENT_ADDRESS]),
         fast_path=fast_path,
     )
-    return SMTPEngine(config, Random(7))
+    policy: ListenerPolicy = NO_POLICY
+    if early_reply:
+        rules = parse_rules(EARLY_REPLY_RULE.format(octets=early_reply), "model")
+        policy = RulePolicy(rules, "accept", "127.0.0.1:25", Random(7))
+    return SMTPEngine(config, Random(7), policy=policy)
 
 
 def codes(out: bytes) -> list[str]:
@@ -247,7 +308,7 @@ class ModelResult:
 
 def compare_conversation(engine: SMTPEngine, model: Model, source: Random, length: int) -> tuple[int, str]:
     """Hold one conversation; return the number of commands, and how the replies differ from the model's."""
-    session = engine.session()
+    session = engine.session(client=CLIENT_ADDRESS)
     session.greet()
     names, bodies = tuple(COMMANDS_BY_NAME), tuple(BODIES_BY_NAME)
     sent: list[str] = []
@@ -268,8 +329,12 @@ def compare_conversation(engine: SMTPEngine, model: Model, source: Random, lengt
         if not last and source.random() < 0.5:
             continue
         received = codes(session.receive(group))
-        while session.next_action is NextAction.SLEEP:
-            received += codes(session.resume())
+        while session.next_action in (NextAction.SLEEP, NextAction.CHANGE_CLIENT):
+            if session.next_action is NextAction.SLEEP:
+                received += codes(session.resume())
+            else:
+                session = engine.session_after(session)
+                received += codes(session.greet_named_client())
         session.counted_events.clear()
         if session.next_action is NextAction.START_TLS:
             session.secured()
