@@ -289,6 +289,7 @@ class Service:
             wanted.menu,
             shared.recent(wanted),
             shared.messages,
+            shared.shared_outcomes(wanted),
         )
         self._drop_privileges(settings)
         dashboard.run(wanted.dashboard_sockets)

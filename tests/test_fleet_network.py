@@ -19,11 +19,29 @@ from tests.external_programs import output_of, path_of, requires
 from tests.network import Network
 from tests.postfix import QUICK_RETRIES, RECIPIENT, Postfix, requires_postfix, smtp_source
 from tests.program import SCRIPT, Program, children, wait_for
+from tests.resource_usage import master_and_workers, proportional_memory
 
 MACHINES = ("one", "two", "three")
 
 FROM_SMTP_SOURCE = int(os.environ.get("BLACKHOLE_FLEET_MESSAGES", "5000"))
 """Messages from smtp-source, while nothing breaks."""
+
+MEASURED = "BLACKHOLE_FLEET_MESSAGES" in os.environ
+"""Whether times and memory are checked too, which a busy machine does not allow."""
+
+MAX_STORE_WAIT = 0.1
+"""Seconds that mail may wait for the store, which has 50 ms to answer."""
+
+MAX_GROWTH = 8192
+"""KiB by which the memory of a machine may grow."""
+
+ASKING = """\
+[[rule]]
+name = "asks"
+throttle = { recipients = 100000000, per = "hour", by = "all" }
+reply = "452 4.5.3 Slow down"
+"""
+"""A rule that asks the store about each recipient."""
 
 FROM_POSTFIX = 120
 """Messages from Postfix, while everything does."""
@@ -63,6 +81,7 @@ class FleetOfMachines:
     def __init__(self, network: Network, folder: Path, stack: ExitStack) -> None:
         self.network = network
         self._folder, self._stack = folder, stack
+        (folder / "asking.toml").write_text(ASKING)
         self.redis = self.start_redis()
         self.sinks = {name: stack.enter_context(self._sink(name)) for name in MACHINES}
         servers = "\n".join(f"    server {name} {network.address(name)}:25" for name in MACHINES)
@@ -95,6 +114,9 @@ class FleetOfMachines:
             f"--proxy_from={self.network.address('hub')}",
             f"--dashboard={address}:8025",
             f"--fleet=redis://{self.network.address('hub')}/0",
+            "--fleet_control",
+            f"--scenario={self._folder / 'asking.toml'}",
+            "--workers=2",
             f"--hostname={name}.test",
             "--user=nobody",
             command=(*self.network.inside(name), *SCRIPT),
@@ -107,6 +129,19 @@ class FleetOfMachines:
             [*self.network.inside(name), path_of("curl"), "-sfm", "5", url], capture_output=True, check=False
         )
         return json.loads(done.stdout) if not done.returncode else None
+
+    def order(self, name: str, scenario: str) -> bool:
+        """Give a scenario to one machine, and return whether it says that all obey."""
+        url = f"http://{self.network.address(name)}:8025/scenario"
+        request = ("-sfm", "10", "-X", "PUT", "--data-binary", scenario, url)
+        done = subprocess.run(
+            [*self.network.inside(name), path_of("curl"), *request], capture_output=True, check=False
+        )
+        return not done.returncode
+
+    def memory(self, name: str) -> float:
+        """Return the KiB of memory of a machine."""
+        return proportional_memory(*master_and_workers(self.sinks[name].pid))
 
     def accepted(self, name: str = "two") -> int:
         found = self.figures(name)
@@ -130,6 +165,7 @@ def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_fol
     wait_for(lambda: not subprocess.run(first, capture_output=True, check=False).returncode, "HAProxy runs")
     output_of(*network.inside("hub"), *smtp_source(hub, FROM_SMTP_SOURCE - 1), timeout=600)
     wait_for(lambda: fleet.accepted() == FROM_SMTP_SOURCE, "the fleet has counted all of them")
+    memory = fleet.memory("two")
     found = fleet.figures("one")
     assert all(machine["messages"] for machine in found["machines"]), "HAProxy used all machines"
 
@@ -158,4 +194,19 @@ def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_fol
         lambda: delivered <= fleet.accepted() <= delivered + twice, "all is counted, and nothing twice", 60
     )
     assert fleet.accepted("three") == fleet.accepted("two")
+    wait_for(
+        lambda: fleet.order("three", '[[rule]]\nphase = "NOOP"\nreply = "250 2.0.0 Ordered"\n'),
+        "all obey",
+        60,
+    )
+    machines = [machine for machine in fleet.figures("two")["machines"] if machine["alive"]]
+    assert [machine["scenario"] for machine in machines] == ["PUT /scenario"] * 2
+    if MEASURED:
+        found = fleet.figures("two")
+        waits = found["histograms"]["store_seconds"]
+        print(found["store"], waits, memory, fleet.memory("two"), fleet.memory("three"))
+        assert waits["count"] > 2 * FROM_SMTP_SOURCE / 3
+        late = sum(count for edge, count in waits["buckets"].items() if float(edge) > 2 * MAX_STORE_WAIT)
+        assert late + waits["beyond"] == 0
+        assert fleet.memory("two") - memory < MAX_GROWTH
     assert not any(map(children, [fleet.sinks["one"].pid]))

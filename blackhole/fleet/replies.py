@@ -120,6 +120,13 @@ def checked_number(text: object) -> float:
     return number
 
 
+def checked_octets(found: object) -> bytes:
+    """Return a string. Raises InvalidReply for anything else."""
+    if not isinstance(found, bytes):
+        raise InvalidReply("expected a string")
+    return found
+
+
 def checked_count(number: object) -> int:
     """Return a number that is not negative, and has at most 63 bits. Raises InvalidReply otherwise."""
     text = str(number).encode() if isinstance(number, int) else number

@@ -208,3 +208,37 @@ end
 return 1
 """
 """Writes an order again that Redis has lost. KEYS: the order. ARGV: its fields."""
+
+STREAM_SECONDS: Final = 30
+"""Seconds for which changes of outcomes are kept for other machines."""
+
+ADD_OUTCOMES: Final = f"""
+local time = redis.call('TIME')
+local oldest = string.format('%.0f', (time[1] - {STREAM_SECONDS}) * 1000)
+redis.call('XADD', KEYS[1], 'MINID', '~', oldest, '*', 'machine', ARGV[1], 'changes', ARGV[2])
+redis.call('EXPIRE', KEYS[1], {2 * STREAM_SECONDS})
+return 1
+"""
+"""Adds changes of outcomes. KEYS: the stream. ARGV: the machine, and the changes."""
+
+READ_OUTCOMES: Final = """
+local time = redis.call('TIME')
+local found = {math.floor(time[1] * 1000 + time[2] / 1000)}
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])) do
+  local machine, changes = entry[2][2], entry[2][4]
+  for _, word in ipairs({entry[1], machine or '', changes or ''}) do
+    found[#found + 1] = word
+  end
+end
+return found
+"""
+"""Reads changes of outcomes. KEYS: the stream. ARGV: the entry that was read last, and how many to read.
+
+It returns the clock in milliseconds since 1970, and for each entry its id, its machine and its changes."""
+
+OUTCOME_SECRET: Final = f"""
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+redis.call('EXPIRE', KEYS[1], {KEEP_SECONDS})
+return redis.call('GET', KEYS[1])
+"""
+"""Returns the secret of a fleet. KEYS: its key. ARGV: the secret to use if there is none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
@@ -18,14 +19,18 @@ from blackhole.fleet.replies import (
     checked_count,
     checked_fields,
     checked_number,
+    checked_octets,
     checked_scores,
     checked_time,
     parse_order,
     parse_run,
 )
 from blackhole.fleet.script import (
+    ADD_OUTCOMES,
     MARK,
+    OUTCOME_SECRET,
     PUBLISH,
+    READ_OUTCOMES,
     RESTORE,
     RESTORE_RUN,
     RUNS_VERSION,
@@ -89,6 +94,22 @@ class Total(NamedTuple):
     """When the fleet began to count, in seconds since 1970."""
 
 
+class StreamEntry(NamedTuple):
+    """Changes of outcomes that a machine has written."""
+
+    id: str
+    machine: bytes
+    octets: bytes
+
+    @property
+    def milliseconds(self) -> int:
+        """When it was written, by the store's clock, in milliseconds since 1970."""
+        return int(self.id.partition("-")[0])
+
+
+STREAM_ID: Final = re.compile(rb"[0-9]{1,18}-[0-9]{1,18}")
+
+
 class FleetStore:
     """The keys of one fleet. It is made before the fork; the first request connects.
 
@@ -105,6 +126,9 @@ class FleetStore:
         self._write: Final = self._client.register_script(WRITE)
         self._publish: Final = self._client.register_script(PUBLISH)
         self._restore: Final = self._client.register_script(RESTORE)
+        self._add_outcomes: Final = self._client.register_script(ADD_OUTCOMES)
+        self._read_outcomes: Final = self._client.register_script(READ_OUTCOMES)
+        self._outcome_secret: Final = self._client.register_script(OUTCOME_SECRET)
         self._mark: Final = self._client.register_script(MARK)
         self._start_run: Final = self._client.register_script(START_RUN)
         self._stop_run: Final = self._client.register_script(STOP_RUN)
@@ -245,6 +269,28 @@ class FleetStore:
                     yield
         finally:
             await subscriber.aclose()  # type: ignore[no-untyped-call]
+
+    async def outcome_secret(self, own: bytes) -> bytes:
+        """Return the secret of the hashes of outcomes; the own one if the fleet has none yet."""
+        return await self._ask(self._outcome_secret([self._key("secret")], [own]), checked_octets)
+
+    async def add_outcomes(self, machine: bytes, octets: bytes) -> None:
+        """Add changes of outcomes for the other machines."""
+        await self._ask(self._add_outcomes([self._key("outcomes")], [machine, octets]))
+
+    async def outcomes(self, last: str, count: int) -> tuple[int, list[StreamEntry]]:
+        """Return the store's clock in milliseconds, and entries of all machines behind the last one read."""
+        reply = await self._ask(self._read_outcomes([self._key("outcomes")], [last, count]))
+        if not (isinstance(reply, list) and len(reply) % 3 == 1):
+            raise StoreError("the stream of outcomes is none")
+        now, *words = reply
+        octets = [_checked(checked_octets, word) for word in words]
+        if not all(map(STREAM_ID.fullmatch, octets[::3])):
+            raise StoreError("the stream of outcomes is none")
+        entries = zip(octets[::3], octets[1::3], octets[2::3], strict=True)
+        return _checked(checked_count, now), [
+            StreamEntry(entry_id.decode(), machine, changes) for entry_id, machine, changes in entries
+        ]
 
     async def now(self) -> float:
         """Return the store's clock, in seconds since 1970."""

@@ -94,6 +94,7 @@ HISTOGRAMS: Final = (
         "client_think_seconds", "Time from a reply to the client's next input (sampled)", 32, 1e-6, True
     ),
     Histogram("delay_seconds", "Delays that rules and modes added before a reply", 34, 1e-6),
+    Histogram("store_seconds", "Time that questions to a shared store waited for an answer", 26, 1e-6),
     Histogram("message_bytes", "Size of a message as received, in octets", 40),
     Histogram("connection_messages", "Messages in a connection that has ended", 28),
 )

@@ -20,6 +20,7 @@ from blackhole.store.outcome_table import OutcomeTable
 from blackhole.store.recent import RecentRecords
 from blackhole.store.redis_attempts import RedisAttemptStore
 from blackhole.store.server_facts import ServerFacts
+from blackhole.store.shared_outcomes import SharedOutcomeTable
 
 
 class SharedState:
@@ -66,7 +67,9 @@ class SharedState:
         has_dashboard = bool(configuration.dashboard_sockets)
         if self._attempts is None and (has_dashboard or server.needs_attempt_store(bound, scenario)):
             self._attempts = AttemptTable(self.counters.rows)
-        if self._outcomes is None and (has_dashboard or server.tracks_retries(bound, scenario)):
+        if settings.fleet.host and not isinstance(self._outcomes, SharedOutcomeTable):
+            self._outcomes = SharedOutcomeTable(self.counters.rows)
+        elif self._outcomes is None and (has_dashboard or server.tracks_retries(bound, scenario)):
             self._outcomes = OutcomeTable()
         for store in settings.attempt_store, _fleet_settings(settings):
             if store.host and store not in self._redis_stores:
@@ -96,9 +99,18 @@ class SharedState:
         """Return the store of what clients use on all machines; None if each machine counts for itself."""
         return self._redis_stores.get(_fleet_settings(configuration.settings))
 
+    def shared_outcomes(self, configuration: Configuration) -> SharedOutcomeTable | None:
+        """Return the outcomes that the machines of a fleet exchange; None if there is no fleet."""
+        outcomes = self._outcomes
+        in_fleet = configuration.settings.fleet.host
+        return outcomes if in_fleet and isinstance(outcomes, SharedOutcomeTable) else None
+
     def attach(self, configuration: Configuration, row: int) -> ActiveScenario:
         """Return the scenario of a configuration with the stores that its rules use, in a worker."""
         scenario = replace(configuration.scenario, outcome_store=self._outcomes)
+        shared = self.shared_outcomes(configuration)
+        if shared is not None:
+            shared.set_ring(row)
         if self._attempts is None:
             return scenario
         self._attempts.set_row(row)

@@ -20,7 +20,7 @@ from typing import Final
 import tornado.platform.asyncio  # noqa: F401
 
 from blackhole.log_format import printable
-from blackhole.metrics.counters import Counters
+from blackhole.metrics.counters import Counters, record_values
 from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
@@ -248,8 +248,10 @@ class Worker:
         self._record_cpu()
         self.handle_events(0)
         outcomes = self._context.scenario.outcome_store
-        # With a shared store, the retry that is missing here may have come to another machine.
-        alone = not self._context.settings.attempt_store.host
+        # With a shared store, the retry that is missing here may have come to another machine, which does not
+        # tell it unless they are a fleet.
+        settings = self._context.settings
+        alone = not settings.attempt_store.host or bool(settings.fleet.host)
         if outcomes is not None and alone and any(server.policy.rules.may_refuse for server in self.servers):
             self.find_missing_retries(outcomes, time.monotonic())
         for server in self.servers:
@@ -275,6 +277,8 @@ class Worker:
         figures: Counter[str] = Counter()
         for store in self._stores:
             figures.update(store.circuit.figures())
+            record_values(self._cells, "store_seconds", store.circuit.waits)
+            store.circuit.waits.clear()
         for name, count in figures.items():
             self._cells[CELL_INDEX[name]] += count - self._store_figures[name]
         self._store_figures = figures

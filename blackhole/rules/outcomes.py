@@ -34,6 +34,9 @@ REPLY_TOO_LATE: Final = 7
 NOT_RETRIED: Final = 8
 """Deferred, and counted as never retried."""
 
+FOREIGN: Final = 1 << 40
+"""Added to the count of a record that came from another machine, which counts what is never retried."""
+
 FAILED: Final = frozenset((DEFERRED, REFUSED))
 
 
@@ -134,7 +137,7 @@ def update_envelope(outcome: int, record: Record, now: float) -> tuple[Record, l
     ['deferred', 'retry_within_900', 'retried_after_4xx', 'accepted_on_retry']
     """
     count, first, last = record
-    before, tries = count & 255, count >> 8
+    before, tries = count & 255, (count & FOREIGN - 1) >> 8
     events = []
     if before in (DEFERRED, NOT_RETRIED):
         events.append(retry_interval_event(now - last))
@@ -165,7 +168,7 @@ def update_message(
     called only for messages that are or were deferred.
     """
     count, _, last = record
-    before, hasty_retries, address_before = count & 255, count >> 8 & 255, count >> 16
+    before, hasty_retries, address_before = count & 255, count >> 8 & 255, (count & FOREIGN - 1) >> 16
     events, violations = [], []
     address = local_address() if DEFERRED in (before, outcome) else 0
     hasty = before == DEFERRED and 0 < address == address_before and now - last < HASTY_RETRY

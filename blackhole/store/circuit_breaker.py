@@ -13,6 +13,9 @@ from typing import Final
 MAX_LATE: Final = 3
 """Late answers in a row after which only a probe closes the circuit."""
 
+MAX_WAITS: Final = 10_000
+"""Times that are kept until they are read; a worker reads them once a second."""
+
 PROBE_INTERVAL: Final = 1.0
 """Seconds until a probe, and between two of them."""
 
@@ -27,7 +30,7 @@ class CircuitBreaker:
     (True, True)
     """
 
-    __slots__ = ("_late", "closed", "openings", "questions", "unanswered")
+    __slots__ = ("_late", "closed", "openings", "questions", "unanswered", "waits")
 
     def __init__(self) -> None:
         self.closed = False
@@ -38,6 +41,8 @@ class CircuitBreaker:
         """Those that were not answered in time, or not asked."""
         self.openings = 0
         """How often the circuit was opened."""
+        self.waits: list[int] = []
+        """Microseconds that each question waited; whoever reads them clears them."""
         self._late = 0
         """Late answers in a row."""
 
@@ -60,9 +65,11 @@ class CircuitBreaker:
             self.closed = self._late < MAX_LATE
         return self.closed
 
-    def count_unanswered(self) -> None:
-        """Count a question that has no answer."""
-        self.unanswered += 1
+    def settled(self, seconds: float, is_answered: bool) -> None:
+        """Count a question that was asked so many seconds ago, and is answered now or never."""
+        self.unanswered += not is_answered
+        if len(self.waits) < MAX_WAITS:
+            self.waits.append(int(seconds * 1e6))
 
     def figures(self) -> Mapping[str, int]:
         """Return the figures, by the names of their counters."""

@@ -151,8 +151,8 @@ class RedisAttemptStore:
         return circuit.closed
 
     @property
-    def _limits(self) -> tuple[float, Callable[[], None]]:
-        return self._settings.timeout, self.circuit.count_unanswered
+    def _limits(self) -> tuple[float, Callable[[float, bool], None]]:
+        return self._settings.timeout, self.circuit.settled
 
     def _ask(self, query: QueryType) -> QueryType:
         self._queries.append(query)

@@ -31,18 +31,21 @@ class RedisCommand(NamedTuple):
 class RedisQuery(PendingAnswer):
     """A request with an answer; the answer is None if it does not come within `timeout` seconds.
 
-    `on_unanswered` is then called.
+    `on_settled` is called with the seconds since it was made, and whether it has an answer.
     """
 
-    __slots__ = ("_answer", "_on_unanswered", "_timer", "key", "words")
+    __slots__ = ("_answer", "_began", "_loop", "_on_settled", "_timer", "key", "words")
 
-    def __init__(self, key: Key, words: str, timeout: float, on_unanswered: Callable[[], None]) -> None:
+    def __init__(
+        self, key: Key, words: str, timeout: float, on_settled: Callable[[float, bool], None]
+    ) -> None:
         self.key: Final = key
         self.words: Final = words
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self._began: Final = loop.time()
         self._answer: Final[asyncio.Future[Any]] = loop.create_future()
         self._timer: Final = loop.call_later(timeout, self.settle, None)
-        self._on_unanswered: Final = on_unanswered
+        self._on_settled: Final = on_settled
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._answer.__await__()
@@ -61,8 +64,7 @@ class RedisQuery(PendingAnswer):
         if not self._answer.done():
             self._timer.cancel()
             self._answer.set_result(answer)
-            if answer is None:
-                self._on_unanswered()
+            self._on_settled(self._loop.time() - self._began, answer is not None)
 
 
 class SlotLease(RedisQuery):
@@ -71,9 +73,9 @@ class SlotLease(RedisQuery):
     __slots__ = ("token",)
 
     def __init__(
-        self, key: bytes, limit: int, token: str, timeout: float, on_unanswered: Callable[[], None]
+        self, key: bytes, limit: int, token: str, timeout: float, on_settled: Callable[[float, bool], None]
     ) -> None:
-        super().__init__((SLOTS_KEY, key), f"acquire {limit} {token}", timeout, on_unanswered)
+        super().__init__((SLOTS_KEY, key), f"acquire {limit} {token}", timeout, on_settled)
         self.token: Final = token
 
     @property
@@ -96,10 +98,10 @@ class UsageQuery(RedisQuery):
         key: bytes,
         amounts: Sequence[int],
         timeout: float,
-        on_unanswered: Callable[[], None],
+        on_settled: Callable[[float, bool], None],
         on_answer: Callable[[tuple[int, ...] | None], None],
     ) -> None:
-        super().__init__((CLIENT_KEY, key), " ".join(("use", *map(str, amounts))), timeout, on_unanswered)
+        super().__init__((CLIENT_KEY, key), " ".join(("use", *map(str, amounts))), timeout, on_settled)
         self._on_answer: Final = on_answer
 
     def parse(self, answer: object) -> StoreAnswer:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from blackhole.fleet.member import FleetMember
+from blackhole.fleet.outcomes import OutcomeExchange
 from blackhole.fleet.store import FleetStore
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.transaction_reader import TransactionReader
@@ -29,6 +30,7 @@ from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import Settings
 from blackhole.store.control import ControlChannel
 from blackhole.store.recent import RecentRecords
+from blackhole.store.shared_outcomes import SharedOutcomeTable
 from blackhole.web.app import make_application
 from blackhole.web.base_handler import AllowedHosts
 from blackhole.web.control import ScenarioControl
@@ -70,11 +72,13 @@ class Dashboard:
         menu: MenuCertificates | None,
         recent: RecentRecords | None = None,
         messages: MessageTotal | None = None,
+        outcomes: SharedOutcomeTable | None = None,
     ) -> None:
         """`scenario` is that of the configuration, `machine` the id of this server in a fleet, `contexts` are
         those of the listeners, and `menu` the certificates of the TLS menu.
 
-        `messages` is the total that ends the server, if one does.
+        `messages` is the total that ends the server, if one does, and `outcomes` is what the machines of a
+        fleet exchange.
         """
         self._fleet: Final = self._make_member(settings, counters, machine) if settings.fleet.host else None
         tls = TLSOrders(settings, contexts, menu)
@@ -86,6 +90,11 @@ class Dashboard:
             FleetControl(*parts, self._fleet)
             if self._fleet is not None and settings.fleet_control
             else ScenarioControl(*parts)
+        )
+        self._exchange: Final = (
+            None
+            if self._fleet is None or outcomes is None
+            else OutcomeExchange(self._fleet.store, machine, outcomes)
         )
         self._stats: Final = StatsView(settings, counters, history, self._control.state)
         self._files: Final = files
@@ -156,6 +165,8 @@ class Dashboard:
         work = [] if self._fleet is None else [self._fleet.run()]
         if isinstance(self._control, FleetControl):
             work.append(self._control.follow())
+        if self._exchange is not None:
+            work.append(self._exchange.run())
         return [asyncio.create_task(one) for one in work]
 
     def _sample(self, pause: int = 1) -> None:
