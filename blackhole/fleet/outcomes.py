@@ -31,7 +31,7 @@ CHANGES_PER_ENTRY: Final = 4096
 ENTRIES_PER_READ: Final = 64
 """Entries that are read at once."""
 
-MAX_AGE: Final = (1 << 32) - 1
+MAX_WIRE_AGE: Final = (1 << 32) - 1
 """Milliseconds: 49 days."""
 
 EXCHANGE_INTERVAL: Final = 1.0
@@ -49,7 +49,7 @@ def packed(changes: Sequence[OutcomeChange], now: float) -> bytes:
 
 
 def _milliseconds(seconds: float) -> int:
-    return min(MAX_AGE, max(0, int(seconds * 1000)))
+    return min(MAX_WIRE_AGE, max(0, int(seconds * 1000)))
 
 
 def unpacked(octets: bytes, now: float) -> list[OutcomeChange]:
