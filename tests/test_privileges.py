@@ -130,6 +130,21 @@ def test_capability_that_a_service_manager_granted_is_given_up() -> None:
 
 
 @as_root
+@pytest.mark.parametrize("ids", ["0, {0}, 0", "0, {0}, {0}", "{0}, {0}, 0"])
+def test_root_as_the_real_or_saved_user_is_given_up(ids: str) -> None:
+    """As a program of root does that lowers its effective user alone, before it starts the server."""
+    done = run_python(f"""
+        os.setgroups([])
+        os.setresgid({ids.format(NOBODY.pw_gid)})
+        os.setresuid({ids.format(NOBODY.pw_uid)})
+        privileges.drop_privileges("", "")
+        print(*os.getresuid(), *os.getresgid())
+    """)
+    found = [*map(int, done.stdout.split())]
+    assert found == [NOBODY.pw_uid] * 3 + [NOBODY.pw_gid] * 3, done.stderr
+
+
+@as_root
 def test_capabilities_that_were_not_given_up_are_an_error() -> None:
     done = run_python("""
         from blackhole.process import capabilities

@@ -64,6 +64,8 @@ def _group_id(group: str) -> int:
 def drop_privileges(user: str, group: str) -> None:
     """Become the user for good, if this process is root; in any case give up every capability.
 
+    A process that is not root gives up other real and saved ids than its effective ones.
+
     Capabilities are given up by root too, and by a user whose service manager granted one. No later
     execve(2) may gain privileges. The order is groups, gid, uid: each step needs a right that the
     next one gives up. Each result is verified; a call that fails without notice would leave a worker
@@ -81,15 +83,16 @@ def drop_privileges(user: str, group: str) -> None:
         capabilities.drop_bounding()
         if was_root:
             os.setgroups([gid])
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
+        # Whoever started with an effective user of its own may have root as the real or the saved one.
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
         capabilities.drop_all()
     except OSError as error:
         raise OperatorError(
             f"cannot become user {uid}, group {gid}: {error.strerror}", os.EX_NOPERM
         ) from None
-    dropped = (os.getresuid(), os.getresgid(), os.getgroups()) == ((uid,) * 3, (gid,) * 3, [gid])
-    if was_root and (not dropped or _can_regain_root(uid)):
+    dropped = (os.getresuid(), os.getresgid()) == ((uid,) * 3, (gid,) * 3)
+    if (was_root and os.getgroups() != [gid]) or not dropped or _can_regain_root(uid):
         raise OperatorError(f"did not become user {uid}, group {gid}", os.EX_SOFTWARE)
     if capabilities.remaining() or prctl(PR_GET_NO_NEW_PRIVS) != 1:
         raise OperatorError("did not give up all capabilities", os.EX_SOFTWARE)
@@ -101,6 +104,6 @@ def _can_regain_root(uid: int) -> bool:
         return False
     try:
         os.setuid(0)
-    except PermissionError:
+    except OSError:  # EPERM, or EINVAL in a user namespace without root
         return False
     return True

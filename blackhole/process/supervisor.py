@@ -20,6 +20,7 @@ from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from typing import Final
 
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.findings import plural
 from blackhole.process import processes
 from blackhole.process.children import Child, Generation, Slot, run_child
 from blackhole.process.forked_call import ForkedCall
@@ -66,8 +67,9 @@ MAX_CRASH_FAILURES: Final = 3
 """The most failures that children count which were ready before they died: a client that can crash
 workers keeps a slot empty for the back-off of this many failures, and not for ever."""
 
-EXPECTED_EXITS: Final = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
-"""Exit statuses of a child that was told to stop which are not worth a warning."""
+EXPECTED_EXITS: Final = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2, -signal.SIGKILL)
+"""Exit statuses of a child that was told to stop which are not worth a warning. A signal kills a child that
+has not begun to serve."""
 
 
 class Supervisor:
@@ -318,7 +320,9 @@ class Supervisor:
         else:
             missing = len(self._children) + len(self._next.slots) - self._counters.rows
             if missing > 0:
-                log.warning("the reload waits until %d old processes have ended", missing)
+                log.warning(
+                    "the reload waits for the end of %s", plural(missing, "old process", "old processes")
+                )
 
     def _reload_failed(self, reason: str) -> None:
         log.error("reload failed, nothing has changed: %s", reason)
