@@ -12,9 +12,15 @@ MAPPED: Final = b"\0" * 10 + b"\xff" * 2
 
 IPV4_OCTETS: Final = 4
 
+UNIX: Final = "unix"
+"""The address of each client of a UNIX socket."""
+
+UNIX_OCTETS: Final = b"unix".ljust(16, b"\0")
+"""What it is as octets: an address of IPv6 from a block that is not assigned, so that it fits everywhere."""
+
 
 def to_bytes(address: str) -> bytes:
-    """Return the 4 or 16 octets of an address; none for anything else, such as a Unix socket.
+    """Return the 4 or 16 octets of an address, also for `UNIX`; none for anything else.
 
     >>> to_bytes("::ffff:192.0.2.1") == to_bytes("192.0.2.1")
     True
@@ -24,8 +30,21 @@ def to_bytes(address: str) -> bytes:
             return socket.inet_pton(socket.AF_INET, address)
         octets = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
     except OSError:
-        return b""
+        return UNIX_OCTETS if address == UNIX else b""
     return octets.removeprefix(MAPPED)
+
+
+def address_text(octets: bytes) -> str:
+    """Return the address of 16 octets as text, IPv4 as IPv4.
+
+    >>> address_text(MAPPED + bytes((192, 0, 2, 1))), address_text(UNIX_OCTETS)
+    ('192.0.2.1', 'unix')
+    """
+    if octets == UNIX_OCTETS:
+        return UNIX
+    if octets.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, octets[len(MAPPED) :])
+    return socket.inet_ntop(socket.AF_INET6, octets)
 
 
 def canonical(address: str) -> str:
@@ -49,13 +68,13 @@ def socket_host(name: tuple[Any, ...]) -> str:
         return f"{host}%{scope}"
 
 
-def client_address(name: tuple[Any, ...] | str) -> str:
-    """Return the address of a client, from what accept() returned; empty for a Unix socket.
+def client_address(name: tuple[Any, ...] | str | bytes) -> str:
+    """Return the address of a client, from what accept() returned.
 
     >>> client_address(("::ffff:192.0.2.1", 1024, 0, 0)), client_address("")
-    ('192.0.2.1', '')
+    ('192.0.2.1', 'unix')
     """
-    return "" if isinstance(name, str) else canonical(socket_host(name))
+    return canonical(socket_host(name)) if isinstance(name, tuple) else UNIX
 
 
 def local_address(name: tuple[Any, ...] | str) -> str:
@@ -68,14 +87,14 @@ def local_address(name: tuple[Any, ...] | str) -> str:
 
 
 def network(text: str, strict: bool = True) -> IPv4Network | IPv6Network:
-    """Return a network, or an address as a network of one; mapped IPv4 addresses are a network of IPv4.
+    """Return a network, or an address or `UNIX` as a network of one; mapped IPv4 addresses are IPv4.
 
     Raises ValueError. With `strict`, also for a bit that is set after the prefix.
 
     >>> network("::ffff:192.0.2.0/120")
     IPv4Network('192.0.2.0/24')
     """
-    found = ip_network(text, strict)
+    found = ip_network(UNIX_OCTETS if text == UNIX else text, strict)
     mapped = found.network_address.ipv4_mapped if isinstance(found, IPv6Network) else None
     prefix = found.prefixlen - len(MAPPED) * 8
     return found if mapped is None or prefix < 0 else IPv4Network((int(mapped), prefix))

@@ -58,15 +58,29 @@ def choose(listeners: tuple[Listener, ...]) -> Listener:
 
     Raises OperatorError if the kernel chooses the port of every listener.
     """
-    fixed = [listener for listener in listeners if listener.port]
+    fixed = [listener for listener in listeners if listener.port or listener.path]
     if not fixed:
         raise OperatorError("port 0 is any free port: check needs to know the port")
     return min(fixed, key=lambda listener: (listener.proxy, listener.tls))
 
 
+def _connect(listener: Listener, address: tuple[str, int], timeout: float) -> socket.socket:
+    """Return a connection to a listener. Raises OSError."""
+    if not listener.path:
+        return socket.create_connection(address, timeout)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(listener.path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _greeting(listener: Listener, address: tuple[str, int], timeout: float) -> str:
     """Return the first line that a listener sends; empty if it closes the connection. Raises OSError."""
-    with socket.create_connection(address, timeout) as connection:
+    with _connect(listener, address, timeout) as connection:
         client = connection
         if listener.proxy:
             client.sendall(PROXY_HEADER)

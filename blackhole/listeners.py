@@ -11,11 +11,19 @@ from blackhole import values
 from blackhole.settings import Delay, Listener
 from blackhole.values import did_you_mean, expected
 
-LISTEN: Final = "ADDRESS:PORT[,SETTING]..."
+LISTEN: Final = "ADDRESS:PORT|unix:PATH[,SETTING]..."
 """How a listener is written in one line."""
 
-ADDRESS: Final = "ADDRESS:PORT, an IPv6 address in brackets"
+ADDRESS: Final = "ADDRESS:PORT, an IPv6 address in brackets, or unix:PATH"
 """What a listener begins with, for error messages."""
+
+
+UNIX_PREFIX: Final = "unix:"
+
+FILE_MODE: Final = re.compile("0?[0-7]{3}")
+"""A value of `mode` that means the permissions of a UNIX socket's file."""
+
+OF_UNIX_SOCKETS: Final = ("socket_mode", "socket_user", "socket_group")
 
 
 class ListenerSetting(NamedTuple):
@@ -43,6 +51,15 @@ class ListenerSetting(NamedTuple):
 OWN_SETTINGS: Final = (
     ListenerSetting("tls", values.switch, "", "TLS from the first octet, as on port 465 (RFC 8314)", "tls"),
     ListenerSetting("lmtp", values.switch, "", "LMTP in place of SMTP (RFC 2033)", "lmtp"),
+    ListenerSetting(
+        "socket_mode",
+        values.file_mode,
+        "MODE",
+        "permissions of the file of a UNIX socket [0666]",
+        "socket_mode",
+    ),
+    ListenerSetting("socket_user", values.printable, "USER", "owner of that file", "socket_user"),
+    ListenerSetting("socket_group", values.printable, "GROUP", "group of that file", "socket_group"),
     ListenerSetting("proxy", values.switch, "", "each connection begins with a PROXY header", "proxy"),
 )
 """The settings that are those of a listener alone."""
@@ -65,6 +82,8 @@ class GivenListener(NamedTuple):
     """As it was written."""
     host: str
     port: int
+    path: str = ""
+    """That of a UNIX socket, in place of host and port."""
     settings: tuple[GivenSetting, ...] = ()
     where: str = ""
     """The file and the line where its section begins; empty: it was given in one line."""
@@ -81,6 +100,8 @@ class GivenListener(NamedTuple):
 
 def read_address(text: str) -> GivenListener:
     """Return the listener of an address without settings. Raises ValueError."""
+    if text.lower().startswith(UNIX_PREFIX):
+        return GivenListener(text, "", 0, values.socket_path(text[len(UNIX_PREFIX) :]))
     match = values.ADDRESS_AND_PORT.fullmatch(text)
     if not match:
         raise expected(ADDRESS, text)
@@ -90,8 +111,10 @@ def read_address(text: str) -> GivenListener:
 def read_setting(known: Mapping[str, ListenerSetting], name: str, text: str | None) -> GivenSetting:
     """Return a setting of one listener; `text` is None where it has no value. Raises ValueError.
 
-    `known` are the settings by name, with hyphens or underscores.
+    `known` are the settings by name, with hyphens or underscores. As `mode`, digits are permissions.
     """
+    if name == "mode" and FILE_MODE.fullmatch(text or ""):
+        name = "socket_mode"
     setting = known.get(name.replace("-", "_"))
     if setting is None:
         close = did_you_mean(name, {row.name for row in known.values()})
@@ -108,6 +131,8 @@ def add_setting(
     known: Mapping[str, ListenerSetting], listener: GivenListener, given: GivenSetting
 ) -> GivenListener:
     """Return a listener with one setting more. Raises ValueError if it has that setting already."""
+    if given.name in OF_UNIX_SOCKETS and not listener.path:
+        raise ValueError(f"{given.name}: only a listener of the form unix:PATH has a file")
     if given.name in {one.name for one in listener.settings} and not known[given.name].repeats:
         raise ValueError(f"{given.name}: already set for this listener; remove one of the two")
     return listener._replace(settings=(*listener.settings, given))
@@ -140,4 +165,4 @@ def make(
         found.setdefault("ssl_key", "")  # it is in the file with the certificate
     own = tuple((field, value) for field, value in found.items() if field not in LISTENER_FIELDS)
     of_listener = {field: value for field, value in found.items() if field in LISTENER_FIELDS}
-    return Listener(given.host, given.port, own=own, **of_listener)
+    return Listener(given.host, given.port, path=given.path, own=own, **of_listener)

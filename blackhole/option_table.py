@@ -105,6 +105,7 @@ OPTIONS: Final = (
     Option("listen", read_listeners, "", listeners.LISTEN, "Listeners",
            "additional listener, with settings of its own; may be repeated",
            "Write an IPv6 address in brackets; without an address, as in :2525, it is all of IPv4. "
+           "A UNIX socket is unix:PATH. "
            "With listen and neither host nor port, only these listeners are opened.", repeats=True),
     Option("backlog", values.whole_number(1, 65535), "1024", "COUNT", "Listeners",
            "connections that may wait to be accepted"),
@@ -222,9 +223,10 @@ OPTIONS: Final = (
            "In effect from 90 % of max_connections until fewer than 70 % are in use."),
     Option("public", values.switch, "no", "", _PER_CLIENT, "turn on the limits in this section",
            "Each limit has an option of its own, where 0 is no limit."),
-    Option("trusted", values.networks, "127.0.0.0/8 ::1/128", "NETWORKS", _PER_CLIENT,
+    Option("trusted", values.networks, "127.0.0.0/8 ::1/128 unix", "NETWORKS", _PER_CLIENT,
            "networks that are exempt from the limits in this section",
-           "Separate networks by blanks or commas; none exempts no network."),
+           "Separate networks by blanks or commas; unix is the clients of UNIX sockets, "
+           "and none exempts no network."),
     Option("client_connections", values.count, "0", "COUNT", _PER_CLIENT,
            "simultaneous connections of a client; any more are answered with 421",
            "In this section, a client is an IPv4 address or an IPv6 /64. Limits hold across all workers.",

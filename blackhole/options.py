@@ -515,7 +515,7 @@ def _check_listener(
 
 def _check_distinct(listeners: Sequence[Listener], given: GivenValues) -> None:
     """Raise OperatorError if two listeners have the same address and port."""
-    addresses = [str(listener) for listener in listeners if listener.port]
+    addresses = [str(listener) for listener in listeners if listener.port or listener.path]
     for address in addresses:
         if addresses.count(address) > 1:
             last = next(given[name] for name in ("listen", "ssl_port", "port") if name in given)

@@ -113,6 +113,7 @@ def serve(settings: Settings, arguments: Sequence[str], detached: bool, warnings
                 told.warn(line)
         command_line = CommandLine(arguments, dict(os.environ), _working_directory())
         service = Service(settings, command_line, pidfile, told)
+        on_exit.callback(service.remove_socket_files)
         if detached:
             service.detach()
         return service.run()
@@ -315,6 +316,11 @@ class Service:
         configuration.close(self._sockets() - needed)
         logs.configure(wanted.settings.debug, wanted.settings.log_format)
 
+    def remove_socket_files(self) -> None:
+        """Remove the files of UNIX sockets, in the master when it ends."""
+        for one in filter(None, (self._current, self._next)):
+            configuration.remove_files(one, None)
+
     def _sockets(self) -> set[socket]:
         return self._current.sockets | (self._next.sockets if self._next is not None else set())
 
@@ -390,6 +396,7 @@ class Service:
         logs.configure(new.settings.debug, new.settings.log_format)
         self._shared.forget_unused(new)
         configuration.close(old.sockets - new.sockets)
+        configuration.remove_files(old, new)
         self._write_facts(failed)
         for line in new.describe(DASHBOARD_TITLE not in failed):
             log.info("%s %s", "reloaded:" if succeeded else "still", line)
@@ -439,3 +446,4 @@ class Service:
         """Close the sockets: as long as the master has one open, clients connect and wait in vain."""
         systemd.notify("STOPPING=1")
         configuration.close(self._sockets())
+        self.remove_socket_files()

@@ -91,10 +91,19 @@ class Listener:
     """Each connection begins with a PROXY header that contains the address of the client."""
     lmtp: bool = False
     """Speak LMTP (RFC 2033) in place of SMTP."""
+    path: str = ""
+    """That of a UNIX socket, which then takes the place of host and port."""
+    socket_mode: int = 0o666
+    """The permissions of its file."""
+    socket_user: str = ""
+    """The owner of its file; empty: the user who starts the server."""
+    socket_group: str = ""
     own: tuple[tuple[str, Any], ...] = ()
     """Fields of `Settings` that have another value for this listener: name and value of each."""
 
     def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -288,7 +297,7 @@ class Settings:
 
     # Limits per client. 0 is no limit.
     public: bool = False
-    trusted: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    trusted: tuple[str, ...] = ("127.0.0.0/8", "::1/128", "unix")
     """Networks that are exempt from the limits below."""
     client_connections: int = 0
     """Simultaneous connections of an IPv4 address or IPv6 /64. The rates below are per minute."""

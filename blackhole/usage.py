@@ -161,6 +161,13 @@ def listener_text(listener: Listener) -> str:
     parts += ["LMTP"] if listener.lmtp else []
     parts += ["implicit TLS"] if listener.tls else []
     parts += ["behind a proxy"] if listener.proxy else []
+    if listener.path:
+        parts.append(f"permissions {listener.socket_mode:04o}")
+    parts += [
+        f"{name} {getattr(listener, name)}"
+        for name in ("socket_user", "socket_group")
+        if getattr(listener, name)
+    ]
     parts += [f"{OPTION_BY_NAME[name].of_listener} {value_text(value)}" for name, value in listener.own]
     return ", ".join(parts)
 

@@ -298,6 +298,31 @@ def hostname(text: str) -> str:
     raise expected("a host name of letters, digits, hyphens and dots", text)
 
 
+MAX_SOCKET_PATH: Final = 107
+"""Octets of the path of a UNIX socket (unix(7))."""
+
+
+def socket_path(text: str) -> str:
+    """Read the path of a UNIX socket."""
+    if text.startswith("@"):
+        raise expected(
+            "a path: an abstract socket has no owner and no mode, so every user could use it", text
+        )
+    if not text or text.endswith("/"):
+        raise expected("a path behind unix:", text)
+    found = path(text)
+    if len(found.encode()) > MAX_SOCKET_PATH:
+        raise expected(f"a path of at most {MAX_SOCKET_PATH} octets", found)
+    return found
+
+
+def file_mode(text: str) -> int:
+    """Read the permissions of a file in octal digits."""
+    if re.fullmatch("0?[0-7]{3}", text):
+        return int(text, 8)
+    raise expected("permissions in octal digits, as 0660", text)
+
+
 def networks(text: str) -> tuple[str, ...]:
     """Read networks, separated by blanks or commas; `none` is no network."""
     words = text.replace(",", " ").split()
@@ -305,9 +330,9 @@ def networks(text: str) -> tuple[str, ...]:
 
 
 def network(text: str) -> str:
-    """Read an address or a network in CIDR notation."""
+    """Read an address or a network in CIDR notation, or `unix` for all clients of UNIX sockets."""
     try:
-        return str(addresses.network(text))
+        return addresses.UNIX if text == addresses.UNIX else str(addresses.network(text))
     except ValueError:
         raise expected("networks such as 192.0.2.0/24, with no bit set after the prefix", text) from None
 

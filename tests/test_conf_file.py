@@ -103,7 +103,7 @@ def test_quotes_and_comments_in_a_conf_file(line: str, value: str, write_conf: W
         ),
         (
             "listen = 10.0.0.1:25, :::25",
-            "1: listen: expected ADDRESS:PORT[,SETTING]..., and a blank without a comma between two"
+            "1: listen: expected ADDRESS:PORT|unix:PATH[,SETTING]..., and a blank without a comma between two"
             " listeners, not '10.0.0.1:25,'",
         ),
         ("\n\nxyzzy = 1", "3: xyzzy: unknown option"),

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from blackhole import usage
-from blackhole.listeners import read_line
+from blackhole.listeners import OF_UNIX_SOCKETS, read_line
 from blackhole.option_table import LISTENER_ROWS, LISTENER_SETTINGS, OPTIONS
 from blackhole.options import parse
 from blackhole.settings import Listener
@@ -19,6 +19,9 @@ SAMPLES = {
     "tls": "yes",
     "lmtp": "yes",
     "proxy": "yes",
+    "socket_mode": "0640",
+    "socket_user": "mail",
+    "socket_group": "mail",
     "mode": "bounce",
     "delay": "1,5",
     "strict": "yes",
@@ -51,15 +54,20 @@ def test_every_setting_of_a_listener_has_a_sample() -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_setting_has_the_same_effect_in_one_line_and_in_a_section(name: str, write_conf: WriteConf) -> None:
+@pytest.mark.parametrize("address", [":26", "unix:/run/smtp.sock"])
+def test_a_setting_has_the_same_effect_in_one_line_and_in_a_section(
+    name: str, address: str, write_conf: WriteConf
+) -> None:
+    if name in OF_UNIX_SOCKETS and address == ":26":
+        return
     settings = NEEDED.get(name, {}) | {name: SAMPLES[name]}
     section = "".join(f'{one} = "{text}"  # a comment\n' for one, text in settings.items())
-    line = ",".join([":26", *(f"{one}={text}" for one, text in settings.items())])
+    line = ",".join([address, *(f"{one}={text}" for one, text in settings.items())])
     trusted = "--proxy_from=192.0.2.1"
-    of_section = load(write_conf(f"[listener :26]\n{section}"), trusted).listeners
+    of_section = load(write_conf(f"[listener {address}]\n{section}"), trusted).listeners
     assert of_section == read(f"--listen={line}", trusted).listeners
-    assert of_section == load(write_conf(f"[ Listener :26 ]  # this\n{section}"), trusted).listeners
-    assert of_section != read("--listen=:26", trusted).listeners
+    assert of_section == load(write_conf(f"[ Listener {address} ]  # this\n{section}"), trusted).listeners
+    assert of_section != read(f"--listen={address}", trusted).listeners
 
 
 @pytest.mark.parametrize(
@@ -118,7 +126,10 @@ def test_the_configuration_that_is_shown_has_the_same_listeners(write_conf: Writ
     ("text", "message"),
     [
         ("[listener]", "1: expected [listener ADDRESS:PORT], not '[listener]'"),
-        ("[listener :x]", "1: listener: expected ADDRESS:PORT, an IPv6 address in brackets, not ':x'"),
+        (
+            "[listener :x]",
+            "1: listener: expected ADDRESS:PORT, an IPv6 address in brackets, or unix:PATH, not ':x'",
+        ),
         (
             "[listener :26]\n\nstrict = maybe",
             "3: listener :26: strict: expected yes or no, not 'maybe'",
@@ -156,11 +167,31 @@ def test_a_mistake_in_a_section_is_named_with_its_line_and_its_listener(
         (":26,strict=maybe", ":26: strict: expected yes or no, not 'maybe'"),
         (":26,hostname", ":26: hostname: expected hostname=NAME"),
         (":26,strict,strict", ":26: strict: already set for this listener; remove one of the two"),
+        (":26,mode=0660", ":26: socket_mode: only a listener of the form unix:PATH has a file"),
+        (
+            "unix:/s,socket_mode=1777",
+            "unix:/s: socket_mode: expected permissions in octal digits, as 0660, not '1777'",
+        ),
+        ("unix:/run/", "expected a path behind unix:, not '/run/'"),
+        ("unix:" + 108 * "/", "expected a path behind unix:, not '" + 60 * "/" + "'"),
+        ("unix:/" + 107 * "x", "expected a path of at most 107 octets, not '/" + 59 * "x" + "'"),
+        (
+            "unix:@sink",
+            "expected a path: an abstract socket has no owner and no mode, so every user could use it,"
+            " not '@sink'",
+        ),
+        ("unix:/a unix:/a", "unix:/a is used by two listeners; change one of them"),
         (":26,key=/k", ":26,key=/k: a key without a certificate; set cert too"),
     ],
 )
 def test_a_mistake_in_one_line_is_named_with_its_listener_and_its_setting(line: str, message: str) -> None:
     assert refusal(f"--listen={line}") == (os.EX_USAGE, f"--listen: {message}")
+
+
+def test_a_unix_socket_has_an_absolute_path_and_the_permissions_that_mode_gives() -> None:
+    (listener,) = read("--listen=unix:smtp.sock,mode=0660,mode=bounce,lmtp").listeners
+    assert (listener.path, listener.socket_mode) == (os.path.abspath("smtp.sock"), 0o660)
+    assert (listener.mode, listener.lmtp, str(listener)) == ("bounce", True, f"unix:{listener.path}")
 
 
 def test_settings_that_are_dangerous_or_have_no_effect_are_warned_about() -> None:

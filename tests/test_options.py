@@ -485,11 +485,11 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("--log=/a\udcff", "--log: expected a path in UTF-8, not '/a\\udcff'"),
         (
             "--listen=25",
-            "--listen: expected ADDRESS:PORT, an IPv6 address in brackets, not '25'",
+            "--listen: expected ADDRESS:PORT, an IPv6 address in brackets, or unix:PATH, not '25'",
         ),
         (
             "--listen=::1:25",
-            "--listen: expected ADDRESS:PORT, an IPv6 address in brackets, not '::1:25'",
+            "--listen: expected ADDRESS:PORT, an IPv6 address in brackets, or unix:PATH, not '::1:25'",
         ),
         (
             "--listen=:25,tsl",

@@ -80,7 +80,7 @@ STRESS_OFF: Final = 0.7
 
 def listener_address(listener: Listener, sockets: Sequence[socket.socket]) -> str:
     """Return the address of a listener with the port that it got, where it asked for any."""
-    return str(replace(listener, port=sockets[0].getsockname()[1]))
+    return str(listener if listener.path else replace(listener, port=sockets[0].getsockname()[1]))
 
 
 def capacity(wanted: int) -> int:

@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from socket import getaddrinfo, socket
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,8 +19,9 @@ from blackhole.net.acceptor import Address, AddressInUseError
 from blackhole.net.menu_certificates import MenuCertificates
 from blackhole.net.server import RESERVED_FDS
 from blackhole.net.tls import TLSContexts
-from blackhole.process import auth_file, orphans, privileges, systemd, tls_configuration
+from blackhole.process import auth_file, orphans, privileges, systemd, tls_configuration, unix_sockets
 from blackhole.process.tls_configuration import TLSInputs
+from blackhole.process.unix_sockets import SocketFile
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, RedisSettings, Settings
@@ -49,6 +50,8 @@ class Configuration:
     """The listening sockets of each listener: several where a name has several addresses."""
     dashboard_sockets: list[socket]
     """Empty when there is no dashboard."""
+    socket_files: dict[str, SocketFile] = field(default_factory=dict)
+    """The files of UNIX sockets that this server has bound, by their paths."""
 
     @property
     def smtp_sockets(self) -> set[socket]:
@@ -128,6 +131,8 @@ def _count(number: int, noun: str) -> str:
 
 def _where(asked: Listener | DashboardAddress, sockets: Iterable[socket]) -> str:
     """Return the addresses that were bound: the kernel has chosen a port where 0 was asked for."""
+    if isinstance(asked, Listener) and asked.path:
+        return str(asked)
     names = [bound.getsockname() for bound in sockets]
     return " and ".join(str(replace(asked, host=socket_host(name), port=name[1])) for name in names)
 
@@ -157,6 +162,7 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
     `menu` has the certificates of the TLS menu that were issued before a reload. Raises OperatorError.
     """
     for listener in settings.listeners:
+        unix_sockets.file_owner(listener)
         _check_offer(settings.of_listener(listener), f"listener {listener}: " if listener.own else "")
     uid, gid = privileges.resolve(settings.user, settings.group)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -247,7 +253,7 @@ def make(inputs: Inputs, warn: Warn) -> Configuration:
 
 def resolve_listeners(settings: Settings) -> None:
     """Ask the resolver for the names of all listeners, so that it answers `open_sockets` at once."""
-    addresses = [(asked.host, asked.port) for asked in settings.listeners]
+    addresses = [(asked.host, asked.port) for asked in settings.listeners if not asked.path]
     for host, port in (*addresses, (settings.dashboard.host, settings.dashboard.port)):
         with suppress(OSError):  # `open_sockets` gives the reason
             getaddrinfo(host or None, port)
@@ -265,9 +271,12 @@ def open_sockets(
     """
     settings = loaded.settings
     bound: dict[Listener, list[socket]] = {}
-    opened = replace(loaded, bound=bound, dashboard_sockets=[])
+    opened = replace(loaded, bound=bound, dashboard_sockets=[], socket_files={})
     try:
         for listener in settings.listeners:
+            if listener.path:
+                bound[listener] = _open_unix_socket(opened, listener, current, inherited)
+                continue
             bound[listener] = (
                 _kept(current, listener)
                 or systemd.take(inherited, listener)
@@ -282,16 +291,45 @@ def open_sockets(
         systemd.reject_unclaimed(inherited)
     except OperatorError:
         close(opened.sockets - (current.sockets if current else set()))
+        remove_files(opened, current)
         raise
     return opened
+
+
+def _open_unix_socket(
+    opened: Configuration, listener: Listener, current: Configuration | None, inherited: list[socket]
+) -> list[socket]:
+    """Return the socket of a listener, and note its file if this server has made it. Raises OperatorError."""
+    if sockets := _kept(current, listener):
+        file = current.socket_files.get(listener.path) if current else None
+        if file is not None:
+            opened.socket_files[listener.path] = file
+            unix_sockets.update_permissions(listener, file)
+        return sockets
+    if sockets := systemd.take(inherited, listener):
+        return sockets
+    settings = opened.settings
+    listening, opened.socket_files[listener.path] = unix_sockets.bind(
+        listener, settings.backlog, {int(settings.user)}
+    )
+    return [listening]
+
+
+def remove_files(old: Configuration, new: Configuration | None) -> None:
+    """Remove the files of UNIX sockets that a configuration has and another one has not."""
+    for path, file in old.socket_files.items():
+        if new is None or new.socket_files.get(path) != file:
+            file.remove()
 
 
 def _kept(current: Configuration | None, asked: Listener) -> list[socket]:
     """Return the sockets that `current` has for a listener, or for another one with its address."""
     if current is None:
         return []
-    by_address = {(listener.host, listener.port): sockets for listener, sockets in current.bound.items()}
-    return current.bound.get(asked) or by_address.get((asked.host, asked.port), [])
+    by_address = {
+        (listener.host, listener.port, listener.path): sockets for listener, sockets in current.bound.items()
+    }
+    return current.bound.get(asked) or by_address.get((asked.host, asked.port, asked.path), [])
 
 
 def _kept_dashboard(current: Configuration | None, asked: DashboardAddress) -> list[socket]:

@@ -33,11 +33,16 @@ def resolve(user: str, group: str) -> tuple[int, int]:
     return wanted
 
 
+def user_id(user: str) -> int:
+    """Return the uid of a name or a number. Raises OperatorError (EX_NOUSER) for an unknown name."""
+    return int(user) if user.isdecimal() else _account(user).pw_uid
+
+
 def _ids(user: str, group: str) -> tuple[int, int]:
     if user.isdecimal() and group.isdecimal():
         return int(user), int(group)
     account = _account(user) if user else _default_account()
-    return account.pw_uid, _group_id(group) if group else account.pw_gid
+    return account.pw_uid, group_id(group) if group else account.pw_gid
 
 
 def _account(user: str) -> pwd.struct_passwd:
@@ -54,7 +59,8 @@ def _default_account() -> pwd.struct_passwd:
         return _account("nobody")
 
 
-def _group_id(group: str) -> int:
+def group_id(group: str) -> int:
+    """Return the gid of a name or a number. Raises OperatorError (EX_NOUSER) for an unknown name."""
     try:
         return int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
     except KeyError:

@@ -18,7 +18,7 @@ from blackhole.settings import DashboardAddress, Listener, OperatorError
 LISTEN_FDS_START: Final = 3
 """The descriptor of the first socket (SD_LISTEN_FDS_START of sd-daemon.h)."""
 
-FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 WILDCARD_HOSTS: Final = frozenset(("", "0.0.0.0", "::"))
 
@@ -26,7 +26,7 @@ WILDCARD_HOSTS: Final = frozenset(("", "0.0.0.0", "::"))
 def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
     """Return the sockets passed to this process, and remove their variables from the environment.
 
-    Raises OperatorError (EX_CONFIG) for a descriptor that is not a listening TCP socket.
+    Raises OperatorError (EX_CONFIG) for a descriptor that is not a listening TCP or UNIX socket.
     """
     pid, count, _ = (environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES"))
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -38,14 +38,16 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
 def _listening_socket(descriptor: int) -> socket.socket:
     with suppress(OSError):
         found = socket.socket(fileno=descriptor)
-        if found.family in FAMILIES and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        is_stream = found.family in FAMILIES and found.type == socket.SOCK_STREAM
+        if is_stream and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             os.set_inheritable(descriptor, False)
             found.setblocking(False)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as for sockets bound here
+            if found.family != socket.AF_UNIX:
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as for sockets bound here
             return found
         found.close()
     raise OperatorError(
-        f"descriptor {descriptor}, passed by systemd, is not a listening TCP socket", os.EX_CONFIG
+        f"descriptor {descriptor}, passed by systemd, is not a listening TCP or UNIX socket", os.EX_CONFIG
     )
 
 
@@ -54,7 +56,13 @@ def take(sockets: list[socket.socket], asked: Listener | DashboardAddress) -> li
 
     A wildcard host takes a socket bound to any wildcard host; other hosts must be equal.
     """
-    names = [(found, socket_host(found.getsockname()), found.getsockname()[1]) for found in sockets]
+    if isinstance(asked, Listener) and asked.path:
+        taken = [found for found in sockets if found.getsockname() == asked.path]
+        for found in taken:
+            sockets.remove(found)
+        return taken
+    of_tcp = [found for found in sockets if found.family != socket.AF_UNIX]
+    names = [(found, socket_host(found.getsockname()), found.getsockname()[1]) for found in of_tcp]
     taken = [found for found, host, port in names if (host, port) == (asked.host, asked.port)] or [
         found
         for found, host, port in names
@@ -69,9 +77,9 @@ def reject_unclaimed(sockets: list[socket.socket]) -> None:
     """Raise OperatorError (EX_CONFIG) if a socket is left: its clients would wait for ever."""
     if sockets:
         name = sockets[0].getsockname()
-        host, port = socket_host(name), name[1]
+        where = f"{socket_host(name)} port {name[1]}" if isinstance(name, tuple) else f"unix:{name}"
         raise OperatorError(
-            f"systemd passed a socket for {host} port {port}, but there is no listener for it", os.EX_CONFIG
+            f"systemd passed a socket for {where}, but there is no listener for it", os.EX_CONFIG
         )
 
 

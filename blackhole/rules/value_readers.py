@@ -135,13 +135,13 @@ def read_header(value: Any) -> GlobSet:
 
 
 def read_networks(value: Any) -> NetworkSet:
-    """Read addresses and networks; bits after the prefix are ignored."""
+    """Read addresses and networks, or `unix`; bits after the prefix are ignored."""
     networks = []
     for text in read_texts(value):
         try:
             networks.append(str(network(text, strict=False)))
         except ValueError:
-            raise expected("an address or a network, as 192.0.2.0/24", text) from None
+            raise expected("an address or a network, as 192.0.2.0/24, or unix", text) from None
     return NetworkSet(networks)
 
 

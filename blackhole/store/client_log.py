@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from ipaddress import IPv6Address
 from typing import Final, NamedTuple, Self
 
-from blackhole.addresses import MAPPED, to_bytes
+from blackhole.addresses import MAPPED, address_text, to_bytes
 from blackhole.store.shared_memory import attach, create
 
 CLIENT_LOG_MAP: Final = "blackhole.store.client_log"
@@ -98,8 +97,7 @@ class ClientLog:
 
 def format_address(high: int, low: int) -> str:
     """Return an address as text, from both halves of its 128 bits."""
-    address = IPv6Address(high << 64 | low)
-    return str(address.ipv4_mapped or address)
+    return address_text((high << 64 | low).to_bytes(16))
 
 
 class ClientLogWriter:
