@@ -105,7 +105,8 @@ def test_descriptor_that_is_not_a_listening_socket_is_an_error(
     descriptor = os.open(os.devnull, os.O_RDONLY) if what == "a file" else socket.socket().detach()
     monkeypatch.setattr(systemd, "LISTEN_FDS_START", descriptor)
     with pytest.raises(
-        OperatorError, match=f"descriptor {descriptor}, passed by systemd, is not a listening TCP or UNIX socket"
+        OperatorError,
+        match=f"descriptor {descriptor}, passed by systemd, is not a listening TCP or UNIX socket",
     ) as caught:
         systemd.inherited_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
     assert caught.value.code == os.EX_CONFIG

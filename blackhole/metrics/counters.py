@@ -197,14 +197,15 @@ class Counters:
     def listener(self, name: str) -> int:
         """Return the index of the cell that counts a listener's connections.
 
-        Only the master adds new names.
+        Only the master adds new names. Of a long one the end is kept, where the port or the file is.
         """
+        name = clipped_before(name)
         for number in range(MAX_LISTENERS - 1):
             start = LISTENER_NAMES_START + number * NAME_CELLS
             known = _read_text(self._cells, start, NAME_CELLS)
             if not known:
                 _write_text(self._cells, start, NAME_CELLS, name)
-            if known in ("", name[: NAME_CELLS * CELL_OCTETS]):
+            if known in ("", name):
                 return LISTENERS_START + number
         last = MAX_LISTENERS - 1
         _write_text(self._cells, LISTENER_NAMES_START + last * NAME_CELLS, NAME_CELLS, OTHERS)
@@ -311,6 +312,16 @@ class Counters:
 def clipped(name: str) -> str:
     """Return as much of a rule's name as its cells hold."""
     return name.encode()[: NAME_CELLS * CELL_OCTETS].decode(errors="ignore")
+
+
+def clipped_before(name: str) -> str:
+    """Return as much of the end of a listener's name as its cells hold.
+
+    >>> clipped_before("unix:/run/smtp.sock"), clipped_before("unix:/" + 70 * "x" + "/smtp.sock")[:6]
+    ('unix:/run/smtp.sock', '...xxx')
+    """
+    octets, most = name.encode(), NAME_CELLS * CELL_OCTETS
+    return name if len(octets) <= most else "..." + octets[3 - most :].decode(errors="ignore")
 
 
 def _write_text(cells: memoryview, start: int, length: int, text: str) -> None:

@@ -32,7 +32,7 @@ LOCAL_NAMES: Final = (b"", b"postmaster")
 
 
 TRANSACTION_OUTCOMES: Final = {
-    "accepted": "the reply to the message was 2xx",
+    "accepted": "the reply to the message was 2xx, in LMTP for one recipient at least",
     "deferred": "the reply to the message was 4xx, or there was no message and the last refusal was 4xx",
     "rejected": "the same with 5xx",
     "aborted": "the client ended the transaction with RSET or another command, and nothing was refused",
@@ -106,7 +106,7 @@ class Transaction:
     sender: str | None
     """The reverse-path; empty for the null reverse-path, None without MAIL."""
     recipients: tuple[str, ...]
-    """The first ten that were accepted."""
+    """The first ten that were accepted; in LMTP those for which the message was."""
     refused_recipients: tuple[str, ...]
     """The first ten that were not."""
     recipient_count: int
@@ -183,6 +183,13 @@ def transaction(stored: StoredRecord, record: StoredTransaction, rules: Mapping[
     deciding = [one.rule for one in exchanges if one.rule]
     last = exchanges[-1] if exchanges else None
     sender, recipients, refused = _envelope(exchanges, left_out_at, record.marks)
+    ends = [one for one in exchanges if one.phase == "."]
+    accepted = record.accepted
+    if len(ends) > 1 and len(ends) == len(recipients):  # LMTP
+        answered = list(zip(recipients, ends, strict=True))
+        recipients = [address for address, one in answered if one.code < 400]
+        refused += [address for address, one in answered if one.code >= 400]
+        accepted = len(recipients)
     return Transaction(
         id=f"{stored.section}-{stored.number}",
         time=last.time if last else 0.0,
@@ -193,7 +200,7 @@ def transaction(stored: StoredRecord, record: StoredTransaction, rules: Mapping[
         sender=sender,
         recipients=tuple(recipients[:MAX_RECIPIENTS]),
         refused_recipients=tuple(refused[:MAX_RECIPIENTS]),
-        recipient_count=record.accepted,
+        recipient_count=accepted,
         size=record.size,
         outcome=_outcome(record.ending, exchanges),
         is_message=record.ending == ENDED_BY_MESSAGE and last is not None and not _is_cut_off(last),
@@ -290,7 +297,9 @@ def _is_cut_off(last: CommandReply) -> bool:
 def _outcome(ending: int, exchanges: Sequence[CommandReply]) -> str:
     """Return what became of a transaction."""
     if ending == ENDED_BY_MESSAGE and exchanges:
-        last = exchanges[-1]
+        # In LMTP there is a reply for each recipient: that one accepts the message outweighs all others.
+        answers = [one for one in exchanges if one.phase == "." and not _is_cut_off(one)] or exchanges[-1:]
+        last = min(answers, key=lambda one: one.code)
         return "disconnected" if _is_cut_off(last) else DISPOSITIONS.get(last.code // 100, "rejected")
     refusal = last_refusal(exchanges)
     if refusal is not None:
