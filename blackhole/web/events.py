@@ -48,6 +48,7 @@ class EventStream:
             "choices": self._scenarios,
             "phases": PHASES,
             "recent": self._stats.kept_transactions,
+            "fleet": self._stats.fleet,
         }
         return event("past", f"{self._stats.past_json()[:-1]},{compact_json(constants)[1:]}") + self._now()
 

@@ -12,6 +12,7 @@ from blackhole import __version__
 from blackhole.fleet.machine import FleetView
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import StoreError
+from blackhole.metrics.findings import findings
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.operations import Parameter
@@ -68,5 +69,6 @@ def fleet_figures(view: FleetView) -> dict[str, Any]:
         "version": __version__,
         "time": time.time(),
         **view.as_dict(),
+        "findings": [finding.as_dict() for finding in findings(view.snapshot)],
         "workers": sum(machine.workers for machine in view.machines if machine.alive),
     }

@@ -213,6 +213,14 @@ class StatsView:
         """How many of the last transactions are kept; 0 if none is recorded."""
         return self._settings.recent
 
+    @property
+    def fleet(self) -> dict[str, Any] | None:
+        """The name of the fleet, and whether this machine obeys its orders; None without one."""
+        settings = self._settings
+        if not settings.fleet.host:
+            return None
+        return {"name": settings.fleet_name, "control": settings.fleet_control}
+
     @staticmethod
     def violation_rules() -> list[dict[str, Any]]:
         """Return the rules of the RFCs that a sender can violate."""

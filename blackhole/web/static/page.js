@@ -213,13 +213,13 @@ function updateViolation(row, { finding }) {
 // Runs
 
 function renderRuns(now) {
-  const items = now.runs.map((run) => ({ key: run.name, run })).reverse();
+  const items = now.runs.map((run) => ({ key: `${run.name} ${scope}`, run })).reverse();
   $("runs-empty").hidden = items.length > 0;
   $("runs").hidden = !items.length;
   updateRows("runs", items, ({ run }) => {
     const stop = create("button", { type: "button", "aria-label": `Stop the run ${run.name}` }, "Stop");
-    stop.addEventListener("click", () => request("POST", `/runs/${run.name}/stop`, {}, "run-message"));
-    const save = create("a", { class: "button", href: `/runs/${run.name}`, download: `${run.name}.json`,
+    stop.addEventListener("click", () => request("POST", `/runs/${run.name}/stop${scopeQuery()}`, {}, "run-message"));
+    const save = create("a", { class: "button", href: `/runs/${run.name}${scopeQuery()}`, download: `${run.name}.json`,
       "aria-label": `Save the report of the run ${run.name}` }, "Save report");
     return create("tr", {}, create("th", { scope: "row", class: "mono" }, run.name, create("span", { class: "running" }, "running")),
       create("td"), create("td"), create("td"), create("td"), create("td"), create("td", {}, stop, save));
@@ -229,7 +229,7 @@ function renderRuns(now) {
     setText(row.cells[1], decimals.format(run.seconds));
     setText(row.cells[2], formatCount(run.total));
     setText(row.cells[3], formatRate(run.rate.mean));
-    setText(row.cells[4], formatRate(run.rate.peak));
+    setText(row.cells[4], run.rate.peak === null ? "–" : formatRate(run.rate.peak));
     setText(row.cells[5], formatPercent(run.cpu_share));
   });
 }
@@ -237,6 +237,23 @@ function renderRuns(now) {
 // The event stream
 
 let stream;
+let latest;  // figures of this machine
+
+// Show figures of this machine, or those of the fleet.
+function show(now) {
+  if (scope === "machine") {
+    render(now);
+    drawCharts();
+    return;
+  }
+  setText($("state"), `live, up ${formatAge(now.time - now.started)}`);
+  setText($("version"), `Blackhole ${now.version}`);
+  renderListeners(now);
+  renderScenario(now);
+  renderOneShotRules(now);
+  renderFleet(now);
+}
+
 let isInHistory = false;  // the figures that come right after the history are its last sample
 
 function connect() {
@@ -251,6 +268,7 @@ function connect() {
     phases = past.phases;
     isInHistory = true;
     startRecent(past.recent);
+    startFleet(past.fleet);
     renderOneShotForm();
     drawCharts();
   });
@@ -259,9 +277,8 @@ function connect() {
     setState("live");
     if (!isInHistory) appendSample(now);
     isInHistory = false;
-    if (document.hidden) return;
-    render(now);
-    drawCharts();
+    latest = now;
+    if (!document.hidden) show(now);
   });
   stream.addEventListener("error", () => {
     setState("disconnected");
@@ -274,7 +291,7 @@ function connect() {
 
 $("run-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (await request("POST", "/runs", { name: $("run-name").value.trim() }, "run-message")) $("run-form").reset();
+  if (await request("POST", `/runs${scopeQuery()}`, { name: $("run-name").value.trim() }, "run-message")) $("run-form").reset();
 });
 // A browser keeps a page that was left, and its stream; it allows six connections to a host, so the stream is closed.
 addEventListener("pagehide", () => stream.close());
