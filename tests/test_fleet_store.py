@@ -16,7 +16,7 @@ from blackhole import __version__, values
 from blackhole.fleet.fields import FIXED_FIELDS
 from blackhole.fleet.machine import find_differences, make_view, parse_machines
 from blackhole.fleet.member import FleetMember
-from blackhole.fleet.replies import FleetRun, parse_run
+from blackhole.fleet.replies import FleetRun, StoreError, parse_run
 from blackhole.fleet.runs import FleetRuns, RunConflict
 from blackhole.fleet.store import MAX_FLEET_RUNS, FleetStore, Total
 from blackhole.metrics.counters import Counters
@@ -134,6 +134,38 @@ def test_copies_of_a_store_that_has_just_lost_its_data_replace_no_others(
         assert (await store.total()).fields[ACCEPTED] == 7 + 2
 
     fleet(lose)
+
+
+def test_what_a_replica_lacks_that_has_taken_over_is_written_again(
+    fleet: Fleet, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise StoreError("the server closed the connection")
+
+    async def fail_over(store: FleetStore) -> None:
+        one = Machine(store, "one")
+        await one.count(5)
+        # The replica had not received the last write of its primary.
+        redis.ask("HINCRBY", "blackhole:{f}:total", ACCEPTED, -2)
+        redis.ask("HINCRBY", "blackhole:{f}:figures:one:1", ACCEPTED, -2)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "write", fail)
+            assert not await one.write()
+        assert await one.write()
+        assert (await store.total()).fields[ACCEPTED] == 5
+
+    fleet(fail_over)
+
+
+def test_a_machine_that_leaves_is_gone_at_once_and_says_since_when(fleet: Fleet) -> None:
+    async def leave(store: FleetStore) -> None:
+        one = Machine(store, "one")
+        await one.count(1)
+        await one.write(10)
+        (found,) = await one.machines()
+        assert (found.alive, round(found.age)) == (False, 0)
+
+    fleet(leave)
 
 
 def test_a_generation_lasts_from_the_first_machine_to_the_last(fleet: Fleet, redis: RedisServer) -> None:

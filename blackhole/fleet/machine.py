@@ -150,7 +150,7 @@ def notes(machines: tuple[Machine, ...]) -> Iterator[str]:
     """Yield what a report on a fleet says of its machines, and what it cannot say."""
     alive = sum(machine.alive for machine in machines)
     yield f"Counted by {plural(alive, 'machine')} alive now, and by all that were in the fleet before."
-    silent = [machine for machine in machines if machine.age >= STALE_SECONDS]
+    silent = [machine for machine in machines if machine.age >= STALE_SECONDS or not machine.alive]
     for machine in silent[:MAX_SILENT]:
         state = "gone" if not machine.alive else "silent"
         yield f"{printable(machine.name)}: {state}, its last figures are {duration(machine.age)} old."
@@ -168,12 +168,13 @@ def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:
     """Return a machine as it wrote of itself; None for anything else: what is stored is input like any."""
     try:
         found = json.loads(text[:MAX_SUMMARY])
+        has_left = found.get("left") is True  # its last write made it older, so that it is gone at once
         return Machine(
             machine,
             str(found["name"])[:MAX_TEXT],
             str(found["version"])[:MAX_TEXT],
             str(found["scenario"])[:MAX_TEXT],
-            max(0.0, age),
+            max(0.0, age - LIVE_SECONDS if has_left else age),
             age < LIVE_SECONDS,
             float(_number(found["up"])),
             int(_number(found["messages"])),
@@ -186,7 +187,7 @@ def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:
             int(_number(found.get("layout", 0))),
             str(found.get("digest", ""))[:MAX_TEXT],
         )
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         return None
 
 

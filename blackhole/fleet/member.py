@@ -139,6 +139,7 @@ class FleetMember:
                 await self._copies.restore(written.generation)
         except StoreError as error:
             self._failures += 1
+            self._written = {}  # a replica that takes over may not have what its primary had
             self._warn(error)
             return False
         if self._failures:
@@ -157,7 +158,7 @@ class FleetMember:
         return True
 
     async def _write(self, changed: Mapping[str, int], age: float) -> Written:
-        more = {"order": self.obeyed, "mark": self._mark, "layout": LAYOUT_CRC}
+        more = {"order": self.obeyed, "mark": self._mark, "layout": LAYOUT_CRC, "left": age > 0}
         summary = json.dumps({**self._summary(), **more}, separators=(",", ":"))
         return await self.store.write(self.machine, changed, summary, age, self.generation)
 
@@ -187,6 +188,7 @@ class FleetMember:
         self._has_joined = True
         own = next((one for one in machines if one.id == self.machine), None)
         others = [one for one in machines if one.id != self.machine and one.age < now - self._joined]
+        self._known_versions.update(one.version for one in others)
         differences = [] if own is None else [*find_differences(own, others, clock)]
         if differences:
             log.warning("fleet %s: this machine differs: %s", self.store.name, "; ".join(differences))

@@ -101,7 +101,11 @@ def machine_lines(machines: tuple[Machine, ...]) -> Iterator[str]:
     """Yield a line for each machine."""
     for machine in machines:
         kind = "silent" if machine.alive else "gone"
-        state = f"{kind} since {duration(machine.age)}, " if machine.age >= STALE_SECONDS else ""
+        state = (
+            f"{kind} since {duration(machine.age)}, "
+            if machine.age >= STALE_SECONDS or not machine.alive
+            else ""
+        )
         yield (
             f"{printable(machine.name)}: {state}version {printable(machine.version)}, scenario"
             f" {printable(machine.scenario)}, {plural(machine.messages, 'message')}, {machine.rate:,.0f}/s,"
