@@ -83,6 +83,7 @@ add = "XFUTURE"
 [[rule]]
 phase = "STARTTLS"
 certificate = "expired"
+tls_max = "1.2"
 
 [[rule]]
 phase = "MAIL"
@@ -131,7 +132,7 @@ NO_RULE = "Result: no rule matches; mode bounce: reject every message at its end
         (["client=192.0.2.1"], ["  rule 1 (connect) matches", "Result: stall"]),
         (["client=192.0.3.1"], [NO_RULE]),
         (["helo=x"], ["  rule 2 matches", f"{OWN_REPLY}, without SIZE DSN, with XFUTURE"]),
-        (["phase=starttls"], [f"{OWN_REPLY}, certificate expired"]),
+        (["phase=starttls"], [f"{OWN_REPLY}, certificate expired, tls_max 1.2"]),
         (["sender=<>", "tls=yes"], ["  rule 4 matches", "Result: 550-5.7.1 No | 550 5.7.1 null senders"]),
         (["rcpt=b@x", "helo=A"], ["  rule 5 matches", f"{OWN_REPLY}, after 2 s, drip"]),
         (["size=2000"], ["  rule 6 matches", "Result: 552 5.3.4 Too large"]),

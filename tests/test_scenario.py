@@ -23,6 +23,7 @@ from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
+from blackhole.tls_menu import TLSParameters
 from tests.engines import make_engine
 from tests.remote_store import RemoteStore, with_lookups
 
@@ -199,6 +200,13 @@ MISTAKES = {
     "[[rule]]\nphase = '.'\nheader = 'invoice'\ndelay = 1\n": "header: expected a header field, as ",
     REFUSE + "header = 'Subject: x'\n": "rule 1: header: not known at RCPT; known at .",
     "[[rule]]\nphase = 'STARTTLS'\ncertificate = 'stolen'\n": "certificate: expected one of good, self-",
+    "[[rule]]\nphase = 'STARTTLS'\ntls_min = '1.4'\n": "tls_min: expected one of 1.0, 1.1, 1.2, 1.3, not ",
+    "[[rule]]\nphase = 'STARTTLS'\ntls_ciphers = 'a b'\n": "tls_ciphers: expected a cipher list of OpenSSL, ",
+    "[[rule]]\nphase = 'STARTTLS'\nclient_cert = 'aks'\n": "not 'aks' (did you mean ask?)",
+    "[[rule]]\nphase = 'EHLO'\ntls_max = '1.2'\n": 'tls_max: only with phase = "STARTTLS"',
+    "[[rule]]\nphase = '*'\nthen = 'close-in-handshake'\n": 'close-in-handshake only with phase = "STARTTLS"',
+    "[[rule]]\nphase = 'STARTTLS'\ntls_max = '1.2'\nreply = '454 4.7.0 No'\n": "reply: a refusal: there is ",
+    "[[rule]]\nphase = 'STARTTLS'\nsni = 'a'\ntls_max = '1.2'\n": "sni: not known at STARTTLS; known at ",
     "[[rule]]\nphase = 'MAIL'\nreply = 'accept'\nthen = 'close'\n": "then: close replaces the command, ",
 }
 """A file's text and (part of) the one line that is said."""
@@ -510,6 +518,19 @@ def test_rules_at_starttls_apply_to_implicit_tls(rule: str, next_action: NextAct
         session.check_implicit_tls()
         assert with_lookups(session, b"") == b""
         assert (session.next_action, session.handshake.certificate) == (next_action, shown)
+
+
+def test_a_rule_says_how_the_handshake_is_done() -> None:
+    text = (
+        "[[rule]]\nphase = 'STARTTLS'\ncertificate = 'expired'\ntls_min = '1.0'\ntls_max = '1.1'\n"
+        "tls_ciphers = 'ALL:@SECLEVEL=0'\nclient_cert = 'ask'\nthen = 'no-close-notify'\n"
+    )
+    wanted = TLSParameters("expired", "1.0", "1.1", "ALL:@SECLEVEL=0", "ask", "no-close-notify")
+    session = greeted_session(make_engine(parse_rules(text, "test"), starttls=True))
+    assert session.receive(b"STARTTLS\r\n") == b"220 2.0.0 Ready to start TLS\r\n"
+    assert (session.next_action, session.handshake) == (NextAction.START_TLS, wanted)
+    session.secured(b"mx.test", b"ann@example.com")
+    assert (session.handshake, session.client_identity) == (TLSParameters(), b"ann@example.com")
 
 
 def test_client_that_sends_during_a_delayed_reply_is_answered_after_it() -> None:
