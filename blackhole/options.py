@@ -443,7 +443,7 @@ def _check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -
     elif not found["ssl_cert"] and found["tls_menu"] != NO_ENTRY:
         found["ssl_cert"] = AUTO_CERTIFICATE
     elif not found["ssl_cert"]:
-        without_effect = (given[name].where for name in ("ssl", "ssl_port") if name in given)
+        without_effect = (given[name].where for name in NEED_TLS if name in given)
         warnings += (f"{where}: no effect without ssl_cert" for where in without_effect)
     if found["auth"] != "off" and not (found["ssl_cert"] or found["auth_plaintext"]):
         warnings.append(f"{given['auth'].where}: no effect without ssl_cert or auth_plaintext")
@@ -485,6 +485,9 @@ def _listeners(
     _check_distinct(made, given)
     return tuple(made), unused
 
+
+NEED_TLS: Final = ("ssl", "ssl_port", "tls_min", "tls_max", "tls_ciphers", "client_cert", "client_ca")
+"""Options that need a certificate, and are no mistake without one."""
 
 TLS_FILES: Final = ("ssl_cert", "ssl_key")
 

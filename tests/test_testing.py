@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import smtplib
+import socket
 import ssl
 import subprocess
 import sys
@@ -172,6 +173,20 @@ def test_certificate_opens_a_port_for_implicit_tls(certificate: Certificate) -> 
         smtplib.SMTP_SSL(sink.host, sink.tls_port, context=context) as client,
     ):
         assert client.noop()[0] == 250
+
+
+def test_client_can_trust_the_authority_of_the_tls_menu() -> None:
+    with Sink(tls_menu="sni", hostname="mx.test") as sink:
+        context = ssl.create_default_context(cadata=sink.authority)
+        for name, error in (("mx.test", ""), ("expired.mx.test", "certificate has expired")):
+            with socket.create_connection((sink.host, sink.tls_port), 20) as plain:
+                if error:
+                    with pytest.raises(ssl.SSLCertVerificationError, match=error):
+                        context.wrap_socket(plain, server_hostname=name)
+                else:
+                    with context.wrap_socket(plain, server_hostname=name) as client:
+                        assert client.recv(4096).startswith(b"220 mx.test ")
+    assert sink.authority == ""
 
 
 @pytest.mark.parametrize("form", ["text", "path"])

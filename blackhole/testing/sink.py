@@ -22,6 +22,7 @@ from blackhole.metrics.transaction_reader import TransactionReader
 from blackhole.metrics.transactions import Transaction
 from blackhole.process.systemd import LISTEN_FDS_START
 from blackhole.store.recent import Cursor, RecentRecords
+from blackhole.store.server_facts import ServerFacts
 from blackhole.testing.launcher import LAUNCHER, ServerProcess, SinkError
 
 OptionValue = str | int | float | bool | Sequence[str]
@@ -128,6 +129,13 @@ class Sink:
             names = self._counters.rule_names
             self._reader = None if records is None else TransactionReader(records, names)
 
+    @property
+    def authority(self) -> str:
+        """The authority of the certificates that the server has issued, as PEM; empty if it issued none."""
+        if self._process is None:
+            return ""
+        return str(ServerFacts.of(self._process.pid).get("authority", ""))
+
     def _listen(self) -> Iterator[socket.socket]:
         """Yield listening sockets, and note their ports: the server is given the sockets themselves."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -137,7 +145,7 @@ class Sink:
         dashboard = socket.create_server(("127.0.0.1", 0))
         self.dashboard_port = dashboard.getsockname()[1]
         yield dashboard
-        if "ssl_cert" in self._options:
+        if not self._options.keys().isdisjoint(("ssl_cert", "tls_menu")):
             listening = socket.create_server((self._address, 0), family=family, backlog=BACKLOG)
             self.tls_port = listening.getsockname()[1]
             yield listening
