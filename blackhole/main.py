@@ -150,7 +150,7 @@ def _explain(settings: Settings, values: Mapping[str, str]) -> int:
         if str(one) == values.get("listener"):
             listener = one
     context = explain.read_context(values, str(listener))
-    rules = scenario.load_rules(settings.scenario)
+    rules = scenario.load_rules(settings.scenario, settings.set)
     for line in explain.explain(rules, listener.mode, context, Random()):
         print_stdout(f"{line}\n")
     return os.EX_OK

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from blackhole.tls_menu import (
     AUTO_CERTIFICATE,
@@ -71,6 +71,16 @@ class OperatorError(Exception):
     def __init__(self, message: str, code: int = os.EX_CONFIG) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Variable(NamedTuple):
+    """A value for a variable of a scenario."""
+
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.text}"
 
 
 MAX_RECENT = 10_000
@@ -236,6 +246,8 @@ class Settings:
     """File with users -> user -> password, as read from that file."""
     scenario: tuple[str, ...] = ()
     """Absolute paths of files, and `profile:NAME`."""
+    set: tuple[Variable, ...] = ()
+    """Values of variables of scenarios."""
     attempt_store: RedisSettings = RedisSettings()
     fleet: FleetServer = FleetServer()
     fleet_name: str = "blackhole"

@@ -14,7 +14,7 @@ from dataclasses import astuple
 from typing import Any, Final
 
 from blackhole import addresses, processors
-from blackhole.settings import MODES, DashboardAddress, Delay, FleetServer, RedisSettings
+from blackhole.settings import MODES, DashboardAddress, Delay, FleetServer, RedisSettings, Variable
 from blackhole.tls_menu import AUTO_CERTIFICATE, CIPHERS, VERSION_NUMBERS
 
 MAX_REPEATED: Final = 60
@@ -242,6 +242,27 @@ def tls_ciphers(text: str) -> str:
 def scenarios(text: str) -> tuple[str, ...]:
     """Read names of scenarios, separated by blanks: files and `profile:NAME`. The files are not opened."""
     return tuple(word if word.startswith("profile:") else path(word) for word in text.split())
+
+
+def variables(text: str) -> tuple[Variable, ...]:
+    """Read values of variables, NAME=VALUE, separated by blanks. A value may have blanks too.
+
+    >>> [str(one) for one in variables("share=0.5 words=try again")]
+    ['share=0.5', 'words=try again']
+    """
+    found: list[Variable] = []
+    for word in text.split(" "):
+        name, equals, value = word.partition("=")
+        if equals and re.fullmatch("[A-Za-z_][A-Za-z0-9_-]*", name):
+            found.append(Variable(name, value))
+        elif found:
+            found[-1] = Variable(found[-1].name, f"{found[-1].text} {word}".rstrip())
+        elif word:
+            raise expected("NAME=VALUE", text)
+    for one in found:
+        if not one.text or not one.text.isprintable():
+            raise expected("NAME=VALUE with printable text", str(one))
+    return tuple(found)
 
 
 def auth(text: str) -> str:

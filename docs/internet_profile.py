@@ -28,6 +28,9 @@ HEAD: Final = f"""\
 # Written by `make reference` from the profiles of providers, which say what is modelled on whom. Do not edit.
 about = "The internet: the profiles of {len(DOMAINS)} providers at once, by the domain of the recipient."
 seed = 1
+
+# Shares that --set changes, as in: blackhole --scenario profile:internet --set gmail_deferral=0.05
+[set]
 """
 
 BLOCK: Final = "\n[[rule]]\n"
@@ -37,12 +40,25 @@ PHASES_WITHOUT_RECIPIENT: Final = ("CONNECT", "EHLO")
 
 def profile_text() -> str:
     """Return the text of the profile."""
-    return HEAD + "".join(f"{BLOCK}{block}" for provider in DOMAINS for block in blocks_of(provider) if block)
+    blocks = [block for provider in DOMAINS for block in blocks_of(provider)]
+    used = {*re.findall(r'"\$(\w+)"', "".join(blocks))}
+    variables = "".join(
+        f"{provider}_{name} = {default:g}\n"
+        for provider in DOMAINS
+        for name, default in source_of(provider).variables.items()
+        if f"{provider}_{name}" in used
+    )
+    return HEAD + variables + "".join(f"{BLOCK}{block}" for block in blocks)
+
+
+def source_of(provider: str) -> scenario.ScenarioSource:
+    """Return the profile of a provider."""
+    return scenario.read_source(f"{scenario.PROFILE_PREFIX}{provider}")
 
 
 def blocks_of(provider: str) -> Iterator[str]:
     """Yield the rules of a provider for its recipients; without those of phases that know no recipient."""
-    text = scenario.read_source(f"{scenario.PROFILE_PREFIX}{provider}").text
+    text = source_of(provider).text
     _, *blocks = text.split(BLOCK)
     for block in blocks:
         (rule,) = tomllib.loads(f"[[rule]]\n{block}")["rule"]
@@ -54,6 +70,7 @@ def blocks_of(provider: str) -> Iterator[str]:
                 f"recipient = {globs_of(provider)}",
             )
             rest = re.sub(r"^(name|phase) = .*\n", "", block, flags=re.MULTILINE)
+            rest = re.sub(r'"\$(\w+)"', rf'"${provider}_\1"', rest)
             yield "\n".join((*heading, rest.rstrip("\n"), ""))
 
 

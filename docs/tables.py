@@ -196,7 +196,15 @@ def profile_page() -> Iterator[str]:
         (name, scenario.read_source(f"{scenario.PROFILE_PREFIX}{name}")) for name in scenario.profiles()
     )
     yield from table(
-        ("profile", "meaning"), ((code(name), sentence(scenario.about(source))) for name, source in profiles)
+        ("profile", "meaning", "variables for `--set`, and their defaults"),
+        (
+            (
+                code(name),
+                sentence(scenario.about(source)),
+                ", ".join(code(f"{variable}={default:g}") for variable, default in source.variables.items()),
+            )
+            for name, source in profiles
+        ),
     )
 
 

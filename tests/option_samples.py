@@ -31,6 +31,7 @@ SAMPLES = {
     "hostname": "mx.example.com",
     "message_size_limit": "0",
     "scenario": "/etc/outage.toml profile:flaky",
+    "set": "deferral=0.05 words=try again",
     "attempt_store": "rediss://192.0.2.9:6380/1?prefix=sink&timeout=0.25&ca=/etc/ssl/ca.pem",
     "extensions": "none CHUNKING",
     "bare_newline": "reject",

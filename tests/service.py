@@ -58,7 +58,7 @@ class Service:
     async def live(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
-        rules = scenario.load_rules(self.settings.scenario)
+        rules = scenario.load_rules(self.settings.scenario, self.settings.set)
         fleet = RedisAttemptStore(self.settings.attempt_store) if self.settings.attempt_store.host else None
         if fleet is not None:
             await fleet.open()

@@ -154,6 +154,39 @@ def module() -> Iterator[Sink]:
         yield program
 
 
+VARIABLE = (
+    "[set]\nshare = 0\ncode = 451\n"
+    + REFUSE.format(code=450).replace("450 ", "${code} ")
+    + '\nchance = "$share"\n'
+)
+
+
+def test_variables_of_a_scenario_are_set_in_the_query(module: Sink) -> None:
+    module.dashboard()
+    assert put(module, VARIABLE).json["set"] == {"share": 0, "code": 451}
+    with smtplib.SMTP("127.0.0.1", module.port, timeout=20) as client:
+        assert client.docmd("RCPT", "TO:<b@b>")[0] == 250
+    answer = ask(module.http, "/scenario?set=share=1&set=code=452", "PUT", VARIABLE)
+    assert (answer.status, answer.json["set"]) == (200, {"share": 1, "code": 452})
+    with smtplib.SMTP("127.0.0.1", module.port, timeout=20) as client:
+        assert client.docmd("RCPT", "TO:<b@b>")[0] == 452
+    assert "share = 1\n" in ask(module.http, "/scenario").json["text"]
+    for path, message in {
+        "/scenario?set=shore=1": "PUT /scenario: set: shore: unknown variable; there are code, share (did",
+        "/scenario?set=share": "PUT /scenario: set: expected NAME=VALUE, not 'share'",
+        "/scenario?set=share=2": "chance: expected a probability from 0 to 1, not '2', from $share",
+    }.items():
+        answer = ask(module.http, path, "PUT", VARIABLE)
+        assert answer.status == 400
+        assert message in answer.json["error"]
+    assert ask(module.http, "/scenario/check?set=share=0.5", "POST", VARIABLE).json == {"rules": 1}
+    assert ask(module.http, "/scenario/check?set=share=5", "POST", VARIABLE).status == 400
+    answer = ask(module.http, "/scenario?set=deferral=0.5", "POST", '{"name": "profile:gmail"}')
+    assert (answer.status, answer.json["set"]["deferral"]) == (200, 0.5)
+    assert ask(module.http, "/scenario?set=a=1", "POST", '{"name": "loaded"}').status == 400
+    assert ask(module.http, "/scenario", "DELETE").json["set"] == {}
+
+
 def test_a_scenario_that_is_not_utf8_is_refused(module: Sink) -> None:
     answer = put(module, "# \xff")
     assert (answer.status, answer.json) == (400, {"error": "PUT /scenario: not UTF-8 text"})

@@ -184,12 +184,14 @@ def test_profile_of_a_provider_says_what_it_is_modelled_on(profile: str) -> None
 class PacedSender:
     """A sender of one client, at a pace of its own, and a clock that is set by hand.
 
-    It never sends twice to the same recipient, gives up what is refused, and connects again after a 421.
+    It gives up what is refused, and connects again after a 421. Without a recipient it never sends twice to
+    the same one.
     """
 
-    def __init__(self, rules: tuple[Rule, ...], domain: str = "example.com") -> None:
+    def __init__(self, rules: tuple[Rule, ...], domain: str = "example.com", recipient: str = "") -> None:
         self.now = 0.0
         self.domain = domain
+        self.recipient = recipient
         self.limits = [rule for rule in rules if isinstance(rule.limiter, RateLimit | ConcurrencyLimit)]
         environment = RuleEnvironment(lambda: self.now, AttemptTable(sets=4096))
         self.engine = make_engine(hostname="mx.test", rules=rules, environment=environment)
@@ -209,7 +211,7 @@ class PacedSender:
     def send(self, session: Session) -> bool:
         """Send one message; return whether the connection is still of use."""
         self.sent += 1
-        recipient = f"{self.sent}@{self.domain}"
+        recipient = f"{self.recipient or self.sent}@{self.domain}"
         for line in (
             "MAIL FROM:<ann@client.test>",
             f"RCPT TO:<{recipient}>",
@@ -224,12 +226,13 @@ class PacedSender:
     def _accepts(self, reply: bytes) -> bool:
         lines = reply.decode().splitlines()
         text = " ".join([lines[0][:3], *(line[4:] for line in lines)]) if lines else ""
+        text = text.replace(f"{self.recipient or self.sent}@{self.domain}", "bob@example.com")
         if text in self._texts:
             self.rate_refusals.add(self._texts[text])
         if not lines:
             self.rate_refusals |= {one.name for one in self.limits if one.effect.fault}
         elif text[0] not in "23":
-            self.refused.add(text.replace(f"{self.sent}@{self.domain}", ""))
+            self.refused.add(text.replace("bob@example.com", ""))
         return text[:1] in ("2", "3")
 
     def open_at_once(self, times: int) -> None:
@@ -260,6 +263,11 @@ class PacedSender:
                 self.send_in_connections(times * limiter.limit, times * limiter.limit, pause)
 
 
+def recipient_for(limiter: RateLimit) -> str:
+    """Return the recipient that a limit is met with; empty where each message has another."""
+    return "bob" if {"recipient", "pair"}.intersection(limiter.by) else ""
+
+
 def rate_limits(rules: tuple[Rule, ...]) -> list[RateLimit]:
     """Return the limits of rules for a period."""
     limiters = [rule.limiter for rule in rules]
@@ -272,10 +280,13 @@ def messages_of_a_connection(rules: tuple[Rule, ...]) -> int:
     return min((one.limit for one in limiters if isinstance(one, RateLimit) and not one.period), default=20)
 
 
+@pytest.mark.parametrize("recipient", ["", "bob"], ids=["many recipients", "one recipient"])
 @pytest.mark.parametrize("profile", HOSTS)
-def test_sender_that_keeps_to_the_limits_of_a_provider_is_never_deferred_for_rate(profile: str) -> None:
+def test_sender_that_keeps_to_the_limits_of_a_provider_is_never_deferred_for_rate(
+    profile: str, recipient: str
+) -> None:
     rules = rules_of(profile)
-    sender = PacedSender(rules)
+    sender = PacedSender(rules, recipient=recipient)
     limits = rate_limits(rules)
     pause = max((one.period / one.limit for one in limits), default=0.1)
     in_each = messages_of_a_connection(rules)
@@ -300,12 +311,44 @@ def test_sender_at_twice_the_limits_of_a_provider_is_deferred_for_each(profile: 
     for rule in sender.limits:
         limiter = rule.limiter
         if isinstance(limiter, RateLimit) and limiter.period:
-            alone = PacedSender(tuple(one for one in rules if one is rule or not one.limiter))
-            alone.send_in_connections(
-                2 * limiter.limit, messages_of_a_connection(rules), limiter.period / limiter.limit / 2
-            )
+            for times in (1, 2):
+                pause = limiter.period / limiter.limit
+                alone = PacedSender(
+                    tuple(one for one in rules if one is rule or not one.limiter),
+                    recipient=recipient_for(limiter),
+                )
+                alone.send_in_connections(
+                    times * (limiter.limit + limiter.burst + 1),
+                    messages_of_a_connection(rules),
+                    pause * 1.0001 if times == 1 else pause / 2,
+                )
+                assert alone.rate_refusals == (set() if times == 1 else {rule.name})
             met |= alone.rate_refusals
     assert met == names
+
+
+@pytest.mark.parametrize("profile", (*HOSTS, "internet"))
+def test_shares_of_a_provider_can_be_set(profile: str) -> None:
+    source = scenario.read_source(f"profile:{profile}")
+    deferral = "gmail_deferral" if profile == "internet" else "deferral"
+    assert next(iter(source.variables)) == deferral
+    for share in ("0", "1"):
+        given = dict.fromkeys(source.variables, "0") | {deferral: share}
+        rules = scenario.parse_sources([source.with_variables(given)])
+        sender = PacedSender(tuple(rule for rule in rules if not rule.limiter), "gmail.test")
+        sender.send_in_connections(30, 4, 60)
+        assert (sender.refused != set()) is (share == "1"), sender.refused
+    assert len(source.variables) == len(set(re.findall(r'chance = "\$(\w+)"', source.text)))
+
+
+def test_orange_takes_a_hundred_recipients_of_a_message() -> None:
+    sender = PacedSender(rules_of("orange"))
+    session, _ = sender.connect()
+    session.receive(b"MAIL FROM:<ann@client.test>\r\n")
+    codes = [session.receive(b"RCPT TO:<%d@orange.test>\r\n" % number)[:3] for number in range(130)]
+    accepted = codes.count(b"250")
+    assert accepted == 100
+    assert codes[-1] == b"452"
 
 
 # All providers at once
@@ -345,11 +388,11 @@ def test_internet_has_the_limits_of_a_provider_for_messages(number: int) -> None
     rules = tuple(one for one in rules_of("internet") if one.name == rule.name or not one.limiter)
     met = []
     for times in (1, 2):
-        sender = PacedSender(rules, f"{rule.name.partition(':')[0]}.test")
+        sender = PacedSender(rules, f"{rule.name.partition(':')[0]}.test", recipient_for(limiter))
         pause = limiter.period / limiter.limit / times
         for _ in range(1 if limiter.period else 10):
             in_each = 4 if limiter.period else times * limiter.limit
-            sender.send_in_connections(times * limiter.limit, in_each, pause)
+            sender.send_in_connections(times * (limiter.limit + limiter.burst), in_each, pause)
         met.append(sender.rate_refusals)
     assert met == [set(), {rule.name}]
 

@@ -16,7 +16,7 @@ from tests.program import ROOT, Program, children, run, scenario_option, wait_fo
 from tests.program import SCRIPT as PROGRAM
 from tests.redis_server import RedisServer, querying_scenario
 from tests.smtp_client import SMTPClient
-from tests.test_shared_limits import QUOTAS
+from tests.test_shared_limits import KEPT, QUOTAS, send_messages
 from tests.test_shared_limits import attempt as attempted
 from tests.transcript import REPLY_TIMEOUT
 
@@ -55,6 +55,16 @@ def test_a_rate_limit_is_exact_over_two_programs(redis: RedisServer, tmp_path: P
         for client in clients:
             client.__exit__()
         assert replies == {"250": 500, "452": 460}
+        assert (one.stop(), other.stop()) == (0, 0)
+
+
+def test_limit_of_a_provider_is_exact_behind_redis(redis: RedisServer) -> None:
+    """300 messages of a client in half an hour, of which each program gets a half, and 15 in a connection."""
+    options = ["--scenario=profile:barracuda", f"--attempt_store={redis.url()}"]
+    options += [f"--set={share}" for share in KEPT]
+    with Program("--workers=1", *options) as one, Program("--workers=4", *options) as other:
+        assert send_messages(one, 150, 15) == send_messages(other, 150, 15) == {"250": 150}
+        assert send_messages(one, 15, 1) == send_messages(other, 15, 1) == {"421": 15}
         assert (one.stop(), other.stop()) == (0, 0)
 
 

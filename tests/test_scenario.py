@@ -82,8 +82,7 @@ MISTAKES = {
     "[[rule]]\nphase = 'RCPT'\nreply = ['250 2.1.5 OK', '450 4.2.1 Later']": "acceptances, not both",
     "[[rule]]\nphase = 'RCPT'\nreply = '354 Go on'": "rule 1: reply: 354 is the reply to DATA only",
     "[[rule]]\nphase = ['RCPT', 'MAIL']\nreply = '250 2.0.0 OK'": "250 cannot be right in several phases",
-    REFUSE
-    + "chance = 2\n": "test.toml:4: rule 1: chance: expected a probability above 0, at most 1, not '2'",
+    REFUSE + "chance = 2\n": "test.toml:4: rule 1: chance: expected a probability from 0 to 1, not '2'",
     REFUSE + "chance = 'often'\n": "rule 1: chance: expected a number, not 'often'",
     REFUSE + "chance = nan\n": "rule 1: chance: expected a number, not 'nan'",
     REFUSE + "window = 'night'\n": 'test.toml:4: rule 1: window: unknown window "night"',
@@ -112,6 +111,21 @@ MISTAKES = {
     REFUSE + "extension = 'SMTPUTF-8'\n": "(did you mean SMTPUTF8?)",
     REFUSE + "tls_version = 'SSLv3'\n": "rule 1: tls_version: expected one of TLSv1, TLSv1.1, TLSv1.2, ",
     REFUSE + "recipients = 'many'\n": "rule 1: recipients: expected a comparison",
+    REFUSE + "weights = [1, 2]\n": "test.toml:4: rule 1: weights: 2 for 1 replies; each reply needs one",
+    REFUSE + "weights = 5\n": "rule 1: weights: expected a list of numbers from 0, as [8, 1, 1]",
+    REFUSE + "weights = [0, 0]\n": "rule 1: weights: expected a list of numbers from 0, as [8, 1, 1]",
+    REFUSE + "weights = [2, -1]\n": "rule 1: weights: expected a list of numbers from 0, as [8, 1, 1]",
+    "set = 5\n" + REFUSE: "test.toml:1: set: expected a table of variables",
+    "[set]\nshare = [1]\n" + REFUSE: "set: share: expected a text, a number, or true or false",
+    "[set]\n'a b' = 1\n" + REFUSE: "set: a b: expected a name of letters, digits, _ and -",
+    "[set]\nshare = 2\n"
+    + REFUSE
+    + "chance = '$share'\n": "test.toml:6: rule 1: chance: expected a probability from 0 to 1, not "
+    "'2', from $share",
+    "[set]\nshare = 2\n"
+    + REFUSE
+    + "chance = '$shore'\n": "chance: unknown variable $shore; [set] has share (did you mean",
+    "[set]\n" + REFUSE + "sender = 'a${b}'\n": "sender: unknown variable $b; [set] has none",
     REFUSE + "tls = 'yes'\n": "rule 1: tls: expected true or false, not 'yes'",
     REFUSE + "sender = ''\n": "rule 1: sender: expected printable text",
     REFUSE + "delay = -1\n": "rule 1: delay: expected no time before 0",
@@ -144,7 +158,7 @@ MISTAKES = {
     "[[rule]]\nphase = 'EHLO'\nadd = '-'": "add: expected an EHLO keyword",
     "[[rule]]\nphase = 'MAIL'\nrecipient = '*'\ndelay = 1": "test.toml:3: rule 1: recipient: not known at ",
     "[[rule]]\nname = 'first'\nphase = 'MAIL'\nthen = 'stop'\n": "test.toml:4: rule 1 (first): then: ",
-    REFUSE + "\n[[rule]]\nphase = 'MAIL'\n\nchance = 0\nthen = 'close'\n": "test.toml:8: rule 2: chance: ",
+    REFUSE + "\n[[rule]]\nphase = 'MAIL'\n\nchance = 2\nthen = 'close'\n": "test.toml:8: rule 2: chance: ",
     "x = " + "[" * 2000: "test.toml: ",
     REFUSE + "when_unknown = 'accept'\n": "rule 1: when_unknown: only with one of attempt, greylist",
     REFUSE + "attempt = 1\nwhen_unknown = 'refuse'\n": "when_unknown: expected a reply with its code",

@@ -124,7 +124,7 @@ def session_peer(
 ) -> SessionPeer:
     settings = options.parse(transcript.argv(certificate.cert, certificate.key), {}).settings
     listener = next(listener for listener in settings.listeners if listener.tls is transcript.implicit_tls)
-    active = ActiveScenario(Scenario(scenario.load_rules(settings.scenario)))
+    active = ActiveScenario(Scenario(scenario.load_rules(settings.scenario, settings.set)))
     outside = RuleEnvironment(
         attempt_store=memory or AttemptTable(sets=64), outcome_store=OutcomeTable(sets=64)
     )

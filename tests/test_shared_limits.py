@@ -253,3 +253,34 @@ def test_concurrency_slots_are_shared_by_all_workers_and_freed_when_one_is_kille
             wait_for(lambda: killed not in program.workers() and len(program.workers()) == 4, "a new worker")
         wait_for(slots_are_free, "all have left, those of the killed one too")
         assert program.stop() == 0
+
+
+KEPT = ("deferral=0", "blocked=0", "unknown=0", "spam=0")
+
+
+def send_messages(program: Program, count: int, of_a_connection: int) -> Counter[str]:
+    """Send messages one after another, some in each connection; return the codes of the replies to MAIL."""
+    codes: Counter[str] = Counter()
+    while count > 0:
+        with SMTPClient(program.address) as client:
+            for _ in range(min(count, of_a_connection)):
+                count -= 1
+                code = client.command_code(f"MAIL FROM:<{count}@client.test>")
+                codes[code] += 1
+                if code != "250":
+                    break
+                assert client.command_code(f"RCPT TO:<{count}@example.com>") == "250"
+                assert client.command_code("DATA") == "354"
+                client.send(b"Subject: hello\r\n\r\nhello\r\n.\r\n")
+                assert client.read_reply()[:3] == "250"
+    return codes
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_limit_of_a_provider_is_exact_with_any_number_of_workers(workers: int) -> None:
+    """300 messages of a client in half an hour, and 15 in a connection."""
+    shares = [f"--set={share}" for share in KEPT]
+    with Program(f"--workers={workers}", "--scenario=profile:barracuda", *shares) as program:
+        assert send_messages(program, 300, 15) == {"250": 300}
+        assert send_messages(program, 30, 1) == {"421": 30}
+        assert program.stop() == 0

@@ -39,6 +39,8 @@ def server_lines(facts: Mapping[str, Any], runtime_scenario: str, one_shot_repli
     """
     yield from facts.get("lines", ())
     configured = " ".join(facts.get("scenario", ()))
+    if facts.get("set"):
+        configured += f" with {', '.join(facts['set'])}"
     if runtime_scenario:
         yield f"scenario {runtime_scenario}, set at run time in place of {configured or 'none'}"
     elif configured:

@@ -80,6 +80,7 @@ class Configuration:
                 for one, sockets in self.bound.items()
             ],
             "scenario": list(settings.scenario),
+            "set": [str(one) for one in settings.set],
             "rules": len(self.scenario.rules),
             "dashboard": self._dashboard_url() if dashboard else None,
             "log": settings.log,
@@ -173,7 +174,7 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
             f" a worker may open only {files} files; raise the limit (ulimit -n, LimitNOFILE)"
         )
     attempt_store, fleet = _with_authority(settings.attempt_store), _with_authority(settings.fleet)
-    sources = tuple(map(scenario.read_source, settings.scenario))
+    sources = scenario.read_sources(settings.scenario, settings.set)
     of_rules = scenario.tls_parameters(scenario.parse_sources(sources))
     passwords = {}
     for path in sorted({one.auth for one in of_listeners(settings)} - {"off", "any"}):

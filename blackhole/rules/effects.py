@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from typing import Final, NamedTuple
 
 from blackhole.rules.context import RuleContext
@@ -64,12 +65,15 @@ class Effect(NamedTuple):
     """EHLO lines to add."""
     tls: TLSParameters = USUAL_TLS
     """How to do the TLS handshake; what is empty is as the listener has it."""
+    shares: tuple[float, ...] = ()
+    """The share of the draws for each reply together with those before it, but the last; empty: all alike."""
 
     def choose_reply(self, draw: float, context: RuleContext) -> Reply | None:
         """Return the reply for a draw from [0, 1); None if the rule has none."""
         if not self.replies:
             return None
-        reply = self.replies[int(draw * len(self.replies))]
+        shares = self.shares
+        reply = self.replies[bisect(shares, draw) if shares else int(draw * len(self.replies))]
         return reply.fill(context) if isinstance(reply, Template) else reply
 
     @property

@@ -35,6 +35,7 @@ from blackhole.rules.value_readers import (
     read_switch,
     read_text,
     read_tls_versions,
+    read_weights,
     read_when_unknown,
     read_zone,
 )
@@ -187,6 +188,7 @@ RULE_KEYS: Final[Mapping[str, Reader]] = {
     "chance": read_chance,
     "window": read_text,
     **EFFECT_KEYS,
+    "weights": read_weights,
 }
 
 WINDOW_KEYS: Final[Mapping[str, Reader]] = {
@@ -197,7 +199,7 @@ WINDOW_KEYS: Final[Mapping[str, Reader]] = {
     "ramp": read_seconds,
 }
 
-FILE_KEYS: Final = ("seed", "about", "rule", "window")
+FILE_KEYS: Final = ("seed", "about", "set", "rule", "window")
 
 NOT_IN_SINGLE_RULE: Final[Mapping[str, str]] = {
     "window": "not in a single rule, which has no windows",

@@ -202,7 +202,15 @@ def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
         hide=values.get("hide", ()),
         add=values.get("add", ()),
         tls=tls,
+        shares=_shares(values.get("weights", ()), len(replies)),
     )
+
+
+def _shares(weights: Sequence[float], replies: int) -> tuple[float, ...]:
+    """Return the share of each reply together with those before it, but the last."""
+    if weights and len(weights) != replies:
+        raise InvalidKey("weights", f"{len(weights)} for {replies} replies; each reply needs one")
+    return tuple(sum(weights[:number]) / sum(weights) for number in range(1, len(weights)))
 
 
 def _check_replies(replies: Sequence[Reply | Template], phases: frozenset[str]) -> None:

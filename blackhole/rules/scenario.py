@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
@@ -10,9 +10,10 @@ from typing import Any, Final, NamedTuple
 from blackhole import input_file
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario_file import make_rules, parse_toml
-from blackhole.settings import OperatorError
+from blackhole.rules.variables import with_values
+from blackhole.settings import OperatorError, Variable
 from blackhole.tls_menu import USUAL_TLS, TLSParameters
-from blackhole.values import did_you_mean
+from blackhole.values import did_you_mean, shown
 
 PROFILES: Final = files("blackhole.rules") / "profiles"
 """Where the files of `profile:NAME` are: a folder, perhaps in an archive (zipapp)."""
@@ -29,6 +30,22 @@ class ScenarioSource(NamedTuple):
     tables: Mapping[str, Any]
     """What the text says, as TOML: reading it may take long, making rules of it does not."""
 
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The variables of the scenario, with their values in force."""
+        found = self.tables.get("set", {})
+        return found if isinstance(found, dict) else {}
+
+    def with_variables(self, given: Mapping[str, str]) -> ScenarioSource:
+        """Return the scenario with other values of variables, which it has. Raises OperatorError."""
+        if not given:
+            return self
+        try:
+            text = with_values(self.text, self.variables, given)
+        except ValueError as error:
+            raise OperatorError(f"{self.name}: {error}") from None
+        return parse_source(self.name, text)
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -43,6 +60,11 @@ class Scenario:
     sources: tuple[ScenarioSource, ...] = ()
     loaded_at: float = 0.0
     """Seconds since 1970 when the sources were read."""
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of all sources, with their values in force."""
+        return {name: value for source in self.sources for name, value in source.variables.items()}
 
     @classmethod
     def of(cls, sources: Iterable[ScenarioSource], loaded_at: float = 0.0) -> Scenario:
@@ -70,6 +92,32 @@ def read_source(name: str) -> ScenarioSource:
     except OSError as error:
         raise OperatorError(f"scenario {name}: {error.strerror}") from None
     return parse_source(name, decode_source(octets, f"scenario {name}"))
+
+
+def read_sources(names: Iterable[str], variables: Iterable[Variable] = ()) -> tuple[ScenarioSource, ...]:
+    """Read several files or `profile:NAME`s, with other values of their variables. Raises OperatorError."""
+    return set_variables(tuple(map(read_source, names)), variables)
+
+
+def set_variables(
+    sources: Sequence[ScenarioSource], variables: Iterable[Variable], where: str = "set"
+) -> tuple[ScenarioSource, ...]:
+    """Return sources with other values of their variables, each in all sources that have it.
+
+    Raises OperatorError, which begins with `where`, for a variable that none has.
+    """
+    given = dict(variables)
+    known = sorted({name for source in sources for name in source.variables})
+    for name in given:
+        if name not in known:
+            there_are = f"there are {', '.join(known)}" if known else "the scenario has no table [set]"
+            raise OperatorError(
+                f"{where}: {shown(name)}: unknown variable; {there_are}{did_you_mean(name, known)}"
+            )
+    return tuple(
+        source.with_variables({name: text for name, text in given.items() if name in source.variables})
+        for source in sources
+    )
 
 
 def parse_source(name: str, text: str) -> ScenarioSource:
@@ -113,6 +161,6 @@ def parse_sources(sources: Iterable[ScenarioSource]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def load_rules(names: Iterable[str]) -> tuple[Rule, ...]:
+def load_rules(names: Iterable[str], variables: Iterable[Variable] = ()) -> tuple[Rule, ...]:
     """Read the rules of several files or `profile:NAME`s, one behind the other. Raises OperatorError."""
-    return parse_sources(map(read_source, names))
+    return parse_sources(read_sources(names, variables))

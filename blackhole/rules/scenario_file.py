@@ -16,6 +16,7 @@ from blackhole.rules.model import Rule, Window
 from blackhole.rules.rule_keys import FILE_KEYS, NOT_IN_SINGLE_RULE, RULE_KEYS, WINDOW_KEYS
 from blackhole.rules.rule_parser import InvalidKey, make_rule
 from blackhole.rules.value_readers import read_seed
+from blackhole.rules.variables import Variables, fill_in, read_variables
 from blackhole.settings import OperatorError
 from blackhole.values import did_you_mean, shown
 
@@ -112,11 +113,14 @@ class _File:
         self._lines: Final = text.splitlines()
         self._source: Final = source
         self._data: Final = data
+        self.variables: Variables | None = None
+        """None for a file without [set]."""
 
     def rules(self, rules_before: Sequence[Rule]) -> tuple[Rule, ...]:
         """Return the rules of the file. Raises OperatorError."""
         top = _Block(self, "", 0, self._data)
         top.check_keys(FILE_KEYS)
+        self.variables = top.read("set", read_variables, None)
         seed = top.read("seed", read_seed, None)
         windows: dict[str, Window] = {}
         for block in self._blocks(top, "window"):
@@ -199,10 +203,15 @@ class _Block:
         """Return the value of a key. Raises OperatorError with what the reader expected."""
         if key not in self.data:
             return default
+        written = self.data[key]
+        variables = self._file.variables
+        value = written
         try:
-            return reader(self.data[key])
+            value = written if variables is None else fill_in(written, variables)
+            return reader(value)
         except ValueError as error:
-            self.fail(key, str(error))
+            origin = "" if value == written else f", from {shown(str(written))}"
+            self.fail(key, f"{error}{origin}")
 
     def fail(self, key: str, message: str, with_key: bool = True) -> NoReturn:
         """Raise the OperatorError for a mistake in the value of a key."""

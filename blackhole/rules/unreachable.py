@@ -74,6 +74,8 @@ def find_mistakes(rules: Sequence[Rule], listeners: Collection[str], has_tls: bo
 
 def _impossible(rule: Rule, listeners: Collection[str], has_tls: bool) -> str:
     """Return which condition of a rule no client can fulfil; empty if there is none."""
+    if not rule.chance:
+        return "its chance is 0"
     for condition in rule.conditions:
         if condition.key == "listener":
             if not any(condition.matches(RuleContext(listener)) for listener in listeners):

@@ -65,9 +65,9 @@ def read_seed(value: Any) -> int:
 
 
 def read_chance(value: Any) -> float:
-    if 0 < read_number(value) <= 1:
+    if 0 <= read_number(value) <= 1:
         return float(value)
-    raise expected("a probability above 0, at most 1", value)
+    raise expected("a probability from 0 to 1", value)
 
 
 def read_seconds(value: Any) -> float:
@@ -251,6 +251,14 @@ def read_replies(value: Any) -> tuple[Reply | Template, ...]:
     if len({reply.code < 400 for reply in replies}) > 1:
         raise ValueError("a list has refusals or acceptances, not both; use two rules and chance")
     return replies
+
+
+def read_weights(value: Any) -> tuple[float, ...]:
+    """Read the weights of a list of replies."""
+    weights = tuple(map(read_number, value)) if isinstance(value, list) else ()
+    if not sum(weights) > 0 or min(weights) < 0:
+        raise expected("a list of numbers from 0, as [8, 1, 1]", value)
+    return weights
 
 
 def read_when_unknown(value: Any) -> Reply | Template | None:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -18,7 +18,7 @@ from blackhole.metrics.counters import Counters, clipped
 from blackhole.metrics.layout import MAX_RULE_NAMES
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
-from blackhole.settings import OperatorError, Settings
+from blackhole.settings import OperatorError, Settings, Variable
 from blackhole.store.control import MAX_ONE_SHOT_RULES, ControlChannel, OneShotRule, RuntimeOrder
 from blackhole.tls_menu import TLSParameters
 from blackhole.values import did_you_mean
@@ -77,21 +77,23 @@ class ScenarioControl:
 
     # Orders. Each method returns the number of the order that it published, and raises OperatorError.
 
-    async def load(self, name: str, octets: bytes) -> int:
-        """Replace the scenario in force by the text of another."""
-        return await self._replace(name, partial(check_text, name, octets))
+    async def load(self, name: str, octets: bytes, variables: Sequence[Variable] = ()) -> int:
+        """Replace the scenario in force by the text of another, with values of its variables."""
+        return await self._replace(name, partial(check_text, name, octets, variables))
 
-    async def check(self, name: str, octets: bytes) -> int:
+    async def check(self, name: str, octets: bytes, variables: Sequence[Variable] = ()) -> int:
         """Check the text of a scenario, and return the number of its rules. Raises OperatorError."""
-        order = await self._check(name, partial(check_text, name, octets))
+        order = await self._check(name, partial(check_text, name, octets, variables))
         return len(order.tables["rule"])
 
-    async def switch(self, name: str) -> int:
-        """Replace the scenario in force by one of the choices."""
+    async def switch(self, name: str, variables: Sequence[Variable] = ()) -> int:
+        """Replace the scenario in force by one of the choices, with values of its variables."""
         if name == LOADED:
+            if variables:
+                raise OperatorError(f"set: not with {LOADED}, whose variables have the values of --set")
             return await self.restore()
         source = self._source(name)
-        return await self._replace(source.name, partial(check_source, source))
+        return await self._replace(source.name, partial(check_source, source, variables))
 
     def _source(self, name: str) -> ScenarioSource:
         """Return one of the choices. A file has its path or its base name. Raises OperatorError."""
@@ -242,6 +244,7 @@ class ScenarioControl:
             "rules": self._rule_names[1],
             "names": self._rule_names[2],
             "digest": self._rule_names[3],
+            "set": dict(order.tables.get("set", {})) if order.name else self._loaded.variables,
             "since": order.at if order.name else max(order.at, self._loaded.loaded_at),
             "next": self.one_shot_rules(),
         }

@@ -14,11 +14,12 @@ from typing import Final
 
 from tornado.web import stream_request_body
 
-from blackhole.settings import OperatorError
+from blackhole import values
+from blackhole.settings import OperatorError, Variable
 from blackhole.values import expected
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.control import ScenarioControl
-from blackhole.web.operations import MAX_ONE_SHOT_COUNT
+from blackhole.web.operations import MAX_ONE_SHOT_COUNT, VARIABLES_PARAMETER
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,17 @@ class ScenarioBaseHandler(OrderHandler):
     def data_received(self, chunk: bytes) -> None:
         self.body = (self.body + chunk)[: MAX_SCENARIO + 1]
 
+    def variables(self) -> tuple[Variable, ...]:
+        """Return the values of variables in the query. Raises APIError for what is none."""
+        found: list[Variable] = []
+        for text in self.get_query_arguments(VARIABLES_PARAMETER.name):
+            try:
+                found += values.variables(text)
+            except ValueError as error:
+                name = f"{self.request.method} {self.request.path}"
+                raise APIError(HTTPStatus.BAD_REQUEST, f"{name}: set: {error}") from None
+        return tuple(found)
+
     def scenario(self) -> bytes:
         """Return the body. Raises APIError if it is too large."""
         if len(self.body) > MAX_SCENARIO:
@@ -125,7 +137,9 @@ class CheckScenarioHandler(ScenarioBaseHandler):
     """POST /scenario/check: whether the scenario in the body has mistakes. It is not put in force."""
 
     async def post(self) -> None:
-        rules = await self.accepted(self.control.check("POST /scenario/check", self.scenario()))
+        rules = await self.accepted(
+            self.control.check("POST /scenario/check", self.scenario(), self.variables())
+        )
         self.write_json({"rules": rules})
 
 
@@ -147,7 +161,7 @@ class ScenarioHandler(ScenarioBaseHandler):
         """Replace the scenario by the body; an empty body restores that of the configuration."""
         text, control = self.scenario(), self.control
         if text.strip():
-            await self.publish(control.load("PUT /scenario", text))
+            await self.publish(control.load("PUT /scenario", text, self.variables()))
         else:
             await self.publish(control.restore())
 
@@ -156,7 +170,7 @@ class ScenarioHandler(ScenarioBaseHandler):
         name = self.json_object(self.body).get("name")
         if not isinstance(name, str):
             raise APIError(HTTPStatus.BAD_REQUEST, 'Expected {"name": NAME} in the body.')
-        await self.publish(self.control.switch(name))
+        await self.publish(self.control.switch(name, self.variables()))
 
     async def delete(self) -> None:
         """Restore the scenario of the configuration."""

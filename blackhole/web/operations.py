@@ -120,8 +120,15 @@ SCENARIO_SCHEMA: Final = record(
     ordered=BOOLEAN_SCHEMA,
     rules=COUNT_SCHEMA,
     names=array(TEXT_SCHEMA),
+    set=OBJECT_SCHEMA,
     since=NUMBER_SCHEMA,
     next=NEXT_RULES_SCHEMA,
+)
+
+VARIABLES_PARAMETER: Final = Parameter(
+    "set",
+    "NAME=VALUE: a value for a variable of the scenario, in place of its default; may be repeated.",
+    array(TEXT_SCHEMA),
 )
 
 TOML_CONTENT: Final[Content] = {"application/toml": TEXT_SCHEMA}

@@ -8,7 +8,7 @@ import resource
 import signal
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -20,7 +20,7 @@ from blackhole.rules.evaluator import RulePolicy
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import ScenarioSource
 from blackhole.rules.scenario_file import make_rules, parse_rule
-from blackhole.settings import OperatorError
+from blackhole.settings import OperatorError, Variable
 from blackhole.tls_menu import TLSParameters
 
 CHECK_TITLE: Final = "blackhole: order"
@@ -54,13 +54,14 @@ class CheckedOrder(NamedTuple):
     """How its rules have the TLS handshake done, other than the listener does."""
 
 
-def check_text(name: str, octets: bytes) -> CheckedOrder:
-    """Check the text of a scenario. Raises OperatorError."""
-    return check_source(scenario.parse_source(name, scenario.decode_source(octets, name)))
+def check_text(name: str, octets: bytes, variables: Sequence[Variable] = ()) -> CheckedOrder:
+    """Check the text of a scenario, with values of its variables. Raises OperatorError."""
+    return check_source(scenario.parse_source(name, scenario.decode_source(octets, name)), variables)
 
 
-def check_source(source: ScenarioSource) -> CheckedOrder:
-    """Check a scenario. Raises OperatorError."""
+def check_source(source: ScenarioSource, variables: Sequence[Variable] = ()) -> CheckedOrder:
+    """Check a scenario, with values of its variables. Raises OperatorError."""
+    (source,) = scenario.set_variables([source], variables, f"{source.name}: set")
     rules = _check_rules(source.name, lambda: make_rules(source.tables, source.name, source.text))
     tables = {key: value for key, value in source.tables.items() if key != "about"}
     return CheckedOrder(tables, source.text, scenario.tls_parameters(rules))

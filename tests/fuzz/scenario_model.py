@@ -390,6 +390,8 @@ class ModelSession:
             return NOTHING
         unknown = not self.model.available and ("attempt" in rule or self.asks_store(rule))
         reply = self.reply_of(rule)
+        if "weights" in rule:
+            reply = [one for one, weight in zip(reply, rule["weights"], strict=True) if weight]
         if unknown:
             reply = rule.get("when_unknown", "accept")
         elif "attempt" in rule and not compares(rule["attempt"], self.attempt):

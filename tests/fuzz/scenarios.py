@@ -188,6 +188,8 @@ def random_rule(source: Random, number: int) -> Rule:
         rule["reply"] = text + source.choice(("", "", " {client}", " {sender} {recipient}", " {helo}"))
     elif kind < 0.68:
         rule["reply"] = [text, f"{text} or another"]
+        if source.random() < 0.5:
+            rule["weights"] = source.choice(([1, 0], [0, 2], [3, 0.5]))
     elif kind < 0.74:
         rule["reply"] = "accept"
     elif kind < 0.8:
