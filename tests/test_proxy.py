@@ -20,6 +20,7 @@ from blackhole.addresses import local_address
 from blackhole.net import proxy
 from blackhole.settings import ACCELERATORS, OperatorError
 from tests.certificates import Certificate
+from tests.external_programs import output_of, path_of, requires
 from tests.program import Program, free_port, run, status
 from tests.service import Serve, Service
 from tests.smtp_client import read_until_closed
@@ -319,6 +320,21 @@ def test_connections_without_a_proxy_header_cost_little_memory() -> None:
         assert int(status(worker)["VmRSS"].split()[0]) - before < 200 * 16
         for client in clients:
             client.close()
+
+
+@requires("swaks")
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_swaks_sends_a_proxy_header(serve: Serve, version: str) -> None:
+    service = front(serve, "--client_connections=9")
+    output = output_of(
+        *(path_of("swaks"), "--server", f"127.0.0.1:{service.address[1]}", "--quit-after", "RCPT"),
+        *("--from", "ann@example.com", "--to", "bob@example.com", "--helo", "client.example.com"),
+        *("--proxy-version", version, "--proxy-family", "TCP4" if version == "1" else "AF_INET"),
+        *("--proxy-source", "192.0.2.9", "--proxy-source-port", "4711"),
+        *("--proxy-dest", "127.0.0.1", "--proxy-dest-port", "25"),
+        *(("--proxy-protocol", "STREAM", "--proxy-command", "PROXY") if version == "2" else ()),
+    )
+    assert "<-  250 2.1.5 Recipient OK" in output
 
 
 # Without the package
