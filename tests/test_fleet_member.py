@@ -7,9 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+import pytest
+
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.store import FleetStore, Written
 from blackhole.metrics.counters import Counters
+from blackhole.web.dashboard import _log_error
 
 
 class SlowStore:
@@ -47,3 +50,21 @@ def test_a_write_never_takes_back_what_a_later_one_says() -> None:
         return store.orders
 
     assert asyncio.run(write_twice()) == [-1, 7]
+
+
+def test_a_mistake_in_the_work_for_the_fleet_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise LookupError("a mistake")
+
+    async def run_both() -> None:
+        failing, waiting = asyncio.create_task(fail()), asyncio.create_task(asyncio.sleep(60))
+        for task in failing, waiting:
+            task.add_done_callback(_log_error)
+        waiting.cancel()
+        await asyncio.wait((failing, waiting))
+        await asyncio.sleep(0)
+
+    asyncio.run(run_both())
+    assert [record.getMessage() for record in caplog.records] == [
+        "the fleet is left: LookupError('a mistake')"
+    ]

@@ -44,6 +44,8 @@ from blackhole.web.static_files import StaticFile
 from blackhole.web.stats_view import StatsView
 from blackhole.web.tls_orders import TLSOrders
 
+log = logging.getLogger(__name__)
+
 ORDER_TIMEOUT: Final = APPLY_TIMEOUT + 1
 """Seconds for orders under way to be answered, when another process has taken over."""
 
@@ -167,7 +169,10 @@ class Dashboard:
             work.append(self._control.follow())
         if self._exchange is not None:
             work.append(self._exchange.run())
-        return [asyncio.create_task(one) for one in work]
+        tasks = [asyncio.create_task(one) for one in work]
+        for task in tasks:
+            task.add_done_callback(_log_error)
+        return tasks
 
     def _sample(self, pause: int = 1) -> None:
         """Sample the counters, and again `pause` seconds later, on the full second.
@@ -181,3 +186,9 @@ class Dashboard:
         self._events.publish()
         self._server.sweep()
         loop.call_at(math.floor(loop.time()) + pause, self._sample)
+
+
+def _log_error(task: asyncio.Task[None]) -> None:
+    """Log why a task has ended that should not: nobody waits for it."""
+    if not task.cancelled():
+        log.critical("the fleet is left: %r", task.exception(), exc_info=task.exception())
