@@ -41,9 +41,9 @@ def test_status_tells_version_addresses_mode_scenario_dashboard_and_figures(tmp_
         assert f"dashboard on http://127.0.0.1:{program.http}/" in lines
         shown = json.loads(run("status", "--json", f"--pid={pid}").stdout)
         assert shown["version"] == __version__
-        assert shown["listeners"] == [
-            {"address": f"127.0.0.1:{port}", "mode": "bounce", "delay": None, "tls": "off", "proxy": False}
-        ]
+        (listener,) = shown["listeners"]
+        expected = {"address": f"127.0.0.1:{port}", "mode": "bounce", "delay": None, "tls": "off"}
+        assert listener | expected | {"proxy": False, "service": "smtp"} == listener
         assert shown["scenario"] == [str(tmp_path / "rules.toml")]
         assert (shown["rules"], shown["runtime_scenario"], shown["one_shot_replies"]) == (1, None, 0)
         assert shown["dashboard"] == f"http://127.0.0.1:{program.http}/"
