@@ -22,7 +22,7 @@ import pytest
 from blackhole.testing import AsyncSink, Sink, SinkError, Transaction
 from blackhole.testing.launcher import Launcher, clean_environment
 from tests.certificates import Certificate
-from tests.program import ROOT, alive, children, wait_for
+from tests.program import ROOT, alive, children, environment, wait_for
 
 EXAMPLES = dict(
     re.findall(
@@ -486,3 +486,23 @@ def test_collecting_tests_starts_no_process(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, "--collect-only", "-q")
     assert done.returncode == 0
     assert "test_it" in done.stdout
+
+
+def test_launcher_collects_garbage_again_after_its_imports() -> None:
+    code = (
+        "import gc; gc.disable(); from blackhole.testing import launcher_process\n"
+        "launcher_process.run(0)\n"  # no process has this parent
+        "print(gc.isenabled(), gc.get_freeze_count() > 10000)"
+    )
+    near, far = socket.socketpair()
+    with near, far:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(),
+            stdin=far.fileno(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    assert done.stdout == "True True\n"

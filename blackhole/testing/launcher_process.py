@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -44,6 +45,8 @@ def run(parent: int) -> None:
     standard error, the listening sockets, and others that the server inherits. The answer is the pid,
     with a descriptor of the process (pidfd_open(2)).
     """
+    gc.freeze()  # what was imported stays, here and in all servers
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the servers
     ctypes.CDLL(None)  # loads what `signal_when_parent_dies` needs
     with socket.socket(fileno=0) as requests:
