@@ -88,7 +88,7 @@ class RedisClient:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await connection.connect()
                 await self._run(connection, ())
-        except self.errors:
+        except BaseException:  # a worker that stops cancels this too
             await connection.disconnect(nowait=True)
             raise
         self._connection = connection

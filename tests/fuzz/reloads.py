@@ -287,6 +287,7 @@ class ReloadRun:
             ) as self.program:
                 before = self.settled_descriptors()
                 self.run_clients(seconds, path)
+                self.reload()  # as many workers as at the start, whatever signal was the last
                 self.program.wait_until_idle(90)
                 wait_for(lambda: len(self.program.workers()) <= 2, "old workers have ended", 90)
                 self.check_program(before)
@@ -318,14 +319,19 @@ class ReloadRun:
             number = self.source.choice((signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1))
             self.program.process.send_signal(number)
             return
-        fresh, reloads = self.source.choice(self.versions), self.program.output().count("reloaded:")
+        fresh = self.source.choice(self.versions)
         path.write_text(fresh.text)
         self.in_force = [*self.in_force, fresh]
-        self.program.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: self.program.output().count("reloaded:") > reloads, "the reload", 60)
+        self.reload()
         time.sleep(RETIREMENT)
         self.in_force = [fresh]
         self.result.reloads += 1
+
+    def reload(self) -> None:
+        """Reload, and wait for the end of that."""
+        reloads = self.program.output().count("reloaded:")
+        self.program.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: self.program.output().count("reloaded:") > reloads, "the reload", 60)
 
     def descriptors(self) -> Counter[str]:
         """Return the open descriptors of master and workers, by process and kind.
