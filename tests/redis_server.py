@@ -1,4 +1,7 @@
-"""A real redis-server for tests, on a port and in a folder of its own."""
+"""A real redis-server for tests, on a port and in a folder of its own.
+
+BLACKHOLE_TEST_REDIS=/path/to/valkey-server runs the tests with Valkey.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class RedisServer:
     """A server without persistence. It can be frozen and thawed, or killed and started again on its port."""
 
     def __init__(self, *options: str) -> None:
-        path = find_program("redis-server")
+        path = os.environ.get("BLACKHOLE_TEST_REDIS") or find_program("redis-server")
         if path is None:
             pytest.skip(missing("redis-server"))
         self.port = free_port()

@@ -155,7 +155,7 @@ def test_what_is_in_the_stream_is_input_like_any(redis: RedisServer) -> None:
             await first.exchange()
         redis.ask("SET", "blackhole:{f}:secret", "short")
         redis.ask("DEL", stream)
-        await first.exchange()
+        await OutcomeExchange(first._store, "one:2", one).exchange()
         assert one.secret == two.secret
 
     exchange_between(redis, work)

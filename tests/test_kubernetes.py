@@ -16,7 +16,9 @@ pytestmark = pytest.mark.pure
 
 FOLDER = ROOT / "contrib/kubernetes"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-PATHS = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
+FLEET = yaml.safe_load((FOLDER / "fleet-egress.yaml").read_text())
+NO_MANIFESTS = ("kustomization.yaml", "fleet-egress.yaml")
+PATHS = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in NO_MANIFESTS)
 MANIFESTS: dict[str, Any] = {
     manifest["kind"]: manifest for path in PATHS for manifest in yaml.safe_load_all(path.read_text())
 }
@@ -26,6 +28,17 @@ LABELS = {"app.kubernetes.io/name": "blackhole"}
 @pytest.mark.parametrize("kind", sorted({*MANIFESTS} - {"PodMonitor"}))
 def test_manifest_is_valid_by_the_schema_of_kubernetes(kind: str) -> None:
     kubernetes_validate.validate(MANIFESTS[kind], kubernetes_validate.latest_version(), strict=True)
+
+
+def test_egress_of_a_fleet_is_valid_and_of_the_same_pods() -> None:
+    kubernetes_validate.validate(FLEET, kubernetes_validate.latest_version(), strict=True)
+    assert FLEET["spec"]["podSelector"]["matchLabels"] == LABELS
+    assert FLEET["spec"]["policyTypes"] == ["Egress"]
+
+
+def test_url_of_a_fleet_comes_from_a_secret_that_may_be_missing() -> None:
+    (fleet,) = (one for one in container_of_the_deployment()["env"] if one["name"] == "BLACKHOLE_FLEET")
+    assert fleet["valueFrom"]["secretKeyRef"] == {"name": "blackhole-fleet", "key": "url", "optional": True}
 
 
 def test_schema_finds_a_mistake() -> None:
@@ -90,6 +103,7 @@ EVERYTHING = (
     *("--set=podMonitor.enabled=true", f"--set-string=scenario={SCENARIO}", "--set=options.workers=2"),
     *("--set=networkPolicy.egress[0].ports[0].port=6379", "--set=nodeSelector.disk=ssd"),
     *("--set=tolerations[0].operator=Exists", "--set=imagePullSecrets[0].name=registry"),
+    "--set=fleet.secret=redis",
 )
 
 
@@ -122,9 +136,9 @@ def test_what_the_chart_makes_is_valid_by_the_schema_of_kubernetes(arguments: tu
 
 @requires("helm")
 def test_chart_makes_what_the_manifests_say() -> None:
-    made = rendered("--set=podMonitor.enabled=true")
+    made = rendered("--set=podMonitor.enabled=true", "--set=fleet.secret=blackhole-fleet")
     assert {*made} == {*MANIFESTS}
-    own = ("app.kubernetes.io/instance", "imagePullPolicy", "type", "image")
+    own = ("app.kubernetes.io/instance", "imagePullPolicy", "type", "image", "optional")
     for kind, manifest in MANIFESTS.items():
         assert without(made[kind]["spec"], *own) == without(manifest["spec"], *own)
         assert made[kind]["metadata"]["name"] == manifest["metadata"]["name"]
@@ -149,7 +163,10 @@ def test_two_releases_of_the_chart_have_different_names_and_pods() -> None:
 def test_a_pod_of_the_chart_reads_the_scenario_and_the_options(tmp_path: Path) -> None:
     made = rendered(*EVERYTHING)
     (container,) = made["Deployment"]["spec"]["template"]["spec"]["containers"]
-    variables = {one["name"]: one["value"] for one in container["env"]}
+    (fleet,) = (one for one in container["env"] if "valueFrom" in one)
+    reference = fleet["valueFrom"]["secretKeyRef"]
+    assert (fleet["name"], reference) == ("BLACKHOLE_FLEET", {"name": "redis", "key": "url"})
+    variables = {one["name"]: one["value"] for one in container["env"] if one is not fleet}
     assert variables == {
         "BLACKHOLE_MODE": "accept",
         "BLACKHOLE_WORKERS": "2",

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from struct import Struct
 from typing import Final
 
@@ -33,6 +32,9 @@ ENTRIES_PER_READ: Final = 64
 
 MAX_WIRE_AGE: Final = (1 << 32) - 1
 """Milliseconds: 49 days."""
+
+SECRET_INTERVAL: Final = 60.0
+"""Seconds between two questions for the secret, unless the store did not answer."""
 
 EXCHANGE_INTERVAL: Final = 1.0
 """Seconds between two exchanges."""
@@ -72,6 +74,8 @@ class OutcomeExchange:
         self._table: Final = table
         self._last = "0-0"
         """The entry that was read last."""
+        self._secret_is_due = 0.0
+        """When to ask for the secret again, which the store may lose."""
         self._lost = 0
         """Changes that were lost, as far as the log says."""
         self._warned = float("-inf")
@@ -80,17 +84,17 @@ class OutcomeExchange:
         """Exchange outcomes once a second, for ever."""
         self._table.skip_changes()
         while True:
-            with suppress(StoreError):  # the writer of the figures says so
+            try:
                 await self.exchange()
+            except StoreError:  # the writer of the figures says so
+                self._secret_is_due = 0.0
             self._warn_of_losses()
             await asyncio.sleep(EXCHANGE_INTERVAL)
 
     async def exchange(self) -> None:
         """Send what has changed here, and adopt what has changed elsewhere. Raises StoreError."""
-        secret = await self._store.outcome_secret(self._table.secret)
-        if len(secret) == OUTCOME_SECRET_OCTETS and secret != self._table.secret:
-            self._table.set_secret(secret)
-            self._table.skip_changes()  # their hashes have another key
+        if time.monotonic() >= self._secret_is_due:
+            await self._use_common_secret()
         changes = list(self._table.read_changes())
         now = time.monotonic()
         for first in range(0, len(changes), CHANGES_PER_ENTRY):
@@ -105,6 +109,14 @@ class OutcomeExchange:
                 self._last = entry.id
                 await asyncio.sleep(0)
             full = len(entries) == ENTRIES_PER_READ
+
+    async def _use_common_secret(self) -> None:
+        """Use the secret that all machines have. Raises StoreError."""
+        secret = await self._store.outcome_secret(self._table.secret)
+        if len(secret) == OUTCOME_SECRET_OCTETS and secret != self._table.secret:
+            self._table.set_secret(secret)
+            self._table.skip_changes()  # their hashes have another key
+        self._secret_is_due = time.monotonic() + SECRET_INTERVAL
 
     def _adopt(self, entry: StreamEntry, written: float) -> None:
         """Adopt what another machine wrote at a time of this machine's clock."""
