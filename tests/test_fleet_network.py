@@ -139,6 +139,11 @@ class FleetOfMachines:
         )
         return not done.returncode
 
+    def scenarios(self) -> list[str]:
+        """Return the names of the scenarios of all machines that are alive."""
+        found = self.figures("two")
+        return [machine["scenario"] for machine in found["machines"] if machine["alive"]] if found else []
+
     def memory(self, name: str) -> float:
         """Return the KiB of memory of a machine."""
         return proportional_memory(*master_and_workers(self.sinks[name].pid))
@@ -199,8 +204,7 @@ def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_fol
         "all obey",
         60,
     )
-    machines = [machine for machine in fleet.figures("two")["machines"] if machine["alive"]]
-    assert [machine["scenario"] for machine in machines] == ["PUT /scenario"] * 2
+    wait_for(lambda: fleet.scenarios() == ["PUT /scenario"] * 2, "they show it")
     if MEASURED:
         found = fleet.figures("two")
         waits = found["histograms"]["store_seconds"]
