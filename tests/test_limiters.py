@@ -335,6 +335,31 @@ def test_connection_holds_a_bounded_number_of_slots_of_a_rule() -> None:
     assert [say(other, f"RCPT TO:<b{number}@b>") for number in (0, 99)] == ["250", "450"]
 
 
+def test_slots_of_one_rule_take_no_place_of_another() -> None:
+    listener = SimulatedListener(
+        """
+        [[rule]]
+        throttle = { concurrent = 1, by = "recipient" }
+        reply = "450 4.7.1 Busy"
+        [[rule]]
+        throttle = { concurrent = 1, by = "recipient-domain" }
+        reply = "450 4.7.1 Busy"
+        [[rule]]
+        throttle = { concurrent = 1, by = "sender" }
+        reply = "450 4.7.1 Busy"
+        """
+    )
+    session, _ = listener.arrive()
+    say(session, "MAIL FROM:<ann@a>")
+    for number in range(MAX_CONNECTION_QUOTAS + 9):
+        assert say(session, f"RCPT TO:<b{number}@b>") == "250"
+    assert say(session, "MAIL FROM:<eve@a>") == "250"
+    assert evaluator_of(session).context.held_slots.keys() >= {
+        b"recipient-domain\x002\x00b",
+        b"sender\x003\x00eve@a",
+    }
+
+
 @pytest.mark.parametrize(
     ("by", "classes"),
     [("client", "24444"), ("all", "24444"), ("sender-domain", "22444"), ("recipient-domain", "24242")],

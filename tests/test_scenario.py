@@ -631,3 +631,26 @@ def test_session_keeps_no_more_of_a_message_than_the_fields_that_rules_look_at()
     for _ in range(16):
         session.receive(b"x" * 65536)
     assert header.text == b"X-Last: y\r\n\r\n"
+
+
+def test_rules_know_the_version_of_tls_and_that_the_client_has_authenticated() -> None:
+    found = rules(
+        """
+        [[rule]]
+        phase = "MAIL"
+        tls_version = "< 1.3"
+        reply = "530 5.7.0 Use TLS 1.3"
+        [[rule]]
+        phase = "MAIL"
+        extension = "AUTH"
+        reply = "250 2.1.0 Good to know you"
+        """
+    )
+    session = make_engine(rules=found, auth=True, auth_plaintext=True).session()
+    session.tls_version = "TLSv1.2"
+    session.receive(b"EHLO me.test\r\n")
+    assert session.receive(b"MAIL FROM:<ann@a>\r\n") == b"530 5.7.0 Use TLS 1.3\r\n"
+    session.tls_version = "TLSv1.3"
+    assert session.receive(b"MAIL FROM:<ann@a>\r\n") == b"250 2.1.0 Sender OK\r\n"
+    session.receive(b"RSET\r\nAUTH PLAIN AGFubgB4\r\n")
+    assert session.receive(b"MAIL FROM:<ann@a>\r\n") == b"250 2.1.0 Good to know you\r\n"

@@ -243,6 +243,7 @@ def test_rule_behind_one_that_excludes_something_can_match(first: str, second: s
         ),
         ("tls = true\nnot = { tls = true }", "tls cannot be true and not true"),
         ('listener = "!*:25"', "no listener is not *:25"),
+        ("chance = 0", "its chance is 0"),
     ],
 )
 def test_conditions_that_exclude_each_other_are_reported(conditions: str, reason: str) -> None:

@@ -97,6 +97,12 @@ def test_variable_without_a_line_of_its_own_cannot_be_set() -> None:
     for text in ("set = { a = 1 }\n", "set.a = 1\n", "[set]\nb = 1\n[[rule]]\n"):
         with pytest.raises(ValueError, match=r"a: has no line of its own below \[set\], as a = 1"):
             with_values(text, {"a": 1}, {"a": "2"})
+    with pytest.raises(ValueError, match="a: has no line of its own"):
+        with_values("[set]\nb = 1", {"a": 1}, {"a": "2"})
+    inline = scenario.parse_source("test.toml", "set = { a = 1 }\n")
+    with pytest.raises(OperatorError, match=r"test.toml: a: has no line of its own below \[set\]"):
+        inline.with_variables({"a": "2"})
+    assert inline.with_variables({}) is inline
     lines = with_values('[ set ]\n# about\n"a" = 1 # one\nb = 1', {"a": 1, "b": 1}, {"a": "2", "b": "x"})
     assert lines == '[ set ]\n# about\na = 2\nb = "x"\n'
 

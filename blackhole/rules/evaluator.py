@@ -18,13 +18,7 @@ from blackhole.rules.session_facts import extensions_used, read_session
 from blackhole.rules.table import RuleTable
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.faults import Fault
-from blackhole.smtp.header_section import (
-    FIELD_ROOM,
-    MAX_HEADER,
-    CollectedHeader,
-    HeaderCollector,
-    fields,
-)
+from blackhole.smtp.header_section import fields, shortened
 from blackhole.smtp.policy import Decision, NoSessionPolicy, PendingDecision, SessionPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.sequence import refusal_in_consequence
@@ -97,14 +91,6 @@ class RulePolicy:
             return self._without_rules
         evaluator = SessionRuleEvaluator if self.rules.reads_session else RuleEvaluator
         return evaluator(self, RuleContext(self.rules.listener, client, secure))
-
-    def shortened(self, message: bytes) -> bytes:
-        """Return the part of a header section that sessions keep when it arrives in pieces."""
-        if isinstance(message, CollectedHeader) or message.find(b"\n\r\n", 0, FIELD_ROOM) >= 0:
-            return message
-        collector = HeaderCollector(self.header_names)
-        collector.feed(message[:MAX_HEADER])
-        return collector.text
 
     def in_mode(self, mode: str) -> ListenerRules:
         """Return the rules of the listener in another mode. Raises KeyError for an unknown mode."""
@@ -210,7 +196,7 @@ class RuleEvaluator:
             if self._tracker is not None:
                 self._tracker.message_received(argument)
             if self._policy.rules.header_names:
-                context.header = fields(self._policy.shortened(argument))
+                context.header = fields(shortened(argument, self._policy.header_names))
         elif phase == "AUTH":
             context.update(phase, argument)
         return True

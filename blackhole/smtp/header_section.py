@@ -266,3 +266,15 @@ class HeaderCollector:
         self._digest.update(text[:end])
         self._line = text[end:] if found is None else b""
         self._ended = found is not None
+
+
+def shortened(message: bytes, names: frozenset[bytes]) -> bytes:
+    """Return the part of a message's header section that sessions keep when it arrives in pieces.
+
+    `names` are those of the fields that are kept, as for a `HeaderCollector`.
+    """
+    if isinstance(message, CollectedHeader) or message.find(b"\n\r\n", 0, FIELD_ROOM) >= 0:
+        return message
+    collector = HeaderCollector(names)
+    collector.feed(message[:MAX_HEADER])
+    return collector.text
