@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +17,7 @@ import pytest
 
 from blackhole.process.syslog_socket import SyslogHandler, is_socket
 from blackhole.settings import OperatorError
-from tests.program import Program, run
+from tests.program import Program, run, wait_for
 from tests.smtp_client import deliver
 
 HEAD = r"<(\d+)>[A-Z][a-z]{2} [ 1-3]\d \d\d:\d\d:\d\d blackhole\[\d+\]: "
@@ -137,16 +137,27 @@ def test_socket_that_takes_no_datagrams_is_an_error_of_the_operator(path: Path) 
         assert f"cannot log to the socket {path}: " in done.stderr
 
 
+def lines(receiver: socket.socket) -> list[str]:
+    """Return the lines that are there: the queue of a socket has room for a few only."""
+    found = []
+    receiver.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            found.append(receiver.recv(4096).decode())
+    return found
+
+
 def test_program_logs_to_the_daemon_and_to_its_successor(path: Path) -> None:
     with daemon(path) as receiver, Program("--log-transactions", f"--log={path}") as program:
-        deliver(program.address)
-        found = receiver.recv(4096).decode()
-        while "transaction: " not in found:
-            found = receiver.recv(4096).decode()
-        assert re.match(HEAD + "worker 1: transaction: client=127.0.0.1 ", found)
+
+        def has_logged(receiver: socket.socket) -> bool:
+            transaction = HEAD + r"worker \d: transaction: client=127\.0\.0\.1 "
+            deliver(program.address)
+            return any(re.match(transaction, line) for line in lines(receiver))
+
+        wait_for(lambda: has_logged(receiver), "a transaction is logged")
         path.rename(path.with_name("old"))
         with daemon(path) as successor:
             program.process.send_signal(signal.SIGUSR1)
-            deliver(program.address)
-            assert "blackhole" in successor.recv(4096).decode()
+            wait_for(lambda: has_logged(successor), "a transaction is logged to the successor")
         path.with_name("old").rename(path)
