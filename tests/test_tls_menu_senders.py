@@ -5,6 +5,7 @@ It is of the versions in Debian 12; others may do better.
 
 from __future__ import annotations
 
+import json
 import platform
 import smtplib
 import ssl
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import trustme
 
 from blackhole.tls_menu import TLS_MENU
 from tests.external_programs import path_of, requires
@@ -199,3 +201,50 @@ def documented() -> dict[str, dict[str, str]]:
     found = {name: {row[0].strip("`"): row[number] for row in rows} for number, name in enumerate(head)}
     del found["entry"]
     return found
+
+
+@requires("curl", "msmtp")
+def test_curl_and_msmtp_log_in_with_a_certificate(menu: Menu, tmp_path: Path) -> None:
+    """By AUTH EXTERNAL: as the user that the certificate names, and as no other."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    ca, users, pid = tmp_path / "clients.pem", tmp_path / "users", tmp_path / "pid"
+    authority.cert_pem.write_to_path(str(ca))
+    issued = {"ann": authority.issue_cert("ann@example.com"), "eve": authority.issue_cert("eve@example.com")}
+    issued["stranger"] = stranger.issue_cert("ann@example.com")
+    for name, one in issued.items():
+        one.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
+        one.cert_chain_pems[0].write_to_path(str(tmp_path / f"{name}.pem"))
+        (tmp_path / f"{name}.key").chmod(0o600)
+    users.write_text("ann@example.com:x\n")
+    users.chmod(0o600)
+    options = (
+        *(
+            "--ssl_cert=auto",
+            "--ssl_port=0",
+            "--client_cert=ask",
+            f"--client_ca={ca}",
+            "--hostname=localhost",
+        ),
+        *(f"--auth={users}", "--auth_mechanisms=EXTERNAL", "--auth_required", "--recent=10", f"--pid={pid}"),
+    )
+    with Program(*options) as program:
+        trusted = tmp_path / "ca.pem"
+        trusted.write_text(run("authority", f"--pid={pid}").stdout)
+        for name in issued:
+            cert, key = str(tmp_path / f"{name}.pem"), str(tmp_path / f"{name}.key")
+            server = "-sS", "--ssl-reqd", "--cacert", str(trusted), "--cert", cert, "--key", key
+            login = "-u", "ann@example.com:", "--login-options", "AUTH=EXTERNAL"
+            mail = "--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "-T", str(menu.mail)
+            call("curl", *server, *login, *mail, f"smtp://localhost:{program.port}/curl.{name}")
+            call(
+                *("msmtp", "--auth=external", "--user=ann@example.com", "--tls=on", "--host=localhost"),
+                *(f"--port={program.port}", f"--tls-trust-file={trusted}", f"--domain=msmtp.{name}"),
+                *(f"--tls-cert-file={cert}", f"--tls-key-file={key}", f"--from={SENDER}", RECIPIENT),
+                text=menu.mail.read_bytes(),
+            )
+        wait_for(lambda: not program.snapshot().open, "all connections have ended")
+        found = [json.loads(line) for line in run("recent", "--json", f"--pid={pid}").stdout.splitlines()]
+    accepted = {one["helo"]: one["tls"] for one in found if one["outcome"] == "accepted"}
+    assert accepted.keys() == {"curl.ann", "msmtp.ann"}
+    for tls in accepted.values():
+        assert tls.endswith(", certificate good, client_cert ask, client ann@example.com")
