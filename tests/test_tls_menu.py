@@ -455,6 +455,7 @@ def test_the_authority_can_be_fetched_and_stays_over_a_reload(tmp_path: Path) ->
     tls = "--tls_menu=sni", "--ssl_port=0", "--hostname=mx.test"
     with Program(*tls, "--dashboard=127.0.0.1:0", f"--pid={pid}") as program:
         (line,) = (line for line in program.output().splitlines() if "authority" in line)
+        assert ", STARTTLS (certificate good, menu by name)\n" in program.output()
         (url,) = re.findall(r"http://\S+/authority\.pem", line)
         (fingerprint,) = re.findall(r"SHA-256 ([0-9A-F:]{95});", line)
         with urllib.request.urlopen(url, timeout=20) as response:
@@ -474,6 +475,46 @@ def test_the_authority_can_be_fetched_and_stays_over_a_reload(tmp_path: Path) ->
         text = report.report_text(program.snapshot())
     assert "\n1 handshake failed, certificate_expired: the client refused the certificate as expired" in text
     assert "\nat expired: 1 handshake failed, 0 connections without a message, 0 connections with" in text
+
+
+def put_rule(program: Sink, rule: str) -> tuple[int, str]:
+    """The status and the error of a scenario with one rule for STARTTLS."""
+    response = ask(program.http, "/scenario", "PUT", f'[[rule]]\nphase = "STARTTLS"\n{rule}\n')
+    return response.status, response.json.get("error", "")
+
+
+def test_rules_that_come_at_run_time_are_checked_and_bring_their_certificates(
+    certificate: Certificate,
+) -> None:
+    """The server has a certificate of its own, and issued none at the start."""
+    with Sink(*certificate.options, "--hostname=mx.test") as program:
+        program.dashboard()
+        status, error = put_rule(program, 'tls_ciphers = "NOSUCH"')
+        assert (status, error) == (400, "tls_ciphers NOSUCH: OpenSSL has none of these ciphers")
+        status, error = put_rule(program, 'client_cert = "ask"')
+        assert status == 400
+        assert error.startswith("client_cert needs client_ca")
+        assert put_rule(program, 'certificate = "expired"')[0] == 200
+        with pytest.raises(ssl.SSLCertVerificationError, match="local issuer"):
+            speak(program.address, certificate.client)
+        authority = ask(program.http, "/authority.pem").body
+        with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+            speak(program.address, trusting(authority))
+        assert put_rule(program, 'tls_max = "1.2"')[0] == 200
+        with socket.create_connection(program.address, 20) as plain:
+            plain.recv(4096)
+            plain.sendall(b"STARTTLS\r\n")
+            plain.recv(4096)
+            with certificate.client.wrap_socket(plain, server_hostname="mx.test") as client:
+                assert client.version() == "TLSv1.2"
+
+
+def test_rules_that_come_at_run_time_need_tls() -> None:
+    with Sink() as program:
+        program.dashboard()
+        status, error = put_rule(program, 'then = "close-in-handshake"')
+    assert status == 400
+    assert error == 'scenario: then = "close-in-handshake" needs TLS; give ssl_cert too'
 
 
 def test_a_server_without_certificates_of_its_own_has_no_authority(tmp_path: Path) -> None:

@@ -229,6 +229,13 @@ class TLSContexts:
         self.entries: Final[dict[str, TLSParameters]] = {}
         """The entries of the menu that clients may select by the name that they ask for."""
 
+    @property
+    def note(self) -> str:
+        """What is unusual about them, as text behind what else there is to say of a listener."""
+        parts = [str(self.base)] if self.base != USUAL_TLS else []
+        parts += ["menu by name"] if self.entries else []
+        return f" ({', '.join(parts)})" if parts else ""
+
     def get(self, parameters: TLSParameters) -> ssl.SSLContext:
         """Return the context for what a rule or an entry wants. Raises OperatorError, as `make_context`."""
         wanted = parameters.over(self.base)._replace(fault="")

@@ -103,6 +103,8 @@ class Configuration:
             where = _where(listener, sockets)
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             security = "TLS" if listener.tls else "STARTTLS" if listener in self.tls else "no TLS"
+            if listener in self.tls:
+                security += self.tls[listener].note
             proxied = ", behind a proxy" if listener.proxy else ""
             service = "LMTP, " if listener.lmtp else ""
             own = dict(listener.own).get("hostname")
