@@ -270,6 +270,15 @@ SCENARIOS = {
         [[rule]]
         phase = ["STARTTLS"]
         certificate = "expired"
+        tls_min = "1.1"
+        tls_max = "1.2"
+        tls_ciphers = "ALL:@SECLEVEL=0"
+        client_cert = "ask"
+        then = "no-close-notify"
+        [[rule]]
+        phase = "NOOP"
+        sni = ["busy.*", "mx.test"]
+        reply = "450 4.3.0 Busy"
         """,
     "lists": """
         [[rule]]
