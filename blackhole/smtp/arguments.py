@@ -178,6 +178,15 @@ def _with_parameters(state: SessionState, word: bytes, path: Path) -> Mailbox | 
     if not (utf8 or (path.address.isascii() and parameters.get(b"AUTH", b"").isascii())):
         state.record_violation("utf8-undeclared")
         return replies.NEEDS_SMTPUTF8
+    original = parameters.get(b"ORCPT", b"")
+    if (
+        original[:6].upper() == b"UTF-8;"
+        and not original.isascii()
+        and not state.offered.has_parameter(b"SMTPUTF8", False)
+    ):
+        state.record_violation("utf8-undeclared")  # RFC 6533 3: \\x{...} is for servers without SMTPUTF8
+        if state.listener.config.strict:
+            return replies.NEEDS_SMTPUTF8
     state.parameters = parameters
     return Mailbox(path.address, parameters)
 

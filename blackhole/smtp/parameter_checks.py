@@ -20,9 +20,10 @@ LENIENT_XTEXT: Final = re.compile(rb"(?:[!-*,-~\x80-\xff]|\+[0-9A-Fa-f]{2})*+")
 
 UNITEXT: Final = re.compile(
     rb"(?:[!-*,-<>-\[\]-~\x80-\xff]|\+(?:09|[2-6][0-9A-F]|7[0-9A-E])"
-    rb"|\\x\{(?!D[89A-F][0-9A-F]{2}\})(?:0[1-9]|[1-9A-F][0-9A-F]{1,4}|10[0-9A-F]{4})\})++"
+    rb"|\\x\{(?!D[89A-F][0-9A-F]{2}\})(?:0[1-9A-F]|1[0-9A-F]|20|2B|3D|5C|7F|[89A-F][0-9A-F]|[1-9A-F][0-9A-F]{2,4}|10[0-9A-F]{4})\})++"
 )
-"""RFC 6533 3: an address of the type utf-8, in UTF-8 or with the numbers of characters as \\x{...}.
+"""RFC 6533 3: an address of the type utf-8, in UTF-8 or with the numbers of characters as \\x{...}. Of
+printable ASCII, only "+", "=" and the backslash have such a number; the others stand for themselves.
 
 A server that offers SMTPUTF8 takes both, whether or not MAIL has SMTPUTF8."""
 
