@@ -163,6 +163,8 @@ def make(
         found[setting.field] = found.get(setting.field, ()) + value if setting.repeats else value
     if "ssl_cert" in found:
         found.setdefault("ssl_key", "")  # it is in the file with the certificate
+    if "scenario" in found:
+        found.setdefault("set", ())  # the variables of the server are those of its own scenario
     own = tuple((field, value) for field, value in found.items() if field not in LISTENER_FIELDS)
     of_listener = {field: value for field, value in found.items() if field in LISTENER_FIELDS}
     return Listener(given.host, given.port, path=given.path, own=own, **of_listener)

@@ -114,10 +114,14 @@ def _test(invocation: Invocation) -> int:
     from blackhole.rules import unreachable
 
     settings = invocation.settings
-    rules = _check(settings).scenario.rules
-    has_tls = any(settings.of_listener(one).ssl_cert for one in settings.listeners)
-    for line in unreachable.find_mistakes(rules, list(map(str, settings.listeners)), has_tls):
-        print_warning(f"scenario: {line}")
+    active = _check(settings).scenario
+    own = [one for one in settings.listeners if str(one) in active.own_rules]
+    others = [one for one in settings.listeners if one not in own]
+    for listeners in (others, *([one] for one in own)):
+        rules = active.of_listener(str(listeners[0])).rules if listeners else ()
+        has_tls = any(settings.of_listener(one).ssl_cert for one in listeners)
+        for line in unreachable.find_mistakes(rules, list(map(str, listeners)), has_tls):
+            print_warning(f"scenario: {line}")
     print_stdout("The configuration is good.\n")
     return os.EX_OK
 
@@ -150,7 +154,8 @@ def _explain(settings: Settings, values: Mapping[str, str]) -> int:
         if str(one) == values.get("listener"):
             listener = one
     context = explain.read_context(values, str(listener))
-    rules = scenario.load_rules(settings.scenario, settings.set)
+    own = settings.of_listener(listener)
+    rules = scenario.load_rules(own.scenario, own.set)
     for line in explain.explain(rules, listener.mode, context, Random()):
         print_stdout(f"{line}\n")
     return os.EX_OK

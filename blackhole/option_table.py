@@ -133,11 +133,11 @@ OPTIONS: Final = (
     Option("scenario", values.scenarios, "", "FILE|profile:NAME", "Replies",
            "rules for refusals, delays and faults; may be repeated",
            "A TOML file, or a profile that comes with Blackhole. A matching rule overrides the mode.",
-           repeats=True),
+           repeats=True, of_listener="scenario"),
     Option("set", values.variables, "", "NAME=VALUE", "Replies",
            "value of a variable of the scenario, in place of its default; may be repeated",
            "The variables of a scenario are those in its table [set].",
-           repeats=True),
+           repeats=True, of_listener="set"),
     Option("attempt_store", values.attempt_store, "local", "local|URL", "Replies",
            "where rules remember delivery attempts: on this machine or in a Redis server",
            "A URL is redis://[USER:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS; "

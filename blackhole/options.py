@@ -507,6 +507,8 @@ def _check_listener(
         raise error("a key without a certificate; set cert too")
     if listener.tls and not effective["ssl_cert"]:
         raise error(f"tls needs {'ssl_cert' if found['ssl'] else 'ssl = yes'}")
+    if "set" in own and "scenario" not in own:
+        raise error("set needs a scenario of this listener")
     if listener.proxy and not found["proxy_from"]:
         raise error("proxy needs proxy_from, the networks whose PROXY headers are trusted")
     if "auth" in own and own["auth"] != "off" and not (effective["ssl_cert"] or effective["auth_plaintext"]):

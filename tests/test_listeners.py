@@ -27,6 +27,8 @@ SAMPLES = {
     "strict": "yes",
     "hostname": "mx2.test",
     "message_size_limit": "1M",
+    "scenario": "profile:flaky",
+    "set": "deferral=0.05",
     "extensions": "default,-VRFY",
     "bare_newline": "reject",
     "auth": "any",
@@ -45,7 +47,7 @@ SAMPLES = {
 }
 """A value of each setting that is not the default of its option."""
 
-NEEDED = {"tls": {"cert": "/c"}, "key": {"cert": "/c"}}
+NEEDED = {"tls": {"cert": "/c"}, "key": {"cert": "/c"}, "set": {"scenario": "profile:flaky"}}
 """What must be set beside a setting."""
 
 
@@ -181,6 +183,7 @@ def test_a_mistake_in_a_section_is_named_with_its_line_and_its_listener(
             " not '@sink'",
         ),
         ("unix:/a unix:/a", "unix:/a is used by two listeners; change one of them"),
+        (":26,set=share=1", ":26,set=share=1: set needs a scenario of this listener"),
         (":26,key=/k", ":26,key=/k: a key without a certificate; set cert too"),
     ],
 )
@@ -201,6 +204,13 @@ def test_settings_that_are_dangerous_or_have_no_effect_are_warned_about() -> Non
         "--listen: :27,auth=any,auth_plaintext: passwords may be sent unencrypted, and anyone on the network "
         "path can read them",
     )
+
+
+def test_several_scenarios_of_a_listener_are_joined(write_conf: WriteConf) -> None:
+    text = "scenario = profile:flaky\nscenario = profile:greylisting\n"
+    one_line = read("--listen=:26,scenario=profile:flaky,scenario=profile:greylisting")
+    assert load(write_conf(f"[listener :26]\n{text}")).listeners == one_line.listeners
+    assert one_line.of_listener(one_line.listeners[0]).scenario == ("profile:flaky", "profile:greylisting")
 
 
 def test_help_and_sample_list_every_setting_of_a_listener() -> None:

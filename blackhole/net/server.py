@@ -135,7 +135,7 @@ def keep_nothing(record: bytes) -> int:
 
 def needs_attempt_store(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Return whether a rule of one of these listeners needs a store of attempts."""
-    rules = chain(scenario.rules, *(MODE_RULES[listener.mode] for listener in listeners))
+    rules = chain(scenario.all_rules, *(MODE_RULES[listener.mode] for listener in listeners))
     return any(rule.needs_store for rule in rules)
 
 
@@ -163,7 +163,7 @@ def rule_policy(listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> R
 
 def tracks_retries(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Return whether a rule of one of these listeners may refuse a message, so that retries are tracked."""
-    rules = chain(scenario.rules, *(MODE_RULES[listener.mode] for listener in listeners))
+    rules = chain(scenario.all_rules, *(MODE_RULES[listener.mode] for listener in listeners))
     return any(rule.may_refuse for rule in rules)
 
 
@@ -211,6 +211,7 @@ class SMTPServer(TCPServer):
         self.context: ListenerContext
         if tls is not None:
             tls.add(scenario.certificates)
+        scenario = scenario.of_listener(str(listener))
         self.policy = rule_policy(listener, scenario)
         limited = listener_config(settings, listener)
         inspection = InspectionPlan(settings.inspect)
@@ -432,6 +433,7 @@ class SMTPServer(TCPServer):
         """Use other rules: for new connections at once, for open ones from the next command outside a
         transaction."""
         context = self.context
+        scenario = scenario.of_listener(str(self.listener))
         self.policy = rule_policy(self.listener, scenario)
         engine = context.engine.replace_policy(self.policy)
         limited = (

@@ -6,7 +6,7 @@ import os
 import resource
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from socket import getaddrinfo, socket
@@ -23,6 +23,7 @@ from blackhole.process import auth_file, orphans, privileges, systemd, tls_confi
 from blackhole.process.tls_configuration import TLSInputs
 from blackhole.process.unix_sockets import SocketFile
 from blackhole.rules import scenario
+from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, RedisSettings, Settings
 from blackhole.smtp import auth, extensions
@@ -81,7 +82,7 @@ class Configuration:
             ],
             "scenario": list(settings.scenario),
             "set": [str(one) for one in settings.set],
-            "rules": len(self.scenario.rules),
+            "rules": len(self.scenario.all_rules),
             "dashboard": self._dashboard_url() if dashboard else None,
             "log": settings.log,
             "pidfile": settings.pid,
@@ -98,9 +99,10 @@ class Configuration:
     def describe(self, dashboard_runs: bool) -> Iterator[str]:
         """Yield a line for each listener, for the dashboard and for a shared attempt store."""
         workers = _count(self.settings.workers, "worker")
-        rules = f", {_count(len(self.scenario.rules), 'rule')}" if self.scenario.rules else ""
         for listener, sockets in self.bound.items():
             where = _where(listener, sockets)
+            count = len(self.scenario.of_listener(str(listener)).rules)
+            rules = f", {_count(count, 'rule')}" if count else ""
             delay = ", delay {:g} to {:g} s".format(*listener.delay) if listener.delay else ""
             security = "TLS" if listener.tls else "STARTTLS" if listener in self.tls else "no TLS"
             if listener in self.tls:
@@ -147,6 +149,8 @@ class Inputs(NamedTuple):
     """With uid and gid in place of names, and with the passwords of the auth file."""
     tls: TLSInputs
     sources: tuple[ScenarioSource, ...]
+    own_sources: Mapping[str, tuple[ScenarioSource, ...]]
+    """Those of the listeners that have scenarios of their own, by address."""
     read_at: float
     """Seconds since 1970."""
 
@@ -177,7 +181,13 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
         )
     attempt_store, fleet = _with_authority(settings.attempt_store), _with_authority(settings.fleet)
     sources = scenario.read_sources(settings.scenario, settings.set)
-    of_rules = scenario.tls_parameters(scenario.parse_sources(sources))
+    own_sources = {
+        str(listener): scenario.read_sources(own.scenario, own.set)
+        for listener in settings.listeners
+        if "scenario" in dict(listener.own) and (own := settings.of_listener(listener))
+    }
+    rules = ActiveScenario(Scenario(scenario.parse_sources(sources)), own_rules=_own_rules((), own_sources))
+    of_rules = scenario.tls_parameters(rules.all_rules)
     passwords = {}
     for path in sorted({one.auth for one in of_listeners(settings)} - {"off", "any"}):
         passwords[path], warning = auth_file.load(path)
@@ -201,8 +211,26 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
         ),
         tls_configuration.read(settings, of_rules, menu),
         sources,
+        own_sources,
         time.time(),
     )
+
+
+def _own_rules(
+    before: Sequence[Rule], sources: Mapping[str, tuple[ScenarioSource, ...]]
+) -> dict[str, tuple[Rule, ...]]:
+    """Return the rules of the listeners that have scenarios of their own, numbered after those `before`.
+
+    Raises OperatorError.
+    """
+    found: dict[str, tuple[Rule, ...]] = {}
+    for listener, of_listener in sources.items():
+        try:
+            found[listener] = scenario.parse_sources(of_listener, before)
+        except OperatorError as error:
+            raise OperatorError(f"listener {listener}: {error}", error.code) from None
+        before = (*before, *found[listener])
+    return found
 
 
 def of_listeners(settings: Settings) -> Iterator[Settings]:
@@ -250,8 +278,9 @@ def make(inputs: Inputs, warn: Warn) -> Configuration:
     if any(listener.proxy for listener in settings.listeners):
         proxy.make_parser()
     found = Scenario.of(inputs.sources, inputs.read_at)
-    tls = tls_configuration.make(settings, inputs.tls, scenario.tls_parameters(found.rules), warn)
-    return Configuration(settings, tls, inputs.tls.menu, ActiveScenario(found), {}, [])
+    active = ActiveScenario(found, own_rules=_own_rules(found.rules, inputs.own_sources))
+    tls = tls_configuration.make(settings, inputs.tls, scenario.tls_parameters(active.all_rules), warn)
+    return Configuration(settings, tls, inputs.tls.menu, active, {}, [])
 
 
 def resolve_listeners(settings: Settings) -> None:

@@ -10,7 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from socket import socket
 from typing import Final
@@ -310,11 +310,10 @@ class Worker:
         self._order, order = control.read()
         self._one_shot_rules = tuple(filter(control.remaining, order.one_shot_rules))
         found = effective_scenario(order, self._context.scenario, control)
-        cells = self._context.counters.rule_counters(rule.name for rule in found.rules)
+        found = found.counted(self._context.counters.rule_counters)
         if self._transactions is not None:
             self._transactions.update_rules()
-        rules = (replace(rule, counter=cell) for rule, cell in zip(found.rules, cells, strict=True))
-        return found.with_rules(rules)
+        return found
 
     # Stopping.
 

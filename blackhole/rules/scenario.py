@@ -153,12 +153,15 @@ def tls_parameters(rules: Iterable[Rule]) -> frozenset[TLSParameters]:
     return frozenset(rule.effect.tls for rule in rules) - {USUAL_TLS}
 
 
-def parse_sources(sources: Iterable[ScenarioSource]) -> tuple[Rule, ...]:
-    """Return the rules of several sources, one behind the other. Raises OperatorError."""
-    rules: list[Rule] = []
+def parse_sources(sources: Iterable[ScenarioSource], rules_before: Sequence[Rule] = ()) -> tuple[Rule, ...]:
+    """Return the rules of several sources, one behind the other, numbered after `rules_before`.
+
+    Raises OperatorError.
+    """
+    rules: list[Rule] = [*rules_before]
     for source in sources:
         rules += make_rules(source.tables, source.name, source.text, rules)
-    return tuple(rules)
+    return tuple(rules[len(rules_before) :])
 
 
 def load_rules(names: Iterable[str], variables: Iterable[Variable] = ()) -> tuple[Rule, ...]:

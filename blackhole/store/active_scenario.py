@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Final
 
-from blackhole.rules.attempt_store import NULL_STORE, AttemptStore
+from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import OutcomeStore
 from blackhole.rules.scenario import Scenario
@@ -26,14 +27,45 @@ class ActiveScenario:
     certificates: Mapping[str, bytes] = field(default_factory=dict)
     """Certificates of the TLS menu that were issued for its rules, by name, as PEM, with their keys."""
 
+    own_rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    """Address of a listener -> the rules of its own scenario, which take the place of all others there."""
+
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules of the scenario, in their order."""
         return self.scenario.rules
 
-    def with_rules(self, rules: Iterable[Rule]) -> ActiveScenario:
-        """Return the same with other rules."""
-        return replace(self, scenario=replace(self.scenario, rules=tuple(rules)))
+    @property
+    def all_rules(self) -> tuple[Rule, ...]:
+        """The rules of the scenario, and behind them those of single listeners."""
+        return (*self.rules, *chain.from_iterable(self.own_rules.values()))
+
+    def of_listener(self, listener: str) -> ActiveScenario:
+        """Return what is in force at a listener. One with rules of its own shares no limit with others."""
+        if listener not in self.own_rules:
+            return self
+        return replace(
+            self,
+            scenario=replace(self.scenario, rules=self.own_rules[listener]),
+            attempt_store=ScopedStore(self.attempt_store, b"%b\0" % listener.encode()),
+            own_rules={},
+        )
+
+    def preceded_by(self, first: Iterable[Rule]) -> ActiveScenario:
+        """Return the same with some rules before all others, at all listeners."""
+        first = tuple(first)
+        return self._changed(lambda rules: (*first, *rules))
+
+    def counted(self, cells_of: Callable[[Iterable[str]], Iterable[int]]) -> ActiveScenario:
+        """Return the same with a counter for each rule. `cells_of` returns counters by the names of rules."""
+        names = dict.fromkeys(rule.name for rule in self.all_rules)
+        cells = dict(zip(names, cells_of(names), strict=True))
+        return self._changed(lambda rules: tuple(replace(rule, counter=cells[rule.name]) for rule in rules))
+
+    def _changed(self, change: Callable[[tuple[Rule, ...]], tuple[Rule, ...]]) -> ActiveScenario:
+        scenario = replace(self.scenario, rules=change(self.rules))
+        own_rules = {listener: change(rules) for listener, rules in self.own_rules.items()}
+        return replace(self, scenario=scenario, own_rules=own_rules)
 
 
 NO_SCENARIO: Final = ActiveScenario()

@@ -274,12 +274,13 @@ def effective_scenario(
         found = replace(
             loaded,
             scenario=Scenario(make_rules(order.tables, order.name)),
+            own_rules={},
             clock_origin=order.began,
             attempt_store=ScopedStore(loaded.attempt_store, b"%d\0" % round(order.at * 1e6)),
         )
     first = (one_shot_rule(one, channel) for one in order.one_shot_rules if channel.remaining(one))
     certificates = {name: pem.encode() for name, pem in order.certificates.items()}
-    return replace(found.with_rules((*first, *found.rules)), certificates=certificates)
+    return replace(found.preceded_by(first), certificates=certificates)
 
 
 def one_shot_rule(one: OneShotRule, channel: ControlChannel) -> Rule:
