@@ -24,7 +24,7 @@ from blackhole.store.outcome_table import OutcomeTable
 from tests.engines import EVENT_NUMBERS, VIOLATION_NAMES, make_engine
 from tests.external_programs import output_of, requires
 from tests.postfix import SENDER, Postfix, requires_postfix, smtp_source
-from tests.program import Program, free_port, scenario_option, wait_for
+from tests.program import Program, free_port, run, scenario_option, wait_for
 
 RULES = """
     [[rule]]
@@ -109,6 +109,19 @@ def test_retries_are_tracked_for_each_recipient() -> None:
     assert deliver(b"carol") == ["250"]
     assert deliver(b"bob") == ["250", "duplicate"]
     assert "retried-5xx" in deliver(b"full")
+
+
+def test_what_rfc_2033_section_5_asks_for_is_warned_about() -> None:
+    done = run("--listen=127.0.0.1:25,lmtp 127.0.0.1:24,lmtp,extensions=none", "--test-config")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "blackhole: warning: listener 127.0.0.1:25: LMTP does not belong on port 25 (RFC 2033 section 5)",
+        *(
+            f"blackhole: warning: listener 127.0.0.1:24: LMTP needs {keyword} among its extensions"
+            " (RFC 2033 section 5)"
+            for keyword in ("ENHANCEDSTATUSCODES", "PIPELINING")
+        ),
+    ]
 
 
 # The program

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from socket import getaddrinfo, socket
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from blackhole import __version__, options
 from blackhole.addresses import socket_host
@@ -31,6 +31,11 @@ from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
 
 RedisServerSettings = TypeVar("RedisServerSettings", bound=RedisSettings)
+
+SMTP_PORT: Final = 25
+
+LMTP_EXTENSIONS: Final = frozenset(("PIPELINING", "ENHANCEDSTATUSCODES"))
+"""The extensions that every server of LMTP has (RFC 2033 5)."""
 
 Warn = Callable[[str], None]
 """Shows the operator a warning."""
@@ -170,6 +175,8 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
     """
     for listener in settings.listeners:
         unix_sockets.file_owner(listener)
+        if listener.lmtp:
+            _warn_about_lmtp(listener, settings.of_listener(listener), warn)
         _check_offer(settings.of_listener(listener), f"listener {listener}: " if listener.own else "")
     uid, gid = privileges.resolve(settings.user, settings.group)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -253,6 +260,16 @@ def _check_offer(settings: Settings, where: str = "") -> None:
         raise OperatorError(f"{where}auth_mechanisms: {error}") from None
     if settings.auth_required and (settings.auth == "off" or "AUTH" not in offered):
         raise OperatorError(f"{where}auth_required: nobody can authenticate; set auth too, and offer AUTH")
+
+
+def _warn_about_lmtp(listener: Listener, settings: Settings, warn: Warn) -> None:
+    """Warn about a listener that does not do as RFC 2033 5 says, which may be intended."""
+    if listener.port == SMTP_PORT:
+        warn(f"listener {listener}: LMTP does not belong on port {SMTP_PORT} (RFC 2033 section 5)")
+    with suppress(ValueError):  # `_check_offer` gives the reason
+        missing = LMTP_EXTENSIONS - extensions.choose(settings.extensions)
+        for keyword in sorted(missing):
+            warn(f"listener {listener}: LMTP needs {keyword} among its extensions (RFC 2033 section 5)")
 
 
 def _with_authority(store: RedisServerSettings) -> RedisServerSettings:

@@ -228,7 +228,14 @@ class StatsView:
 
     def _listeners(self) -> list[dict[str, Any]]:
         return [
-            {"address": str(one), "mode": one.mode, "delay": one.delay, "tls": one.tls}
+            {
+                "address": str(one),
+                "mode": one.mode,
+                "delay": one.delay,
+                "tls": one.tls,
+                "service": "lmtp" if one.lmtp else "smtp",
+                "hostname": self._settings.of_listener(one).hostname,
+            }
             for one in self._settings.listeners
         ]
 

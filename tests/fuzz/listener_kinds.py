@@ -78,6 +78,13 @@ AUTH_PHRASES = (
 )  # fmt: skip
 """For listeners with AUTH."""
 
+LMTP_PHRASES = (
+    b"LHLO c.test\r\n", b"LHLO\r\n",
+    b"LHLO c.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nRCPT TO:<full@d.test>\r\nDATA\r\n",
+    b"RCPT TO:<c@d.test>\r\n" * 150, b"RCPT TO:<%b@d.test>\r\n" % (b"x" * 60),
+)  # fmt: skip
+"""For listeners that speak LMTP."""
+
 DIRECTIVE_PHRASES = (
     WHOLE_MESSAGE
     % (b"a@b.test", b"c@d.test", b"X-Blackhole-Mode: bounce\r\nX-Blackhole-Delay: 1,2\r\n\r\nhello"),
@@ -390,6 +397,7 @@ LISTENER_KINDS = (
     kind("reject", bare_newline="reject"),
     kind("strict", strict=True, limits=LOW_LIMITS),
     kind("starttls", starttls=True, phrases=MANY_COMMANDS),
+    kind("lmtp", service="lmtp", phrases=LMTP_PHRASES),
     kind("auth", auth=True, auth_plaintext=True, phrases=AUTH_PHRASES),
     kind("auth users", auth=True, auth_plaintext=True, passwords=PASSWORDS, phrases=AUTH_PHRASES),
     kind("auth tls", auth=True, starttls=True, passwords=PASSWORDS, phrases=AUTH_PHRASES),

@@ -1,8 +1,8 @@
 """A model of the SMTP transaction, written from RFC 5321 and not from the engine, and random conversations.
 
-The model predicts the code of each reply in three settings: strict order of commands, lenient order, and
-lenient order with a limit of recipients. All that a transaction stores shows in a later reply: the order of
-commands, the number of recipients, SMTPUTF8, the size of the body.
+The model predicts the code of each reply in the SETTINGS: strict order of commands, lenient order,
+lenient order with a limit of recipients, and LMTP. All that a transaction stores shows in a later reply: the
+order of commands, the number of recipients, SMTPUTF8, the size of the body.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.extensions import choose
 from blackhole.smtp.policy import NO_POLICY, ListenerPolicy
 from blackhole.smtp.replies import NextAction
-from blackhole.smtp.state import ClientLimits, ListenerConfig
+from blackhole.smtp.state import LMTP, SMTP, ClientLimits, ListenerConfig
 
 BLOCK_CONVERSATIONS = 1000
 """Conversations in a block."""
@@ -94,8 +94,10 @@ FIXED_REPLIES = {
 class Model:
     """The state of a session that decides which replies it sends."""
 
-    def __init__(self, strict: bool = False, max_recipients: int = 0, early_reply: int = 0) -> None:
-        self.strict, self.max_recipients = strict, max_recipients
+    def __init__(
+        self, strict: bool = False, max_recipients: int = 0, early_reply: int = 0, lmtp: bool = False
+    ) -> None:
+        self.strict, self.max_recipients, self.lmtp = strict, max_recipients, lmtp
         self.early_reply = early_reply
         """Octets of a message after which it is refused, before its end; 0: it never is."""
         self.greeted = self.tls = False
@@ -111,19 +113,27 @@ class Model:
         self.recipients = 0
         self.recipients_sent = 0
 
-    def reply_to(self, name: str) -> str:
-        """Return the code of the reply to a command."""
-        if name in FIXED_REPLIES:
-            return FIXED_REPLIES[name]
+    def replies_to(self, name: str) -> list[str]:
+        """Return the codes of the replies to a command: of several in LMTP to the last chunk of a message."""
         verb = name.split()[0]
-        return str(getattr(self, "mail" if name == "null mail" else verb)(name))
+        if verb in ("helo", "ehlo", "lhlo") and (verb == "lhlo") is not self.lmtp:
+            return ["500"]
+        if name in FIXED_REPLIES:
+            return [FIXED_REPLIES[name]]
+        count = self.reply_count if verb == "bdat" and name.endswith("last") else 1
+        return [str(getattr(self, "mail" if name == "null mail" else verb)(name))] * count
+
+    @property
+    def reply_count(self) -> int:
+        """The number of replies to a message (RFC 2033 4.2)."""
+        return self.recipients or 1 if self.lmtp else 1
 
     def ehlo(self, name: str) -> int:
         self.clear()
         self.greeted = True
         return 250
 
-    helo = ehlo
+    helo = lhlo = ehlo
 
     def rset(self, name: str) -> int:
         self.clear()
@@ -180,6 +190,7 @@ class Model:
         last, code = name.endswith("last"), 250
         self.octets += size
         in_order = not self.strict or (self.sender and self.recipients)
+        in_order = in_order and (self.recipients > 0 or not self.lmtp)
         if size and not self.chunk_refused and 0 < self.early_reply <= self.octets:
             code = 452
         elif self.chunk_refused or not in_order:
@@ -200,6 +211,8 @@ class Model:
     def data(self, name: str) -> int:
         if self.chunked or (self.strict and not (self.sender and self.recipients and not self.binary)):
             return 503
+        if self.lmtp and not self.recipients:
+            return 503
         if name == "data wrong":
             return 501
         if self.has_no_sender or (self.recipient_refused and not self.recipients):
@@ -207,13 +220,14 @@ class Model:
         self.body = True
         return 354
 
-    def reply_to_end(self, body: str) -> str:
-        """Return the code of the reply to a message, which clears the transaction in any case."""
+    def replies_to_end(self, body: str) -> list[str]:
+        """Return the codes of the replies to a message, which clears the transaction in any case."""
+        count = self.reply_count
         self.body = False
         self.clear()
         if 0 < self.early_reply <= len(BODIES_BY_NAME[body]) - len(b".\r\n"):
-            return "452"
-        return "552" if body == "too large" else "250"
+            return ["452"] * count
+        return ["552" if body == "too large" else "250"] * count
 
     @property
     def in_transaction(self) -> bool:
@@ -249,6 +263,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_recipients": MAX_RECIPIENTS},
     {"early_reply": EARLY_REPLY},
     {"early_reply": EARLY_REPLY, "strict": True},
+    {"lmtp": True},
+    {"early_reply": EARLY_REPLY, "lmtp": True},
 )
 
 EARLY_REPLY_RULE = """
@@ -260,12 +276,17 @@ then = {{ reply-after = {octets} }}
 
 
 def engine_of(
-    strict: bool = False, max_recipients: int = 0, early_reply: int = 0, fast_path: bool = True
+    strict: bool = False,
+    max_recipients: int = 0,
+    early_reply: int = 0,
+    fast_path: bool = True,
+    lmtp: bool = False,
 ) -> SMTPEngine:
     """Return an engine with one of SETTINGS, with the fast path or without."""
     limits = ClientLimits(recipients=max_recipients) if max_recipients else None
     config = ListenerConfig(
         hostname="mx.test",
+        service=LMTP if lmtp else SMTP,
         message_size_limit=MAX_SIZE,
         strict=strict,
         starttls=True,
@@ -317,12 +338,12 @@ def compare_conversation(engine: SMTPEngine, model: Model, source: Random, lengt
         if model.body:
             name = bodies[int(source.random() * len(bodies))]
             group += BODIES_BY_NAME[name]
-            expected.append(model.reply_to_end(name))
+            expected += model.replies_to_end(name)
             last = False
         else:
             name = names[int(source.random() * len(names))]
             group += COMMANDS_BY_NAME[name]
-            expected.append(model.reply_to(name))
+            expected += model.replies_to(name)
             # In the same chunk nothing may follow STARTTLS, and in strict order nothing DATA.
             last = expected[-1] == "220" or (model.strict and model.body)
         sent.append(name)

@@ -76,15 +76,16 @@ function renderHint(now) {
 }
 
 // Return a command that sends a message to a listener. One that listens on all addresses is reached where the page is.
-function swaksCommand({ address, tls }) {
+function swaksCommand({ address, tls, service }) {
+  const more = (service === "lmtp" ? " --protocol LMTP" : "") + (tls ? " --tls-on-connect" : "");
+  if (address.startsWith("unix:")) return `swaks --socket ${address.slice(5)} --to anyone@example.com${more}`;
   const end = address.lastIndexOf(":");
   const bound = address.slice(0, end).replace(/[[\]]/g, "");
   const page = location.hostname.replace(/[[\]]/g, "");
   const isIPv6 = bound.includes(":");
   const isLocal = page === "localhost" || page.startsWith("127.");
   const host = !/^[0:.]*$/.test(bound) ? bound : isIPv6 && isLocal ? "::1" : page;
-  return `swaks${isIPv6 ? " -6" : ""} --server ${host} --port ${address.slice(end + 1)} --to anyone@example.com`
-    + (tls ? " --tls-on-connect" : "");
+  return `swaks${isIPv6 ? " -6" : ""} --server ${host} --port ${address.slice(end + 1)} --to anyone@example.com${more}`;
 }
 
 function renderListeners(now) {
@@ -93,8 +94,8 @@ function renderListeners(now) {
   const list = $("listeners");
   if (list.dataset.text === text) return;
   list.dataset.text = text;
-  const describe = ({ mode, delay, tls }) =>
-    mode + (delay ? `, delay ${[...new Set(delay)].join("–")} s` : "") + (tls ? ", TLS" : "");
+  const describe = ({ mode, delay, tls, service }) =>
+    (service === "lmtp" ? "LMTP, " : "") + mode + (delay ? `, delay ${[...new Set(delay)].join("–")} s` : "") + (tls ? ", TLS" : "");
   list.replaceChildren(
     ...now.listeners.map((one) => create("li", {}, `${one.address} `, create("b", {}, describe(one)))),
     ...(rules ? [create("li", {}, "scenario ", create("b", {}, shortLabel(findChoice(name))))] : []));
