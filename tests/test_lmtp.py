@@ -115,9 +115,9 @@ def test_what_rfc_2033_section_5_asks_for_is_warned_about() -> None:
     done = run("--listen=127.0.0.1:25,lmtp 127.0.0.1:24,lmtp,extensions=none", "--test-config")
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "blackhole: warning: listener 127.0.0.1:25: LMTP does not belong on port 25 (RFC 2033 section 5)",
+        "blackhole: listener 127.0.0.1:25: LMTP does not belong on port 25 (RFC 2033 section 5)",
         *(
-            f"blackhole: warning: listener 127.0.0.1:24: LMTP needs {keyword} among its extensions"
+            f"blackhole: listener 127.0.0.1:24: LMTP needs {keyword} among its extensions"
             " (RFC 2033 section 5)"
             for keyword in ("ENHANCEDSTATUSCODES", "PIPELINING")
         ),
