@@ -167,7 +167,7 @@ class Conversation(RuleBasedStateMachine):
             self.session.secured()
 
     @precondition(lambda self: self.model.body)
-    @rule(name=st.sampled_from(list(model.BODIES_BY_NAME)), cut=st.integers(0, 110))
+    @rule(name=st.sampled_from(list(model.BODIES_BY_NAME)), cut=st.integers(1, 110))
     def body(self, name: str, cut: int) -> None:
         text = model.BODIES_BY_NAME[name]
         early = self.session.receive(text[:cut]) if cut < len(text) else b""
