@@ -230,7 +230,7 @@ class FleetMember:
     async def _log_end(self) -> None:
         """Log what the fleet has counted so far."""
         try:
-            self._view = None
+            self.forget_view()
             view = await self.view()
         except StoreError:
             return
@@ -256,6 +256,10 @@ class FleetMember:
     async def machines(self) -> list[Machine]:
         """Return the machines that were seen in the last hour. Raises StoreError."""
         return parse_machines(await self.store.machines())
+
+    def forget_view(self) -> None:
+        """Let the next call of `view` read the fleet anew."""
+        self._view = None
 
     async def view(self) -> FleetView:
         """Return the fleet as it was at most READ_AGE ago. Raises StoreError."""

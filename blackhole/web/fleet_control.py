@@ -189,6 +189,7 @@ class FleetControl(ScenarioControl):
         self._order = order
         self._member.obeyed = order.number
         await self._member.write()
+        self._member.forget_view()
 
     async def _local_change(self, order: FleetOrder) -> Callable[[RuntimeOrder, int], RuntimeOrder]:
         """Check an order, and return how it changes that of this machine.
