@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blackhole.metrics.status import server_lines
 from blackhole.rules import scenario
 from blackhole.rules.context import RuleContext
 from blackhole.rules.scenario_file import parse_rules
@@ -151,6 +152,11 @@ def test_program_takes_values_from_everywhere(tmp_path: Path) -> None:
     wrong = run(option, "--set=deferal=1", "-t")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (78, 1)
     assert "deferal: unknown variable" in wrong.stderr
+
+
+def test_status_shows_what_was_set() -> None:
+    facts = {"scenario": ["profile:gmail"], "set": ["deferral=0.05", "spam=0"]}
+    assert list(server_lines(facts, "", 0)) == ["scenario profile:gmail with deferral=0.05, spam=0"]
 
 
 # Weights
