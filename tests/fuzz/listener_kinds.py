@@ -283,6 +283,12 @@ SCENARIOS = {
         client_cert = "ask"
         then = "no-close-notify"
         [[rule]]
+        phase = "MAIL"
+        tls_version = "< 1.3"
+        extension = ["SMTPUTF8", "SIZE"]
+        reply = ["450 4.3.0 Busy", "550 5.7.1 No"]
+        weights = [3, 1]
+        [[rule]]
         phase = "NOOP"
         sni = ["busy.*", "mx.test"]
         reply = "450 4.3.0 Busy"
