@@ -211,6 +211,6 @@ def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_fol
         print(found["store"], waits, memory, fleet.memory("two"), fleet.memory("three"))
         assert waits["count"] > 2 * FROM_SMTP_SOURCE / 3
         late = sum(count for edge, count in waits["buckets"].items() if float(edge) > 2 * MAX_STORE_WAIT)
-        assert late + waits["beyond"] <= waits["count"] / 10_000, "but where it had no processor for so long"
+        assert late + waits["beyond"] <= waits["count"] / 10_000, "of a worker that was delayed itself"
         assert fleet.memory("two") - memory < MAX_GROWTH
     assert not any(map(children, [fleet.sinks["one"].pid]))

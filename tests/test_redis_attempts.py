@@ -17,6 +17,7 @@ from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Up
 from blackhole.rules.quotas import WindowCount
 from blackhole.settings import OperatorError, RedisSettings
 from blackhole.store import redis_attempts
+from blackhole.store.circuit_breaker import MAX_LATE
 from blackhole.store.redis_attempts import BATCH_SIZE, RedisAttemptStore
 from blackhole.store.redis_client import ANSWER_TIMEOUT
 from blackhole.store.redis_requests import RedisQuery, SlotLease
@@ -237,6 +238,64 @@ def test_a_short_silence_keeps_the_connection_and_logs_nothing(
 
     run_with_stores(own_redis, work, 1, "&timeout=0.05")
     assert warnings(caplog) == []
+
+
+def test_a_store_that_is_always_late_delays_three_questions_and_then_none_until_a_probe_is_in_time(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relay before Redis holds its answers back."""
+    pause = [0.0]
+    relays: set[asyncio.StreamWriter] = set()
+
+    async def has_ended() -> bool:
+        return not relays
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        relays.add(writer)
+        inner_reader, inner_writer = await asyncio.open_connection(*redis.address)
+        try:
+            while data := await reader.read(65536):
+                inner_writer.write(data)
+                reply = await inner_reader.read(65536)
+                await asyncio.sleep(pause[0])
+                writer.write(reply)
+        except OSError:
+            pass
+        finally:
+            inner_writer.close()
+            writer.close()
+            relays.discard(writer)
+
+    async def work() -> None:
+        server = await asyncio.start_server(relay, "127.0.0.1")
+        port = server.sockets[0].getsockname()[1]
+        store = RedisAttemptStore(values.attempt_store(f"redis://127.0.0.1:{port}/0?timeout=0.2"))
+        await store.open()
+        try:
+            await until(lambda: answering(store), "it answers")
+            pause[0] = 0.6
+            late = 0
+            while not warnings(caplog):
+                asked = store.update(b"ann", 0.0, count_attempt)
+                late += isinstance(asked, PendingAnswer)
+                assert asked is None or await asked is None
+                await asyncio.sleep(0.01)
+            assert late <= MAX_LATE
+            assert all([await not_answering(store) for _ in range(100)]), "no question is asked"
+            assert store.circuit.unanswered >= 100 + late
+            pause[0] = 0.0
+            await until(lambda: answering(store), "a probe was answered in time")
+        finally:
+            await store.close()
+            await until(has_ended, "the relay has ended")
+            server.close()
+            await server.wait_closed()
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(work())
+    (line,) = warnings(caplog)
+    assert "3 answers took longer than 0.2 s" in line
+    assert any(record.getMessage().endswith("answers again") for record in caplog.records)
 
 
 def test_a_longer_timeout_also_keeps_the_connection_longer(own_redis: RedisServer) -> None:
