@@ -213,6 +213,30 @@ SCENARIOS = {
         reply = "550 5.7.1 No"
         then = { reply-and-close-after = 20 }
         """,
+    "session facts": """
+        [[rule]]
+        phase = "RCPT"
+        not = { sender = "*@bad.test", size = "> 10" }
+        extension = ["SIZE", "!CHUNKING"]
+        chance = 0.4
+        reply = ["450 4.2.1 Later", "550 5.1.1 No"]
+        weights = [9, 1]
+        [[rule]]
+        phase = ["MAIL", "BDAT"]
+        tls_version = ["1.2", "1.3"]
+        reply = "454 4.7.0 Not under TLS"
+        [[rule]]
+        phase = ["MAIL", "EHLO"]
+        sni = "*.test"
+        reply = "450 4.7.0 Not for that name"
+        [[rule]]
+        phase = "STARTTLS"
+        chance = 0.5
+        tls_min = "1.2"
+        tls_max = "1.3"
+        tls_ciphers = "HIGH"
+        client_cert = "ask"
+        """,
     "drips": """
         [[rule]]
         phase = ["CONNECT", "EHLO", "."]
