@@ -119,7 +119,7 @@ BODIES = (
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[Sink]:
-    with Sink("--workers=1") as program:
+    with Sink("--workers=1", "--recent=20", "--show-clients") as program:
         program.dashboard()
         yield program
 
