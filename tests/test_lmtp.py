@@ -111,6 +111,42 @@ def test_retries_are_tracked_for_each_recipient() -> None:
     assert "retried-5xx" in deliver(b"full")
 
 
+def test_each_late_reply_has_an_outcome_of_its_own() -> None:
+    rules = parse_rules(RULES + "[[rule]]\nphase = '.'\ndelay = 0.2\n", "rules")
+    environment = RuleEnvironment(outcome_store=OutcomeTable(sets=64), monotonic=time.monotonic)
+    engine = make_engine(rules, environment=environment, service="lmtp")
+    message = b"Message-ID: <1@example.com>\r\n\r\nhello\r\n.\r\n"
+
+    def deliver(early: bool) -> set[str]:
+        session = engine.session(client="192.0.2.1")
+        converse(session, b"LHLO c.test\r\n")
+        converse(session, envelope(b"dave", b"busy", b"eve", b"eve"))
+        session.receive(message)
+        if early:
+            session.policy.client_sent_early()
+        while session.next_action is NextAction.SLEEP:
+            session.resume()
+        converse(session, b"QUIT\r\n")
+        events = set(session.counted_events)
+        session.closed()
+        return {one.name for one in EVENTS if EVENT_NUMBERS.outcome(one.name) in events}
+
+    assert deliver(early=False) == {"deferred"}
+    assert "reply_too_late" in deliver(early=True)
+    assert "reply_too_late_retried" in deliver(early=False)
+
+
+def test_client_that_leaves_between_two_replies_learns_nothing_of_the_rest() -> None:
+    rules = parse_rules(RULES + "[[rule]]\nphase = '.'\nrecipient = 'eve@*'\nthen = 'close'\n", "rules")
+    environment = RuleEnvironment(outcome_store=OutcomeTable(sets=64), monotonic=time.monotonic)
+    session = make_engine(rules, environment=environment, service="lmtp").session(client="192.0.2.1")
+    converse(session, b"LHLO c.test\r\n")
+    converse(session, envelope(b"dave", b"eve", b"bob"))
+    assert session.receive(b"hello\r\n.\r\n").count(b"250 ") == 1
+    assert session.next_action is NextAction.CLOSE
+    session.closed()
+
+
 def test_what_rfc_2033_section_5_asks_for_is_warned_about() -> None:
     done = run("--listen=127.0.0.1:25,lmtp 127.0.0.1:24,lmtp,extensions=none", "--test-config")
     assert done.returncode == 0

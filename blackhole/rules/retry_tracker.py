@@ -203,6 +203,7 @@ class RetryTracker:
         if self._reply_deferred:
             if self._client_spoke_early:
                 self._count_uncertain(state, REPLY_TOO_LATE)
+                self._unconfirmed = []
             else:
                 self._resolve()
 

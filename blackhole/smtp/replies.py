@@ -56,8 +56,6 @@ class Reply:
 
     def going_on(self) -> Reply:
         """Return the same reply, after which the session goes on."""
-        if self.next_action is NextAction.READ:
-            return self
         return Reply(self.code, self.enhanced, *self.lines)
 
     def __repr__(self) -> str:
