@@ -442,7 +442,7 @@ def _check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -
         raise given["ssl_key"].error("a key without a certificate; set ssl_cert too")
     elif not found["ssl_cert"] and found["tls_menu"] != NO_ENTRY:
         found["ssl_cert"] = AUTO_CERTIFICATE
-    elif not found["ssl_cert"]:
+    elif not _has_certificate(found):
         without_effect = (given[name].where for name in NEED_TLS if name in given)
         warnings += (f"{where}: no effect without ssl_cert" for where in without_effect)
     if found["auth"] != "off" and not (found["ssl_cert"] or found["auth_plaintext"]):
@@ -464,7 +464,7 @@ def _listeners(
     tls = bool(found["ssl_cert"])
     mode, delay = found["mode"], found["delay"]
     made = []
-    unused = {"ssl"} if found["ssl"] and not tls else set()
+    unused = set(NEED_TLS) if found["ssl"] and not _has_certificate(found) else set()
     only_listen = found["listen"] and given.keys().isdisjoint(("host", "port"))
     if only_listen:
         unused |= {"host", "port"}
@@ -484,6 +484,12 @@ def _listeners(
         made.append(listener)
     _check_distinct(made, given)
     return tuple(made), unused
+
+
+def _has_certificate(found: Mapping[str, Any]) -> bool:
+    """Return whether there is a certificate for all listeners or for one."""
+    own = {name for item in found["listen"] for name, *_ in item.settings}
+    return bool(found["ssl_cert"]) or not own.isdisjoint(("cert", "tls_menu"))
 
 
 NEED_TLS: Final = ("ssl", "ssl_port", "tls_min", "tls_max", "tls_ciphers", "client_cert", "client_ca")
