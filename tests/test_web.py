@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from blackhole.hostname import own_hostname
 from blackhole.web.events import MAX_VIEWERS
 from tests.external_programs import requires
 from tests.http_api import Sink, ask, figures, post, send, sent, total
@@ -43,7 +44,8 @@ def test_stats_are_exact_over_several_senders() -> None:
         assert now["replies"]["DATA"] == {"354": 100}
         assert now["commands"]["QUIT"] == 4
         assert now["listeners"][0] == {
-            "address": f"127.0.0.1:{program.port}", "mode": "accept", "delay": None, "tls": False
+            "address": f"127.0.0.1:{program.port}", "mode": "accept", "delay": None, "tls": False,
+            "service": "smtp", "hostname": own_hostname()
         }  # fmt: skip
         assert [worker["title"] for worker in now["workers"]] == [
             "blackhole: worker 1",
