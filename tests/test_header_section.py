@@ -5,11 +5,13 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.message_identity import IDENTITY_FIELDS, message_identity
+from blackhole.rules.scenario_file import parse_rules
+from blackhole.smtp.abridged_fields import ABRIDGED_FIELD, ABRIDGED_ROOM
 from blackhole.smtp.header_section import (
     ANY_NAME,
     FIELD_ROOM,
@@ -21,6 +23,7 @@ from blackhole.smtp.header_section import (
     CollectedHeader,
     HeaderCollector,
     fields,
+    shortened,
 )
 from blackhole.store.outcome_table import OutcomeTable
 from tests.engines import make_engine
@@ -28,6 +31,8 @@ from tests.engines import make_engine
 pytestmark = pytest.mark.pure
 
 NAMES = IDENTITY_FIELDS | {b"subject", b"x-tag"}
+
+ANY = frozenset((ANY_NAME,))
 
 LONG = b"Subject: " + b"y" * LINE_ROOM
 
@@ -75,17 +80,80 @@ def name_of(field: bytes) -> bytes:
 def test_fields_that_are_wanted_are_kept_however_a_message_arrives(message: bytes, size: int) -> None:
     wanted = [field for field in fields(message) if name_of(field) in NAMES or not name_of(field).isascii()]
     assert fields(collected(message, size)) == wanted
-    assert fields(collected(message, size, frozenset((ANY_NAME,)))) == fields(message)
+    assert bare(fields(collected(message, size, ANY))) == abridged(message)
+
+
+def abridged(message: bytes) -> list[bytes]:
+    """Return what a rule sees of the fields where the glob has a wildcard in the name, as documented."""
+    room, found = ABRIDGED_ROOM, []
+    for field in fields(message):
+        left = min(room, ABRIDGED_FIELD)
+        if field.index(b":") + len(b": ") <= left:
+            found.append(field[:left])
+            room -= len(field[:left])
+    return bare(found)
+
+
+def bare(found: list[bytes]) -> list[bytes]:
+    """Return fields without the blanks at which they may have been cut off."""
+    return [field.rstrip() for field in found]
+
+
+WIDE_LINES = st.one_of(
+    LINES,
+    st.builds(
+        lambda name, first, blanks, last: name + b":" + first + b" " * blanks + last,
+        st.sampled_from((b"X-A", b"", b"Message-ID", b"N" * (ABRIDGED_FIELD - 2), b"N" * 520, b"Subj\xc3t")),
+        st.sampled_from((b"", b" ", b"\t a", b"b" * 250, b"b" * (ABRIDGED_FIELD - 6), b"c" * 1100)),
+        st.integers(0, 600),
+        st.sampled_from((b"", b"d", b"e" * 300, b"\r")),
+    ),
+    st.builds(lambda size, text: b" " * size + text, st.integers(1, 600), st.sampled_from((b"", b"f" * 200))),
+)  # fmt: skip
+WIDE_MESSAGES = st.lists(
+    st.builds(lambda line, end, times: (line + end) * times, WIDE_LINES, ENDINGS, st.sampled_from((1, 20))),
+    max_size=9,
+).map(b"".join)  # fmt: skip
+CUTS = st.lists(st.one_of(st.integers(1, 40), st.sampled_from((1, 2, 512, 513, 1024, 2048))), max_size=30)
+
+
+@example(b"Subject: %b\r\nX-A: b\r\n\r\n" % (b"x" * 4000), [1024] * 5)
+@example(b"N%b\xff: a\r\nX-A: b\r\n\r\n" % (b"n" * LINE_ROOM), [600])
+@example(b"X:%b\n\n" % (b"y" * (ABRIDGED_FIELD - 2)), [1])
+@settings(max_examples=60, deadline=None)
+@given(WIDE_MESSAGES, CUTS)
+def test_fields_that_are_kept_do_not_depend_on_where_a_message_is_cut(
+    message: bytes, cuts: list[int]
+) -> None:
+    """With a wildcard in the name or not, and if it comes as a whole."""
+    pieces, rest = [], message
+    for cut in cuts:
+        pieces.append(rest[:cut])
+        rest = rest[cut:]
+    for names in (NAMES, ANY, ANY | IDENTITY_FIELDS):
+        whole, one_by_one, cut_up = (
+            HeaderCollector(names),
+            collected(message, 1, names),
+            HeaderCollector(names),
+        )
+        whole.feed(message)
+        for piece in (*pieces, rest):
+            cut_up.feed(piece)
+        kept = whole.text
+        assert fields(kept) == fields(one_by_one) == fields(cut_up.text)
+        assert kept.digest == one_by_one.digest
+        if names >= ANY:
+            assert bare(fields(kept)) == bare(fields(shortened(message, names)))
+    assert bare(fields(collected(message, 100, ANY))) == abridged(message)
 
 
 @example(b"Subject : a\r\nresent-message-id:b\nTo:\r\n\nbody")
 @example(b"Message-ID: <1@a>\r\nMessage-ID: <2@a>\r\n\r\n")
 @given(MESSAGES)
 def test_plain_header_section_that_arrives_at_once_is_kept_as_in_pieces(message: bytes) -> None:
-    for names in (NAMES, frozenset((ANY_NAME,))):
-        whole, pieces = collected(message, 5000, names), collected(message, 1, names)
-        if PLAIN_SECTION(message, 0, PLAIN_OCTETS):
-            assert (whole, whole.digest) == (pieces, pieces.digest)
+    whole, pieces = collected(message, 5000), collected(message, 1)
+    if PLAIN_SECTION(message, 0, PLAIN_OCTETS):
+        assert (whole, whole.digest) == (pieces, pieces.digest)
 
 
 @example(b"no field\r\nSubject: x\r\n\r\nbody", 1)
@@ -113,6 +181,39 @@ def test_of_the_fields_of_one_name_the_first_octets_are_kept() -> None:
         assert (first, second) == (b"X-Tag: ".ljust(FIELD_ROOM, b"x"), b"Subject: short")
 
 
+def test_of_fields_of_any_name_the_first_octets_are_kept() -> None:
+    long, folded = b"X-Long: %b" % (b"x" * 900), b"X-Folded:\r\n  \t%b\r\n\tb" % (b"a" * 200)
+    message = b"\r\n".join(
+        (long, folded, b"%b: y" % (b"N" * ABRIDGED_FIELD), *[long] * 20, b"X: 1", b"", b"")
+    )
+    found = fields(collected(message, 50, ANY))
+    assert found[:2] == [long[:ABRIDGED_FIELD], b"X-Folded:  %b b" % (b"a" * 200)]
+    assert found[2:-1] == [long[:ABRIDGED_FIELD]] * 14  # the name of the third does not fit
+    assert len(b"".join(found)) == ABRIDGED_ROOM
+
+
+def test_rule_with_a_wildcard_in_the_name_sees_the_same_however_a_message_arrives() -> None:
+    rules = parse_rules('[[rule]]\nphase = "."\nheader = "X-*: *end"\nreply = "554 5.7.1 No"\n', "test")
+    engine = make_engine(rules=rules)
+    last = ABRIDGED_FIELD - len(b"X-A: ")
+    for value, code in ((b"end".rjust(last, b"x"), b"554"), (b"end".rjust(last + 1, b"x"), b"250")):
+        for size in (1, 513, 5000):
+            session = engine.session()
+            session.greet()
+            message = b"MAIL FROM:<a@a.example>\r\nRCPT TO:<b@b.example>\r\nDATA\r\n"
+            assert b"\r\n354 " in session.receive(b"EHLO x\r\n" + message)
+            text = b"X-A: %b\r\n\r\nHello\r\n.\r\n" % value
+            replies = [session.receive(text[start : start + size]) for start in range(0, len(text), size)]
+            assert b"".join(replies)[:3] == code
+
+
+@pytest.mark.parametrize(
+    "line", [b"X: y\r\n", b":\n", b"X: %b\r\n" % (b"y" * 3000), b"X: y\n" + b" \n" * 500, b"x"]
+)
+def test_what_is_kept_of_fields_of_any_name_is_bounded(line: bytes) -> None:
+    assert peak_memory((line * (MAX_HEADER // len(line) + 1))[:MAX_HEADER], ANY) < 2 * ABRIDGED_ROOM
+
+
 @pytest.mark.parametrize(
     ("line", "most"),
     [
@@ -127,19 +228,23 @@ def test_of_the_fields_of_one_name_the_first_octets_are_kept() -> None:
 )
 def test_what_is_kept_of_a_header_section_is_bounded(line: bytes, most: int) -> None:
     """64 KiB arrive in pieces, without an end."""
-    message = (line * (MAX_HEADER // len(line) + 1))[:MAX_HEADER]
+    assert peak_memory((line * (MAX_HEADER // len(line) + 1))[:MAX_HEADER], NAMES) < most
+
+
+def peak_memory(message: bytes, names: frozenset[bytes]) -> int:
+    """Return the most octets of memory that are in use while a message arrives in pieces."""
     pieces = [message[start : start + 500] for start in range(0, len(message), 500)]
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        collector = HeaderCollector(NAMES)
+        collector = HeaderCollector(names)
         peak = 0
         for piece in pieces:
             collector.feed(piece)
             peak = max(peak, tracemalloc.get_traced_memory()[0] - before)
     finally:
         tracemalloc.stop()
-    assert peak < most
+    return peak
 
 
 def test_sessions_with_rules_that_refuse_keep_little_of_a_header_section() -> None:

@@ -8,6 +8,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
+from blackhole.smtp.abridged_fields import ABRIDGED_FIELD, AbridgedFields
+
 MAX_HEADER: Final = 65536
 """Octets of a header section that are read."""
 
@@ -128,7 +130,8 @@ class HeaderCollector:
     """Collects the fields of some names from the header section of a message that arrives in pieces.
 
     Nothing is kept of other fields, and FIELD_ROOM octets of those of one name. `names` are in lower case.
-    Fields whose names are not ASCII are all kept, like those of one name.
+    Fields whose names are not ASCII are all kept, like those of one name. With ANY_NAME among the names, all
+    others are kept as `AbridgedFields`.
 
     >>> collector = HeaderCollector(frozenset((b"subject",)))
     >>> for piece in (b"To: bob@example.com\\r\\nSub", b"ject: hello\\r\\n\\r\\nHow are you?"):
@@ -138,6 +141,7 @@ class HeaderCollector:
     """
 
     __slots__ = (
+        "_abridged",
         "_digest",
         "_ended",
         "_fields_ended",
@@ -156,7 +160,8 @@ class HeaderCollector:
         self._names = names
         self._room: dict[bytes, int] = {}
         """How many octets more may be kept, by the key of a name."""
-        self._kept: list[bytes] = []
+        self._kept = bytearray()
+        self._abridged = AbridgedFields(self._kept) if ANY_NAME in names else None
         self._digest = blake2b(digest_size=DIGEST_OCTETS)
         self._key: bytes | None = None
         """The key of the field that the last line belongs to; None if it is not kept."""
@@ -175,8 +180,8 @@ class HeaderCollector:
         """Take the next octets of the message, with dots still doubled."""
         if self._ended:
             return
-        if not self._octets and (section := PLAIN_SECTION(data, 0, PLAIN_OCTETS)) is not None:
-            self._take_section(section[0])
+        if not self._octets and (section := self._plain_section(data)):
+            self._take_section(section)
             return
         data = data[: MAX_HEADER - self._octets]
         self._octets += len(data)
@@ -207,24 +212,35 @@ class HeaderCollector:
         elif self._line:
             self._take(self._line, False)
         self._ended, self._line = True, b""
-        kept = b"".join(self._kept)
-        if kept and not kept.endswith(b"\n"):
-            kept += b"\r\n"
-        text = CollectedHeader(kept + (NO_FIELD if self._fields_ended else b"") + b"\r\n")
+        if self._abridged is not None:
+            self._abridged.end()
+        self._end_line()
+        text = CollectedHeader(self._kept + (NO_FIELD if self._fields_ended else b"") + b"\r\n")
         text.digest = self._digest.digest() if self._lines else b""
         return text
+
+    def _plain_section(self, data: bytes) -> bytes:
+        """Return the header section if it is there as a whole and nothing in it is abridged; else nothing."""
+        found = PLAIN_SECTION(data, 0, PLAIN_OCTETS)
+        if found is None:
+            return b""
+        # A blank that is not there is added behind a name.
+        is_short = self._abridged is None or max(map(len, found[0].split(b"\n"))) < ABRIDGED_FIELD
+        return found[0] if is_short else b""
 
     def _take_section(self, section: bytes) -> None:
         """Take a plain header section, which takes a third of the time that its lines would take."""
         self._ended, self._lines = True, 1
         self._digest.update(section)
         find = field_finder(self._names)
-        self._kept = [section] if find is None else find(section)
+        self._kept += section if find is None else b"".join(find(section))
 
     def _take(self, line: bytes, is_complete: bool) -> None:
         """Take a line, or a piece of one that is long."""
-        if not self._is_long:
+        begins = not self._is_long
+        if begins:
             self._lines += 1
+            self._end_line()
             self._begin_line(line)
         self._has_colon = self._has_colon or b":" in line
         self._is_long = not is_complete
@@ -234,16 +250,26 @@ class HeaderCollector:
             self._digest.update(line[:-1])
         else:
             self._digest.update(line)
-        if self._key is not None:
+        if self._key is ANY_NAME and self._abridged is not None:
+            self._abridged.take(line, begins)
+        elif self._key is not None:
             self._keep(self._key, line)
+
+    def _end_line(self) -> None:
+        """End the last line that was kept, if its end was not."""
+        if self._kept and not self._kept.endswith(b"\n"):
+            self._kept += b"\r\n"
 
     def _begin_line(self, line: bytes) -> None:
         """Find out to which field a line belongs."""
         if line[:1] in (b" ", b"\t"):
             self._has_colon = True
             return
-        name, colon, _ = line.partition(b":")
+        # The rest of a long line may be there already, or not.
+        name, colon, _ = line[: LINE_ROOM + 1].partition(b":")
         name = name.rstrip().lower()
+        if self._abridged is not None:
+            self._abridged.end()
         self._has_colon, self._key = bool(colon), None
         if colon and name in self._names:
             self._key = name
@@ -251,13 +277,9 @@ class HeaderCollector:
             self._key = ANY_NAME
 
     def _keep(self, key: bytes, line: bytes) -> None:
-        whole = MAX_HEADER if key == ANY_NAME and key in self._names else FIELD_ROOM
-        room = self._room.setdefault(key, whole)
+        room = self._room.setdefault(key, FIELD_ROOM)
         self._room[key] = max(0, room - len(line))
-        if len(line) > room > 0:
-            line = line[:room].rstrip(b"\n") + b"\r\n"
-        if room:
-            self._kept.append(line)
+        self._kept += line[:room]
 
     def _find_blank_line(self, text: bytes) -> None:
         """Take octets behind the last field, up to a blank line."""
@@ -273,7 +295,9 @@ def shortened(message: bytes, names: frozenset[bytes]) -> bytes:
 
     `names` are those of the fields that are kept, as for a `HeaderCollector`.
     """
-    if isinstance(message, CollectedHeader) or message.find(b"\n\r\n", 0, FIELD_ROOM) >= 0:
+    if isinstance(message, CollectedHeader):
+        return message
+    if ANY_NAME not in names and message.find(b"\n\r\n", 0, FIELD_ROOM) >= 0:
         return message
     collector = HeaderCollector(names)
     collector.feed(message[:MAX_HEADER])
