@@ -18,8 +18,9 @@ import pytest
 from tests.external_programs import output_of, path_of, requires
 from tests.network import Network
 from tests.postfix import QUICK_RETRIES, RECIPIENT, Postfix, requires_postfix, smtp_source
-from tests.program import SCRIPT, Program, children, wait_for
+from tests.program import PYTHON, Program, children, wait_for
 from tests.resource_usage import master_and_workers, proportional_memory
+from tests.store_waits import REPORTED, StoreWait, read_waits
 
 MACHINES = ("one", "two", "three")
 
@@ -27,10 +28,13 @@ FROM_SMTP_SOURCE = int(os.environ.get("BLACKHOLE_FLEET_MESSAGES", "5000"))
 """Messages from smtp-source, while nothing breaks."""
 
 MEASURED = "BLACKHOLE_FLEET_MESSAGES" in os.environ
-"""Whether times and memory are checked too, which a busy machine does not allow."""
+"""Whether the figures are printed, and memory is checked, which a busy machine does not allow."""
 
-MAX_STORE_WAIT = 0.1
-"""Seconds that mail may wait for the store, which has 50 ms to answer."""
+MAX_STORE_WAIT = REPORTED
+"""Seconds that mail may wait for the store, which has 50 ms to answer.
+
+The time in which the kernel does not let a worker run comes on top of it.
+"""
 
 MAX_GROWTH = 8192
 """KiB by which the memory of a machine may grow."""
@@ -43,7 +47,7 @@ reply = "452 4.5.3 Slow down"
 """
 """A rule that asks the store about each recipient."""
 
-FROM_POSTFIX = 120
+FROM_POSTFIX = max(120, FROM_SMTP_SOURCE // 100)
 """Messages from Postfix, while everything does."""
 
 CUT_OFF = 10
@@ -119,7 +123,10 @@ class FleetOfMachines:
             "--workers=2",
             f"--hostname={name}.test",
             "--user=nobody",
-            command=(*self.network.inside(name), *SCRIPT),
+            command=(
+                *(*self.network.inside(name), *PYTHON, "-m", "tests.store_waits"),
+                str(self._folder / f"waits-{name}"),
+            ),
         )
 
     def figures(self, name: str) -> Any:
@@ -147,6 +154,10 @@ class FleetOfMachines:
     def memory(self, name: str) -> float:
         """Return the KiB of memory of a machine."""
         return proportional_memory(*master_and_workers(self.sinks[name].pid))
+
+    def store_waits(self) -> dict[str, list[StoreWait]]:
+        """Return the long waits for the store, by machine."""
+        return {name: read_waits(self._folder / f"waits-{name}") for name in MACHINES}
 
     def accepted(self, name: str = "two") -> int:
         found = self.figures(name)
@@ -205,12 +216,20 @@ def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_fol
         60,
     )
     wait_for(lambda: fleet.scenarios() == ["PUT /scenario"] * 2, "they show it")
+    waits = fleet.store_waits()
+    for name in MACHINES:
+        assert waits[name], "each machine has asked the store"
+    late = [(name, wait) for name in MACHINES for wait in waits[name] if wait.own > MAX_STORE_WAIT]
+    assert not late, "the worker could run, and mail waited for the store"
     if MEASURED:
         found = fleet.figures("two")
-        waits = found["histograms"]["store_seconds"]
-        print(found["store"], waits, memory, fleet.memory("two"), fleet.memory("three"))
-        assert waits["count"] > 2 * FROM_SMTP_SOURCE / 3
-        late = sum(count for edge, count in waits["buckets"].items() if float(edge) > 2 * MAX_STORE_WAIT)
-        assert late + waits["beyond"] <= waits["count"] / 10_000, "of a worker that was delayed itself"
+        print(f"accepted {found['messages']['accepted']} of {delivered} sent, {twice} perhaps twice")
+        print(found["store"], found["histograms"]["store_seconds"])
+        for name in MACHINES:
+            own = max(waits[name], key=lambda wait: wait.own)
+            print(name, "longest", max(waits[name], key=lambda wait: wait.seconds), "longest own", own)
+            print(*(wait for wait in waits[name] if wait.seconds > MAX_STORE_WAIT), sep="\n")
+        print("memory", memory, fleet.memory("two"), fleet.memory("three"))
+        assert found["histograms"]["store_seconds"]["count"] > 2 * FROM_SMTP_SOURCE / 3
         assert fleet.memory("two") - memory < MAX_GROWTH
     assert not any(map(children, [fleet.sinks["one"].pid]))
