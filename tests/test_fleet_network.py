@@ -174,6 +174,7 @@ def fleet(tmp_path: Path) -> Iterator[FleetOfMachines]:
         yield FleetOfMachines(network, tmp_path, stack)
 
 
+@pytest.mark.timeout(120 + FROM_SMTP_SOURCE / 100)
 def test_the_sum_is_what_the_senders_counted(fleet: FleetOfMachines, postfix_folder: Path) -> None:
     network, hub = fleet.network, (fleet.network.address("hub"), 25)
     wait_for(lambda: fleet.alive() == 3, "all machines have written")
