@@ -157,6 +157,48 @@ def test_what_a_replica_lacks_that_has_taken_over_is_written_again(
     fleet(fail_over)
 
 
+def test_a_machine_cut_off_for_seven_days_counts_twice_what_it_had_counted_and_no_more(
+    fleet: Fleet, redis: RedisServer
+) -> None:
+    async def cut_off(store: FleetStore) -> None:
+        one, two = Machine(store, "one"), Machine(store, "two")
+        await one.count(5)
+        await two.count(7)
+        redis.ask("ZADD", "blackhole:{f}:seen", time.time() - 7 * 86400 - 1, one.machine)
+        await two.count(0)
+        assert (await store.total()).fields[ACCEPTED] == 12
+        await one.count(1)
+        assert (await store.total()).fields[ACCEPTED] == 12 + 5 + 1
+        await one.count(1)
+        await two.count(1)
+        assert (await store.total()).fields[ACCEPTED] == 12 + 5 + 3
+
+    fleet(cut_off)
+
+
+@pytest.mark.parametrize(("seconds", "twice"), [(3500, 0), (3601, 5)])
+def test_a_machine_cut_off_while_its_store_loses_everything_counts_once_within_an_hour(
+    fleet: Fleet, redis: RedisServer, seconds: int, twice: int
+) -> None:
+    """After an hour its counters are added to those of machines that are forgotten."""
+
+    async def cut_off(store: FleetStore) -> None:
+        one, two = Machine(store, "one"), Machine(store, "two")
+        await one.count(5)
+        await two.count(7)
+        redis.ask("ZADD", "blackhole:{f}:seen", time.time() - seconds, one.machine)
+        await two.count(0)
+        await two._copies.update()
+        redis.ask("FLUSHALL")
+        await two.count(0)
+        await two.count(0)
+        assert (await store.total()).fields[ACCEPTED] == 12, "from the copy"
+        await one.count(1)
+        assert (await store.total()).fields[ACCEPTED] == 12 + twice + 1
+
+    fleet(cut_off)
+
+
 def test_a_machine_that_leaves_is_gone_at_once_and_says_since_when(fleet: Fleet) -> None:
     async def leave(store: FleetStore) -> None:
         one = Machine(store, "one")
