@@ -176,27 +176,44 @@ def test_a_machine_cut_off_for_seven_days_counts_twice_what_it_had_counted_and_n
     fleet(cut_off)
 
 
-@pytest.mark.parametrize(("seconds", "twice"), [(3500, 0), (3601, 5)])
-def test_a_machine_cut_off_while_its_store_loses_everything_counts_once_within_an_hour(
-    fleet: Fleet, redis: RedisServer, seconds: int, twice: int
+@pytest.mark.parametrize("hours", [0.5, 2, 7 * 24 - 1])
+def test_a_machine_cut_off_while_its_store_loses_everything_counts_once_for_seven_days(
+    fleet: Fleet, redis: RedisServer, hours: float
 ) -> None:
-    """After an hour its counters are added to those of machines that are forgotten."""
-
     async def cut_off(store: FleetStore) -> None:
         one, two = Machine(store, "one"), Machine(store, "two")
         await one.count(5)
         await two.count(7)
-        redis.ask("ZADD", "blackhole:{f}:seen", time.time() - seconds, one.machine)
+        redis.ask("ZADD", "blackhole:{f}:seen", time.time() - hours * 3600, one.machine)
         await two.count(0)
         await two._copies.update()
         redis.ask("FLUSHALL")
-        await two.count(0)
-        await two.count(0)
+        for _ in range(3):
+            await two.count(0)
         assert (await store.total()).fields[ACCEPTED] == 12, "from the copy"
         await one.count(1)
-        assert (await store.total()).fields[ACCEPTED] == 12 + twice + 1
+        assert (await store.total()).fields[ACCEPTED] == 12 + 1
 
     fleet(cut_off)
+
+
+def test_a_machine_that_was_back_for_a_while_is_copied_again(fleet: Fleet, redis: RedisServer) -> None:
+    async def come_back(store: FleetStore) -> None:
+        one, two = Machine(store, "one"), Machine(store, "two")
+        await two.count(7)
+        for hours in 2, 1:
+            await one.count(5)
+            await two.count(0)
+            redis.ask("ZADD", "blackhole:{f}:seen", time.time() - hours * 3600, one.machine)
+            await two.count(0)
+            two._copies._next = 0.0  # a second later
+            await two._copies.update()
+        redis.ask("FLUSHALL")
+        for _ in range(3):
+            await two.count(0)
+        assert (await store.total()).fields[ACCEPTED] == 7 + 10
+
+    fleet(come_back)
 
 
 def test_a_machine_that_leaves_is_gone_at_once_and_says_since_when(fleet: Fleet) -> None:

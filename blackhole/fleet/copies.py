@@ -10,8 +10,14 @@ from blackhole.fleet.replies import FleetRun, StoreError
 from blackhole.fleet.script import LIVE_SECONDS
 from blackhole.fleet.store import FORGOTTEN, FleetStore, Written
 
+LEFT: Final = '"left":true'
+"""In the summary of a machine that has said that it leaves. Another one may only be cut off."""
+
 MAX_COPIES: Final = 1000
 """Machines that are gone and of which a copy of their counters is kept."""
+
+SAME_WRITE: Final = 0.5
+"""Seconds between the times of a write as two looks tell it; a machine writes once a second."""
 
 COPIES_PER_SECOND: Final = 50
 """Machines of a fleet that copy, in a second, the counters of those that are gone."""
@@ -75,11 +81,11 @@ class StoreCopies:
         for machine, (age, summary) in (await self._store.machines()).items():
             if age < LIVE_SECONDS or len(copies) >= MAX_COPIES:
                 continue
-            copies[machine] = self._machines.get(machine) or MachineCopy(
-                time.monotonic() - age,
-                summary.decode(errors="replace"),
-                await self._store.figures(machine),
-            )
+            known, written = self._machines.get(machine), time.monotonic() - age
+            if known is None or written > known.written + SAME_WRITE:
+                counters = await self._store.figures(machine)
+                known = MachineCopy(written, summary.decode(errors="replace"), counters)
+            copies[machine] = known
         forgotten = await self._store.figures(FORGOTTEN)
         if await self._is_unchanged():
             self._machines, self._forgotten, self._wants_machines = copies, forgotten, False
@@ -88,6 +94,7 @@ class StoreCopies:
         """Write everything into a store that has lost it. Raises StoreError."""
         for machine, copy in self._machines.items():
             age = max(LIVE_SECONDS, time.monotonic() - copy.written)
+            age = age if LEFT in copy.summary else -age
             await self._store.write(machine, copy.counters, copy.summary, age, generation)
         await self._store.write(FORGOTTEN, self._forgotten, "", 0, generation)
         for run in self._runs.values():

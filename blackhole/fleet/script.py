@@ -75,7 +75,7 @@ keep(figures, {KEEP_SECONDS})
 
 if summary ~= '' then
   redis.call('HSET', members, id, summary)
-  redis.call('ZADD', seen, text_of(now - age), id)
+  redis.call('ZADD', seen, text_of(now - math.abs(age)), id)
   if tonumber(age) > 0 then
     redis.call('ZADD', left, text_of(now - age), id)
   else
@@ -114,7 +114,7 @@ return {{epoch, alive, redis.call('HGET', order, 'number') or '0', redis.call('Z
 """KEYS: the total, the counters of this machine, the summaries of all machines, when they were last seen, the
 order in force, when machines have left, the runs, and the counters of machines that are forgotten. ARGV: the
 id of the machine, a new epoch, its summary (empty: write counters only), the seconds since it was alive (0
-unless it leaves), the generation that it knows; then fields and counts.
+if it is, negative if it has not said that it leaves), the generation that it knows; then fields and counts.
 
 A generation lasts from the first machine that joins, while none is alive, to the last that leaves. A machine
 counts its messages under the name of the generation too, for `stop_after`.

@@ -142,8 +142,8 @@ class FleetStore:
     ) -> Written:
         """Write counters of a machine, and what is shown of it; nothing of that changes if it is empty.
 
-        `age` is the time in seconds since the machine was alive: not 0 when it leaves. `known` is the
-        generation that it knows.
+        `age` is the time in seconds since the machine was alive: above 0 when it leaves, and below 0 for a
+        copy of one that may come back. `known` is the generation that it knows.
         """
         keys = [
             *(self._key("total"), self._key("figures", machine), self._key("machines")),
