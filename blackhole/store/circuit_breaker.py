@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-MAX_LATE: Final = 3
-"""Late answers in a row after which only a probe closes the circuit."""
+MAX_LATE: Final = 2
+"""Late answers in a row after which only a probe closes the circuit: a message waits for no more of them."""
 
 MAX_WAITS: Final = 10_000
 """Times that are kept until they are read; a worker reads them once a second."""
