@@ -163,6 +163,10 @@ OPTIONS: Final = (
            "which sessions and messages to inspect for violations that are not seen while serving them",
            "all inspects each session, and the first 2 KiB of each message. sample inspects 500 of each a "
            "second, and one in 64 of those beyond. off inspects none."),
+    Option("inspect_content", values.switch, "no", "", "Replies",
+           "inspect the content of messages: header fields, MIME parts and signatures",
+           "Of those that inspect chooses, up to 256 KiB of each. A message is kept until it ends. "
+           "With sample, up to 8 MiB a second in each worker are inspected."),
     Option("message_directives", values.switch, "yes", "yes|no", "Replies",
            "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",
            "They apply to that message alone, with a delay of at most 60 seconds. Rules override them.",

@@ -290,6 +290,8 @@ class Settings:
     """A key of NEWLINES."""
     inspect: str = "sample"
     """Which sessions and messages are inspected: all, sample or off."""
+    inspect_content: bool = False
+    """Whether the content of the messages that are inspected is inspected too."""
 
     # Limits that protect the process.
     max_connections: int = 10000

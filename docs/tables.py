@@ -18,6 +18,7 @@ from internet_profile import profile_text  # noqa: E402
 
 import blackhole  # noqa: E402
 from blackhole import settings  # noqa: E402
+from blackhole.metrics import report  # noqa: E402
 from blackhole.metrics.tls_events import TLS_FAILURES  # noqa: E402
 from blackhole.option_table import LISTENER_ROWS, OPTIONS, Option  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
@@ -211,17 +212,28 @@ def profile_page() -> Iterator[str]:
 def violation_page() -> Iterator[str]:
     yield from ("What [the report](../report.md) can find wrong with a sender.", "")
     yield from table(
-        ("rule", "level", "source", "the sender", "what to do"),
+        ("rule", "level", "source", "the sender", "what to do", "expected by"),
         (
             (
                 code(rule.name),
-                rule.level.upper() if rule.level != "style" else rule.level,
-                rfc(rule.rfc, rule.section),
+                report.level_text(rule.level),
+                rfc(rule.rfc, rule.section) if rule.rfc else rule.section,
                 rule.meaning,
                 rule.hint,
+                " ".join(map(code, rule.providers)),
             )
             for rule in violations.VIOLATIONS
         ),
+    )
+    yield from ("", "## Providers", "")
+    yield from (
+        "What these providers say that they expect of a message.",
+        "The rules are modelled on what they publish, and none of them is official.",
+        "",
+    )
+    yield from table(
+        ("provider", "of", "source", "since"),
+        ((code(name), one.title, one.source, one.date) for name, one in violations.PROVIDERS.items()),
     )
 
 
@@ -254,7 +266,7 @@ PAGES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
 
 PACKAGE = Path(blackhole.__file__).parent
 
-FOLDERS = ("web", "process", "net", "metrics", "store", "rules", "smtp")
+FOLDERS = ("web", "process", "net", "metrics", "store", "rules", "smtp", "messages")
 """The folders of the package, from the top."""
 
 ABOVE_FOLDERS = ("__main__", "main", "service")

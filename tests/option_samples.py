@@ -36,6 +36,7 @@ SAMPLES = {
     "extensions": "none CHUNKING",
     "bare_newline": "reject",
     "inspect": "all",
+    "inspect_content": "yes",
     "message_directives": "no",
     "auth": "/etc/users",
     "auth_plaintext": "yes",

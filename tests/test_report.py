@@ -21,7 +21,7 @@ from blackhole.metrics.evidence import EvidenceLog
 from blackhole.metrics.layout import VIOLATION_NUMBERS
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.smtp.state import ViolationContext
-from blackhole.smtp.violations import LEVELS, VIOLATIONS
+from blackhole.smtp.violations import LEVELS, OF_CONTENT, VIOLATIONS
 from tests.engines import EVENT_NUMBERS
 from tests.postfix import RECIPIENT, SENDER
 from tests.program import Program, run, scenario_option, state, wait_for
@@ -60,7 +60,13 @@ def test_the_text_names_the_violation_its_source_and_a_hint() -> None:
 def test_junit_has_a_case_for_each_violation_and_fails_those_found() -> None:
     suite = ElementTree.fromstring(report.report_junit(snapshot_with(bare_lf=2, nul=1)))
     assert (suite.get("tests"), suite.get("failures")) == (str(len(VIOLATIONS)), "2")
-    assert {case.get("name") for case in suite if len(case)} == {"bare-lf", "nul"}
+    assert {case.get("name") for case in suite if len(case) and case[0].tag != "skipped"} == {
+        "bare-lf",
+        "nul",
+    }
+    skipped = {case.get("name") for case in suite.iter("testcase") if case.find("skipped") is not None}
+    assert skipped == {rule.name for rule in VIOLATIONS if rule.sampled_in in OF_CONTENT}
+    assert suite.get("skipped") == str(len(skipped))
 
 
 @pytest.mark.parametrize(

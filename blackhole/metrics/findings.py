@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from blackhole.metrics.evidence import NO_EVIDENCE, Evidence, Example
 from blackhole.metrics.samples import CONFIDENCE, SampledCount
 from blackhole.metrics.snapshot import Snapshot
-from blackhole.smtp.violations import LEVELS, VIOLATIONS, Violation
+from blackhole.smtp.violations import LEVELS, OF_CONTENT, VIOLATIONS, Violation
 
 
 class Finding(NamedTuple):
@@ -95,6 +95,7 @@ class Finding(NamedTuple):
             "rule": rule.name,
             "level": rule.level,
             "source": rule.source,
+            "providers": list(rule.providers),
             "meaning": rule.meaning,
             "hint": rule.hint,
             "counted": self.counted,
@@ -126,10 +127,14 @@ def findings(snapshot: Snapshot) -> list[Finding]:
 
 
 def inspection_text(snapshot: Snapshot) -> str:
-    """Return how many sessions and messages were inspected, of how many, as text."""
+    """Return how many sessions and messages were inspected, of how many, as text.
+
+    Of what they contain it is said where any was inspected.
+    """
     parts = (
         f"{one.inspected:,} of {plural(one.of, what.removesuffix('s'))}"
         for what, one in snapshot.inspected.items()
+        if one.inspected or what not in OF_CONTENT
     )
     return f"inspected: {', '.join(parts)}"
 

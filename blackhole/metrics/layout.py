@@ -170,6 +170,7 @@ LAYOUT_CRC: Final = zlib.crc32(
             LISTENER_NAMES_START,
             PHASES,
             VIOLATIONS,
+            INSPECTED,
             EVENTS,
             CELLS,
             HISTOGRAMS,
@@ -232,7 +233,7 @@ class EventCells:
         return SAMPLED_START + SAMPLED_NUMBERS[name]
 
     def inspection(self, what: str) -> int:
-        """Return the number of the inspections of sessions or of messages."""
+        """Return the number of the inspections of sessions, of messages or of what they contain."""
         return INSPECTED_START + INSPECTED.index(what)
 
     def outcome(self, name: str) -> int:

@@ -17,12 +17,12 @@ from blackhole.metrics.findings import findings, inspection_text, plural
 from blackhole.metrics.snapshot import UNCERTAIN_KEYS, Snapshot
 from blackhole.metrics.tls_summary import tls_lines
 from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
-from blackhole.smtp.violations import LEVELS, VIOLATIONS
+from blackhole.smtp.violations import OF_CONTENT, RFC_LEVELS, VIOLATIONS
 
 
 def levels_from(level: str) -> tuple[str, ...]:
     """Return this level and all graver ones; none for the level "never"."""
-    return LEVELS[: LEVELS.index(level) + 1] if level in LEVELS else ()
+    return RFC_LEVELS[: RFC_LEVELS.index(level) + 1] if level in RFC_LEVELS else ()
 
 
 def fails(snapshot: Snapshot, level: str) -> bool:
@@ -40,7 +40,7 @@ def report_text(snapshot: Snapshot) -> str:
     found = findings(snapshot)
     for finding in found:
         rule = finding.rule
-        lines.append(f"{rule.level.upper():<6} {rule.name}: {rule.meaning}, {finding.seen}")
+        lines.append(f"{level_text(rule.level):<6} {rule.name}: {rule.meaning}, {finding.seen}")
         lines += (f"       {line}" for line in finding.lines())
     if not found:
         lines.append("No violations were found.")
@@ -55,6 +55,11 @@ def report_text(snapshot: Snapshot) -> str:
     lines += ["", *client_lines(snapshot)] if snapshot.clients else []
     lines += ["", *snapshot.notes] if snapshot.notes else []
     return "\n".join(lines) + "\n"
+
+
+def level_text(level: str) -> str:
+    """Return a level as reports show it: that of an RFC in its capital letters."""
+    return level.upper() if level in ("must", "should") else level
 
 
 def summary_lines(snapshot: Snapshot) -> list[str]:
@@ -168,7 +173,7 @@ def report_json(snapshot: Snapshot) -> str:
     return json.dumps(as_dict(snapshot), indent=2) + "\n"
 
 
-def report_junit(snapshot: Snapshot, fail_on: str = LEVELS[-1]) -> str:
+def report_junit(snapshot: Snapshot, fail_on: str = RFC_LEVELS[-1]) -> str:
     """Return the report as JUnit XML, for CI servers: a case for each rule.
 
     A rule that was broken fails from the level `fail_on` on; below it, the case says so and passes.
@@ -181,6 +186,8 @@ def report_junit(snapshot: Snapshot, fail_on: str = LEVELS[-1]) -> str:
         case = ElementTree.SubElement(suite, "testcase", classname=f"blackhole.{rule.level}", name=rule.name)
         finding = found.get(rule.name)
         if finding is None:
+            if rule.sampled_in in OF_CONTENT and not snapshot.inspected[rule.sampled_in].inspected:
+                ElementTree.SubElement(case, "skipped", message="not inspected: see --inspect-content")
             continue
         message, text = f"{rule.meaning}, {finding.seen}", "\n".join(finding.lines())
         if rule.level in counted:
@@ -194,6 +201,7 @@ def report_junit(snapshot: Snapshot, fail_on: str = LEVELS[-1]) -> str:
         *rule_match_lines(snapshot),
         *snapshot.notes,
     ]
+    suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
     ElementTree.SubElement(suite, "system-out").text = "\n".join(output)
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")

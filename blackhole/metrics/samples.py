@@ -43,7 +43,7 @@ class SampledCount(NamedTuple):
     of: int
     """How many there are. Never less than were inspected."""
     what: str
-    """sessions or messages."""
+    """One of `violations.INSPECTED`."""
 
     def with_found(self, found: int) -> SampledCount:
         """Return the count with so many found: they were inspected, even if that is not counted yet."""

@@ -22,6 +22,7 @@ from blackhole.metrics.layout import (
     LISTENERS_START,
     MAX_LISTENERS,
     OUTCOMES_START,
+    SAMPLED_NUMBERS,
     SAMPLED_START,
     VIOLATING_CONNECTIONS_START,
     VIOLATIONS_START,
@@ -32,7 +33,7 @@ from blackhole.metrics.tls_events import ENTRY_RESULTS, TLS_FAILURES, entry_cell
 from blackhole.rules.outcomes import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
-from blackhole.smtp.violations import INSPECTED, SAMPLED, VIOLATIONS
+from blackhole.smtp.violations import IN_HEADERS, INSPECTED, SAMPLED, VIOLATIONS
 from blackhole.store.client_log import Client
 from blackhole.tls_menu import TLS_MENU
 
@@ -260,14 +261,18 @@ class Snapshot:
 
     @property
     def inspected(self) -> Mapping[str, SampledCount]:
-        """How many sessions and messages were inspected, of how many.
+        """How many sessions, messages and contents of messages were inspected, of how many.
 
         Sessions are the connections that were greeted, but for those that the client closed without a
-        command. Messages are those that were answered.
+        command. Messages are those that were answered. Headers and contents are those of messages, signatures
+        those in the headers that were inspected.
         """
         sessions = sum(self.connections.values()) - self.refused - self.total("closed_without_command")
-        totals = sessions, sum(self.messages.values())
         inspected = self.cells[INSPECTED_START:OUTCOMES_START]
+        messages = sum(self.messages.values())
+        unsigned = self.cells[SAMPLED_START + SAMPLED_NUMBERS["no-dkim-signature"]]
+        signed = inspected[INSPECTED.index(IN_HEADERS)] - unsigned
+        totals = sessions, messages, messages, messages, signed
         return {
             what: SampledCount(0, count, max(total, count), what)
             for what, count, total in zip(INSPECTED, inspected, totals, strict=True)

@@ -102,6 +102,7 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
         starttls=bool(settings.ssl_cert) and not listener.tls and "STARTTLS" in extensions,
         bare_newline=settings.bare_newline,
         inspect=settings.inspect,
+        inspect_content=settings.inspect_content,
         limits=client_limits(settings) if settings.limits_clients else None,
         message_directives=settings.message_directives,
         auth=settings.auth != "off" and "AUTH" in extensions,

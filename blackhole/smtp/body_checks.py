@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import ClassVar, Final
 
 from blackhole.smtp.offending_line import offending_line
 
@@ -76,6 +76,9 @@ class BodyInspector:
     """Inspects the body of one message, piece by piece, and reports each violation once."""
 
     __slots__ = ("_dotted", "_eightbit", "_found", "_run")
+
+    inspected_octets: ClassVar[int] = INSPECTED_OCTETS
+    """Octets of the message that are inspected."""
 
     def __init__(self, eightbit: bool) -> None:
         self._eightbit = eightbit

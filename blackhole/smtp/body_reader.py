@@ -8,6 +8,7 @@ from blackhole.smtp import replies
 from blackhole.smtp.arguments import ANY_MAILBOX
 from blackhole.smtp.body_checks import BodyInspector
 from blackhole.smtp.chunking import Chunk, read_chunk
+from blackhole.smtp.content_inspection import KEPT_CONTENT, ContentInspector
 from blackhole.smtp.directives import DIRECTIVE_FIELDS, DirectiveReader, has_no_directives, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
@@ -18,6 +19,7 @@ from blackhole.smtp.policy import Decision
 from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, LMTP, UNDECLARED, ViolationContext
+from blackhole.smtp.violations import IN_CONTENTS, IN_HEADERS
 
 MessageHeader = HeaderCollector | DirectiveReader | None
 """What took the header section of a message; None if nobody wanted it."""
@@ -119,6 +121,8 @@ class BodyReader(CommandExecution):
     def _answer_message(self, body: Body, end: int, followed: bool) -> Answered:
         """Return the reply to a message that has come to its end. `followed`: more input has come."""
         self._check_size_limit(self.octets)
+        if isinstance(body.inspector, ContentInspector):
+            self._check_content(body.inspector, isinstance(body, MessageBody))
         fixed = None
         if body.has_bare_newline and self.engine.config.bare_newline == "reject":
             fixed = replies.BARE_NEWLINE
@@ -197,7 +201,23 @@ class BodyReader(CommandExecution):
         if self.messages < self.next_inspection:
             return None
         self.note_inspection()
-        return BodyInspector(self.eightbit)
+        if not (self.engine.config.inspect_content and self.engine.inspection.takes_content()):
+            return BodyInspector(self.eightbit)
+        inspector = ContentInspector(self.eightbit)
+        self.engine.inspection.contents.add(inspector)
+        return inspector
+
+    def _check_content(self, inspector: ContentInspector, is_dotted: bool) -> None:
+        """Record what is wrong with the content of a message that has come to its end."""
+        checked = inspector.checked(self.octets, is_dotted, self.smtputf8)
+        self.engine.inspection.content_inspected(min(self.octets, KEPT_CONTENT))
+        inspections = self.listener.content_inspections
+        if checked.has_header:
+            self.counted_events.append(inspections[IN_HEADERS])
+        if checked.is_whole:
+            self.counted_events.append(inspections[IN_CONTENTS])
+        for rule, detail in checked.faults:
+            self.record_sampled_violation(rule, ViolationContext(END_OF_MESSAGE, detail=detail))
 
     def note_inspection(self) -> None:
         """Take note that the message that is coming is inspected, and choose the next one."""

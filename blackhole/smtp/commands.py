@@ -51,7 +51,7 @@ from blackhole.smtp.state import (
     ListenerConstants,
     SessionState,
 )
-from blackhole.smtp.violations import IN_MESSAGES
+from blackhole.smtp.violations import IN_MESSAGES, OF_CONTENT
 
 Action = Callable[[SessionState, Any], Reply]
 """Carries a command out: changes the state and returns the reply."""
@@ -458,4 +458,5 @@ def listener_constants(config: ListenerConfig, numbers: EventNumbers) -> Listene
         limit_events=LimitEvents(numbers),
         sampled_violation_events=sampled_violation_events(numbers),
         inspected_message=numbers.inspection(IN_MESSAGES),
+        content_inspections={what: numbers.inspection(what) for what in OF_CONTENT},
     )

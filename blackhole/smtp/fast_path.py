@@ -119,6 +119,7 @@ class UsualInput:
         """The rows of a group that the policy is asked about."""
         self._counts_newlines: Final = config.bare_newline != "normalize"
         self._directives: Final = config.message_directives
+        self._inspects_content: Final = config.inspect_content
         self._max_octets: Final = config.message_size_limit or UNLIMITED_OCTETS
 
     def answer(self, session: Session, data: bytes) -> bytes | None:
@@ -231,7 +232,7 @@ class UsualInput:
             if header.find(FIELD_MARK) >= 0:
                 return None
         if session.messages >= session.next_inspection:
-            if size > MAX_BODY_LINE or not is_well_formed(data, session.eightbit):
+            if self._inspects_content or size > MAX_BODY_LINE or not is_well_formed(data, session.eightbit):
                 return None
             session.note_inspection()
         session.in_body = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+from weakref import WeakSet
 
 NEVER: Final = 1 << 62
 """More messages than any session has, and more sessions than any listener."""
@@ -13,6 +14,15 @@ hundredth of a processor, and is the rate of a sender under test rather than of 
 
 INSPECT_EVERY: Final = 64
 """Beyond that, one in so many is inspected."""
+
+CONTENT_OCTETS_PER_SECOND: Final = 8 << 20
+"""Octets of content of a listener in one worker that are inspected in a second of a sample."""
+
+CONTENT_COST: Final = 16384
+"""Octets that each message counts for, however short it is."""
+
+MAX_CONTENTS: Final = {"all": 256, "sample": 16, "off": 0}
+"""Messages whose content is kept at the same time, by what is inspected."""
 
 
 class InspectionPlan:
@@ -26,17 +36,32 @@ class InspectionPlan:
     (True, 0, 1)
     """
 
-    __slots__ = ("_allowance", "_every", "_messages_left", "_sessions", "_sessions_left")
+    __slots__ = (
+        "_allowance",
+        "_content_allowance",
+        "_content_left",
+        "_every",
+        "_max_contents",
+        "_messages_left",
+        "_sessions",
+        "_sessions_left",
+        "contents",
+    )
 
     def __init__(self, how: str) -> None:
         self._allowance: Final = {"all": NEVER, "sample": INSPECTED_PER_SECOND, "off": 0}[how]
         self._every: Final = NEVER if how == "off" else INSPECT_EVERY
+        self._content_allowance: Final = CONTENT_OCTETS_PER_SECOND if how == "sample" else NEVER
+        self._max_contents: Final = MAX_CONTENTS[how]
+        self.contents: Final[WeakSet[Any]] = WeakSet()
+        """What keeps the content of messages that are inspected now, as long as it lives."""
         self._sessions = 0
         self.refill()
 
     def refill(self) -> None:
         """Allow as many inspections again as may be made in a second; to be called once a second."""
         self._sessions_left = self._messages_left = self._allowance
+        self._content_left = self._content_allowance
 
     def takes_session(self) -> bool:
         """Return whether to inspect the next session."""
@@ -57,3 +82,14 @@ class InspectionPlan:
         """Return the number of the message to inspect next, when the message of this number was inspected."""
         self._messages_left -= 1
         return number + (1 if self._messages_left > 0 else self._every)
+
+    def takes_content(self) -> bool:
+        """Return whether the content of the message that begins is inspected too."""
+        if self._content_left <= 0 or len(self.contents) >= self._max_contents:
+            return False
+        self._content_left -= CONTENT_COST
+        return True
+
+    def content_inspected(self, octets: int) -> None:
+        """Take note of how much content was inspected of a message."""
+        self._content_left -= octets

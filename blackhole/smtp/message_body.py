@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from blackhole.smtp.body_checks import INSPECTED_OCTETS, BodyInspector
+from blackhole.smtp.body_checks import BodyInspector
 from blackhole.smtp.directives import DirectiveReader
 from blackhole.smtp.framing import START, has_bare_newline, skip
 from blackhole.smtp.header_section import MAX_HEADER, HeaderCollector
@@ -27,10 +27,10 @@ class Body:
     `header` keeps."""
 
     __slots__ = (
-        "_inspector",
         "_searches_bare_newlines",
         "has_bare_newline",
         "header",
+        "inspector",
         "new_bare_newline",
         "new_violations",
         "octets",
@@ -43,7 +43,8 @@ class Body:
         searches_bare_newlines: bool,
         header: HeaderCollector | DirectiveReader | None,
     ) -> None:
-        self._inspector = inspector
+        self.inspector = inspector
+        """What inspects the body; None if it is not inspected."""
         self._searches_bare_newlines = searches_bare_newlines
         self.tail = START
         self.header = header
@@ -77,9 +78,10 @@ class MessageBody(Body):
         if self.header is not None:
             self.header.feed(data[start:end])
         self.new_violations = []
-        if self._inspector is not None and self.octets < INSPECTED_OCTETS:
-            stop = min(end if position < 0 else end - FINAL_DOT, start + INSPECTED_OCTETS - self.octets)
-            self.new_violations = self._inspector.inspect(data[start : max(start, stop)], tail)
+        if self.inspector is not None and self.octets < self.inspector.inspected_octets:
+            left = self.inspector.inspected_octets - self.octets
+            stop = min(end if position < 0 else end - FINAL_DOT, start + left)
+            self.new_violations = self.inspector.inspect(data[start : max(start, stop)], tail)
         if self._searches_bare_newlines:
             self.new_violations = [one for one in self.new_violations if one[0] != BARE_LF]
             self._search_bare_newline(data, start, end, tail)
@@ -112,9 +114,9 @@ class ChunkedBody(Body):
         if self.header is not None and self.octets < MAX_HEADER:
             self.header.feed(data[start : min(end, start + MAX_HEADER)])
         self.new_violations = []
-        if self._inspector is not None and self.octets < INSPECTED_OCTETS:
-            piece = data[start : min(end, start + INSPECTED_OCTETS - self.octets)]
-            found = self._inspector.inspect(piece, self.tail)
+        if self.inspector is not None and self.octets < self.inspector.inspected_octets:
+            piece = data[start : min(end, start + self.inspector.inspected_octets - self.octets)]
+            found = self.inspector.inspect(piece, self.tail)
             self.new_violations = [one for one in found if one[0] not in self._ignored]
         if self._searches_bare_newlines:
             self._search_bare_newline(data, start, end, self.tail)

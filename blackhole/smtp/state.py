@@ -95,6 +95,8 @@ class ListenerConfig:
     """How to treat lines that end with LF alone: normalize, count or reject."""
     inspect: str = "sample"
     """Which sessions and messages to inspect more closely than is needed to serve them: all, sample, off."""
+    inspect_content: bool = False
+    """Inspect the content of messages too: their fields, parts and signatures."""
     limits: ClientLimits | None = None
     """Limits on each client; None: no limits at all."""
     message_directives: bool = False
@@ -140,6 +142,8 @@ class ListenerConstants:
     """The number of the event for each violation that is found in a sample, by its name."""
     inspected_message: int
     """The number of the event for a message that is inspected."""
+    content_inspections: Mapping[str, int]
+    """The number of the event for each kind of OF_CONTENT that is inspected, by its name."""
     limit_events: Mapping[str, int]
     """The number of the event for each limit on clients, by its name."""
 

@@ -1,19 +1,29 @@
 """The violations that senders commit: one row for each, with the section of the RFC that forbids it.
 
 "must" and "should" are the RFC's own words to a client (RFC 2119). A mistake that no RFC forbids in such
-words is a matter of style.
+words is a matter of style. What only a provider asks for is of the level "provider".
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-LEVELS: Final = ("must", "should", "style")
-"""The levels of violations, the gravest first."""
+RFC_LEVELS: Final = ("must", "should", "style")
+"""The levels of what is wrong whoever receives the mail, the gravest first."""
+
+LEVELS: Final = (*RFC_LEVELS, "provider")
+"""The levels of violations."""
 
 IN_SESSIONS: Final = "sessions"
 IN_MESSAGES: Final = "messages"
-INSPECTED: Final = (IN_SESSIONS, IN_MESSAGES)
+IN_HEADERS: Final = "headers"
+IN_CONTENTS: Final = "contents"
+IN_SIGNATURES: Final = "signatures"
+OF_CONTENT: Final = (IN_HEADERS, IN_CONTENTS, IN_SIGNATURES)
+"""What is inspected of the content of messages (--inspect-content): header sections, whole messages, and DKIM
+signatures of which the key is known."""
+
+INSPECTED: Final = (IN_SESSIONS, IN_MESSAGES, *OF_CONTENT)
 """What is inspected in a sample (--inspect)."""
 
 
@@ -23,7 +33,9 @@ class Violation(NamedTuple):
     name: str
     level: str
     rfc: int
+    """0: it is the rule of a provider."""
     section: str
+    """That of the RFC, or the name of the provider's rule."""
     meaning: str
     """What the sender did."""
     hint: str
@@ -31,11 +43,36 @@ class Violation(NamedTuple):
     sampled_in: str = ""
     """What is inspected for it, where that is a sample: sessions or messages. It may also be found otherwise,
     and is counted then. Empty: it is always counted."""
+    providers: tuple[str, ...] = ()
+    """Names in `PROVIDERS` of those that say that they refuse, filter or clip a message because of it."""
 
     @property
     def source(self) -> str:
-        """The RFC and section that forbids it."""
-        return f"RFC {self.rfc} {self.section}"
+        """The RFC and section that forbids it, or the provider's rule and its date."""
+        return f"RFC {self.rfc} {self.section}" if self.rfc else self.section
+
+
+class Provider(NamedTuple):
+    """A provider that says what it expects of messages."""
+
+    title: str
+    source: str
+    """Where it says so."""
+    date: str
+    """Since when that holds, or when it was last changed: year, month and day."""
+
+
+PROVIDERS: Final = {
+    "gmail": Provider("Gmail", "https://support.google.com/a/answer/81126", "2024-02-01"),
+    "yahoo": Provider("Yahoo", "https://senders.yahooinc.com/best-practices/", "2024-02-01"),
+    "microsoft": Provider(
+        "Outlook.com",
+        'Microsoft\'s announcement "Strengthening Email Ecosystem"',
+        "2025-05-05",
+    ),
+    "orange": Provider("Orange", "https://postmaster.orange.fr/", "2026-05-15"),
+}
+"""Providers by name. The rules are modelled on what they publish, and are not official."""
 
 
 VIOLATIONS: Final = (
@@ -219,6 +256,179 @@ VIOLATIONS: Final = (
         "size-over-limit", "style", 1870, "5",
         "sent a message larger than the SIZE that the server offered",
         "compare the message with the SIZE in the reply to EHLO, and do not send a larger one",
+    ),
+    # The content of messages: the header section.
+    Violation(
+        "no-from", "must", 5322, "3.6",
+        "sent a message without a From field",
+        "give each message one From field with the address of its author",
+        IN_HEADERS, ("gmail", "microsoft"),
+    ),
+    Violation(
+        "several-from", "must", 5322, "3.6",
+        "sent a message with several From fields",
+        "write all authors into one From field",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "bad-from", "must", 5322, "3.4",
+        "sent a message whose From field is not well formed",
+        'write From: "A name" <name@example.com>; quote names with dots or commas, and encode others '
+        "(RFC 2047)",
+        IN_HEADERS, ("gmail", "microsoft"),
+    ),
+    Violation(
+        "several-authors", "provider", 0, "Gmail's sender guidelines, 2024-02-01",
+        "sent a message with several addresses in From",
+        "write one address into From",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "no-sender", "must", 5322, "3.6.2",
+        "sent a message with several authors in From and without a Sender field",
+        "name the one who sends the message in a Sender field",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "no-date", "must", 5322, "3.6",
+        "sent a message without a Date field",
+        "give each message a Date field: the time at which its author finished it",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "bad-date", "must", 5322, "3.3",
+        "sent a message whose Date field is not well formed",
+        "write Date: Sun, 29 Nov 2026 06:25:31 +0000: a year of four digits and a numeric zone",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "no-message-id", "should", 5322, "3.6.4",
+        "sent a message without a Message-ID field",
+        "give each message a Message-ID that no other message has",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "bad-message-id", "must", 5322, "3.6.4",
+        "sent a message whose Message-ID field is not well formed",
+        "write Message-ID: <unique@example.com>, with one @ and without blanks",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "repeated-field", "must", 5322, "3.6",
+        "sent a message with two fields of which it may have one",
+        "write Date, To, Cc, Subject, Message-ID, Reply-To, Sender and References once",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "bad-field", "must", 5322, "2.2",
+        "sent a header section with a line that is no field",
+        "write Name: value without a blank before the colon, and a blank line behind the last field",
+        IN_HEADERS, ("gmail",),
+    ),
+    Violation(
+        "8bit-header", "must", 6532, "3.1",
+        "sent a header field with octets above 127 without SMTPUTF8, or that are not UTF-8",
+        "encode the value (RFC 2047), or add SMTPUTF8 to MAIL if the reply to EHLO offers it",
+        IN_HEADERS, ("gmail",),
+    ),
+    # Ways to unsubscribe.
+    Violation(
+        "no-list-unsubscribe", "provider", 0, "Gmail's sender guidelines, 2024-02-01",
+        "sent a message without List-Unsubscribe",
+        "add List-Unsubscribe to what a list or a campaign sends; other mail needs none",
+        IN_HEADERS, ("gmail", "yahoo"),
+    ),
+    Violation(
+        "bad-list-unsubscribe", "must", 2369, "2",
+        "sent a message whose List-Unsubscribe is not well formed",
+        "write List-Unsubscribe: <https://example.com/u/1>, <mailto:u@example.com>",
+        IN_HEADERS, ("gmail", "yahoo"),
+    ),
+    Violation(
+        "no-one-click", "provider", 0, "Gmail's sender guidelines, 2024-02-01",
+        "sent a message with List-Unsubscribe and without List-Unsubscribe-Post",
+        "add List-Unsubscribe-Post: List-Unsubscribe=One-Click (RFC 8058)",
+        IN_HEADERS, ("gmail", "yahoo"),
+    ),
+    Violation(
+        "bad-one-click", "must", 8058, "3.1",
+        "sent a message whose List-Unsubscribe-Post is wrong, or whose List-Unsubscribe has no https URI",
+        "write List-Unsubscribe-Post: List-Unsubscribe=One-Click, and an https URI in List-Unsubscribe",
+        IN_HEADERS, ("gmail", "yahoo"),
+    ),
+    Violation(
+        "one-click-unsigned", "must", 8058, "4",
+        "sent a message with List-Unsubscribe-Post that no DKIM-Signature covers",
+        "sign List-Unsubscribe and List-Unsubscribe-Post: name both in h=",
+        IN_HEADERS, ("gmail", "yahoo"),
+    ),
+    # Signatures, as far as no key is needed.
+    Violation(
+        "no-dkim-signature", "provider", 0, "Gmail's sender guidelines, 2024-02-01",
+        "sent a message without a DKIM-Signature",
+        "sign each message with a key of the domain in From",
+        IN_HEADERS, ("gmail", "yahoo", "microsoft", "orange"),
+    ),
+    Violation(
+        "bad-dkim-signature", "must", 6376, "3.5",
+        "sent a message whose DKIM-Signature is not well formed",
+        "a signature needs v, a, b, bh, d, h and s, and h= needs From",
+        IN_HEADERS, ("gmail", "yahoo", "microsoft", "orange"),
+    ),
+    Violation(
+        "dkim-sha1", "must", 8301, "3.1",
+        "sent a message that is signed with rsa-sha1",
+        "sign with rsa-sha256",
+        IN_HEADERS, ("gmail", "yahoo", "microsoft", "orange"),
+    ),
+    Violation(
+        "unaligned-dkim", "provider", 0, "Gmail's sender guidelines, 2024-02-01",
+        "sent a message that is signed, but not by the domain in From",
+        "sign with d= of the domain in From, or of one that it belongs to (RFC 7489 3.1.1)",
+        IN_HEADERS, ("gmail", "yahoo", "microsoft", "orange"),
+    ),
+    # The parts of messages.
+    Violation(
+        "no-mime-version", "must", 2045, "4",
+        "sent a message with Content-Type or Content-Transfer-Encoding and without MIME-Version",
+        "add MIME-Version: 1.0",
+        IN_CONTENTS,
+    ),
+    Violation(
+        "bad-content-type", "must", 2045, "5.1",
+        "sent a message with a Content-Type that is not well formed",
+        'write Content-Type: text/plain; charset="utf-8"',
+        IN_CONTENTS,
+    ),
+    Violation(
+        "bad-transfer-encoding", "must", 2045, "6.4",
+        "sent a part with an unknown Content-Transfer-Encoding, or a multipart that is encoded as a whole",
+        "encode the innermost parts: 7bit, 8bit, binary, quoted-printable or base64",
+        IN_CONTENTS,
+    ),
+    Violation(
+        "bad-boundary", "must", 2046, "5.1.1",
+        "sent a multipart without a valid boundary, or whose boundary does not occur in it",
+        "begin each part with a line of -- and the boundary, which has 1 to 70 characters",
+        IN_CONTENTS,
+    ),
+    Violation(
+        "open-multipart", "must", 2046, "5.1.1",
+        "sent a multipart without its closing line",
+        "end a multipart with a line of --, the boundary and --",
+        IN_CONTENTS,
+    ),
+    Violation(
+        "8bit-in-part", "must", 2045, "6.2",
+        "sent a part with octets above 127 that is not declared as 8bit or binary",
+        "write Content-Transfer-Encoding: 8bit, or encode the part",
+        IN_CONTENTS,
+    ),
+    Violation(
+        "html-clipped", "provider", 0, "Gmail, as observed 2022-01-12",
+        "sent a message with more than 102 KiB of HTML, of which Gmail displays the beginning only",
+        "shorten the HTML: styles, addresses of links, blanks",
+        IN_HEADERS, ("gmail",),
     ),
     # Once more. A message is known again by its Message-ID, and by it alone.
     Violation(

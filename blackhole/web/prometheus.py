@@ -203,14 +203,16 @@ METRICS: Final = (
     ),
     MetricRow(
         "sampled_violations", "counter",
-        "Inspected sessions or messages in which a violation was found, by rule.",
+        "What was inspected and in which a violation was found, by rule.",
         'increase(blackhole_sampled_violations_total{rule="bare-lf"}[1h])'
         ' / scalar(increase(blackhole_inspected_total{what="messages"}[1h]))',
         lambda reading: {name: one.found for name, one in reading.snapshot.sampled_violations.items()},
         ("rule",),
     ),
     MetricRow(
-        "inspected", "counter", "Sessions and messages that were inspected for violations.",
+        "inspected", "counter",
+        "Sessions and messages that were inspected for violations, and of messages the headers, the whole"
+        " contents and the DKIM signatures.",
         'increase(blackhole_inspected_total{what="messages"}[1h])',
         lambda reading: {what: one.inspected for what, one in reading.snapshot.inspected.items()},
         ("what",),

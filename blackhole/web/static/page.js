@@ -185,10 +185,10 @@ function renderViolations(now) {
   $("violations").hidden = !items.length;
   updateRows("violations", items, ({ rule }) =>
     create("tr", {},
-      create("td", {}, create("a", { href: `https://www.rfc-editor.org/rfc/rfc${rule.rfc}#section-${rule.section}`, rel: "noreferrer" },
-        `${rule.rfc}, ${rule.section}`)),
+      create("td", {}, rule.rfc ? create("a", { href: `https://www.rfc-editor.org/rfc/rfc${rule.rfc}#section-${rule.section}`, rel: "noreferrer" },
+        `${rule.rfc}, ${rule.section}`) : rule.section),
       create("td", { class: "text" },
-        create("span", { class: `level ${rule.level}` }, rule.level === "style" ? "style" : rule.level.toUpperCase()), " ", rule.meaning,
+        create("span", { class: `level ${rule.level}` }, ["must", "should"].includes(rule.level) ? rule.level.toUpperCase() : rule.level), " ", rule.meaning,
         create("details", { class: "evidence" }, create("summary"), create("p", { class: "note" }, rule.hint), create("ul"))),
       create("td")),
   updateViolation);

@@ -1,0 +1,1 @@
+"""The content of messages: header fields, MIME parts and signatures, and what is wrong with them."""
