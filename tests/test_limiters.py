@@ -26,6 +26,7 @@ from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.session import Session
 from blackhole.store.attempts import AttemptTable
 from tests.engines import evaluator_of, make_engine
+from tests.fuzz.scenarios import DictStore
 from tests.remote_store import RemoteStore, UnavailableStore, with_lookups
 
 pytestmark = pytest.mark.pure
@@ -322,7 +323,8 @@ def test_connection_holds_a_bounded_number_of_slots_of_a_rule() -> None:
         [[rule]]
         throttle = { concurrent = 1, by = "recipient" }
         reply = "450 4.7.1 Busy"
-        """
+        """,
+        memory=DictStore(True),
     )
     session, _ = listener.arrive()
     say(session, "MAIL FROM:<ann@a>")
@@ -347,7 +349,8 @@ def test_slots_of_one_rule_take_no_place_of_another() -> None:
         [[rule]]
         throttle = { concurrent = 1, by = "sender" }
         reply = "450 4.7.1 Busy"
-        """
+        """,
+        memory=DictStore(True),
     )
     session, _ = listener.arrive()
     say(session, "MAIL FROM:<ann@a>")

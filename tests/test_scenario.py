@@ -167,7 +167,7 @@ MISTAKES = {
     REFUSE + "greylist = { least = 5 }\n": "rule 1: greylist: expected { min = ",
     REFUSE + "greylist = { min = '3d' }\n": "rule 1: greylist: expected a min that is less than max",
     REFUSE + "greylist = { min = -1 }\n": "rule 1: greylist: expected no time before 0",
-    "[[rule]]\nphase = 'MAIL'\ngreylist = true\n": "rule 1: greylist: not known at MAIL; known at RCPT, ",
+    "[[rule]]\nphase = 'MAIL'\ngreylist = true\n": "rule 1: greylist: not known at MAIL; known at ",
     REFUSE + "greylist = true\nthrottle = { recipients = 1, per = 'day' }\n": "throttle: not with greylist",
     REFUSE + "throttle = 5\n": "rule 1: throttle: expected { WHAT = N, per = TIME, by = WHOSE } with one of ",
     REFUSE
@@ -198,7 +198,7 @@ MISTAKES = {
     REFUSE
     + "throttle = { recipients = 1, per = 1, burst = 1, window = 'fixed' }\n": "burst: not with window; a ",
     CLOSE + "throttle = { concurrent = 1, window = 'sliding' }\n": "throttle: window: not with concurrent",
-    "[[rule]]\nphase = 'MAIL'\ngreylist = { by = 'pair' }\n": "greylist: not known at MAIL; known at RCPT, ",
+    "[[rule]]\nphase = 'MAIL'\ngreylist = { by = 'pair' }\n": "greylist: not known at MAIL; known at ",
     REFUSE + "throttle = { messages = 1, per = 1 }\n": "throttle: messages are counted at MAIL or DATA or .",
     CLOSE + "throttle = { concurrent = 1, per = 1 }\n": "throttle: per: not with concurrent",
     CLOSE + "throttle = { connections = 1, per = 'connection' }\n": "throttle: per: expected a time above 0",

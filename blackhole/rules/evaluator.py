@@ -396,7 +396,7 @@ class RuleEvaluator:
         return Decision(
             reply,
             effect.replaces_command or (reply is not None and reply.code >= 400),
-            None if effect.delay is None else effect.delay.draw(draws[2], draws[3]),
+            effect.choose_delay(draws, context),
             fault,
             effect.hide,
             effect.add,

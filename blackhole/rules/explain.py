@@ -132,7 +132,8 @@ def explain(
         reason, draws = evaluate_rule(rule, context, random_source)
         if_unknown = _effect_if_unknown(rule, context, random_source)
         if not reason:
-            yield f"  {name} matches{if_unknown}"
+            parts = " and ".join(f"{part} {text}" for part, text in rule.effect.parts.find(context).items())
+            yield f"  {name} matches{' with ' if parts else ''}{parts}{if_unknown}"
             yield f"Result: {describe_effect(rule.effect, draws, context)}"
             return
         yield f"  {name} does not match: {reason}{if_unknown}"
@@ -200,8 +201,9 @@ def describe_effect(effect: Effect, draws: Draws, context: RuleContext) -> str:
         words.append(f"with {', '.join(effect.add)}")
     if effect.tls != USUAL_TLS:
         words.append(str(effect.tls))
-    if effect.delay is not None:
-        words.append(f"after {effect.delay.draw(draws[2], draws[3]):.3g} s")
+    delay = effect.choose_delay(draws, context)
+    if delay is not None:
+        words.append(f"after {delay:.3g} s")
     if effect.fault is not None:
         words.append(effect.fault.name)
     return ", ".join(words)

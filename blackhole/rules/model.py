@@ -28,6 +28,8 @@ class Condition(NamedTuple):
     """What is compared, if it can be indexed."""
     negated: bool = False
     """The rule matches where this does not hold; `matches` says so already."""
+    has_parts: bool = False
+    """The operand has named parts: `matches` may say no where the operand matches."""
 
     @property
     def index_key(self) -> GlobSet | Comparison | None:
@@ -147,7 +149,10 @@ class Rule:
         """Whether the rule can refuse, defer, delay or cut off a message."""
         effect = self.effect
         return not self.phases.isdisjoint(MESSAGE_PHASES) and bool(
-            effect.fault or effect.delay or any(reply.code >= 400 for reply in effect.replies)
+            effect.fault
+            or effect.delay
+            or effect.delay_of_client
+            or any(reply.code >= 400 for reply in effect.replies)
         )
 
     def draw_chance(self, context: RuleContext, random_source: RandomSource) -> float:

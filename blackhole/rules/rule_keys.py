@@ -10,6 +10,7 @@ from blackhole.rules.comparisons import Comparison
 from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.limiter_readers import read_greylist, read_throttle
+from blackhole.rules.named_parts import NamedGlobs
 from blackhole.rules.tls_readers import (
     read_certificate,
     read_ciphers,
@@ -27,6 +28,7 @@ from blackhole.rules.value_readers import (
     read_globs,
     read_header,
     read_listener,
+    read_named_globs,
     read_networks,
     read_operands,
     read_phases,
@@ -65,19 +67,27 @@ def _sni_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.server_name), globs
 
 
-def _helo_matcher(globs: GlobSet) -> Matcher:
+def _helo_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
+    if isinstance(globs, NamedGlobs):
+        return lambda context: globs.find(context.helo, context.phase) is not None, globs.globs
     return lambda context: globs.match(context.helo), globs
 
 
-def _sender_matcher(globs: GlobSet) -> Matcher:
+def _sender_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
+    if isinstance(globs, NamedGlobs):
+        return lambda context: globs.find(context.sender, context.phase) is not None, globs.globs
     return lambda context: globs.match(context.sender), globs
 
 
-def _recipient_matcher(globs: GlobSet) -> Matcher:
+def _recipient_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
+    if isinstance(globs, NamedGlobs):
+        return lambda context: globs.find(context.recipient, context.phase) is not None, globs.globs
     return lambda context: globs.match(context.recipient), globs
 
 
-def _user_matcher(globs: GlobSet) -> Matcher:
+def _user_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
+    if isinstance(globs, NamedGlobs):
+        return lambda context: globs.find(context.user, context.phase) is not None, globs.globs
     return lambda context: globs.match(context.user), globs
 
 
@@ -129,10 +139,10 @@ CONDITION_KEYS: Final[Mapping[str, ConditionKey]] = {
     "tls": ConditionKey(read_switch, _tls_matcher),
     "tls_version": ConditionKey(read_tls_versions, _tls_version_matcher, True),
     "sni": ConditionKey(read_globs, _sni_matcher, True),
-    "helo": ConditionKey(read_globs, _helo_matcher, True),
-    "sender": ConditionKey(read_globs, _sender_matcher, True),
-    "recipient": ConditionKey(read_globs, _recipient_matcher, True),
-    "user": ConditionKey(read_globs, _user_matcher, True),
+    "helo": ConditionKey(read_named_globs, _helo_matcher, True),
+    "sender": ConditionKey(read_named_globs, _sender_matcher, True),
+    "recipient": ConditionKey(read_named_globs, _recipient_matcher, True),
+    "user": ConditionKey(read_named_globs, _user_matcher, True),
     "extension": ConditionKey(read_extensions, _extension_matcher, True),
     "recipients": ConditionKey(read_comparison, _recipients_matcher),
     "message": ConditionKey(read_comparison, _message_matcher),
@@ -230,12 +240,15 @@ LISTED_BY: Final = {
 
 IN_MAIL: Final = frozenset(("MAIL", "RCPT", "DATA", "BDAT", "."))
 
+IN_TRANSACTION: Final = IN_MAIL | {"STARTTLS", "RSET", "NOOP", "VRFY", "EXPN", "HELP", "QUIT", "other"}
+"""Phases in which addresses are those of the transaction, and empty outside one."""
+
 COMMAND_KNOWN_AT: Final[Mapping[str, frozenset[str]]] = {
     "helo": frozenset(PHASES) - {"CONNECT"},
     "sni": frozenset(PHASES) - {"STARTTLS"},
     "user": frozenset(PHASES) - {"CONNECT", "STARTTLS"},
-    "sender": IN_MAIL,
-    "recipient": IN_MAIL - {"MAIL"},
+    "sender": IN_TRANSACTION,
+    "recipient": IN_TRANSACTION - {"MAIL"},
     "extension": IN_MAIL,
     "recipients": IN_MAIL - {"MAIL"},
     "message": IN_MAIL,

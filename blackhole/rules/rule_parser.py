@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
-from blackhole.rules.effects import Effect, Template
+from blackhole.rules.effects import CODE_OF_CLIENT, Effect, Template
 from blackhole.rules.faults import INPUT_PHASES, REPLACES_COMMAND, REPLIES_IN_MESSAGE
 from blackhole.rules.limiter_readers import THROTTLED_AT
 from blackhole.rules.limiters import Greylist, Limiter
 from blackhole.rules.model import Condition, Rule, Window
 from blackhole.rules.modes import GREYLISTED
+from blackhole.rules.named_parts import NamedGlobs, PartFinder
 from blackhole.rules.rule_keys import (
     COMMAND_KNOWN_AT,
     CONDITION_KEYS,
@@ -22,7 +23,7 @@ from blackhole.rules.rule_keys import (
     TLS_KEYS,
     owners_known_at,
 )
-from blackhole.rules.value_readers import Operands
+from blackhole.rules.value_readers import CLIENT_SECONDS, Operands, unknown_placeholder
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
@@ -68,9 +69,12 @@ def make_rule(
     if window is not None and window not in windows:
         raise InvalidKey("window", f'unknown window "{window}"{did_you_mean(window, windows)}')
     unknown = values.get("when_unknown")
+    parts = _part_finder(values)
+    if unknown:
+        _check_parts("when_unknown", (unknown,), parts)
     return Rule(
         phases=phases,
-        effect=_effect(values, phases),
+        effect=_effect(values, phases, parts),
         conditions=tuple(_conditions(values)),
         chance=values.get("chance", 1.0),
         window=None if window is None else windows[window],
@@ -78,7 +82,7 @@ def make_rule(
         key=_rule_key(values.get("name"), number),
         seed=seed,
         limiter=limiter,
-        when_unknown=Effect((unknown,)) if unknown else None,
+        when_unknown=Effect((unknown,), parts=parts) if unknown else None,
     )
 
 
@@ -88,7 +92,9 @@ def _conditions(values: Mapping[str, Any]) -> Iterator[Condition]:
     for key, row in CONDITION_KEYS.items():
         operands: Operands | None = values.get(key)
         if operands is not None and operands.plain is not None:
-            yield Condition(key, _as_written(operands.plain_value), *row.make(operands.plain))
+            matches, indexed = row.make(operands.plain)
+            has_parts = isinstance(operands.plain, NamedGlobs)
+            yield Condition(key, _as_written(operands.plain_value), matches, indexed, False, has_parts)
         if operands is not None and operands.negated is not None:
             yield _negated(key, operands.negated, operands.negated_value)
         if key in none_of:
@@ -97,6 +103,8 @@ def _conditions(values: Mapping[str, Any]) -> Iterator[Condition]:
 
 def _negated(key: str, operand: Any, value: Any) -> Condition:
     """Return the condition that holds where the one on this operand does not."""
+    if isinstance(operand, NamedGlobs):
+        raise InvalidKey(key, "named parts only where the text is wanted, without ! and not")
     matches, indexed = CONDITION_KEYS[key].make(operand)
     return Condition(key, _as_written(value), lambda context: not matches(context), indexed, True)
 
@@ -173,7 +181,24 @@ def _check_conditions(values: Mapping[str, Any], phases: frozenset[str]) -> None
         raise InvalidKey("when_unknown", f"only with one of {', '.join(STORE_KEYS)}")
 
 
-def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
+def _part_finder(values: Mapping[str, Any]) -> PartFinder:
+    """Return what finds the named parts of a rule's conditions."""
+    operands = ((key, values[key].plain) for key in CONDITION_KEYS if key in values)
+    return PartFinder({key: plain for key, plain in operands if isinstance(plain, NamedGlobs)})
+
+
+def _check_parts(key: str, replies: Sequence[Reply | Template], parts: PartFinder) -> None:
+    """Check that a condition names all parts that the replies show."""
+    for reply in replies:
+        unknown = reply.part_names - parts.names if isinstance(reply, Template) else ()
+        for name in sorted(unknown):
+            named = "".join(f" {{{one}}}" for one in sorted(parts.names))
+            raise InvalidKey(key, f"{unknown_placeholder(f'{{{name}}}')}{named}")
+        if isinstance(reply, Template) and reply.code_of_client and "code" not in parts.certain_names:
+            raise InvalidKey(key, f"needs {CODE_OF_CLIENT} in every glob of a condition")
+
+
+def _effect(values: Mapping[str, Any], phases: frozenset[str], parts: PartFinder) -> Effect:
     if values.keys().isdisjoint(EFFECT_KEYS):
         raise InvalidKey("reply", f"missing; a rule needs one of {', '.join(EFFECT_KEYS)}")
     replies = values.get("reply", ())
@@ -184,6 +209,10 @@ def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
         if key in values and replies:
             raise InvalidKey(key, "not with reply, which replaces the list")
     _check_replies(replies, phases)
+    _check_parts("reply", replies, parts)
+    delay = values.get("delay")
+    if delay == CLIENT_SECONDS and "seconds" not in parts.names:
+        raise InvalidKey("delay", f'needs a condition as recipient = "delay-{CLIENT_SECONDS}@*"')
     tls = TLSParameters(**{key: values[key] for key in TLS_KEYS if key in values})
     fault = values.get("then")
     if isinstance(fault, str):
@@ -196,13 +225,15 @@ def _effect(values: Mapping[str, Any], phases: frozenset[str]) -> Effect:
         _check_input_fault(fault, replies, phases)
     return Effect(
         replies=replies,
-        delay=values.get("delay"),
+        delay=None if delay == CLIENT_SECONDS else delay,
         fault=_fault_after_reply(fault, replies) if fault and "reply" in values else fault,
         replaces_command=fault is not None and fault.name in REPLACES_COMMAND,
         hide=values.get("hide", ()),
         add=values.get("add", ()),
         tls=tls,
         shares=_shares(values.get("weights", ()), len(replies)),
+        parts=parts,
+        delay_of_client=delay == CLIENT_SECONDS,
     )
 
 

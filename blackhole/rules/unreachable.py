@@ -122,7 +122,7 @@ class PrecedingRules:
         """Take in a rule that comes before those that follow."""
         rule = numbered.rule
         certain = rule.chance >= 1 and rule.window is None and rule.limiter is None
-        if not certain or any(condition.key == "attempt" for condition in rule.conditions):
+        if not certain or any(one.key == "attempt" or one.has_parts for one in rule.conditions):
             return
         only = rule.conditions[0] if len(rule.conditions) == 1 else None
         literals = () if only is None or only.negated else _globs(only)

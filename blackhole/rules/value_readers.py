@@ -14,9 +14,16 @@ from typing import Any, Final, NamedTuple
 from blackhole.addresses import NetworkSet, network
 from blackhole.rules.comparisons import Comparison, comparison
 from blackhole.rules.delays import LONGEST_DELAY, DelayDistribution, Lognormal, Percentiles, Uniform
-from blackhole.rules.effects import MAX_REPLY_LINE, PLACEHOLDER, Template, action_after
+from blackhole.rules.effects import (
+    CODE_OF_CLIENT,
+    MAX_REPLY_LINE,
+    STATUS_OF_CLIENT,
+    Template,
+    action_after,
+)
 from blackhole.rules.faults import FAULTS, NUMBERED_FAULTS
 from blackhole.rules.globs import GlobSet
+from blackhole.rules.named_parts import NAMED_PART, NamedGlobs
 from blackhole.rules.session_facts import TLS_VERSIONS, USABLE_EXTENSIONS
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
@@ -111,11 +118,21 @@ def read_phases(value: Any) -> frozenset[str]:
 
 
 def read_globs(value: Any) -> GlobSet:
+    return GlobSet(_read_glob_texts(value))
+
+
+def _read_glob_texts(value: Any) -> list[str]:
     globs = read_texts(value)
     for glob in globs:
         if len(glob) > 1 and glob.startswith(("/", "^")) and glob.endswith(("/", "$")):
             raise expected("a glob of * and ?; there are no regular expressions", glob)
-    return GlobSet("" if glob == "<>" else glob for glob in globs)
+    return ["" if glob == "<>" else glob for glob in globs]
+
+
+def read_named_globs(value: Any) -> GlobSet | NamedGlobs:
+    """Read globs that may have named parts, as "reply-{code}@*"."""
+    globs = _read_glob_texts(value)
+    return NamedGlobs(globs) if any(map(NAMED_PART.search, globs)) else GlobSet(globs)
 
 
 def read_listener(value: Any) -> GlobSet:
@@ -209,8 +226,11 @@ def read_zone(value: Any) -> str:
 
 
 REPLY: Final = re.compile(
-    r"([245][0-5][0-9]|354)(?: ([245])(\.[0-9]{1,3}\.[0-9]{1,3}))?(?: (.*))?", re.DOTALL
+    r"([245][0-5][0-9]|354|\{code\})(?: ([245]\.[0-9]{1,3}\.[0-9]{1,3}|\{status\}))?(?: (.*))?", re.DOTALL
 )
+
+CLIENT_SECONDS: Final = "{seconds}"
+"""The delay that the client wrote."""
 
 
 def read_reply(value: Any) -> Reply | Template:
@@ -220,15 +240,16 @@ def read_reply(value: Any) -> Reply | Template:
     b'450 4.2.1 Try again later\\r\\n'
     """
     match = REPLY.fullmatch(value) if isinstance(value, str) else None
-    if not match or not match[4]:
+    if not match or not match[3]:
         raise expected('a reply with its code, as "450 4.2.1 Try again later"', value)
-    code, enhanced = int(match[1]), f"{match[2]}{match[3]}" if match[2] else ""
-    if enhanced and enhanced[0] != match[1][0]:
-        raise ValueError(f"{enhanced} does not go with {code}")
-    lines = match[4].split("\n")
+    enhanced = match[2] or ""
+    code = None if match[1] == CODE_OF_CLIENT else int(match[1])
+    if enhanced and enhanced != STATUS_OF_CLIENT and enhanced[0] != match[1][0]:
+        raise ValueError(f"{enhanced} does not go with {match[1]}")
+    lines = match[3].split("\n")
     for line in lines:
         _check_reply_line(line)
-    if PLACEHOLDER.search(match[4]):
+    if code is None or enhanced == STATUS_OF_CLIENT or NAMED_PART.search(match[3]):
         return Template(code, enhanced, *lines)
     return Reply(code, enhanced, *lines, next_action=action_after(code))
 
@@ -236,8 +257,13 @@ def read_reply(value: Any) -> Reply | Template:
 def _check_reply_line(line: str) -> None:
     if not re.fullmatch("[ -~]*", line) or len(line) > MAX_REPLY_LINE:
         raise expected(f"lines of at most {MAX_REPLY_LINE} characters of ASCII", line)
-    if not PLACEHOLDER.search(line) and (braces := re.search(r"\{[^{}]*\}", line)):
-        raise ValueError(f"{braces[0]} is none of {{client}} {{helo}} {{sender}} {{recipient}} {{id}}")
+    if not NAMED_PART.search(line) and (braces := re.search(r"\{[^{}]*\}", line)):
+        raise ValueError(unknown_placeholder(braces[0]))
+
+
+def unknown_placeholder(braces: str) -> str:
+    """Return what is wrong with a text in braces that stands for nothing."""
+    return f"{braces} is none of {{client}} {{helo}} {{user}} {{sender}} {{recipient}} {{id}}"
 
 
 def read_replies(value: Any) -> tuple[Reply | Template, ...]:
@@ -279,8 +305,13 @@ def _read_wait(value: Any) -> float:
     return wait
 
 
-def read_delay(value: Any) -> DelayDistribution:
-    """Read a time, a range of times, percentiles, or the parameters of a lognormal distribution."""
+def read_delay(value: Any) -> DelayDistribution | str:
+    """Read a time, a range of times, percentiles, or the parameters of a lognormal distribution.
+
+    Return CLIENT_SECONDS for the time that the client wrote.
+    """
+    if value == CLIENT_SECONDS:
+        return CLIENT_SECONDS
     if isinstance(value, list):
         if len(value) != 2:
             raise expected("[MIN, MAX]", value)

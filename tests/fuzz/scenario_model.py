@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -58,6 +59,44 @@ def fits(glob: str, text: str) -> bool:
 def any_fits(globs: str | list[str], text: str) -> bool:
     listed = globs if isinstance(globs, list) else [globs]
     return any(fits("" if glob == "<>" else glob, text) for glob in listed)
+
+
+PART_FORMS = {
+    "code": "[245][0-5][0-9]",
+    "status": r"[245]\.[0-9]{1,3}\.[0-9]{1,3}",
+    "seconds": r"[0-9]{1,4}(\.[0-9]{1,3})?",
+    "phase": "[a-z-]+",
+}
+
+
+def named_parts(glob: str, text: str, phases: set[str]) -> dict[str, str] | None:
+    """Return the named parts of a text; None if the glob does not match it."""
+    for parts in all_parts(glob, text.lower(), {}):
+        if "status" in parts and parts["status"][0] != parts.get("code", parts["status"])[0]:
+            continue
+        words = {"end-of-data" if phase == "." else phase.lower() for phase in phases if phase}
+        if parts.get("phase") not in (None, *words) or float(parts.get("seconds", 0)) > 3600:
+            continue
+        return parts
+    return None
+
+
+def all_parts(glob: str, text: str, found: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Yield the parts for each way in which a text matches a glob, with those found before it."""
+    if not glob:
+        if not text:
+            yield found
+    elif glob[0] == "*":
+        for place in range(len(text) + 1):
+            yield from all_parts(glob[1:], text[place:], found)
+    elif glob[0] == "{":
+        name, _, rest = glob[1:].partition("}")
+        for place in range(1, min(64, len(text)) + 1):
+            part = text[:place]
+            if re.fullmatch(PART_FORMS.get(name, f"[^{re.escape(rest[:1])}]+" if rest else ".+"), part):
+                yield from all_parts(rest, text[place:], {**found, name: part})
+    elif text and (glob[0] == "?" or same(glob[0], text[0])):
+        yield from all_parts(glob[1:], text[1:], found)
 
 
 def listed(value: Any) -> list[Any]:
@@ -167,6 +206,8 @@ class ModelSession:
         """The phases whose rules are asked."""
         self.messages = 1
         """The number of the message that is sent, or comes next."""
+        self.found: dict[str, str] = {}
+        """The named parts of the rule that was looked at last."""
         self.ended = ""
         """What became of the connection: "close", "reset" or "stall"."""
         self.clear()
@@ -374,7 +415,19 @@ class ModelSession:
             "recipient": self.recipient,
             "helo": self.helo,
         }
+        if "{" in str(value):
+            return named_parts(value, texts[key], self.phases) is not None
         return any_fits(value, texts[key])
+
+    def parts(self, rule: Rule) -> dict[str, str]:
+        """Return the named parts of the texts that a rule matches."""
+        found: dict[str, str] = {}
+        for key, text in (("sender", self.sender), ("recipient", self.recipient)):
+            globs = [str(one) for one in listed(rule.get(key, []))]
+            if any("{" in one for one in globs):
+                matching = (named_parts(one, text, self.phases) for one in globs)
+                found |= next((one for one in matching if one is not None), {})
+        return found
 
     def answer(
         self, number: int, rule: Rule, phase: str, received: Received | None, fields: list[str]
@@ -388,6 +441,7 @@ class ModelSession:
             or not self.is_open(rule)
         ):
             return NOTHING
+        self.found = self.parts(rule)
         unknown = not self.model.available and ("attempt" in rule or self.asks_store(rule))
         reply = self.reply_of(rule)
         if "weights" in rule:
@@ -444,6 +498,11 @@ class ModelSession:
         found = []
         for one in reply if isinstance(reply, list) else [reply]:
             text = str(one)
+            if "status" not in self.found:
+                text = text.replace("{status} ", "")
+            for name, word in self.found.items():
+                text = text.replace(f"{{{name}}}", shown(word))
+            text = re.sub(r"\{(word|domain|phase|status)\}", "", text)
             for name, word in words.items():
                 text = text.replace(f"{{{name}}}", shown(word))
             found.append(text)
@@ -577,6 +636,8 @@ class ModelSession:
         if isinstance(rule.get("then"), dict):
             return ""
         delay = rule.get("delay", 0)
+        if delay == "{seconds}":
+            delay = float(self.found.get("seconds", 0))
         least, most = delay if isinstance(delay, list) else (seconds(delay), seconds(delay))
         waited = received.waited
         return "" if least - 1e-6 <= waited <= most + 1e-6 else f"held back for {waited} and not {delay}"

@@ -24,7 +24,11 @@ LISTENER = "192.0.2.25:25"
 
 CLIENTS = ("192.0.2.1", "192.0.2.77", "198.51.100.1", "2001:db8::1")
 NAMES = ("one.example", "MÜLLER.example", "two.test")
-ADDRESSES = ("ann@a.example", "ANN@A.example", "bob@b.example", "müller@ü.example", "MÜLLER@Ü.EXAMPLE", "x")
+ADDRESSES = (
+    *("ann@a.example", "ANN@A.example", "bob@b.example", "müller@ü.example", "MÜLLER@Ü.EXAMPLE", "x"),
+    *("450-4.2.1@a.example", "550-4.2.1@b.example", "Rcpt551-Full@a.example", "421-at-data@b.example"),
+    *("wait-2.5@a.example", "wait-3601@a.example", "250-2.1.5@b.example", "451-at-end-of-data@a.example"),
+)
 FIELDS = ("Subject: Ein Rückruf", "subject: RÜCKRUF", "X-Mailer: swaks", "Subject:  two  ", "List-Id: a")
 
 GLOBS = (
@@ -40,6 +44,14 @@ GLOBS = (
     "x",
     "??l*",
 )
+NAMED_GLOBS = (
+    "{code}-{status}@*",
+    "*{code}-{word}@a.*",
+    "{phase}{code}-?*@*",
+    "{code}-at-{phase}@{domain}",
+    "wait-{seconds}@*",
+)
+"""Globs with named parts."""
 NAME_GLOBS = ("*.example", "müller.*", "M?LLER*", "two.test", "*")
 FIELD_GLOBS = ("Subject: *RÜCKRUF*", "Subject: *r?ckruf", "*: swaks", "X-*: *", "Subject: two")
 
@@ -144,6 +156,25 @@ def negate_some(source: Random, rule: Rule) -> None:
         }
 
 
+def name_parts(source: Random, rule: Rule) -> None:
+    """Let some globs for addresses have named parts."""
+    for key in ("sender", "recipient"):
+        if source.random() < 0.08:
+            rule[key] = some(source, (*NAMED_GLOBS, *NAMED_GLOBS, *GLOBS))
+
+
+def use_parts(source: Random, rule: Rule, number: int) -> None:
+    """Let the reply or the delay of a rule show its named parts; an invalid rule is left out later."""
+    globs = " ".join(str(rule.get(key, "")) for key in ("sender", "recipient"))
+    if "{seconds}" in globs and source.random() < 0.7:
+        rule["delay"] = "{seconds}"
+        rule.pop("reply", None)
+    elif "{code}" in globs and isinstance(rule.get("reply"), str) and source.random() < 0.7:
+        words = [f"{{{name}}}" for name in ("phase", "word", "domain", "status") if f"{{{name}}}" in globs]
+        status = "{status} " if "{status}" in globs else ""
+        rule["reply"] = f"{{code}} {status}p{number} {' '.join(words)}".strip()
+
+
 def random_owners(source: Random) -> Any:
     """Return what a limit is counted for."""
     if source.random() < 0.75:
@@ -177,6 +208,7 @@ def random_rule(source: Random, number: int) -> Rule:
         if source.random() < likelihood:
             rule[key] = value()
     negate_some(source, rule)
+    name_parts(source, rule)
     code = source.choice((450, 451, 550, 550, 421, 250))
     if code == 250 and "DATA" in rule["phase"]:
         code = 354
@@ -196,6 +228,7 @@ def random_rule(source: Random, number: int) -> Rule:
         rule["blocklist"] = "zen.example.org"
     elif kind < 0.83 and rule["phase"] == ["EHLO"]:
         rule["hide"], rule["add"] = ["PIPELINING"], ["XTEST 1"]
+    use_parts(source, rule, number)
     if source.random() < 0.15 or len(rule) == 1:
         rule["delay"] = source.choice((1, "2s", [1, 3]))
     if source.random() < 0.12:
