@@ -9,7 +9,7 @@ import pytest
 
 from blackhole.rules import explain
 from blackhole.rules.context import RuleContext
-from blackhole.rules.named_parts import MAX_PART, NamedGlob, NamedGlobs
+from blackhole.rules.named_parts import MAX_PART_LENGTH, NamedGlob, NamedGlobs
 from blackhole.rules.scenario_file import parse_rule, parse_rules
 from blackhole.rules.unreachable import find_mistakes
 from blackhole.settings import OperatorError
@@ -47,8 +47,8 @@ def rule(recipient: str, effect: str) -> str:
         ("*-{code}-*@a", "1-2-450-550-x@a", {"code": "450"}),
         ("{word}-{code}@*", "one-450@a", {"word": "one", "code": "450"}),
         ("{word}-{code}@*", "one-two-450@a", None),
-        ("{word}@*", "x" * MAX_PART + "@a", {"word": "x" * MAX_PART}),
-        ("{word}@*", "x" * (MAX_PART + 1) + "@a", None),
+        ("{word}@*", "x" * MAX_PART_LENGTH + "@a", {"word": "x" * MAX_PART_LENGTH}),
+        ("{word}@*", "x" * (MAX_PART_LENGTH + 1) + "@a", None),
         ("{word}@*", "@a", None),
         ("?{seconds}@{domain}", "d2.5@a.b", {"seconds": "2.5", "domain": "a.b"}),
         ("a.{code}@b?c", "ax450@b.c", None),

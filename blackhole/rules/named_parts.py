@@ -21,10 +21,10 @@ from blackhole.smtp.state import PHASES
 NAMED_PART: Final = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 """The name of a part, in a glob or in the text of a reply."""
 
-MAX_PARTS: Final = 8
+MAX_NAMED_PARTS: Final = 8
 """Named parts of a glob."""
 
-MAX_PART: Final = 64
+MAX_PART_LENGTH: Final = 64
 """Characters of a part that may be any text."""
 
 PHASE_WORDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -80,8 +80,8 @@ class NamedGlob:
         """Raise ValueError for a part that cannot be told from what stands beside it."""
         pieces = NAMED_PART.split(fold(text.encode()))
         self.names: Final = tuple(pieces[1::2])
-        if len(self.names) > MAX_PARTS or len({*self.names}) < len(self.names):
-            raise ValueError(f"at most {MAX_PARTS} named parts, each once, in {text}")
+        if len(self.names) > MAX_NAMED_PARTS or len({*self.names}) < len(self.names):
+            raise ValueError(f"at most {MAX_NAMED_PARTS} named parts, each once, in {text}")
         for name in RESERVED.intersection(self.names):
             raise ValueError(f"{{{name}}} is the whole text; call the part something else")
         self.bare: Final = "".join(
@@ -128,7 +128,7 @@ def _part_pattern(name: str, behind: list[str]) -> str:
     if following[:1] in ("*", "?") or (others and not following):
         raise ValueError(f"{{{name}}} is any text, so a character that ends it has to follow")
     end = f"[^{re.escape(following[0])}]" if following else "."
-    return f"(?P<{name}>{end}{{1,{MAX_PART}}}+)"
+    return f"(?P<{name}>{end}{{1,{MAX_PART_LENGTH}}}+)"
 
 
 class NamedGlobs:
