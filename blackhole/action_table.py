@@ -82,7 +82,7 @@ ACTION_TABLE: Final = (
         "report",
         "show what senders did wrong; see --fail-on",
         RUNNING,
-        options=("pid", "conf", "format", "json", "fail_on", "scope", "dashboard"),
+        options=("pid", "conf", "format", "json", "fail_on", "scope", "namespace", "dashboard"),
         statuses={
             0: "nothing of the level of fail_on was found",
             1: "something was found",
@@ -100,7 +100,7 @@ ACTION_TABLE: Final = (
         "recent",
         "show the last transactions of a server with --recent; see --follow and --conversation",
         f"{RUNNING} With json, it prints an object a line.",
-        options=("pid", "conf", "json", "follow", "conversation"),
+        options=("pid", "conf", "json", "follow", "conversation", "namespace"),
         statuses={
             0: "all were shown, or Ctrl-C",
             7: "no server runs",

@@ -305,6 +305,10 @@ def _fleet_status(settings: Settings, facts: Mapping[str, Any]) -> str:
 def _snapshot_reader(settings: Settings, pid: int) -> tuple[Callable[[], Snapshot], Callable[[], str]]:
     """Return a function that reads the counters of a server, or of its fleet, and one that returns what is to
     be shown of the machines of the fleet. Raises OperatorError."""
+    if settings.namespace:
+        from blackhole.metrics import namespace_counters
+
+        return namespace_counters.reader(pid, settings.namespace), str
     if settings.scope == "machine":
         return Counters.of(pid).snapshot, str
     from blackhole.fleet import remote

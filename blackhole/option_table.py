@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from blackhole import listeners, values
 from blackhole.listeners import OWN_SETTINGS, GivenListener, ListenerSetting
-from blackhole.settings import LOG_FORMATS, MAX_RECENT, MODES, NEWLINES
+from blackhole.settings import LOG_FORMATS, MAX_RECENT, MODES, NAMESPACE_KEYS, NEWLINES
 from blackhole.tls_menu import (
     CLIENT_CERTIFICATE,
     DEFAULT_TLS_MIN,
@@ -147,6 +147,12 @@ OPTIONS: Final = (
            "answer, and with rediss ca=FILE for the CA certificate. "
            "A password is safer in a conf file or in the environment than on a command line.",
            aliases=("attempts",)),
+    Option("namespace_by", values.namespace_keys, "", "KEYS|off", "Replies",
+           "what puts mail into a namespace, which has orders and figures of its own",
+           f"Some of {', '.join(NAMESPACE_KEYS)}, separated by commas: "
+           + "; ".join(f"{key} {meaning}" for key, meaning in NAMESPACE_KEYS.items())
+           + ". An earlier one of these outweighs those behind it.",
+           default_note="off: there are no namespaces"),
     Option("extensions", values.keywords, "default", "KEYWORDS", "Replies",
            "SMTP extensions that the reply to EHLO offers",
            "Separate keywords by commas or blanks. default stands for those that most servers offer today, "
@@ -327,6 +333,8 @@ OPTIONS: Final = (
            "obey the orders that were given to any machine of the fleet",
            "Such orders are another scenario, and one-shot rules. An order to its own dashboard goes to all. "
            "Whoever can write to the Redis server, or reach one dashboard, controls them all."),
+    Option("namespace", values.printable, "", "NAME", "Reports",
+           "the namespace of which report and recent show the figures"),
     Option("follow", values.switch, "no", "", "Reports",
            "with recent, go on and print each transaction when it ends"),
     Option("conversation", values.switch, "no", "", "Reports",

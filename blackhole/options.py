@@ -72,7 +72,7 @@ RENAMED_FLAGS: Final = {
 """Flags of Blackhole 2.x alone -> what to do instead."""
 
 READERS_OPTIONS: Final = frozenset(
-    ("conf", "pid", "format", "json", "fail_on", "scope", "follow", "conversation")
+    ("conf", "pid", "format", "json", "fail_on", "scope", "namespace", "follow", "conversation")
 )
 """Options of the commands that read from a server, or find it: not of the server itself."""
 

@@ -265,6 +265,7 @@ class Service:
                 shared.messages,
                 shared.recent(wanted),
                 shared.fleet_store(wanted),
+                shared.namespace_state(wanted),
             )
         )
 
@@ -291,6 +292,7 @@ class Service:
             shared.recent(wanted),
             shared.messages,
             shared.shared_outcomes(wanted),
+            shared.namespace_state(wanted),
         )
         self._drop_privileges(settings)
         dashboard.run(wanted.dashboard_sockets)

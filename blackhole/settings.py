@@ -41,6 +41,15 @@ NEWLINES = {
 """Every way to treat a bare LF: a line that ends with LF without a CR before it."""
 
 
+NAMESPACE_KEYS = {
+    "tag": "by a tag in the recipient, as in anyone+ns.NAME@example.com",
+    "user": "by the user of AUTH",
+    "helo": "by the name in HELO or EHLO",
+    "listener": "by the port of the listener, or the name of its UNIX socket",
+}
+"""What can choose a namespace; an earlier one outweighs those behind it."""
+
+
 LOG_FORMATS = ("text", "json", "syslog")
 """Formats of the log."""
 
@@ -234,6 +243,10 @@ class Settings:
     """A key of CLIENT_CERTIFICATE."""
     client_ca: str = ""
     """A file with the authorities that sign certificates of clients."""
+    namespace_by: tuple[str, ...] = ()
+    """What chooses a namespace: keys of NAMESPACE_KEYS; none: there are no namespaces."""
+    namespace: str = ""
+    """The namespace of which something is shown."""
     message_directives: bool = True
     """Whether header fields of a message may set its mode and delay."""
     auth: str = "off"

@@ -14,7 +14,15 @@ from dataclasses import astuple
 from typing import Any, Final
 
 from blackhole import addresses, processors
-from blackhole.settings import MODES, DashboardAddress, Delay, FleetServer, RedisSettings, Variable
+from blackhole.settings import (
+    MODES,
+    NAMESPACE_KEYS,
+    DashboardAddress,
+    Delay,
+    FleetServer,
+    RedisSettings,
+    Variable,
+)
 from blackhole.tls_menu import AUTO_CERTIFICATE, CIPHERS, VERSION_NUMBERS
 
 MAX_REPEATED: Final = 60
@@ -160,6 +168,16 @@ def one_of(known: Iterable[str]) -> Callable[[str], str]:
         raise ValueError(f"{error}{did_you_mean(text, known)}")
 
     return read
+
+
+def namespace_keys(text: str) -> tuple[str, ...]:
+    """Read what chooses namespaces: keys of NAMESPACE_KEYS, separated by commas or blanks, or off."""
+    words = text.lower().replace(",", " ").split()
+    for word in words:
+        if word not in NAMESPACE_KEYS and words != ["off"]:
+            error = expected(f"off, or some of {', '.join(NAMESPACE_KEYS)}", word)
+            raise ValueError(f"{error}{did_you_mean(word, NAMESPACE_KEYS)}")
+    return tuple(word for word in NAMESPACE_KEYS if word in words)
 
 
 mode: Final = one_of(MODES)

@@ -88,6 +88,8 @@ SAMPLES = {
     "show_clients": "yes",
     "show_lines": "yes",
     "recent": "500",
+    "namespace": "checkout",
+    "namespace_by": "tag, user",
     "recent_fields": "Subject From",
     "fleet": "redis://192.0.2.9:6379/1",
     "fleet_name": "north",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from blackhole.store.control import MAX_ONE_SHOT_RULES
+from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES
 from blackhole.web.control import MAX_CHECKS
 from blackhole.web.control_handlers import MAX_SCENARIO, MAX_UPLOAD
 from blackhole.web.order_check import MAX_RULES

@@ -110,6 +110,7 @@ TORNADO = {
     "net.graceful_close",
     "net.input_faults",
     "net.server",
+    "net.server_namespaces",
     "net.stream",
     "net.tls_choice",
     "process.worker",

@@ -18,7 +18,7 @@ from tests.program import ROOT
 
 @pytest.fixture(scope="module")
 def sink() -> Iterator[Sink]:
-    with Sink() as program:
+    with Sink("--namespace-by=tag") as program:
         program.dashboard()
         yield program
 
@@ -69,7 +69,7 @@ CONFIGURATION = """
 positive_data_acceptance.enabled = false
 
 [[operations]]
-include-path = "/wait"
+include-path = ["/wait", "/namespaces/{namespace}/wait"]
 checks.not_a_server_error.enabled = false
 """
 """No schema says which scenario has no mistake. The status 504 of /wait says that no mail came in time."""

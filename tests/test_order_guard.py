@@ -15,7 +15,8 @@ from blackhole.metrics.counters import Counters
 from blackhole.process.order_guard import OrderGuard
 from blackhole.process.processes import is_computing
 from blackhole.settings import OperatorError
-from blackhole.store.control import ControlChannel, OneShotRule, RuntimeOrder
+from blackhole.store.control import ControlChannel, RuntimeOrder
+from blackhole.store.one_shot_rules import OneShotRule
 from tests.http_api import Sink, ask, sent
 from tests.program import PYTHON, wait_for
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from blackhole.store.control import MAX_ONE_SHOT_RULES
+from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES
 from blackhole.store.redis_replies import InvalidReply, ReplyParser
 
 MAX_ORDER_TEXT: Final = 1 << 16

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from operator import add
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from blackhole.metrics.evidence import EvidenceLog
 from blackhole.metrics.layout import (
@@ -61,14 +61,24 @@ READING_ORDER: Final = CELL_INDEX["reading_order"]
 OPEN_CONNECTIONS: Final = CELL_INDEX["open"]
 
 
-def record_value(cells: memoryview, histogram: str, value: int) -> None:
+class CounterCells(Protocol):
+    """A row of the counters, or what stands for it."""
+
+    def __getitem__(self, cell: int, /) -> int:
+        """Return the value of a counter."""
+
+    def __setitem__(self, cell: int, value: int, /) -> None:
+        """Set the value of a counter."""
+
+
+def record_value(cells: CounterCells, histogram: str, value: int) -> None:
     """Add a value, in the unit of the histogram, to a histogram of a row."""
     start, last = HISTOGRAM_INDEX[histogram], LAST_BUCKET[histogram]
     cells[start + min(value.bit_length(), last)] += 1
     cells[start + last + 1] += value
 
 
-def record_values(cells: memoryview, histogram: str, values: Sequence[int]) -> None:
+def record_values(cells: CounterCells, histogram: str, values: Sequence[int]) -> None:
     """Add many values to a histogram of a row, in 0.1 microseconds each."""
     start, last = HISTOGRAM_INDEX[histogram], LAST_BUCKET[histogram]
     for bits, count in Counter(map(int.bit_length, values)).items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
 from blackhole.metrics.findings import plural
-from blackhole.metrics.transaction_reader import TransactionPage, TransactionReader
+from blackhole.metrics.transaction_reader import TransactionFilter, TransactionPage, TransactionReader
 from blackhole.metrics.transactions import Transaction
 from blackhole.settings import OperatorError, Settings
 
@@ -31,12 +31,13 @@ def show(pid: int, settings: Settings) -> int:
     Raises OperatorError if it keeps none, or when it ends while it is followed.
     """
     reader = TransactionReader.of(pid)
+    wanted = TransactionFilter(namespace=settings.namespace.lower())
     form = json_line if settings.json else conversation if settings.conversation else summary
     try:
         if not settings.follow:
-            _print(reader.newest(reader.records.kept).transactions, form, sys.stdout)
+            _print(reader.newest(reader.records.kept, wanted).transactions, form, sys.stdout)
             return os.EX_OK
-        _follow(reader, pid, form)
+        _follow(reader, pid, form, wanted)
     except BrokenPipeError:  # the reader has ended, as in `blackhole recent | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return os.EX_OK
@@ -45,11 +46,13 @@ def show(pid: int, settings: Settings) -> int:
     raise OperatorError(f"pid {pid} has ended", os.EX_UNAVAILABLE)
 
 
-def _follow(reader: TransactionReader, pid: int, form: Callable[[Transaction], str]) -> None:
+def _follow(
+    reader: TransactionReader, pid: int, form: Callable[[Transaction], str], wanted: TransactionFilter
+) -> None:
     """Print transactions as they end, until the server does. Raises KeyboardInterrupt."""
     # Blocked and waited for, so that no line is cut off by Ctrl-C.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    found: TransactionPage = reader.newest(SHOWN_AT_FIRST)
+    found: TransactionPage = reader.newest(SHOWN_AT_FIRST, wanted)
     alive = True
     while True:
         _print(found.transactions, form, sys.stdout)
@@ -59,7 +62,7 @@ def _follow(reader: TransactionReader, pid: int, form: Callable[[Transaction], s
             if signal.sigtimedwait((signal.SIGINT,), READ_INTERVAL) is not None:
                 raise KeyboardInterrupt
             alive = os.path.exists(f"/proc/{pid}")
-        found = reader.since(found.cursor, READ_AT_ONCE)
+        found = reader.since(found.cursor, READ_AT_ONCE, wanted)
 
 
 def _print(transactions: Iterable[Transaction], form: Callable[[Transaction], str], out: TextIO) -> None:

@@ -36,10 +36,14 @@ class TransactionFilter:
     outcome: str = ""
     after: float = -math.inf
     """The time, in seconds since 1970, after which it ended."""
+    namespace: str = ""
+    """The namespace that it belongs to; empty: any, or none."""
 
     def matches(self, one: Transaction) -> bool:
         """Return whether a transaction matches."""
         if one.time <= self.after or (self.outcome and one.outcome != self.outcome):
+            return False
+        if self.namespace and one.namespace != self.namespace:
             return False
         given = (
             (self.recipient, (*one.recipients, *one.refused_recipients)),

@@ -19,6 +19,7 @@ from blackhole.smtp.transaction_record import (
     ENDED_BY_MESSAGE,
     FROM_VERB,
     MAX_RECIPIENTS,
+    NAMESPACE_KIND,
     RECIPIENT_KIND,
     VIOLATION_KIND,
     RecordedExchange,
@@ -127,6 +128,8 @@ class Transaction:
     """Commands that are not among the exchanges, because there were too many."""
     left_out_at: int = 0
     """How many of the exchanges precede them."""
+    namespace: str = ""
+    """The namespace that it belongs to; empty for none."""
 
     @property
     def accepted(self) -> bool:
@@ -210,6 +213,7 @@ def transaction(stored: StoredRecord, record: StoredTransaction, rules: Mapping[
         exchanges=tuple(exchanges),
         left_out=record.left_out,
         left_out_at=left_out_at,
+        namespace=next((text(name) for name, _ in _marks(record.marks, NAMESPACE_KIND)), ""),
     )
 
 

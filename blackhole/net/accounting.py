@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
+from blackhole.metrics.counters import CounterCells
 from blackhole.metrics.layout import (
     CELL_INDEX,
     LIMITS_START,
@@ -72,7 +73,7 @@ def count_violations(connection: AccountedConnection, sent: bytes) -> None:
         _keep_evidence(connection, events, sent)
 
 
-def count_rejection(counters: memoryview, reply: Reply) -> None:
+def count_rejection(counters: CounterCells, reply: Reply) -> None:
     """Count a reply that a client gets in place of the greeting."""
     counters[EVENT_CELLS.reply("CONNECT", reply.code)] += 1
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blackhole.addresses import NetworkSet
+from blackhole.metrics.counters import CounterCells
 from blackhole.metrics.evidence import EvidenceWriter
 from blackhole.net.admission import AdmissionControl
 from blackhole.net.latency import LatencySampler
@@ -34,7 +35,7 @@ class ListenerContext:
     """For clients with limits."""
     limits: ClientLimits
     """The limits of one client, which are stricter under stress."""
-    counters: memoryview
+    counters: CounterCells
     """The worker's row of the counters."""
     tls: TLSContexts | None
     """None without a certificate."""

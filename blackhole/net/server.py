@@ -7,7 +7,7 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -37,12 +37,15 @@ from blackhole.net.context import ListenerContext
 from blackhole.net.disconnects import DisconnectWatch
 from blackhole.net.fleet_usage import FleetUsage
 from blackhole.net.limit_log import LimitLog
+from blackhole.net.namespace_accounts import NamespaceScenario
 from blackhole.net.poller import Poller
 from blackhole.net.recorded_connection import RecordedConnection
+from blackhole.net.server_namespaces import NO_NAMESPACES, ServerNamespaces, namespace_of
 from blackhole.net.stream import ClientStream
 from blackhole.net.tls import TLSContexts
 from blackhole.net.tls_choice import reads_client_hello
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
+from blackhole.rules.model import Rule
 from blackhole.rules.modes import MODE_RULES
 from blackhole.settings import Listener, Settings
 from blackhole.smtp.auth import choose_mechanisms
@@ -50,6 +53,7 @@ from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.extensions import choose
 from blackhole.smtp.inspection import InspectionPlan
+from blackhole.smtp.policy import ListenerPolicy
 from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS
 from blackhole.smtp.state import LMTP, SMTP, ListenerConfig
@@ -126,7 +130,15 @@ def make_recorder(
     names = () if writer is None else settings.recent_fields
     about = address.encode(), ",".join(names).encode()
     publish = keep_nothing if writer is None else writer.append
-    return Recorder(time.time, publish, WantedFields(names), about, listener.mode.encode(), log_transaction)
+    return Recorder(
+        time.time,
+        publish,
+        WantedFields(names),
+        about,
+        listener.mode.encode(),
+        log_transaction,
+        namespace_of if settings.namespace_by else None,
+    )
 
 
 def keep_nothing(record: bytes) -> int:
@@ -182,7 +194,7 @@ class SMTPServer(TCPServer):
     rules that come before the listener's mode, `client_table` what all workers know of their
     clients, and `fleet_usage` what all machines of a fleet do, `client_log` gets what is shown of
     them, `limit_log` the limits that they meet, `recorder` the records of transactions, `evidence`
-    where violations were committed.
+    where violations were committed, `namespaces` has the rules of those that there are.
     """
 
     def __init__(
@@ -201,6 +213,7 @@ class SMTPServer(TCPServer):
         recorder: Recorder | None = None,
         evidence: EvidenceWriter | None = None,
         fleet_usage: FleetUsage | None = None,
+        namespaces: ServerNamespaces | None = None,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -210,28 +223,29 @@ class SMTPServer(TCPServer):
         """How many connections this process may have."""
         self.connections: Final[set[Connection]] = set()
         self.context: ListenerContext
-        if tls is not None:
-            tls.add(scenario.certificates)
-        scenario = scenario.of_listener(str(listener))
-        self.policy = rule_policy(listener, scenario)
+        self._namespaces: Final = namespaces
+        self._scenario = scenario
+        self.policy = self._make_policy(scenario)
+        policy = self._listener_policy(tls)
+        rules = self._all_rules()
         limited = listener_config(settings, listener)
         inspection = InspectionPlan(settings.inspect)
         engine = SMTPEngine(
-            replace(limited, limits=None), Random(), trace, self.policy, EVENT_CELLS, recorder, inspection
+            replace(limited, limits=None), Random(), trace, policy, EVENT_CELLS, recorder, inspection
         )
         self.context = ListenerContext(
             listener=listener,
             settings=settings,
             engine=engine,
             limited_engine=(
-                SMTPEngine(limited, Random(), trace, self.policy, EVENT_CELLS, recorder, inspection)
+                SMTPEngine(limited, Random(), trace, policy, EVENT_CELLS, recorder, inspection)
                 if settings.limits_clients
                 else engine
             ),
             limits=client_limits(settings),
             counters=counters,
             tls=tls,
-            reads_client_hello=reads_client_hello(tls, scenario.rules),
+            reads_client_hello=reads_client_hello(tls, rules),
             admission=(
                 AdmissionControl(settings, client_table, fleet_usage) if settings.limits_clients else None
             ),
@@ -243,7 +257,13 @@ class SMTPServer(TCPServer):
             client_changed=self.client_changed,
             evidence=evidence,
         )
-        self._connection_type: Final = Connection if recorder is None else RecordedConnection
+        self._connection_type: Final[Callable[..., Connection]] = (
+            namespaces.connection_type(number, recorder is not None)
+            if namespaces is not None
+            else Connection
+            if recorder is None
+            else RecordedConnection
+        )
         self._should_yield: Final = should_yield
         self._number: Final = number
         self._client_log: Final = client_log
@@ -318,7 +338,7 @@ class SMTPServer(TCPServer):
     def _client_left(self, connection: Connection) -> None:
         usage = connection.usage
         fresh = connection.received - connection.counted
-        self.counters[RECEIVED_CELL] += fresh
+        connection.context.counters[RECEIVED_CELL] += fresh
         connection.counted = connection.received
         if usage is not None:
             usage.meter(RECEIVED_OCTETS, fresh)
@@ -430,26 +450,55 @@ class SMTPServer(TCPServer):
 
     # Told by the worker.
 
-    def apply_scenario(self, scenario: ActiveScenario) -> None:
+    def apply_scenario(
+        self, scenario: ActiveScenario, namespaces: Mapping[bytes, NamespaceScenario] = NO_NAMESPACES
+    ) -> None:
         """Use other rules: for new connections at once, for open ones from the next command outside a
         transaction."""
         context = self.context
-        scenario = scenario.of_listener(str(self.listener))
-        self.policy = rule_policy(self.listener, scenario)
-        engine = context.engine.replace_policy(self.policy)
-        limited = (
-            context.limited_engine.replace_policy(self.policy) if self.settings.limits_clients else engine
-        )
-        if context.tls is not None:
-            context.tls.add(scenario.certificates)
+        if scenario is not self._scenario:
+            self._scenario = scenario
+            self.policy = self._make_policy(scenario)
+        if self._namespaces is not None:
+            self._namespaces.update(namespaces)
+        policy = self._listener_policy(context.tls)
+        engine = context.engine.replace_policy(policy)
+        limited = context.limited_engine.replace_policy(policy) if self.settings.limits_clients else engine
         self._replace_context(
             replace(
                 context,
                 engine=engine,
                 limited_engine=limited,
-                reads_client_hello=reads_client_hello(context.tls, scenario.rules),
+                reads_client_hello=reads_client_hello(context.tls, self._all_rules()),
             )
         )
+
+    def _make_policy(self, scenario: ActiveScenario) -> RulePolicy:
+        return rule_policy(self.listener, scenario.of_listener(str(self.listener)))
+
+    def _listener_policy(self, tls: TLSContexts | None) -> ListenerPolicy:
+        """Return the policy of all sessions, once the certificates of its rules are there."""
+        if tls is not None:
+            for scenario in self._scenarios():
+                tls.add(scenario.certificates)
+        if self._namespaces is None:
+            return self.policy
+        return self._namespaces.policy(self.policy, self._make_policy)
+
+    def _scenarios(self) -> Iterator[ActiveScenario]:
+        """Yield the scenario of the server, and those of its namespaces."""
+        yield self._scenario
+        if self._namespaces is not None:
+            yield from self._namespaces.scenarios
+
+    def _all_rules(self) -> list[Rule]:
+        name = str(self.listener)
+        return [rule for scenario in self._scenarios() for rule in scenario.of_listener(name).rules]
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether a rule may refuse, delay or cut off a message, so that retries are to be expected."""
+        return self.policy.rules.may_refuse or (self._namespaces is not None and self._namespaces.may_refuse)
 
     def mark_closed_by_server(self) -> None:
         """Note that the process ends, so that no open connection is counted as the client's fault."""

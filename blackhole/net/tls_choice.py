@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, cast
 
 from tornado.iostream import IOStream
 
+from blackhole.metrics.counters import CounterCells
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.metrics.tls_events import ALERTS, ENTRY_RESULTS, entry_cell, failure_cell
 from blackhole.net.client_hello import server_name
@@ -154,7 +155,7 @@ def failure_reason(error: Exception) -> str:
     return known or ("other_alert" if alert else "other")
 
 
-def count_entry(counters: memoryview, parameters: TLSParameters, result: str) -> None:
+def count_entry(counters: CounterCells, parameters: TLSParameters, result: str) -> None:
     """Count the end of a connection whose handshake was done like this, if that is an entry of the menu."""
     cell = ENTRY_CELLS.get((entry_name(parameters), result))
     if cell is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Final
 
 from blackhole.metrics.counters import Counters
@@ -49,11 +50,15 @@ class OrderGuard:
         self._drop(number)
 
     def _drop(self, number: int) -> None:
-        """Put an empty order in force in place of this one."""
+        """Put an empty order in force in place of this one, or one without the namespace that it changed."""
+        changed = self._control.read()[1].changed
 
         def change(before: RuntimeOrder, following: int) -> RuntimeOrder:
             if following > number + 1:
                 return before
+            if changed:  # the orders for other namespaces, and for the server, do no harm
+                others = tuple(one for one in before.namespaces if one.name != changed)
+                return replace(before, namespaces=others, dropped=number)
             return RuntimeOrder(at=time.time(), dropped=number)
 
         try:
@@ -62,6 +67,6 @@ class OrderGuard:
             log.error("order %d, of which a worker has died, is not dropped: %s", number, error)
         else:
             log.error(
-                "order %d is dropped, because a worker has died of it; order %d restores the configuration",
-                *(number, following),
+                "order %d is dropped, because a worker has died of it; order %d restores the configuration%s",
+                *(number, following, changed and f" of the namespace {changed}"),
             )

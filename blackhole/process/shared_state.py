@@ -6,6 +6,7 @@ import os
 from dataclasses import astuple, replace
 
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.namespace_counters import NamespaceCounters, NamespaceState
 from blackhole.net import server
 from blackhole.net.client_table import ClientTable
 from blackhole.net.limit_log import LimitLog
@@ -16,6 +17,7 @@ from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.client_log import ClientLog
 from blackhole.store.control import ControlChannel
+from blackhole.store.namespaces import NamespaceDirectory, NamespaceOrders
 from blackhole.store.outcome_table import OutcomeTable
 from blackhole.store.recent import RecentRecords
 from blackhole.store.redis_attempts import RedisAttemptStore
@@ -42,6 +44,7 @@ class SharedState:
         """What became of each message. In a table of its own, so as not to displace what rules read."""
         self._recent: dict[int, RecentRecords] = {}
         """The last transactions, by how many are kept."""
+        self._namespaces: NamespaceState | None = None
         self._redis_stores: dict[RedisSettings, RedisAttemptStore] = {}
 
     def prepare(self, configuration: Configuration) -> None:
@@ -59,6 +62,9 @@ class SharedState:
             self.counters.client_log = ClientLog(self.counters.rows)
         if settings.recent and settings.recent not in self._recent:
             self._recent[settings.recent] = RecentRecords(self.counters.rows, settings.recent)
+        if settings.namespace_by and self._namespaces is None:
+            directory = NamespaceDirectory(self.control, NamespaceOrders())
+            self._namespaces = NamespaceState(directory, NamespaceCounters(self.counters.rows))
         self._prepare_stores(configuration)
 
     def _prepare_stores(self, configuration: Configuration) -> None:
@@ -90,6 +96,10 @@ class SharedState:
             self.counters.client_log = None
         for kept in self._recent.keys() - {configuration.settings.recent}:
             del self._recent[kept]
+
+    def namespace_state(self, configuration: Configuration) -> NamespaceState | None:
+        """Return what namespaces need; None if there are none."""
+        return self._namespaces if configuration.settings.namespace_by else None
 
     def clients(self, configuration: Configuration) -> ClientTable | None:
         """Return the table of what each client uses, or None if no limit by client is set."""

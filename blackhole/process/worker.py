@@ -10,7 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from socket import socket
 from typing import Final
@@ -22,16 +22,20 @@ import tornado.platform.asyncio  # noqa: F401
 from blackhole.log_format import printable
 from blackhole.metrics.counters import Counters, record_values
 from blackhole.metrics.layout import CELL_INDEX, EventCells
+from blackhole.metrics.namespace_counters import NamespaceState
 from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.fleet_usage import FleetUsage
 from blackhole.net.limit_log import LimitLog
+from blackhole.net.namespace_accounts import NamespaceAccounts, NamespaceScenario
 from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
 from blackhole.net.server import SMTPServer, listener_address, make_recorder
+from blackhole.net.server_namespaces import ServerNamespaces, listener_key
 from blackhole.net.tls import TLSContexts
 from blackhole.process import logs
 from blackhole.process.message_total import MessageTotal
+from blackhole.process.namespace_scenarios import NamespaceScenarios
 from blackhole.process.plan import ChildContext
 from blackhole.process.transaction_log import TransactionLog
 from blackhole.rules.outcomes import OutcomeStore, mark_if_never_retried
@@ -39,7 +43,8 @@ from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.smtp.engine_tables import TraceFunction
 from blackhole.smtp.session import Session
 from blackhole.store.active_scenario import ActiveScenario
-from blackhole.store.control import INITIAL_NUMBER, ControlChannel, OneShotRule, effective_scenario
+from blackhole.store.control import INITIAL_NUMBER, ControlChannel, RuntimeOrder, effective_scenario
+from blackhole.store.one_shot_rules import OneShotRule
 from blackhole.store.recent import RecentRecords
 from blackhole.store.redis_attempts import RedisAttemptStore
 
@@ -88,6 +93,8 @@ class WorkerContext:
     """None where transactions are not recorded."""
     fleet_store: RedisAttemptStore | None = None
     """Where all machines of a fleet count what clients use; None where each counts for itself."""
+    namespaces: NamespaceState | None = None
+    """None where there are no namespaces."""
 
 
 def run(context: WorkerContext) -> None:
@@ -151,8 +158,18 @@ class Worker:
         """The number of the last order that was read."""
         self._one_shot_rules: tuple[OneShotRule, ...] = ()
         """Those of that order that still apply to some message."""
+        self._namespaces: Final = self._make_namespaces(context.namespaces)
+        self._in_force: tuple[RuntimeOrder, tuple[OneShotRule, ...], ActiveScenario] | None = None
+        """What was ordered last for the whole server, and the scenario of it."""
         self._next_set = row * SETS_PER_SECOND
         """The set of the outcome table to look at next; each worker begins elsewhere."""
+
+    def _make_namespaces(self, state: NamespaceState | None) -> NamespaceScenarios | None:
+        if state is None:
+            return None
+        context, orders = self._context, state.directory.orders
+        accounts = NamespaceAccounts(state.counters, context.child.row, orders.touch)
+        return NamespaceScenarios(orders, context.scenario, context.counters.rule_counters, accounts)
 
     async def serve(self) -> None:
         """Accept connections until told to stop; then drain."""
@@ -164,7 +181,7 @@ class Worker:
         for store in self._stores:
             await store.open()
         poller = self._selector or LoopPoller()
-        self._open_servers(self._follow_orders(poller), poller)
+        self._open_servers(*self._follow_orders(poller), poller)
         sweeping = loop.call_soon(self._sweep)
         await self._stop.wait()
         sweeping.cancel()
@@ -183,8 +200,8 @@ class Worker:
             await store.close()
         self._record_store_figures()
 
-    def _follow_orders(self, poller: Poller) -> ActiveScenario:
-        """Return the scenario in force, and from now on read every order. Raises OperatorError.
+    def _follow_orders(self, poller: Poller) -> tuple[ActiveScenario, Mapping[bytes, NamespaceScenario]]:
+        """Return what is in force, and from now on read every order. Raises OperatorError.
 
         The sequence matters: an order given meanwhile is either read below, or the process that gave
         it finds this worker accepting, and waits until the worker has applied it.
@@ -192,11 +209,13 @@ class Worker:
         self._cells[ACCEPTING] = 1
         self._set_applied_order(INITIAL_NUMBER)
         poller.attach(self._context.control.wakeup_read, self, EDGE_TRIGGERED)
-        scenario = self._read_order()
+        in_force = self._read_order()
         self._set_applied_order(self._order)
-        return scenario
+        return in_force
 
-    def _open_servers(self, scenario: ActiveScenario, poller: Poller) -> None:
+    def _open_servers(
+        self, scenario: ActiveScenario, namespaces: Mapping[bytes, NamespaceScenario], poller: Poller
+    ) -> None:
         """Start to accept connections."""
         settings, counters = self._context.settings, self._context.counters
         row = self._context.child.row
@@ -225,6 +244,11 @@ class Worker:
                 else None,
                 None if counters.evidence is None else counters.evidence.writer(row, settings.show_lines),
                 self._fleet_usage,
+                None
+                if self._namespaces is None
+                else ServerNamespaces(
+                    settings.namespace_by, listener_key(address), self._namespaces.accounts, namespaces
+                ),
             )
             if self._context.messages is not None and settings.stop_after:
                 server.collect_sizes(
@@ -252,7 +276,7 @@ class Worker:
         # tell it unless they are a fleet.
         settings = self._context.settings
         alone = not settings.attempt_store.host or bool(settings.fleet.host)
-        if outcomes is not None and alone and any(server.policy.rules.may_refuse for server in self.servers):
+        if outcomes is not None and alone and any(server.may_refuse for server in self.servers):
             self.find_missing_retries(outcomes, time.monotonic())
         for server in self.servers:
             server.sweep()
@@ -291,29 +315,44 @@ class Worker:
     def handle_events(self, events: int) -> None:
         """Apply the order in force; called by the selector at each order, and once a second."""
         control = self._context.control
-        if control.number == self._order and all(map(control.remaining, self._one_shot_rules)):
+        used_up = self._namespaces is not None and self._namespaces.is_used_up
+        if (
+            control.number == self._order
+            and all(map(control.remaining, self._one_shot_rules))
+            and not used_up
+        ):
             return
         try:
-            scenario = self._read_order()
+            scenario, namespaces = self._read_order()
         except OperatorError as error:
             log.error("order %d cannot be followed: %s", self._order, error)
             self._set_reading_order(None)
             return
         for server in self.servers:
-            server.apply_scenario(scenario)
+            server.apply_scenario(scenario, namespaces)
         self._set_applied_order(self._order)
 
-    def _read_order(self) -> ActiveScenario:
-        """Return the scenario in force, with a counter for each of its rules. Raises OperatorError."""
+    def _read_order(self) -> tuple[ActiveScenario, Mapping[bytes, NamespaceScenario]]:
+        """Return the scenario in force, with a counter for each of its rules, and those of the namespaces.
+
+        Raises OperatorError.
+        """
         control = self._context.control
         self._set_reading_order(control.number)  # the master drops an order that a worker dies of
         self._order, order = control.read()
         self._one_shot_rules = tuple(filter(control.remaining, order.one_shot_rules))
-        found = effective_scenario(order, self._context.scenario, control)
-        found = found.counted(self._context.counters.rule_counters)
+        of_server = replace(order, namespaces=(), changed="")
+        known = self._in_force
+        if known is not None and known[:2] == (of_server, self._one_shot_rules):
+            found = known[2]  # only a namespace has changed
+        else:
+            found = effective_scenario(order, self._context.scenario, control)
+            found = found.counted(self._context.counters.rule_counters)
+            self._in_force = of_server, self._one_shot_rules, found
+        namespaces = {} if self._namespaces is None else self._namespaces.read(order)
         if self._transactions is not None:
             self._transactions.update_rules()
-        return found
+        return found, namespaces
 
     # Stopping.
 

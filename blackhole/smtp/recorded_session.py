@@ -61,6 +61,9 @@ class Recorder(NamedTuple):
     """The listener's mode."""
     log: Callable[[Any, bytes], None] | None = None
     """Takes a session and the record of its transaction, for the log; None where nobody logs it."""
+    namespace_of: Callable[[Any, bool], bytes] | None = None
+    """Takes the policy of a session, and whether its last command has ended the transaction, and returns the
+    namespace of that; None where there are no namespaces."""
 
 
 class RecordedSession(Session):
@@ -307,8 +310,12 @@ class RecordedSession(Session):
             introduction = self._introduction or self._introduce()
         else:
             introduction = self._introduce_forwarded()
-        octets = record.encode(ending, self._accepted, self._size, introduction)
         recorder = self._recorder
+        if recorder.namespace_of is not None:
+            namespace = recorder.namespace_of(self.policy, ending == ENDED_BY_COMMAND)
+            if namespace:
+                record.mark_namespace(namespace)
+        octets = record.encode(ending, self._accepted, self._size, introduction)
         publish, log = recorder.publish, recorder.log
         self._published = publish(octets)
         if log is not None:

@@ -58,7 +58,8 @@ PHASE_NUMBERS: Final = {phase: number for number, phase in enumerate(PHASES)}
 
 VIOLATION_KIND: Final = b"V"
 RECIPIENT_KIND: Final = b"R"
-"""The first octets of marks: a violation, and a RCPT command that is in no exchange."""
+NAMESPACE_KIND: Final = b"N"
+"""The first octets of marks: a violation, a RCPT command that is in no exchange, and the namespace."""
 
 ENDED_BY_MESSAGE: Final = 0
 ENDED_BY_COMMAND: Final = 1
@@ -178,6 +179,10 @@ class TransactionRecord:
     def mark_violation(self, name: str, line: bytes) -> None:
         """Add a violation and the line that shows it."""
         self._mark(VIOLATION_KIND + name.encode() + b"\0" + line[:MAX_OFFENDING_LINE])
+
+    def mark_namespace(self, name: bytes) -> None:
+        """Add the namespace to which the transaction belongs, whatever other marks there are."""
+        self._marks += (NAMESPACE_KIND + name,)
 
     def _mark(self, mark: bytes) -> None:
         if len(self._marks) < MAX_MARKS:

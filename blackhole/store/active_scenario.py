@@ -51,6 +51,10 @@ class ActiveScenario:
             own_rules={},
         )
 
+    def in_scope(self, prefix: bytes) -> ActiveScenario:
+        """Return the same with attempts and limits of its own."""
+        return replace(self, attempt_store=ScopedStore(self.attempt_store, prefix))
+
     def preceded_by(self, first: Iterable[Rule]) -> ActiveScenario:
         """Return the same with some rules before all others, at all listeners."""
         first = tuple(first)

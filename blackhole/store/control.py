@@ -25,8 +25,15 @@ from blackhole.rules.limiters import UseLimit
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
 from blackhole.rules.scenario_file import make_rules, parse_rule
-from blackhole.settings import OperatorError
 from blackhole.store.active_scenario import ActiveScenario
+from blackhole.store.one_shot_rules import (
+    BUDGET_BITS,
+    MAX_ONE_SHOT_RULES,
+    Budgets,
+    OneShotRule,
+    UseBudgets,
+    acquire_lock,
+)
 from blackhole.store.shared_lock import SharedLock
 from blackhole.store.shared_memory import CELL_OCTETS, attach, create
 
@@ -36,17 +43,10 @@ CONTROL_MAP: Final = "blackhole.store.control"
 MAX_ORDER_OCTETS: Final = 1 << 19
 """Size of an order as JSON: a scenario of 64 KiB as text and as tables, and all one-shot rules, escaped."""
 
-MAX_ONE_SHOT_RULES: Final = 16
-"""One-shot rules that can wait at the same time."""
-
-BUDGET_BITS: Final = 32
-"""A budget is a number of remaining uses in the low bits of a cell, and the number of its order above
-them."""
-
 MAX_TIME: Final = 1e12
 """Seconds: more than any clock shows."""
 
-MAX_NUMBER: Final = 2**BUDGET_BITS - 1
+MAX_NUMBER: Final = (1 << BUDGET_BITS) - 1
 """The largest number of an order."""
 
 SLOT_HEADER: Final = Struct("QQ")
@@ -63,26 +63,27 @@ ONE_SHOT_NAME: Final = "POST /next"
 PUBLISH_LOCK: Final = MAX_ONE_SHOT_RULES
 """Octet of the lock of writers. The octets before it are those of the budgets."""
 
-WRITER_MAX_WAIT: Final = 2.0
-"""Seconds that a writer waits for another, which may be making certificates."""
+MAX_NAMESPACES: Final = 100
+"""Namespaces that there can be at a time."""
 
 INITIAL_NUMBER: Final = 0
 """Number of the order in force before any was published."""
 
 
-class OneShotRule(NamedTuple):
-    """A rule that comes before all others, and ends after a number of uses."""
+class NamespaceEntry(NamedTuple):
+    """A namespace, and where its orders are."""
 
-    number: int
-    """Number of the order that it came with, which tells its budget from an earlier one in the same cell."""
+    name: str
     place: int
-    """Index of its budget."""
-    times: int
-    """Number of uses."""
-    rule: Mapping[str, Any]
-    """The rule, as in a scenario file."""
-    shared: str = ""
-    """What its uses are counted for in a fleet; empty where this machine alone obeys it."""
+    """Its number among all that there can be at a time."""
+    since: int
+    """Number of the order that made it, which tells it from an earlier one in the same place."""
+    version: int
+    """Number of the order that changed it last."""
+    slot: int
+    """Which of its two slots has what is in force."""
+    at: float = 0.0
+    """When it was made, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,10 @@ class RuntimeOrder:
     one_shot_rules: tuple[OneShotRule, ...] = ()
     dropped: int = -1
     """Number of the last order that was dropped because a worker has died of it."""
+    namespaces: tuple[NamespaceEntry, ...] = ()
+    """The namespaces that there are. What is ordered for them is kept elsewhere."""
+    changed: str = ""
+    """Name of the namespace that this order has changed; empty if it has changed anything else."""
 
 
 def parse_order(text: bytes) -> RuntimeOrder | None:
@@ -114,11 +119,21 @@ def parse_order(text: bytes) -> RuntimeOrder | None:
     try:
         fields = json.loads(text)
         rules = tuple(OneShotRule(*one) for one in fields.pop("one_shot_rules"))
-        order = RuntimeOrder(**fields, one_shot_rules=rules)
+        namespaces = tuple(NamespaceEntry(*one) for one in fields.pop("namespaces"))
+        order = RuntimeOrder(**fields, one_shot_rules=rules, namespaces=namespaces)
         valid = _is_valid(order)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
     return order if valid else None
+
+
+def order_text(order: RuntimeOrder) -> bytes:
+    """Return an order as `parse_order` reads it. Raises ValueError if it is too large."""
+    fields = {name: getattr(order, name) for name in RuntimeOrder.__slots__}
+    text = json.dumps(fields, ensure_ascii=False).encode()
+    if len(text) > MAX_ORDER_OCTETS:
+        raise ValueError(f"more than {MAX_ORDER_OCTETS} octets")
+    return text
 
 
 def _is_valid(order: RuntimeOrder) -> bool:
@@ -131,6 +146,15 @@ def _is_valid(order: RuntimeOrder) -> bool:
             all(map(isinstance, one, (int, int, int, dict, str))) and one.place in range(MAX_ONE_SHOT_RULES)
             for one in order.one_shot_rules
         )
+        and all(
+            all(map(isinstance, one, (str, int, int, int, int, float)))
+            and one.place in range(MAX_NAMESPACES)
+            and one.slot in (0, 1)
+            and all(0 <= number <= MAX_NUMBER for number in (one.since, one.version))
+            and 0 <= one.at < MAX_TIME
+            for one in order.namespaces
+        )
+        and isinstance(order.changed, str)
     )
 
 
@@ -150,6 +174,7 @@ class ControlChannel:
         self._map = cells.cast("B")
         self._cells = cells[: SLOTS_START // CELL_OCTETS]
         self._cells[0] = INITIAL_NUMBER
+        self._budgets = UseBudgets(self._cells[1:], self._lock, 0)
         self.wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         """Becomes readable with each order, for edge-triggered waiting.
 
@@ -169,6 +194,7 @@ class ControlChannel:
         if cells is None:  # another version
             return RuntimeOrder(), 0
         channel._map, channel._cells = cells.cast("B"), cells[: SLOTS_START // CELL_OCTETS]
+        channel._budgets = UseBudgets(channel._cells[1:], SharedLock("unused"), 0)
         _, order = channel.read()
         return order, sum(map(channel.remaining, order.one_shot_rules))
 
@@ -196,11 +222,11 @@ class ControlChannel:
         `change` makes it of the order in force and of its own number. Raises ValueError if it is too large,
         and OperatorError (EX_TEMPFAIL) while another writer does not finish.
         """
-        self._acquire(PUBLISH_LOCK)
+        acquire_lock(self._lock, PUBLISH_LOCK)
         try:
             _, before = self.read()
             number = self.number % MAX_NUMBER + 1
-            self._write(number, change(before, number))
+            self._write(number, change(replace(before, changed=""), number))
         finally:
             self._lock.release(PUBLISH_LOCK)
         with suppress(BlockingIOError):
@@ -209,17 +235,9 @@ class ControlChannel:
             os.write(self._wakeup_write, b"!")
         return number
 
-    def _acquire(self, octet: int) -> None:
-        """Lock an octet. Raises OperatorError (EX_TEMPFAIL) while another process does not release it."""
-        if not self._lock.acquire(octet, WRITER_MAX_WAIT):
-            raise OperatorError("another process changes the orders and does not finish", os.EX_TEMPFAIL)
-
     def _write(self, number: int, order: RuntimeOrder) -> None:
         """Write an order into its slot, and then its number. Raises ValueError if it is too large."""
-        fields = {name: getattr(order, name) for name in RuntimeOrder.__slots__}
-        text = json.dumps(fields, ensure_ascii=False).encode()
-        if len(text) > MAX_ORDER_OCTETS:
-            raise ValueError(f"more than {MAX_ORDER_OCTETS} octets")
+        text = order_text(order)
         start = self._slot(number)
         SLOT_HEADER.pack_into(self._map, start, zlib.crc32(text), len(text))
         self._map[start + SLOT_HEADER.size : start + SLOT_HEADER.size + len(text)] = text
@@ -229,41 +247,25 @@ class ControlChannel:
         """Return the octet where the slot of an order begins."""
         return SLOTS_START + number % 2 * (SLOT_HEADER.size + MAX_ORDER_OCTETS)
 
-    # Budgets of one-shot rules.
+    # Budgets of one-shot rules: see `UseBudgets`.
 
     def remaining(self, one: OneShotRule) -> int:
         """Return the number of uses that remain; 0 if the budget belongs to another rule by now."""
-        number, remaining = divmod(self._cells[1 + one.place], 1 << BUDGET_BITS)
-        return remaining if number == one.number else 0
+        return self._budgets.remaining(one)
 
     def set_budget(self, one: OneShotRule, uses: int) -> None:
         """Set the number of uses that remain. Raises OperatorError as `publish` does."""
-        self._acquire(one.place)
-        try:
-            self._cells[1 + one.place] = (one.number << BUDGET_BITS) + uses
-        finally:
-            self._lock.release(one.place)
+        self._budgets.set_budget(one, uses)
 
     def consume(self, one: OneShotRule) -> bool:
-        """Consume one use; return False if none remains. The count is exact over all processes.
-
-        Also return False, and leave the use to a later message, while the lock is not to be had.
-        """
-        if not self.remaining(one) or not self._lock.acquire(one.place):
-            return False
-        try:
-            if not self.remaining(one):
-                return False
-            self._cells[1 + one.place] -= 1
-            return True
-        finally:
-            self._lock.release(one.place)
+        """Consume one use; return False if none remains, or while the lock is not to be had."""
+        return self._budgets.consume(one)
 
 
 def effective_scenario(
     order: RuntimeOrder,
     loaded: ActiveScenario,
-    channel: ControlChannel,
+    budgets: Budgets,
 ) -> ActiveScenario:
     """Return the scenario in force where `loaded` was read at the start and `order` was published since.
 
@@ -278,14 +280,14 @@ def effective_scenario(
             clock_origin=order.began,
             attempt_store=ScopedStore(loaded.attempt_store, b"%d\0" % round(order.at * 1e6)),
         )
-    first = (one_shot_rule(one, channel) for one in order.one_shot_rules if channel.remaining(one))
+    first = (one_shot_rule(one, budgets) for one in order.one_shot_rules if budgets.remaining(one))
     certificates = {name: pem.encode() for name, pem in order.certificates.items()}
     return replace(found.preceded_by(first), certificates=certificates)
 
 
-def one_shot_rule(one: OneShotRule, channel: ControlChannel) -> Rule:
+def one_shot_rule(one: OneShotRule, budgets: Budgets) -> Rule:
     """Return the rule of a one-shot rule: its last condition consumes a use of the budget."""
     rule = parse_rule(one.rule, f"next {one.number}")
-    last = Condition("count", str(one.times), lambda case: channel.consume(one))
+    last = Condition("count", str(one.times), lambda case: budgets.consume(one))
     limiter = UseLimit(one.times, one.shared) if one.shared else rule.limiter
     return replace(rule, conditions=(*rule.conditions, last), name=ONE_SHOT_NAME, limiter=limiter)

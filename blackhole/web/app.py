@@ -35,10 +35,24 @@ from blackhole.web.handlers import (
     StopRunHandler,
     WaitHandler,
 )
+from blackhole.web.namespace_handlers import (
+    NAMESPACE_PARAMETER,
+    NamespaceHandler,
+    NamespaceNextRulesHandler,
+    NamespaceRecentHandler,
+    NamespaceReportHandler,
+    NamespaceRunHandler,
+    NamespaceRunsHandler,
+    NamespaceScenarioHandler,
+    NamespacesHandler,
+    NamespaceStopRunHandler,
+    NamespaceWaitHandler,
+)
 from blackhole.web.openapi import OpenAPIHandler
 from blackhole.web.operations import (
     ALIVE_CONTENT,
     COUNT_SCHEMA,
+    NAMESPACE_SCHEMA,
     NEXT_RULES_SCHEMA,
     OBJECT_SCHEMA,
     ONE_SHOT_RULE_SCHEMA,
@@ -66,6 +80,7 @@ log = logging.getLogger(__name__)
 
 PATH_PARAMETERS: Final = {
     "run": RUN_PARAMETER,
+    "namespace": NAMESPACE_PARAMETER,
     "file": Parameter("file", "name of a file", {"type": "string", "pattern": "^[A-Za-z.]+$"}),
 }
 """What stands in braces in the paths of routes."""
@@ -110,7 +125,7 @@ REPORT_CONTENT: Final = {
     for name, kind in REPORT_TYPES.items()
 }
 
-ROUTES: Final = (
+SERVER_ROUTES: Final = (
     Route("/", StaticHandler, ("files",)),
     Route("/static/{file}", StaticHandler, ("files",)),
     Route("/events", EventsHandler, ("events",)),
@@ -315,6 +330,76 @@ ROUTES: Final = (
             ),
         ),
     ),
+)
+"""Every path but those of namespaces."""
+
+NAMESPACED_HANDLERS: Final[Mapping[str, type[BaseHandler]]] = {
+    "/wait": NamespaceWaitHandler,
+    "/recent": NamespaceRecentHandler,
+    "/runs": NamespaceRunsHandler,
+    "/runs/{run}": NamespaceRunHandler,
+    "/runs/{run}/stop": NamespaceStopRunHandler,
+    "/scenario": NamespaceScenarioHandler,
+    "/next": NamespaceNextRulesHandler,
+    "/report": NamespaceReportHandler,
+    "/runs/{run}/report": NamespaceReportHandler,
+}
+"""Paths that each namespace has too, and who handles them there."""
+
+OF_NAMESPACE: Final = errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.NOT_IMPLEMENTED)
+"""Further errors of a request about a namespace."""
+
+
+def namespaced(route: Route) -> Route:
+    """Return the route of a path in each namespace."""
+    operations = tuple(
+        operation._replace(
+            about=f"{operation.about}, in a namespace",
+            responses={**OF_NAMESPACE, **operation.responses},
+            parameters=tuple(one for one in operation.parameters if one is not SCOPE_PARAMETER),
+        )
+        for operation in route.operations
+    )
+    services = (*(name for name in route.services if name != "fleet"), "namespaces")
+    path = f"/namespaces/{{namespace}}{route.path}"
+    return Route(path, NAMESPACED_HANDLERS[route.path], services, operations)
+
+
+NAMESPACE_CONTENT: Final = json_content(NAMESPACE_SCHEMA)
+
+ROUTES: Final = (
+    *SERVER_ROUTES,
+    Route(
+        "/namespaces",
+        NamespacesHandler,
+        ("namespaces",),
+        (
+            Operation(
+                "GET",
+                "All namespaces",
+                {200: json_content(array(NAMESPACE_SCHEMA)), **errors(HTTPStatus.NOT_FOUND)},
+            ),
+        ),
+    ),
+    Route(
+        "/namespaces/{namespace}",
+        NamespaceHandler,
+        ("namespaces", "control", "orders"),
+        (
+            Operation("GET", "A namespace", {200: NAMESPACE_CONTENT, **OF_NAMESPACE}),
+            Operation(
+                "PUT",
+                "Make a namespace, if there is none of that name",
+                {200: NAMESPACE_CONTENT, 201: NAMESPACE_CONTENT, **OF_ORDER, **OF_NAMESPACE},
+            ),
+            Operation(
+                "DELETE",
+                "Remove a namespace, with its orders and figures",
+                {200: NAME_CONTENT, **OF_ORDER, **OF_NAMESPACE},
+            ),
+        ),
+    ),
+    *(namespaced(route) for route in SERVER_ROUTES if route.path in NAMESPACED_HANDLERS),
 )
 """Every path there is."""
 

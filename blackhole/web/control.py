@@ -6,20 +6,22 @@ An order is checked completely before it is published, so that no worker finds a
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol, Self
 
 from blackhole.metrics.counters import Counters, clipped
 from blackhole.metrics.layout import MAX_RULE_NAMES
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings, Variable
-from blackhole.store.control import MAX_ONE_SHOT_RULES, ControlChannel, OneShotRule, RuntimeOrder
+from blackhole.store.control import ControlChannel, RuntimeOrder
+from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES, OneShotRule
 from blackhole.tls_menu import TLSParameters
 from blackhole.values import did_you_mean
 from blackhole.web.order_check import CheckedOrder, check_one_shot_rule, check_source, check_text, checked
@@ -38,6 +40,22 @@ APPLY_INTERVAL: Final = 0.005
 """Seconds after which the workers are checked again."""
 
 
+class OrderChannel(Protocol):
+    """The channel of the server, or of one of its namespaces: see `ControlChannel`."""
+
+    def read(self) -> tuple[int, RuntimeOrder]:
+        """Return the order in force, and a number that changes with it."""
+
+    def publish(self, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
+        """Put a new order in force, and return its number."""
+
+    def remaining(self, one: OneShotRule) -> int:
+        """Return the number of uses that remain of a one-shot rule."""
+
+    def set_budget(self, one: OneShotRule, uses: int) -> None:
+        """Set the number of uses that remain."""
+
+
 class ScenarioControl:
     """Publishes orders, and tells what is in force.
 
@@ -53,7 +71,8 @@ class ScenarioControl:
         counters: Counters,
         tls: TLSOrders,
     ) -> None:
-        self._loaded, self._channel, self._counters, self._tls = loaded, channel, counters, tls
+        self._loaded, self._counters, self._tls = loaded, counters, tls
+        self._channel: OrderChannel = channel
         self._sources: Final = {source.name: source for source in (*profiles, *loaded.sources)}
         files = ", ".join(os.path.basename(source.name) for source in loaded.sources)
         self.choices: Final = [
@@ -72,8 +91,18 @@ class ScenarioControl:
         """Number of an order (-1: of none), and of its scenario the number of rules, their names, and what
         is the same on another machine with that scenario only."""
         self._turn: Final = asyncio.Lock()
-        self._checks = 0
+        self._checks: Final[list[str]] = []
         """Orders that are being checked or wait for it."""
+
+    def of_channel(self, channel: OrderChannel) -> Self:
+        """Return the control of another channel. Its orders wait for their turn with those of this one."""
+        found = copy.copy(self)
+        found._channel, found._rule_names = channel, (-1, 0, [], "")
+        return found
+
+    async def keep(self) -> int:
+        """Publish what is in force again, which makes a namespace that there is not yet."""
+        return self._publish(LOADED, lambda before, number: before)
 
     # Orders. Each method returns the number of the order that it published, and raises OperatorError.
 
@@ -131,14 +160,14 @@ class ScenarioControl:
 
     async def _check(self, name: str, check: Callable[[], CheckedOrder]) -> CheckedOrder:
         """Check one order after the other, so that workers are never kept busy with reading orders."""
-        if self._checks >= MAX_CHECKS:
+        if len(self._checks) >= MAX_CHECKS:
             raise OperatorError(f"{name}: {MAX_CHECKS} orders are waiting already; try later", os.EX_TEMPFAIL)
-        self._checks += 1
+        self._checks.append(name)
         try:
             async with self._turn:
                 return await checked(name, check)
         finally:
-            self._checks -= 1
+            self._checks.remove(name)
 
     def _publish(self, name: str, change: Callable[[RuntimeOrder, int], RuntimeOrder]) -> int:
         """Publish an order. Raises OperatorError if it is too large."""

@@ -36,6 +36,7 @@ APPLY_TIMEOUT: Final = 5.0
 ERROR_STATUS: Final = {
     os.EX_TEMPFAIL: HTTPStatus.SERVICE_UNAVAILABLE,
     os.EX_SOFTWARE: HTTPStatus.INTERNAL_SERVER_ERROR,
+    os.EX_CANTCREAT: HTTPStatus.CONFLICT,
 }
 """Code of an OperatorError -> status of the response; all others are mistakes in the request."""
 
@@ -70,6 +71,11 @@ class OrderHandler(BaseHandler):
 
     async def publish(self, order: Awaitable[int]) -> None:
         """Publish an order, and respond when all workers apply it."""
+        await self.apply(order)
+        self.write_json(self.control.state())
+
+    async def apply(self, order: Awaitable[int]) -> None:
+        """Publish an order, and wait until all workers apply it. Raises APIError."""
         number = await self.accepted(order)
         state = self.control.state()
         log.info(
@@ -84,7 +90,6 @@ class OrderHandler(BaseHandler):
             )
         if self.control.is_dropped(number):
             raise APIError(HTTPStatus.BAD_REQUEST, "The order was dropped, because a worker has died of it.")
-        self.write_json(self.control.state())
 
 
 def line_of(error: str) -> int | None:

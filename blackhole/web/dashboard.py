@@ -20,6 +20,7 @@ from blackhole.fleet.member import FleetMember
 from blackhole.fleet.outcomes import OutcomeExchange
 from blackhole.fleet.store import FleetStore
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.namespace_counters import NamespaceState
 from blackhole.metrics.transaction_reader import TransactionReader
 from blackhole.net.menu_certificates import MenuCertificates
 from blackhole.net.tls import TLSContexts
@@ -38,6 +39,7 @@ from blackhole.web.control_handlers import APPLY_TIMEOUT, OrderHandler
 from blackhole.web.events import EventStream
 from blackhole.web.fleet_control import FleetControl
 from blackhole.web.history import History
+from blackhole.web.namespaces import Namespaces
 from blackhole.web.order_check import DASHBOARD_SIGNALS
 from blackhole.web.server import make_server
 from blackhole.web.static_files import StaticFile
@@ -75,6 +77,7 @@ class Dashboard:
         recent: RecentRecords | None = None,
         messages: MessageTotal | None = None,
         outcomes: SharedOutcomeTable | None = None,
+        namespaces: NamespaceState | None = None,
     ) -> None:
         """`scenario` is that of the configuration, `machine` the id of this server in a fleet, `contexts` are
         those of the listeners, and `menu` the certificates of the TLS menu.
@@ -99,6 +102,9 @@ class Dashboard:
             else OutcomeExchange(self._fleet.store, machine, outcomes)
         )
         self._stats: Final = StatsView(settings, counters, history, self._control.state)
+        self._namespaces: Final = (
+            None if namespaces is None else Namespaces(namespaces, settings, self._control, counters)
+        )
         self._files: Final = files
         self._hosts: Final = AllowedHosts(settings)
         self._counters, self._context = counters, context
@@ -142,6 +148,7 @@ class Dashboard:
                 "recent": self._recent,
                 "followers": set(),
                 "tls": self._tls,
+                "namespaces": self._namespaces,
             }
         )
         server = self._server = make_server(application)
@@ -185,6 +192,8 @@ class Dashboard:
         self._stats.sample()
         self._events.publish()
         self._server.sweep()
+        if self._namespaces is not None:
+            self._namespaces.remove_unused()
         loop.call_at(math.floor(loop.time()) + pause, self._sample)
 
 

@@ -17,12 +17,11 @@ from blackhole.metrics.counters import Counters
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings
 from blackhole.store.control import (
-    MAX_ONE_SHOT_RULES,
     ONE_SHOT_NAME,
     ControlChannel,
-    OneShotRule,
     RuntimeOrder,
 )
+from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES, OneShotRule
 from blackhole.store.redis_attempts import WARNING_INTERVAL
 from blackhole.tls_menu import TLSParameters
 from blackhole.web.control import LOADED, ScenarioControl

@@ -11,9 +11,10 @@ from blackhole.fleet import remote, runs
 from blackhole.fleet.replies import FleetRun
 from blackhole.fleet.runs import FleetRuns, RunConflict
 from blackhole.metrics import report
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.web import prometheus
 from blackhole.web.base_handler import APIError, BaseHandler
-from blackhole.web.history import MAX_RUNS, Run
+from blackhole.web.history import Run
 from blackhole.web.operations import TEXT_SCHEMA, Content, Parameter
 from blackhole.web.scope import ScopedHandler, fleet_figures
 from blackhole.web.tls_orders import TLSOrders
@@ -95,6 +96,9 @@ class HealthHandler(BaseHandler):
 class StatsBaseHandler(ScopedHandler):
     """The base of the handlers that use the figures and the runs."""
 
+    path_prefix = ""
+    """What stands before the paths of runs."""
+
     async def find_fleet_run(self, name: str) -> FleetRun:
         """Return the run of the fleet. Raises APIError if there is none."""
         with self.answering():
@@ -171,7 +175,7 @@ class WaitHandler(StatsBaseHandler):
         timeout = self.number_argument(TIMEOUT_PARAMETER)
         first = await self.scoped_snapshot()
         name = self.get_query_argument("run", "")
-        start = await self._messages_before(name) if name else sum(first.messages.values())
+        start = await self._messages_before(name) if name else self._messages_at_request(first)
         if len(self.waiting) >= MAX_WAITING:
             raise APIError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -182,7 +186,7 @@ class WaitHandler(StatsBaseHandler):
             while True:
                 last = await self.scoped_snapshot() if self.is_of_fleet else self.stats.recent()
                 messages = sum(last.messages.values()) - start
-                seconds = last.seconds - first.seconds
+                seconds = max(0.0, last.seconds - first.seconds)
                 if messages >= wanted or seconds >= timeout or self.disconnected:
                     break
                 await asyncio.sleep(FLEET_WAIT_INTERVAL if self.is_of_fleet else WAIT_INTERVAL)
@@ -191,6 +195,10 @@ class WaitHandler(StatsBaseHandler):
         if messages < wanted:
             self.set_status(HTTPStatus.GATEWAY_TIMEOUT)
         self.write_json({"messages": messages, "seconds": seconds})
+
+    def _messages_at_request(self, first: Snapshot) -> int:
+        """Return the number of messages before those that are waited for, where no run is given."""
+        return sum(first.messages.values())
 
     async def _messages_before(self, name: str) -> int:
         """Return the number of messages before a run began."""
@@ -228,9 +236,9 @@ class RunsHandler(StatsBaseHandler):
             raise APIError(HTTPStatus.CONFLICT, f"There is a run {name} already; choose another name.")
         now = self.stats.snapshot()
         if not history.start(name, now.cells, now.open):
-            raise APIError(HTTPStatus.CONFLICT, f"{MAX_RUNS} runs are running already; stop one.")
+            raise APIError(HTTPStatus.CONFLICT, f"{history.max_runs} runs are running already; stop one.")
         self.set_status(HTTPStatus.CREATED)
-        self.set_header("Location", f"/runs/{name}")
+        self.set_header("Location", f"{self.path_prefix}/runs/{name}")
         self.write_json(self.stats.run_report(self.find_run(name)))
 
     async def _start_of_fleet(self, name: str) -> None:

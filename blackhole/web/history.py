@@ -147,6 +147,9 @@ class History:
     0
     """
 
+    max_runs = MAX_RUNS
+    """Runs that can be running at a time."""
+
     RUN_HEADER: Final = ("began", "ended", "started", "peak", "peak_connections", "connection_time")
     """Cells of a run before its name and its counters."""
 

@@ -125,6 +125,10 @@ SCENARIO_SCHEMA: Final = record(
     next=NEXT_RULES_SCHEMA,
 )
 
+NAMESPACE_SCHEMA: Final = record(
+    name=TEXT_SCHEMA, made=NUMBER_SCHEMA, unused=NUMBER_SCHEMA, scenario=TEXT_SCHEMA, messages=COUNT_SCHEMA
+)
+
 VARIABLES_PARAMETER: Final = Parameter(
     "set",
     "NAME=VALUE: a value for a variable of the scenario, in place of its default; may be repeated.",

@@ -1,0 +1,161 @@
+"""The namespaces of the server as the HTTP API shows and changes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final
+
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import ROW_CELLS
+from blackhole.metrics.namespace_counters import NamespaceState
+from blackhole.metrics.snapshot import Snapshot
+from blackhole.settings import OperatorError, Settings
+from blackhole.store.control import NamespaceEntry
+from blackhole.store.namespaces import NamespaceOrders
+from blackhole.web.base_handler import APIError
+from blackhole.web.control import ScenarioControl
+from blackhole.web.history import History, Run
+from blackhole.web.stats_view import StatsView
+
+log = logging.getLogger(__name__)
+
+MAX_NAMESPACE_RUNS: Final = 8
+"""Runs kept of a namespace. The next one takes the place of the oldest that has ended."""
+
+
+class NamespaceHistory(History):
+    """The runs of a namespace, kept with its orders. There is no history of its rates."""
+
+    max_runs = MAX_NAMESPACE_RUNS
+
+    def __init__(self, orders: NamespaceOrders, entry: NamespaceEntry) -> None:
+        self._orders, self._entry = orders, entry
+
+    def runs(self) -> list[Run]:
+        """Return all runs, the oldest first."""
+        try:
+            found = json.loads(self._orders.notes(self._entry) or b"[]")
+            runs = [
+                Run(name, began, ended, started, 0, 0, 0, _all_cells(first), _all_cells(last))
+                for name, began, ended, started, first, last in found
+            ]
+        except (ValueError, TypeError, AttributeError):  # another process has written there
+            return []
+        return runs
+
+    def start(self, name: str, counters: Iterable[int], open_connections: int) -> bool:
+        """Start a run; return False if too many are running."""
+        runs = self.runs()
+        if len(runs) >= MAX_NAMESPACE_RUNS:
+            ended = next((run for run in runs if run.ended), None)
+            if ended is None:
+                return False
+            runs.remove(ended)
+        began, started = time.monotonic_ns() // 1000, time.time_ns() // 1000
+        self._write([*runs, Run(name, began, 0, started, 0, 0, 0, [*counters], ())])
+        return True
+
+    def stop(self, name: str, counters: Iterable[int]) -> None:
+        """Stop a run; nothing happens if it has ended."""
+        ended, last = time.monotonic_ns() // 1000, [*counters]
+        self._write(
+            [
+                replace(run, ended=ended, last=last) if run.name == name and not run.ended else run
+                for run in self.runs()
+            ]
+        )
+
+    def _write(self, runs: Iterable[Run]) -> None:
+        rows = [
+            (run.name, run.began, run.ended, run.started, _counted(run.first), _counted(run.last))
+            for run in runs
+        ]
+        self._orders.write_notes(self._entry, json.dumps(rows).encode())
+
+
+def _counted(cells: Sequence[int]) -> dict[int, int]:
+    """Return the cells that are not 0, by their index."""
+    return {cell: value for cell, value in enumerate(cells) if value}
+
+
+def _all_cells(counted: Mapping[str, int]) -> list[int]:
+    """Return all cells. Raises ValueError and TypeError for what are none."""
+    cells = [0] * ROW_CELLS
+    for cell, value in counted.items():
+        if not 0 <= int(cell) < ROW_CELLS:
+            raise ValueError(cell)
+        cells[int(cell)] = int(value)
+    return cells
+
+
+class NamespaceStats(StatsView):
+    """A view of the counters of one namespace. `read` returns them."""
+
+    def __init__(
+        self, settings: Settings, counters: Counters, history: NamespaceHistory, read: Callable[[], Snapshot]
+    ) -> None:
+        self._read = read
+        super().__init__(settings, counters, history, dict)
+
+    def snapshot(self) -> Snapshot:
+        """Return the counters of the namespace."""
+        return self._read()
+
+
+class Namespaces:
+    """The namespaces of a server. Each method raises APIError for one that there is not."""
+
+    def __init__(
+        self, state: NamespaceState, settings: Settings, control: ScenarioControl, counters: Counters
+    ) -> None:
+        self.directory: Final = state.directory
+        self._state, self._settings, self._control, self._counters = state, settings, control, counters
+
+    def find(self, name: str) -> NamespaceEntry:
+        """Return a namespace, which is used by that."""
+        entry = self.directory.find(name)
+        if entry is None:
+            raise APIError(
+                HTTPStatus.NOT_FOUND, f"There is no namespace {name}. PUT /namespaces/{name} makes it."
+            )
+        self.directory.orders.touch(entry.place)
+        return entry
+
+    def control(self, name: str) -> ScenarioControl:
+        """Return the control of a namespace, whose first order makes it."""
+        return self._control.of_channel(self.directory.channel(name))
+
+    def snapshot(self, entry: NamespaceEntry) -> Snapshot:
+        """Return the counters of a namespace."""
+        return self._state.counters.snapshot(entry, self._counters.snapshot())
+
+    def stats(self, entry: NamespaceEntry) -> NamespaceStats:
+        """Return the view of the counters of a namespace, and of its runs."""
+        history = NamespaceHistory(self.directory.orders, entry)
+        return NamespaceStats(self._settings, self._counters, history, lambda: self.snapshot(entry))
+
+    def summary(self, entry: NamespaceEntry) -> dict[str, Any]:
+        """Return what there is to say of a namespace, for JSON."""
+        order = self.directory.orders.read(entry)
+        return {
+            "name": entry.name,
+            "made": entry.at,
+            "unused": self.directory.orders.unused(entry),
+            "scenario": order.name if order is not None and order.name else "loaded",
+            "messages": sum(self.snapshot(entry).messages.values()),
+        }
+
+    def remove_unused(self) -> None:
+        """Remove the namespaces that nobody has used for long; to be called once a second."""
+        try:
+            names = self.directory.remove_unused()
+        except OperatorError as error:
+            log.warning("namespaces that are not used stay: %s", error)
+        else:
+            if names:
+                log.info("namespaces are gone, as nobody used them: %s", ", ".join(names))
