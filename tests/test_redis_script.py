@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackhole.rules.attempt_store import Update, count_attempt
+from blackhole.rules.conduct import GrowingCount, RefusalCount
 from blackhole.rules.limiters import RetryWindow, UseCount
 from blackhole.rules.quotas import SlidingCount, TokenCount, WindowCount
 from blackhole.store.attempts import AttemptTable
@@ -49,6 +50,14 @@ CHANGES: list[Update[int]] = [
     TokenCount(1, 1, 1000003, 3600.0).spend_tokens,
     TokenCount(2**31, 2**32 - 1, 2**40, 86400.0).spend_tokens,
     TokenCount(2, 1, 5, 60.0).spend_tokens,
+    GrowingCount(1, 2, 2.0, 9, 400.0, 900.0, 3).spend_growing,
+    GrowingCount(3, 5, 1.3, 50, 300.0, 300.0, 9).spend_growing,
+    GrowingCount(2**31, 2**31, 1.9, 2**32 - 1, 600.25, 1800.5, 2).spend_growing,
+    GrowingCount(1, 1, 1.1, 2**32 - 1, 0.5, 1000.0, 62).spend_growing,
+    RefusalCount(1, 0, 2, 0.0, 900.0).weigh_refusals,
+    RefusalCount(1, 0, 2, 0.5, 900.0).weigh_refusals,
+    RefusalCount(0, 1, 2, 0.5, 900.0).weigh_refusals,
+    RefusalCount(2**26, 2**25, 2, 0.5, 900.0).weigh_refusals,
 ]
 
 
@@ -73,6 +82,15 @@ def test_the_script_answers_as_the_local_table_does(
         assert there.ask("key", request_words(change), now) == here.update(b"key", now, change)
 
 
+def test_refused_recipients_are_weighed_as_by_the_local_table(redis: RedisServer) -> None:
+    there, here = Scripted(redis), AttemptTable(sets=1)
+    for number in range(40):
+        refused = int(number % 3 == 1)
+        change = RefusalCount(1 - refused, refused, 4, 0.3, 10.0).weigh_refusals
+        now = 1_700_000_000.0 + number
+        assert there.ask("key", request_words(change), now) == here.update(b"key", now, change)
+
+
 @pytest.mark.parametrize(
     ("change", "lasts"),
     [
@@ -82,6 +100,8 @@ def test_the_script_answers_as_the_local_table_does(
         (SlidingCount(1, 2, 90.0).spend_sliding, 96),
         (SlidingCount(1, 300, 90.0).spend_sliding, 120),
         (TokenCount(1, 2, 2, 180.0).spend_tokens, 90),
+        (GrowingCount(1, 2, 2.0, 9, 90.0, 180.0, 3).spend_growing, 360),
+        (RefusalCount(1, 0, 2, 0.5, 90.0).weigh_refusals, 90),
     ],
 )
 def test_every_record_expires(redis: RedisServer, change: Update[int], lasts: float) -> None:

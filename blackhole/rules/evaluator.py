@@ -13,6 +13,7 @@ from blackhole.rules.listener_rules import FIRST_CHUNK, ListenerRules
 from blackhole.rules.message_identity import IDENTITY_FIELDS
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
+from blackhole.rules.refusals import LEAST_CODE, count_refused
 from blackhole.rules.retry_tracker import ENDS_TRANSACTION, RetryTracker
 from blackhole.rules.session_facts import extensions_used, read_session
 from blackhole.rules.table import RuleTable
@@ -333,9 +334,9 @@ class RuleEvaluator:
 
     def _ask(self, table: RuleTable, phase: str) -> TableMatch:
         """Return what the table says about the context at a phase."""
+        self.context.phase = phase
         if table.chances is not None:
             return table.chances.match(self.context, self._policy.random_source)
-        self.context.phase = phase
         if table.looks_at_command_alone:
             return table.find(self.context, self._policy.random_source)
         if table.reads_header:
@@ -393,7 +394,7 @@ class RuleEvaluator:
             # It is for the middle of the message.
             reply, fault = None, fault._replace(input=fault.input._replace(reply=reply))
         context.header = ()
-        return Decision(
+        decision = Decision(
             reply,
             effect.replaces_command or (reply is not None and reply.code >= 400),
             effect.choose_delay(draws, context),
@@ -403,6 +404,12 @@ class RuleEvaluator:
             effect.tls,
             counter,
         )
+        if reply is not None and reply.code >= LEAST_CODE and context.phase == "RCPT":
+            limits, environment = self._policy.rules.refusal_limits, self._policy.environment
+            if limits:
+                context.elapsed = environment.clock()
+                return count_refused(decision, effect, iter(limits), context, environment.attempt_store)
+        return decision
 
     def _resume(
         self, session: SessionState, pending: model.PendingMatch, answer: Any

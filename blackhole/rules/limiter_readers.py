@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from blackhole.rules.conduct import MAX_GROWN, MAX_PERIODS, MAX_REFUSED, MAX_STEPS, Growth, RefusalLimit
 from blackhole.rules.limiters import TRIPLET, ConcurrencyLimit, Greylist, RateLimit
 from blackhole.rules.modes import DEFAULT_GREYLIST
 from blackhole.rules.quota_owners import QUOTA_OWNERS, Owners
 from blackhole.rules.quotas import MAX_BURST, MAX_SLIDING
-from blackhole.rules.value_readers import is_whole, read_seconds
+from blackhole.rules.value_readers import is_whole, read_chance, read_number, read_seconds
 from blackhole.values import SIZE_UNITS, did_you_mean, expected, shown
 
 PERIODS: Final = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "connection": 0.0}
@@ -25,11 +26,12 @@ THROTTLED_AT: Final[Mapping[str, tuple[str, ...]]] = {
     "messages": ("MAIL", "DATA", "."),
     "recipients": ("RCPT",),
     "bytes": (".", "MAIL"),
+    "refused": ("RCPT", "MAIL", "CONNECT", "HELO", "EHLO"),
 }
 """What a throttle limits -> the phases in which it can be counted. The first in which all is known of what it
 is counted for is the default."""
 
-THROTTLE_KEYS: Final = ("per", "by", "window", "burst")
+THROTTLE_KEYS: Final = ("per", "by", "window", "burst", "grows", "every", "to", "share")
 """Keys of a throttle beside what it limits."""
 
 WINDOW_KINDS: Final = ("fixed", "sliding")
@@ -63,7 +65,7 @@ def read_greylist(value: Any) -> Greylist:
     return Greylist(least, most, read_owners(value.get("by"), TRIPLET))
 
 
-def read_throttle(value: Any) -> tuple[str, RateLimit | ConcurrencyLimit]:
+def read_throttle(value: Any) -> tuple[str, RateLimit | ConcurrencyLimit | RefusalLimit]:
     """Read a throttle, and return what it limits, and the limiter."""
     limited = [key for key in value if key in THROTTLED_AT] if isinstance(value, dict) else []
     if len(limited) != 1:
@@ -75,15 +77,56 @@ def read_throttle(value: Any) -> tuple[str, RateLimit | ConcurrencyLimit]:
     limit = _read_quota(value[what])
     by = read_owners(value.get("by"), ("client",))
     if what == "concurrent":
-        for key in value.keys() & {"per", "window", "burst"}:
+        for key in sorted(value.keys() & {*THROTTLE_KEYS} - {"by"}):
             raise ValueError(f"{key}: not with concurrent, which has no period")
         return what, ConcurrencyLimit(limit, by)
+    if what == "refused":
+        return what, _read_refusals(value, limit, by)
+    if "share" in value:
+        raise ValueError("share: only with refused")
     period = _read_period(value.get("per"), what)
     sliding = _read_window(value.get("window", "fixed"), limit, period)
     burst = _read_burst(value.get("burst"), limit, period)
     if burst and "window" in value:
         raise ValueError("burst: not with window; a bucket of tokens has none")
-    return what, RateLimit(what, limit, period, by, sliding, burst)
+    growth = _read_growth(value, limit, period)
+    if growth and not value.keys().isdisjoint(("window", "burst")):
+        raise ValueError("grows: not with window or burst")
+    return what, RateLimit(what, limit, period, by, sliding, burst, growth)
+
+
+def _read_refusals(value: Mapping[str, Any], limit: int, by: Owners) -> RefusalLimit:
+    """Read a limit of refused recipients."""
+    for key in sorted(value.keys() & {"window", "burst", "grows", "every", "to"}):
+        raise ValueError(f"{key}: not with refused")
+    period = _read_period(value.get("per"), "refused")
+    if not period:
+        raise ValueError(f"per: {expected('a time above 0', value['per'])}")
+    if not 1 <= limit <= MAX_REFUSED:
+        raise ValueError(f"refused: {expected(f'a whole number from 1 to {MAX_REFUSED}', limit)}")
+    return RefusalLimit(limit, period, by, read_chance(value.get("share", 0)))
+
+
+def _read_growth(value: Mapping[str, Any], limit: int, period: float) -> Growth | None:
+    """Read how a limit grows; None for one that does not."""
+    if "grows" not in value:
+        for key in sorted(value.keys() & {"every", "to"}):
+            raise ValueError(f"{key}: only with grows")
+        return None
+    factor, most = read_number(value["grows"]), _read_quota(value.get("to", 0))
+    if not 1 < factor <= 100:
+        raise ValueError(f"grows: {expected('a factor above 1, up to 100', factor)}")
+    if not 1 <= limit < most <= MAX_GROWN:
+        raise ValueError(f"to: {expected(f'a whole number above the limit, up to {MAX_GROWN}', most)}")
+    if not period:
+        raise ValueError("grows: not with per = connection")
+    every = read_seconds(value.get("every", period))
+    if not period <= every <= period * MAX_PERIODS:
+        raise ValueError(f"every: {expected(f'a time from per to {MAX_PERIODS} times as long', every)}")
+    steps = next((step for step in range(MAX_STEPS) if limit * factor**step >= most), None)
+    if steps is None:
+        raise ValueError(f"grows: more than {MAX_STEPS - 1} times from {limit} to {most}")
+    return Growth(factor, every, most, steps)
 
 
 def _read_period(value: Any, what: str) -> float:

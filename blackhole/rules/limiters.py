@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from blackhole.rules.attempt_store import AttemptStore, PendingAnswer, Record, Update
+from blackhole.rules.conduct import GrowingCount, Growth, RefusalLimit
 from blackhole.rules.context import RuleContext
 from blackhole.rules.quota_owners import Owners, owner_key, varies
 from blackhole.rules.quotas import SlidingCount, TokenCount, WindowCount
@@ -91,6 +92,8 @@ class RateLimit(NamedTuple):
     sliding: bool = False
     burst: int = 0
     """Tokens of a bucket; 0 for a window."""
+    growth: Growth | None = None
+    """How the limit grows while it is kept; None for one that does not."""
 
     def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
         """Return whether the rule with this key matches; see AttemptStore for other answers."""
@@ -106,6 +109,10 @@ class RateLimit(NamedTuple):
 
     def _update(self, amount: int) -> tuple[Update[bool], str]:
         """Return the update that takes an amount, and what tells its records from others."""
+        if self.growth is not None:
+            factor, every, most, steps = self.growth
+            growing = GrowingCount(amount, self.limit, factor, most, self.period, every, steps)
+            return growing.spend_growing, f" grows {every}"
         if self.burst:
             return TokenCount(amount, self.burst, self.limit, self.period).spend_tokens, " burst"
         if self.sliding:
@@ -216,4 +223,4 @@ class UseLimit(NamedTuple):
         return f"applies {self.limit} times"
 
 
-Limiter = Greylist | RateLimit | ConcurrencyLimit | UseLimit
+Limiter = Greylist | RateLimit | ConcurrencyLimit | RefusalLimit | UseLimit

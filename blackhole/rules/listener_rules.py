@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from typing import Final
 
+from blackhole.rules.conduct import RefusalLimit
 from blackhole.rules.context import RuleContext
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.index import header_globs
@@ -74,6 +75,10 @@ class ListenerRules:
             name for rule in self.rules for globs in header_globs(rule) for name in _header_names(globs)
         )
         """The names, in lower case, of header fields that rules look at; ANY_NAME for those of every name."""
+        self.refusal_limits: Final = tuple(
+            (rule, rule.limiter) for rule in self.rules if isinstance(rule.limiter, RefusalLimit)
+        )
+        """The rules that count refused recipients, and their limiters."""
         self._per_client: Final = not keys.isdisjoint(("client", "tls"))
         self._tables: Final[dict[tuple[bool, ...], PhaseTables]] = {}
         """Which rules a client can match -> their tables."""

@@ -30,7 +30,8 @@ MAX_SLIDING: Final = 2 ** COUNTER_BITS[-1] - 1
 """The largest limit of a sliding window."""
 
 
-def _microseconds(seconds: float) -> int:
+def in_microseconds(seconds: float) -> int:
+    """Return a time in whole microseconds."""
     return round(seconds * MICROSECONDS)
 
 
@@ -78,10 +79,10 @@ class SlidingCount(NamedTuple):
     def spend_sliding(self, record: Record, now: float) -> tuple[Record, bool]:
         """Return the new record, and whether more than the limit would be taken; then nothing is."""
         counters, first, _ = record
-        bits, here = self.bits, _microseconds(now)
+        bits, here = self.bits, in_microseconds(now)
         parts = RECORD_BITS // bits - 1
         length = max(1, int(self.period * MICROSECONDS) // parts)
-        begin = _microseconds(first)
+        begin = in_microseconds(first)
         steps = max(0, here - begin) // length
         if not counters or steps > parts:
             counters, begin = 0, here
@@ -123,7 +124,7 @@ class TokenCount(NamedTuple):
         """Return the new record, and whether the bucket has too few tokens; then none is taken."""
         amount, burst, limit, period = self
         missing, _, last = record
-        passed = max(0, _microseconds(now) - _microseconds(last))
+        passed = max(0, in_microseconds(now) - in_microseconds(last))
         missing = max(0, missing - ceil(passed * limit / period)) + amount * TOKEN_PARTS
         # What comes in a microsecond makes no difference: times are no more exact.
         if missing > burst * TOKEN_PARTS + ceil(limit / period):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
+from blackhole.rules.conduct import RefusalLimit
 from blackhole.rules.effects import CODE_OF_CLIENT, Effect, Template
 from blackhole.rules.faults import INPUT_PHASES, REPLACES_COMMAND, REPLIES_IN_MESSAGE
 from blackhole.rules.limiter_readers import THROTTLED_AT
@@ -156,6 +157,8 @@ def _limiter(values: dict[str, Any]) -> Limiter | None:
     phases = values.setdefault("phase", frozenset(usable[:1] or possible[:1]))
     if not phases <= {*possible}:
         raise InvalidKey("throttle", f"{what} are counted at {' or '.join(possible)}")
+    if isinstance(throttle, RefusalLimit) and throttle.share and "RCPT" not in phases:
+        raise InvalidKey("throttle", "share needs RCPT as a phase, where recipients are counted")
     if not phases <= known_at:
         by = " and ".join(throttle.by)
         raise InvalidKey("throttle", f"by {by} {what} are counted at {' or '.join(usable) or 'no phase'}")

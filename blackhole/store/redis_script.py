@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from blackhole.rules.attempt_store import Update
+from blackhole.store.redis_conduct import CONDUCT_FUNCTIONS
 from blackhole.store.redis_quotas import QUOTA_FUNCTIONS
 
 RENEW_INTERVAL: Final = 20.0
@@ -114,6 +115,7 @@ function change.blocks_attempt(key, least, most)
 end
 
 {QUOTA_FUNCTIONS}
+{CONDUCT_FUNCTIONS}
 function change.take(key, limit)
   local count, first = read_record(key)
   if count >= tonumber(limit) then
