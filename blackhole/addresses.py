@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 MAPPED: Final = b"\0" * 10 + b"\xff" * 2
@@ -84,6 +84,18 @@ def local_address(name: tuple[Any, ...] | str) -> str:
     '192.0.2.1 25'
     """
     return name if isinstance(name, str) else f"{canonical(socket_host(name))} {name[1]}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether what is sent to a host stays on this machine.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.5", "::1", "0.0.0.0", "sink.example.com")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def network(text: str, strict: bool = True) -> IPv4Network | IPv6Network:

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from blackhole import __version__, options, usage
@@ -288,7 +289,7 @@ def _figures(settings: Settings, pid: int) -> str:
     return f"{head} is running, pid {pid}.\n{status.status_text(snapshot, uptime, server)}"
 
 
-HIDDEN_FACTS: Final = ("lines", "options", "given", "authority")
+HIDDEN_FACTS: Final = ("lines", "options", "given", "authority", "dashboard_certificate")
 """Facts that are for other commands."""
 
 
@@ -313,7 +314,7 @@ def _snapshot_reader(settings: Settings, pid: int) -> tuple[Callable[[], Snapsho
         return Counters.of(pid).snapshot, str
     from blackhole.fleet import remote
 
-    reader = remote.FleetReader(ServerFacts.of(pid), _dashboard_token(settings))
+    reader = remote.FleetReader(partial(ServerFacts.of, pid), _dashboard_token(settings))
     return reader.snapshot, reader.machine_rates
 
 

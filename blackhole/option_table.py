@@ -308,6 +308,16 @@ OPTIONS: Final = (
            "Requests for another host name are refused; allow more names as in "
            "0.0.0.0:8025,name=sink.example.com. "
            "If the default address is in use, Blackhole runs without a dashboard.", aliases=("http",)),
+    Option("dashboard_cert", values.certificate, "", "FILE|auto", "Dashboard",
+           "certificate of the dashboard and its chain, PEM; turns on HTTPS",
+           "With auto, a certificate is issued at start, for the names and the address of the dashboard too, "
+           "by an authority of its own: see the action authority."),
+    Option("dashboard_key", values.path, "", "FILE", "Dashboard", "private key of the dashboard, PEM",
+           default_note="read from dashboard_cert"),
+    Option("dashboard_path", values.base_path, "", "PATH", "Dashboard",
+           "what all paths of the dashboard begin with, as in /blackhole",
+           "For a proxy that passes requests for one path on to Blackhole, as they are.",
+           default_note="/"),
     Option("show_clients", values.switch, "no", "", "Dashboard",
            "keep the addresses of clients and show what each did",
            "They appear on the dashboard, in /stats.json, and in the output of status and report."),

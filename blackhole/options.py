@@ -390,6 +390,7 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     lines = tuple(one for one in found["listen"] if not one.where)
     texts = {name: values.value_text(value) for name, value in {**found, "listen": lines}.items()}
     _check_tls(found, given, warnings)
+    _check_dashboard(found, given, warnings)
     of_server, unused = _listeners(found, given, warnings)
     origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")
     origins |= {name: one.origin for name, one in given.items()}
@@ -449,6 +450,16 @@ def _check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -
         warnings.append(f"{given['auth'].where}: no effect without ssl_cert or auth_plaintext")
 
 
+def _check_dashboard(found: dict[str, Any], given: GivenValues, warnings: list[str]) -> None:
+    """Warn about options of a dashboard that is off. Raises OperatorError for a key without a certificate."""
+    if found["dashboard_key"] and found["dashboard_cert"] in ("", AUTO_CERTIFICATE):
+        raise given["dashboard_key"].error("a key without a certificate; set dashboard_cert too")
+    if not found["dashboard"].host:
+        without_effect = [given[name].where for name in OF_DASHBOARD if found[name] and name in given]
+        warnings += (f"{where}: no effect without dashboard" for where in without_effect)
+        found |= {"dashboard_cert": "", "dashboard_key": ""}
+
+
 def _check_fleet(found: dict[str, Any], given: GivenValues) -> None:
     """Let the attempts of a fleet be in its store. Raises OperatorError for a fleet without a dashboard."""
     if found["fleet"].host and not found["dashboard"].host:
@@ -496,6 +507,9 @@ NEED_TLS: Final = ("ssl", "ssl_port", "tls_min", "tls_max", "tls_ciphers", "clie
 """Options that need a certificate, and are no mistake without one."""
 
 TLS_FILES: Final = ("ssl_cert", "ssl_key")
+
+OF_DASHBOARD: Final = ("dashboard_cert", "dashboard_key", "dashboard_path")
+"""Options that need a dashboard, and are no mistake without one."""
 
 
 def _check_listener(

@@ -295,7 +295,7 @@ class Service:
             shared.namespace_state(wanted),
         )
         self._drop_privileges(settings)
-        dashboard.run(wanted.dashboard_sockets)
+        dashboard.run(wanted.dashboard_sockets, wanted.dashboard_tls)
 
     def _run_progress(self, wanted: Configuration, child: ChildContext) -> None:
         """Write the live rate to standard error."""

@@ -274,6 +274,11 @@ class Settings:
     """Messages after which the server stops; 0 is never."""
     backlog: int = 1024
     dashboard: DashboardAddress = DashboardAddress("127.0.0.1", 8025)
+    dashboard_cert: str = ""
+    """Empty: the dashboard has no TLS. AUTO_CERTIFICATE: one that is issued at start."""
+    dashboard_key: str = ""
+    dashboard_path: str = ""
+    """What all paths of the dashboard begin with: empty, or a path without a slash at its end."""
     show_clients: bool = False
     """Whether addresses of clients are kept and shown."""
     recent: int = 0

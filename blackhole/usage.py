@@ -11,6 +11,7 @@ from blackhole.conf_file import quoted
 from blackhole.option_table import LISTENER_ROWS, OPTION_BY_NAME, OPTIONS, Option
 from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, UNUSED
 from blackhole.settings import MODES, Listener, Settings
+from blackhole.tls_menu import AUTO_CERTIFICATE
 from blackhole.values import value_text
 
 SIGNALS: Final = {
@@ -177,7 +178,8 @@ def _path_note(name: str, settings: Settings) -> str:
     if name in settings.detached_paths:
         here = "standard error" if name == "log" else "none"
         return f": {here} in the foreground, {settings.detached_paths[name]} with start"
-    return f": read from {settings.ssl_cert}" if name == "ssl_key" and settings.ssl_cert else ""
+    certificate = {"ssl_key": settings.ssl_cert, "dashboard_key": settings.dashboard_cert}.get(name, "")
+    return f": read from {certificate}" if certificate not in ("", AUTO_CERTIFICATE) else ""
 
 
 def version_text() -> str:

@@ -409,6 +409,25 @@ def dashboard_address(text: str) -> DashboardAddress:
     return DashboardAddress(host(match[1] or "0.0.0.0"), port(match[2]), tuple(names), token)
 
 
+_BASE_PATH: Final = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+"""Matches paths of URLs whose parts mean themselves (RFC 3986 2.3), without `.` and `..`."""
+
+MAX_BASE_PATH: Final = 200
+"""Characters."""
+
+
+def base_path(text: str) -> str:
+    """Read what paths of URLs begin with, and return it without a slash at its end.
+
+    >>> base_path("/mail/sink/"), base_path("/")
+    ('/mail/sink', '')
+    """
+    found = text.removesuffix("/")
+    if found and not (_BASE_PATH.fullmatch(found) and len(found) <= MAX_BASE_PATH):
+        raise expected("a path such as /blackhole, of letters, digits, dots, hyphens and underscores", text)
+    return found
+
+
 _KEY_PREFIX: Final = re.compile("[!-~]{1,64}")
 
 

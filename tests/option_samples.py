@@ -14,7 +14,7 @@ from blackhole.option_table import OPTIONS
 from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, parse
 from blackhole.settings import MODES, OperatorError, Settings
 
-CERT = {"BLACKHOLE_SSL_CERT": "/etc/ssl/mx.pem"}
+CERT = {"BLACKHOLE_SSL_CERT": "/etc/ssl/mx.pem", "BLACKHOLE_DASHBOARD_CERT": "/etc/ssl/site.pem"}
 
 
 SAMPLES = {
@@ -85,6 +85,9 @@ SAMPLES = {
     "log_transactions": "yes",
     "debug": "yes",
     "dashboard": "[::1]:8026,name=sink.example.com",
+    "dashboard_cert": "/etc/ssl/web.pem",
+    "dashboard_key": "/etc/ssl/web.key",
+    "dashboard_path": "/blackhole",
     "show_clients": "yes",
     "show_lines": "yes",
     "recent": "500",

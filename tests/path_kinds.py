@@ -98,6 +98,13 @@ OPTIONS: dict[str, Callable[[str, str], list[str]]] = {
     "auth": lambda path, folder: ["--auth", path, "--auth_plaintext"],
     "ssl_cert": lambda path, folder: ["--ssl_cert", path, "--ssl_port=0"],
     "ssl_key": lambda path, folder: ["--ssl_cert", f"{folder}/cert.pem", "--ssl_key", path, "--ssl_port=0"],
+    "dashboard_cert": lambda path, folder: ["--dashboard_cert", path],
+    "dashboard_key": lambda path, folder: [
+        "--dashboard_cert",
+        f"{folder}/cert.pem",
+        "--dashboard_key",
+        path,
+    ],
     "ca": lambda path, folder: ["--attempt_store", f"rediss://127.0.0.1:1/0?ca={path}"],
     "fleet": lambda path, folder: ["--fleet", f"rediss://127.0.0.1:1/0?ca={path}"],
     "pid": lambda path, folder: ["--pid", path],

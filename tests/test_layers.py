@@ -42,6 +42,7 @@ LEAVES = frozenset(
             "addresses",
             "conf_file",
             "copies",
+            "dashboard_client",
             "health_check",
             "hostname",
             "input_file",
@@ -121,6 +122,7 @@ TORNADO = {
     "web.places",
     "web.prometheus",
     "web.server",
+    "web.tls_stream",
 }
 """Modules that import Tornado; `usage` asks for its version, inside a function."""
 

@@ -68,9 +68,8 @@ def test_an_option_is_read_from_the_environment(option: Option) -> None:
 def test_an_option_is_read_from_the_conf_file(option: Option, write_conf: WriteConf) -> None:
     for name in {option.name, option.name.replace("_", "-"), option.name.upper()}:
         for value in (SAMPLES[option.name], f'"{SAMPLES[option.name]}"', f"'{SAMPLES[option.name]}'"):
-            path = write_conf(f"# a comment\n\nssl_cert = /etc/ssl/mx.pem\n{name} = {value}  # another\n")
-            if option.name == "ssl_cert":
-                path = write_conf(f"# a comment\n\n\n{name} = {value}  # another\n")
+            others = ("" if option.name == one else f"{one} = /c" for one in ("ssl_cert", "dashboard_cert"))
+            path = write_conf("\n".join(["# a comment", *others, f"{name} = {value}  # another\n"]))
             got = load(path)
             assert got.texts[option.name] == SAMPLES[option.name]
             assert got.origins[option.name] == f"conf {path}:4"
@@ -86,8 +85,9 @@ def test_giving_the_default_of_an_option_changes_nothing(option: Option) -> None
 def test_the_value_of_an_option_reaches_the_settings(option: Option, write_conf: WriteConf) -> None:
     """As a field of the same name, or as a part of the listeners."""
     path = write_conf(f"{option.name} = {SAMPLES[option.name]}\n")
-    changed = load(path, **({} if option.name == "ssl_cert" else CERT))
-    plain = read(**({} if option.name == "ssl_cert" else CERT))
+    needed = {name: value for name, value in CERT.items() if name != option.variable}
+    changed = load(path, **needed)
+    plain = read(**needed)
     if option.name in {field.name for field in fields(Settings)}:
         assert getattr(changed, option.name) != getattr(plain, option.name)
     elif option.name != "ssl_ca_certs_dir":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from blackhole.dashboard_client import DashboardClient
 from blackhole.fleet.machine import STALE_SECONDS, FleetView, Machine, make_view, printable
 from blackhole.fleet.store import Total
 from blackhole.metrics.findings import plural
@@ -21,9 +21,6 @@ DASHBOARD_TIMEOUT: Final = 10.0
 
 MAX_SHOWN: Final = 8
 """Machines in a line of rates."""
-
-MAX_ANSWER: Final = 1 << 24
-"""Octets of an answer: ten thousand machines."""
 
 
 def as_dict(view: FleetView) -> dict[str, Any]:
@@ -42,38 +39,38 @@ def read(facts: Mapping[str, Any], token: str = "") -> FleetView:
 
     `token` is what the dashboard asks for. Raises OperatorError.
     """
-    url = facts.get("dashboard")
-    if not url:
-        raise OperatorError("the server has no dashboard to ask for its fleet", os.EX_UNAVAILABLE)
-    address = urlsplit(str(url).split(" and ")[0])
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.hostname or "", address.hostname or "")
-    connection = http.client.HTTPConnection(host, address.port, timeout=DASHBOARD_TIMEOUT)
     try:
-        connection.request("GET", "/fleet", headers={"Authorization": f"Bearer {token}"} if token else {})
-        answer = connection.getresponse()
-        found = json.loads(answer.read(MAX_ANSWER))
-        if answer.status != http.HTTPStatus.OK:
+        client = DashboardClient(facts, DASHBOARD_TIMEOUT)
+    except ValueError:
+        raise OperatorError("the server has no dashboard to ask for its fleet", os.EX_UNAVAILABLE) from None
+    try:
+        response = client.request("GET", "/fleet", token=token)
+        found = json.loads(response.body)
+        if response.status != http.HTTPStatus.OK:
             raise OperatorError(str(found["error"]), os.EX_UNAVAILABLE)
         machines = tuple(Machine(**machine) for machine in found["machines"])
         return make_view(str(found["name"]), Total(found["fields"], found["began"]), found["now"], machines)
     except (OSError, http.client.HTTPException) as error:
-        raise OperatorError(f"the dashboard at {url} does not answer: {error}", os.EX_UNAVAILABLE) from None
+        problem = f"the dashboard at {client.url} does not answer: {error}"
+        raise OperatorError(problem, os.EX_UNAVAILABLE) from None
     except (ValueError, TypeError, KeyError):
-        raise OperatorError(f"the dashboard at {url} is of another version", os.EX_UNAVAILABLE) from None
-    finally:
-        connection.close()
+        problem = f"the dashboard at {client.url} is of another version"
+        raise OperatorError(problem, os.EX_UNAVAILABLE) from None
 
 
 class FleetReader:
-    """Reads the fleet of a running server again and again, given its facts."""
+    """Reads the fleet of a running server again and again.
 
-    def __init__(self, facts: Mapping[str, Any], token: str = "") -> None:
+    `facts` returns those of the server: a reload may change where its dashboard is, and its certificate.
+    """
+
+    def __init__(self, facts: Callable[[], Mapping[str, Any]], token: str = "") -> None:
         self._facts, self._token = facts, token
         self._view: FleetView | None = None
 
     def snapshot(self) -> Snapshot:
         """Return the counters of the fleet. Raises OperatorError."""
-        self._view = read(self._facts, self._token)
+        self._view = read(self._facts(), self._token)
         return self._view.snapshot
 
     def machine_rates(self) -> str:

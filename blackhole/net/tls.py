@@ -51,6 +51,13 @@ class PEMFile(NamedTuple):
         """Return whether there is a `certificate` or a `private key` in it."""
         return b"%b-----" % part.upper().encode() in self.octets
 
+    @property
+    def first_certificate(self) -> str:
+        """The first certificate in it, as PEM: that of the server. There must be one."""
+        begin, end = (f"-----{word} CERTIFICATE-----".encode() for word in ("BEGIN", "END"))
+        start = self.octets.index(begin)
+        return self.octets[start : self.octets.index(end, start) + len(end)].decode("ascii") + "\n"
+
 
 class Identity(NamedTuple):
     """A server's certificate, with its chain, and its key. They may be the same file."""
@@ -75,9 +82,14 @@ def read_identity(cert: str, key: str) -> Identity:
 
 
 def make_context(
-    identity: Identity, parameters: TLSParameters = USUAL_TLS, client_ca: PEMFile | None = None
+    identity: Identity,
+    parameters: TLSParameters = USUAL_TLS,
+    client_ca: PEMFile | None = None,
+    protocol: str = "smtp",
 ) -> ssl.SSLContext:
     """Return a server's context. `client_ca` has the authorities that sign certificates of clients.
+
+    `protocol` is the name that the server has for what it speaks (RFC 7301 6).
 
     It must be made before the fork: all workers then share the key of the session tickets, and a
     client may resume a session with any of them.
@@ -90,7 +102,7 @@ def make_context(
     _set_versions(made, parameters)
     # ALPACA attack: a client that offers "smtp" (IANA) can see that this is SMTP. Python's ssl accepts
     # clients that offer other protocols only, and answers them nothing.
-    made.set_alpn_protocols(["smtp"])
+    made.set_alpn_protocols([protocol])
     _load_identity(made, identity)
     if parameters.tls_min or parameters.tls_max or parameters.tls_ciphers:
         _check_versions(made, parameters)

@@ -13,14 +13,14 @@ from socket import getaddrinfo, socket
 from typing import Any, Final, NamedTuple, TypeVar
 
 from blackhole import __version__, options
-from blackhole.addresses import socket_host
+from blackhole.addresses import is_loopback, socket_host
 from blackhole.net import acceptor, proxy
 from blackhole.net.acceptor import Address, AddressInUseError
 from blackhole.net.menu_certificates import MenuCertificates
 from blackhole.net.server import RESERVED_FDS
 from blackhole.net.tls import TLSContexts
 from blackhole.process import auth_file, orphans, privileges, systemd, tls_configuration, unix_sockets
-from blackhole.process.tls_configuration import TLSInputs
+from blackhole.process.tls_configuration import DashboardTLS, TLSInputs
 from blackhole.process.unix_sockets import SocketFile
 from blackhole.rules import scenario
 from blackhole.rules.model import Rule
@@ -56,6 +56,7 @@ class Configuration:
     """The listening sockets of each listener: several where a name has several addresses."""
     dashboard_sockets: list[socket]
     """Empty when there is no dashboard."""
+    dashboard_tls: DashboardTLS | None = None
     socket_files: dict[str, SocketFile] = field(default_factory=dict)
     """The files of UNIX sockets that this server has bound, by their paths."""
 
@@ -89,6 +90,7 @@ class Configuration:
             "set": [str(one) for one in settings.set],
             "rules": len(self.scenario.all_rules),
             "dashboard": self._dashboard_url() if dashboard else None,
+            "dashboard_certificate": self.dashboard_tls.certificate if self.dashboard_tls else "",
             "log": settings.log,
             "pidfile": settings.pid,
             "authority": self.menu.authority.decode() if self.menu is not None else "",
@@ -99,7 +101,8 @@ class Configuration:
 
     def _dashboard_url(self) -> str:
         where = _where(replace(self.settings.dashboard, names=(), token_file=""), self.dashboard_sockets)
-        return f"http://{where.replace(' and ', '/ and http://')}/"
+        scheme, path = "https" if self.dashboard_tls else "http", self.settings.dashboard_path
+        return " and ".join(f"{scheme}://{one}{path}/" for one in where.split(" and "))
 
     def describe(self, dashboard_runs: bool) -> Iterator[str]:
         """Yield a line for each listener, for the dashboard and for a shared attempt store."""
@@ -206,6 +209,11 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
         dashboard = replace(dashboard, token=token)
         if warning:
             warn(warning)
+        if not (settings.dashboard_cert or is_loopback(dashboard.host)):
+            warn(
+                "dashboard: the token crosses the network unencrypted;"
+                " set dashboard_cert, or let a proxy with TLS listen there instead"
+            )
     return Inputs(
         replace(
             settings,
@@ -297,7 +305,8 @@ def make(inputs: Inputs, warn: Warn) -> Configuration:
     found = Scenario.of(inputs.sources, inputs.read_at)
     active = ActiveScenario(found, own_rules=_own_rules(found.rules, inputs.own_sources))
     tls = tls_configuration.make(settings, inputs.tls, scenario.tls_parameters(active.all_rules), warn)
-    return Configuration(settings, tls, inputs.tls.menu, active, {}, [])
+    dashboard_tls = tls_configuration.make_dashboard(settings, inputs.tls)
+    return Configuration(settings, tls, inputs.tls.menu, active, {}, [], dashboard_tls)
 
 
 def resolve_listeners(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple
@@ -9,12 +10,17 @@ from typing import Any, Final, NamedTuple
 from blackhole import input_file
 from blackhole.net import menu_certificates
 from blackhole.net.menu_certificates import MenuCertificates
-from blackhole.net.tls import Identity, PEMFile, TLSContexts
+from blackhole.net.tls import Identity, PEMFile, TLSContexts, make_context
 from blackhole.settings import Listener, OperatorError, Settings
-from blackhole.tls_menu import AUTO_CERTIFICATE, MENU_BY_NAME_ASKED, NO_ENTRY, TLS_MENU, TLSParameters
+from blackhole.tls_menu import AUTO_CERTIFICATE, GOOD, MENU_BY_NAME_ASKED, NO_ENTRY, TLS_MENU, TLSParameters
 
 PATHS: Final = ("ssl_cert", "ssl_key", "client_ca")
-"""Settings that name files of TLS."""
+"""Settings of listeners that name files of TLS."""
+
+DASHBOARD_PATHS: Final = ("dashboard_cert", "dashboard_key")
+
+HTTP: Final = "http/1.1"
+"""The name of what the dashboard speaks (RFC 7301 6)."""
 
 
 class TLSInputs(NamedTuple):
@@ -26,6 +32,14 @@ class TLSInputs(NamedTuple):
     """None where nothing needs it."""
 
 
+class DashboardTLS(NamedTuple):
+    """How the dashboard does TLS."""
+
+    context: ssl.SSLContext
+    certificate: str
+    """As PEM, so that other commands of this machine know it."""
+
+
 def read(
     settings: Settings, of_rules: Collection[TLSParameters], issued: MenuCertificates | None
 ) -> TLSInputs:
@@ -35,15 +49,26 @@ def read(
     stay in use as long as the names of the server do.
     """
     of_listeners = [settings.of_listener(listener) for listener in settings.listeners]
-    paths = {getattr(one, name) for one in of_listeners for name in PATHS} - {"", AUTO_CERTIFICATE}
-    files = {path: PEMFile(path, read_pem(path)) for path in paths}
+    paths = {getattr(one, name) for one in of_listeners for name in PATHS}
+    paths |= {getattr(settings, name) for name in DASHBOARD_PATHS}
+    files = {path: PEMFile(path, read_pem(path)) for path in paths - {"", AUTO_CERTIFICATE}}
+    is_issued_for_dashboard = settings.dashboard_cert == AUTO_CERTIFICATE
     why = why_needed(of_listeners, of_rules)
+    if is_issued_for_dashboard:
+        why = why or f"dashboard_cert = {AUTO_CERTIFICATE}"
     if not why:
         return TLSInputs(files, None)
-    hostnames = tuple(dict.fromkeys(one.hostname for one in (settings, *of_listeners)))
+    names = [one.hostname for one in (settings, *of_listeners)]
+    if is_issued_for_dashboard:
+        names += [*settings.dashboard.names, *({settings.dashboard.host} - {*EVERY_ADDRESS})]
+    hostnames = tuple(dict.fromkeys(names))
     if issued is None or issued.hostnames != hostnames:
         issued = menu_certificates.issue(hostnames, why)
     return TLSInputs(files, issued)
+
+
+EVERY_ADDRESS: Final = ("0.0.0.0", "::")
+"""Addresses that no certificate can be for."""
 
 
 def why_needed(of_listeners: Collection[Settings], of_rules: Collection[TLSParameters]) -> str:
@@ -99,6 +124,20 @@ def make(
                 made[kind] = _contexts(own, inputs, of_rules, warn)
             found[listener] = made[kind]
     return found
+
+
+def make_dashboard(settings: Settings, inputs: TLSInputs) -> DashboardTLS | None:
+    """Return how the dashboard does TLS; None if it has none. Raises OperatorError."""
+    if not settings.dashboard_cert:
+        return None
+    if settings.dashboard_cert == AUTO_CERTIFICATE:
+        assert inputs.menu is not None
+        issued = PEMFile(f"the certificate {GOOD}", inputs.menu.pem[GOOD])
+        identity = Identity(issued, issued)
+    else:
+        cert = inputs.files[settings.dashboard_cert]
+        identity = Identity(cert, inputs.files[settings.dashboard_key or settings.dashboard_cert])
+    return DashboardTLS(make_context(identity, protocol=HTTP), identity.cert.first_certificate)
 
 
 def _contexts(

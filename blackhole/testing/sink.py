@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 from typing import IO, Any, Final, Literal, Self
 
+from blackhole.dashboard_client import DashboardClient
 from blackhole.metrics import report
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
@@ -135,6 +136,13 @@ class Sink:
         if self._process is None:
             return ""
         return str(ServerFacts.of(self._process.pid).get("authority", ""))
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where the page of the dashboard is; paths of the HTTP API are below it. Empty if no server runs."""
+        if self._process is None:
+            return ""
+        return str(ServerFacts.of(self._process.pid).get("dashboard") or "")
 
     def _listen(self) -> Iterator[socket.socket]:
         """Yield listening sockets, and note their ports: the server is given the sockets themselves."""
@@ -279,15 +287,12 @@ class Sink:
         if self._process is None:
             raise SinkError("the sink does not run")
         text = body if isinstance(body, str) else json.dumps(body)
-        connection = http.client.HTTPConnection("127.0.0.1", self.dashboard_port, timeout=CONTROL_TIMEOUT)
         try:
-            connection.request(method, path, text.encode())
-            answer = connection.getresponse()
-            found = json.loads(answer.read())
+            client = DashboardClient(ServerFacts.of(self._process.pid), CONTROL_TIMEOUT)
+            answer = client.request(method, path, text.encode())
+            found = json.loads(answer.body)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise SinkError(f"{method} {path}: {error}") from error
-        finally:
-            connection.close()
         if answer.status >= http.client.BAD_REQUEST:
             text = found.get("error", answer.reason)
             raise SinkError(text if text.startswith(method) else f"{method} {path}: {text}")

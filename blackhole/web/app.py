@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from tornado.web import Application, RequestHandler
 
 from blackhole.web import openapi
-from blackhole.web.base_handler import BaseHandler, NotFoundHandler
+from blackhole.web.base_handler import BaseHandler, MissingSlashHandler, NotFoundHandler
 from blackhole.web.control_handlers import CheckScenarioHandler, NextRulesHandler, ScenarioHandler
 from blackhole.web.events import EventsHandler
 from blackhole.web.handlers import (
@@ -404,22 +404,29 @@ ROUTES: Final = (
 """Every path there is."""
 
 
-def description(needs_token: bool = False) -> dict[str, Any]:
-    """Return the description of the HTTP API."""
+def description(needs_token: bool = False, base_path: str = "") -> dict[str, Any]:
+    """Return the description of the HTTP API, all paths of which begin with `base_path`."""
     paths = {route.path: route.operations for route in ROUTES}
     public = {route.path for route in ROUTES if route.handler.is_public}
-    return openapi.describe(paths, PATH_PARAMETERS, {*paths} - public if needs_token else ())
+    return openapi.describe(paths, PATH_PARAMETERS, {*paths} - public if needs_token else (), base_path)
 
 
-def make_application(services: Mapping[str, Any]) -> Application:
-    """Return the application; `services` has a value for each name in ROUTES, and `hosts`."""
+def make_application(services: Mapping[str, Any], base_path: str = "") -> Application:
+    """Return the application; `services` has a value for each name in ROUTES, and `hosts`.
+
+    All paths begin with `base_path`, which has no slash at its end.
+    """
     hosts = {"hosts": services["hosts"]}
-    services = {**services, "description": description(services["hosts"].needs_token)}
+    services = {**services, "description": description(services["hosts"].needs_token, base_path)}
+    begin = re.escape(base_path)
+    routes: list[tuple[str, type[BaseHandler], dict[str, Any]]] = [
+        (begin + route.pattern, route.handler, hosts | {name: services[name] for name in route.services})
+        for route in ROUTES
+    ]
+    if base_path:
+        routes.append((begin, MissingSlashHandler, hosts))
     return Application(
-        [
-            (route.pattern, route.handler, hosts | {name: services[name] for name in route.services})
-            for route in ROUTES
-        ],
+        routes,
         default_handler_class=NotFoundHandler,
         default_handler_args=hosts,
         log_function=log_request,

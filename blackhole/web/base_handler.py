@@ -227,3 +227,17 @@ class NotFoundHandler(BaseHandler):
     def prepare(self) -> None:
         super().prepare()
         raise APIError(HTTPStatus.NOT_FOUND, "There is no such page.")
+
+
+class MissingSlashHandler(BaseHandler):
+    """The base path without the slash at its end, from which the links of the page would lead elsewhere."""
+
+    is_page = True
+
+    def get(self) -> None:
+        # Relative (RFC 9110 10.2.2): a proxy may have another scheme, host and path.
+        name = self.request.path.rpartition("/")[2]
+        self.set_status(HTTPStatus.PERMANENT_REDIRECT)
+        self.set_header("Location", f"{name}/")
+
+    head = get

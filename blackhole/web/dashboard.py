@@ -13,6 +13,7 @@ import math
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -27,6 +28,7 @@ from blackhole.net.tls import TLSContexts
 from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
+from blackhole.process.tls_configuration import DashboardTLS
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import Settings
 from blackhole.store.control import ControlChannel
@@ -116,16 +118,16 @@ class Dashboard:
         store = FleetStore(settings.fleet, settings.fleet_name)
         return FleetMember(store, machine, counters.snapshot, lambda: self._stats.machine())
 
-    def run(self, sockets: Sequence[socket.socket]) -> None:
+    def run(self, sockets: Sequence[socket.socket], tls: DashboardTLS | None) -> None:
         """Serve until a signal or the end of the master."""
         logging.getLogger("tornado").setLevel(logging.ERROR)  # mistakes of clients are not worth a warning
         limit_repeated_lines()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with asyncio.Runner() as runner:
-            runner.run(self._serve(sockets))
+            runner.run(self._serve(sockets, None if tls is None else tls.context))
 
-    async def _serve(self, sockets: Sequence[socket.socket]) -> None:
+    async def _serve(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -149,9 +151,10 @@ class Dashboard:
                 "followers": set(),
                 "tls": self._tls,
                 "namespaces": self._namespaces,
-            }
+            },
+            self._settings.dashboard_path,
         )
-        server = self._server = make_server(application)
+        server = self._server = make_server(application, tls)
         for listening in sockets:  # connections inherit it
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         server.add_sockets(sockets)

@@ -238,7 +238,7 @@ class RunsHandler(StatsBaseHandler):
         if not history.start(name, now.cells, now.open):
             raise APIError(HTTPStatus.CONFLICT, f"{history.max_runs} runs are running already; stop one.")
         self.set_status(HTTPStatus.CREATED)
-        self.set_header("Location", f"{self.path_prefix}/runs/{name}")
+        self.set_header("Location", f"{self.request.path}/{name}")
         self.write_json(self.stats.run_report(self.find_run(name)))
 
     async def _start_of_fleet(self, name: str) -> None:
@@ -249,7 +249,7 @@ class RunsHandler(StatsBaseHandler):
         except RunConflict as conflict:
             raise APIError(HTTPStatus.CONFLICT, str(conflict)) from None
         self.set_status(HTTPStatus.CREATED)
-        self.set_header("Location", f"/runs/{name}?scope=fleet")
+        self.set_header("Location", f"{self.request.path}/{name}?scope=fleet")
         self.write_json(runs.report(await self.find_fleet_run(name), await self.fleet_view()))
 
     def _name(self) -> str:

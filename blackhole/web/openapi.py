@@ -41,8 +41,9 @@ def describe(
     routes: Mapping[str, Iterable[Operation]],
     path_parameters: Mapping[str, Parameter],
     with_token: Container[str],
+    base_path: str = "",
 ) -> dict[str, Any]:
-    """Return the description of paths and their operations.
+    """Return the description of paths and their operations, below `base_path`.
 
     Names in braces are `path_parameters`. Requests for the paths `with_token` need the token.
     """
@@ -65,6 +66,7 @@ def describe(
             "version": __version__,
             "description": "The HTTP API of an SMTP server that accepts any mail and discards it.",
         },
+        "servers": [{"url": base_path or "/"}],
         "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}} if with_token else {}

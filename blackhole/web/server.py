@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import socket
+import ssl
 import time
 from collections.abc import Awaitable
 from typing import Any, Final
@@ -22,6 +24,7 @@ from tornado.web import Application
 from blackhole.addresses import to_bytes
 from blackhole.web.places import ConnectionPlace, ConnectionPlaces
 from blackhole.web.request_queue import RequestQueue
+from blackhole.web.tls_stream import TLSStream
 
 # Limits. A Prometheus server and a few open pages stay far below them.
 
@@ -87,12 +90,22 @@ class RequestGuard(HTTPMessageDelegate):
 class DashboardServer(HTTPServer):
     """An HTTP server with limits on connections, and on the time that a client takes to read."""
 
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
+    def initialize(self, *args: Any, tls: ssl.SSLContext | None = None, **kwargs: Any) -> None:
         super().initialize(*args, **kwargs)
+        self._tls = tls
         available, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # When descriptors run out, Tornado tries to accept without a pause.
         self.places = ConnectionPlaces(max(2, min(MAX_CONNECTIONS, available - RESERVED_DESCRIPTORS)))
         self._queue = RequestQueue()
+
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        if self._tls is None:
+            super()._handle_connection(connection, address)
+            return
+        sizes = {"max_buffer_size": self.max_buffer_size, "read_chunk_size": self.read_chunk_size}
+        stream = TLSStream.accept(connection, self._tls, **sizes)
+        if stream is not None:
+            self.handle_stream(stream, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Serve a connection; close it if there are too many, at all or of its client."""
@@ -115,10 +128,11 @@ class DashboardServer(HTTPServer):
         self.places.sweep(time.monotonic())
 
 
-def make_server(application: Application) -> DashboardServer:
-    """Return a server of the application, with its limits."""
+def make_server(application: Application, tls: ssl.SSLContext | None = None) -> DashboardServer:
+    """Return a server of the application, with its limits; with `tls`, of HTTPS."""
     return DashboardServer(
         application,
+        tls=tls,
         idle_connection_timeout=REQUEST_TIMEOUT,
         body_timeout=REQUEST_TIMEOUT,
         max_header_size=MAX_REQUEST_HEADER,

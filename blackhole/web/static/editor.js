@@ -24,7 +24,7 @@ async function showScenario(of) {
 
 async function reloadScenario() {
   const before = editor.text.value;
-  const response = await fetch("/scenario", { headers: { Accept: "application/toml" } });
+  const response = await fetch("scenario", { headers: { Accept: "application/toml" } });
   editor.loaded = (await response.text()).replace(/\r\n?/g, "\n");
   editor.of = scenarioInForce;
   if (editor.text.value !== before) return;  // somebody types already
@@ -103,13 +103,13 @@ async function sendScenario(method, path) {
 }
 
 async function checkScenario() {
-  const result = await sendScenario("POST", "/scenario/check");
+  const result = await sendScenario("POST", "scenario/check");
   if (result) showEditorMessage(`No mistakes: ${plural(result.rules, "rule")}.`, "good");
 }
 
 async function applyScenario() {
   const { value } = editor.text;
-  const result = await sendScenario("PUT", "/scenario");
+  const result = await sendScenario("PUT", "scenario");
   if (!result) return;
   if (!result.ordered) await reloadScenario();
   else editor.loaded = value;

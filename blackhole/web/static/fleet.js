@@ -33,7 +33,7 @@ async function renderFleet(now) {
   if (isRequesting) return;
   isRequesting = true;
   try {
-    const response = await fetch("/stats.json?scope=fleet", { signal: AbortSignal.timeout(10000) });
+    const response = await fetch("stats.json?scope=fleet", { signal: AbortSignal.timeout(10000) });
     const found = await response.json();
     if (scope !== "fleet") return;
     if (response.ok) {

@@ -219,8 +219,8 @@ function renderRuns(now) {
   $("runs").hidden = !items.length;
   updateRows("runs", items, ({ run }) => {
     const stop = create("button", { type: "button", "aria-label": `Stop the run ${run.name}` }, "Stop");
-    stop.addEventListener("click", () => request("POST", `/runs/${run.name}/stop${scopeQuery()}`, {}, "run-message"));
-    const save = create("a", { class: "button", href: `/runs/${run.name}${scopeQuery()}`, download: `${run.name}.json`,
+    stop.addEventListener("click", () => request("POST", `runs/${run.name}/stop${scopeQuery()}`, {}, "run-message"));
+    const save = create("a", { class: "button", href: `runs/${run.name}${scopeQuery()}`, download: `${run.name}.json`,
       "aria-label": `Save the report of the run ${run.name}` }, "Save report");
     return create("tr", {}, create("th", { scope: "row", class: "mono" }, run.name, create("span", { class: "running" }, "running")),
       create("td"), create("td"), create("td"), create("td"), create("td"), create("td", {}, stop, save));
@@ -258,7 +258,7 @@ function show(now) {
 let isInHistory = false;  // the figures that come right after the history are its last sample
 
 function connect() {
-  stream = new EventSource("/events");
+  stream = new EventSource("events");
   const setState = (name) => { document.documentElement.className = name; };
   stream.addEventListener("past", (event) => {
     const past = JSON.parse(event.data);
@@ -292,7 +292,7 @@ function connect() {
 
 $("run-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (await request("POST", `/runs${scopeQuery()}`, { name: $("run-name").value.trim() }, "run-message")) $("run-form").reset();
+  if (await request("POST", `runs${scopeQuery()}`, { name: $("run-name").value.trim() }, "run-message")) $("run-form").reset();
 });
 // A browser keeps a page that was left, and its stream; it allows six connections to a host, so the stream is closed.
 addEventListener("pagehide", () => stream.close());

@@ -32,7 +32,7 @@ function recentQuery(more) {
   // Without a sign of a pattern, a part of the address is enough.
   if (text) query.set($("recent-key").value, /[*?]/.test(text) ? text : `*${text}*`);
   if ($("recent-outcome").value) query.set("outcome", $("recent-outcome").value);
-  return `/recent?${query}`;
+  return `recent?${query}`;
 }
 
 async function followRecent(current) {

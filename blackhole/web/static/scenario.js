@@ -72,7 +72,7 @@ function renderOneShotForm() {
 async function addOneShotRule() {
   const rule = { count: Number($("one-shot-count").value), phase: $("one-shot-phase").value, reply: $("one-shot-reply").value };
   const recipient = $("one-shot-recipient").value.trim();
-  if (await request("POST", "/next", recipient ? { ...rule, recipient } : rule, "one-shot-message")) $("one-shot-reply").value = "";
+  if (await request("POST", "next", recipient ? { ...rule, recipient } : rule, "one-shot-message")) $("one-shot-reply").value = "";
 }
 
 function renderOneShotRules(now) {
@@ -108,10 +108,10 @@ function renderRuleMatches(now) {
 $("scenario-name").addEventListener("change", renderDescription);
 $("scenario-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  request("POST", "/scenario", { name: $("scenario-name").value }, "scenario-message");
+  request("POST", "scenario", { name: $("scenario-name").value }, "scenario-message");
 });
 $("one-shot-form").addEventListener("submit", (event) => {
   event.preventDefault();
   addOneShotRule();
 });
-$("one-shot-remove").addEventListener("click", () => request("DELETE", "/next", {}, "one-shot-message"));
+$("one-shot-remove").addEventListener("click", () => request("DELETE", "next", {}, "one-shot-message"));
