@@ -111,8 +111,8 @@ ACTION_TABLE: Final = (
     ActionWord(
         "authority",
         "print the authority of the certificates that the server has issued, in PEM",
-        f"{RUNNING} The server issues certificates with ssl_cert = auto, and for the TLS menu. A client that "
-        "trusts the authority accepts the good one.",
+        f"{RUNNING} The server issues certificates with ssl_cert = auto, dashboard_cert = auto, and for the "
+        "TLS menu. A client that trusts the authority accepts the good one.",
         options=("pid", "conf"),
         statuses={7: "no server runs", 78: "the server has issued no certificates"},
     ),

@@ -6,10 +6,12 @@ import http.client
 import json
 import smtplib
 import socket
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from blackhole.store.server_facts import ServerFacts
 from tests.program import Program, children, free_port, title, wait_for
 
 TITLE = "blackhole: dashboard"
@@ -27,13 +29,60 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+class Access(NamedTuple):
+    """How requests reach a dashboard."""
+
+    base_path: str = ""
+    """What all paths begin with."""
+    tls: ssl.SSLContext | None = None
+    """What a client trusts, if the dashboard has TLS."""
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls else "http"
+
+
+PLAIN_ACCESS = Access()
+
+SPECIAL_ACCESS: dict[int, Access] = {}
+"""Port of a running dashboard that is not reached by plain HTTP at the root -> how it is."""
+
+
+def access(port: int) -> Access:
+    return SPECIAL_ACCESS.get(port, PLAIN_ACCESS)
+
+
+def below(port: int, path: str) -> str:
+    """Return a path of the dashboard at a port, with what all of them begin with."""
+    return access(port).base_path + path
+
+
+def url(port: int, path: str = "/") -> str:
+    """Return the URL of a path of the dashboard at a port."""
+    return f"{access(port).scheme}://localhost:{port}{below(port, path)}"
+
+
+def connect(port: int, source: str = "") -> socket.socket:
+    """Return a connection to a dashboard, from an address of 127.0.0.0/8."""
+    plain = socket.create_connection(("127.0.0.1", port), 30, (source, 0) if source else None)
+    tls = access(port).tls
+    if tls is None:
+        return plain
+    try:
+        return tls.wrap_socket(plain, server_hostname="127.0.0.1")
+    except BaseException:
+        plain.close()
+        raise
+
+
 def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
     """Send one request; underscores in names of header fields become hyphens."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    if (tls := access(port).tls) is not None:
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=tls)
     try:
-        connection.request(
-            method, path, body, {name.replace("_", "-"): text for name, text in headers.items()}
-        )
+        names = {name.replace("_", "-"): text for name, text in headers.items()}
+        connection.request(method, below(port, path), body, names)
         answer = connection.getresponse()
         return Answer(
             answer.status, {name.lower(): text for name, text in answer.getheaders()}, answer.read()
@@ -75,27 +124,37 @@ def sent(port: int) -> bool:
 
 def raw(port: int, octets: bytes) -> bytes:
     """Send octets and return everything received until the connection is closed."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
-        client.sendall(octets)
+    with connect(port) as client:
         said = b""
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, ssl.SSLError):
+            client.sendall(octets)
             while more := client.recv(65536):
                 said += more
         return said
 
 
 class Sink(Program):
-    """The program with a dashboard."""
+    """The program with a dashboard. With `--dashboard_cert=auto`, requests to it trust what it has issued."""
 
     def __init__(self, *options: str, **more: Any) -> None:
         self.http = free_port()
-        if not any(option.startswith("--dashboard") for option in options):
+        if not any(option.startswith("--dashboard=") for option in options):
             options = (*options, f"--dashboard=127.0.0.1:{self.http}")
+        self._given = options
         super().__init__(*options, **more)
 
     def __enter__(self) -> Sink:
         super().__enter__()
+        if any(option.startswith(("--dashboard_cert", "--dashboard_path")) for option in self._given):
+            facts = ServerFacts.of(self.pid)
+            authority = facts["authority"] if facts["dashboard"].startswith("https:") else ""
+            tls = ssl.create_default_context(cadata=authority) if authority else None
+            SPECIAL_ACCESS[self.http] = Access(facts["options"]["dashboard_path"], tls)
         return self
+
+    def __exit__(self, *_: object) -> None:
+        SPECIAL_ACCESS.pop(self.http, None)
+        super().__exit__(*_)
 
     def dashboards(self) -> list[int]:
         """Return the process ids; during a reload there may be two."""

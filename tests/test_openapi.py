@@ -12,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from blackhole.web.app import PATH_PARAMETERS, ROUTES, description
-from tests.http_api import Sink, ask
+from tests.http_api import Sink, ask, url
 from tests.program import ROOT
+
+BASE_PATH = "/mail/sink"
 
 
 @pytest.fixture(scope="module")
 def sink() -> Iterator[Sink]:
-    with Sink("--namespace-by=tag") as program:
+    """A server whose API is under TLS, below another path."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    with Sink("--dashboard_cert=auto", f"--dashboard_path={BASE_PATH}", "--namespace-by=tag") as program:
         program.dashboard()
         yield program
 
@@ -55,7 +59,13 @@ def test_the_description_is_served(sink: Sink) -> None:
     answer = ask(sink.http, "/openapi.json")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json["openapi"].startswith("3.1")
+    assert answer.json["servers"] == [{"url": BASE_PATH}]
     assert answer.json["paths"]["/scenario"]["put"]["summary"].startswith("Put a scenario in force")
+
+
+@pytest.mark.pure
+def test_without_a_base_path_the_api_is_at_the_root() -> None:
+    assert description()["servers"] == [{"url": "/"}]
 
 
 @pytest.mark.parametrize(("path", "methods"), [("/healthz", "GET, HEAD"), ("/runs", "GET, POST")])
@@ -82,10 +92,12 @@ def test_schemathesis_finds_no_response_that_is_not_described(sink: Sink, tmp_pa
     """
     pytest.importorskip("schemathesis", reason="schemathesis has no wheels for this Python")
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
+    authority = tmp_path / "authority.pem"
+    authority.write_bytes(ask(sink.http, "/authority.pem").body)
     done = subprocess.run(
         [
             *(Path(sys.executable).with_name("schemathesis"), "run"),
-            f"http://127.0.0.1:{sink.http}/openapi.json",
+            *(f"{url(sink.http)}openapi.json", f"--tls-verify={authority}"),
             *("--phases=coverage,fuzzing", "--max-examples=10", "--generation-deterministic", "--no-color"),
         ],
         cwd=tmp_path,

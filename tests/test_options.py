@@ -787,3 +787,34 @@ def test_help_about_an_unknown_action_is_an_error() -> None:
 
 def test_version_is_an_action() -> None:
     assert parse(["version"], {}).request == parse(["version", "--port=x"], {}).request == "version"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("", ""), ("/", ""), ("/blackhole", "/blackhole"), ("/a/b.c_d~e-f/", "/a/b.c_d~e-f")],
+)
+def test_base_path_has_no_slash_at_its_end(text: str, path: str) -> None:
+    assert read(f"--dashboard_path={text}").dashboard_path == path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "//", "/a//b", "/..", "/a/../b", "/./a", "/a b", "/a?b", "/a#", "/%61", "/ü", "/" + "x" * 200],
+)
+def test_base_path_that_could_mean_another_is_refused(text: str) -> None:
+    assert refusal(f"--dashboard_path={text}")[1].startswith("--dashboard-path: expected a path such as")
+
+
+def test_options_of_a_dashboard_that_is_off_give_a_warning() -> None:
+    parsed = parse(["--dashboard=off", "--dashboard-cert=/c", "--dashboard_path=/x"], {})
+    assert [one for one in parsed.warnings if "no effect without dashboard" in one] == [
+        "--dashboard-cert: no effect without dashboard",
+        "--dashboard-path: no effect without dashboard",
+    ]
+    assert parsed.settings.dashboard_cert == ""
+
+
+@pytest.mark.parametrize("cert", ["", "auto"])
+def test_key_of_a_dashboard_without_a_certificate_is_refused(cert: str) -> None:
+    error = "--dashboard-key: a key without a certificate; set dashboard_cert too"
+    assert refusal("--dashboard-key=/k", f"--dashboard-cert={cert}")[1] == error

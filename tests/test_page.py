@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.external_programs import output_of, path_of, requires
-from tests.http_api import Sink, ask, figures, post, send
+from tests.http_api import SPECIAL_ACCESS, Access, Sink, ask, figures, post, reached, send, url
 from tests.postfix import smtp_source
 from tests.program import free_port, wait_for
 
@@ -40,6 +40,7 @@ class Browser:
 
         options = webdriver.ChromeOptions()
         options.binary_location = path_of("chromium")
+        options.accept_insecure_certs = True  # to let it trust an authority needs another program
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -54,7 +55,7 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
-        self.driver.get(f"http://localhost:{sink.http}/")
+        self.driver.get(url(sink.http))
         self.live()
 
     def live(self) -> None:
@@ -642,3 +643,76 @@ def test_the_page_shows_an_interruption_and_reconnects(browser: Browser) -> None
             send(again.port, 3)
             wait_for(lambda: browser.number("messages") == 3, "the page shows the next server", timeout=40)
         browser.console_messages()  # of the interruption
+
+
+SECURED = ("--dashboard_cert=auto", "--dashboard_path=/mail/sink")
+
+
+def use_everything(browser: Browser, sink: Sink) -> None:
+    """Use each kind of request that the page sends: files, events, orders and downloads."""
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(sink)
+    send(sink.port, 3)
+    wait_for(lambda: browser.number("messages") == 3, "an event has come")
+    browser.focus("run-name")
+    browser.press("nightly-1", Keys.ENTER)
+    wait_for(lambda: "nightly-1" in str(browser.table("runs")), "the run is shown")
+    for script in (
+        "fetch('scenario').then(answer => document.title = answer.status)",
+        "fetch(document.querySelector('#runs a').href).then(answer => document.title = answer.status)",
+        "fetch(document.querySelector('footer a').href).then(answer => document.title = answer.status)",
+    ):
+        browser.run(f"document.title = ''; {script}")
+        wait_for(lambda: browser.driver.title == "200", script)
+    browser.run("document.getElementById('editor-section').open = true")
+    rule = '[[rule]]\nphase = "RCPT"\nreply = "450 4.2.1 Later"\n'
+    browser.run("document.getElementById('editor-text').value = arguments[0]", rule)
+    browser.run("document.getElementById('editor-check').click()")
+    wait_for(lambda: browser.text("editor-message") == "No mistakes: 1 rule.", "the scenario was checked")
+
+
+def test_the_page_works_under_tls_and_below_a_path(browser: Browser) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    with Sink(*SECURED) as sink:
+        sink.dashboard()
+        use_everything(browser, sink)
+        assert browser.driver.current_url == f"https://localhost:{sink.http}/mail/sink/"
+        browser.driver.get("about:blank")
+
+
+HAPROXY = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend site
+    bind 127.0.0.1:{port}
+    http-request deny deny_status 403 unless {{ path_beg /mail/sink }}
+    default_backend sink
+backend sink
+    server sink 127.0.0.1:{dashboard} ssl verify required ca-file {authority} sni str(localhost)
+"""
+
+
+@requires("haproxy")
+def test_the_page_works_behind_a_proxy_that_passes_its_path_on(browser: Browser, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    with Sink(*SECURED) as sink, ExitStack() as stack:
+        sink.dashboard()
+        authority, configuration, port = tmp_path / "ca.pem", tmp_path / "haproxy.cfg", free_port()
+        authority.write_bytes(ask(sink.http, "/authority.pem").body)
+        configuration.write_text(HAPROXY.format(port=port, dashboard=sink.http, authority=authority))
+        command = [path_of("haproxy"), "-db", "-f", str(configuration)]
+        proxy = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        stack.callback(proxy.kill)
+        stack.callback(SPECIAL_ACCESS.pop, port, None)
+        SPECIAL_ACCESS[port] = Access("/mail/sink")
+        wait_for(lambda: reached(port), "the proxy passes requests on")
+        direct, sink.http = sink.http, port
+        try:
+            use_everything(browser, sink)
+            browser.driver.get("about:blank")
+        finally:
+            sink.http = direct

@@ -14,7 +14,7 @@ from blackhole.web.base_handler import SECURITY_HEADERS
 from blackhole.web.places import CLIENT_SHARE, RESPONSE_TIMEOUT
 from blackhole.web.server import MAX_CONNECTIONS, MAX_REQUEST_BODY, MAX_REQUEST_HEADER
 from blackhole.web.static_files import CONTENT_TYPES, STATIC
-from tests.http_api import Sink, ask, figures, raw, reached, send, total
+from tests.http_api import Sink, access, ask, below, connect, figures, raw, reached, send, total
 from tests.program import SCRIPT, descriptors, free_port, wait_for
 
 CLIENT_MOST = int(MAX_CONNECTIONS * CLIENT_SHARE)
@@ -28,6 +28,19 @@ def named() -> Iterator[Sink]:
     port = free_port()
     with Sink(f"--dashboard=127.0.0.1:{port},name=Sink.example.com,name=other.example") as program:
         program.http = port
+        program.dashboard()
+        yield program
+
+
+SECURED = ("--dashboard_cert=auto", "--dashboard_path=/mail/sink")
+
+
+@pytest.fixture(scope="module", params=[(), SECURED], ids=["http", "https"])
+def sink(request: pytest.FixtureRequest) -> Iterator[Sink]:
+    """One server for all tests that do not change it; under TLS all paths are below another one."""
+    if request.param:
+        pytest.importorskip("cryptography", reason="cryptography is not installed")
+    with Sink(*request.param) as program:
         program.dashboard()
         yield program
 
@@ -60,6 +73,7 @@ def test_a_request_with_another_host_is_refused(named: Sink, name: str, path: st
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "https://127.0.0.1:1"},
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"},
         {"Sec_Fetch_Site": "cross-site", "Origin": "https://evil.example", "Content_Type": "text/plain"},
@@ -90,13 +104,13 @@ def test_a_page_of_another_site_cannot_read(sink: Sink, path: str, headers: dict
 
 @pytest.mark.parametrize("path", ["/", "/stats.json", "/metrics"])
 @pytest.mark.parametrize(
-    "headers", [{"Sec_Fetch_Site": "none"}, {"Sec_Fetch_Site": "same-origin"}, {"Origin": "http://{host}"}]
+    "headers",
+    [{"Sec_Fetch_Site": "none"}, {"Sec_Fetch_Site": "same-origin"}, {"Origin": "{scheme}://{host}"}],
 )
 def test_the_page_itself_and_other_programs_can_read(sink: Sink, path: str, headers: dict[str, str]) -> None:
-    host = f"127.0.0.1:{sink.http}"
-    assert (
-        ask(sink.http, path, **{name: text.format(host=host) for name, text in headers.items()}).status == 200
-    )
+    place = {"host": f"127.0.0.1:{sink.http}", "scheme": access(sink.http).scheme}
+    filled = {name: text.format(**place) for name, text in headers.items()}
+    assert ask(sink.http, path, **filled).status == 200
 
 
 def test_a_link_of_another_site_leads_to_the_page_and_not_to_the_figures(sink: Sink) -> None:
@@ -217,21 +231,23 @@ def test_clients_that_never_read_are_disconnected_and_leave_places_to_others() -
         assert "Traceback" not in program.output()
 
 
-@pytest.mark.parametrize("extra", [b"", b"G", b"GET /healthz HTTP/1.1\r\n\r\n", b"x" * 20000])
-@pytest.mark.parametrize("path", ["/wait?messages=99&timeout=600", "/events"])
-def test_a_client_that_is_gone_holds_no_place(sink: Sink, path: str, extra: bytes) -> None:
+def test_clients_that_are_gone_hold_no_places(sink: Sink) -> None:
     """Tornado looks for the end of a connection only while nothing of it is left to read."""
     sink.dashboard()
     before = len(descriptors(*sink.dashboards()))
-    for _ in range(8):
-        with socket.create_connection(("127.0.0.1", sink.http)) as client:
-            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() + extra)
+    for path in ("/wait?messages=99&timeout=600", "/events"):
+        for extra in (b"", b"G", b"GET /healthz HTTP/1.1\r\n\r\n", b"x" * 20000):
+            for _ in range(4):
+                with connect(sink.http) as client:
+                    request = f"GET {below(sink.http, path)} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                    client.sendall(request.encode() + extra)
     wait_for(lambda: len(descriptors(*sink.dashboards())) <= before, "all places are free")
 
 
-def test_a_client_that_has_closed_its_side_gets_every_response(sink: Sink) -> None:
+def test_a_client_that_has_closed_its_side_gets_every_response(named: Sink) -> None:
+    """TLS has no such state: a client that goes without close_notify is gone."""
     requests = b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
-    with socket.create_connection(("127.0.0.1", sink.http), timeout=20) as client:
+    with connect(named.http) as client:
         client.sendall(requests)
         client.shutdown(socket.SHUT_WR)
         said = b""
@@ -251,10 +267,8 @@ def test_a_client_has_a_part_of_the_connections_only(sink: Sink) -> None:
             lambda: abs(len(descriptors(*sink.dashboards())) - before - CLIENT_MOST) <= 2,
             "those beyond the limit are closed",
         )
-        other = stack.enter_context(
-            socket.create_connection(("127.0.0.1", sink.http), source_address=("127.0.0.2", 0))
-        )
-        other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        other = stack.enter_context(connect(sink.http, "127.0.0.2"))
+        other.sendall(f"GET {below(sink.http, '/healthz')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert other.recv(100).startswith(b"HTTP/1.1 200 ")
     wait_for(lambda: len(descriptors(*sink.dashboards())) <= before, "all are closed")
 
@@ -281,10 +295,9 @@ def test_metrics_in_an_unknown_format_are_plain_text(sink: Sink, accept: str) ->
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-le", "cp037"])
 def test_a_body_in_another_encoding_than_utf_8_is_refused(sink: Sink, path: str, encoding: str) -> None:
     octets = '{"name": "x"}'.encode(encoding)
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(octets)}\r\nConnection: close\r\n"
-    )
-    assert raw(sink.http, head.encode() + b"\r\n" + octets).startswith(b"HTTP/1.1 400 ")
+    fields = f"Host: localhost\r\nContent-Length: {len(octets)}\r\nConnection: close\r\n\r\n"
+    head = f"POST {below(sink.http, path)} HTTP/1.1\r\n{fields}".encode()
+    assert raw(sink.http, head + octets).startswith(b"HTTP/1.1 400 ")
     assert "Traceback" not in sink.output()
 
 

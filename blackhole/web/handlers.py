@@ -96,9 +96,6 @@ class HealthHandler(BaseHandler):
 class StatsBaseHandler(ScopedHandler):
     """The base of the handlers that use the figures and the runs."""
 
-    path_prefix = ""
-    """What stands before the paths of runs."""
-
     async def find_fleet_run(self, name: str) -> FleetRun:
         """Return the run of the fleet. Raises APIError if there is none."""
         with self.answering():

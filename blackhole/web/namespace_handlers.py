@@ -120,7 +120,6 @@ class NamespaceStatsHandler(NamespaceBaseHandler, StatsBaseHandler):
     def prepare(self) -> None:
         super().prepare()
         self.stats = self.known.stats(self.find())
-        self.path_prefix = f"/namespaces/{self.namespace}"
 
 
 class NamespaceWaitHandler(NamespaceStatsHandler, WaitHandler):
