@@ -321,6 +321,10 @@ OPTIONS: Final = (
     Option("show_clients", values.switch, "no", "", "Dashboard",
            "keep the addresses of clients and show what each did",
            "They appear on the dashboard, in /stats.json, and in the output of status and report."),
+    Option("show_domains", values.switch, "no", "", "Dashboard",
+           "count recipients by their domain and show what became of them",
+           "They appear on the dashboard, in /stats.json, in /metrics, and in the output of status and "
+           "report: the 100 domains with the most recipients, and the rest as others."),
     Option("show_lines", values.switch, "no", "", "Dashboard",
            "show the lines in which senders do something wrong as they came",
            "Otherwise the report shows x for the letters and digits of addresses and texts in them. "

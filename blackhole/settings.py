@@ -280,6 +280,7 @@ class Settings:
     dashboard_path: str = ""
     """What all paths of the dashboard begin with: empty, or a path without a slash at its end."""
     show_clients: bool = False
+    show_domains: bool = False
     """Whether addresses of clients are kept and shown."""
     recent: int = 0
     """How many of the last transactions are kept in memory and shown. 0: none is recorded."""

@@ -89,6 +89,7 @@ SAMPLES = {
     "dashboard_key": "/etc/ssl/web.key",
     "dashboard_path": "/blackhole",
     "show_clients": "yes",
+    "show_domains": "yes",
     "show_lines": "yes",
     "recent": "500",
     "namespace": "checkout",

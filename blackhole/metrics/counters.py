@@ -46,6 +46,7 @@ from blackhole.metrics.layout import (
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 from blackhole.settings import OperatorError
 from blackhole.store.client_log import ClientLog
+from blackhole.store.domain_log import DomainLog
 from blackhole.store.shared_lock import SharedLock
 from blackhole.store.shared_memory import CELL_OCTETS, attach, create
 
@@ -111,6 +112,8 @@ class Counters:
         """Where violations were committed; None if the server has no such log."""
         self.client_log: ClientLog | None = None
         """The log of clients, where the operator asked for one."""
+        self.domain_log: DomainLog | None = None
+        """The log of the domains of recipients, where the operator asked for one."""
 
     @classmethod
     def of(cls, pid: int) -> Self:
@@ -126,6 +129,7 @@ class Counters:
         if counters.rows < 1 or counters._cells[HEADER_CRC] != LAYOUT_CRC:
             raise OperatorError(f"pid {pid} runs another version of Blackhole; restart it", os.EX_UNAVAILABLE)
         counters.client_log = ClientLog.of(pid)
+        counters.domain_log = DomainLog.of(pid)
         counters.evidence = EvidenceLog.of(pid)
         return counters
 
@@ -269,6 +273,7 @@ class Counters:
         """Return all counters as of now, in about a millisecond for a handful of workers."""
         # Before the totals, of which they are parts.
         clients = None if self.client_log is None else tuple(self.client_log.clients())
+        domains = None if self.domain_log is None else tuple(self.domain_log.domains())
         now = time.monotonic()
         totals = [0] * ROW_CELLS
         processes = []
@@ -290,6 +295,7 @@ class Counters:
             cells=tuple(totals),
             clock_origin=self._cells[HEADER_CLOCK_ORIGIN] / 1e6,
             clients=clients,
+            domains=domains,
             evidence_log=self.evidence,
         )
 

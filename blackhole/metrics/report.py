@@ -52,6 +52,7 @@ def report_text(snapshot: Snapshot) -> str:
     )
     for title, section in sections:
         lines += ["", title, *section] if section else []
+    lines += ["", "Recipients by domain:", *domain_lines(snapshot)] if snapshot.domains else []
     lines += ["", *client_lines(snapshot)] if snapshot.clients else []
     lines += ["", *snapshot.notes] if snapshot.notes else []
     return "\n".join(lines) + "\n"
@@ -82,6 +83,18 @@ def client_lines(snapshot: Snapshot) -> Iterator[str]:
             f" {plural(client.messages, 'message')}, {plural(client.violations, 'violation')} counted,"
             f" {client.sampled_violations:,} seen in samples"
         )
+
+
+def domain_lines(snapshot: Snapshot) -> Iterator[str]:
+    """Yield a line for each domain of the domain log."""
+    for one in snapshot.domains or ():
+        line = (
+            f"  {one.domain}: {one.accepted:,} accepted, {one.deferred:,} deferred, {one.refused:,} refused"
+        )
+        if one.retries:
+            line += f"; half of {plural(one.retries, 'retry', 'retries')} within {one.retry_p50:,.0f} s"
+            line += f", 99 % within {one.retry_p99:,.0f} s"
+        yield line
 
 
 def rule_match_lines(snapshot: Snapshot) -> list[str]:

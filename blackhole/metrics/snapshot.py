@@ -35,6 +35,7 @@ from blackhole.settings import CLIENT_LIMITS
 from blackhole.smtp.state import PHASES
 from blackhole.smtp.violations import IN_HEADERS, INSPECTED, SAMPLED, VIOLATIONS
 from blackhole.store.client_log import Client
+from blackhole.store.domain_log import Domain
 from blackhole.tls_menu import TLS_MENU
 
 DISPOSITIONS: Final = {2: "accepted", 4: "deferred", 5: "rejected"}
@@ -150,6 +151,9 @@ class Snapshot:
     """Monotonic time of the start of the server; 0 in a difference."""
     clients: tuple[Client, ...] | None = None
     """The clients since the start, the busiest first; None without a client log, and in a difference."""
+    domains: tuple[Domain, ...] | None = None
+    """The domains of recipients since the start, those with the most first, and last the rest together; None
+    without a log of them, and in a difference."""
     evidence_log: EvidenceLog | None = None
     """Where violations were committed; None in a difference of which the time is not known."""
     period: tuple[float, float] = (0.0, inf)
@@ -401,8 +405,9 @@ class Snapshot:
         return {what: {"inspected": one.inspected, "of": one.of} for what, one in self.inspected.items()}
 
     def clients_as_dict(self) -> dict[str, Any]:
-        """Return the clients, for JSON; empty without a client log."""
-        return {} if self.clients is None else {"clients": [client._asdict() for client in self.clients]}
+        """Return the clients, and the domains, for JSON; neither without its log."""
+        found = {"clients": self.clients, "domains": self.domains}
+        return {key: [one._asdict() for one in some] for key, some in found.items() if some is not None}
 
     def _phase(self, phase: str) -> tuple[int, ...]:
         """Return the counts of all reply codes of a phase."""

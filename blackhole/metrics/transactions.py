@@ -293,6 +293,11 @@ def _address(command: str, word: str) -> str | None:
     return None if path is None else text(path.address)
 
 
+def recipient_address(one: CommandReply) -> str | None:
+    """Return the address in a RCPT command; None if it has none."""
+    return _address(one.command, "TO")
+
+
 def _is_cut_off(last: CommandReply) -> bool:
     """Return whether a fault has cut the reply off."""
     return last.fault in FAULTS and FAULTS[last.fault].share < 1

@@ -17,6 +17,7 @@ from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.attempts import AttemptTable
 from blackhole.store.client_log import ClientLog
 from blackhole.store.control import ControlChannel
+from blackhole.store.domain_log import DomainLog
 from blackhole.store.namespaces import NamespaceDirectory, NamespaceOrders
 from blackhole.store.outcome_table import OutcomeTable
 from blackhole.store.recent import RecentRecords
@@ -60,6 +61,8 @@ class SharedState:
             self.messages = MessageTotal(self.counters.rows)
         if settings.show_clients and self.counters.client_log is None:
             self.counters.client_log = ClientLog(self.counters.rows)
+        if settings.show_domains and self.counters.domain_log is None:
+            self.counters.domain_log = DomainLog(self.counters.rows)
         if settings.recent and settings.recent not in self._recent:
             self._recent[settings.recent] = RecentRecords(self.counters.rows, settings.recent)
         if settings.namespace_by and self._namespaces is None:
@@ -94,6 +97,8 @@ class SharedState:
         """Forget what no process of a configuration shows, after a reload."""
         if not configuration.settings.show_clients:
             self.counters.client_log = None
+        if not configuration.settings.show_domains:
+            self.counters.domain_log = None
         for kept in self._recent.keys() - {configuration.settings.recent}:
             del self._recent[kept]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from socket import socket
-from typing import Final
+from typing import Any, Final
 
 # Tornado imports this when a worker first asks for a loop. Imported here, the workers share its pages,
 # and need not be able to read the installation.
@@ -34,6 +34,7 @@ from blackhole.net.server import SMTPServer, listener_address, make_recorder
 from blackhole.net.server_namespaces import ServerNamespaces, listener_key
 from blackhole.net.tls import TLSContexts
 from blackhole.process import logs
+from blackhole.process.domain_counter import DomainCounter
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.namespace_scenarios import NamespaceScenarios
 from blackhole.process.plan import ChildContext
@@ -213,6 +214,24 @@ class Worker:
         self._set_applied_order(self._order)
         return in_force
 
+    def _transaction_reader(self) -> Callable[[Any, bytes], None] | None:
+        """Return what takes the record of each transaction, besides the recent ones; None for nothing."""
+        readers: list[Callable[[Any, bytes], None]] = []
+        if self._transactions is not None:
+            readers.append(self._transactions.write)
+        domain_log = self._context.counters.domain_log
+        if domain_log is not None and self._context.settings.show_domains:
+            writer = domain_log.writer(self._context.child.row)
+            readers.append(DomainCounter(writer, time.monotonic).write)
+        if len(readers) < 2:
+            return readers[0] if readers else None
+
+        def read_all(session: Any, record: bytes) -> None:
+            for read in readers:
+                read(session, record)
+
+        return read_all
+
     def _open_servers(
         self, scenario: ActiveScenario, namespaces: Mapping[bytes, NamespaceScenario], poller: Poller
     ) -> None:
@@ -224,7 +243,7 @@ class Worker:
         make_stream = stream_factory(settings.accelerators, self._selector)
         recent = self._context.recent
         writer = None if recent is None else recent.writer(row)
-        log_transaction = None if self._transactions is None else self._transactions.write
+        log_transaction = self._transaction_reader()
         for listener, sockets in self._context.sockets.items():
             address = listener_address(listener, sockets)
             server = SMTPServer(

@@ -20,6 +20,7 @@ from blackhole import __version__
 from blackhole.metrics.layout import CELL_INDEX, HISTOGRAMS
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
+from blackhole.store.domain_log import DOMAIN_OUTCOMES
 
 METRIC_PREFIX: Final = "blackhole_"
 
@@ -283,6 +284,22 @@ METRICS: Final = (
         ("rule",),
     ),
     MetricRow(
+        "domain_recipients", "counter",
+        "Recipients by domain and by what became of them, with --show-domains: of the 100 domains with the "
+        "most recipients, and of the others together.",
+        "topk(10, sum by (domain) (increase(blackhole_domain_recipients_total{outcome=\"deferred\"}[1h])))",
+        lambda reading: _domain_recipients(reading.snapshot),
+        ("domain", "outcome"),
+    ),
+    MetricRow(
+        "domain_retry_interval_seconds", "gauge",
+        "Upper limit of the time from the deferral of a recipient to its next attempt, by domain and "
+        "quantile, with --show-domains.",
+        "blackhole_domain_retry_interval_seconds{quantile=\"0.5\"}",
+        lambda reading: _domain_retries(reading.snapshot),
+        ("domain", "quantile"),
+    ),
+    MetricRow(
         "worker_cpu_seconds", "counter",
         "Processor time by the place of a worker, which its replacement takes.",
         "sum by (worker) (rate(blackhole_worker_cpu_seconds_total[1m]))",
@@ -362,6 +379,25 @@ def _histogram(name: str, meaning: str, value: Buckets) -> Metric:
 def _replies(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
     """Return the replies by phase and code, both as text."""
     return {(phase, str(code)): count for (phase, code), count in snapshot.replies.items()}
+
+
+def _domain_recipients(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
+    """Return the recipients by domain and outcome."""
+    return {
+        (one.domain, outcome): getattr(one, outcome)
+        for one in snapshot.domains or ()
+        for outcome in DOMAIN_OUTCOMES
+    }
+
+
+def _domain_retries(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
+    """Return the upper limits of the intervals of retries by domain and quantile."""
+    return {
+        (one.domain, quantile): seconds
+        for one in snapshot.domains or ()
+        for quantile, seconds in (("0.5", one.retry_p50), ("0.99", one.retry_p99))
+        if seconds is not None
+    }
 
 
 def _tls_menu(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:

@@ -20,6 +20,7 @@ function render(now) {
   renderReplies(now);
   renderViolations(now);
   renderClients(now);
+  renderDomains(now);
   renderRuns(now);
 }
 
@@ -176,6 +177,21 @@ function renderClients(now) {
     create("tr", {}, create("th", { scope: "row", class: "mono" }, key), create("td"), create("td"), create("td"), create("td")),
   (row, { one }) => [one.connections, one.messages, one.violations, one.sampled_violations]
     .forEach((n, i) => setText(row.cells[i + 1], formatCount(n))));
+}
+
+const MAX_DOMAINS = 20;  // /stats.json has more
+
+// Domains are known with --show-domains only.
+function renderDomains(now) {
+  const items = (now.domains || []).slice(0, MAX_DOMAINS).map((one) => ({ key: one.domain, one }));
+  const seconds = (limit) => limit === null ? "" : `${formatCount(limit)} s`;
+  $("domains-section").hidden = !now.domains;
+  $("domains-empty").hidden = items.length > 0;
+  $("domains").hidden = !items.length;
+  updateRows("domains", items, ({ key }) =>
+    create("tr", {}, create("th", { scope: "row", class: "mono" }, key), ...Array.from({ length: 6 }, () => create("td"))),
+  (row, { one }) => [...[one.accepted, one.deferred, one.refused, one.per_minute].map(formatCount), seconds(one.retry_p50), seconds(one.retry_p99)]
+    .forEach((text, i) => setText(row.cells[i + 1], text)));
 }
 
 function renderViolations(now) {

@@ -1,0 +1,156 @@
+"""The domain log: what became of recipients by their domain, with --show-domains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from blackhole.store.domain_log import (
+    INTERVAL_BUCKETS,
+    MAX_DOMAINS,
+    MAX_SHOWN_DOMAINS,
+    OTHER_DOMAINS,
+    Domain,
+    DomainLog,
+)
+from tests.http_api import Sink, ask
+from tests.program import Program, run, scenario_option, wait_for
+from tests.smtp_client import SMTPClient
+
+RULES = """
+[[rule]]
+phase = "RCPT"
+recipient = "later@*"
+attempt = "<= 1"
+reply = "451 4.2.1 Later"
+[[rule]]
+phase = "RCPT"
+recipient = "nobody@*"
+reply = "550 5.1.1 No such user"
+[[rule]]
+phase = "."
+recipient = "full@*"
+reply = "452 4.2.2 Full"
+[[rule]]
+phase = "DATA"
+recipient = "no@*"
+reply = "554 5.7.1 No"
+"""
+
+
+def shown(domain_log: DomainLog) -> list[tuple[str, int, int, int]]:
+    return [one[:4] for one in domain_log.domains()]
+
+
+def test_domains_of_all_processes_are_added_up() -> None:
+    domain_log = DomainLog(3)
+    one, other = domain_log.writer(0), domain_log.writer(2)
+    one.update(b"ann@a", b"bob@B.test", "accepted", 1.0)
+    other.update(b"ann@a", b"eve@b.Test", "refused", 1.0)
+    other.update(b"ann@a", b"postmaster", "refused", 1.0)
+    other.count_others("deferred", 3)
+    assert shown(domain_log) == [("b.test", 1, 0, 1), ("postmaster", 0, 0, 1), (OTHER_DOMAINS, 0, 3, 0)]
+    again = domain_log.writer(0)
+    again.update(b"", b"x@b.test", "accepted", 1.0)
+    assert shown(domain_log)[0] == ("b.test", 2, 0, 1), "a worker that takes a place goes on counting"
+
+
+def test_log_is_bounded_and_adds_the_rest_up() -> None:
+    domain_log = DomainLog(1)
+    writer = domain_log.writer(0)
+    for number in range(MAX_DOMAINS + 9):
+        writer.update(b"ann@a", b"bob@d%d.test" % number, "accepted", 0.0)
+    for _ in range(3):
+        writer.update(b"ann@a", b"bob@d%d.test" % (MAX_DOMAINS + 8), "deferred", 0.0)
+    found = domain_log.domains()
+    assert (found[0].domain, found[0].recipients) == (f"d{MAX_DOMAINS + 8}.test", 4)
+    assert (len(found), found[-1].domain) == (MAX_SHOWN_DOMAINS + 1, OTHER_DOMAINS)
+    assert sum(one.recipients for one in found) == MAX_DOMAINS + 12
+
+
+def test_names_of_domains_may_be_anything() -> None:
+    domain_log = DomainLog(1)
+    writer = domain_log.writer(0)
+    for name in (b"x" * 999, b"\xff\xfe", "ü.example".encode(), b"", b"a\0b"):
+        writer.update(b"", b"bob@" + name, "accepted", 0.0)
+        writer.update(b"", b"bob@" + name, "accepted", 0.0)
+    assert [one.accepted for one in domain_log.domains()] == [2] * 5
+    assert {one.domain for one in domain_log.domains()} >= {"ü.example", "<none>"}
+
+
+def test_time_from_a_deferral_to_the_next_attempt_is_known_in_all_processes() -> None:
+    domain_log = DomainLog(2)
+    one, other = domain_log.writer(0), domain_log.writer(1)
+    for number in range(100):
+        one.update(b"ann@a", b"%d@b.test" % number, "deferred", 1000.0)
+        other.update(b"ANN@a", b"%d@B.test" % number, "deferred", 1000.0 + (60 if number < 98 else 5000))
+    one.update(b"ann@a", b"0@b.test", "accepted", 1e12)
+    one.update(b"ann@a", b"0@b.test", "accepted", 1e12)
+    (found,) = domain_log.domains()
+    assert (found.retries, found.retry_p50, found.retry_p99) == (101, 64.0, 8192.0)
+    assert found.deferred == 200
+    assert 2**INTERVAL_BUCKETS > 86400 * 180
+
+
+def test_rate_is_that_of_the_last_whole_minute() -> None:
+    domain_log = DomainLog(1)
+    writer = domain_log.writer(0)
+    writer.update(b"", b"bob@b.test", "accepted", 0.0)
+    writer.update(b"", b"bob@b.test", "accepted", 0.0)
+    cells = domain_log._cells
+    minute = next(one for one in cells if 29_000_000 < one < 60_000_000)
+    assert domain_log.domains(minute * 60 + 60)[0].per_minute == 2
+    assert domain_log.domains(minute * 60 + 120)[0].per_minute == 0
+    cells[cells.tolist().index(minute)] = minute - 1
+    writer.update(b"", b"bob@b.test", "accepted", 0.0)
+    (found,) = domain_log.domains(minute * 60)
+    assert found.per_minute in (2, 0), "0 if a minute has begun meanwhile"
+
+
+def domains(program: Program) -> dict[str, tuple[int, int, int]]:
+    found: tuple[Domain, ...] | None = program.snapshot().domains
+    return {one.domain: (one.accepted, one.deferred, one.refused) for one in found or ()}
+
+
+def send(program: Program, *recipients: str) -> None:
+    with SMTPClient(program.address) as client:
+        client.command_code("MAIL FROM:<ann@client.test>")
+        accepted = [client.command_code(f"RCPT TO:<{one}>") == "250" for one in recipients]
+        if any(accepted) and client.command_code("DATA") == "354":
+            client.send(b"Subject: hello\r\n\r\nhello\r\n.\r\n")
+            client.read_reply()
+        client.command_code("QUIT")
+
+
+def test_domains_are_shown_with_show_domains(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    options = ("--show_domains", f"--pid={pid}", "--workers=2", scenario_option(tmp_path, RULES))
+    with Sink(*options) as program:
+        program.dashboard()
+        send(program, "bob@a.test", "nobody@a.test", "later@b.test")
+        send(program, "later@b.test")
+        send(program, "full@c.test")
+        send(program, "no@c.test")
+        send(program, *(f"bob{number}@d.test" for number in range(40)))
+        expected = {"a.test": (1, 0, 1), "b.test": (1, 1, 0), "c.test": (0, 1, 1)}
+        wait_for(lambda: sum(map(sum, domains(program).values())) == 46, "all are counted")
+        found = domains(program)
+        assert {name: found[name] for name in expected} == expected
+        assert found["d.test"][0] + found[OTHER_DOMAINS][0] == 40
+        stats = json.loads(ask(program.http, "/stats.json").body)["domains"]
+        (one,) = (one for one in stats if one["domain"] == "b.test")
+        assert (one["retries"], one["accepted"]) == (1, 1)
+        metrics = ask(program.http, "/metrics").body.decode()
+        assert 'blackhole_domain_recipients_total{domain="b.test",outcome="deferred"} 1.0' in metrics
+        assert 'blackhole_domain_retry_interval_seconds{domain="b.test",quantile="0.5"}' in metrics
+        report = run("report", f"--pid={pid}").stdout
+        assert "  a.test: 1 accepted, 0 deferred, 1 refused\n" in report
+        assert "half of 1 retry within" in report
+        assert program.stop() == 0
+
+
+def test_no_domain_is_kept_without_show_domains(tmp_path: Path) -> None:
+    with Program("--workers=1", scenario_option(tmp_path, RULES), "--log_transactions") as program:
+        send(program, "nobody@a.test")
+        assert program.snapshot().domains is None
+        assert program.stop() == 0
