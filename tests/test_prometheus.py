@@ -12,6 +12,7 @@ from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.rules.outcomes import EVENTS
+from blackhole.store.domain_log import DomainLog
 from blackhole.web import prometheus
 from tests.external_programs import requires
 
@@ -28,6 +29,9 @@ def snapshot() -> Snapshot:
     cells[rule] = 4
     cells[NUMBERS.reply("RCPT", 451)] = 5
     cells[CELL_INDEX["closed_without_command"]] = 6
+    counters.domain_log = DomainLog(1)
+    for outcome, now in (("deferred", 1.0), ("accepted", 9.0)):
+        counters.domain_log.writer(0).update(b"ann@a.test", b"bob@b.test", outcome, now)
     for number, event in enumerate(EVENTS):
         cells[NUMBERS.outcome(event.name)] = number + 1
     return counters.snapshot()
