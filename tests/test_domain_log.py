@@ -142,7 +142,7 @@ def test_domains_are_shown_with_show_domains(tmp_path: Path) -> None:
         assert (one["retries"], one["accepted"]) == (1, 1)
         metrics = ask(program.http, "/metrics").body.decode()
         assert 'blackhole_domain_recipients_total{domain="b.test",outcome="deferred"} 1.0' in metrics
-        assert 'blackhole_domain_retry_interval_seconds{domain="b.test",quantile="0.5"}' in metrics
+        assert 'blackhole_domain_retry_interval_seconds{domain="b.test",percentile="50"}' in metrics
         report = run("report", f"--pid={pid}").stdout
         assert "  a.test: 1 accepted, 0 deferred, 1 refused\n" in report
         assert "half of 1 retry within" in report

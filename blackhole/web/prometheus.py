@@ -294,10 +294,10 @@ METRICS: Final = (
     MetricRow(
         "domain_retry_interval_seconds", "gauge",
         "Upper limit of the time from the deferral of a recipient to its next attempt, by domain and "
-        "quantile, with --show-domains.",
-        "blackhole_domain_retry_interval_seconds{quantile=\"0.5\"}",
+        "percentile, with --show-domains.",
+        "blackhole_domain_retry_interval_seconds{percentile=\"50\"}",
         lambda reading: _domain_retries(reading.snapshot),
-        ("domain", "quantile"),
+        ("domain", "percentile"),
     ),
     MetricRow(
         "worker_cpu_seconds", "counter",
@@ -391,11 +391,11 @@ def _domain_recipients(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
 
 
 def _domain_retries(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
-    """Return the upper limits of the intervals of retries by domain and quantile."""
+    """Return the upper limits of the intervals of retries by domain and percentile."""
     return {
-        (one.domain, quantile): seconds
+        (one.domain, percentile): seconds
         for one in snapshot.domains or ()
-        for quantile, seconds in (("0.5", one.retry_p50), ("0.99", one.retry_p99))
+        for percentile, seconds in (("50", one.retry_p50), ("99", one.retry_p99))
         if seconds is not None
     }
 
