@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from blackhole.rules.conduct import MAX_PERIODS, MAX_REFUSED, GrowingCount, RefusalCount
+from blackhole.rules.context import RuleContext
+from blackhole.rules.explain import explain
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.settings import OperatorError
 from tests.program import Program, scenario_option
@@ -152,6 +155,22 @@ def test_mistake_in_a_limit_by_conduct_is_reported(throttle: str, error: str) ->
             f"[[rule]]\nphase = 'RCPT'\nthrottle = {{ {throttle} }}\nreply = '450 4.7.1 No'\n", "test"
         )
     assert error in str(found.value)
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize(
+    ("attempt", "last"),
+    [
+        (1, "  rule 2 (reputation) does not match: throttle allows 3 refused recipients"),
+        (3, "  rule 1 (warm-up) matches"),
+        (4, "  rule 2 (reputation) matches"),
+    ],
+)
+def test_explain_assumes_that_earlier_attempts_were_misconduct(attempt: int, last: str) -> None:
+    context = RuleContext()
+    context.phase, context.recipient, context.attempt = "RCPT", b"bob@b", attempt
+    text = (WARM_UP if attempt < 4 else WARM_UP.replace("= 2,", "= 9,")) + UNKNOWN_USERS
+    assert last in explain(parse_rules(text, "test"), "accept", context, Random(7))
 
 
 @pytest.mark.pure

@@ -30,11 +30,7 @@ MAX_REFUSED: Final = 2**REFUSED_BITS - 1
 
 
 class Growth(NamedTuple):
-    """How a limit grows: by a factor after each time in which it was used and kept, up to the largest limit.
-
-    >>> Growth(2.0, 86400.0, 1000, 4).limit_at(100, 3)
-    800
-    """
+    """How a limit grows: by a factor after each time in which it was used and kept, up to the largest limit."""
 
     factor: float
     every: float
@@ -42,10 +38,6 @@ class Growth(NamedTuple):
     most: int
     steps: int
     """Times that it grows until it has reached the largest limit."""
-
-    def limit_at(self, limit: int, step: int) -> int:
-        """Return what has become of a limit that has grown so many times."""
-        return int(min(self.most, limit * self.factor**step))
 
 
 class GrowingCount(NamedTuple):
