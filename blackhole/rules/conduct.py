@@ -30,7 +30,7 @@ MAX_REFUSED: Final = 2**REFUSED_BITS - 1
 
 
 class Growth(NamedTuple):
-    """How a limit grows: by a factor after each time in which it was used and kept, up to the largest limit."""
+    """How a limit grows: by a factor after each time in which it was used and kept, up to the largest."""
 
     factor: float
     every: float
