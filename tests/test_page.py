@@ -167,22 +167,24 @@ def test_the_page_shows_the_counters(browser: Browser) -> None:
         assert browser.driver.title.endswith("/s - Blackhole")
 
 
-def test_the_page_shows_clients_only_with_show_clients(browser: Browser) -> None:
-    hidden = "return document.getElementById('clients-section').hidden"
-    with Sink("--show_clients") as sink:
+def test_the_page_shows_clients_and_domains_only_where_asked_to(browser: Browser) -> None:
+    hidden = "return document.querySelectorAll('#clients-section[hidden], #domains-section[hidden]').length"
+    with Sink("--show_clients", "--show_domains") as sink:
         sink.dashboard()
         browser.open(sink)
+        assert browser.text("domains-empty") == "No recipients yet."
         assert browser.text("clients-empty") == "No clients yet."
         send(sink.port, 3)
         wait_for(lambda: browser.table("clients")[:1], "a client is shown")
         ((address, _, messages, *_),) = browser.table("clients")
         assert (address, messages) == ("127.0.0.1", "3")
         assert not browser.run(hidden)
+        wait_for(lambda: [row[1] for row in browser.table("domains")] == ["3"], "recipients are shown")
         browser.driver.get("about:blank")  # or the console has an error when the server stops
     with Sink() as sink:
         sink.dashboard()
         browser.open(sink)
-        assert browser.run(hidden)
+        assert browser.run(hidden) == 2
 
 
 def test_a_run_can_be_started_stopped_and_saved_by_keyboard(browser: Browser) -> None:
