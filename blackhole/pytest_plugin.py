@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixtures `blackhole` and `blackhole_session`, each a Sink.
+"""The pytest plugin: the fixtures `blackhole` and `blackhole_session`, each a Sink, and a namespace of it.
 
     def test_sends_a_welcome_message(blackhole):
         send_welcome("bob@example.com", host=blackhole.host, port=blackhole.port)
@@ -9,6 +9,8 @@ Options come from the marker `blackhole`, from the command line, and from the in
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from blackhole.testing.sink import Sink
+    from blackhole.testing.sink_namespace import SinkNamespace
 
 INI_KEY: Final = "blackhole_options"
 FIXTURES: Final = frozenset(("blackhole", "blackhole_session"))
@@ -78,6 +81,14 @@ def blackhole(request: pytest.FixtureRequest) -> Iterator[Sink]:
         options |= marker.kwargs
     with _testing().Sink(*arguments, **options) as sink:
         yield sink
+
+
+@pytest.fixture
+def blackhole_namespace(blackhole_session: Sink, request: pytest.FixtureRequest) -> Iterator[SinkNamespace]:
+    """Make a namespace for one test in the server of all tests, whose option namespace_by chooses it."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40]
+    with blackhole_session.namespace(f"{name}-{os.getpid()}") as namespace:
+        yield namespace
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from random import Random
 
 import pytest
 
+from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.namespace_counters import MAX_COUNTED_CELLS, NamespaceCounters
+from blackhole.net.connection import Connection
 from blackhole.net.namespace_accounts import AccountedCells, NamespaceAccounts, NamespaceScenario
-from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.net.server import SMTPServer, make_recorder
+from blackhole.net.server_namespaces import ServerNamespaces
+from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.namespaces import NamespaceEvaluator, NamespacePolicy, tag_of
 from blackhole.rules.scenario_file import parse_rules
-from blackhole.settings import NAMESPACE_KEYS, OperatorError
+from blackhole.settings import NAMESPACE_KEYS, Listener, OperatorError, Settings
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.policy import NO_SESSION_POLICY
 from blackhole.smtp.session import Session
@@ -435,3 +440,25 @@ def test_directory_that_another_process_has_overwritten_is_not_read(entry: tuple
     wrong = NamespaceEntry(*entry)  # type: ignore[arg-type]
     control.publish(lambda before, number: RuntimeOrder(namespaces=(wrong,)))
     assert control.read()[1].namespaces == ()
+
+
+def test_without_the_option_connections_and_sessions_are_those_without_namespaces() -> None:
+    """Nothing of namespaces is on the path of mail: no other policy, no other connection, no other cells."""
+
+    async def made(namespace_by: tuple[str, ...]) -> SMTPServer:
+        settings = Settings(namespace_by=namespace_by)
+        row = memoryview(bytearray(8 * ROW_CELLS)).cast("Q")
+        names = None
+        if namespace_by:
+            accounts = NamespaceAccounts(NamespaceCounters(rows=1), 0, lambda place: None)
+            names = ServerNamespaces(namespace_by, b"25", accounts, {})
+        return SMTPServer(Listener("127.0.0.1", 25), settings, row, None, None, namespaces=names)
+
+    plain, with_tags = asyncio.run(made(())), asyncio.run(made(("tag",)))
+    assert plain._connection_type is Connection
+    assert type(plain.engine.policy) is RulePolicy and not plain.engine.policy.phases
+    assert isinstance(plain.context.counters, memoryview)
+    assert make_recorder(plain.settings, plain.listener, "x", None).namespace_of is None
+    assert isinstance(with_tags.engine.policy, NamespacePolicy)
+    assert make_recorder(with_tags.settings, with_tags.listener, "x", None).namespace_of is not None
+    assert not with_tags.may_refuse

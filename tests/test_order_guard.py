@@ -16,6 +16,7 @@ from blackhole.process.order_guard import OrderGuard
 from blackhole.process.processes import is_computing
 from blackhole.settings import OperatorError
 from blackhole.store.control import ControlChannel, RuntimeOrder
+from blackhole.store.namespaces import NamespaceDirectory, NamespaceOrders
 from blackhole.store.one_shot_rules import OneShotRule
 from tests.http_api import Sink, ask, sent
 from tests.program import PYTHON, wait_for
@@ -59,6 +60,22 @@ def test_an_order_is_dropped_after_a_worker_died_while_reading_it(
         f"order {number} is dropped, because a worker has died of it; "
         f"order {following} restores the configuration"
     ]
+
+
+def test_a_deadly_order_for_a_namespace_costs_that_namespace_alone(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = NamespaceDirectory(guarded.control, NamespaceOrders())
+    guarded.publish("of the server")
+    directory.channel("good").publish(lambda before, number: before)
+    number = directory.channel("fatal").publish(lambda before, number: before)
+    guarded.counters.set_reading_order(guarded.row, number)
+    guarded.guard.check(guarded.row, hung=False)
+    following, order = guarded.control.read()
+    assert [entry.name for entry in order.namespaces] == ["good"]
+    assert (guarded.in_force, order.dropped, following) == ("of the server", number, number + 1)
+    assert caplog.messages[0].endswith("restores the configuration of the namespace fatal")
+    assert directory.channel("fatal").read()[1].dropped == number
 
 
 def test_an_order_survives_the_death_of_a_worker_that_had_applied_it(guarded: Guarded) -> None:

@@ -416,6 +416,35 @@ def test_async_sink_has_the_same_methods() -> None:
     asyncio.run(use())
 
 
+def test_namespaces_of_a_sink_do_not_disturb_each_other() -> None:
+    with Sink(namespace_by="tag", workers=2) as sink:
+
+        def deliver(recipient: str) -> None:
+            with smtplib.SMTP(sink.host, sink.port, "app.example.com") as client:
+                client.sendmail("a@example.com", [recipient], "Subject: x\r\n\r\nx\r\n")
+
+        with sink.namespace("One") as one, sink.namespace("two") as two:
+            one.next("RCPT", "550 5.1.1 No such user")
+            two.load_scenario(REFUSE)
+            with pytest.raises(smtplib.SMTPRecipientsRefused):
+                deliver(one.address("bob"))
+            deliver(one.address("bob"))
+            assert one.wait() == one.received == 1
+            with pytest.raises(TimeoutError, match="0 of 1 messages"):
+                two.wait(timeout=0)
+            assert [message.recipients for message in one.messages] == [("bob+ns.one@example.com",)]
+            assert [found.code for found in one.transactions] == [550, 250]
+            assert two.transactions == []
+            one.assert_no_violations()
+            assert (one.report()["recipients"], two.report()["recipients"]) == (1, 0)
+            one.reset()
+            assert (one.received, one.transactions) == (0, [])
+        with pytest.raises(SinkError, match="no namespace"):
+            sink.request("GET", "/namespaces/one")
+    with pytest.raises(SinkError, match="does not run"):
+        sink.namespace("one")
+
+
 # The pytest plugin
 
 
@@ -449,6 +478,24 @@ def test_session(blackhole_session):
 def test_marker(blackhole):
     assert name(blackhole) == b"marker.test"
 """
+
+
+NAMESPACE_TEST = """
+import smtplib, pytest
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_own(blackhole_session, blackhole_namespace, number):
+    with smtplib.SMTP(blackhole_session.host, blackhole_session.port, "app.example.com") as client:
+        client.sendmail("a@example.com", [blackhole_namespace.address()], "Subject: x")
+    assert blackhole_namespace.wait() == 1
+"""
+
+
+def test_fixture_is_a_namespace_of_the_server_of_all_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(NAMESPACE_TEST)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nblackhole_options = namespace_by=tag\n")
+    done = run_pytest(tmp_path, "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

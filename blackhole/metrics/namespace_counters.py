@@ -142,12 +142,12 @@ def reader(pid: int, name: str) -> Callable[[], Snapshot]:
 
     Raises OperatorError, also when it is called, if there is no such namespace.
     """
-    found, counters = NamespaceCounters.of(pid), Counters.of(pid)
-    if found is None:
+    found, counters, channel = NamespaceCounters.of(pid), Counters.of(pid), ControlChannel.of(pid)
+    if found is None or channel is None:
         raise OperatorError(f"pid {pid} has no namespaces; start it with --namespace-by tag")
 
     def read() -> Snapshot:
-        order, _ = ControlChannel.order_of(pid)
+        _, order = channel.read()
         entry = find_entry(order.namespaces, name)
         if entry is None:
             names = ", ".join(one.name for one in order.namespaces) or "none"

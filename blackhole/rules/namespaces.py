@@ -165,9 +165,8 @@ class NamespaceEvaluator:
             self._choose(chosen, events, chosen)
         elif phase in ("HELO", "EHLO"):
             self._name(argument or self._introduced[0], self._introduced[1], events)
-        elif phase == "AUTH":
-            if argument:
-                self._name(self._introduced[0], argument, events)
+        elif phase == "AUTH" and argument:
+            self._name(self._introduced[0], argument, events)
         elif phase in ("MAIL", "RSET"):
             self._begin(self._of_session, events)
         elif phase in ("DATA", "BDAT", "."):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from struct import Struct
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from blackhole.rules.attempt_store import ScopedStore
 from blackhole.rules.limiters import UseLimit
@@ -188,15 +188,26 @@ class ControlChannel:
 
         Raises OperatorError if the process has ended, or is not ours to read.
         """
+        channel = cls.of(pid)
+        if channel is None:  # another version
+            return RuntimeOrder(), 0
+        _, order = channel.read()
+        return order, sum(map(channel.remaining, order.one_shot_rules))
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return the channel of a running master, to be read; None if it has none.
+
+        Raises OperatorError if the process has ended, or is not ours to read.
+        """
         channel = cls.__new__(cls)
         channel._last_read = INITIAL_NUMBER, RuntimeOrder()
         cells = attach(pid, CONTROL_MAP)
-        if cells is None:  # another version
-            return RuntimeOrder(), 0
+        if cells is None:
+            return None
         channel._map, channel._cells = cells.cast("B"), cells[: SLOTS_START // CELL_OCTETS]
         channel._budgets = UseBudgets(channel._cells[1:], SharedLock("unused"), 0)
-        _, order = channel.read()
-        return order, sum(map(channel.remaining, order.one_shot_rules))
+        return channel
 
     @property
     def number(self) -> int:

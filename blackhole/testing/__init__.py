@@ -4,5 +4,6 @@ from blackhole.metrics.transactions import CommandReply, Transaction, ViolationL
 from blackhole.testing.async_sink import AsyncSink
 from blackhole.testing.launcher import SinkError
 from blackhole.testing.sink import Sink
+from blackhole.testing.sink_namespace import SinkNamespace
 
-__all__ = ["AsyncSink", "CommandReply", "Sink", "SinkError", "Transaction", "ViolationLine"]
+__all__ = ["AsyncSink", "CommandReply", "Sink", "SinkError", "SinkNamespace", "Transaction", "ViolationLine"]

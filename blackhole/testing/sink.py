@@ -25,6 +25,7 @@ from blackhole.process.systemd import LISTEN_FDS_START
 from blackhole.store.recent import Cursor, RecentRecords
 from blackhole.store.server_facts import ServerFacts
 from blackhole.testing.launcher import LAUNCHER, ServerProcess, SinkError
+from blackhole.testing.sink_namespace import SinkNamespace
 
 OptionValue = str | int | float | bool | Sequence[str]
 """The value of an option of the command line; several for one that may be repeated."""
@@ -272,6 +273,12 @@ class Sink:
     def load_scenario(self, text: str) -> None:
         """Replace the scenario by these rules. Raises SinkError."""
         self.request("PUT", "/scenario", text)
+
+    def namespace(self, name: str) -> SinkNamespace:
+        """Return a namespace, to be entered. The sink needs the option `namespace_by`. Raises SinkError."""
+        if self._process is None:
+            raise SinkError("the sink does not run")
+        return SinkNamespace(name, self._process.pid, self.request, lambda: self.transactions)
 
     def reset(self) -> None:
         """Return to the scenario of the start, drop replies that `next` left, and count from zero."""
