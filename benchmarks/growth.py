@@ -40,6 +40,9 @@ KINDS: Final[dict[str, Callable[[int], str]]] = {
     "by chance": lambda number: rule("RCPT", CHANCE),
     "by chance, with a seed": lambda number: rule("RCPT", CHANCE),
     "by attempt": lambda number: rule("RCPT", f'attempt = "> {number + 1_000_000}"'),
+    "by HELO name, which has a part of each glob": lambda number: rule(
+        "RCPT", f'helo = "*client?test*{number}x"'
+    ),
     "by header": lambda number: rule(".", f'header = "Subject: *bulk{number}*"'),
 }
 """Name of a row -> the text of a rule by its number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from random import Random
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from blackhole.rules import explain
 from blackhole.rules.context import RuleContext
+from blackhole.rules.glob_automaton import BLOCK, GlobAutomaton, _Block
 from blackhole.rules.globs import Glob, GlobSet
 from blackhole.rules.header_index import HeaderIndex
 from blackhole.rules.letters import fold
 from blackhole.rules.scenario_file import parse_rules
+from blackhole.rules.table import RuleTable
 from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
@@ -52,6 +55,20 @@ def test_glob_matches_what_its_definition_says(glob: str, text: str) -> None:
 @given(st.lists(GLOBS, max_size=9), TEXTS)
 def test_set_matches_what_one_of_its_globs_matches(globs: list[str], text: str) -> None:
     assert GlobSet(globs).match(text.encode()) is any(matches(glob, text) for glob in globs)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(GLOBS, max_size=40), TEXTS, st.sampled_from((1, 8, 50, BLOCK)), st.sets(st.integers(0, 39)))
+def test_automaton_finds_those_of_many_globs_that_match(
+    globs: list[str], text: str, block: int, candidates: set[int]
+) -> None:
+    """However many are compared together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blackhole.rules.glob_automaton.BLOCK", block)
+        automaton = GlobAutomaton(globs)
+    wanted = candidates & {*range(len(globs))}
+    found = [number for number in sorted(wanted) if matches(globs[number], text)]
+    assert sorted(automaton.find(text, wanted)) == found
 
 
 NAMES = st.sampled_from(["a", "b", "a?", "*", "?"])
@@ -224,6 +241,53 @@ def test_long_fields_that_no_rule_names_take_short_turns() -> None:
     fields = [b"X-Other: " + b"x" * 320_000, b"X-Other: " + b"x" * 320_000]
     index = HeaderIndex([GlobSet(["Subject: *invoice*"])])
     assert len(list(index.search(fields, set()))) == 2
+
+
+TEXT_OF_KEY = {
+    "recipient": "recipient",
+    "sender": "sender",
+    "helo": "helo",
+    "user": "user",
+    "sni": "server_name",
+}
+
+
+@pytest.mark.parametrize("scenario", [True, False], ids=["a rule for each", "one rule"])
+@pytest.mark.parametrize("key", TEXT_OF_KEY)
+def test_text_is_compared_in_one_pass_however_many_globs_it_has_the_parts_of(
+    key: str, scenario: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each glob has the same longest part, which the text has."""
+    globs = [f"*mail?server*n{number}z*" for number in range(660)]
+    texts = [json.dumps(glob) for glob in globs] if scenario else [json.dumps(globs)]
+    rules = "".join(f'[[rule]]\nphase = "RCPT"\n{key} = {text}\nreply = "550 5.1.1 No"\n' for text in texts)
+    table = RuleTable(parse_rules(rules, "test.toml"))
+    compared: list[str] = []
+    match, find = Glob.match, _Block.find
+    monkeypatch.setattr(Glob, "match", lambda glob, text: compared.append(glob.text) or match(glob, text))
+    monkeypatch.setattr(_Block, "find", lambda block, text: compared.append(text) or find(block, text))
+    for text, matched in (("mail-server.n659y.example", ""), ("Mail-Server.n659z.example", "659")):
+        context = RuleContext()
+        setattr(context, TEXT_OF_KEY[key], text.encode())
+        compared.clear()
+        found = table.find(context, Random(7))
+        assert bool(found) is bool(matched)
+        assert len(compared) <= sum(map(len, globs)) // BLOCK + 3 < 12
+
+
+@pytest.mark.parametrize("key", TEXT_OF_KEY)
+def test_rules_are_found_by_every_text(key: str) -> None:
+    globs = [*(f"n{number}.*" for number in range(660)), "*.example"]
+    rules = "".join(
+        f'[[rule]]\nphase = "RCPT"\n{key} = "{glob}"\nreply = "550 5.1.1 {glob}"\n' for glob in globs
+    )
+    table = RuleTable(parse_rules(rules, "test.toml"))
+    assert table._index is not None
+    context = RuleContext()
+    for text, tried in (("N659.Example", [659, 660]), ("m.example", [660]), ("m.test", [])):
+        setattr(context, TEXT_OF_KEY[key], text.encode())
+        assert table._index.candidates(context) == tried
+        assert bool(table.find(context, Random(7))) is bool(tried)
 
 
 @pytest.mark.parametrize("key", ["recipient", "sender", "helo"])

@@ -121,6 +121,10 @@ def test_table_finds_the_first_rule_whose_conditions_match(
     for _ in table.compare_header(context):
         pass
     found = table.find(context, Random(7))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("index", "globs"):
+            patch.setattr(f"blackhole.rules.{module}.MANY", 0)
+        assert table.find(context, Random(7)) == found
     assert found is None or isinstance(found, RuleMatch)
     assert (found.counter if found else 0) == (wanted or [0])[0]
     narrowed = table.narrowed(context)

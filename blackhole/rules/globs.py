@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Iterable
 from typing import Final
 
+from blackhole.rules.glob_automaton import MANY, GlobAutomaton
 from blackhole.rules.glob_index import INDEX_THRESHOLD, LITERAL, ONE, GlobIndex, LiteralPart, literal_part
 from blackhole.rules.letters import fold
 
@@ -117,6 +118,7 @@ class GlobSet:
     """
 
     __slots__ = (
+        "_automaton",
         "_beginnings",
         "_domains",
         "_exact",
@@ -146,6 +148,7 @@ class GlobSet:
         self._index: Final = (
             GlobIndex({number: (part,) for number, part in indexed.items()}) if indexed else None
         )
+        self._automaton: Final = GlobAutomaton([glob.text for glob in self._others]) if indexed else None
         unindexed = [glob for number, glob in enumerate(self._others) if number not in indexed]
         self._beginnings: Final = tuple(glob.text.rstrip("*") for glob in unindexed if glob.is_beginning)
         self._unindexed: Final = tuple(glob for glob in unindexed if not glob.is_beginning)
@@ -170,6 +173,9 @@ class GlobSet:
         for glob in self._unindexed:
             if glob.match(folded):
                 return True
-        if self._index is None:
+        if self._index is None or self._automaton is None:
             return False
-        return any(self._others[number].match(folded) for number in {*self._index.find(folded)})
+        candidates = {*self._index.find(folded)}
+        if len(candidates) > MANY:
+            return any(True for _ in self._automaton.find(folded, candidates))
+        return any(self._others[number].match(folded) for number in candidates)

@@ -1,7 +1,7 @@
 """An index of rules: finds those that may match a context, without trying each.
 
-A rule is found by one thing that it names: a recipient, a sender, a HELO name, a header field, a time
-window or a size. Rules that name none of these are candidates for every context.
+A rule is found by one thing that it names: an address, a name, a user, a header field, a time window or a
+size. Rules that name none of these are candidates for every context.
 """
 
 from __future__ import annotations
@@ -9,22 +9,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from blackhole.rules.comparisons import Comparison, ThresholdIndex
 from blackhole.rules.context import RuleContext
+from blackhole.rules.glob_automaton import MANY, GlobAutomaton
 from blackhole.rules.glob_index import INDEX_THRESHOLD, GlobIndex
 from blackhole.rules.globs import GlobSet
 from blackhole.rules.letters import fold
 from blackhole.rules.model import Rule, Window
 
-INDEXED_TEXTS: Final = ("recipient", "sender", "helo")
-"""Attributes of a `RuleContext` by which rules are found, the most selective first."""
+INDEXED_TEXTS: Final[Mapping[str, str]] = MappingProxyType(
+    {"recipient": "recipient", "sender": "sender", "helo": "helo", "user": "user", "sni": "server_name"}
+)
+"""Key of a condition by which rules are found -> attribute of a `RuleContext`, the most selective first."""
+
+STEPS_PER_RULE: Final = 100
+"""Characters of a text, times globs, that are compared in the time in which a rule is tried."""
 
 Remaining = dict[int, Rule]
 """Number of a rule -> the rule: those that no index has taken yet."""
 
 Named = TypeVar("Named")
+
+
+class _TextIndex:
+    """Finds the numbers of the rules that may match by one text of a context."""
+
+    def __init__(self, attribute: str, named: Mapping[int, GlobSet]) -> None:
+        self._text: Final[Callable[[RuleContext], bytes]] = attrgetter(attribute)
+        self._index: Final = GlobIndex({number: globs.literal_parts for number, globs in named.items()})
+        self._rules: Final = [number for number, globs in named.items() for _ in globs.globs]
+        """Number of a glob -> the number of its rule."""
+        self._globs: Final[dict[int, list[int]]] = {}
+        for glob, number in enumerate(self._rules):
+            self._globs.setdefault(number, []).append(glob)
+        self._automaton: Final = GlobAutomaton([glob for globs in named.values() for glob in globs.globs])
+
+    def find(self, context: RuleContext) -> Iterable[int]:
+        """Return the numbers of the rules that may match, unsorted, and some more than once."""
+        text = fold(self._text(context))
+        found = self._index.find(text)
+        if len(found) <= MANY:
+            return found
+        candidates = {glob for number in found for glob in self._globs[number]}
+        context.work += len(candidates) * len(text) // STEPS_PER_RULE
+        return [self._rules[glob] for glob in self._automaton.find(text, candidates)]
 
 
 class RuleIndex:
@@ -48,8 +79,8 @@ class RuleIndex:
     def candidates(self, context: RuleContext) -> Iterable[int]:
         """Return the numbers of the rules that may match, in their order."""
         found = [*self._unindexed]
-        for text, index in self._texts:
-            found += index.find(fold(text(context)))
+        for index in self._texts:
+            found += index.find(context)
         for condition in context.header_matches:
             found += self._headers.get(condition, ())
         for window, numbers in self._windows.items():
@@ -75,17 +106,17 @@ def _take(remaining: Remaining, named: Mapping[int, Named]) -> Mapping[int, Name
     return named
 
 
-def _text_indexes(remaining: Remaining) -> list[tuple[Callable[[RuleContext], bytes], GlobIndex]]:
-    """Return a getter of the text and an index for each text that enough rules name."""
-    indexes: list[tuple[Callable[[RuleContext], bytes], GlobIndex]] = []
-    for name in INDEXED_TEXTS:
-        parts = {
-            number: globs.literal_parts
+def _text_indexes(remaining: Remaining) -> list[_TextIndex]:
+    """Return an index for each text that enough rules name."""
+    indexes = []
+    for key, attribute in INDEXED_TEXTS.items():
+        named = {
+            number: globs
             for number, rule in remaining.items()
-            if (globs := condition_globs(rule, name)) is not None and globs.literal_parts
+            if (globs := condition_globs(rule, key)) is not None and globs.literal_parts
         }
-        if taken := _take(remaining, parts):
-            indexes.append((attrgetter(name), GlobIndex(taken)))
+        if taken := _take(remaining, named):
+            indexes.append(_TextIndex(attribute, taken))
     return indexes
 
 

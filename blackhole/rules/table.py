@@ -19,6 +19,7 @@ from blackhole.rules.index import INDEXED_TEXTS, RuleIndex, condition_globs, hea
 from blackhole.rules.limiters import ConcurrencyLimit
 from blackhole.rules.model import (
     CLIENT_CONDITIONS,
+    ENVELOPE_CONDITIONS,
     Condition,
     PendingMatch,
     Rule,
@@ -66,9 +67,9 @@ def _candidates(context: RuleContext, index: RuleIndex | None, rows: Sequence[Ru
 def _prefilter_parts(rule: Rule, name: str) -> Sequence[LiteralPart]:
     """Return the literal parts of which a text has one that the rule matches; none if it has other globs.
 
-    A rule that needs the number of the attempt has attempts counted whatever the client's name is.
+    A rule that needs the number of the attempt has attempts counted whatever the names and the user are.
     """
-    if name == "helo" and rule.needs_attempt_count:
+    if name not in ENVELOPE_CONDITIONS and rule.needs_attempt_count:
         return ()
     globs = condition_globs(rule, name)
     return globs.literal_parts if globs is not None and can_prefilter(globs.literal_parts) else ()
@@ -162,10 +163,10 @@ class RuleTable:
 
     def _make_prefilter(self) -> None:
         """Make a prefilter of the first text that enough rules name, and a table of all other rules."""
-        for name in INDEXED_TEXTS:
+        for name, attribute in INDEXED_TEXTS.items():
             parts = [_prefilter_parts(rule, name) for rule in self._rules]
             if any(parts):
-                self._text = attrgetter(name)
+                self._text = attrgetter(attribute)
                 self._prefilter = GlobPrefilter(part for its_parts in parts for part in its_parts)
                 others = [rule for rule, its_parts in zip(self._rules, parts, strict=True) if not its_parts]
                 self._others = RuleTable(others, self._decided) if others else None
@@ -212,7 +213,7 @@ class RuleTable:
             work = len(candidates) + self._more_work
             if self._looks_up_texts:
                 work += context.texts_length // CHARACTERS_PER_RULE
-            if work > FEW:
+            if work > FEW or context.work > RULES_PER_TURN:
                 context.work += work
                 if context.work > RULES_PER_TURN:
                     context.work = 0
