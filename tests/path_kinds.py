@@ -19,6 +19,7 @@ from pathlib import Path
 
 from blackhole.main import main as blackhole
 from blackhole.service import Service
+from tests.certificates import issue
 from tests.program import NOBODY, environment, free_port
 
 TIMEOUT = 10.0
@@ -92,24 +93,48 @@ PATHS = {
 }
 """Kind of file -> a path that is there, or cannot be."""
 
+
+def tls(folder: str) -> list[str]:
+    """Return the arguments that turn TLS on."""
+    return ["--ssl_cert", f"{folder}/cert.pem", "--ssl_key", f"{folder}/key.pem"]
+
+
+def section(path: str, folder: str, name: str) -> list[str]:
+    """Return the arguments that name a conf file, which has a section for a listener with one setting."""
+    conf = Path(folder, "section.conf")
+    conf.write_text(f"[listener 127.0.0.1:0]\n{name} = {path}\n", errors="surrogateescape")
+    return ["--conf", str(conf)]
+
+
 OPTIONS: dict[str, Callable[[str, str], list[str]]] = {
     "conf": lambda path, folder: ["--conf", path],
     "scenario": lambda path, folder: ["--scenario", path],
     "auth": lambda path, folder: ["--auth", path, "--auth_plaintext"],
     "ssl_cert": lambda path, folder: ["--ssl_cert", path, "--ssl_port=0"],
-    "ssl_key": lambda path, folder: ["--ssl_cert", f"{folder}/cert.pem", "--ssl_key", path, "--ssl_port=0"],
-    "dashboard_cert": lambda path, folder: ["--dashboard_cert", path],
+    "ssl_key": lambda path, folder: ["--ssl_cert", f"{folder}/cert.pem", "--ssl_key", path],
+    "dashboard_cert": lambda path, folder: ["--http=127.0.0.1:0", "--dashboard_cert", path],
     "dashboard_key": lambda path, folder: [
-        "--dashboard_cert",
-        f"{folder}/cert.pem",
-        "--dashboard_key",
-        path,
+        "--http=127.0.0.1:0", "--dashboard_cert", f"{folder}/cert.pem", "--dashboard_key", path,
     ],
+    "client_ca": lambda path, folder: [*tls(folder), "--client_cert=ask", "--client_ca", path],
+    "token": lambda path, folder: ["--http", f"127.0.0.1:0,token={path}"],
+    "listener": lambda path, folder: ["--listen", f"unix:{path}"],
+    "scenario of a listener": lambda path, folder: ["--listen", f"127.0.0.1:0,scenario={path}"],
+    "auth of a listener": lambda path, folder: ["--listen", f"127.0.0.1:0,auth_plaintext,auth={path}"],
+    "cert of a listener": lambda path, folder: ["--listen", f"127.0.0.1:0,cert={path}"],
+    "key of a listener": lambda path, folder: [
+        "--listen", f"127.0.0.1:0,cert={folder}/cert.pem,key={path}",
+    ],
+    "client_ca of a listener": lambda path, folder: [
+        *tls(folder), "--listen", f"127.0.0.1:0,client_cert=ask,client_ca={path}",
+    ],
+    "scenario of a section": lambda path, folder: section(path, folder, "scenario"),
+    "cert of a section": lambda path, folder: section(path, folder, "cert"),
     "ca": lambda path, folder: ["--attempt_store", f"rediss://127.0.0.1:1/0?ca={path}"],
     "fleet": lambda path, folder: ["--fleet", f"rediss://127.0.0.1:1/0?ca={path}"],
     "pid": lambda path, folder: ["--pid", path],
     "log": lambda path, folder: ["--log", path],
-}
+}  # fmt: skip
 """Option -> the arguments that give it a path."""
 
 
@@ -161,6 +186,7 @@ def main(folder: Path) -> None:
         if name not in environment():
             del os.environ[name]
     os.environ.update(environment())
+    issue(folder)
     for option, arguments in OPTIONS.items():
         for number, (kind, make) in enumerate({**KINDS, **PATHS}.items()):
             if isinstance(make, str):

@@ -1,8 +1,9 @@
 """Every signal at every moment of a start, a reload and a stop of the real program.
 
 A moment is the call of a function of the program. The process that calls it sends a signal to itself just
-before, the first time that any process comes there. Then the program has to do as if the signal had come at a
-quiet moment: `play` returns what is wrong. All of them, and random moments beside:
+before, the first time that any process comes there: one, or two of them that follow each other at once. Then
+the program has to do as if they had come at a quiet moment: `play` returns what is wrong. All of them, and
+random moments beside:
 
     python -m tests.signal_moments [--random N] [--seed N]
 """
@@ -69,12 +70,18 @@ OTHERS = (
 DEADLY = (signal.SIGKILL, signal.SIGSEGV)
 """Signals that only workers survive: as others in their place."""
 
+PAIRS = (
+    *((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM)),
+    *((signal.SIGHUP, signal.SIGTERM), (signal.SIGHUP, signal.SIGINT), (signal.SIGUSR1, signal.SIGTERM)),
+)
+"""Signals that follow each other."""
+
 TIMEOUT = 30.0
 """Seconds in which each step must end, on a loaded machine too."""
 
 HOOK = """
 import functools, importlib, os, sys
-moment, number, flag = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+moment, numbers, flag = sys.argv[1], map(int, sys.argv[2].split(",")), sys.argv[3]
 del sys.argv[1:4]
 from blackhole import main, service
 def once():
@@ -82,7 +89,8 @@ def once():
         os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
     except OSError:
         return
-    os.kill(os.getpid(), number)
+    for number in numbers:
+        os.kill(os.getpid(), number)
 module, _, path = moment.partition(":")
 *owners, name = path.split(".")
 home = owner = importlib.import_module(f"blackhole.{module}")
@@ -104,28 +112,36 @@ for table in ("WORKER_SIGNALS", "MASTER_SIGNALS"):
 sys.exit(main.main())
 """
 
-Case = tuple[str, signal.Signals]
+Signals = tuple[signal.Signals, ...]
+
+Case = tuple[str, Signals]
 
 
 def cases() -> Iterator[Case]:
-    """Yield all moments with all signals."""
+    """Yield all moments with all signals, and with all pairs of signals."""
     for moments, signals in (
         (MASTER_MOMENTS, (*ENDING, *OTHERS)),
         (WORKER_MOMENTS, (*ENDING, *OTHERS, *DEADLY)),
     ):
         for moment in moments:
             for number in signals:
-                yield moment, number
+                yield moment, (number,)
+            for pair in PAIRS:
+                yield moment, pair
 
 
-def play(moment: str, number: signal.Signals, after: float | None = None) -> str:
-    """Start, reload and stop the program, with the signal at this moment, or to the master after some
-    seconds; return what is wrong, empty if nothing is."""
+def play(moment: str, signals: Signals, after: float | None = None, gap: float = 0.0) -> str:
+    """Start, reload and stop the program, with the signals at this moment, or to the master after some
+    seconds, some more apart; return what is wrong, empty if nothing is."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pid, log, flag, port = folder / "pid", folder / "log", folder / "flag", free_port()
         options = ("--host=127.0.0.1", f"--port={port}", "--workers=2", f"--pid={pid}", f"--log={log}")
-        hook = (*PYTHON, "-c", HOOK, moment, str(int(number)), str(flag)) if moment else SCRIPT
+        hook = (
+            (*PYTHON, "-c", HOOK, moment, ",".join(str(int(one)) for one in signals), str(flag))
+            if moment
+            else SCRIPT
+        )
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
                 [*hook, *options],
@@ -137,7 +153,9 @@ def play(moment: str, number: signal.Signals, after: float | None = None) -> str
             )
             if after is not None:
                 time.sleep(after)
-                process.send_signal(number)
+                for number in signals:
+                    process.send_signal(number)
+                    time.sleep(gap)
             try:
                 code = run_to_the_end(process, log, output.fileno())
                 left = processes_of(process.pid)
@@ -151,10 +169,10 @@ def play(moment: str, number: signal.Signals, after: float | None = None) -> str
             said = output.read() + (log.read_text() if log.exists() else "")
         if "Traceback" in said:
             return said[said.index("Traceback") :][:1500]
-        if not moment and code == -number and not said:
+        if not moment and -code in signals and not said:
             return ""  # Python itself was still starting
-        may_end = number in ENDING
-        if code != 0 and not (may_end and code in (128 + number, -number)):
+        ending = {*signals} & {*ENDING}
+        if code != 0 and code not in {status for number in ending for status in (128 + number, -number)}:
             return f"exit status {code}: {said[-500:]}"
         files = [path.name for path in folder.iterdir() if path.name not in ("log", "flag")]
         return f"left behind: {left} {files}" if left or files else ""
@@ -204,11 +222,15 @@ def play_all(chosen: Iterable[Case], workers: int) -> tuple[int, list[str]]:
         listed = list(chosen)
         problems = list(pool.map(lambda case: play(*case), listed))
     found = [
-        f"{moment} {number.name}: {problem}"
-        for (moment, number), problem in zip(listed, problems, strict=True)
+        f"{moment} {names(signals)}: {problem}"
+        for (moment, signals), problem in zip(listed, problems, strict=True)
         if problem
     ]
     return len(listed), found
+
+
+def names(signals: Signals) -> str:
+    return "+".join(number.name for number in signals)
 
 
 def main() -> int:
@@ -216,24 +238,28 @@ def main() -> int:
     parser.add_argument(
         "--random", type=int, default=0, metavar="N", help="N runs with random moments, alone"
     )
+    parser.add_argument("--pairs", action="store_true", help="pairs of signals alone")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--workers", type=int, default=4)
     arguments = parser.parse_args()
     if arguments.random:
         source = random.Random(arguments.seed)
+        singles: list[Signals] = [(number,) for number in (*ENDING, *OTHERS)]
         chosen = [
-            (source.choice((*ENDING, *OTHERS)), source.uniform(0.25, 1.5)) for _ in range(arguments.random)
+            (source.choice([*singles, *PAIRS]), source.uniform(0.25, 1.5), source.uniform(0, 0.2))
+            for _ in range(arguments.random)
         ]
         with ThreadPoolExecutor(arguments.workers) as pool:
-            results = list(pool.map(lambda case: play("", case[0], case[1]), chosen))
+            results = list(pool.map(lambda case: play("", *case), chosen))
         played = len(chosen)
         found = [
-            f"{number.name} after {after:.3f} s: {problem}"
-            for (number, after), problem in zip(chosen, results, strict=True)
+            f"{names(signals)} after {after:.3f} s, {gap:.3f} s apart: {problem}"
+            for (signals, after, gap), problem in zip(chosen, results, strict=True)
             if problem
         ]
     else:
-        played, found = play_all(cases(), arguments.workers)
+        listed = [case for case in cases() if len(case[1]) > 1 or not arguments.pairs]
+        played, found = play_all(listed, arguments.workers)
     print(*found, sep="\n")
     print(f"{played} runs: {len(found)} findings")
     return int(bool(found))

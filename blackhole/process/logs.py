@@ -86,12 +86,19 @@ def configure(debug: bool, log_format: str) -> None:
 
 
 def reopen() -> None:
-    """Open the log file again after its rotation; if that fails, log the reason into the old one."""
+    """Open the log file again after its rotation; if that fails, log the reason into the old one.
+
+    A child may be asked before the master has sent it the file, as where all processes get the signal at
+    once. It may have no right to open the file: then the master sends it.
+    """
     for handler in _handlers():
         try:
             handler.reopen()
         except OperatorError as error:
-            log.error("log file not reopened, the old one stays in use: %s", error)
+            if handler.channel is None:
+                log.error("log file not reopened, the old one stays in use: %s", error)
+            else:
+                log.debug("log file not opened by this process, which waits for the master: %s", error)
 
 
 def open_again(channel: socket.socket) -> None:
