@@ -120,8 +120,15 @@ def serve(settings: Settings, arguments: Sequence[str], detached: bool, warnings
 
 
 def _end(number: int, frame: object) -> NoReturn:
-    """End during the start, and remove the pidfile."""
+    """End during the start, and remove the pidfile. Further signals do not interrupt that."""
+    for other in ENDING_SIGNALS:
+        # Not SIG_IGN: CPython would write of one that is pending that it was "ignored due to race condition".
+        signal.signal(other, _go_on)
     raise SystemExit(128 + number)
+
+
+def _go_on(number: int, frame: object) -> None:
+    """Do nothing for a signal."""
 
 
 def _working_directory() -> str:

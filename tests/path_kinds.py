@@ -131,11 +131,23 @@ OPTIONS: dict[str, Callable[[str, str], list[str]]] = {
     "scenario of a section": lambda path, folder: section(path, folder, "scenario"),
     "cert of a section": lambda path, folder: section(path, folder, "cert"),
     "ca": lambda path, folder: ["--attempt_store", f"rediss://127.0.0.1:1/0?ca={path}"],
-    "fleet": lambda path, folder: ["--fleet", f"rediss://127.0.0.1:1/0?ca={path}"],
+    "fleet": lambda path, folder: ["--http=127.0.0.1:0", "--fleet", f"rediss://127.0.0.1:1/0?ca={path}"],
     "pid": lambda path, folder: ["--pid", path],
     "log": lambda path, folder: ["--log", path],
 }  # fmt: skip
 """Option -> the arguments that give it a path."""
+
+
+FEW_KINDS = (
+    *("directory", "fifo", "link to a device", "unreadable", "one long line", "missing"),
+    *("/dev/zero", "in a file", "nothing", "not utf-8"),
+)
+"""The kinds of files for the settings of a listener, which are read as the options are."""
+
+
+def kinds_of(option: str) -> list[str]:
+    """Return the kinds of files that an option is given."""
+    return [*FEW_KINDS] if " of a " in option else [*KINDS, *PATHS]
 
 
 def run_nothing(service: Service) -> int:
@@ -187,13 +199,13 @@ def main(folder: Path) -> None:
             del os.environ[name]
     os.environ.update(environment())
     issue(folder)
+    b"".decode("utf-8-sig")  # so that the codec is loaded: nobody may not be allowed to read it
     for option, arguments in OPTIONS.items():
-        for number, (kind, make) in enumerate({**KINDS, **PATHS}.items()):
-            if isinstance(make, str):
-                path = make
-            else:
+        for number, kind in enumerate(kinds_of(option)):
+            path = PATHS.get(kind)
+            if path is None:
                 place = folder / f"{option.replace(' ', '-')}-{number}"
-                make(place)
+                KINDS[kind](place)
                 path = str(place)
             as_nobody = kind == "unreadable" and os.geteuid() == 0
             end, output = run(arguments(path, str(folder)), as_nobody)

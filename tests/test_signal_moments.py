@@ -16,7 +16,7 @@ from tests.signal_moments import (
 )
 
 PAIRED: list[Case] = [
-    ("process.configuration:read", (signal.SIGTERM, signal.SIGINT)),
+    ("process.pidfile:Pidfile._take_lock", (signal.SIGTERM, signal.SIGINT)),
     ("process.supervisor:Supervisor.run", (signal.SIGINT, signal.SIGTERM)),
     ("service:Service.reload", (signal.SIGHUP, signal.SIGTERM)),
     ("process.pidfile:Pidfile.remove", (signal.SIGTERM, signal.SIGINT)),
