@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from blackhole.rules import explain
 from blackhole.rules.context import RuleContext
-from blackhole.rules.glob_automaton import BLOCK, GlobAutomaton, _Block
+from blackhole.rules.glob_automaton import BLOCK, GlobAutomaton, GlobBlock
 from blackhole.rules.globs import Glob, GlobSet
 from blackhole.rules.header_index import HeaderIndex
 from blackhole.rules.letters import fold
@@ -263,9 +263,9 @@ def test_text_is_compared_in_one_pass_however_many_globs_it_has_the_parts_of(
     rules = "".join(f'[[rule]]\nphase = "RCPT"\n{key} = {text}\nreply = "550 5.1.1 No"\n' for text in texts)
     table = RuleTable(parse_rules(rules, "test.toml"))
     compared: list[str] = []
-    match, find = Glob.match, _Block.find
+    match, find = Glob.match, GlobBlock.find
     monkeypatch.setattr(Glob, "match", lambda glob, text: compared.append(glob.text) or match(glob, text))
-    monkeypatch.setattr(_Block, "find", lambda block, text: compared.append(text) or find(block, text))
+    monkeypatch.setattr(GlobBlock, "find", lambda block, text: compared.append(text) or find(block, text))
     for text, matched in (("mail-server.n659y.example", ""), ("Mail-Server.n659z.example", "659")):
         context = RuleContext()
         setattr(context, TEXT_OF_KEY[key], text.encode())

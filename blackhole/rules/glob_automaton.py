@@ -15,7 +15,7 @@ BLOCK: Final = 2048
 to shift."""
 
 
-class _Block:
+class GlobBlock:
     """Some globs, as a nondeterministic automaton whose states are the bits of a number.
 
     A bit stands for "so many characters of this glob have been seen"; a star leaves it set.
@@ -73,7 +73,7 @@ class GlobAutomaton:
         """Number of a glob -> the number of its block."""
         self._globs: Final[list[list[tuple[int, str]]]] = []
         """The numbers and globs of each block."""
-        self._blocks: Final[dict[int, _Block]] = {}
+        self._blocks: Final[dict[int, GlobBlock]] = {}
         """Those blocks that a text was compared with: most never are."""
         room = 0
         for number, glob in enumerate(globs):
@@ -89,5 +89,5 @@ class GlobAutomaton:
         for number in {self._block_of[candidate] for candidate in candidates}:
             block = self._blocks.get(number)
             if block is None:
-                block = self._blocks[number] = _Block(self._globs[number])
+                block = self._blocks[number] = GlobBlock(self._globs[number])
             yield from (found for found in block.find(text) if found in candidates)
