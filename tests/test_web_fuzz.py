@@ -13,6 +13,7 @@ import pytest
 
 from blackhole.web.app import ROUTES
 from tests.http_api import Sink, ask, reached
+from tests.redis_server import RedisServer
 from tests.resource_usage import memory
 
 SEED = 20131
@@ -115,6 +116,34 @@ BODIES = (
     b"a" + b".a" * 2000 + b" = 1", b"[[rule]]\nname = " + b'"' * 3, b"about = " + b"[" * 5000,
     b"\x1f\x8b\x08\x00",
 )  # fmt: skip
+
+
+FLEET_REQUESTS = 400
+
+FLEET_PATHS = (
+    *("/stats.json", "/fleet", "/wait", "/runs", "/runs/nightly", "/metrics", "/report", "/recent"),
+    *("/scenario", "/scenario/check", "/next"),
+)
+
+SCOPES = (
+    "fleet",
+    "fleet",
+    "fleet",
+    "fleet",
+    "machine",
+    "machine:x",
+    "fleet,fleet",
+    "fleet&scope=machine",
+    *WILD,
+)
+
+
+@pytest.fixture(scope="module")
+def fleet_dashboard(shared_redis: RedisServer) -> Iterator[Sink]:
+    store = f"--fleet=redis://127.0.0.1:{shared_redis.port}/0?timeout=5"
+    with Sink("--workers=1", "--recent=20", store, "--fleet_control") as program:
+        program.dashboard()
+        yield program
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +264,24 @@ def test_no_octets_make_the_server_raise(dashboard: Sink) -> None:
         assert status_of(dashboard.http, octets) not in (500, 501, 502), octets
     assert "Traceback" not in dashboard.output()
     assert (dashboard.dashboards(), reached(dashboard.http)) == (pid, True)
+
+
+def test_no_request_about_a_fleet_makes_a_handler_raise(fleet_dashboard: Sink) -> None:
+    """Its figures, and orders that all its machines obey, which are kept in a real store."""
+    draw, pid, failed = random.Random(SEED), fleet_dashboard.dashboards(), []
+    orders = (("PUT", "/scenario", RULE), ("POST", "/next", json.dumps({"phase": "RCPT", "reply": "450 x"})))
+    for number in range(FLEET_REQUESTS):
+        path = f"{draw.choice(FLEET_PATHS)}?scope={draw.choice(SCOPES)[:200]}"
+        octets = wild_request(draw, draw.choice(METHODS[:5]), path)
+        status = status_of(fleet_dashboard.http, octets)
+        if number % 20 == 0:
+            method, path, body = orders[number // 20 % 2]
+            octets = body.encode()
+            status = max(status, ask(fleet_dashboard.http, path, method, body).status)
+        if status >= 500 and status not in (503, 504):  # not obeyed in time, or the store does not answer
+            failed.append((status, octets))
+    assert failed == []
+    assert "Traceback" not in fleet_dashboard.output()
+    assert (fleet_dashboard.dashboards(), reached(fleet_dashboard.http)) == (pid, True)
+    assert ask(fleet_dashboard.http, "/stats.json?scope=fleet").status == 200
+    assert ask(fleet_dashboard.http, "/scenario", "DELETE").status == 200
