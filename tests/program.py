@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Self, TypeVar
@@ -50,6 +50,15 @@ def free_port() -> int:
     """Return a port on which nothing listens; the kernel assigns many others before this one again."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
+
+
+def free_ports(count: int) -> list[int]:
+    """Return so many different ports on which nothing listens."""
+    with ExitStack() as stack:
+        listening = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1)) for _ in range(count)
+        ]
+        return [int(one.getsockname()[1]) for one in listening]
 
 
 def environment(**more: str) -> dict[str, str]:

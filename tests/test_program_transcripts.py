@@ -9,62 +9,115 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from blackhole.option_table import LISTENER_SETTINGS
 from tests.certificates import Certificate
-from tests.program import Program, free_port
+from tests.program import Program, free_port, free_ports
 from tests.transcript import SocketPeer, Transcript, all_transcripts, play
 
+LISTENERS_OF_A_PROGRAM = 32
 
-class ProgramOfTranscript(Program):
-    """The program with the options of a transcript, and a port with implicit TLS if it has a certificate."""
 
-    def __init__(self, transcript: Transcript, certificate: Certificate, accelerators: str) -> None:
-        self.tls_address = ("127.0.0.1", free_port())
-        tls = [f"--ssl_port={self.tls_address[1]}"] if transcript.has_certificate else []
-        port = free_port()
-        argv = transcript.argv(certificate.cert, certificate.key)
-        super().__init__(
-            *(option.replace("127.0.0.1:0", f"127.0.0.1:{port}") for option in argv),
-            *tls,
-            env={"BLACKHOLE_ACCELERATORS": accelerators},
-        )
-        if any(option.startswith("--listen=") for option in argv):
-            self.port, self.address = port, ("127.0.0.1", port)
+class ListenerOfTranscripts(NamedTuple):
+    """A listener for all transcripts that need the same program and the same settings."""
+
+    settings: tuple[str, ...]
+    """As behind the address in --listen, with `<cert>` and `<key>`."""
+    scenario: str
+
+    def line(self, port: int, folder: Path, certificate: Certificate) -> str:
+        """Return the value of --listen. Write the scenario into the folder."""
+        words = [
+            one.replace("<cert>", certificate.cert).replace("<key>", certificate.key) for one in self.settings
+        ]
+        if self.scenario:
+            file = folder / f"{port}.toml"
+            file.write_text(self.scenario, "utf-8")
+            words.append(f"scenario={file}")
+        return ",".join([f"127.0.0.1:{port}", *words])
+
+
+class ProgramOfTranscripts(NamedTuple):
+    """A program whose listeners differ in all that one listener may set for itself."""
+
+    options: tuple[str, ...]
+    listeners: tuple[ListenerOfTranscripts, ...]
+    accelerators: str
+
+
+class PlayedTranscript(NamedTuple):
+    """A transcript that is played at one listener of one program.
+
+    It differs from that at any other program. Otherwise pytest would play a transcript with one program
+    after the other, and start both anew for each.
+    """
+
+    program: ProgramOfTranscripts
+    listener: ListenerOfTranscripts
+    transcript: Transcript
+
+
+def needs(transcript: Transcript) -> tuple[tuple[str, ...], ListenerOfTranscripts]:
+    """Return the options of a transcript that hold for a whole program, and its listener."""
+    options = []
+    settings = ["tls"] if transcript.implicit_tls else []
+    for option in transcript.options:
+        name, _, value = option.removeprefix("--").partition("=")
+        if name == "listen":
+            settings += value.split(",")[1:]
+        elif name in LISTENER_SETTINGS:
+            settings.append(option.removeprefix("--"))
+        else:
+            options.append(option)
+    return tuple(options), ListenerOfTranscripts(tuple(settings), transcript.scenario)
+
+
+def transcripts_by_program() -> Iterator[object]:
+    """Yield each transcript as it is played, with its program."""
+    found: dict[tuple[str, ...], dict[ListenerOfTranscripts, list[Transcript]]] = {}
+    for one in all_transcripts():
+        options, listener = needs(one)
+        found.setdefault(options, {}).setdefault(listener, []).append(one)
+    for options, transcripts in found.items():
+        for first in range(0, len(transcripts), LISTENERS_OF_A_PROGRAM):
+            listeners = tuple(transcripts)[first : first + LISTENERS_OF_A_PROGRAM]
+            for name, accelerators in (("fast", ""), ("simple", "off")):
+                program = ProgramOfTranscripts(options, listeners, accelerators)
+                for listener in listeners:
+                    for one in transcripts[listener]:
+                        played = PlayedTranscript(program, listener, one)
+                        yield pytest.param(program, played, id=f"{one}-{name}")
 
 
 @pytest.fixture(scope="module")
-def program(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[ProgramOfTranscript]:
-    """Start one program for all transcripts with the same options. It must stop without an error."""
-    transcript, accelerators = request.param
-    with ProgramOfTranscript(transcript, certificate, accelerators) as program:
-        yield program
+def ports(
+    request: pytest.FixtureRequest, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[ListenerOfTranscripts, int]]:
+    """Start a program and return the ports of its listeners. It must stop without an error."""
+    options, listeners, accelerators = request.param
+    folder = tmp_path_factory.mktemp("scenarios")
+    ports = dict(zip(listeners, free_ports(len(listeners)), strict=True))
+    lines = (f"--listen={one.line(port, folder, certificate)}" for one, port in ports.items())
+    with Program(
+        "--hostname=mx.test", *options, *lines, env={"BLACKHOLE_ACCELERATORS": accelerators}
+    ) as program:
+        yield ports
         assert program.stop() == 0, program.output()
         assert "Traceback" not in program.output()
 
 
-def transcripts_by_options() -> list[object]:
-    """Return each transcript with the first one of the same options, by which pytest groups the tests."""
-    first: dict[tuple[str, ...], Transcript] = {}
-    return [
-        pytest.param(
-            (first.setdefault((*one.options, one.scenario), one), accelerators), one, id=f"{one}-{name}"
-        )
-        for name, accelerators in (("fast", ""), ("simple", "off"))
-        for one in all_transcripts()
-    ]
-
-
 @pytest.mark.parametrize(
-    ("program", "transcript"), transcripts_by_options(), indirect=["program"], scope="module"
+    ("ports", "played"), list(transcripts_by_program()), indirect=["ports"], scope="module"
 )
 def test_program_replies_as_the_transcript_expects(
-    program: ProgramOfTranscript, transcript: Transcript, certificate: Certificate
+    ports: dict[ListenerOfTranscripts, int], played: PlayedTranscript, certificate: Certificate
 ) -> None:
-    address = program.tls_address if transcript.implicit_tls else program.address
-    with SocketPeer(address, certificate.client) as peer:
-        play(transcript, peer)
+    with SocketPeer(("127.0.0.1", ports[played.listener]), certificate.client) as peer:
+        play(played.transcript, peer)
 
 
 # What a transcript cannot express.
