@@ -53,7 +53,7 @@ def test_a_retry_and_a_duplicate_at_another_machine_are_seen(redis: RedisServer,
         sender = f"ann{next(number)}@a.test"
         assert attempt(one, sender, "defer@b.test") == "450"
         assert attempt(one, sender, "bob@b.test") == "250"
-        time.sleep(2.5)
+        time.sleep(1.5)
         assert attempt(two, sender, "defer@b.test") == "450"
         assert attempt(two, sender, "bob@b.test") == "250"
         found = figures(two.http)
