@@ -84,8 +84,8 @@ ACTION_TABLE: Final = (
         RUNNING,
         options=("pid", "conf", "format", "json", "fail_on", "scope", "namespace", "dashboard"),
         statuses={
-            0: "nothing of the level of fail_on was found",
-            1: "something was found",
+            0: "nothing that fail_on counts was found",
+            1: "something was found, or nothing was inspected for it",
             7: "no server runs",
         },
     ),

@@ -365,7 +365,10 @@ def _report(settings: Settings, arguments: Sequence[str]) -> int:
         print_stdout(report.report_junit(snapshot, settings.fail_on))
     else:
         print_stdout(report.FORMATS[wanted](snapshot))
-    return REPORT_FAILED if report.fails(snapshot, settings.fail_on) else os.EX_OK
+    nothing = report.uninspected(snapshot, settings.fail_on)
+    if nothing:
+        print_warning(nothing)
+    return REPORT_FAILED if nothing or report.fails(snapshot, settings.fail_on) else os.EX_OK
 
 
 def _top(settings: Settings, arguments: Sequence[str]) -> int:

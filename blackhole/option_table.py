@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from blackhole import listeners, values
 from blackhole.listeners import OWN_SETTINGS, GivenListener, ListenerSetting
+from blackhole.providers import OF_PROVIDER, PROVIDERS
 from blackhole.settings import LOG_FORMATS, MAX_RECENT, MODES, NAMESPACE_KEYS, NEWLINES
 from blackhole.tls_menu import (
     CLIENT_CERTIFICATE,
@@ -94,6 +95,8 @@ def read_listeners(text: str) -> tuple[GivenListener, ...]:
     return tuple(listeners.read_line(LISTENER_SETTINGS, item) for item in text.split())
 
 
+FAIL_ON: Final = ("never", "must", "should", "style", *(OF_PROVIDER + name for name in PROVIDERS))
+
 _PER_CLIENT: Final = "Limits per client, for a server that is open to the Internet"
 
 # fmt: off
@@ -173,6 +176,11 @@ OPTIONS: Final = (
            "inspect the content of messages: header fields, MIME parts and signatures",
            "Of those that inspect chooses, up to 256 KiB of each. A message is kept until it ends. "
            "With sample, up to 8 MiB a second in each worker are inspected."),
+    Option("dkim_keys", values.path, "", "FILE", "Replies",
+           "public keys with which inspect_content verifies DKIM signatures",
+           "A line for each key, as in the DNS: s._domainkey.example.com v=DKIM1; k=rsa; p=MIG... "
+           "Signatures of other keys are not verified, and nothing is asked of the DNS.",
+           default_note="no signature is verified"),
     Option("message_directives", values.switch, "yes", "yes|no", "Replies",
            "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",
            "They apply to that message alone, with a delay of at most 60 seconds. Rules override them.",
@@ -360,10 +368,11 @@ OPTIONS: Final = (
     Option("scope", values.one_of(("machine", "fleet")), "machine", "machine|fleet", "Reports",
            "whose figures status, report and top show"),
     Option("json", values.switch, "no", "", "Reports", "print status and report as JSON"),
-    Option("fail_on", values.one_of(("never", "must", "should", "style")), "never",
-           "never|must|should|style", "Reports",
+    Option("fail_on", values.one_of(FAIL_ON), "never", "never|must|should|style|provider:NAME", "Reports",
            "lowest level of a violation for which report exits with 1",
-           "must is the highest level and style the lowest."),
+           "must is the highest level and style the lowest. provider:NAME is all that a provider says that "
+           "it expects of messages, and nothing else; it needs inspect_content. "
+           f"The providers are {', '.join(PROVIDERS)}."),
 )
 # fmt: on
 """All options, in the order of --help."""

@@ -311,6 +311,10 @@ class Settings:
     """Which sessions and messages are inspected: all, sample or off."""
     inspect_content: bool = False
     """Whether the content of the messages that are inspected is inspected too."""
+    dkim_keys: str = ""
+    """A file with public keys, or empty: no signature is verified."""
+    dkim_records: Mapping[bytes, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """What was read from the file: records by name."""
 
     # Limits that protect the process.
     max_connections: int = 10000

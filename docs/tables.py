@@ -21,6 +21,7 @@ from blackhole import settings  # noqa: E402
 from blackhole.metrics import report  # noqa: E402
 from blackhole.metrics.tls_events import TLS_FAILURES  # noqa: E402
 from blackhole.option_table import LISTENER_ROWS, OPTIONS, Option  # noqa: E402
+from blackhole.providers import PROVIDERS  # noqa: E402
 from blackhole.rules import scenario  # noqa: E402
 from blackhole.smtp import commands, replies, violations  # noqa: E402
 from blackhole.smtp.auth import MECHANISMS  # noqa: E402
@@ -233,7 +234,7 @@ def violation_page() -> Iterator[str]:
     )
     yield from table(
         ("provider", "of", "source", "since"),
-        ((code(name), one.title, one.source, one.date) for name, one in violations.PROVIDERS.items()),
+        ((code(name), one.title, one.source, one.date) for name, one in PROVIDERS.items()),
     )
 
 

@@ -37,6 +37,7 @@ SAMPLES = {
     "bare_newline": "reject",
     "inspect": "all",
     "inspect_content": "yes",
+    "dkim_keys": "/etc/dkim.keys",
     "message_directives": "no",
     "auth": "/etc/users",
     "auth_plaintext": "yes",

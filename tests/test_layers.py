@@ -51,6 +51,7 @@ LEAVES = frozenset(
             "option_table",
             "options",
             "processors",
+            "providers",
             "settings",
             "tls_menu",
             "usage",

@@ -23,6 +23,7 @@ from blackhole.metrics.snapshot import Snapshot
 from blackhole.smtp.state import ViolationContext
 from blackhole.smtp.violations import LEVELS, OF_CONTENT, VIOLATIONS
 from tests.engines import EVENT_NUMBERS
+from tests.http_api import Sink, ask, figures
 from tests.postfix import RECIPIENT, SENDER
 from tests.program import Program, run, scenario_option, state, wait_for
 from tests.violation_checks import reported_violations, violations_of
@@ -73,13 +74,16 @@ def test_junit_has_a_case_for_each_violation_and_fails_those_found() -> None:
     ("fail_on", "failed"),
     [
         ("never", set()),
-        ("must", {"bare-lf"}),
-        ("should", {"bare-lf", "hello-name"}),
-        ("style", {"bare-lf", "hello-name", "size-wrong"}),
+        ("must", {"bare-lf", "no-date"}),
+        ("should", {"bare-lf", "no-date", "hello-name"}),
+        ("style", {"bare-lf", "no-date", "hello-name", "size-wrong"}),
+        ("provider:gmail", {"no-date", "no-one-click"}),
+        ("provider:yahoo", {"no-one-click"}),
+        ("provider:orange", set()),
     ],
 )
 def test_junit_fails_only_what_fail_on_counts(fail_on: str, failed: set[str]) -> None:
-    snapshot = snapshot_with(bare_lf=1, hello_name=2, size_wrong=3)
+    snapshot = snapshot_with(bare_lf=1, hello_name=2, size_wrong=3, no_date=1, no_one_click=1)
     suite = ElementTree.fromstring(report.report_junit(snapshot, fail_on))
     assert suite.get("failures") == str(len(failed))
     assert {case.get("name") for case in suite if case.find("failure") is not None} == failed
@@ -118,6 +122,42 @@ def test_report_and_status_of_a_running_server(tmp_path: Path) -> None:
         assert "worker 2: pid" in run("status", f"--pid={pid}").stdout
     gone = run("report", f"--pid={pid}")
     assert (gone.returncode, "not running" in gone.stderr) == (7, True)
+
+
+BAD_MESSAGE = b"From: ann@a.test\r\nDate: Mon, 29 Nov 2026 06:25:31 +0000\r\n\r\nHello\r\n"
+
+
+def test_report_on_the_content_of_messages(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    options = "--workers=2", "--inspect=all", "--inspect-content"
+    with Sink(f"--pid={pid}", *options) as program:
+        arguments = "report", f"--pid={pid}"
+        done = run(*arguments, "--fail_on=provider:gmail")
+        assert (done.returncode, "no message was inspected" in done.stderr) == (1, True)
+        assert run(*arguments, "--fail_on=provider:gmial").returncode == os.EX_USAGE
+        for _ in range(5):
+            with smtplib.SMTP(*program.address, local_hostname="c.test") as client:
+                client.sendmail("ann@a.test", ["bob@b.test"], BAD_MESSAGE)
+        done = run(*arguments, "--fail_on=style")
+        assert done.returncode == 1
+        assert "MUST   bad-date: sent a message whose Date field is not well formed," in done.stdout
+        assert " in 5 of 5 headers, all inspected\n" in done.stdout
+        assert 'CRLF>": the day of the week is not that of the date\n' in done.stdout
+        assert "provider no-dkim-signature: " in done.stdout
+        assert run(*arguments, "--fail_on=provider:gmail").returncode == 1
+        found = {one["rule"]: one for one in json.loads(run(*arguments, "--json").stdout)["findings"]}
+        assert found.keys() == {"bad-date", "no-message-id", "no-dkim-signature", "no-list-unsubscribe"}
+        assert found["no-list-unsubscribe"]["source"] == "Gmail's sender guidelines, 2024-02-01"
+        assert found["no-list-unsubscribe"]["providers"] == ["gmail", "yahoo"]
+        assert found["bad-date"]["sample"]["found"] == 5
+        stats = figures(program.http)
+        assert stats["inspected"]["headers"] == {"inspected": 5, "of": 5}
+        metrics = ask(program.http, "/metrics").body.decode()
+        assert 'blackhole_sampled_violations_total{rule="bad-date"} 5.0' in metrics
+        assert 'blackhole_inspected_total{what="contents"} 5.0' in metrics
+        suite = ElementTree.fromstring(run(*arguments, "--format=junit", "--fail_on=provider:orange").stdout)
+        failed = [case.get("name") for case in suite if case.find("failure") is not None]
+        assert failed == ["no-dkim-signature"]
 
 
 def early_client(program: Program) -> socket.socket:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from blackhole.messages.dkim_verification import DKIMKeys, SignatureVerification
 from blackhole.messages.field_syntax import date_fault, is_message_id, mailbox_domains
 from blackhole.messages.header_fields import ParsedHeader, UnjudgedError, parse_header
 from blackhole.messages.list_unsubscribe import is_uri_list, one_click_fault
@@ -27,6 +28,8 @@ SINGLE_FIELDS: Final = (
 )
 """Fields that a message has once at most (RFC 5322 3.6); From has a rule of its own."""
 
+NO_KEYS: Final[DKIMKeys] = {}
+
 MAX_JUDGED_SIGNATURES: Final = 10
 """DKIM-Signature fields of a message that are judged."""
 
@@ -42,15 +45,20 @@ class CheckedMessage(NamedTuple):
     """The header section was looked at."""
     is_whole: bool
     """The body was looked at too."""
+    is_verified: bool = False
+    """A DKIM signature was verified."""
 
 
 UNCHECKED: Final = CheckedMessage((), False, False)
 
 
-def check_message(text: bytes, is_whole: bool, smtputf8: bool = False) -> CheckedMessage:
+def check_message(
+    text: bytes, is_whole: bool, smtputf8: bool = False, keys: DKIMKeys = NO_KEYS
+) -> CheckedMessage:
     """Return what is wrong with a message that begins with this text, without doubled dots.
 
-    `is_whole`: it also ends with it. What cannot be known of a part of a message is not judged.
+    `is_whole`: it also ends with it. What cannot be known of a part of a message is not judged. `keys` are
+    those of signatures, which are not verified without them.
 
     >>> check_message(b"From: ann\\r\\n\\r\\nHello\\r\\n", True).faults[0]
     MessageFault(rule='bad-from', detail='it is no list of mailboxes')
@@ -72,8 +80,13 @@ def check_message(text: bytes, is_whole: bool, smtputf8: bool = False) -> Checke
         faults.append(MessageFault("html-clipped", f"{structure.html_octets} octets of HTML"))
     if is_judged:
         faults += in_body
+    is_verified = False
+    if keys and is_whole and header.named(b"dkim-signature"):
+        verification = SignatureVerification(text, header, keys)
+        faults += verification.faults()
+        is_verified = verification.verified > 0
     first = {fault.rule: fault for fault in reversed(faults)}
-    return CheckedMessage(tuple(reversed(first.values())), True, is_judged)
+    return CheckedMessage(tuple(reversed(first.values())), True, is_judged, is_verified)
 
 
 def header_faults(header: ParsedHeader, smtputf8: bool) -> Iterator[MessageFault]:

@@ -16,8 +16,9 @@ from xml.etree import ElementTree
 from blackhole.metrics.findings import findings, inspection_text, plural
 from blackhole.metrics.snapshot import UNCERTAIN_KEYS, Snapshot
 from blackhole.metrics.tls_summary import tls_lines
+from blackhole.providers import OF_PROVIDER
 from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
-from blackhole.smtp.violations import OF_CONTENT, RFC_LEVELS, VIOLATIONS
+from blackhole.smtp.violations import IN_HEADERS, OF_CONTENT, RFC_LEVELS, VIOLATIONS, Violation
 
 
 def levels_from(level: str) -> tuple[str, ...]:
@@ -25,10 +26,23 @@ def levels_from(level: str) -> tuple[str, ...]:
     return RFC_LEVELS[: RFC_LEVELS.index(level) + 1] if level in RFC_LEVELS else ()
 
 
-def fails(snapshot: Snapshot, level: str) -> bool:
-    """Return whether a rule of this level or of a graver one was broken; False for the level "never"."""
-    counted = levels_from(level)
-    return any(finding.rule.level in counted for finding in findings(snapshot))
+def counts(rule: Violation, fail_on: str) -> bool:
+    """Return whether a rule is of a level or a graver one, or of those of a provider ("provider:gmail")."""
+    if fail_on.startswith(OF_PROVIDER):
+        return fail_on.removeprefix(OF_PROVIDER) in rule.providers
+    return rule.level in levels_from(fail_on)
+
+
+def fails(snapshot: Snapshot, fail_on: str) -> bool:
+    """Return whether a rule that counts was broken; False for the level "never"."""
+    return any(counts(finding.rule, fail_on) for finding in findings(snapshot))
+
+
+def uninspected(snapshot: Snapshot, fail_on: str) -> str:
+    """Return why nothing can be said of the rules of a provider; an empty text if something can."""
+    if not fail_on.startswith(OF_PROVIDER) or snapshot.inspected[IN_HEADERS].inspected:
+        return ""
+    return f"fail_on {fail_on}: no message was inspected; start with --inspect-content, and send it messages"
 
 
 # Text.
@@ -189,11 +203,10 @@ def report_json(snapshot: Snapshot) -> str:
 def report_junit(snapshot: Snapshot, fail_on: str = RFC_LEVELS[-1]) -> str:
     """Return the report as JUnit XML, for CI servers: a case for each rule.
 
-    A rule that was broken fails from the level `fail_on` on; below it, the case says so and passes.
+    A rule that was broken fails if `fail_on` counts it; else the case says so and passes.
     """
-    counted = levels_from(fail_on)
     found = {finding.rule.name: finding for finding in findings(snapshot)}
-    failures = str(sum(finding.rule.level in counted for finding in found.values()))
+    failures = str(sum(counts(finding.rule, fail_on) for finding in found.values()))
     suite = ElementTree.Element("testsuite", name="blackhole", tests=str(len(VIOLATIONS)), failures=failures)
     for rule in VIOLATIONS:
         case = ElementTree.SubElement(suite, "testcase", classname=f"blackhole.{rule.level}", name=rule.name)
@@ -203,7 +216,7 @@ def report_junit(snapshot: Snapshot, fail_on: str = RFC_LEVELS[-1]) -> str:
                 ElementTree.SubElement(case, "skipped", message="not inspected: see --inspect-content")
             continue
         message, text = f"{rule.meaning}, {finding.seen}", "\n".join(finding.lines())
-        if rule.level in counted:
+        if counts(rule, fail_on):
             ElementTree.SubElement(case, "failure", message=message, type=rule.level).text = text
         else:
             ElementTree.SubElement(case, "system-out").text = f"{message}\n{text}"

@@ -35,6 +35,7 @@ from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import RECEIVED_CELL, Connection
 from blackhole.net.context import ListenerContext
 from blackhole.net.disconnects import DisconnectWatch
+from blackhole.net.dkim_keys import published_keys
 from blackhole.net.fleet_usage import FleetUsage
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.namespace_accounts import NamespaceScenario
@@ -107,6 +108,7 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
         bare_newline=settings.bare_newline,
         inspect=settings.inspect,
         inspect_content=settings.inspect_content,
+        dkim_keys=published_keys(settings.dkim_keys, settings.dkim_records) if settings.dkim_records else {},
         limits=client_limits(settings) if settings.limits_clients else None,
         message_directives=settings.message_directives,
         auth=settings.auth != "off" and "AUTH" in extensions,

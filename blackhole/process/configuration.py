@@ -16,10 +16,19 @@ from blackhole import __version__, options
 from blackhole.addresses import is_loopback, socket_host
 from blackhole.net import acceptor, proxy
 from blackhole.net.acceptor import Address, AddressInUseError
+from blackhole.net.dkim_keys import published_keys
 from blackhole.net.menu_certificates import MenuCertificates
 from blackhole.net.server import RESERVED_FDS
 from blackhole.net.tls import TLSContexts
-from blackhole.process import auth_file, orphans, privileges, systemd, tls_configuration, unix_sockets
+from blackhole.process import (
+    auth_file,
+    dkim_key_file,
+    orphans,
+    privileges,
+    systemd,
+    tls_configuration,
+    unix_sockets,
+)
 from blackhole.process.tls_configuration import DashboardTLS, TLSInputs
 from blackhole.process.unix_sockets import SocketFile
 from blackhole.rules import scenario
@@ -214,9 +223,13 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
                 "dashboard: the token crosses the network unencrypted;"
                 " set dashboard_cert, or let a proxy with TLS listen there instead"
             )
+    records = dkim_key_file.load_records(settings.dkim_keys) if settings.dkim_keys else {}
+    if records:
+        published_keys(settings.dkim_keys, records)
     return Inputs(
         replace(
             settings,
+            dkim_records=records,
             user=str(uid),
             group=str(gid),
             password_files=passwords,

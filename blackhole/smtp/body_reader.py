@@ -19,7 +19,7 @@ from blackhole.smtp.policy import Decision
 from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, LMTP, UNDECLARED, ViolationContext
-from blackhole.smtp.violations import IN_CONTENTS, IN_HEADERS
+from blackhole.smtp.violations import IN_CONTENTS, IN_HEADERS, IN_SIGNATURES
 
 MessageHeader = HeaderCollector | DirectiveReader | None
 """What took the header section of a message; None if nobody wanted it."""
@@ -209,13 +209,15 @@ class BodyReader(CommandExecution):
 
     def _check_content(self, inspector: ContentInspector, is_dotted: bool) -> None:
         """Record what is wrong with the content of a message that has come to its end."""
-        checked = inspector.checked(self.octets, is_dotted, self.smtputf8)
+        checked = inspector.checked(self.octets, is_dotted, self.smtputf8, self.engine.config.dkim_keys)
         self.engine.inspection.content_inspected(min(self.octets, KEPT_CONTENT))
         inspections = self.listener.content_inspections
         if checked.has_header:
             self.counted_events.append(inspections[IN_HEADERS])
         if checked.is_whole:
             self.counted_events.append(inspections[IN_CONTENTS])
+        if checked.is_verified:
+            self.counted_events.append(inspections[IN_SIGNATURES])
         for rule, detail in checked.faults:
             self.record_sampled_violation(rule, ViolationContext(END_OF_MESSAGE, detail=detail))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from blackhole.messages.message_checks import CheckedMessage, check_message
+from blackhole.messages.dkim_verification import DKIMKeys
+from blackhole.messages.message_checks import NO_KEYS, CheckedMessage, check_message
 from blackhole.smtp.body_checks import BodyInspector
 
 KEPT_CONTENT: Final = 256 * 1024
@@ -41,6 +42,8 @@ class ContentInspector(BodyInspector):
             text = text.removeprefix(b".").replace(b"\r\n.", b"\r\n")
         return text
 
-    def checked(self, octets: int, is_dotted: bool, smtputf8: bool) -> CheckedMessage:
+    def checked(
+        self, octets: int, is_dotted: bool, smtputf8: bool, keys: DKIMKeys = NO_KEYS
+    ) -> CheckedMessage:
         """Return what is wrong with the content of a message of so many octets."""
-        return check_message(self.content(octets, is_dotted), octets <= KEPT_CONTENT, smtputf8)
+        return check_message(self.content(octets, is_dotted), octets <= KEPT_CONTENT, smtputf8, keys)

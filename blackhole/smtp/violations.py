@@ -44,35 +44,12 @@ class Violation(NamedTuple):
     """What is inspected for it, where that is a sample: sessions or messages. It may also be found otherwise,
     and is counted then. Empty: it is always counted."""
     providers: tuple[str, ...] = ()
-    """Names in `PROVIDERS` of those that say that they refuse, filter or clip a message because of it."""
+    """Names in `providers.PROVIDERS` of those that say that they expect something else."""
 
     @property
     def source(self) -> str:
         """The RFC and section that forbids it, or the provider's rule and its date."""
         return f"RFC {self.rfc} {self.section}" if self.rfc else self.section
-
-
-class Provider(NamedTuple):
-    """A provider that says what it expects of messages."""
-
-    title: str
-    source: str
-    """Where it says so."""
-    date: str
-    """Since when that holds, or when it was last changed: year, month and day."""
-
-
-PROVIDERS: Final = {
-    "gmail": Provider("Gmail", "https://support.google.com/a/answer/81126", "2024-02-01"),
-    "yahoo": Provider("Yahoo", "https://senders.yahooinc.com/best-practices/", "2024-02-01"),
-    "microsoft": Provider(
-        "Outlook.com",
-        'Microsoft\'s announcement "Strengthening Email Ecosystem"',
-        "2025-05-05",
-    ),
-    "orange": Provider("Orange", "https://postmaster.orange.fr/", "2026-05-15"),
-}
-"""Providers by name. The rules are modelled on what they publish, and are not official."""
 
 
 VIOLATIONS: Final = (
@@ -386,6 +363,25 @@ VIOLATIONS: Final = (
         "sent a message that is signed, but not by the domain in From",
         "sign with d= of the domain in From, or of one that it belongs to (RFC 7489 3.1.1)",
         IN_HEADERS, ("gmail", "yahoo", "microsoft", "orange"),
+    ),
+    # Signatures whose key is known.
+    Violation(
+        "bad-body-hash", "must", 6376, "3.7",
+        "sent a signed message whose body is not the one that was signed",
+        "sign last: nothing may convert, wrap or append to a message that is signed",
+        IN_SIGNATURES, ("gmail", "yahoo", "microsoft", "orange"),
+    ),
+    Violation(
+        "bad-signature", "must", 6376, "3.7",
+        "sent a signed message whose signature does not belong to its fields or to the published key",
+        "publish the key that signs, and sign last: nothing may change a field that is signed",
+        IN_SIGNATURES, ("gmail", "yahoo", "microsoft", "orange"),
+    ),
+    Violation(
+        "weak-dkim-key", "must", 8301, "3.2",
+        "sent a message that is signed with an RSA key of less than 1024 bits",
+        "sign with a key of 2048 bits",
+        IN_SIGNATURES, ("gmail", "yahoo", "microsoft", "orange"),
     ),
     # The parts of messages.
     Violation(

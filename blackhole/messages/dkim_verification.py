@@ -1,0 +1,126 @@
+"""The verification of DKIM signatures (RFC 6376 6.1), with keys that were given."""
+
+from __future__ import annotations
+
+import hashlib
+from binascii import Error, a2b_base64
+from collections.abc import Iterator, Mapping
+from typing import Final, Protocol
+
+from blackhole.messages.canonical_form import canonical_body, canonical_field, raw_fields, with_crlf
+from blackhole.messages.header_fields import ParsedHeader
+from blackhole.messages.mime_structure import MessageFault
+from blackhole.messages.signature_tags import (
+    MAX_SIGNATURE_OCTETS,
+    compact,
+    parse_tags,
+    signature_fault,
+    signed_fields,
+)
+
+MAX_VERIFIED_SIGNATURES: Final = 3
+"""Signatures of a message that are verified."""
+
+LEAST_BITS: Final = 1024
+"""Bits of an RSA key, at least (RFC 8301 3.2)."""
+
+RSA: Final = b"rsa"
+ED25519: Final = b"ed25519"
+
+
+class SigningKey(Protocol):
+    """A public key, as a domain publishes it."""
+
+    kind: bytes
+    """RSA or ED25519; empty for a key that was revoked."""
+    bits: int
+
+    def verifies(self, signature: bytes, data: bytes) -> bool:
+        """Return whether a signature with SHA-256 over these data was made with the key."""
+
+
+DKIMKeys = Mapping[bytes, SigningKey]
+"""Public keys by the name under which they are published, such as s._domainkey.a.test, in lower case."""
+
+
+class SignatureVerification:
+    """Verifies the signatures of one message, which is there as a whole."""
+
+    def __init__(self, text: bytes, header: ParsedHeader, keys: DKIMKeys) -> None:
+        self._keys: Final = keys
+        self._fields: Final = raw_fields(with_crlf(text[: header.end]).removesuffix(b"\r\n"))
+        self._body: Final = with_crlf(text[header.end :])
+        self._bodies: Final[dict[bool, bytes]] = {}
+        self.verified = 0
+        """Signatures of which the key is known, and that were verified."""
+
+    def faults(self) -> Iterator[MessageFault]:
+        """Yield what is wrong with the signatures whose tags are right and whose keys are known."""
+        signatures = [one for one in self._fields if one[0].strip().lower() == b"dkim-signature"]
+        for name, value in signatures[:MAX_VERIFIED_SIGNATURES]:
+            if len(value) > MAX_SIGNATURE_OCTETS:
+                continue
+            tags = parse_tags(value.replace(b"\r\n", b""))
+            if tags is None or signature_fault(tags):
+                continue
+            key = self._keys.get(b"%b._domainkey.%b" % (tags[b"s"].lower(), tags[b"d"].lower()))
+            if key is not None and tags[b"a"].lower() != b"rsa-sha1":
+                self.verified += 1
+                yield from self._signature_faults(name, value, tags, key)
+
+    def _signature_faults(
+        self, name: bytes, value: bytes, tags: Mapping[bytes, bytes], key: SigningKey
+    ) -> Iterator[MessageFault]:
+        """Yield what is wrong with a signature."""
+        of_header, _, of_body = tags.get(b"c", b"simple").lower().partition(b"/")
+        if not self._has_body_hash(tags, of_body == b"relaxed"):
+            yield MessageFault("bad-body-hash", "bh= is not the hash of the body")
+        if key.kind + b"-sha256" != tags[b"a"].lower():
+            why = "the key is of another kind" if key.kind else "the key was revoked"
+            yield MessageFault("bad-signature", why)
+            return
+        if key.kind == RSA and key.bits < LEAST_BITS:
+            yield MessageFault("weak-dkim-key", f"{key.bits} bits")
+        data = self._signed_data(name, value, signed_fields(tags), of_header == b"relaxed")
+        signature = decoded(tags[b"b"])
+        if signature is None or not key.verifies(signature, data):
+            yield MessageFault("bad-signature", "b= does not belong to the fields that h= names")
+
+    def _has_body_hash(self, tags: Mapping[bytes, bytes], is_relaxed: bool) -> bool:
+        """Return whether the body has the hash in bh=, as far as l= says."""
+        if is_relaxed not in self._bodies:
+            self._bodies[is_relaxed] = canonical_body(self._body, is_relaxed)
+        body, length = self._bodies[is_relaxed], tags.get(b"l", b"")
+        if length:
+            if not length.isdigit() or int(length[:20]) > len(body):
+                return False
+            body = body[: int(length[:20])]
+        return hashlib.sha256(body).digest() == decoded(tags[b"bh"])
+
+    def _signed_data(self, name: bytes, value: bytes, names: list[bytes], is_relaxed: bool) -> bytes:
+        """Return the fields that are signed, the last of a name first, and the signature without b=."""
+        left: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        for field in self._fields:
+            left.setdefault(field[0].strip().lower(), []).append(field)
+        # A From field that is not signed could be added to a message, so there may be none.
+        signed = [left[one].pop() for one in (*names, b"from") if left.get(one)]
+        lines = [canonical_field(*field, is_relaxed) for field in signed]
+        return b"\r\n".join([*lines, canonical_field(name, without_signature(value), is_relaxed)])
+
+
+def without_signature(value: bytes) -> bytes:
+    """Return the value of a DKIM-Signature field without that of its tag b=.
+
+    >>> without_signature(b" v=1; b=abc; s=x")
+    b' v=1; b=; s=x'
+    """
+    items = ((item, item.partition(b"=")[0]) for item in value.split(b";"))
+    return b";".join(tag + b"=" if tag.strip() == b"b" else item for item, tag in items)
+
+
+def decoded(value: bytes) -> bytes | None:
+    """Return what base64 stands for; None if it is not well formed."""
+    try:
+        return a2b_base64(compact(value))
+    except Error:
+        return None
