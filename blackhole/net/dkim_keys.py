@@ -11,7 +11,7 @@ from blackhole.messages.dkim_verification import ED25519, RSA
 from blackhole.messages.signature_tags import compact, parse_tags
 from blackhole.settings import OperatorError
 
-MAX_BITS: Final = 8192
+MAX_RSA_BITS: Final = 8192
 """Bits of an RSA key, at most: longer ones take milliseconds."""
 
 
@@ -40,8 +40,8 @@ class PublishedKey:
                 self.bits = self._key.key_size if isinstance(self._key, RSAPublicKey) else 0
         except (Error, ValueError):
             raise ValueError("p= is no public key") from None
-        if self.kind == RSA and not 0 < self.bits <= MAX_BITS:
-            raise ValueError(f"p= is no RSA key of up to {MAX_BITS} bits")
+        if self.kind == RSA and not 0 < self.bits <= MAX_RSA_BITS:
+            raise ValueError(f"p= is no RSA key of up to {MAX_RSA_BITS} bits")
         if self.kind not in (RSA, ED25519, b""):
             raise ValueError("k= is neither rsa nor ed25519")
 
