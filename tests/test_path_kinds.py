@@ -25,6 +25,7 @@ GOOD = {
 """The files that may be used."""
 
 
+@pytest.mark.timeout(400)
 def test_file_of_any_kind_is_used_or_refused_with_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     done = subprocess.run(
@@ -33,7 +34,7 @@ def test_file_of_any_kind_is_used_or_refused_with_one_line(tmp_path: Path) -> No
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=360,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

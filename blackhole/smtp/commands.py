@@ -378,7 +378,6 @@ COMMANDS: Final = (
         xclient,
         "XCLIENT attribute=value ...",
         "name the client to begin a new session with, if the reply to EHLO offers it",
-        last=True,
     ),
     Command(
         "XFORWARD",
