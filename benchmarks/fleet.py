@@ -27,12 +27,12 @@ from blackhole.fleet.outcomes import OutcomeExchange, packed
 from blackhole.fleet.store import FleetStore
 from blackhole.metrics.counters import Counters
 from blackhole.net.fleet_usage import AMOUNTS
+from blackhole.redis_url import attempt_store, fleet
 from blackhole.rules.attempt_store import count_attempt
 from blackhole.store.redis_client import RedisClient
 from blackhole.store.redis_requests import RedisCommand, RedisQuery, SlotLease, UsageQuery
 from blackhole.store.redis_script import ATTEMPT_KEY, request_words
 from blackhole.store.shared_outcomes import OutcomeChange, SharedOutcomeTable
-from blackhole.values import attempt_store, fleet
 from tests.redis_server import RedisServer
 
 CHANGING = (

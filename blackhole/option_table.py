@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from blackhole import listeners, values
+from blackhole import listeners, redis_url, values
 from blackhole.listeners import OWN_SETTINGS, GivenListener, ListenerSetting
 from blackhole.providers import OF_PROVIDER, PROVIDERS
 from blackhole.settings import LOG_FORMATS, MAX_RECENT, MODES, NAMESPACE_KEYS, NEWLINES
@@ -141,7 +141,7 @@ OPTIONS: Final = (
            "value of a variable of the scenario, in place of its default; may be repeated",
            "The variables of a scenario are those in its table [set].",
            repeats=True, of_listener="set"),
-    Option("attempt_store", values.attempt_store, "local", "local|URL", "Replies",
+    Option("attempt_store", redis_url.attempt_store, "local", "local|URL", "Replies",
            "where rules remember delivery attempts: on this machine or in a Redis server",
            "A URL is redis://[USER:PASSWORD@]HOST[:PORT][/DB], or rediss:// for TLS; "
            "redis+sentinel://HOST[:PORT][,...]/SERVICE[/DB] asks Sentinels for the server, and "
@@ -344,7 +344,7 @@ OPTIONS: Final = (
     Option("recent_fields", values.field_names, "Subject,Message-ID", "NAMES", "Dashboard",
            "fields of the header section that recent keeps",
            "At most eight, separated by commas; none keeps none."),
-    Option("fleet", values.fleet, "off", "off|URL", "Fleet",
+    Option("fleet", redis_url.fleet, "off", "off|URL", "Fleet",
            "the Redis server by which several machines are one sink",
            "They add their figures up in it. A URL is written as for attempt_store, of which it is then the "
            "default. "

@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
-from typing import Any, Final, NamedTuple, NoReturn
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, NoReturn
 
-from blackhole import conf_file, listeners, values
+from blackhole import conf_file, listeners, option_checks, values
 from blackhole.action_table import ACTION_HELP
 from blackhole.conf_file import Assignment, Section
+from blackhole.given_values import GivenValue, GivenValues
 from blackhole.hostname import own_hostname
 from blackhole.listeners import GivenListener
+from blackhole.option_checks import NEED_TLS, TLS_FILES, has_certificate
 from blackhole.option_table import (
     LISTENER_SETTINGS,
     NAMES,
@@ -27,8 +29,8 @@ from blackhole.option_table import (
     flag,
     variable,
 )
-from blackhole.settings import ACCELERATORS, Listener, OperatorError, RedisSettings, Settings
-from blackhole.tls_menu import AUTO_CERTIFICATE, NO_ENTRY
+from blackhole.settings import ACCELERATORS, Listener, OperatorError, Settings
+from blackhole.tls_menu import AUTO_CERTIFICATE
 from blackhole.values import did_you_mean, shown, without_password
 
 EXPLAIN_OPTIONS: Final = {
@@ -93,26 +95,6 @@ class Invocation:
     """One line each, for standard error."""
     explain_options: Mapping[str, str] = field(default_factory=dict)
     """The keys of EXPLAIN_OPTIONS that were given."""
-
-
-class GivenValue(NamedTuple):
-    """A value that was given, and where."""
-
-    value: Any
-    origin: str
-    """As --print-config shows it."""
-    where: str
-    """As errors and warnings begin."""
-    exit_code: int
-    """Of the program, if the value is wrong."""
-
-    def error(self, message: str) -> OperatorError:
-        """Return the error for a mistake in this value."""
-        return OperatorError(f"{self.where}: {message}", self.exit_code)
-
-
-GivenValues = dict[str, GivenValue]
-"""By name of the option."""
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
@@ -385,12 +367,12 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
         found["pid"] = found["pid"] or detached_paths["pid"]
     if action in ("start", "restart"):
         found["log"] = found["log"] or detached_paths["log"]
-    _check_fleet(found, given)
+    option_checks.check_fleet(found, given)
     sections = [one for one in found["listen"] if one.where]
     lines = tuple(one for one in found["listen"] if not one.where)
     texts = {name: values.value_text(value) for name, value in {**found, "listen": lines}.items()}
-    _check_tls(found, given, warnings)
-    _check_dashboard(found, given, warnings)
+    option_checks.check_tls(found, given, warnings)
+    option_checks.check_dashboard(found, given, warnings)
     of_server, unused = _listeners(found, given, warnings)
     origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")
     origins |= {name: one.origin for name, one in given.items()}
@@ -435,39 +417,6 @@ def _defaults(given: GivenValues) -> tuple[dict[str, Any], list[str]]:
     }, public
 
 
-def _check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -> None:
-    """Remove certificate and key where TLS is off, and warn about options that need TLS."""
-    if not found["ssl"]:
-        found |= {"ssl_cert": "", "ssl_key": ""}
-    elif found["ssl_key"] and found["ssl_cert"] in ("", AUTO_CERTIFICATE):
-        raise given["ssl_key"].error("a key without a certificate; set ssl_cert too")
-    elif not found["ssl_cert"] and found["tls_menu"] != NO_ENTRY:
-        found["ssl_cert"] = AUTO_CERTIFICATE
-    elif not _has_certificate(found):
-        without_effect = (given[name].where for name in NEED_TLS if name in given)
-        warnings += (f"{where}: no effect without ssl_cert" for where in without_effect)
-    if found["auth"] != "off" and not (found["ssl_cert"] or found["auth_plaintext"]):
-        warnings.append(f"{given['auth'].where}: no effect without ssl_cert or auth_plaintext")
-
-
-def _check_dashboard(found: dict[str, Any], given: GivenValues, warnings: list[str]) -> None:
-    """Warn about options of a dashboard that is off. Raises OperatorError for a key without a certificate."""
-    if found["dashboard_key"] and found["dashboard_cert"] in ("", AUTO_CERTIFICATE):
-        raise given["dashboard_key"].error("a key without a certificate; set dashboard_cert too")
-    if not found["dashboard"].host:
-        without_effect = [given[name].where for name in OF_DASHBOARD if found[name] and name in given]
-        warnings += (f"{where}: no effect without dashboard" for where in without_effect)
-        found |= {"dashboard_cert": "", "dashboard_key": ""}
-
-
-def _check_fleet(found: dict[str, Any], given: GivenValues) -> None:
-    """Let the attempts of a fleet be in its store. Raises OperatorError for a fleet without a dashboard."""
-    if found["fleet"].host and not found["dashboard"].host:
-        raise given["fleet"].error("the figures are written by the dashboard's process; set dashboard too")
-    if found["fleet"].host and "attempt_store" not in given:
-        found["attempt_store"] = RedisSettings(*astuple(found["fleet"]))
-
-
 def _listeners(
     found: Mapping[str, Any], given: GivenValues, warnings: list[str]
 ) -> tuple[tuple[Listener, ...], set[str]]:
@@ -475,7 +424,7 @@ def _listeners(
     tls = bool(found["ssl_cert"])
     mode, delay = found["mode"], found["delay"]
     made = []
-    unused = set(NEED_TLS) if found["ssl"] and not _has_certificate(found) else set()
+    unused = set(NEED_TLS) if found["ssl"] and not has_certificate(found) else set()
     only_listen = found["listen"] and given.keys().isdisjoint(("host", "port"))
     if only_listen:
         unused |= {"host", "port"}
@@ -491,57 +440,7 @@ def _listeners(
             listener = replace(listener, own=tuple(one for one in listener.own if one[0] not in TLS_FILES))
         elif "tls_menu" in dict(listener.own) and not {**found, **dict(listener.own)}["ssl_cert"]:
             listener = replace(listener, own=(*listener.own, ("ssl_cert", AUTO_CERTIFICATE)))
-        _check_listener(item, listener, found, given["listen"], warnings)
+        option_checks.check_listener(item, listener, found, given["listen"], warnings)
         made.append(listener)
-    _check_distinct(made, given)
+    option_checks.check_distinct(made, given)
     return tuple(made), unused
-
-
-def _has_certificate(found: Mapping[str, Any]) -> bool:
-    """Return whether there is a certificate for all listeners or for one."""
-    own = {name for item in found["listen"] for name, *_ in item.settings}
-    return bool(found["ssl_cert"]) or not own.isdisjoint(("cert", "tls_menu"))
-
-
-NEED_TLS: Final = ("ssl", "ssl_port", "tls_min", "tls_max", "tls_ciphers", "client_cert", "client_ca")
-"""Options that need a certificate, and are no mistake without one."""
-
-TLS_FILES: Final = ("ssl_cert", "ssl_key")
-
-OF_DASHBOARD: Final = ("dashboard_cert", "dashboard_key", "dashboard_path")
-"""Options that need a dashboard, and are no mistake without one."""
-
-
-def _check_listener(
-    item: GivenListener, listener: Listener, found: Mapping[str, Any], listen: GivenValue, warnings: list[str]
-) -> None:
-    """Warn about settings of a listener. Raises OperatorError if it needs another option."""
-    own = dict(listener.own)
-    effective = {**found, **own}
-    where = f"{item.where}: listener {item.address}" if item.where else f"{listen.where}: {item}"
-
-    def error(message: str) -> OperatorError:
-        return OperatorError(f"{where}: {message}", listen.exit_code)
-
-    if "ssl_key" in own and "ssl_cert" not in own:
-        raise error("a key without a certificate; set cert too")
-    if listener.tls and not effective["ssl_cert"]:
-        raise error(f"tls needs {'ssl_cert' if found['ssl'] else 'ssl = yes'}")
-    if "set" in own and "scenario" not in own:
-        raise error("set needs a scenario of this listener")
-    if listener.proxy and not found["proxy_from"]:
-        raise error("proxy needs proxy_from, the networks whose PROXY headers are trusted")
-    if "auth" in own and own["auth"] != "off" and not (effective["ssl_cert"] or effective["auth_plaintext"]):
-        warnings.append(f"{where}: auth has no effect without cert or auth_plaintext")
-    for name, value in own.items():
-        if OPTION_BY_NAME[name].warning and value:
-            warnings.append(f"{where}: {OPTION_BY_NAME[name].warning}")
-
-
-def _check_distinct(listeners: Sequence[Listener], given: GivenValues) -> None:
-    """Raise OperatorError if two listeners have the same address and port."""
-    addresses = [str(listener) for listener in listeners if listener.port or listener.path]
-    for address in addresses:
-        if addresses.count(address) > 1:
-            last = next(given[name] for name in ("listen", "ssl_port", "port") if name in given)
-            raise last.error(f"{address} is used by two listeners; change one of them")

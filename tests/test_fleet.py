@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from blackhole import options, values
+from blackhole import options, redis_url
 from blackhole.fleet.machine import parse_machine
 from blackhole.fleet.replies import StoreError
 from blackhole.fleet.store import FleetStore
@@ -195,7 +195,7 @@ def test_what_is_stored_of_a_machine_is_input_like_any() -> None:
 
 def test_a_store_with_values_of_another_kind_is_an_error(redis: RedisServer) -> None:
     async def write() -> None:
-        store = FleetStore(values.fleet(f"redis://127.0.0.1:{redis.port}"), "blackhole")
+        store = FleetStore(redis_url.fleet(f"redis://127.0.0.1:{redis.port}"), "blackhole")
         try:
             await store.write("x:1", {"reply . 250": 1}, "")
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from blackhole import values
+from blackhole import redis_url
 from blackhole.fleet.outcomes import OutcomeExchange, packed, unpacked
 from blackhole.fleet.replies import StoreError
 from blackhole.fleet.store import FleetStore
@@ -74,7 +74,7 @@ def exchange_between(redis: RedisServer, work: Any) -> None:
     """Run `work` with the tables and the exchanges of two machines."""
 
     async def run() -> None:
-        stores = [FleetStore(values.fleet(redis.url()), "f") for _ in range(2)]
+        stores = [FleetStore(redis_url.fleet(redis.url()), "f") for _ in range(2)]
         tables = [SharedOutcomeTable(rows=2, sets=64) for _ in range(2)]
         for table in tables:
             table.set_ring(1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from blackhole import values
+from blackhole import redis_url
 from blackhole.fleet.store import FleetStore
 from tests.external_programs import requires
 from tests.http_api import Sink, ask, post, send
@@ -37,7 +37,7 @@ async def write_once(redis: RedisServer, name: str, age: float) -> None:
         "messages": 4,
         "rate": 0,
     }
-    store = FleetStore(values.fleet(f"redis://127.0.0.1:{redis.port}/0"), "mail")
+    store = FleetStore(redis_url.fleet(f"redis://127.0.0.1:{redis.port}/0"), "mail")
     summary = json.dumps(facts | {"open": 3, "load": 0.25, "workers": 1, "order": 0})
     await store.write(f"{name}:1", {"reply . 250": 4}, summary, age)
     await store.close()

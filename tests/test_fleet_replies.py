@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from blackhole import values
+from blackhole import redis_url
 from blackhole.fleet.machine import parse_machine
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import FleetRun, StoreError
@@ -147,7 +147,7 @@ def test_a_reply_of_another_type_or_size_is_an_error_of_the_store(reply: bytes) 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with fake_store() as server:
         server.replies = {b"*": reply}
-        assert asyncio.run(ask_everything(FleetStore(values.fleet(url(server)), "f"))) >= 3
+        assert asyncio.run(ask_everything(FleetStore(redis_url.fleet(url(server)), "f"))) >= 3
     # In KiB: the replies that are in the socket, and what one reply may have.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
@@ -172,7 +172,7 @@ RULE = '{"phase": "RCPT", "reply": "450 x"}'
 )
 def test_an_order_that_is_none_is_an_error_of_the_store(changes: Mapping[str, bytes]) -> None:
     async def read() -> None:
-        store = FleetStore(values.fleet(url(server)), "f")
+        store = FleetStore(redis_url.fleet(url(server)), "f")
         try:
             await store.order()
         finally:

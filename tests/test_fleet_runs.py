@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from blackhole import values
+from blackhole import redis_url
 from blackhole.fleet.store import FleetStore
 from tests.http_api import Sink, ask, post, send
 from tests.program import SCRIPT, run, wait_for
@@ -194,6 +194,6 @@ def test_what_is_told_of_machines_says_how_old_it_is_and_what_it_cannot_know(
 async def write_once(redis: RedisServer, name: str) -> None:
     """Write as a machine of the fleet "told" that then writes no more."""
     facts = {"name": name, "version": "1", "scenario": "loaded", "up": 1, "messages": 0, "rate": 0, "open": 0}
-    store = FleetStore(values.fleet(f"redis://127.0.0.1:{redis.port}/0"), "told")
+    store = FleetStore(redis_url.fleet(f"redis://127.0.0.1:{redis.port}/0"), "told")
     await store.write(f"{name}:1", {}, json.dumps(facts | {"load": 0, "workers": 1, "order": 0}))
     await store.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from blackhole import __version__, values
+from blackhole import __version__, redis_url
 from blackhole.fleet.fields import FIXED_FIELDS
 from blackhole.fleet.machine import find_differences, make_view, parse_machines
 from blackhole.fleet.member import FleetMember
@@ -37,7 +37,7 @@ def fleet(redis: RedisServer) -> Iterator[Callable[[Callable[[FleetStore], Await
 
     def run(test: Callable[[FleetStore], Awaitable[None]]) -> None:
         async def with_store() -> None:
-            store = FleetStore(values.fleet(f"redis://127.0.0.1:{redis.port}/0"), "f")
+            store = FleetStore(redis_url.fleet(f"redis://127.0.0.1:{redis.port}/0"), "f")
             try:
                 await test(store)
             finally:

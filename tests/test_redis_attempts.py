@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blackhole import options, values
+from blackhole import options, redis_url
 from blackhole.rules.attempt_store import Answer, PendingAnswer, ScopedStore, Update, count_attempt
 from blackhole.rules.quotas import WindowCount
 from blackhole.settings import OperatorError, RedisSettings
@@ -31,7 +31,7 @@ def run_with_stores(redis: RedisServer, work: Work, count: int = 2, more: str = 
     """Run `work` with the open stores of `count` machines."""
 
     async def together() -> None:
-        stores = [RedisAttemptStore(values.attempt_store(redis.url(more))) for _ in range(count)]
+        stores = [RedisAttemptStore(redis_url.attempt_store(redis.url(more))) for _ in range(count)]
         for store in stores:
             await store.open()
         try:
@@ -269,7 +269,7 @@ def test_a_store_that_is_always_late_delays_two_questions_and_then_none_until_a_
     async def work() -> None:
         server = await asyncio.start_server(relay, "127.0.0.1")
         port = server.sockets[0].getsockname()[1]
-        store = RedisAttemptStore(values.attempt_store(f"redis://127.0.0.1:{port}/0?timeout=0.2"))
+        store = RedisAttemptStore(redis_url.attempt_store(f"redis://127.0.0.1:{port}/0?timeout=0.2"))
         await store.open()
         try:
             await until(lambda: answering(store), "it answers")
@@ -366,7 +366,7 @@ def test_a_query_whose_time_is_over_is_not_sent(redis: RedisServer) -> None:
 def test_workers_together_log_one_warning_a_minute(
     own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = RedisAttemptStore(values.attempt_store(own_redis.url()))
+    store = RedisAttemptStore(redis_url.attempt_store(own_redis.url()))
     own_redis.kill()
 
     async def work() -> None:
@@ -387,8 +387,8 @@ def test_workers_together_log_one_warning_a_minute(
 
 def test_a_password_is_used_and_a_wrong_one_is_reported_without_it(caplog: pytest.LogCaptureFixture) -> None:
     with RedisServer("--requirepass", "open%sesame") as own:
-        right = RedisAttemptStore(values.attempt_store(own.url(password="open%25sesame")))
-        wrong = RedisAttemptStore(values.attempt_store(own.url(password="Sesam")))
+        right = RedisAttemptStore(redis_url.attempt_store(own.url(password="open%25sesame")))
+        wrong = RedisAttemptStore(redis_url.attempt_store(own.url(password="Sesam")))
 
         async def both() -> None:
             for store in (right, wrong):
@@ -412,8 +412,8 @@ def test_tls_needs_a_trusted_certificate(
         plain.command += ["--tls-cert-file", certificate.cert, "--tls-key-file", certificate.key]
         plain.start()
         url = plain.url().replace("redis://", "rediss://")
-        trusting = RedisAttemptStore(values.attempt_store(f"{url}&ca={certificate.ca}"))
-        other = RedisAttemptStore(values.attempt_store(url))
+        trusting = RedisAttemptStore(redis_url.attempt_store(f"{url}&ca={certificate.ca}"))
+        other = RedisAttemptStore(redis_url.attempt_store(url))
 
         async def both() -> None:
             for store in (trusting, other):
@@ -456,10 +456,10 @@ def test_tls_needs_a_trusted_certificate(
     ],
 )
 def test_urls_are_parsed_and_printed_without_the_password(text: str, wanted: RedisSettings) -> None:
-    assert values.attempt_store(text) == wanted
+    assert redis_url.attempt_store(text) == wanted
     assert "pass" not in str(wanted) and "p@ss" not in repr(wanted)
     if not wanted.password:
-        assert values.attempt_store(str(wanted)) == wanted
+        assert redis_url.attempt_store(str(wanted)) == wanted
 
 
 @pytest.mark.parametrize(

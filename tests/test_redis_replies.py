@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from blackhole import values
+from blackhole import redis_url
 from blackhole.rules.attempt_store import PendingAnswer, count_attempt
 from blackhole.store.redis_attempts import MAX_REASON, RedisAttemptStore
 from tests.program import Program, scenario_option, status
@@ -94,7 +94,7 @@ def fake(*replies: bytes) -> Iterator[FakeRedis]:
 def run_with_store(url: str, work: Callable[[RedisAttemptStore], Awaitable[None]]) -> None:
     async def opened() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: pytest.fail(str(context)))
-        store = RedisAttemptStore(values.attempt_store(url))
+        store = RedisAttemptStore(redis_url.attempt_store(url))
         await store.open()
         try:
             await work(store)

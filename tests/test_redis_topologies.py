@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from blackhole import values
+from blackhole import redis_url
 from blackhole.fleet.replies import StoreError
 from blackhole.fleet.store import FleetStore
 from blackhole.rules.attempt_store import PendingAnswer, count_attempt
@@ -45,7 +45,8 @@ def survives(url: str, fail_over: Callable[[], None]) -> None:
     """Check that both kinds of clients of a store go on after a fail-over."""
 
     async def work() -> None:
-        attempts, fleet = RedisAttemptStore(values.attempt_store(url)), FleetStore(values.fleet(url), "f")
+        attempts = RedisAttemptStore(redis_url.attempt_store(url))
+        fleet = FleetStore(redis_url.fleet(url), "f")
         await attempts.open()
         try:
             await until(lambda: counted(attempts), "the store of attempts answers")
