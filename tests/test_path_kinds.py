@@ -8,6 +8,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.path_kinds import OPTIONS, kinds_of
 from tests.program import PYTHON, ROOT, Program, as_root, children, environment, free_port, title, wait_for
 from tests.smtp_client import SMTPClient
