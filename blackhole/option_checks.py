@@ -91,9 +91,17 @@ def check_listener(
 
 
 def check_distinct(listeners: Sequence[Listener], given: GivenValues) -> None:
-    """Raise OperatorError if two listeners have the same address and port."""
-    addresses = [str(listener) for listener in listeners if listener.port or listener.path]
-    for address in addresses:
-        if addresses.count(address) > 1:
-            last = next(given[name] for name in ("listen", "ssl_port", "port") if name in given)
+    """Raise OperatorError if two listeners have one address and port, or cannot have rules of their own.
+
+    Rules are those of a listener by its address and port as they were given, so port 0 stands for one.
+    """
+    addresses = [str(listener) for listener in listeners]
+    for listener in listeners:
+        address = str(listener)
+        if addresses.count(address) == 1:
+            continue
+        last = next(given[name] for name in ("listen", "ssl_port", "port") if name in given)
+        if listener.port or listener.path:
             raise last.error(f"{address} is used by two listeners; change one of them")
+        if "scenario" in dict(listener.own):
+            raise last.error(f"{address}: two listeners with port 0, and a scenario for one; give it a port")

@@ -506,6 +506,10 @@ def test_the_host_name_comes_from_mailname_then_from_hosts_then_from_the_kernel(
         ("--listen=:26,tls --ssl_cert=c --ssl=no", "--listen: :26,tls: tls needs ssl = yes"),
         ("--listen=:26 --listen=:26", "--listen: 0.0.0.0:26 is used by two listeners; change one of them"),
         ("--listen=:25 --port=25", "--listen: 0.0.0.0:25 is used by two listeners; change one of them"),
+        (
+            "--listen=:0,scenario=profile:flaky --listen=:0",
+            "--listen: 0.0.0.0:0: two listeners with port 0, and a scenario for one; give it a port",
+        ),
         ("--ssl_cert=c --port=465", "--port: 0.0.0.0:465 is used by two listeners; change one of them"),
         ("--ssl_cert=c --ssl_port=25", "--ssl-port: 0.0.0.0:25 is used by two listeners; change one of them"),
         ("--ssl_key=k", "--ssl-key: a key without a certificate; set ssl_cert too"),
