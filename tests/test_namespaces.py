@@ -12,8 +12,9 @@ import pytest
 from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.namespace_counters import MAX_COUNTED_CELLS, NamespaceCounters
 from blackhole.net.connection import Connection
+from blackhole.net.listener_setup import make_recorder
 from blackhole.net.namespace_accounts import AccountedCells, NamespaceAccounts, NamespaceScenario
-from blackhole.net.server import SMTPServer, make_recorder
+from blackhole.net.server import SMTPServer
 from blackhole.net.server_namespaces import ServerNamespaces
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.namespaces import NamespaceEvaluator, NamespacePolicy, tag_of

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blackhole import options
-from blackhole.net import server
+from blackhole.net.listener_setup import listener_config
 from blackhole.rules import scenario
 from blackhole.rules.attempt_store import AttemptStore
 from blackhole.rules.context import RuleContext
@@ -128,7 +128,7 @@ def session_peer(
     outside = RuleEnvironment(
         attempt_store=memory or AttemptTable(sets=64), outcome_store=OutcomeTable(sets=64)
     )
-    config = replace(server.listener_config(settings, listener), fast_path=fast_path)
+    config = replace(listener_config(settings, listener), fast_path=fast_path)
     engine = make_engine(
         active.rules, listener.mode, str(listener), outside, config=config, recorder=recorder
     )

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Final
 
 from blackhole.net.connection import Connection
+from blackhole.net.pauses import holds_reply_back, limit_delay
 from blackhole.net.stream import descriptor
 
 HALF_CLOSED_WAIT: Final = 5
@@ -45,7 +46,7 @@ class DisconnectWatch:
             if gone or stressed:
                 end(connection, gone)
             else:
-                connection.limit_delay(HALF_CLOSED_WAIT)
+                limit_delay(connection, HALF_CLOSED_WAIT)
 
     def make_room(self, connections: Iterable[Connection]) -> bool:
         """End connections whose clients have closed their side; return whether one more can be accepted."""
@@ -72,7 +73,9 @@ def ended_waits(connections: Iterable[Connection]) -> list[tuple[Connection, boo
     """Return the connections that hold a reply back while the client has closed its side. The second of each
     is true where the connection is broken, so that the client cannot get the reply."""
     waiting = {
-        descriptor(connection.stream): connection for connection in connections if connection.holds_reply_back
+        descriptor(connection.stream): connection
+        for connection in connections
+        if holds_reply_back(connection)
     }
     poller = select.poll()
     for fd in waiting:

@@ -16,8 +16,8 @@ class RecordedConnection(Connection):
 
     __slots__ = ()
 
-    async def _start_tls(self) -> None:
-        await super()._start_tls()
+    async def start_tls(self) -> None:
+        await super().start_tls()
         socket = cast(SSLSocket, self.stream.socket)
         cipher = socket.cipher()
         about = [f"{socket.version() or 'TLS'} {cipher[0] if cipher else ''}".rstrip()]
@@ -26,8 +26,8 @@ class RecordedConnection(Connection):
         about += [f"client {identity.decode(errors='replace')}"] if identity else []
         self._recorded.tls = ", ".join(about)
 
-    def _try_send(self, reply: Reply) -> None:
-        super()._try_send(reply)
+    def try_send(self, reply: Reply) -> None:
+        super().try_send(reply)
         self._recorded.closed_with(reply)
 
     @property

@@ -6,18 +6,15 @@ import asyncio
 import logging
 import resource
 import socket
-import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
-from random import Random
 from typing import Any, Final
 
 from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
-from blackhole.addresses import NetworkSet, client_address, to_bytes
+from blackhole.addresses import client_address, to_bytes
 from blackhole.metrics.counters import record_values
 from blackhole.metrics.evidence import EvidenceWriter
 from blackhole.metrics.layout import (
@@ -29,39 +26,30 @@ from blackhole.metrics.layout import (
 )
 from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
-from blackhole.net.accounting import EVENT_CELLS, count_rejection
+from blackhole.net.accounting import count_rejection
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
-from blackhole.net.connection import RECEIVED_CELL, Connection
+from blackhole.net.connection import Connection
 from blackhole.net.context import ListenerContext
 from blackhole.net.disconnects import DisconnectWatch
-from blackhole.net.dkim_keys import published_keys
 from blackhole.net.fleet_usage import FleetUsage
 from blackhole.net.limit_log import LimitLog
+from blackhole.net.listener_setup import connection_type, make_context, make_engines
 from blackhole.net.namespace_accounts import NamespaceScenario
 from blackhole.net.poller import Poller
-from blackhole.net.recorded_connection import RecordedConnection
-from blackhole.net.server_namespaces import NO_NAMESPACES, ServerNamespaces, namespace_of
+from blackhole.net.rules_in_force import RulesInForce
+from blackhole.net.server_namespaces import NO_NAMESPACES, ServerNamespaces
 from blackhole.net.stream import ClientStream
+from blackhole.net.timeouts import RECEIVED_CELL, enforce_timeouts
 from blackhole.net.tls import TLSContexts
 from blackhole.net.tls_choice import reads_client_hello
-from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
-from blackhole.rules.model import Rule
-from blackhole.rules.modes import MODE_RULES
 from blackhole.settings import Listener, Settings
-from blackhole.smtp.auth import choose_mechanisms
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.engine_tables import TraceFunction
-from blackhole.smtp.extensions import choose
-from blackhole.smtp.inspection import InspectionPlan
-from blackhole.smtp.policy import ListenerPolicy
 from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.replies import TOO_MANY_CONNECTIONS
-from blackhole.smtp.state import LMTP, SMTP, ListenerConfig
-from blackhole.smtp.wanted_fields import WantedFields
 from blackhole.store.active_scenario import NO_SCENARIO, ActiveScenario
 from blackhole.store.client_log import ClientLogWriter
-from blackhole.store.recent import RecentWriter
 
 log = logging.getLogger(__name__)
 
@@ -92,94 +80,6 @@ def capacity(wanted: int) -> int:
     """Return how many connections this process can have, of as many as are wanted."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, min(wanted, files - RESERVED_FDS))
-
-
-def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
-    """Return what the engine of a listener needs to know of the settings."""
-    extensions = choose(settings.extensions)
-    return ListenerConfig(
-        hostname=settings.hostname,
-        service=LMTP if listener.lmtp else SMTP,
-        extensions=extensions,
-        message_size_limit=settings.message_size_limit,
-        strict=settings.strict,
-        delay=listener.delay,
-        starttls=bool(settings.ssl_cert) and not listener.tls and "STARTTLS" in extensions,
-        bare_newline=settings.bare_newline,
-        inspect=settings.inspect,
-        inspect_content=settings.inspect_content,
-        dkim_keys=published_keys(settings.dkim_keys, settings.dkim_records) if settings.dkim_records else {},
-        limits=client_limits(settings) if settings.limits_clients else None,
-        message_directives=settings.message_directives,
-        auth=settings.auth != "off" and "AUTH" in extensions,
-        auth_plaintext=settings.auth_plaintext,
-        auth_mechanisms=choose_mechanisms(settings.auth_mechanisms, settings.passwords is not None),
-        auth_required=settings.auth_required,
-        passwords=settings.passwords,
-        xclient_from=NetworkSet(settings.xclient_from) if settings.xclient_from else None,
-        fast_path="fast_path" in settings.accelerators,
-    )
-
-
-def make_recorder(
-    settings: Settings,
-    listener: Listener,
-    address: str,
-    writer: RecentWriter | None,
-    log_transaction: Callable[[Any, bytes], None] | None = None,
-) -> Recorder:
-    """Return what records the transactions of a listener. Without a writer they are not kept."""
-    names = () if writer is None else settings.recent_fields
-    about = address.encode(), ",".join(names).encode()
-    publish = keep_nothing if writer is None else writer.append
-    return Recorder(
-        time.time,
-        publish,
-        WantedFields(names),
-        about,
-        listener.mode.encode(),
-        log_transaction,
-        namespace_of if settings.namespace_by else None,
-    )
-
-
-def keep_nothing(record: bytes) -> int:
-    """Keep no record of a transaction that is only logged."""
-    return 0
-
-
-def needs_attempt_store(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
-    """Return whether a rule of one of these listeners needs a store of attempts."""
-    rules = chain(scenario.all_rules, *(MODE_RULES[listener.mode] for listener in listeners))
-    return any(rule.needs_store for rule in rules)
-
-
-def rule_environment(scenario: ActiveScenario) -> RuleEnvironment:
-    """Return what the rules of a scenario may ask."""
-    return RuleEnvironment(
-        lambda: time.monotonic() - scenario.clock_origin,
-        scenario.attempt_store,
-        scenario.outcome_store,
-        time.monotonic,
-    )
-
-
-def rule_policy(listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> RulePolicy:
-    """Return the policy of a listener: the rules of the scenario, and behind them those of its mode."""
-    return RulePolicy(
-        scenario.rules,
-        listener.mode,
-        str(listener),
-        Random(),
-        rule_environment(scenario),
-        EVENT_CELLS.outcome,
-    )
-
-
-def tracks_retries(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
-    """Return whether a rule of one of these listeners may refuse a message, so that retries are tracked."""
-    rules = chain(scenario.all_rules, *(MODE_RULES[listener.mode] for listener in listeners))
-    return any(rule.may_refuse for rule in rules)
 
 
 class SMTPServer(TCPServer):
@@ -224,48 +124,22 @@ class SMTPServer(TCPServer):
         self.capacity: Final = capacity(settings.max_connections)
         """How many connections this process may have."""
         self.connections: Final[set[Connection]] = set()
-        self.context: ListenerContext
-        self._namespaces: Final = namespaces
-        self._scenario = scenario
-        self.policy = self._make_policy(scenario)
-        policy = self._listener_policy(tls)
-        rules = self._all_rules()
-        limited = listener_config(settings, listener)
-        inspection = InspectionPlan(settings.inspect)
-        engine = SMTPEngine(
-            replace(limited, limits=None), Random(), trace, policy, EVENT_CELLS, recorder, inspection
+        self._rules: Final = RulesInForce(listener, scenario, namespaces)
+        policy = self._rules.session_policy(tls)
+        self.context = make_context(
+            listener,
+            settings,
+            make_engines(listener, settings, trace, policy, recorder),
+            counters,
+            tls,
+            self._rules.all_rules(),
+            AdmissionControl(settings, client_table, fleet_usage) if settings.limits_clients else None,
+            (limit_log or LimitLog()) if settings.limits_clients else None,
+            evidence,
+            log.debug if settings.public else log.info,
+            self.client_changed,
         )
-        self.context = ListenerContext(
-            listener=listener,
-            settings=settings,
-            engine=engine,
-            limited_engine=(
-                SMTPEngine(limited, Random(), trace, policy, EVENT_CELLS, recorder, inspection)
-                if settings.limits_clients
-                else engine
-            ),
-            limits=client_limits(settings),
-            counters=counters,
-            tls=tls,
-            reads_client_hello=reads_client_hello(tls, rules),
-            admission=(
-                AdmissionControl(settings, client_table, fleet_usage) if settings.limits_clients else None
-            ),
-            limit_log=(limit_log or LimitLog()) if settings.limits_clients else None,
-            proxy_parser=proxy.make_parser() if listener.proxy else None,
-            proxies=NetworkSet(settings.proxy_from),
-            greets_at_once=not (listener.proxy or listener.tls or settings.limits_clients),
-            log_connection=log.debug if settings.public else log.info,
-            client_changed=self.client_changed,
-            evidence=evidence,
-        )
-        self._connection_type: Final[Callable[..., Connection]] = (
-            namespaces.connection_type(number, recorder is not None)
-            if namespaces is not None
-            else Connection
-            if recorder is None
-            else RecordedConnection
-        )
+        self._connection_type: Final = connection_type(namespaces, number, recorder is not None)
         self._should_yield: Final = should_yield
         self._number: Final = number
         self._client_log: Final = client_log
@@ -395,7 +269,7 @@ class SMTPServer(TCPServer):
             self._check_stress()
         self._disconnects.sweep(self.connections, self.context.stressed)
         for connection in list(self.connections):
-            connection.sweep()
+            enforce_timeouts(connection)
         if self._client_log is not None:
             for connection in self.connections:
                 self._update_client_log(connection)
@@ -458,12 +332,8 @@ class SMTPServer(TCPServer):
         """Use other rules: for new connections at once, for open ones from the next command outside a
         transaction."""
         context = self.context
-        if scenario is not self._scenario:
-            self._scenario = scenario
-            self.policy = self._make_policy(scenario)
-        if self._namespaces is not None:
-            self._namespaces.update(namespaces)
-        policy = self._listener_policy(context.tls)
+        self._rules.update(scenario, namespaces)
+        policy = self._rules.session_policy(context.tls)
         engine = context.engine.replace_policy(policy)
         limited = context.limited_engine.replace_policy(policy) if self.settings.limits_clients else engine
         self._replace_context(
@@ -471,36 +341,14 @@ class SMTPServer(TCPServer):
                 context,
                 engine=engine,
                 limited_engine=limited,
-                reads_client_hello=reads_client_hello(context.tls, self._all_rules()),
+                reads_client_hello=reads_client_hello(context.tls, self._rules.all_rules()),
             )
         )
-
-    def _make_policy(self, scenario: ActiveScenario) -> RulePolicy:
-        return rule_policy(self.listener, scenario.of_listener(str(self.listener)))
-
-    def _listener_policy(self, tls: TLSContexts | None) -> ListenerPolicy:
-        """Return the policy of all sessions, once the certificates of its rules are there."""
-        if tls is not None:
-            for scenario in self._scenarios():
-                tls.add(scenario.certificates)
-        if self._namespaces is None:
-            return self.policy
-        return self._namespaces.policy(self.policy, self._make_policy)
-
-    def _scenarios(self) -> Iterator[ActiveScenario]:
-        """Yield the scenario of the server, and those of its namespaces."""
-        yield self._scenario
-        if self._namespaces is not None:
-            yield from self._namespaces.scenarios
-
-    def _all_rules(self) -> list[Rule]:
-        name = str(self.listener)
-        return [rule for scenario in self._scenarios() for rule in scenario.of_listener(name).rules]
 
     @property
     def may_refuse(self) -> bool:
         """Whether a rule may refuse, delay or cut off a message, so that retries are to be expected."""
-        return self.policy.rules.may_refuse or (self._namespaces is not None and self._namespaces.may_refuse)
+        return self._rules.may_refuse
 
     def mark_closed_by_server(self) -> None:
         """Note that the process ends, so that no open connection is counted as the client's fault."""

@@ -113,8 +113,8 @@ class NamespacedConnection(Connection):
     def context(self, context: ListenerContext) -> None:
         self._own_context = replace(context, counters=self._cells)
 
-    def _share_local_address(self) -> None:
-        super()._share_local_address()
+    def share_local_address(self) -> None:
+        super().share_local_address()
         policy = self.session.policy
         assert isinstance(policy, NamespaceEvaluator)
         policy.watch(self._cells.choose)

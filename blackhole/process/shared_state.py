@@ -7,9 +7,10 @@ from dataclasses import astuple, replace
 
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.namespace_counters import NamespaceCounters, NamespaceState
-from blackhole.net import server
 from blackhole.net.client_table import ClientTable
 from blackhole.net.limit_log import LimitLog
+from blackhole.net.rules_in_force import needs_attempt_store, tracks_retries
+from blackhole.net.server import listener_address
 from blackhole.process.configuration import Configuration
 from blackhole.process.message_total import MessageTotal
 from blackhole.settings import RedisSettings, Settings
@@ -52,7 +53,7 @@ class SharedState:
         """Make what the workers and the dashboard of a configuration need."""
         settings = configuration.settings
         for listener, sockets in configuration.bound.items():
-            self.counters.listener(server.listener_address(listener, sockets))
+            self.counters.listener(listener_address(listener, sockets))
         if settings.counts_clients and self._clients is None:
             self._clients = ClientTable(self.counters.rows)
         if settings.limits_clients and self.limit_log is None:
@@ -74,11 +75,11 @@ class SharedState:
         settings, bound, scenario = configuration.settings, configuration.bound, configuration.scenario
         # Through the dashboard a scenario may be loaded that needs a table the configured one does not.
         has_dashboard = bool(configuration.dashboard_sockets)
-        if self._attempts is None and (has_dashboard or server.needs_attempt_store(bound, scenario)):
+        if self._attempts is None and (has_dashboard or needs_attempt_store(bound, scenario)):
             self._attempts = AttemptTable(self.counters.rows)
         if settings.fleet.host and not isinstance(self._outcomes, SharedOutcomeTable):
             self._outcomes = SharedOutcomeTable(self.counters.rows)
-        elif self._outcomes is None and (has_dashboard or server.tracks_retries(bound, scenario)):
+        elif self._outcomes is None and (has_dashboard or tracks_retries(bound, scenario)):
             self._outcomes = OutcomeTable()
         for store in settings.attempt_store, _fleet_settings(settings):
             if store.host and store not in self._redis_stores:

@@ -27,10 +27,11 @@ from blackhole.net.accelerators import make_selector, stream_factory
 from blackhole.net.client_table import ClientTable, ClientTableView
 from blackhole.net.fleet_usage import FleetUsage
 from blackhole.net.limit_log import LimitLog
+from blackhole.net.listener_setup import make_recorder
 from blackhole.net.namespace_accounts import NamespaceAccounts, NamespaceScenario
 from blackhole.net.poller import LoopPoller, Poller
 from blackhole.net.selector import Selector
-from blackhole.net.server import SMTPServer, listener_address, make_recorder
+from blackhole.net.server import SMTPServer, listener_address
 from blackhole.net.server_namespaces import ServerNamespaces, listener_key
 from blackhole.net.tls import TLSContexts
 from blackhole.process import logs
