@@ -273,6 +273,18 @@ SCENARIOS = {
         throttle = { concurrent = 1, by = "all" }
         reply = "421 4.7.0 Enough"
         """,
+    "conduct": """
+        [[rule]]
+        throttle = { messages = 2, per = "1m", by = "client", grows = 2, every = "5m", to = 9 }
+        reply = "421 4.7.0 Too much for now"
+        [[rule]]
+        throttle = { refused = 2, per = "1m", by = "network", share = 0.1 }
+        reply = "421 4.7.0 Too many unknown users"
+        [[rule]]
+        phase = "RCPT"
+        recipient = "c@*"
+        reply = "550 5.1.1 Unknown"
+        """,
     "delays": """
         [[window]]
         name = "storm"
