@@ -349,6 +349,10 @@ def test_slots_of_one_rule_take_no_place_of_another() -> None:
         [[rule]]
         throttle = { concurrent = 1, by = "sender" }
         reply = "450 4.7.1 Busy"
+        [[rule]]
+        phase = "HELO"
+        throttle = { concurrent = 1, by = "helo" }
+        reply = "450 4.7.1 Busy"
         """,
         memory=DictStore(True),
     )
@@ -357,9 +361,11 @@ def test_slots_of_one_rule_take_no_place_of_another() -> None:
     for number in range(MAX_CONNECTION_QUOTAS + 9):
         assert say(session, f"RCPT TO:<b{number}@b>") == "250"
     assert say(session, "MAIL FROM:<eve@a>") == "250"
+    assert say(session, "HELO late.test") == "250", "the first slot of a rule, when all places are taken"
     assert evaluator_of(session).context.held_slots.keys() >= {
         b"recipient-domain\x002\x00b",
         b"sender\x003\x00eve@a",
+        b"helo\x004\x00late.test",
     }
 
 

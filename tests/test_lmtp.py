@@ -25,6 +25,7 @@ from tests.engines import EVENT_NUMBERS, VIOLATION_NAMES, make_engine
 from tests.external_programs import output_of, requires
 from tests.postfix import SENDER, Postfix, requires_postfix, smtp_source
 from tests.program import Program, free_port, run, scenario_option, wait_for
+from tests.remote_store import RemoteStore, with_lookups
 
 RULES = """
     [[rule]]
@@ -82,6 +83,19 @@ def test_one_hundred_of_the_longest_addresses_are_accepted_and_not_many_more() -
     accepted = codes.count("250")
     assert codes == ["250"] * accepted + ["452"] * (200 - accepted)
     assert 100 <= accepted <= MAX_LMTP_OCTETS // 240
+
+
+def test_each_recipient_waits_for_an_answer_of_its_own() -> None:
+    """The attempts are counted on another machine, which is asked about one recipient after the other."""
+    rules = parse_rules(
+        '[[rule]]\nphase = "."\nrecipient = "*"\nattempt = "1"\nreply = "451 4.3.0 Later"\n', "rules"
+    )
+    engine = make_engine(rules, environment=RuleEnvironment(attempt_store=RemoteStore()), service="lmtp")
+    session = engine.session()
+    for codes in (["451", "451"], ["250", "250"]):
+        assert converse(session, envelope(b"a", b"b"))[-1:] == ["354"]
+        out = with_lookups(session, session.receive(b"Hello\r\n.\r\n"))
+        assert [line[:3].decode() for line in out.splitlines()] == codes
 
 
 def test_retries_are_tracked_for_each_recipient() -> None:

@@ -590,6 +590,15 @@ def test_exchanges_within_a_transaction_are_bounded() -> None:
     assert (one.recipients, one.sender) == (("c@d.test",), "a@b.test")
 
 
+def test_long_transaction_that_another_replaces_has_a_record_of_its_own() -> None:
+    records = Records()
+    records.play(EHLO, MAIL, *(b"NOOP\r\n",) * 100, EHLO, GROUP, BODY)
+    first, second = records.transactions
+    assert (first.outcome, len(first.exchanges), first.left_out) == ("aborted", 23, 3 + 100 - 23)
+    assert (first.exchanges[-1].phase, second.exchanges[0].phase) == ("NOOP", "EHLO")
+    assert (second.outcome, second.left_out) == ("accepted", 0)
+
+
 def test_violations_of_a_record_are_bounded() -> None:
     records = Records()
     records.play(EHLO, *(b"FROB\r\n",) * 100, GROUP, BODY)

@@ -78,6 +78,7 @@ MISTAKES = {
     "[[rule]]\nphase = 'RCPT'\nreply = '450 5.2.1 Later'": "rule 1: reply: 5.2.1 does not go with 450",
     "[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 L\u00e4ter'": "characters of ASCII",
     "[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 {name}'": "{name} is none of {client} {helo} ",
+    "[[rule]]\nphase = 'RCPT'\nreply = '450 4.2.1 {Client}'": "{Client} is none of {client} {helo} ",
     "[[rule]]\nphase = 'RCPT'\nreply = []": "expected at least one reply",
     "[[rule]]\nphase = 'RCPT'\nreply = ['250 2.1.5 OK', '450 4.2.1 Later']": "acceptances, not both",
     "[[rule]]\nphase = 'RCPT'\nreply = '354 Go on'": "rule 1: reply: 354 is the reply to DATA only",

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blackhole import options
+from blackhole.addresses import NetworkSet
 from blackhole.net.listener_setup import listener_config
 from blackhole.rules import scenario
 from blackhole.rules.attempt_store import AttemptStore
@@ -317,6 +318,25 @@ def test_trace_has_every_line_received_and_sent() -> None:
         ("RECV", b"."),
         ("RECV", b"QUIT"),
         ("SEND", b"221 2.0.0 Goodbye"),
+    ]
+
+
+def test_trace_has_the_greeting_of_the_client_that_xclient_names() -> None:
+    seen = []
+    engine = make_engine(
+        hostname="mx.test",
+        xclient_from=NetworkSet(["192.0.2.1"]),
+        trace=lambda session, way, line: seen.append((session, line)),
+    )
+    session = engine.session(client="192.0.2.1")
+    session.greet()
+    assert session.receive(b"XCLIENT ADDR=192.0.2.7\r\nNOOP\r\n") == b""
+    named = engine.session_after(session)
+    assert named.greet_named_client() == b"220 mx.test ESMTP Blackhole\r\n250 2.0.0 OK\r\n"
+    assert [line for one, line in seen if one is named] == [
+        b"220 mx.test ESMTP Blackhole",
+        b"NOOP",
+        b"250 2.0.0 OK",
     ]
 
 
