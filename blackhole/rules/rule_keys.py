@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, to_bytes
@@ -67,27 +68,19 @@ def _sni_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.server_name), globs
 
 
-def _helo_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
-    if isinstance(globs, NamedGlobs):
-        return lambda context: globs.find(context.helo, context.phase) is not None, globs.globs
+def _helo_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.helo), globs
 
 
-def _sender_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
-    if isinstance(globs, NamedGlobs):
-        return lambda context: globs.find(context.sender, context.phase) is not None, globs.globs
+def _sender_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.sender), globs
 
 
-def _recipient_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
-    if isinstance(globs, NamedGlobs):
-        return lambda context: globs.find(context.recipient, context.phase) is not None, globs.globs
+def _recipient_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.recipient), globs
 
 
-def _user_matcher(globs: GlobSet | NamedGlobs) -> Matcher:
-    if isinstance(globs, NamedGlobs):
-        return lambda context: globs.find(context.user, context.phase) is not None, globs.globs
+def _user_matcher(globs: GlobSet) -> Matcher:
     return lambda context: globs.match(context.user), globs
 
 
@@ -119,12 +112,18 @@ def _attempt_matcher(compare: Comparison) -> Matcher:
     return lambda context: compare(context.attempt), None
 
 
+def named_parts_matcher(key: str, globs: NamedGlobs) -> Matcher:
+    """Return the condition that a text of the context, which has the name of the key, has named parts."""
+    text: Callable[[RuleContext], bytes] = attrgetter(key)
+    return lambda context: globs.find(text(context), context.phase) is not None, globs.globs
+
+
 class ConditionKey(NamedTuple):
     """A key that is a condition."""
 
     read: Reader
     make: Callable[[Any], Matcher]
-    """Makes the condition of the value that was read."""
+    """Makes the condition of the value that was read, unless it has named parts."""
     has_signs: bool = False
     """Whether a "!" before a text negates it."""
 

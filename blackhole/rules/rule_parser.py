@@ -22,6 +22,7 @@ from blackhole.rules.rule_keys import (
     LISTED_BY,
     ONE_PHASE_KEYS,
     TLS_KEYS,
+    named_parts_matcher,
     owners_known_at,
 )
 from blackhole.rules.value_readers import CLIENT_SECONDS, Operands, unknown_placeholder
@@ -93,8 +94,9 @@ def _conditions(values: Mapping[str, Any]) -> Iterator[Condition]:
     for key, row in CONDITION_KEYS.items():
         operands: Operands | None = values.get(key)
         if operands is not None and operands.plain is not None:
-            matches, indexed = row.make(operands.plain)
-            has_parts = isinstance(operands.plain, NamedGlobs)
+            plain = operands.plain
+            has_parts = isinstance(plain, NamedGlobs)
+            matches, indexed = named_parts_matcher(key, plain) if has_parts else row.make(plain)
             yield Condition(key, _as_written(operands.plain_value), matches, indexed, False, has_parts)
         if operands is not None and operands.negated is not None:
             yield _negated(key, operands.negated, operands.negated_value)
