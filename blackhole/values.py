@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from blackhole import addresses, processors
@@ -29,6 +29,16 @@ def expected(what: str, found: object) -> ValueError:
     ValueError("expected a port, not 'x'")
     """
     return ValueError(f"expected {what}, not {without_password(str(found))[:MAX_REPEATED]!r}")
+
+
+def unknown_word(word: object, known: Collection[str], what: str = "one of") -> ValueError:
+    """Return the error for a word that is none of the known ones, with the one that it resembles.
+
+    >>> unknown_word("prot", ["host", "port"])
+    ValueError("expected one of host, port, not 'prot' (did you mean port?)")
+    """
+    error = expected(f"{what} {', '.join(known)}", word)
+    return ValueError(f"{error}{did_you_mean(word, known)}")
 
 
 def without_password(text: str) -> str:
@@ -149,14 +159,13 @@ def switch(text: str) -> bool:
         raise expected("yes or no", text) from None
 
 
-def one_of(known: Iterable[str]) -> Callable[[str], str]:
+def one_of(known: Collection[str]) -> Callable[[str], str]:
     """Return a reader of one of the `known` words, in either case."""
 
     def read(text: str) -> str:
         if text.lower() in known:
             return text.lower()
-        error = expected("one of " + ", ".join(known), text)
-        raise ValueError(f"{error}{did_you_mean(text, known)}")
+        raise unknown_word(text, known)
 
     return read
 
@@ -166,8 +175,7 @@ def namespace_keys(text: str) -> tuple[str, ...]:
     words = text.lower().replace(",", " ").split()
     for word in words:
         if word not in NAMESPACE_KEYS and words != ["off"]:
-            error = expected(f"off, or some of {', '.join(NAMESPACE_KEYS)}", word)
-            raise ValueError(f"{error}{did_you_mean(word, NAMESPACE_KEYS)}")
+            raise unknown_word(word, NAMESPACE_KEYS, "off, or some of")
     return tuple(word for word in NAMESPACE_KEYS if word in words)
 
 

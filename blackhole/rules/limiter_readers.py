@@ -16,7 +16,7 @@ from blackhole.rules.modes import DEFAULT_GREYLIST
 from blackhole.rules.quota_owners import QUOTA_OWNERS, Owners
 from blackhole.rules.quotas import MAX_BURST, MAX_SLIDING
 from blackhole.rules.value_readers import is_whole, read_chance, read_number, read_seconds
-from blackhole.values import SIZE_UNITS, did_you_mean, expected, shown
+from blackhole.values import SIZE_UNITS, did_you_mean, expected, shown, unknown_word
 
 PERIODS: Final = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "connection": 0.0}
 
@@ -45,8 +45,7 @@ def read_owners(value: Any, default: Owners) -> Owners:
     owners = tuple(value) if isinstance(value, list) else (value,)
     for name in owners:
         if not isinstance(name, str) or name not in QUOTA_OWNERS:
-            error = expected(f"one of {', '.join(QUOTA_OWNERS)}", name)
-            raise ValueError(f"by: {error}{did_you_mean(str(name), QUOTA_OWNERS)}")
+            raise ValueError(f"by: {unknown_word(name, QUOTA_OWNERS)}")
     if not owners or len({*owners}) < len(owners) or ("all" in owners and len(owners) > 1):
         raise ValueError(f"by: {expected('one or more, each once, and all by itself', value)}")
     return owners
@@ -142,8 +141,7 @@ def _read_period(value: Any, what: str) -> float:
 def _read_window(value: Any, limit: int, period: float) -> bool:
     """Read whether a window slides."""
     if value not in WINDOW_KINDS:
-        error = expected(f"one of {', '.join(WINDOW_KINDS)}", value)
-        raise ValueError(f"window: {error}{did_you_mean(str(value), WINDOW_KINDS)}")
+        raise ValueError(f"window: {unknown_word(value, WINDOW_KINDS)}")
     if value != "sliding":
         return False
     if not period:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from blackhole.tls_menu import CERTIFICATES, CIPHERS, CLIENT_CERTIFICATE, VERSION_NUMBERS
-from blackhole.values import did_you_mean, expected
+from blackhole.values import expected, unknown_word
 
 
 def read_certificate(value: Any) -> str:
@@ -25,8 +25,7 @@ def _read_word(value: Any, known: Collection[str]) -> str:
     """Read one of these words."""
     if isinstance(value, str) and value in known:
         return value
-    error = expected(f"one of {', '.join(known)}", value)
-    raise ValueError(f"{error}{did_you_mean(value, known)}")
+    raise unknown_word(value, known)
 
 
 def read_ciphers(value: Any) -> str:

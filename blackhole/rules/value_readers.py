@@ -29,7 +29,7 @@ from blackhole.smtp.faults import Fault
 from blackhole.smtp.replies import Reply
 from blackhole.smtp.state import PHASES
 from blackhole.tls_menu import HANDSHAKE_FAULTS
-from blackhole.values import SIZE_UNITS, TIME_UNITS, did_you_mean, expected, shown
+from blackhole.values import SIZE_UNITS, TIME_UNITS, did_you_mean, expected, shown, unknown_word
 
 # Texts, numbers and times
 
@@ -167,8 +167,7 @@ def read_extensions(value: Any) -> frozenset[str]:
     keywords = [text.upper() for text in read_texts(value)]
     for keyword in keywords:
         if keyword not in USABLE_EXTENSIONS:
-            error = expected(f"one of {', '.join(USABLE_EXTENSIONS)}", keyword)
-            raise ValueError(f"{error}{did_you_mean(keyword, USABLE_EXTENSIONS)}")
+            raise unknown_word(keyword, USABLE_EXTENSIONS)
     return frozenset(keywords)
 
 
