@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NamedTuple, Self
 
-from blackhole.metrics.counters import Counters
+from blackhole.metrics.counters import LARGEST_COUNT, Counters
 from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import OperatorError
@@ -33,9 +33,6 @@ MAX_COUNTED_CELLS: Final = 511
 """Cells that a namespace can count in one process: far more than a test makes use of."""
 
 PAIR_ROW_CELLS: Final = FIRST_PAIR + 2 * MAX_COUNTED_CELLS
-
-MOST: Final = 2**63
-"""No counter grows so far."""
 
 
 class NamespaceCounters:
@@ -121,7 +118,7 @@ class NamespaceRow:
         """Add to a counter; do nothing if there are too many of them."""
         place = self._places.get(cell)
         if place is not None:
-            self._cells[place] = min(self._cells[place] + amount, MOST)
+            self._cells[place] = min(self._cells[place] + amount, LARGEST_COUNT)
         elif self._count < MAX_COUNTED_CELLS:
             place = FIRST_PAIR + 2 * self._count + 1
             self._cells[place - 1], self._cells[place] = cell, amount
