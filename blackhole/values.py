@@ -261,6 +261,10 @@ def scenarios(text: str) -> tuple[str, ...]:
     return tuple(word if word.startswith("profile:") else path(word) for word in text.split())
 
 
+VARIABLE_NAME: Final = r"[A-Za-z_][A-Za-z0-9_-]*"
+"""Matches names of variables of a scenario."""
+
+
 def variables(text: str) -> tuple[Variable, ...]:
     """Read values of variables, NAME=VALUE, separated by blanks. A value may have blanks too.
 
@@ -270,7 +274,7 @@ def variables(text: str) -> tuple[Variable, ...]:
     found: list[Variable] = []
     for word in text.split(" "):
         name, equals, value = word.partition("=")
-        if equals and re.fullmatch("[A-Za-z_][A-Za-z0-9_-]*", name):
+        if equals and re.fullmatch(VARIABLE_NAME, name):
             found.append(Variable(name, value))
         elif found:
             found[-1] = Variable(found[-1].name, f"{found[-1].text} {word}".rstrip())

@@ -11,12 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from blackhole.values import did_you_mean, expected, shown
+from blackhole.values import VARIABLE_NAME, did_you_mean, expected, shown
 
 Variables = Mapping[str, Any]
 """Name -> text, number, or true or false."""
-
-VARIABLE_NAME: Final = r"[A-Za-z_][A-Za-z0-9_-]*"
 
 WHOLE_VALUE: Final = re.compile(rf"\$(?:({VARIABLE_NAME})|\{{({VARIABLE_NAME})\}})")
 IN_TEXT: Final = re.compile(rf"\$(?:\{{({VARIABLE_NAME})\}}|\$)")
