@@ -1,4 +1,4 @@
-"""Limits by the conduct of a client: they grow while it keeps to them, or end its refused recipients.
+"""Limits by the conduct of a client: they grow while it keeps to them, or count its refused recipients.
 
 Each is an update of a record, as those of `blackhole.rules.quotas`: `blackhole.store.redis_conduct` does the
 same in Redis. The count of a record holds several numbers, in 53 bits, as many as a number of Redis has.
@@ -21,7 +21,7 @@ PERIOD_BITS: Final = 12
 MAX_PERIODS: Final = 2**PERIOD_BITS - 1
 """Periods of a limit in the time after which it grows."""
 
-MAX_STEPS: Final = 63
+MAX_STEPS: Final = 62
 """Times that a limit may grow."""
 
 REFUSED_BITS: Final = 26
@@ -81,7 +81,7 @@ class GrowingCount(NamedTuple):
         passed = max(0, here - begin) // every
         if passed:
             grown = min(self.steps, step + 1 - exceeded)
-            # Who is not seen for a time is less known after it.
+            # A client that was not seen for a further time loses a step for it.
             step = max(0, grown - (passed - 1))
             begin += passed * every
             used = number = exceeded = 0

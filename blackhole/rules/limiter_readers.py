@@ -122,9 +122,9 @@ def _read_growth(value: Mapping[str, Any], limit: int, period: float) -> Growth 
     every = read_seconds(value.get("every", period))
     if not period <= every <= period * MAX_PERIODS:
         raise ValueError(f"every: {expected(f'a time from per to {MAX_PERIODS} times as long', every)}")
-    steps = next((step for step in range(MAX_STEPS) if limit * factor**step >= most), None)
+    steps = next((step for step in range(MAX_STEPS + 1) if limit * factor**step >= most), None)
     if steps is None:
-        raise ValueError(f"grows: more than {MAX_STEPS - 1} times from {limit} to {most}")
+        raise ValueError(f"grows: more than {MAX_STEPS} times from {limit} to {most}")
     return Growth(factor, every, most, steps)
 
 
