@@ -48,9 +48,10 @@ MAX_NOTES: Final = 1 << 18
 TEXT_HEADER: Final = Struct("QQ")
 """Checksum and length of a text."""
 
-ORDER_SLOTS: Final = (0, 1)
 NOTES_SLOT: Final = 2
-"""The slots of a namespace: two for orders, and one for what the dashboard keeps of it."""
+"""The slot of what the dashboard keeps of a namespace, behind the two slots of its orders."""
+
+TEXT_SLOTS: Final = NOTES_SLOT + 1
 
 USED: Final = 0
 """Cell of a namespace: the monotonic time, in microseconds, when it was used last."""
@@ -63,7 +64,7 @@ HEAD_CELLS: Final = 1 + MAX_ONE_SHOT_RULES
 TEXT_SLOT_CELLS: Final = TEXT_HEADER.size // CELL_OCTETS + max(MAX_ORDER_OCTETS, MAX_NOTES) // CELL_OCTETS
 """Cells of each slot."""
 
-REGION_CELLS: Final = HEAD_CELLS + 3 * TEXT_SLOT_CELLS
+REGION_CELLS: Final = HEAD_CELLS + TEXT_SLOTS * TEXT_SLOT_CELLS
 """Cells of a namespace."""
 
 
