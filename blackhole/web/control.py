@@ -20,7 +20,7 @@ from blackhole.metrics.layout import MAX_RULE_NAMES
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings, Variable
-from blackhole.store.control import ControlChannel, RuntimeOrder
+from blackhole.store.control import ONE_SHOT_NAME, ControlChannel, RuntimeOrder
 from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES, OneShotRule
 from blackhole.tls_menu import TLSParameters
 from blackhole.values import did_you_mean
@@ -29,6 +29,9 @@ from blackhole.web.tls_orders import TLSOrders
 
 LOADED: Final = "loaded"
 """The name of the scenario of all files and profiles of --scenario together."""
+
+REMOVE_ONE_SHOT_NAME: Final = "DELETE /next"
+"""The name of the order that removes all one-shot rules."""
 
 MAX_CHECKS: Final = 16
 """Orders that can wait to be checked."""
@@ -178,22 +181,19 @@ class ScenarioControl:
 
     async def add_one_shot_rule(self, count: int, block: Mapping[str, Any]) -> int:
         """Let a rule match the next `count` times, after the one-shot rules that are waiting."""
-        name = "POST /next"
-        order = await self._check(name, partial(check_one_shot_rule, name, block))
+        order = await self._check(ONE_SHOT_NAME, partial(check_one_shot_rule, ONE_SHOT_NAME, block))
 
         def change(before: RuntimeOrder, number: int) -> RuntimeOrder:
             waiting = self._waiting(before)
             free = set(range(MAX_ONE_SHOT_RULES)) - {one.place for one in waiting}
             if not free:
-                raise OperatorError(
-                    f"{name}: {MAX_ONE_SHOT_RULES} rules are waiting already; DELETE /next removes them"
-                )
+                raise too_many_one_shot_rules()
             one = OneShotRule(number, min(free), count, block)
             self._channel.set_budget(one, count)
             wanted = self._with_certificates(before, order.tls)
             return replace(wanted, one_shot_rules=(*waiting, one))
 
-        return self._publish(name, change)
+        return self._publish(ONE_SHOT_NAME, change)
 
     async def remove_one_shot_rules(self) -> int:
         """Remove all one-shot rules that are waiting."""
@@ -203,7 +203,7 @@ class ScenarioControl:
                 self._channel.set_budget(one, 0)
             return replace(before, one_shot_rules=())
 
-        return self._publish("DELETE /next", change)
+        return self._publish(REMOVE_ONE_SHOT_NAME, change)
 
     def _with_certificates(self, order: RuntimeOrder, wanted: frozenset[TLSParameters]) -> RuntimeOrder:
         """Return the order with the certificates that its new rules need. Raises OperatorError."""
@@ -277,3 +277,11 @@ class ScenarioControl:
             "since": order.at if order.name else max(order.at, self._loaded.loaded_at),
             "next": self.one_shot_rules(),
         }
+
+
+def too_many_one_shot_rules() -> OperatorError:
+    """Return the error for a one-shot rule for which there is no room."""
+    return OperatorError(
+        f"{ONE_SHOT_NAME}: {MAX_ONE_SHOT_RULES} rules are waiting already;"
+        f" {REMOVE_ONE_SHOT_NAME} removes them"
+    )

@@ -16,15 +16,11 @@ from blackhole.fleet.replies import FleetOrder, SharedRule, StoreError
 from blackhole.metrics.counters import Counters
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings
-from blackhole.store.control import (
-    ONE_SHOT_NAME,
-    ControlChannel,
-    RuntimeOrder,
-)
+from blackhole.store.control import ONE_SHOT_NAME, ControlChannel, RuntimeOrder
 from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES, OneShotRule
 from blackhole.store.redis_attempts import WARNING_INTERVAL
 from blackhole.tls_menu import TLSParameters
-from blackhole.web.control import LOADED, ScenarioControl
+from blackhole.web.control import LOADED, REMOVE_ONE_SHOT_NAME, ScenarioControl, too_many_one_shot_rules
 from blackhole.web.order_check import CheckedOrder, check_one_shot_rule, check_text
 from blackhole.web.tls_orders import TLSOrders
 
@@ -88,16 +84,15 @@ class FleetControl(ScenarioControl):
             waiting = {rule.shared for rule in self._waiting(self._channel.read()[1])}
             rules = tuple(rule for rule in order.rules if rule.id in waiting)
             if len(rules) >= MAX_ONE_SHOT_RULES:
-                raise OperatorError(
-                    f"{ONE_SHOT_NAME}: {MAX_ONE_SHOT_RULES} rules are waiting already;"
-                    " DELETE /next removes them"
-                )
+                raise too_many_one_shot_rules()
             return order._replace(rules=(*rules, one))
 
         return await self._publish_to_fleet(ONE_SHOT_NAME, change, False)
 
     async def remove_one_shot_rules(self) -> int:
-        return await self._publish_to_fleet("DELETE /next", lambda order: order._replace(rules=()), False)
+        return await self._publish_to_fleet(
+            REMOVE_ONE_SHOT_NAME, lambda order: order._replace(rules=()), False
+        )
 
     async def _publish_to_fleet(
         self, name: str, change: Callable[[FleetOrder], FleetOrder], is_new: bool
