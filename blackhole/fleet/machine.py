@@ -30,7 +30,6 @@ SAME_NAME: Final = "it needs another --hostname, because it has the name of"
 MAX_NAMED: Final = 3
 """Machines that are named where there may be many."""
 
-
 STALE_SECONDS: Final = 3.0
 """Seconds since its last write from which a machine is marked with its age."""
 
@@ -66,6 +65,13 @@ class Machine(NamedTuple):
     digest: str = ""
     """That of its scenario; empty if it has none."""
 
+    @property
+    def silence(self) -> str:
+        """How a machine is called that no longer writes: `gone` or `silent`; empty for one that does."""
+        if not self.alive:
+            return "gone"
+        return "silent" if self.age >= STALE_SECONDS else ""
+
 
 class FleetView(NamedTuple):
     """The fleet at one moment."""
@@ -81,10 +87,30 @@ class FleetView(NamedTuple):
     runs: Mapping[str, FleetRun] = {}
     """By name, the oldest first."""
 
+    @property
+    def alive(self) -> int:
+        """The number of machines that are alive."""
+        return count_alive(self.machines)
+
+    @property
+    def workers(self) -> int:
+        """The number of workers of the machines that are alive."""
+        return count_workers(self.machines)
+
     def as_dict(self) -> dict[str, Any]:
         """Return all figures, for JSON."""
         machines = [machine._asdict() for machine in self.machines]
         return {"fleet": self.name, **self.snapshot.as_dict(), "machines": machines}
+
+
+def count_alive(machines: Iterable[Machine]) -> int:
+    """Return how many machines are alive."""
+    return sum(machine.alive for machine in machines)
+
+
+def count_workers(machines: Iterable[Machine]) -> int:
+    """Return the number of workers of the machines that are alive."""
+    return sum(machine.workers for machine in machines if machine.alive)
 
 
 def find_differences(own: Machine, others: Iterable[Machine], clock: float) -> Iterator[str]:
@@ -139,21 +165,19 @@ def make_view(name: str, total: Total, now: float, machines: Iterable[Machine]) 
         for machine in ordered
         if machine.alive
     )
-    workers = sum(machine.workers for machine in ordered if machine.alive)
-    counters = fields.snapshot(
-        total.fields, max(0.0, now - total.began), total.began, processes, workers, (*notes(ordered),)
-    )
+    workers, seconds = count_workers(ordered), max(0.0, now - total.began)
+    counters = fields.snapshot(total.fields, seconds, total.began, processes, workers, (*notes(ordered),))
     return FleetView(counters, ordered, name, total, now)
 
 
 def notes(machines: tuple[Machine, ...]) -> Iterator[str]:
     """Yield what a report on a fleet says of its machines, and what it cannot say."""
-    alive = sum(machine.alive for machine in machines)
-    yield f"Counted by {plural(alive, 'machine')} alive now, and by all that were in the fleet before."
-    silent = [machine for machine in machines if machine.age >= STALE_SECONDS or not machine.alive]
+    alive = plural(count_alive(machines), "machine")
+    yield f"Counted by {alive} alive now, and by all that were in the fleet before."
+    silent = [machine for machine in machines if machine.silence]
     for machine in silent[:MAX_SILENT]:
-        state = "gone" if not machine.alive else "silent"
-        yield f"{printable(machine.name)}: {state}, its last figures are {duration(machine.age)} old."
+        name = printable(machine.name)
+        yield f"{name}: {machine.silence}, its last figures are {duration(machine.age)} old."
     if len(silent) > MAX_SILENT:
         yield f"{len(silent) - MAX_SILENT} more machines are silent or gone."
     yield "Evidence and clients are kept by each machine: ask it with --scope machine."

@@ -234,9 +234,8 @@ class FleetMember:
             view = await self.view()
         except StoreError:
             return
-        alive = sum(machine.alive for machine in view.machines)
         first = next(iter(summary_lines(view.snapshot)))
-        log.info("fleet %s: %s so far; %s left", view.name, first, plural(alive, "machine"))
+        log.info("fleet %s: %s so far; %s left", view.name, first, plural(view.alive, "machine"))
 
     def _has_workers(self) -> bool:
         """Return whether a process of the server is left that counts."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from blackhole.dashboard_client import DashboardClient
-from blackhole.fleet.machine import STALE_SECONDS, FleetView, Machine, make_view, printable
+from blackhole.fleet.machine import FleetView, Machine, make_view, printable
 from blackhole.fleet.store import Total
 from blackhole.metrics.findings import plural
 from blackhole.metrics.snapshot import Snapshot
@@ -80,12 +80,11 @@ class FleetReader:
 
 def status_text(view: FleetView) -> str:
     """Return the status of a fleet for people."""
-    alive = sum(machine.alive for machine in view.machines)
-    gone = len(view.machines) - alive
+    gone = len(view.machines) - view.alive
     return "\n".join(
         (
             f"The fleet {view.name} counts since {duration(view.snapshot.seconds)}:"
-            f" {plural(alive, 'machine')} alive, {gone} gone,"
+            f" {plural(view.alive, 'machine')} alive, {gone} gone,"
             f" {plural(view.snapshot.open, 'connection')} open",
             *figure_lines(view.snapshot),
             *machine_lines(view.machines),
@@ -97,12 +96,7 @@ def status_text(view: FleetView) -> str:
 def machine_lines(machines: tuple[Machine, ...]) -> Iterator[str]:
     """Yield a line for each machine."""
     for machine in machines:
-        kind = "silent" if machine.alive else "gone"
-        state = (
-            f"{kind} since {duration(machine.age)}, "
-            if machine.age >= STALE_SECONDS or not machine.alive
-            else ""
-        )
+        state = f"{machine.silence} since {duration(machine.age)}, " if machine.silence else ""
         yield (
             f"{printable(machine.name)}: {state}version {printable(machine.version)}, scenario"
             f" {printable(machine.scenario)}, {plural(machine.messages, 'message')}, {machine.rate:,.0f}/s,"
@@ -114,7 +108,7 @@ def rate_text(view: FleetView) -> str:
     """Return the rates of all machines, for the end of a line."""
     shown = [
         f"{printable(one.name)} {one.rate:,.0f}/s"
-        + (f", silent since {duration(one.age)}" if one.age >= STALE_SECONDS else "")
+        + (f", {one.silence} since {duration(one.age)}" if one.silence else "")
         for one in view.machines
         if one.alive
     ]

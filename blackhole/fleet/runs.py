@@ -73,8 +73,7 @@ def snapshot(run: FleetRun, view: FleetView) -> Snapshot:
     counts = {name: max(0, count - run.first.get(name, 0)) for name, count in last.items()}
     now = view.snapshot
     seconds = max(0.0, (run.ended or view.now) - run.started)
-    workers = sum(machine.workers for machine in view.machines if machine.alive)
-    return fields.snapshot(counts, seconds, run.started, now.processes, workers, now.notes)
+    return fields.snapshot(counts, seconds, run.started, now.processes, view.workers, now.notes)
 
 
 def messages_before(run: FleetRun) -> int:
@@ -86,7 +85,6 @@ def summary(run: FleetRun, view: FleetView) -> dict[str, Any]:
     """Return the main figures of a run, for JSON."""
     during = snapshot(run, view)
     messages, seconds = sum(during.messages.values()), during.seconds
-    workers = sum(machine.workers for machine in view.machines if machine.alive) or 1
     return {
         "name": run.name,
         "running": not run.ended,
@@ -94,7 +92,7 @@ def summary(run: FleetRun, view: FleetView) -> dict[str, Any]:
         "seconds": seconds,
         "total": messages,
         "rate": {"mean": messages / seconds if seconds else 0.0, "peak": None},
-        "cpu_share": during.cpu / seconds / workers if seconds else 0.0,
+        "cpu_share": during.cpu / seconds / (view.workers or 1) if seconds else 0.0,
         "late": [*run.late],
     }
 

@@ -70,5 +70,5 @@ def fleet_figures(view: FleetView) -> dict[str, Any]:
         "time": time.time(),
         **view.as_dict(),
         "findings": [finding.as_dict() for finding in findings(view.snapshot)],
-        "workers": sum(machine.workers for machine in view.machines if machine.alive),
+        "workers": view.workers,
     }
