@@ -197,13 +197,18 @@ def test_a_reload_can_switch_redis_on(redis: RedisServer, tmp_path: Path) -> Non
         assert program.stop() == 0
 
 
-def test_a_missing_redis_package_is_a_configuration_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "others"), [("attempt_store", ()), ("fleet", ("--dashboard=127.0.0.1:0",))]
+)
+def test_a_missing_redis_package_is_a_configuration_error(
+    option: str, others: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "redis.py").write_text("raise ImportError('as if it were not installed')\n")
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = run("-t", "--attempt_store=redis://127.0.0.1", **path)
+    done = run("-t", f"--{option}=redis://127.0.0.1", *others, **path)
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == (
-        'blackhole: attempt_store: Redis needs the package redis: pip install "blackhole-smtp[redis]"\n'
+        f'blackhole: {option}: Redis needs the package redis: pip install "blackhole-smtp[redis]"\n'
     )
     assert run("-t", "--attempt_store=local", **path).returncode == 0
 

@@ -38,8 +38,8 @@ from blackhole.fleet.script import (
     STOP_RUN,
     WRITE,
 )
-from blackhole.settings import OperatorError, RedisSettings
-from blackhole.store.redis_pool import close_pool, make_pool
+from blackhole.settings import RedisSettings
+from blackhole.store.redis_pool import close_pool, make_pool, redis_errors
 from blackhole.store.redis_replies import InvalidReply
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class FleetStore:
         self.settings: Final = settings
         self.name: Final = name
         self._prefix: Final = f"{settings.prefix}:{{{name}}}"
-        self._errors: Final = _errors()
+        self._errors: Final = redis_errors("fleet")
         self._client: Final[Redis] = _make_client(settings, self._prefix)
         self._write: Final = self._client.register_script(WRITE)
         self._publish: Final = self._client.register_script(PUBLISH)
@@ -323,14 +323,6 @@ def _checked(check: Callable[[object], Checked], reply: object) -> Checked:
         return check(reply)
     except InvalidReply as error:
         raise StoreError(str(error)) from None
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    try:
-        from redis.asyncio import RedisError
-    except ImportError:
-        raise OperatorError('fleet: needs the package redis: pip install "blackhole-smtp[redis]"') from None
-    return RedisError, OSError, TimeoutError, InvalidReply
 
 
 def _make_client(redis: RedisSettings, key: str) -> Redis:

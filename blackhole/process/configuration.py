@@ -36,8 +36,8 @@ from blackhole.rules.model import Rule
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import DashboardAddress, Listener, OperatorError, RedisSettings, Settings
 from blackhole.smtp import auth, extensions
-from blackhole.store import redis_client
 from blackhole.store.active_scenario import ActiveScenario
+from blackhole.store.redis_pool import redis_errors
 
 RedisServerSettings = TypeVar("RedisServerSettings", bound=RedisSettings)
 
@@ -311,8 +311,10 @@ def _with_authority(store: RedisServerSettings) -> RedisServerSettings:
 def make(inputs: Inputs, warn: Warn) -> Configuration:
     """Return the configuration that was read, without sockets. Raises OperatorError."""
     settings = inputs.settings
-    if settings.attempt_store.host or settings.fleet.host:
-        redis_client.redis_errors()
+    # The store of the fleet first: the attempt store is the same server where no other one is given.
+    for option, store in (("fleet", settings.fleet), ("attempt_store", settings.attempt_store)):
+        if store.host:
+            redis_errors(option)
     if any(listener.proxy for listener in settings.listeners):
         proxy.make_parser()
     found = Scenario.of(inputs.sources, inputs.read_at)

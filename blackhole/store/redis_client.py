@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from blackhole.settings import OperatorError, RedisSettings
-from blackhole.store.redis_pool import close_pool, make_pool
-from blackhole.store.redis_replies import InvalidReply, ReplyParser, checked_answers, checked_secret
+from blackhole.settings import RedisSettings
+from blackhole.store.redis_pool import close_pool, make_pool, redis_errors
+from blackhole.store.redis_replies import ReplyParser, checked_answers, checked_secret
 from blackhole.store.redis_requests import Key, RedisCommand, RedisQuery, StoreAnswer
 from blackhole.store.redis_script import SCRIPT
 
@@ -34,20 +34,6 @@ MAX_SECRETS: Final = 3
 """Replies with another secret, to one batch: more than there are when several machines start at once."""
 
 
-def redis_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that mean "no answer".
-
-    Raises OperatorError (EX_CONFIG) if the package `redis` is missing.
-    """
-    try:
-        from redis.asyncio import RedisError
-    except ImportError:
-        raise OperatorError(
-            'attempt_store: Redis needs the package redis: pip install "blackhole-smtp[redis]"'
-        ) from None
-    return RedisError, OSError, TimeoutError, InvalidReply
-
-
 class NonWaitingResolver(ThreadPoolExecutor):
     """The executor that resolves the name of the Redis server.
 
@@ -63,7 +49,7 @@ class RedisClient:
     """A client that runs batches, on one connection. It is made before the fork; each worker connects."""
 
     def __init__(self, settings: RedisSettings) -> None:
-        self.errors: Final = redis_errors()
+        self.errors: Final = redis_errors("attempt_store")
         """What `connect` and `run` raise."""
         self._settings: Final = settings
         # Import all that a connection needs now: after privileges are dropped, files may be unreadable.

@@ -10,7 +10,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from blackhole.settings import RedisSettings
+from blackhole.settings import OperatorError, RedisSettings
+from blackhole.store.redis_replies import InvalidReply
 
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
@@ -22,6 +23,20 @@ MAX_REDIRECTIONS: Final = 3
 """Redirections that a connection follows."""
 
 MAX_POOL_CONNECTIONS: Final = 16
+
+
+def redis_errors(option: str) -> tuple[type[Exception], ...]:
+    """Return the exceptions that mean "no answer" of the Redis server that an option names.
+
+    Raises OperatorError (EX_CONFIG) if the package `redis` is missing.
+    """
+    try:
+        from redis.asyncio import RedisError
+    except ImportError:
+        raise OperatorError(
+            f'{option}: Redis needs the package redis: pip install "blackhole-smtp[redis]"'
+        ) from None
+    return RedisError, OSError, TimeoutError, InvalidReply
 
 
 def make_pool(settings: RedisSettings, key: str, parser: type[Any], timeout: float | None) -> ConnectionPool:
