@@ -110,12 +110,9 @@ READS_FILES = {
 TORNADO = {
     "net.acceptor",
     "net.connection",
+    "net.connection_interface",
     "net.direct",
     "net.direct_loop",
-    "net.graceful_close",
-    "net.input_faults",
-    "net.opening",
-    "net.pauses",
     "net.server",
     "net.server_namespaces",
     "net.stream",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from blackhole.metrics.counters import CounterCells
 from blackhole.metrics.layout import (
@@ -15,11 +15,11 @@ from blackhole.metrics.layout import (
     VIOLATIONS_START,
     EventCells,
 )
-from blackhole.net.connection_log import LoggedConnection, log_limits
+from blackhole.net.connection_interface import ConnectionInterface
+from blackhole.net.connection_log import log_limits
 from blackhole.smtp.state import KEPT_VIOLATION_CONTEXT, ViolationContext
 
 if TYPE_CHECKING:
-    from blackhole.net.admission import ClientUsage
     from blackhole.smtp.engine_tables import BoundCommand
     from blackhole.smtp.replies import Reply
 
@@ -31,15 +31,7 @@ EVENT_CELLS: Final = EventCells()
 CLOSED_WITHOUT_COMMAND: Final = CELL_INDEX["closed_without_command"]
 
 
-class AccountedConnection(LoggedConnection, Protocol):
-    """What the accounting needs of a connection."""
-
-    usage: ClientUsage | None
-    received: int
-    closed_by_server: bool
-
-
-def count_replies(connection: AccountedConnection, sent: bytes) -> None:
+def count_replies(connection: ConnectionInterface, sent: bytes) -> None:
     """Count the replies that are sent next, and what else happened. `sent` is what was sent before them."""
     session = connection.session
     events = session.counted_events
@@ -51,7 +43,7 @@ def count_replies(connection: AccountedConnection, sent: bytes) -> None:
         _keep_evidence(connection, events, sent)
 
 
-def count_disconnect(connection: AccountedConnection, sent: bytes) -> None:
+def count_disconnect(connection: ConnectionInterface, sent: bytes) -> None:
     """Count the violations since the last reply, and a client that left without QUIT."""
     session = connection.session
     if not (session.quit_received or connection.closed_by_server):
@@ -63,7 +55,7 @@ def count_disconnect(connection: AccountedConnection, sent: bytes) -> None:
     count_violations(connection, sent)
 
 
-def count_violations(connection: AccountedConnection, sent: bytes) -> None:
+def count_violations(connection: ConnectionInterface, sent: bytes) -> None:
     """Count all that happened but replies, which are not sent any more. `sent` is what was sent last."""
     session = connection.session
     events, session.counted_events = session.counted_events, []
@@ -78,7 +70,7 @@ def count_rejection(counters: CounterCells, reply: Reply) -> None:
     counters[EVENT_CELLS.reply("CONNECT", reply.code)] += 1
 
 
-def _keep_evidence(connection: AccountedConnection, events: list[int], sent: bytes) -> None:
+def _keep_evidence(connection: ConnectionInterface, events: list[int], sent: bytes) -> None:
     """Keep the evidence of violations among the events. `sent` is what the client was sent before."""
     session, context = connection.session, connection.context
     evidence, commands = context.evidence, session.engine.commands
@@ -95,7 +87,7 @@ def _keep_evidence(connection: AccountedConnection, events: list[int], sent: byt
                 evidence.touch(number)
 
 
-def _count(connection: AccountedConnection, events: list[int]) -> None:
+def _count(connection: ConnectionInterface, events: list[int]) -> None:
     """Add events to the counters, and log the limits among them."""
     counters = connection.context.counters
     for event in set(events):  # of a pipelined group most are the same

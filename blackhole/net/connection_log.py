@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from blackhole.metrics.layout import LIMITS_START
-from blackhole.net.context import ListenerContext
+from blackhole.net.connection_interface import ConnectionInterface
 from blackhole.settings import CLIENT_LIMITS
-from blackhole.smtp.session import Session
-
-
-class LoggedConnection(Protocol):
-    """What a line needs of a connection."""
-
-    peer: str
-    session: Session
-    context: ListenerContext
 
 
 def log_connection_event(
-    connection: LoggedConnection, write: Callable[..., None], event: str, reason: str = ""
+    connection: ConnectionInterface, write: Callable[..., None], event: str, reason: str = ""
 ) -> None:
     """Log an event of a connection through a method of a logger, in the form of the lines of --debug."""
     client, number = connection.peer or "unknown", f"{connection.session.connection_id:010X}"
@@ -29,7 +19,7 @@ def log_connection_event(
     write("%s connection [%s] %s", client, number, text, extra={"event": event, "fields": fields})
 
 
-def log_limits(connection: LoggedConnection, events: Iterable[int]) -> None:
+def log_limits(connection: ConnectionInterface, events: Iterable[int]) -> None:
     """Log the limits among the events of a connection, unless its client was told of a moment ago."""
     context = connection.context
     for event in events:

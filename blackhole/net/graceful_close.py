@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Final
 
-from tornado.iostream import IOStream
-
+from blackhole.net.connection_interface import ConnectionInterface
 from blackhole.net.stream import CHUNK, has_unread_input, shutdown_write
-from blackhole.smtp.session import Session
 
 LINGER: Final = 2
 """Seconds that a client is given to read why the server closes the connection."""
@@ -20,16 +18,7 @@ LINGER_OCTETS: Final = 1 << 20
 """Octets that are read and dropped meanwhile, at most."""
 
 
-class ClosingConnection(Protocol):
-    """What a graceful close needs of a connection."""
-
-    session: Session
-    stream: IOStream
-    deadline_override: float | None
-    idle: float
-
-
-async def close_gracefully(connection: ClosingConnection) -> None:
+async def close_gracefully(connection: ConnectionInterface) -> None:
     """End the server's side of a connection, then read until the client closes its side, for LINGER seconds.
 
     OpenSSL cannot read what came before close_notify was sent, and was not read by then. What a client sends

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Awaitable
 from contextlib import suppress
 from math import ceil
-from typing import Any, Final, Protocol
+from typing import Final
 
-from tornado.iostream import IOStream
-
+from blackhole.net.connection_interface import ConnectionInterface
 from blackhole.net.stream import CHUNK, has_ended
 from blackhole.net.waits import timer
-from blackhole.smtp.session import Session
 
 SLOW_READ_INTERVAL: Final = 0.1
 """Seconds between two reads from a client that is read slowly, unless a single octet takes longer."""
 
 
-class ReadingConnection(Protocol):
-    """What these faults need of a connection."""
-
-    session: Session
-    stream: IOStream
-    received: int
-    slow_seconds: float
-
-    def wait(self, future: asyncio.Future[Any]) -> Awaitable[Any]:
-        """Return the result of a future, unless the connection is closed before."""
-
-
-def limit_input(connection: ReadingConnection) -> bytes:
+def limit_input(connection: ConnectionInterface) -> bytes:
     """Make the receive window as small as the session's fault says. Return what to send: nothing."""
     fault = connection.session.input_fault
     assert fault is not None
@@ -52,7 +36,7 @@ def limit_receive_window(receiving: socket.socket, octets: int) -> None:
         receiving.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, octets)
 
 
-async def read_slowly(connection: ReadingConnection) -> bytes:
+async def read_slowly(connection: ConnectionInterface) -> bytes:
     """Read a little, and wait as long as that takes at the rate of the session's fault.
 
     Return what to send then.

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Protocol
-
-from tornado.iostream import IOStream
 
 from blackhole.addresses import to_bytes
 from blackhole.net import proxy
-from blackhole.net.accounting import AccountedConnection, count_rejection
+from blackhole.net.accounting import count_rejection
 from blackhole.net.admission import LIMIT_OF_REPLY
-from blackhole.net.waits import WaitingConnection
-from blackhole.smtp.replies import TOO_MANY_TLS_HANDSHAKES, NextAction, Reply
-
-if TYPE_CHECKING:
-    from blackhole.net.admission import ClientUsage
+from blackhole.net.connection_interface import ConnectionInterface
+from blackhole.smtp.replies import TOO_MANY_TLS_HANDSHAKES, NextAction
 
 
-class OpeningConnection(AccountedConnection, WaitingConnection, Protocol):
-    """What is needed of a connection before the greeting."""
-
-    stream: IOStream
-    usage: ClientUsage | None
-    deadline_override: float | None
-
-    def start_tls(self) -> Awaitable[None]:
-        """Do the TLS handshake."""
-
-    def finish(self, action: NextAction, sent: bytes) -> Awaitable[None]:
-        """End the connection as the session says."""
-
-    def try_send(self, reply: Reply) -> None:
-        """Send a last reply, if the client can read one now."""
-
-
-async def prepare(connection: OpeningConnection) -> bool:
+async def prepare(connection: ConnectionInterface) -> bool:
     """Do what comes before the greeting. Return false for a client that is not to be greeted."""
     context = connection.context
     if context.proxy_parser is not None and not await read_proxy_header(connection):
@@ -56,7 +32,7 @@ async def prepare(connection: OpeningConnection) -> bool:
     return True
 
 
-async def read_proxy_header(connection: OpeningConnection) -> bool:
+async def read_proxy_header(connection: ConnectionInterface) -> bool:
     """Learn the client's address from the proxy. Return false where there is no header to be trusted."""
     context = connection.context
     connection.closed_by_server = True
@@ -77,7 +53,7 @@ async def read_proxy_header(connection: OpeningConnection) -> bool:
     return True
 
 
-async def check_admission(connection: OpeningConnection) -> bool:
+async def check_admission(connection: ConnectionInterface) -> bool:
     """Apply the limits on clients. Return false for a client that was told to come another time."""
     context = connection.context
     assert context.admission is not None

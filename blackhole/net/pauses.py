@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol
-
-from tornado.iostream import IOStream
+from typing import Final
 
 from blackhole.metrics.counters import record_value
-from blackhole.net.context import ListenerContext
+from blackhole.net.connection_interface import ConnectionInterface
 from blackhole.net.stream import has_ended, has_unread_input
-from blackhole.net.waits import WaitingConnection, finish_early, timer
+from blackhole.net.waits import finish_early, timer
 from blackhole.smtp.replies import NextAction
-from blackhole.smtp.session import Session
 
 PAUSES: Final = (NextAction.SLEEP, NextAction.LOOKUP)
 
 
-class PausingConnection(WaitingConnection, Protocol):
-    """What a pause needs of a connection."""
-
-    session: Session
-    stream: IOStream
-    context: ListenerContext
-    received: int
-    idle: float
-    waiting: asyncio.Future[Any] | None
-
-
-async def pause(connection: PausingConnection, action: NextAction) -> bytes:
+async def pause(connection: ConnectionInterface, action: NextAction) -> bytes:
     """Wait for a look-up, or as long as the reply is to be held back. Return the reply."""
     session, stream = connection.session, connection.stream
     if action is NextAction.LOOKUP:
@@ -54,13 +40,13 @@ async def pause(connection: PausingConnection, action: NextAction) -> bytes:
     return out
 
 
-def holds_reply_back(connection: PausingConnection) -> bool:
+def holds_reply_back(connection: ConnectionInterface) -> bool:
     """Return whether a connection is in a delay or a look-up."""
     in_pause = connection.waiting is not None and connection.session.next_action in PAUSES
     return in_pause and not connection.stream.closed()
 
 
-def limit_delay(connection: PausingConnection, seconds: float) -> None:
+def limit_delay(connection: ConnectionInterface, seconds: float) -> None:
     """Send a delayed reply now if it was held back for so many seconds. A look-up goes on."""
     waiting, session = connection.waiting, connection.session
     if waiting and session.next_action is NextAction.SLEEP and connection.idle + session.wait >= seconds:

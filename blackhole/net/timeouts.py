@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 from blackhole.metrics.layout import CELL_INDEX
-from blackhole.net.accounting import AccountedConnection
 from blackhole.net.admission import RECEIVED_OCTETS
-from blackhole.smtp.replies import SESSION_TIMEOUT, TIMEOUT, TOO_MANY_CLIENT_OCTETS, Reply
+from blackhole.net.connection_interface import ConnectionInterface
+from blackhole.smtp.replies import SESSION_TIMEOUT, TIMEOUT, TOO_MANY_CLIENT_OCTETS
 
 RECEIVED_CELL: Final = CELL_INDEX["received_bytes"]
 TIMED_OUT: Final = CELL_INDEX["timed_out"]
@@ -16,19 +16,7 @@ STRESS_RATE: Final = 500
 """Octets per second of a body under stress, where no `min_data_rate` is set; Postfix's value."""
 
 
-class TimedConnection(AccountedConnection, Protocol):
-    """What the timeouts need of a connection."""
-
-    counted: int
-    age: int
-    idle: float
-    deadline_override: float | None
-
-    def send_and_close(self, reply: Reply) -> None:
-        """Send a last reply, and end the connection."""
-
-
-def enforce_timeouts(connection: TimedConnection) -> None:
+def enforce_timeouts(connection: ConnectionInterface) -> None:
     """Enforce timeouts and rates, and add what was received to the counters."""
     context, settings = connection.context, connection.context.settings
     fresh = connection.received - connection.counted
@@ -56,7 +44,7 @@ def enforce_timeouts(connection: TimedConnection) -> None:
         connection.send_and_close(SESSION_TIMEOUT)
 
 
-def credit_body(connection: TimedConnection, octets: int) -> None:
+def credit_body(connection: ConnectionInterface, octets: int) -> None:
     """Give a client more time for octets of a body: all of it, or in proportion to a rate, as Postfix."""
     rate = connection.context.settings.min_data_rate if connection.usage is not None else 0
     if connection.context.stressed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from tornado.iostream import IOStream
 
@@ -13,7 +13,8 @@ from blackhole.metrics.counters import CounterCells
 from blackhole.metrics.layout import CELL_INDEX
 from blackhole.metrics.tls_events import ALERTS, ENTRY_RESULTS, entry_cell, failure_cell
 from blackhole.net.client_hello import server_name
-from blackhole.net.connection_log import LoggedConnection, log_connection_event
+from blackhole.net.connection_interface import ConnectionInterface
+from blackhole.net.connection_log import log_connection_event
 from blackhole.net.handshake import HandshakeFault
 from blackhole.net.stream import ClientStream
 from blackhole.net.tls import TLSContexts
@@ -58,12 +59,6 @@ OPENSSL_REASONS: Final[Mapping[str, str]] = {
 """Reason of OpenSSL -> the reason in TLS_FAILURES. Alerts of clients are not among them."""
 
 
-class HandshakingConnection(LoggedConnection, Protocol):
-    """What a handshake needs of a connection."""
-
-    stream: IOStream
-
-
 class TLSChoice:
     """How one handshake is done: as a rule says, or the name that the client asks for, or the listener."""
 
@@ -77,7 +72,7 @@ class TLSChoice:
         self.server_name = b""
 
     @classmethod
-    def of(cls, connection: HandshakingConnection) -> TLSChoice:
+    def of(cls, connection: ConnectionInterface) -> TLSChoice:
         """Return the choice for a connection."""
         context = connection.context
         assert context.tls is not None
@@ -105,7 +100,7 @@ class TLSChoice:
             raise HandshakeFault(action)
         return contexts.get(wanted)
 
-    def succeeded(self, connection: HandshakingConnection) -> None:
+    def succeeded(self, connection: ConnectionInterface) -> None:
         """Count a handshake that succeeded, and tell the session who the client is."""
         stream, counters = connection.stream, connection.context.counters
         secure = cast(ssl.SSLSocket, stream.socket)
@@ -119,7 +114,7 @@ class TLSChoice:
                 identity = client_identity(secure.getpeercert())
         connection.session.secured(self.server_name, identity)
 
-    def failed(self, connection: HandshakingConnection, error: Exception) -> None:
+    def failed(self, connection: ConnectionInterface, error: Exception) -> None:
         """Count and log a handshake that failed."""
         context = connection.context
         reason = failure_reason(error)

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Protocol
-
 from tornado.iostream import StreamClosedError
 
+from blackhole.net.connection_interface import ConnectionInterface
 from blackhole.net.handshake import ClosedWithoutHello, HandshakeFault
-from blackhole.net.tls_choice import HandshakingConnection, TLSChoice, count_entry
-from blackhole.net.waits import WaitingConnection
-from blackhole.smtp.replies import NextAction
-from blackhole.tls_menu import TLSParameters
+from blackhole.net.tls_choice import TLSChoice, count_entry
 
 
-class StartingConnection(HandshakingConnection, WaitingConnection, Protocol):
-    """What the start of TLS needs of a connection."""
-
-    tls: TLSParameters
-    received: int
-    idle: float
-    deadline_override: float | None
-    closed_by_server: bool
-
-    def finish(self, action: NextAction, sent: bytes) -> Awaitable[None]:
-        """End the connection as the session says."""
-
-    def share_local_address(self) -> None:
-        """Let the session find out the local address of the stream."""
-
-
-async def start_tls(connection: StartingConnection) -> None:
+async def start_tls(connection: ConnectionInterface) -> None:
     """Do the TLS handshake. Raises StreamClosedError if it fails, or is to fail."""
     connection.deadline_override, connection.idle = connection.context.settings.tls_timeout, 0
     choice = TLSChoice.of(connection)

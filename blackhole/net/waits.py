@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-
-
-class WaitingConnection(Protocol):
-    """A connection that can wait for something other than the client's data."""
-
-    def wait(self, future: asyncio.Future[Result], watched: bool = False) -> Awaitable[Result]:
-        """Return the result of a future. `close` ends the wait; so does the client's leaving if `watched`."""
 
 
 def timer(seconds: float) -> asyncio.Future[bool]:
