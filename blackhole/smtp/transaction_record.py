@@ -304,7 +304,7 @@ def _is_valid(record: StoredTransaction) -> bool:
     return (
         all(isinstance(number, int) and number >= 0 for number in numbers)
         and record.ending <= ADDENDUM
-        and all(isinstance(text, bytes) for text in (*texts, *record.marks, *record.fields))
+        and all(isinstance(text, bytes) for text in texts)
         and all(
             isinstance(time, float)
             and 0.0 <= time < LATEST_TIME
