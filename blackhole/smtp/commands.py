@@ -74,7 +74,7 @@ def ehlo(state: SessionState, argument: bytes) -> Reply:
     """Begin a session, and offer the extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
-    listener, number = state.listener, state.secure + 2 * state.names_clients
+    listener, number = state.listener, state.offer_number
     state.offered = listener.offers[number]
     return listener.ehlo[number]
 

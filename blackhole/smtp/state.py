@@ -295,9 +295,14 @@ class SessionState:
         """Events that the caller has yet to count: replies, violations, outcomes, and rules that matched."""
 
     @property
+    def offer_number(self) -> int:
+        """The position of what EHLO offers to this client now in `offers` and `ehlo` of the listener."""
+        return self.secure + 2 * self.names_clients
+
+    @property
     def own_offer(self) -> Offer:
         """What EHLO offers to this client now."""
-        return self.listener.offers[self.secure + 2 * self.names_clients]
+        return self.listener.offers[self.offer_number]
 
     @property
     def id(self) -> int:
