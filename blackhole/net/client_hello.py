@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 RECORD_HEADER: Final = 5
+"""Octets before the fragment of a TLS record: the type, the version twice, the length (RFC 8446 5.1)."""
 CLIENT_HELLO: Final = 1
 """Type of the handshake message (RFC 8446 4)."""
 

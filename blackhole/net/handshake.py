@@ -11,16 +11,14 @@ import socket
 import ssl
 from typing import Final
 
+from blackhole.net.client_hello import RECORD_HEADER
 from blackhole.net.readiness import wait_readable, wait_writable
 from blackhole.smtp.replies import NextAction
 
 HANDSHAKE_RECORD: Final = b"\x16"
 """The first octet of a TLS record of a handshake (RFC 8446 5.1)."""
 
-HEADER: Final = 5
-"""Octets before the fragment of a TLS record: the type, the version twice, the length."""
-
-LARGEST_RECORD: Final = HEADER + 16384
+LARGEST_RECORD: Final = RECORD_HEADER + 16384
 """Octets of a record that is not encrypted."""
 
 
@@ -74,7 +72,9 @@ def record_size(seen: bytes) -> int:
     """
     if seen[:1] != HANDSHAKE_RECORD:
         return 0
-    return HEADER if len(seen) < HEADER else HEADER + int.from_bytes(seen[3:HEADER])
+    if len(seen) < RECORD_HEADER:
+        return RECORD_HEADER
+    return RECORD_HEADER + int.from_bytes(seen[3:RECORD_HEADER])
 
 
 async def handshake(secure: ssl.SSLSocket) -> None:
