@@ -22,8 +22,7 @@ from blackhole.store.active_scenario import NO_SCENARIO, ActiveScenario
 
 def needs_attempt_store(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Return whether a rule of one of these listeners needs a store of attempts."""
-    rules = chain(scenario.all_rules, *(MODE_RULES[listener.mode] for listener in listeners))
-    return any(rule.needs_store for rule in rules)
+    return any(rule.needs_store for rule in _rules_with_modes(listeners, scenario))
 
 
 def rule_environment(scenario: ActiveScenario) -> RuleEnvironment:
@@ -50,8 +49,12 @@ def rule_policy(listener: Listener, scenario: ActiveScenario = NO_SCENARIO) -> R
 
 def tracks_retries(listeners: Iterable[Listener], scenario: ActiveScenario) -> bool:
     """Return whether a rule of one of these listeners may refuse a message, so that retries are tracked."""
-    rules = chain(scenario.all_rules, *(MODE_RULES[listener.mode] for listener in listeners))
-    return any(rule.may_refuse for rule in rules)
+    return any(rule.may_refuse for rule in _rules_with_modes(listeners, scenario))
+
+
+def _rules_with_modes(listeners: Iterable[Listener], scenario: ActiveScenario) -> Iterator[Rule]:
+    """Return the rules of the scenario, and those of the modes of these listeners."""
+    return chain(scenario.all_rules, *(MODE_RULES[listener.mode] for listener in listeners))
 
 
 class RulesInForce:
