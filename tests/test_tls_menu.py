@@ -22,7 +22,7 @@ from blackhole.metrics.layout import CELL_INDEX
 from blackhole.metrics.tls_events import TLS_FAILURES, entry_cell, failure_cell
 from blackhole.net import menu_certificates
 from blackhole.net.client_hello import server_name
-from blackhole.net.menu_certificates import WANTED, MenuCertificates, issue
+from blackhole.net.menu_certificates import CERTIFICATE_TEMPLATES, MenuCertificates, issue
 from blackhole.net.tls import TLSContexts, make_context, read_identity
 from blackhole.net.tls_choice import OPENSSL_REASONS, client_identity, failure_reason
 from blackhole.process import tls_configuration
@@ -109,7 +109,7 @@ def results(service: Service, entry: str) -> tuple[int, int, int]:
 
 
 def test_every_certificate_of_the_menu_is_issued(issued: MenuCertificates) -> None:
-    assert WANTED.keys() == CERTIFICATES.keys() == issued.pem.keys()
+    assert CERTIFICATE_TEMPLATES.keys() == CERTIFICATES.keys() == issued.pem.keys()
     assert not REFUSALS.keys() ^ CERTIFICATES.keys() ^ {"good"}
 
 

@@ -49,7 +49,7 @@ ITSELF: Final = ""
 """Issuers of certificates."""
 
 
-class _Wanted(NamedTuple):
+class _CertificateTemplate(NamedTuple):
     """What a certificate is like, and with it what the server sends."""
 
     begin: timedelta = -CLOCK_SKEW
@@ -64,16 +64,16 @@ class _Wanted(NamedTuple):
     for_servers: bool = True
 
 
-WANTED: Final[Mapping[str, _Wanted]] = {
-    GOOD: _Wanted(),
-    "self-signed": _Wanted(issuer=ITSELF),
-    "untrusted": _Wanted(issuer=ANOTHER_INTERMEDIATE),
-    "no-intermediate": _Wanted(sends_issuer=False),
-    "expired": _Wanted(begin=-2 * YEAR, end=-YEAR),
-    "not-yet-valid": _Wanted(begin=YEAR, end=2 * YEAR),
-    "wrong-name": _Wanted(name=WRONG_NAME),
-    "no-san": _Wanted(has_alternative_names=False),
-    "wrong-usage": _Wanted(for_servers=False),
+CERTIFICATE_TEMPLATES: Final[Mapping[str, _CertificateTemplate]] = {
+    GOOD: _CertificateTemplate(),
+    "self-signed": _CertificateTemplate(issuer=ITSELF),
+    "untrusted": _CertificateTemplate(issuer=ANOTHER_INTERMEDIATE),
+    "no-intermediate": _CertificateTemplate(sends_issuer=False),
+    "expired": _CertificateTemplate(begin=-2 * YEAR, end=-YEAR),
+    "not-yet-valid": _CertificateTemplate(begin=YEAR, end=2 * YEAR),
+    "wrong-name": _CertificateTemplate(name=WRONG_NAME),
+    "no-san": _CertificateTemplate(has_alternative_names=False),
+    "wrong-usage": _CertificateTemplate(for_servers=False),
 }
 """Name in CERTIFICATES -> what it is like."""
 
@@ -100,26 +100,26 @@ def issue(hostnames: tuple[str, ...], why: str) -> MenuCertificates:
         from cryptography.hazmat.primitives import hashes
     except ImportError:
         raise OperatorError(f"{why} needs a package: pip install 'blackhole-smtp[certs]'") from None
-    issuing = _Issuing(hostnames)
-    root = issuing.authority("Blackhole test root", None)
+    factory = _CertificateFactory(hostnames)
+    root = factory.authority("Blackhole test root", None)
     issuers = {
-        INTERMEDIATE: issuing.authority("Blackhole test intermediate", root),
-        ANOTHER_INTERMEDIATE: issuing.authority(
-            "Another test intermediate", issuing.authority("Another test root", None)
+        INTERMEDIATE: factory.authority("Blackhole test intermediate", root),
+        ANOTHER_INTERMEDIATE: factory.authority(
+            "Another test intermediate", factory.authority("Another test root", None)
         ),
     }
     pem = {}
-    for name, wanted in WANTED.items():
-        issuer = issuers.get(wanted.issuer)
-        issued = issuing.leaf(wanted, issuer)
-        chain = [issued, issuer] if issuer is not None and wanted.sends_issuer else [issued]
+    for name, template in CERTIFICATE_TEMPLATES.items():
+        issuer = issuers.get(template.issuer)
+        issued = factory.leaf(template, issuer)
+        chain = [issued, issuer] if issuer is not None and template.sends_issuer else [issued]
         pem[name] = b"".join(one.certificate_pem() for one in chain) + issued.key_pem()
         if name == GOOD:
             fingerprint = issued.certificate.fingerprint(hashes.SHA256()).hex(":").upper()
     return MenuCertificates(hostnames, pem, root.certificate_pem(), fingerprint)
 
 
-class _Issued(NamedTuple):
+class _IssuedCertificate(NamedTuple):
     """A certificate and its key."""
 
     certificate: x509.Certificate
@@ -136,45 +136,45 @@ class _Issued(NamedTuple):
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-class _Issuing:
+class _CertificateFactory:
     """Issues certificates for one server."""
 
     def __init__(self, hostnames: tuple[str, ...]) -> None:
         self._hostnames: Final = hostnames
         self._now: Final = datetime.now(UTC)
 
-    def authority(self, name: str, issuer: _Issued | None) -> _Issued:
+    def authority(self, name: str, issuer: _IssuedCertificate | None) -> _IssuedCertificate:
         """Return an authority: a root without an issuer, else one that issues for servers only."""
         from cryptography import x509
 
         return self._issue(
             name,
-            _Wanted(),
+            _CertificateTemplate(),
             issuer,
             (x509.BasicConstraints(ca=True, path_length=0 if issuer else 1), True),
             (_key_usage(is_authority=True), True),
         )
 
-    def leaf(self, wanted: _Wanted, issuer: _Issued | None) -> _Issued:
+    def leaf(self, template: _CertificateTemplate, issuer: _IssuedCertificate | None) -> _IssuedCertificate:
         """Return the certificate of a server."""
         from cryptography import x509
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
-        purpose = ExtendedKeyUsageOID.SERVER_AUTH if wanted.for_servers else ExtendedKeyUsageOID.CLIENT_AUTH
+        purpose = ExtendedKeyUsageOID.SERVER_AUTH if template.for_servers else ExtendedKeyUsageOID.CLIENT_AUTH
         extensions: list[tuple[x509.ExtensionType, bool]] = [
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_key_usage(is_authority=False), True),
             (x509.ExtendedKeyUsage([purpose]), False),
         ]
-        if wanted.has_alternative_names:
-            extensions.append((x509.SubjectAlternativeName(self._names(wanted)), False))
-        return self._issue(wanted.name or self._hostnames[0], wanted, issuer, *extensions)
+        if template.has_alternative_names:
+            extensions.append((x509.SubjectAlternativeName(self._names(template)), False))
+        return self._issue(template.name or self._hostnames[0], template, issuer, *extensions)
 
-    def _names(self, wanted: _Wanted) -> list[x509.GeneralName]:
+    def _names(self, template: _CertificateTemplate) -> list[x509.GeneralName]:
         from cryptography import x509
 
-        if wanted.name:
-            return [x509.DNSName(wanted.name)]
+        if template.name:
+            return [x509.DNSName(template.name)]
         names, addresses = [], []
         for host in (*self._hostnames, *OTHER_NAMES, *OTHER_ADDRESSES):
             try:
@@ -187,10 +187,10 @@ class _Issuing:
     def _issue(
         self,
         name: str,
-        wanted: _Wanted,
-        issuer: _Issued | None,
+        template: _CertificateTemplate,
+        issuer: _IssuedCertificate | None,
         *extensions: tuple[x509.ExtensionType, bool],
-    ) -> _Issued:
+    ) -> _IssuedCertificate:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -204,8 +204,8 @@ class _Issuing:
             .issuer_name(subject if issuer is None else issuer.certificate.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(self._now + wanted.begin)
-            .not_valid_after(self._now + wanted.end)
+            .not_valid_before(self._now + template.begin)
+            .not_valid_after(self._now + template.end)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing_key.public_key()), critical=False
@@ -213,7 +213,7 @@ class _Issuing:
         )
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
-        return _Issued(builder.sign(issuing_key, hashes.SHA256()), key)
+        return _IssuedCertificate(builder.sign(issuing_key, hashes.SHA256()), key)
 
 
 def _key_usage(is_authority: bool) -> x509.KeyUsage:
