@@ -13,8 +13,8 @@ FIELD_START: Final = re.compile(rb"([!-9;-~]++)[ \t]*+:").match
 """Matches the name of a field and the colon behind it, also where old programs put a blank between them."""
 
 
-class UnjudgedError(Exception):
-    """A message has more lines or parts than are looked at."""
+class MessageTooComplexError(Exception):
+    """A message has more lines or parts than are checked."""
 
 
 class HeaderField(NamedTuple):
@@ -54,8 +54,8 @@ def header_lines(text: bytes, start: int, end: int) -> Iterator[tuple[int, bytes
 def parse_header(text: bytes, start: int, end: int) -> ParsedHeader:
     r"""Return the header section that begins at a position of a text.
 
-    A line that is no field ends the section, as a blank line does. Raises UnjudgedError if there are too many
-    lines.
+    A line that is no field ends the section, as a blank line does. Raises MessageTooComplexError if there
+    are too many lines.
 
     >>> parse_header(b"Subject: a\r\n long one\r\n\r\nHello", 0, 29).fields
     (HeaderField(name=b'subject', value=b'a long one'),)
@@ -65,7 +65,7 @@ def parse_header(text: bytes, start: int, end: int) -> ParsedHeader:
     position, fault, is_complete = start, "", False
     for count, (stop, line) in enumerate(header_lines(text, start, end)):
         if count > MAX_JUDGED_LINES:
-            raise UnjudgedError
+            raise MessageTooComplexError
         begin = FIELD_START(line)
         if line[:1] in (b" ", b"\t") and names:
             values[-1].append(line)

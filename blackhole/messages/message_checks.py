@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from blackhole.messages.dkim_verification import DKIMKeys, SignatureVerification
 from blackhole.messages.field_syntax import date_fault, is_message_id, mailbox_domains
-from blackhole.messages.header_fields import ParsedHeader, UnjudgedError, parse_header
+from blackhole.messages.header_fields import MessageTooComplexError, ParsedHeader, parse_header
 from blackhole.messages.list_unsubscribe import is_uri_list, one_click_fault
 from blackhole.messages.mime_structure import MessageFault, MimeStructure
 from blackhole.messages.signature_tags import (
@@ -65,7 +65,7 @@ def check_message(
     """
     try:
         header = parse_header(text, 0, len(text))
-    except UnjudgedError:
+    except MessageTooComplexError:
         return UNCHECKED
     if not (header.is_complete or is_whole):
         return UNCHECKED
@@ -74,7 +74,7 @@ def check_message(
     in_body: list[MessageFault] = []
     try:
         in_body += structure.faults(header)
-    except UnjudgedError:
+    except MessageTooComplexError:
         is_judged = False
     if structure.html_octets > MAX_HTML:
         faults.append(MessageFault("html-clipped", f"{structure.html_octets} octets of HTML"))

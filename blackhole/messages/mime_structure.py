@@ -15,7 +15,7 @@ from blackhole.messages.content_type import (
     parse_content_type,
 )
 from blackhole.messages.field_syntax import without_comments
-from blackhole.messages.header_fields import ParsedHeader, UnjudgedError, parse_header
+from blackhole.messages.header_fields import MessageTooComplexError, ParsedHeader, parse_header
 
 MAX_PARTS: Final = 200
 """Parts of a message that is judged."""
@@ -55,7 +55,7 @@ class MimeStructure:
     def faults(self, header: ParsedHeader) -> Iterator[MessageFault]:
         """Yield what is wrong with a message of this header section.
 
-        Raises UnjudgedError where it goes no further.
+        Raises MessageTooComplexError where it goes no further.
         """
         fields = [field.name for field in header.fields]
         if b"mime-version" not in fields and (
@@ -70,7 +70,7 @@ class MimeStructure:
         """Yield what is wrong with a part whose body is between two positions."""
         self._parts += 1
         if self._parts > MAX_PARTS or nesting > MAX_PART_NESTING:
-            raise UnjudgedError
+            raise MessageTooComplexError
         content_type, encoding = default, b"7bit"
         for value in header.named(b"content-type")[:1]:
             found = parse_content_type(value)
@@ -143,7 +143,7 @@ class MimeStructure:
                 continue
             self._delimiter_lines += 1
             if self._delimiter_lines > MAX_DELIMITERS:
-                raise UnjudgedError
+                raise MessageTooComplexError
             newline = text.find(b"\n", position, end)
             stop = newline + 1 if newline >= 0 else end
             rest = text[position:stop].strip()
