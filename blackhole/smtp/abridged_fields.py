@@ -14,7 +14,7 @@ ABRIDGED_ROOM: Final = 8192
 SEPARATOR: Final = b": "
 
 
-class Part(Enum):
+class FieldPart(Enum):
     """The part of a field that the next octets belong to."""
 
     NOTHING = 0
@@ -47,7 +47,7 @@ class AbridgedFields:
         """Octets that are left for all fields behind the one under way."""
         self._left = 0
         """Octets that are left for this field."""
-        self._part = Part.NOTHING
+        self._part = FieldPart.NOTHING
         self._start = 0
         """Where the field begins in the text."""
         self._blanks = b""
@@ -57,22 +57,22 @@ class AbridgedFields:
         """Take a line, or a piece of one."""
         if begins:
             self._begin_line(is_folded=line[:1] in (b" ", b"\t"))
-        if self._part is Part.NAME:
+        if self._part is FieldPart.NAME:
             name, colon, line = line.partition(b":")
             self._add(name)
             if not colon:
                 return
             self._begin_value()
-        if self._part is Part.INDENT and (line := line.lstrip()):
-            self._part = Part.VALUE
-        if self._part is Part.VALUE:
+        if self._part is FieldPart.INDENT and (line := line.lstrip()):
+            self._part = FieldPart.VALUE
+        if self._part is FieldPart.VALUE:
             self._add(line)
 
     def end(self) -> None:
         """End the field, if one has begun."""
-        if self._part is Part.NAME:
+        if self._part is FieldPart.NAME:
             self._leave_out()  # A line without a colon is no field.
-        self._part = Part.NOTHING
+        self._part = FieldPart.NOTHING
         self._room += self._left
         self._left = 0
 
@@ -82,11 +82,11 @@ class AbridgedFields:
             self.end()
             self._left = min(ABRIDGED_FIELD, self._room)
             self._room -= self._left
-            self._part, self._start = Part.NAME, len(self._text)
-        elif self._part is not Part.NOTHING and self._left:
+            self._part, self._start = FieldPart.NAME, len(self._text)
+        elif self._part is not FieldPart.NOTHING and self._left:
             self._text += b" "
             self._left -= 1
-            self._part = Part.INDENT
+            self._part = FieldPart.INDENT
 
     def _begin_value(self) -> None:
         self._blanks = b""
@@ -95,7 +95,7 @@ class AbridgedFields:
         else:
             self._text += SEPARATOR
             self._left -= len(SEPARATOR)
-            self._part = Part.INDENT
+            self._part = FieldPart.INDENT
 
     def _add(self, piece: bytes) -> None:
         """Add a piece, but for the blanks at its end, which may be those at the end of the line."""
@@ -111,4 +111,4 @@ class AbridgedFields:
         """Leave the field out: its octets are left for others."""
         self._left += len(self._text) - self._start
         del self._text[self._start :]
-        self._part = Part.NOTHING
+        self._part = FieldPart.NOTHING
