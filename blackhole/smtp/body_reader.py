@@ -14,7 +14,7 @@ from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
 from blackhole.smtp.header_section import HeaderCollector, fields
-from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, Body, ChunkedBody, MessageBody
+from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, ChunkedBody, DotStuffedBody, MessageBody
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
@@ -106,7 +106,7 @@ class BodyReader(CommandExecution):
         self.in_body = self.answered_early = False
         return end, self.engine.end_of_message, replies.ALREADY_ANSWERED
 
-    def _note_piece(self, body: Body, data: bytes, start: int, end: int) -> None:
+    def _note_piece(self, body: MessageBody, data: bytes, start: int, end: int) -> None:
         """Note the octets of a body that have come, and the violations in them."""
         if self.engine.trace is not None:
             self.traced_id = self.id
@@ -118,11 +118,11 @@ class BodyReader(CommandExecution):
             self.record_violation(BARE_LF, ViolationContext(END_OF_MESSAGE, body.new_bare_newline))
         self.octets = body.octets
 
-    def _answer_message(self, body: Body, end: int, followed: bool) -> Answered:
+    def _answer_message(self, body: MessageBody, end: int, followed: bool) -> Answered:
         """Return the reply to a message that has come to its end. `followed`: more input has come."""
         self._check_size_limit(self.octets)
         if isinstance(body.inspector, ContentInspector):
-            self._check_content(body.inspector, isinstance(body, MessageBody))
+            self._check_content(body.inspector, isinstance(body, DotStuffedBody))
         fixed = None
         if body.has_bare_newline and self.engine.config.bare_newline == "reject":
             fixed = replies.BARE_NEWLINE
@@ -175,9 +175,9 @@ class BodyReader(CommandExecution):
             detail = f"SIZE {self.offered.max_octets} was offered, {octets} octets came"
             self.record_violation("size-over-limit", ViolationContext(END_OF_MESSAGE, detail=detail))
 
-    def _new_body(self, data: bytes, start: int) -> MessageBody:
+    def _new_body(self, data: bytes, start: int) -> DotStuffedBody:
         """Return the state of the body that begins at `start`."""
-        return MessageBody(
+        return DotStuffedBody(
             inspector=self._new_inspector(),
             searches_bare_newlines=self.engine.config.bare_newline != "normalize",
             header=self._new_header_reader(data, start),

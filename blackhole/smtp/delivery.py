@@ -9,7 +9,7 @@ from blackhole.smtp import replies
 from blackhole.smtp.after_421 import InputAfter421
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.faults import Fault, partial_reply
-from blackhole.smtp.message_body import ChunkedBody, MessageBody
+from blackhole.smtp.message_body import ChunkedBody, DotStuffedBody
 from blackhole.smtp.policy import SessionPolicy
 from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
@@ -79,7 +79,7 @@ class ReplyDelivery(SessionState):
         """The replies to a message of LMTP that have yet to leave."""
         self.in_body = False
         """A message is being received: what comes is its body."""
-        self.body: MessageBody | ChunkedBody | None = None
+        self.body: DotStuffedBody | ChunkedBody | None = None
         """What is known of the body under way; None before its first octet, but for a chunk."""
         self.deferred: DeferredReply | None = None
         """The reply that is held back."""

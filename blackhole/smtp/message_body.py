@@ -22,7 +22,7 @@ UNSTUFFED_DOT: Final = "unstuffed-dot"
 """The name of the violation that no chunk commits: a dot in it ends nothing."""
 
 
-class Body:
+class MessageBody:
     """What a session keeps of the body under way: at most four octets of it, and of its header section what
     `header` keeps."""
 
@@ -65,7 +65,7 @@ class Body:
             self.new_bare_newline = offending_line(BARE_LF, data[start:end], tail)
 
 
-class MessageBody(Body):
+class DotStuffedBody(MessageBody):
     """A body behind DATA: a line with a dot alone ends it (RFC 5321 4.1.1.4)."""
 
     __slots__ = ()
@@ -89,7 +89,7 @@ class MessageBody(Body):
         return position
 
 
-class ChunkedBody(Body):
+class ChunkedBody(MessageBody):
     """A message that comes in chunks (RFC 3030).
 
     Nothing in it is searched for: the size of each chunk says where it ends.
@@ -103,7 +103,7 @@ class ChunkedBody(Body):
         searches_bare_newlines: bool,
         header: HeaderCollector | DirectiveReader | None,
     ) -> None:
-        Body.__init__(self, inspector, searches_bare_newlines, header)
+        MessageBody.__init__(self, inspector, searches_bare_newlines, header)
         self._ignored = (UNSTUFFED_DOT, BARE_LF) if searches_bare_newlines else (UNSTUFFED_DOT,)
         self.left = 0
         """Octets of the chunk that have yet to come."""
