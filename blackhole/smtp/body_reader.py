@@ -14,15 +14,19 @@ from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
 from blackhole.smtp.header_section import HeaderCollector, fields
-from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, ChunkedBody, DotStuffedBody, MessageBody
+from blackhole.smtp.message_body import (
+    BARE_LF,
+    FINAL_DOT,
+    ChunkedBody,
+    DotStuffedBody,
+    MessageBody,
+    MessageHeader,
+)
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.state import BINARY_BODY, CHUNKED, GREETED, LMTP, UNDECLARED, ViolationContext
 from blackhole.smtp.violations import IN_CONTENTS, IN_HEADERS, IN_SIGNATURES
-
-MessageHeader = HeaderCollector | DirectiveReader | None
-"""What took the header section of a message; None if nobody wanted it."""
 
 END_OF_MESSAGE: Final = "."
 """The phase of violations in a message."""
@@ -183,9 +187,7 @@ class BodyReader(CommandExecution):
             header=self._new_header_reader(data, start),
         )
 
-    def _new_header_reader(
-        self, data: bytes = b"", start: int = 0
-    ) -> HeaderCollector | DirectiveReader | None:
+    def _new_header_reader(self, data: bytes = b"", start: int = 0) -> MessageHeader:
         """Return what takes the header section of the message that begins; None if nobody wants it.
 
         `data` from `start` on is what is there of the message, if anything.

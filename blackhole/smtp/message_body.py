@@ -21,6 +21,9 @@ BARE_LF: Final = "bare-lf"
 UNSTUFFED_DOT: Final = "unstuffed-dot"
 """The name of the violation that no chunk commits: a dot in it ends nothing."""
 
+MessageHeader = HeaderCollector | DirectiveReader | None
+"""What took the header section of a message; None if nobody wanted it."""
+
 
 class MessageBody:
     """What a session keeps of the body under way: at most four octets of it, and of its header section what
@@ -41,7 +44,7 @@ class MessageBody:
         self,
         inspector: BodyInspector | None,
         searches_bare_newlines: bool,
-        header: HeaderCollector | DirectiveReader | None,
+        header: MessageHeader,
     ) -> None:
         self.inspector = inspector
         """What inspects the body; None if it is not inspected."""
@@ -101,7 +104,7 @@ class ChunkedBody(MessageBody):
         self,
         inspector: BodyInspector | None,
         searches_bare_newlines: bool,
-        header: HeaderCollector | DirectiveReader | None,
+        header: MessageHeader,
     ) -> None:
         MessageBody.__init__(self, inspector, searches_bare_newlines, header)
         self._ignored = (UNSTUFFED_DOT, BARE_LF) if searches_bare_newlines else (UNSTUFFED_DOT,)

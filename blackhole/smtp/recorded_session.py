@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 
 from blackhole.smtp import replies
 from blackhole.smtp.auth import redacted
-from blackhole.smtp.body_reader import MessageHeader
 from blackhole.smtp.command_line import BEHIND_BLANKS
 from blackhole.smtp.directives import DirectiveReader, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
@@ -20,6 +19,7 @@ from blackhole.smtp.execution import Answered, Decided
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.header_section import fields
 from blackhole.smtp.input_reader import SECRET
+from blackhole.smtp.message_body import MessageHeader
 from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.replies import Reply
