@@ -157,7 +157,7 @@ def test_verdicts_on_a_thousand_messages_are_those_of_dkimpy(keys: Keys) -> None
         if not text.count(b"\r") == text.count(b"\n") == text.count(b"\r\n"):
             continue  # no message of SMTP (RFC 5321 2.3.8)
         checked = check_message(text, True, keys=known)
-        found = {fault.rule for fault in checked.faults} & {*OF_SIGNATURES, "bad-dkim-signature"}
+        found = {fault.violation for fault in checked.faults} & {*OF_SIGNATURES, "bad-dkim-signature"}
         is_good = checked.is_verified and not found
         assert is_good == of_dkimpy(text, keys.record), (change.__name__, found, text)
         verdicts[is_good] += 1
@@ -172,7 +172,7 @@ def signed_message(keys: Keys, text: bytes = b"From: ann@a.test\r\n\r\nHello\r\n
 
 def rules(text: bytes, record: bytes, name: bytes = NAME, is_whole: bool = True) -> set[str]:
     found = check_message(text, is_whole, keys={name: PublishedKey(record)})
-    return {fault.rule for fault in found.faults if fault.rule in {*OF_SIGNATURES, "weak-dkim-key"}}
+    return {fault.violation for fault in found.faults if fault.violation in {*OF_SIGNATURES, "weak-dkim-key"}}
 
 
 @pytest.mark.pure
@@ -216,7 +216,7 @@ def test_short_key_is_told() -> None:
     key = PublishedKey(short.record)
     key.bits = 512  # cryptography makes none so short
     found = check_message(signed_message(short), True, keys={NAME: key})
-    assert "weak-dkim-key" in {fault.rule for fault in found.faults}
+    assert "weak-dkim-key" in {fault.violation for fault in found.faults}
 
 
 @pytest.mark.pure

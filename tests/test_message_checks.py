@@ -42,9 +42,9 @@ def test_every_rule_on_contents_has_cases() -> None:
 def test_guilty_message_is_accused_and_a_barely_innocent_one_is_not(rule: str) -> None:
     guilty, innocent = CASES[rule]
     for text in guilty:
-        assert rule in [fault.rule for fault in check_message(text, True).faults], text
+        assert rule in [fault.violation for fault in check_message(text, True).faults], text
     for text in innocent:
-        assert rule not in [fault.rule for fault in check_message(text, True).faults], text
+        assert rule not in [fault.violation for fault in check_message(text, True).faults], text
 
 
 @pytest.mark.parametrize("text", [message(), multipart(NESTED)])
@@ -54,7 +54,7 @@ def test_message_without_a_fault_is_not_accused(text: bytes) -> None:
 
 def test_rule_stands_once_in_what_is_found() -> None:
     text = message(Date=None, From="a", SUBJECT="a", subject="b", TO="c@d.test")
-    found = Counter(fault.rule for fault in check_message(text, True).faults)
+    found = Counter(fault.violation for fault in check_message(text, True).faults)
     assert set(found.values()) == {1}
     assert found.keys() == {"no-date", "bad-from", "repeated-field"}
 
@@ -71,7 +71,7 @@ def test_no_detail_shows_what_the_message_says() -> None:
 def test_header_section_may_be_utf8_with_smtputf8() -> None:
     assert not check_message(message(Subject="ä"), True, smtputf8=True).faults
     (fault,) = check_message(message(Subject="\udcff"), True, smtputf8=True).faults
-    assert fault.rule == "8bit-header"
+    assert fault.violation == "8bit-header"
 
 
 def test_part_of_a_message_is_judged_by_its_header_section_alone() -> None:
@@ -79,7 +79,7 @@ def test_part_of_a_message_is_judged_by_its_header_section_alone() -> None:
     assert check_message(text, False) == ((), True, False, False)
     assert check_message(text[:40], False) == ((), False, False, False)
     long = part("7bit", "x" * HTML, "text/html")
-    assert [fault.rule for fault in check_message(long, False).faults] == ["html-clipped"]
+    assert [fault.violation for fault in check_message(long, False).faults] == ["html-clipped"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_message_without_a_body_is_judged() -> None:
 @given(st.binary(max_size=300), st.booleans(), st.booleans())
 def test_any_octets_can_be_checked(text: bytes, is_whole: bool, smtputf8: bool) -> None:
     found = check_message(text, is_whole, smtputf8)
-    assert {fault.rule for fault in found.faults} <= CASES.keys()
+    assert {fault.violation for fault in found.faults} <= CASES.keys()
     assert found.has_header or not found.is_whole
 
 
@@ -128,7 +128,7 @@ TOKENS = [
 @given(st.lists(st.sampled_from(TOKENS), max_size=20), st.booleans())
 def test_any_structure_can_be_checked(tokens: list[str], is_whole: bool) -> None:
     found = check_message("".join(tokens).encode(), is_whole)
-    assert {fault.rule for fault in found.faults} <= CASES.keys()
+    assert {fault.violation for fault in found.faults} <= CASES.keys()
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_messages_of_the_email_library_are_not_accused() -> None:
             outer.set_content("See below.\n")
             outer.add_attachment(mail)
             mail = outer
-        found = [fault.rule for fault in check_message(mail.as_bytes(), True).faults]
+        found = [fault.violation for fault in check_message(mail.as_bytes(), True).faults]
         assert found == ["no-dkim-signature", "no-list-unsubscribe"], mail.as_bytes()
 
 

@@ -26,7 +26,7 @@ SINGLE_FIELDS: Final = (
     *(b"date", b"sender", b"reply-to", b"to", b"cc", b"bcc", b"message-id", b"in-reply-to"),
     *(b"references", b"subject"),
 )
-"""Fields that a message has once at most (RFC 5322 3.6); From has a rule of its own."""
+"""Fields that a message has once at most (RFC 5322 3.6); From has violations of its own."""
 
 NO_KEYS: Final[DKIMKeys] = {}
 
@@ -38,7 +38,7 @@ UNSUBSCRIBE_POST: Final = b"list-unsubscribe-post"
 
 
 class CheckedMessage(NamedTuple):
-    """What was looked at in a message, and what is wrong with it. Each rule stands once."""
+    """What was looked at in a message, and what is wrong with it. Each violation stands once."""
 
     faults: tuple[MessageFault, ...]
     has_header: bool
@@ -61,7 +61,7 @@ def check_message(
     those of signatures, which are not verified without them.
 
     >>> check_message(b"From: ann\\r\\n\\r\\nHello\\r\\n", True).faults[0]
-    MessageFault(rule='bad-from', detail='it is no list of mailboxes')
+    MessageFault(violation='bad-from', detail='it is no list of mailboxes')
     """
     try:
         header = parse_header(text, 0, len(text))
@@ -85,7 +85,7 @@ def check_message(
         verification = SignatureVerification(text, header, keys)
         faults += verification.faults()
         is_verified = verification.verified > 0
-    first = {fault.rule: fault for fault in reversed(faults)}
+    first = {fault.violation: fault for fault in reversed(faults)}
     return CheckedMessage(tuple(reversed(first.values())), True, is_judged, is_verified)
 
 

@@ -32,7 +32,7 @@ BOUNDARY: Final = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./
 class MessageFault(NamedTuple):
     """What is wrong with the content of a message."""
 
-    rule: str
+    violation: str
     """The name of a row of the table of violations."""
     detail: str
     """More about it, without any of the content."""
@@ -42,7 +42,7 @@ class MimeStructure:
     """Goes through the parts of a message. `text` ends where the message does, or earlier.
 
     >>> text = b"Content-Type: multipart/mixed; boundary=x\\r\\n\\r\\n--x\\r\\n\\r\\nHello\\r\\n"
-    >>> [fault.rule for fault in MimeStructure(text).faults(parse_header(text, 0, len(text)))]
+    >>> [fault.violation for fault in MimeStructure(text).faults(parse_header(text, 0, len(text)))]
     ['no-mime-version', 'open-multipart']
     """
 

@@ -220,8 +220,8 @@ class BodyReader(CommandExecution):
             self.counted_events.append(inspections[IN_CONTENTS])
         if checked.is_verified:
             self.counted_events.append(inspections[IN_SIGNATURES])
-        for rule, detail in checked.faults:
-            self.record_sampled_violation(rule, ViolationContext(END_OF_MESSAGE, detail=detail))
+        for violation, detail in checked.faults:
+            self.record_sampled_violation(violation, ViolationContext(END_OF_MESSAGE, detail=detail))
 
     def note_inspection(self) -> None:
         """Take note that the message that is coming is inspected, and choose the next one."""

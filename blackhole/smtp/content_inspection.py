@@ -18,7 +18,7 @@ class ContentInspector(BodyInspector):
     >>> inspector = ContentInspector(eightbit=False)
     >>> inspector.inspect(b"Subject: x\\r\\n\\r\\nHello\\r\\n", b"\\r\\n")
     []
-    >>> inspector.checked(21, is_dotted=True, smtputf8=False).faults[0].rule
+    >>> inspector.checked(21, is_dotted=True, smtputf8=False).faults[0].violation
     'no-from'
     """
 
