@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import trustme
 
+from blackhole.net.tls import CertificateAndKey, PEMFile
+
 
 class Certificate(NamedTuple):
     """A server's certificate for mx.test and 127.0.0.1, and a client that trusts it and no other.
@@ -38,3 +40,8 @@ def issue(folder: Path) -> Certificate:
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return Certificate(str(cert), str(key), str(ca), client)
+
+
+def read_certificate(cert: str, key: str) -> CertificateAndKey:
+    """Return the certificate and the key in these files. With an empty `key`, `cert` contains the key too."""
+    return CertificateAndKey(*(PEMFile(path, Path(path).read_bytes()) for path in (cert, key or cert)))

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from blackhole.metrics.layout import CELL_INDEX, VIOLATION_NUMBERS, VIOLATIONS_START
-from blackhole.net.tls import make_context, read_identity
+from blackhole.net.tls import make_context
 from blackhole.settings import ACCELERATORS, OperatorError
-from tests.certificates import Certificate
+from tests.certificates import Certificate, read_certificate
 from tests.external_programs import requires
 from tests.program import Program, free_port, run, wait_for
 from tests.service import Serve
@@ -486,5 +486,5 @@ def test_errors_about_certificates_name_the_part_that_is_missing(
         (certificate.key, "", f"there is no certificate in {certificate.key}; it must be in PEM"),
     ):
         with pytest.raises(OperatorError) as raised:
-            make_context(read_identity(cert, key))
+            make_context(read_certificate(cert, key))
         assert str(raised.value) == wanted

@@ -23,7 +23,7 @@ from blackhole.metrics.tls_events import TLS_FAILURES, entry_cell, failure_cell
 from blackhole.net import menu_certificates
 from blackhole.net.client_hello import server_name
 from blackhole.net.menu_certificates import CERTIFICATE_TEMPLATES, MenuCertificates, issue
-from blackhole.net.tls import TLSContexts, make_context, read_identity
+from blackhole.net.tls import TLSContexts, make_context
 from blackhole.net.tls_choice import OPENSSL_REASONS, client_identity, failure_reason
 from blackhole.process import tls_configuration
 from blackhole.settings import ACCELERATORS, OperatorError
@@ -35,7 +35,7 @@ from blackhole.tls_menu import (
     TLSParameters,
     entry_name,
 )
-from tests.certificates import Certificate
+from tests.certificates import Certificate, read_certificate
 from tests.http_api import Sink, ask
 from tests.program import Program, run, wait_for
 from tests.service import Serve, Service
@@ -599,8 +599,8 @@ class WithoutCryptography:
 
 
 def test_the_own_certificate_serves_other_versions_too(certificate: Certificate) -> None:
-    identity = read_identity(certificate.cert, certificate.key)
-    made = make_context(identity, TLSParameters(tls_max="1.2"))
+    own = read_certificate(certificate.cert, certificate.key)
+    made = make_context(own, TLSParameters(tls_max="1.2"))
     assert made.maximum_version is ssl.TLSVersion.TLSv1_2
-    assert make_context(identity).maximum_version is ssl.TLSVersion.TLSv1_3
+    assert make_context(own).maximum_version is ssl.TLSVersion.TLSv1_3
     assert not {*HANDSHAKE_FAULTS} & {*CERTIFICATES}

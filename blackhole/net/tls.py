@@ -59,30 +59,15 @@ class PEMFile(NamedTuple):
         return self.octets[start : self.octets.index(end, start) + len(end)].decode("ascii") + "\n"
 
 
-class Identity(NamedTuple):
-    """A server's certificate, with its chain, and its key. They may be the same file."""
+class CertificateAndKey(NamedTuple):
+    """The certificate of a server, with its chain, and its key. They may be the same file."""
 
     cert: PEMFile
     key: PEMFile
 
 
-def read_identity(cert: str, key: str) -> Identity:
-    """Return the certificate and the key in these files. With an empty `key`, `cert` contains the key too.
-
-    Raises OperatorError (EX_CONFIG) when a file cannot be read.
-    """
-    files = []
-    for path in (cert, key or cert):
-        try:
-            with open(path, "rb") as file:
-                files.append(PEMFile(path, file.read()))
-        except OSError as error:
-            raise OperatorError(f"cannot read {path}: {error.strerror}", os.EX_CONFIG) from None
-    return Identity(*files)
-
-
 def make_context(
-    identity: Identity,
+    certificate: CertificateAndKey,
     parameters: TLSParameters = USUAL_TLS,
     client_ca: PEMFile | None = None,
     protocol: str = "smtp",
@@ -103,7 +88,7 @@ def make_context(
     # ALPACA attack: a client that offers "smtp" (IANA) can see that this is SMTP. Python's ssl accepts
     # clients that offer other protocols only, and answers them nothing.
     made.set_alpn_protocols([protocol])
-    _load_identity(made, identity)
+    _load_certificate(made, certificate)
     if parameters.tls_min or parameters.tls_max or parameters.tls_ciphers:
         _check_versions(made, parameters)
     made.verify_mode = VERIFY_MODES[parameters.client_cert]
@@ -166,15 +151,15 @@ def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> None:
             side.do_handshake()
 
 
-def _load_identity(made: ssl.SSLContext, identity: Identity) -> None:
+def _load_certificate(made: ssl.SSLContext, certificate: CertificateAndKey) -> None:
     """Load certificate and key. Raises OperatorError."""
-    cert, key = identity
+    cert, key = certificate
     try:
         # OpenSSL reads certificates from files only.
         with _in_memory(cert.octets) as cert_path, _in_memory(key.octets) as key_path:
             made.load_cert_chain(cert_path, key_path, password=_no_password)
     except ssl.SSLError as error:
-        raise OperatorError(_certificate_problem(identity, error)) from None
+        raise OperatorError(_certificate_problem(certificate, error)) from None
     except ValueError as error:
         raise OperatorError(f"{key.path}: {error}") from None
 
@@ -196,9 +181,9 @@ def _in_memory(octets: bytes) -> Iterator[str]:
         yield f"/proc/self/fd/{file.fileno()}"
 
 
-def _certificate_problem(identity: Identity, error: ssl.SSLError) -> str:
+def _certificate_problem(certificate: CertificateAndKey, error: ssl.SSLError) -> str:
     """Return why OpenSSL does not take two files; it says little about a part that is missing."""
-    cert, key = identity
+    cert, key = certificate
     for file, part in ((cert, "certificate"), (key, "private key")):
         if not file.has(part):
             return f"there is no {part} in {file.path}; it must be in PEM"
@@ -226,12 +211,12 @@ class TLSContexts:
 
     def __init__(
         self,
-        identity: Identity | None,
+        certificate: CertificateAndKey | None,
         base: TLSParameters = USUAL_TLS,
         menu: Mapping[str, bytes] = {},
         client_ca: PEMFile | None = None,
     ) -> None:
-        self._identity: Final = identity
+        self._certificate: Final = certificate
         self.base: Final = base
         self._menu: Final = dict(menu)
         self._client_ca: Final = client_ca
@@ -252,16 +237,16 @@ class TLSContexts:
         """Return the context for what a rule or an entry wants. Raises OperatorError, as `make_context`."""
         wanted = parameters.over(self.base)._replace(fault="")
         if wanted not in self._made:
-            self._made[wanted] = make_context(self._identity_of(wanted), wanted, self._client_ca)
+            self._made[wanted] = make_context(self._certificate_of(wanted), wanted, self._client_ca)
         return self._made[wanted]
 
     def add(self, menu: Mapping[str, bytes]) -> None:
         """Take in certificates of the menu that were issued later; those that are there stay."""
         self._menu.update((name, pem) for name, pem in menu.items() if name not in self._menu)
 
-    def _identity_of(self, parameters: TLSParameters) -> Identity:
+    def _certificate_of(self, parameters: TLSParameters) -> CertificateAndKey:
         if not parameters.certificate:
-            assert self._identity is not None
-            return self._identity
+            assert self._certificate is not None
+            return self._certificate
         file = PEMFile(f"the certificate {parameters.certificate}", self._menu[parameters.certificate])
-        return Identity(file, file)
+        return CertificateAndKey(file, file)

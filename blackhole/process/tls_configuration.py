@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from blackhole import input_file
 from blackhole.net import menu_certificates
 from blackhole.net.menu_certificates import MenuCertificates
-from blackhole.net.tls import Identity, PEMFile, TLSContexts, make_context
+from blackhole.net.tls import CertificateAndKey, PEMFile, TLSContexts, make_context
 from blackhole.settings import Listener, OperatorError, Settings
 from blackhole.tls_menu import AUTO_CERTIFICATE, GOOD, MENU_BY_NAME_ASKED, NO_ENTRY, TLS_MENU, TLSParameters
 
@@ -133,11 +133,11 @@ def make_dashboard(settings: Settings, inputs: TLSInputs) -> DashboardTLS | None
     if settings.dashboard_cert == AUTO_CERTIFICATE:
         assert inputs.menu is not None
         issued = PEMFile(f"the certificate {GOOD}", inputs.menu.pem[GOOD])
-        identity = Identity(issued, issued)
+        certificate = CertificateAndKey(issued, issued)
     else:
         cert = inputs.files[settings.dashboard_cert]
-        identity = Identity(cert, inputs.files[settings.dashboard_key or settings.dashboard_cert])
-    return DashboardTLS(make_context(identity, protocol=HTTP), identity.cert.first_certificate)
+        certificate = CertificateAndKey(cert, inputs.files[settings.dashboard_key or settings.dashboard_cert])
+    return DashboardTLS(make_context(certificate, protocol=HTTP), certificate.cert.first_certificate)
 
 
 def _contexts(
@@ -148,15 +148,17 @@ def _contexts(
 ) -> TLSContexts:
     """Return the contexts of a listener with these settings."""
     files, menu = inputs.files, inputs.menu
-    identity = None
+    certificate = None
     if settings.ssl_cert != AUTO_CERTIFICATE:
-        identity = Identity(files[settings.ssl_cert], files[settings.ssl_key or settings.ssl_cert])
+        certificate = CertificateAndKey(
+            files[settings.ssl_cert], files[settings.ssl_key or settings.ssl_cert]
+        )
     authority = files[settings.client_ca] if settings.client_ca else None
     if authority is None and menu is not None:
         authority = PEMFile("the authority of the TLS menu", menu.authority)
     if settings.client_cert != "off":
         check_authority(settings, settings.tls_parameters)
-    contexts = TLSContexts(identity, settings.tls_parameters, {} if menu is None else menu.pem, authority)
+    contexts = TLSContexts(certificate, settings.tls_parameters, {} if menu is None else menu.pem, authority)
     for parameters in sorted(of_rules):
         check_authority(settings, parameters)
         contexts.get(parameters)
