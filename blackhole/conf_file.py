@@ -45,7 +45,7 @@ class Assignment(NamedTuple):
         return OperatorError(f"{self.where}: {message}")
 
 
-class Section(NamedTuple):
+class SectionHeader(NamedTuple):
     """The line with which the settings of a listener begin."""
 
     where: str
@@ -58,7 +58,7 @@ class Section(NamedTuple):
         return OperatorError(f"{self.where}: {message}")
 
 
-def read(path: str, where: str) -> Iterator[Assignment | Section]:
+def read(path: str, where: str) -> Iterator[Assignment | SectionHeader]:
     """Yield every assignment and every beginning of a section of the file.
 
     `where` says who named the file, for errors about the file itself. Raises OperatorError for a file
@@ -68,7 +68,7 @@ def read(path: str, where: str) -> Iterator[Assignment | Section]:
         at = f"{path}:{number}"
         section = _SECTION.fullmatch(line)
         if section and section[1].lower() == "listener":
-            yield Section(at, section[2])
+            yield SectionHeader(at, section[2])
             continue
         match = _ASSIGNMENT.fullmatch(line)
         if not match:

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 from blackhole import conf_file, listeners, option_checks, values
 from blackhole.action_table import ACTION_HELP
-from blackhole.conf_file import Assignment, Section
+from blackhole.conf_file import Assignment, SectionHeader
 from blackhole.given_values import GivenValue, GivenValues
 from blackhole.hostname import own_hostname
 from blackhole.listeners import GivenListener
@@ -273,7 +273,7 @@ def _from_conf_file(conf: GivenValue) -> GivenValues:
     found: GivenValues = {}
     listener: GivenListener | None = None
     for line in conf_file.read(conf.value, conf.where):
-        if isinstance(line, Section):
+        if isinstance(line, SectionHeader):
             listener = _begin_section(line)
             _add_listener(found, listener, line)
         elif listener is not None:
@@ -306,13 +306,13 @@ def _add_assignment(found: GivenValues, line: Assignment) -> None:
     found[option.name] = given
 
 
-def _joined(first: GivenValue, second: GivenValue, line: Assignment | Section) -> GivenValue:
+def _joined(first: GivenValue, second: GivenValue, line: Assignment | SectionHeader) -> GivenValue:
     """Return the values of an option that was given on several lines, of which `line` is the last."""
     number = line.where.rpartition(":")[2]
     return first._replace(value=first.value + second.value, origin=f"{first.origin},{number}")
 
 
-def _begin_section(line: Section) -> GivenListener:
+def _begin_section(line: SectionHeader) -> GivenListener:
     """Return the listener of a section, without its settings. Raises OperatorError."""
     try:
         return listeners.read_address(line.listener)._replace(where=line.where)
@@ -320,7 +320,7 @@ def _begin_section(line: Section) -> GivenListener:
         raise line.error(f"listener: {error}") from None
 
 
-def _add_listener(found: GivenValues, listener: GivenListener, line: Section) -> None:
+def _add_listener(found: GivenValues, listener: GivenListener, line: SectionHeader) -> None:
     """Add the listener of a section to those of `listen`."""
     where = f"{line.where}: listener"
     given = GivenValue((listener,), f"conf {line.where}", where, os.EX_CONFIG)
