@@ -82,7 +82,7 @@ class OperatorError(Exception):
         self.code = code
 
 
-class Variable(NamedTuple):
+class ScenarioVariable(NamedTuple):
     """A value for a variable of a scenario."""
 
     name: str
@@ -259,7 +259,7 @@ class Settings:
     """File with users -> user -> password, as read from that file."""
     scenario: tuple[str, ...] = ()
     """Absolute paths of files, and `profile:NAME`."""
-    set: tuple[Variable, ...] = ()
+    set: tuple[ScenarioVariable, ...] = ()
     """Values of variables of scenarios."""
     attempt_store: RedisSettings = RedisSettings()
     fleet: FleetServer = FleetServer()

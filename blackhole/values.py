@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from blackhole import addresses, processors
-from blackhole.settings import MODES, NAMESPACE_KEYS, DashboardAddress, Delay, Variable
+from blackhole.settings import MODES, NAMESPACE_KEYS, DashboardAddress, Delay, ScenarioVariable
 from blackhole.tls_menu import AUTO_CERTIFICATE, CIPHERS, VERSION_NUMBERS
 
 MAX_REPEATED: Final = 60
@@ -265,19 +265,19 @@ VARIABLE_NAME: Final = r"[A-Za-z_][A-Za-z0-9_-]*"
 """Matches names of variables of a scenario."""
 
 
-def variables(text: str) -> tuple[Variable, ...]:
+def variables(text: str) -> tuple[ScenarioVariable, ...]:
     """Read values of variables, NAME=VALUE, separated by blanks. A value may have blanks too.
 
     >>> [str(one) for one in variables("share=0.5 words=try again")]
     ['share=0.5', 'words=try again']
     """
-    found: list[Variable] = []
+    found: list[ScenarioVariable] = []
     for word in text.split(" "):
         name, equals, value = word.partition("=")
         if equals and re.fullmatch(VARIABLE_NAME, name):
-            found.append(Variable(name, value))
+            found.append(ScenarioVariable(name, value))
         elif found:
-            found[-1] = Variable(found[-1].name, f"{found[-1].text} {word}".rstrip())
+            found[-1] = ScenarioVariable(found[-1].name, f"{found[-1].text} {word}".rstrip())
         elif word:
             raise expected("NAME=VALUE", text)
     for one in found:

@@ -12,7 +12,7 @@ from blackhole.rules import scenario
 from blackhole.rules.context import RuleContext
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.rules.variables import typed, with_values
-from blackhole.settings import OperatorError, Variable
+from blackhole.settings import OperatorError, ScenarioVariable
 from blackhole.values import variables
 from tests.engines import make_engine
 from tests.program import run, scenario_option
@@ -41,7 +41,7 @@ reply = "450 4.7.1 Wait ${busy}"
 
 def source(**values: str) -> scenario.ScenarioSource:
     (found,) = scenario.set_variables(
-        [scenario.parse_source("test.toml", TEXT)], [Variable(*one) for one in values.items()]
+        [scenario.parse_source("test.toml", TEXT)], [ScenarioVariable(*one) for one in values.items()]
     )
     return found
 
@@ -83,7 +83,7 @@ def test_variable_that_no_scenario_has_is_an_error_with_the_nearest_name() -> No
         "set: deferal: unknown variable; there are busy, deferral, most, tls, words (did you mean deferral?)"
     )
     with pytest.raises(OperatorError, match=r"set: x: unknown variable; the scenario has no table \[set\]"):
-        scenario.set_variables([], [Variable("x", "1")])
+        scenario.set_variables([], [ScenarioVariable("x", "1")])
 
 
 def test_value_that_does_not_fit_is_an_error_with_its_line() -> None:

@@ -11,7 +11,7 @@ from blackhole import input_file
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario_file import make_rules, parse_toml
 from blackhole.rules.variables import with_values
-from blackhole.settings import OperatorError, Variable
+from blackhole.settings import OperatorError, ScenarioVariable
 from blackhole.tls_menu import USUAL_TLS, TLSParameters
 from blackhole.values import did_you_mean, shown
 
@@ -94,13 +94,15 @@ def read_source(name: str) -> ScenarioSource:
     return parse_source(name, decode_source(octets, f"scenario {name}"))
 
 
-def read_sources(names: Iterable[str], variables: Iterable[Variable] = ()) -> tuple[ScenarioSource, ...]:
+def read_sources(
+    names: Iterable[str], variables: Iterable[ScenarioVariable] = ()
+) -> tuple[ScenarioSource, ...]:
     """Read several files or `profile:NAME`s, with other values of their variables. Raises OperatorError."""
     return set_variables(tuple(map(read_source, names)), variables)
 
 
 def set_variables(
-    sources: Sequence[ScenarioSource], variables: Iterable[Variable], where: str = "set"
+    sources: Sequence[ScenarioSource], variables: Iterable[ScenarioVariable], where: str = "set"
 ) -> tuple[ScenarioSource, ...]:
     """Return sources with other values of their variables, each in all sources that have it.
 
@@ -164,6 +166,6 @@ def parse_sources(sources: Iterable[ScenarioSource], rules_before: Sequence[Rule
     return tuple(rules[len(rules_before) :])
 
 
-def load_rules(names: Iterable[str], variables: Iterable[Variable] = ()) -> tuple[Rule, ...]:
+def load_rules(names: Iterable[str], variables: Iterable[ScenarioVariable] = ()) -> tuple[Rule, ...]:
     """Read the rules of several files or `profile:NAME`s, one behind the other. Raises OperatorError."""
     return parse_sources(read_sources(names, variables))

@@ -19,7 +19,7 @@ from blackhole.metrics.counters import Counters, clipped
 from blackhole.metrics.layout import MAX_RULE_NAMES
 from blackhole.rules import scenario
 from blackhole.rules.scenario import Scenario, ScenarioSource
-from blackhole.settings import OperatorError, Settings, Variable
+from blackhole.settings import OperatorError, ScenarioVariable, Settings
 from blackhole.store.control import ONE_SHOT_NAME, ControlChannel, RuntimeOrder
 from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES, OneShotRule
 from blackhole.tls_menu import TLSParameters
@@ -109,16 +109,16 @@ class ScenarioControl:
 
     # Orders. Each method returns the number of the order that it published, and raises OperatorError.
 
-    async def load(self, name: str, octets: bytes, variables: Sequence[Variable] = ()) -> int:
+    async def load(self, name: str, octets: bytes, variables: Sequence[ScenarioVariable] = ()) -> int:
         """Replace the scenario in force by the text of another, with values of its variables."""
         return await self._replace(name, partial(check_text, name, octets, variables))
 
-    async def check(self, name: str, octets: bytes, variables: Sequence[Variable] = ()) -> int:
+    async def check(self, name: str, octets: bytes, variables: Sequence[ScenarioVariable] = ()) -> int:
         """Check the text of a scenario, and return the number of its rules. Raises OperatorError."""
         order = await self._check(name, partial(check_text, name, octets, variables))
         return len(order.tables["rule"])
 
-    async def switch(self, name: str, variables: Sequence[Variable] = ()) -> int:
+    async def switch(self, name: str, variables: Sequence[ScenarioVariable] = ()) -> int:
         """Replace the scenario in force by one of the choices, with values of its variables."""
         if name == LOADED:
             if variables:

@@ -15,7 +15,7 @@ from typing import Final
 from tornado.web import stream_request_body
 
 from blackhole import values
-from blackhole.settings import OperatorError, Variable
+from blackhole.settings import OperatorError, ScenarioVariable
 from blackhole.values import expected
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.control import ScenarioControl
@@ -120,9 +120,9 @@ class ScenarioBaseHandler(OrderHandler):
     def data_received(self, chunk: bytes) -> None:
         self.body = (self.body + chunk)[: MAX_SCENARIO + 1]
 
-    def variables(self) -> tuple[Variable, ...]:
+    def variables(self) -> tuple[ScenarioVariable, ...]:
         """Return the values of variables in the query. Raises APIError for what is none."""
-        found: list[Variable] = []
+        found: list[ScenarioVariable] = []
         for text in self.get_query_arguments(VARIABLES_PARAMETER.name):
             try:
                 found += values.variables(text)

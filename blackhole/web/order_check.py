@@ -20,7 +20,7 @@ from blackhole.rules.evaluator import RulePolicy
 from blackhole.rules.model import Rule
 from blackhole.rules.scenario import ScenarioSource
 from blackhole.rules.scenario_file import make_rules, parse_rule
-from blackhole.settings import OperatorError, Variable
+from blackhole.settings import OperatorError, ScenarioVariable
 from blackhole.tls_menu import TLSParameters
 
 CHECK_TITLE: Final = "blackhole: order"
@@ -54,12 +54,12 @@ class CheckedOrder(NamedTuple):
     """How its rules have the TLS handshake done, other than the listener does."""
 
 
-def check_text(name: str, octets: bytes, variables: Sequence[Variable] = ()) -> CheckedOrder:
+def check_text(name: str, octets: bytes, variables: Sequence[ScenarioVariable] = ()) -> CheckedOrder:
     """Check the text of a scenario, with values of its variables. Raises OperatorError."""
     return check_source(scenario.parse_source(name, scenario.decode_source(octets, name)), variables)
 
 
-def check_source(source: ScenarioSource, variables: Sequence[Variable] = ()) -> CheckedOrder:
+def check_source(source: ScenarioSource, variables: Sequence[ScenarioVariable] = ()) -> CheckedOrder:
     """Check a scenario, with values of its variables. Raises OperatorError."""
     (source,) = scenario.set_variables([source], variables, f"{source.name}: set")
     rules = _check_rules(source.name, lambda: make_rules(source.tables, source.name, source.text))
