@@ -54,12 +54,12 @@ def client_limits(settings: Settings) -> ClientLimits:
     )
 
 
-def stressed_limits(client_limits: ClientLimits) -> ClientLimits:
+def stressed_limits(limits: ClientLimits) -> ClientLimits:
     """Return the limits while connections are running out: as strict as those of Postfix.
 
     A client may send EHLO twice, with STARTTLS between them. A limit of 0 stays off.
     """
-    return client_limits._replace(errors=min(client_limits.errors, 1), junk=min(client_limits.junk, 2))
+    return limits._replace(errors=min(limits.errors, 1), junk=min(limits.junk, 2))
 
 
 class ClientUsage:
