@@ -12,12 +12,10 @@ from typing import Any, Final, NamedTuple
 from blackhole.smtp import replies
 from blackhole.smtp.auth import redacted
 from blackhole.smtp.command_line import BEHIND_BLANKS
-from blackhole.smtp.directives import DirectiveReader, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, Decided
 from blackhole.smtp.faults import Fault
-from blackhole.smtp.header_section import fields
 from blackhole.smtp.input_reader import SECRET
 from blackhole.smtp.message_body import MessageHeader
 from blackhole.smtp.named_client import NO_NAMED_CLIENT
@@ -43,7 +41,6 @@ from blackhole.smtp.transaction_record import (
 from blackhole.smtp.wanted_fields import WantedFieldReader, WantedFields
 
 CONNECT_PHASE: Final = PHASE_NUMBERS["CONNECT"]
-END_PHASE: Final = PHASE_NUMBERS["."]
 
 
 class Recorder(NamedTuple):
@@ -199,11 +196,8 @@ class RecordedSession(Session):
         return answered
 
     def read_directives(self, header: MessageHeader) -> tuple[bytes, str]:
-        if isinstance(header, DirectiveReader):
-            self._directive_mode = header.directives().mode
-        elif header is not None and self.engine.config.message_directives:
-            self._directive_mode = parse_directives(fields(header.text)).mode
-        return Session.read_directives(self, header)
+        text, self._directive_mode = Session.read_directives(self, header)
+        return text, self._directive_mode
 
     def carry_out(self, command: BoundCommand, argument: Any, decision: Decision | None) -> Reply:
         if decision is not None:
@@ -221,12 +215,8 @@ class RecordedSession(Session):
             if self._published is not None:
                 self._recorder.publish(encode_addendum(self._published, name, b""))
             return
-        line = (
-            self._shown_by(name)
-            if violation_context is None or not violation_context.line
-            else violation_context.line
-        )
-        self.record.mark_violation(name, line.rstrip(b"\r\n"))
+        line = b"" if violation_context is None else violation_context.line
+        self.record.mark_violation(name, (line or self._shown_by(name)).rstrip(b"\r\n"))
 
     def _shown_by(self, violation: str) -> bytes:
         """Return the line that shows a violation; nothing where no line does."""
