@@ -17,7 +17,7 @@ from benchmarks.comparison import LOADS, Candidate, compare
 from benchmarks.failure import Failure
 from benchmarks.plan import Plan, record_failure
 from benchmarks.scenarios import USUAL
-from benchmarks.server import Server, Site, blackhole
+from benchmarks.server import Server, ServerSetup, blackhole
 from benchmarks.table import Row, Table
 
 ACCELERATORS: Final = ("fast_path", "direct", "selector")
@@ -68,11 +68,11 @@ class Feature:
         return replace(server, command=without_stderr(server)) if self.discard_log else server
 
 
-def without_stderr(server: Server) -> Callable[[Site], list[str]]:
+def without_stderr(server: Server) -> Callable[[ServerSetup], list[str]]:
     """Return the command of a server with standard error redirected to /dev/null."""
 
-    def command(site: Site) -> list[str]:
-        return ["sh", "-c", 'exec "$@" 2>/dev/null', "sh", *server.command(site)]
+    def command(setup: ServerSetup) -> list[str]:
+        return ["sh", "-c", 'exec "$@" 2>/dev/null', "sh", *server.command(setup)]
 
     return command
 

@@ -28,7 +28,7 @@ MAX_CONNECTIONS = 20_000
 
 
 @dataclass(frozen=True)
-class Site:
+class ServerSetup:
     """Where and how a server listens."""
 
     port: int
@@ -53,10 +53,10 @@ class Server:
     """A server that can be measured."""
 
     name: str
-    command: Callable[[Site], list[str]]
+    command: Callable[[ServerSetup], list[str]]
     version: Callable[[], str] = lambda: ""
     tls: frozenset[str] = frozenset([""])
-    """The kinds of listener that it supports: values of `Site.tls`."""
+    """The kinds of listener that it supports: values of `ServerSetup.tls`."""
     prepare: Callable[[], None] = lambda: None
     """Installs what the server needs. Raises Failure if that is not possible."""
     directory: Path | None = None
@@ -86,13 +86,13 @@ def blackhole(variant: str = "blackhole") -> Server:
             key, _, chosen[key] = word.partition("=")
     python, checkout = chosen["python"], chosen["checkout"]
 
-    def command(site: Site) -> list[str]:
+    def command(setup: ServerSetup) -> list[str]:
         argv = ["env", *environment] if environment else []
-        argv += [python, "-m", "blackhole", "--workers", str(site.workers), "--message_size_limit", "0"]
+        argv += [python, "-m", "blackhole", "--workers", str(setup.workers), "--message_size_limit", "0"]
         # A port of its own for each server, by the name that earlier checkouts know too.
         argv += ["--http", "127.0.0.1:0"]
-        argv += ["--listen", site.address + (",tls" if site.tls == "implicit" else "")]
-        return argv + (site.certificate("--ssl_cert", "--ssl_key") if site.tls else []) + words
+        argv += ["--listen", setup.address + (",tls" if setup.tls == "implicit" else "")]
+        return argv + (setup.certificate("--ssl_cert", "--ssl_key") if setup.tls else []) + words
 
     def version() -> str:
         done = subprocess.run(
@@ -112,10 +112,10 @@ def blackhole(variant: str = "blackhole") -> Server:
 SMTP_SINK = "/usr/sbin/smtp-sink"
 
 
-def sink_command(site: Site) -> list[str]:
+def sink_command(setup: ServerSetup) -> list[str]:
     """Return the command of Postfix's smtp-sink."""
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    return [SMTP_SINK, *user, "-m", str(MAX_CONNECTIONS), site.address, str(BACKLOG)]
+    return [SMTP_SINK, *user, "-m", str(MAX_CONNECTIONS), setup.address, str(BACKLOG)]
 
 
 def sink_prepare() -> None:
@@ -156,25 +156,25 @@ AIOSMTPD = "aiosmtpd==1.4.6"
 BLACKHOLE2 = "blackhole==2.1.19"
 
 
-def aiosmtpd_command(site: Site) -> list[str]:
+def aiosmtpd_command(setup: ServerSetup) -> list[str]:
     """Return the command of aiosmtpd."""
     argv = [str(venv(AIOSMTPD) / "bin/python"), "-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Sink"]
     options = {"": ("", ""), "starttls": ("--tlscert", "--tlskey"), "implicit": ("--smtpscert", "--smtpskey")}
-    return [*argv, "-l", site.address, *(site.certificate(*options[site.tls]) if site.tls else [])]
+    return [*argv, "-l", setup.address, *(setup.certificate(*options[setup.tls]) if setup.tls else [])]
 
 
-def blackhole2_command(site: Site) -> list[str]:
+def blackhole2_command(setup: ServerSetup) -> list[str]:
     """Write the conf file of Blackhole 2, and return its command."""
-    conf = site.directory / f"blackhole2-{site.port}.conf"
-    lines = [f"pidfile = {site.directory}/blackhole2-{site.port}.pid", "max_message_size = 2147483647"]
+    conf = setup.directory / f"blackhole2-{setup.port}.conf"
+    lines = [f"pidfile = {setup.directory}/blackhole2-{setup.port}.pid", "max_message_size = 2147483647"]
     # It does not start more workers than there are cores.
-    lines += [f"workers = {min(site.workers, os.cpu_count() or 1)}"]
-    if site.tls:
+    lines += [f"workers = {min(setup.workers, os.cpu_count() or 1)}"]
+    if setup.tls:
         spare = free_port()  # it insists on a listener without TLS
-        lines += [f"listen = 127.0.0.1:{spare}", f"tls_listen = {site.address}"]
-        lines += [f"tls_cert = {site.directory}/cert.pem", f"tls_key = {site.directory}/key.pem"]
+        lines += [f"listen = 127.0.0.1:{spare}", f"tls_listen = {setup.address}"]
+        lines += [f"tls_cert = {setup.directory}/cert.pem", f"tls_key = {setup.directory}/key.pem"]
     else:
-        lines += [f"listen = {site.address}"]
+        lines += [f"listen = {setup.address}"]
     conf.write_text("\n".join(lines) + "\n")
     return [str(venv(BLACKHOLE2) / "bin/blackhole"), "-q", "-c", str(conf)]
 
@@ -198,9 +198,9 @@ def floor_prepare() -> None:
         raise Failure(f"floor.c could not be compiled: {error}") from None
 
 
-def openssl_command(site: Site) -> list[str]:
+def openssl_command(setup: ServerSetup) -> list[str]:
     """Return the command of openssl s_server."""
-    return ["openssl", "s_server", "-quiet", "-accept", site.address, *site.certificate("-cert", "-key")]
+    return ["openssl", "s_server", "-quiet", "-accept", setup.address, *setup.certificate("-cert", "-key")]
 
 
 SERVERS = (
@@ -227,7 +227,7 @@ SERVERS = (
     ),
     Server(
         "kernel floor",
-        lambda site: [str(FLOOR), str(site.port), str(site.workers)],
+        lambda setup: [str(FLOOR), str(setup.port), str(setup.workers)],
         prepare=floor_prepare,
         floor=True,
     ),
@@ -254,7 +254,7 @@ class Running:
     """A server that has greeted a client, or accepted a connection if it does not greet first."""
 
     server: Server
-    site: Site
+    setup: ServerSetup
     popen: subprocess.Popen[bytes]
     start_seconds: float
     """Seconds from its start to its first greeting."""
@@ -263,7 +263,7 @@ class Running:
     @property
     def port(self) -> int:
         """The port that the server listens on."""
-        return self.site.port
+        return self.setup.port
 
     def pids(self) -> list[int]:
         """Return the pids of its processes. Raises Failure if it has ended."""
@@ -296,7 +296,7 @@ def wait_for_greeting(running: Running) -> None:
             suppress(OSError),
             socket.create_connection(("127.0.0.1", running.port), timeout=START_TIMEOUT) as client,
         ):
-            if running.site.tls not in ("", "starttls") or client.recv(512).startswith(b"220"):
+            if running.setup.tls not in ("", "starttls") or client.recv(512).startswith(b"220"):
                 return
         time.sleep(0.001)
     raise Failure(f"{running.server.name} does not greet")
@@ -331,19 +331,19 @@ def running_server(
 ) -> Iterator[Running]:
     """Run a server on a free port for the duration of the block."""
     server.prepare()
-    site = Site(free_port(), directory, workers, tls)
-    log = directory / f"{server.name.replace(' ', '-')}-{site.port}.log"
+    setup = ServerSetup(free_port(), directory, workers, tls)
+    log = directory / f"{server.name.replace(' ', '-')}-{setup.port}.log"
     begun = time.monotonic()
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            [*taskset(cores), *server.command(site)],
+            [*taskset(cores), *server.command(setup)],
             stdin=subprocess.PIPE,  # openssl s_server ends at end of file
             stdout=out,
             stderr=out,
             cwd=server.directory or directory,
             start_new_session=True,  # its process group identifies what it leaves behind
         )
-    running = Running(server, site, popen, 0.0)
+    running = Running(server, setup, popen, 0.0)
     try:
         try:
             wait_for_greeting(running)

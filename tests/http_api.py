@@ -29,7 +29,7 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-class Access(NamedTuple):
+class DashboardAccess(NamedTuple):
     """How requests reach a dashboard."""
 
     base_path: str = ""
@@ -42,13 +42,13 @@ class Access(NamedTuple):
         return "https" if self.tls else "http"
 
 
-PLAIN_ACCESS = Access()
+PLAIN_ACCESS = DashboardAccess()
 
-SPECIAL_ACCESS: dict[int, Access] = {}
+SPECIAL_ACCESS: dict[int, DashboardAccess] = {}
 """Port of a running dashboard that is not reached by plain HTTP at the root -> how it is."""
 
 
-def access(port: int) -> Access:
+def access(port: int) -> DashboardAccess:
     return SPECIAL_ACCESS.get(port, PLAIN_ACCESS)
 
 
@@ -149,7 +149,7 @@ class Sink(Program):
             facts = ServerFacts.of(self.pid)
             authority = facts["authority"] if facts["dashboard"].startswith("https:") else ""
             tls = ssl.create_default_context(cadata=authority) if authority else None
-            SPECIAL_ACCESS[self.http] = Access(facts["options"]["dashboard_path"], tls)
+            SPECIAL_ACCESS[self.http] = DashboardAccess(facts["options"]["dashboard_path"], tls)
         return self
 
     def __exit__(self, *_: object) -> None:

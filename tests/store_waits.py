@@ -44,7 +44,7 @@ def read_waits(path: Path) -> list[StoreWait]:
     return [StoreWait(int(pid), *map(float, seconds)) for pid, *seconds in lines]
 
 
-class Recorder:
+class StoreWaitRecorder:
     """The record of this process and its children."""
 
     def __init__(self, path: str) -> None:
@@ -73,7 +73,7 @@ class Recorder:
 
 def record_waits(path: str) -> None:
     """Let each question to the store be recorded from now on."""
-    recorder, make = Recorder(path), RedisQuery.__init__
+    recorder, make = StoreWaitRecorder(path), RedisQuery.__init__
 
     def make_recorded(
         query: RedisQuery, key: Key, words: str, timeout: float, on_settled: Callable[[float, bool], None]

@@ -213,7 +213,7 @@ def test_process_killed_while_it_writes_a_record_leaves_no_full_window(cells_wri
     class Killed(BaseException):
         pass
 
-    class Recorder:
+    class KilledWriter:
         def __getitem__(self, index: int) -> int:
             return cells[index]
 
@@ -224,7 +224,7 @@ def test_process_killed_while_it_writes_a_record_leaves_no_full_window(cells_wri
             writes += 1
             cells[index] = value
 
-    table._cells = Recorder()  # type: ignore[assignment, misc]
+    table._cells = KilledWriter()  # type: ignore[assignment, misc]
     with suppress(Killed):
         table.update(b"ann", 100.0, WindowCount(1, 2, 60.0).spend)
     table._cells = cells  # type: ignore[misc]

@@ -18,7 +18,7 @@ from blackhole.process import configuration
 from blackhole.web.server import MAX_CONNECTIONS
 from tests.certificates import Certificate, issue
 from tests.external_programs import path_of, requires
-from tests.http_api import SPECIAL_ACCESS, Access, Sink, ask, below, connect, reached, send, url
+from tests.http_api import SPECIAL_ACCESS, DashboardAccess, Sink, ask, below, connect, reached, send, url
 from tests.program import descriptors, free_port, run, wait_for
 from tests.redis_server import RedisServer
 
@@ -49,14 +49,14 @@ def test_server_tells_where_its_dashboard_is(secured: Sink) -> None:
 
 def test_paths_outside_of_the_base_path_are_not_found(secured: Sink) -> None:
     (base_path, tls), port = SPECIAL_ACCESS[secured.http], secured.http
-    SPECIAL_ACCESS[port] = Access("", tls)
+    SPECIAL_ACCESS[port] = DashboardAccess("", tls)
     try:
         for path in ("/", "/healthz", "/static/page.js", "/mail", f"{BASE_PATH}x/", f"//{BASE_PATH}/", "/x"):
             assert ask(port, path).status == 404, path
         without_slash = ask(port, f"{BASE_PATH}?x=1")
         assert (without_slash.status, without_slash.headers["location"]) == (308, "sink/")
     finally:
-        SPECIAL_ACCESS[port] = Access(base_path, tls)
+        SPECIAL_ACCESS[port] = DashboardAccess(base_path, tls)
 
 
 def test_location_of_a_run_is_below_the_base_path(secured: Sink) -> None:
@@ -128,14 +128,14 @@ def options_of(certificate: Certificate) -> tuple[str, str]:
 def test_reload_takes_a_new_certificate(tmp_path: Path) -> None:
     first = issue(tmp_path)
     with Sink(*options_of(first), "--workers=1") as sink:
-        SPECIAL_ACCESS[sink.http] = Access("", first.client)
+        SPECIAL_ACCESS[sink.http] = DashboardAccess("", first.client)
         sink.dashboard()
         send(sink.port, 3)
         ask(sink.http, "/runs", "POST", '{"name": "nightly"}')
         second = issue(tmp_path)
         assert reached(sink.http), "the files alone change nothing"
         os.kill(sink.pid, signal.SIGHUP)
-        SPECIAL_ACCESS[sink.http] = Access("", second.client)
+        SPECIAL_ACCESS[sink.http] = DashboardAccess("", second.client)
         wait_for(lambda: reached(sink.http), "the new certificate is in use")
         assert ask(sink.http, "/stats.json").json["messages"]["accepted"] == 3
         assert ask(sink.http, "/runs/nightly").json["running"], "what the dashboard kept is still there"

@@ -35,22 +35,22 @@ NAME = b"s._domainkey.a.test"
 OF_SIGNATURES = {"bad-body-hash", "bad-signature"}
 
 
-class Keys(NamedTuple):
+class KeyPair(NamedTuple):
     """A private key in PEM, and the record of its public key."""
 
     private: bytes
     record: bytes
 
 
-def rsa_keys(bits: int) -> Keys:
+def rsa_keys(bits: int) -> KeyPair:
     key = rsa.generate_private_key(65537, bits)
     public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-    return Keys(private, b"v=DKIM1; k=rsa; p=" + base64.b64encode(public))
+    return KeyPair(private, b"v=DKIM1; k=rsa; p=" + base64.b64encode(public))
 
 
 @pytest.fixture(scope="module")
-def keys() -> Keys:
+def keys() -> KeyPair:
     return rsa_keys(1024)
 
 
@@ -90,7 +90,7 @@ def random_message(random: Random) -> bytes:
     return b"\r\n".join((*lines, b"", *body)) + b"\r\n" * random.randrange(1, 4)
 
 
-def sign(text: bytes, keys: Keys, random: Random) -> bytes:
+def sign(text: bytes, keys: KeyPair, random: Random) -> bytes:
     """Return a message with a signature of dkimpy."""
     forms = random.choice((b"simple", b"relaxed")), random.choice((b"simple", b"relaxed"))
     field = dkim.sign(text, b"s", b"a.test", keys.private, canonicalize=forms, length=random.random() < 0.2)
@@ -147,7 +147,7 @@ def of_dkimpy(text: bytes, record: bytes) -> bool:
 
 
 @pytest.mark.pure
-def test_verdicts_on_a_thousand_messages_are_those_of_dkimpy(keys: Keys) -> None:
+def test_verdicts_on_a_thousand_messages_are_those_of_dkimpy(keys: KeyPair) -> None:
     random = Random(2026)
     known = {NAME: PublishedKey(keys.record)}
     verdicts = {True: 0, False: 0}
@@ -166,7 +166,7 @@ def test_verdicts_on_a_thousand_messages_are_those_of_dkimpy(keys: Keys) -> None
     assert min(verdicts.values()) > 200
 
 
-def signed_message(keys: Keys, text: bytes = b"From: ann@a.test\r\n\r\nHello\r\n") -> bytes:
+def signed_message(keys: KeyPair, text: bytes = b"From: ann@a.test\r\n\r\nHello\r\n") -> bytes:
     return sign(text, keys, Random(1))
 
 
@@ -176,7 +176,7 @@ def rules(text: bytes, record: bytes, name: bytes = NAME, is_whole: bool = True)
 
 
 @pytest.mark.pure
-def test_fault_of_a_signature_is_told_from_one_of_the_body(keys: Keys) -> None:
+def test_fault_of_a_signature_is_told_from_one_of_the_body(keys: KeyPair) -> None:
     text = signed_message(keys)
     assert rules(text, keys.record) == set()
     assert rules(text + b"x\r\n", keys.record) == {"bad-body-hash"}
@@ -191,7 +191,7 @@ def test_fault_of_a_signature_is_told_from_one_of_the_body(keys: Keys) -> None:
 
 
 @pytest.mark.pure
-def test_signature_is_not_judged_where_its_key_or_its_message_is_not_known(keys: Keys) -> None:
+def test_signature_is_not_judged_where_its_key_or_its_message_is_not_known(keys: KeyPair) -> None:
     text = signed_message(keys) + b"x\r\n"
     assert rules(text, keys.record, b"other._domainkey.a.test") == set()
     assert rules(text, keys.record, is_whole=False) == set()
@@ -202,7 +202,7 @@ def test_signature_is_not_judged_where_its_key_or_its_message_is_not_known(keys:
 
 
 @pytest.mark.pure
-def test_a_few_signatures_of_a_message_are_verified(keys: Keys) -> None:
+def test_a_few_signatures_of_a_message_are_verified(keys: KeyPair) -> None:
     text = signed_message(keys)
     signature = text[: text.index(b"From:")]
     checked = check_message(signature * 5 + text + b"x\r\n", True, keys={NAME: PublishedKey(keys.record)})
@@ -263,7 +263,7 @@ def test_blanks_of_a_whole_message_are_joined_in_a_few_steps() -> None:
 # The file.
 
 
-def test_file_has_a_line_for_each_key(tmp_path: Path, keys: Keys) -> None:
+def test_file_has_a_line_for_each_key(tmp_path: Path, keys: KeyPair) -> None:
     file = tmp_path / "keys"
     middle = len(keys.record) // 2
     quoted = b'"%b" "%b"' % (keys.record[:middle], keys.record[middle:])
@@ -314,7 +314,7 @@ def test_file_that_is_missing_is_an_error_of_the_operator(tmp_path: Path) -> Non
 
 
 @pytest.mark.pure
-def test_session_counts_a_signature_that_was_verified(keys: Keys) -> None:
+def test_session_counts_a_signature_that_was_verified(keys: KeyPair) -> None:
     engine = make_engine(inspect_content=True, dkim_keys={NAME: PublishedKey(keys.record)})
     session = engine.session()
     session.greet()
@@ -328,7 +328,7 @@ def test_session_counts_a_signature_that_was_verified(keys: Keys) -> None:
     assert session.counted_events.count(EVENT_NUMBERS.inspection("signatures")) == 1
 
 
-def test_program_verifies_signatures_with_keys_from_a_file(tmp_path: Path, keys: Keys) -> None:
+def test_program_verifies_signatures_with_keys_from_a_file(tmp_path: Path, keys: KeyPair) -> None:
     pid, file = tmp_path / "pid", tmp_path / "keys"
     file.write_bytes(NAME + b" " + keys.record + b"\n")
     text = signed_message(keys)

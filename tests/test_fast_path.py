@@ -230,7 +230,7 @@ def test_input_before_the_reply_to_starttls_closes_the_connection() -> None:
 # Any policy
 
 
-class Recorder(NoSessionPolicy):
+class RecordingPolicy(NoSessionPolicy):
     """A policy that is asked about RCPT, and refuses the second recipient."""
 
     phases = frozenset(("RCPT",))
@@ -266,7 +266,7 @@ class Recorder(NoSessionPolicy):
 @pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize("pipelined", [True, False])
 def test_policy_is_asked_once_about_each_command_of_its_phases(pipelined: bool, fast_path: bool) -> None:
-    policy = Recorder()
+    policy = RecordingPolicy()
     session = SMTPEngine(ListenerConfig(fast_path=fast_path), Random(7), policy=policy).session()
     session.greet()
     session.receive(EHLO)

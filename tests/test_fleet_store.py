@@ -52,8 +52,8 @@ def fleet(redis: RedisServer) -> Iterator[Callable[[Callable[[FleetStore], Await
 Fleet = Callable[[Callable[[FleetStore], Awaitable[None]]], None]
 
 
-class Machine(FleetMember):
-    """A machine without processes."""
+class CountingMember(FleetMember):
+    """A member of a fleet whose messages a test counts; it has no processes."""
 
     def __init__(self, store: FleetStore, name: str, **shown: Any) -> None:
         counters = Counters(rows=1)
@@ -77,7 +77,7 @@ def test_nothing_is_left_of_machines_that_came_and_went_but_what_they_counted(
         for number in range(5):
             await store.write(f"crashed-{number}:1", {ACCEPTED: 2}, "{}")
             redis.ask("ZADD", "blackhole:{f}:seen", time.time() - 8 * 86400, f"crashed-{number}:1")
-        one = Machine(store, "one.test")
+        one = CountingMember(store, "one.test")
         for _ in range(25):
             await one.count(1)
         keys = {key.removeprefix("blackhole:{f}:") for key in redis.ask("KEYS", "*")}
@@ -99,8 +99,8 @@ def test_a_machine_that_has_left_is_restored_as_one(fleet: Fleet, redis: RedisSe
     """And once only, whoever has a copy of it; its figures are not lost with the next loss."""
 
     async def lose(store: FleetStore) -> None:
-        one, two = Machine(store, "one"), Machine(store, "two")
-        three = Machine(FleetStore(store.settings, "f"), "three")
+        one, two = CountingMember(store, "one"), CountingMember(store, "two")
+        three = CountingMember(FleetStore(store.settings, "f"), "three")
         for machine in one, two, three:
             await machine.count(5)
         await three.leave(0)
@@ -122,7 +122,7 @@ def test_copies_of_a_store_that_has_just_lost_its_data_replace_no_others(
     fleet: Fleet, redis: RedisServer
 ) -> None:
     async def lose(store: FleetStore) -> None:
-        one = Machine(store, "one")
+        one = CountingMember(store, "one")
         await store.write("gone:1", {ACCEPTED: 7}, json.dumps({}), 20)
         await one.count(1)
         await one._copies.update()
@@ -143,7 +143,7 @@ def test_what_a_replica_lacks_that_has_taken_over_is_written_again(
         raise StoreError("the server closed the connection")
 
     async def fail_over(store: FleetStore) -> None:
-        one = Machine(store, "one")
+        one = CountingMember(store, "one")
         await one.count(5)
         # The replica had not received the last write of its primary.
         redis.ask("HINCRBY", "blackhole:{f}:total", ACCEPTED, -2)
@@ -161,7 +161,7 @@ def test_a_machine_cut_off_for_seven_days_counts_twice_what_it_had_counted_and_n
     fleet: Fleet, redis: RedisServer
 ) -> None:
     async def cut_off(store: FleetStore) -> None:
-        one, two = Machine(store, "one"), Machine(store, "two")
+        one, two = CountingMember(store, "one"), CountingMember(store, "two")
         await one.count(5)
         await two.count(7)
         redis.ask("ZADD", "blackhole:{f}:seen", time.time() - 7 * 86400 - 1, one.machine)
@@ -181,7 +181,7 @@ def test_a_machine_cut_off_while_its_store_loses_everything_counts_once_for_seve
     fleet: Fleet, redis: RedisServer, hours: float
 ) -> None:
     async def cut_off(store: FleetStore) -> None:
-        one, two = Machine(store, "one"), Machine(store, "two")
+        one, two = CountingMember(store, "one"), CountingMember(store, "two")
         await one.count(5)
         await two.count(7)
         redis.ask("ZADD", "blackhole:{f}:seen", time.time() - hours * 3600, one.machine)
@@ -199,7 +199,7 @@ def test_a_machine_cut_off_while_its_store_loses_everything_counts_once_for_seve
 
 def test_a_machine_that_was_back_for_a_while_is_copied_again(fleet: Fleet, redis: RedisServer) -> None:
     async def come_back(store: FleetStore) -> None:
-        one, two = Machine(store, "one"), Machine(store, "two")
+        one, two = CountingMember(store, "one"), CountingMember(store, "two")
         await two.count(7)
         for hours in 2, 1:
             await one.count(5)
@@ -218,7 +218,7 @@ def test_a_machine_that_was_back_for_a_while_is_copied_again(fleet: Fleet, redis
 
 def test_a_machine_that_leaves_is_gone_at_once_and_says_since_when(fleet: Fleet) -> None:
     async def leave(store: FleetStore) -> None:
-        one = Machine(store, "one")
+        one = CountingMember(store, "one")
         await one.count(1)
         await one.write(10)
         (found,) = await one.machines()
@@ -229,7 +229,7 @@ def test_a_machine_that_leaves_is_gone_at_once_and_says_since_when(fleet: Fleet)
 
 def test_a_generation_lasts_from_the_first_machine_to_the_last(fleet: Fleet, redis: RedisServer) -> None:
     async def live(store: FleetStore) -> None:
-        one, two = Machine(store, "one"), Machine(store, "two")
+        one, two = CountingMember(store, "one"), CountingMember(store, "two")
         await one.count(5)
         await two.count(2)
         assert one.generation == two.generation
@@ -244,7 +244,7 @@ def test_a_generation_lasts_from_the_first_machine_to_the_last(fleet: Fleet, red
         assert (one.elsewhere, two.elsewhere) == (3, 6)
         for machine in one, two:
             await machine.write(10)
-        three = Machine(store, "three")
+        three = CountingMember(store, "three")
         await three.count(1)
         assert three.generation != one.generation
         assert three.elsewhere == 0
@@ -254,7 +254,7 @@ def test_a_generation_lasts_from_the_first_machine_to_the_last(fleet: Fleet, red
 
 def test_runs_are_restored_as_they_were_last_known(fleet: Fleet, redis: RedisServer) -> None:
     async def lose(store: FleetStore) -> None:
-        one, two = Machine(store, "one"), Machine(store, "two")
+        one, two = CountingMember(store, "one"), CountingMember(store, "two")
         for machine in one, two:
             await machine.count(3)
         runs = FleetRuns(one)
@@ -284,7 +284,7 @@ def test_runs_are_restored_as_they_were_last_known(fleet: Fleet, redis: RedisSer
 
 def test_no_more_runs_are_kept_than_a_machine_keeps(fleet: Fleet) -> None:
     async def start_many(store: FleetStore) -> None:
-        one = Machine(store, "one")
+        one = CountingMember(store, "one")
         await one.count(1)
         runs = FleetRuns(one)
         for number in range(MAX_FLEET_RUNS):
@@ -325,7 +325,7 @@ def test_a_run_comes_back_as_it_was_stored() -> None:
     assert parse_run(b"x", run.text().encode()) == run
 
 
-def compare(store: FleetStore, caplog: pytest.LogCaptureFixture, *machines: Machine) -> Any:
+def compare(store: FleetStore, caplog: pytest.LogCaptureFixture, *machines: CountingMember) -> Any:
     """Return what each machine logs when it has compared itself with the others."""
 
     async def look() -> list[str]:
@@ -348,9 +348,9 @@ def test_a_machine_that_joins_tells_in_one_line_in_what_it_differs(
     caplog.set_level(logging.INFO)
 
     async def join(store: FleetStore) -> None:
-        one, two = Machine(store, "one", up=50.0), Machine(store, "two", up=40.0)
+        one, two = CountingMember(store, "one", up=50.0), CountingMember(store, "two", up=40.0)
         assert await compare(store, caplog, one, two) == ["fleet f: joined, beside 1 machine"] * 2
-        other = Machine(store, "three", version="1.0", scenario="new.toml", digest="0" * 16)
+        other = CountingMember(store, "three", version="1.0", scenario="new.toml", digest="0" * 16)
         (line,) = await compare(store, caplog, other)
         assert line == (
             f"fleet f: this machine differs: version 1.0, not {__version__} as on one, two;"
@@ -360,7 +360,7 @@ def test_a_machine_that_joins_tells_in_one_line_in_what_it_differs(
     fleet(join)
 
     async def join_with_the_name_of_another(store: FleetStore) -> None:
-        first, second = Machine(store, "same", up=50.0), Machine(store, "same")
+        first, second = CountingMember(store, "same", up=50.0), CountingMember(store, "same")
         second.machine = "same:2"  # type: ignore[misc]
         assert await compare(store, caplog, first, second) == [
             "fleet f: joined, beside 1 machine",
@@ -372,7 +372,7 @@ def test_a_machine_that_joins_tells_in_one_line_in_what_it_differs(
     fleet(join_with_the_name_of_another)
 
     async def join_with_a_wrong_clock(store: FleetStore) -> None:
-        one = Machine(store, "one")
+        one = CountingMember(store, "one")
         now = time.time
         monkeypatch.setattr(time, "time", lambda: now() + 90)
         (line,) = await compare(store, caplog, one)

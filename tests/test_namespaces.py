@@ -234,7 +234,7 @@ def test_policy_tells_what_a_session_tells_it() -> None:
 # What is counted
 
 
-class Watched(list[bytes | None]):
+class ChosenNamespaces(list[bytes | None]):
     def choose(self, name: bytes | None, events: Sequence[int]) -> None:
         if not self or self[-1] != name:
             self.append(name)
@@ -242,7 +242,7 @@ class Watched(list[bytes | None]):
 
 def test_watcher_is_told_when_the_namespace_is_known() -> None:
     session = greeted(policy_of({"one": NO, "two": ""}))
-    seen = Watched()
+    seen = ChosenNamespaces()
     policy = session.policy
     assert isinstance(policy, NamespaceEvaluator)
     policy.watch(seen.choose)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.external_programs import output_of, path_of, requires
-from tests.http_api import SPECIAL_ACCESS, Access, Sink, ask, figures, post, reached, send, url
+from tests.http_api import SPECIAL_ACCESS, DashboardAccess, Sink, ask, figures, post, reached, send, url
 from tests.postfix import smtp_source
 from tests.program import free_port, wait_for
 
@@ -710,7 +710,7 @@ def test_the_page_works_behind_a_proxy_that_passes_its_path_on(browser: Browser,
         proxy = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
         stack.callback(proxy.kill)
         stack.callback(SPECIAL_ACCESS.pop, port, None)
-        SPECIAL_ACCESS[port] = Access("/mail/sink")
+        SPECIAL_ACCESS[port] = DashboardAccess("/mail/sink")
         wait_for(lambda: reached(port), "the proxy passes requests on")
         direct, sink.http = sink.http, port
         try:

@@ -43,7 +43,7 @@ SENT, REFUSED, LEFT = "mail", "refuses", "leaves"
 """What a sender does: it sends mail, ends the handshake, or leaves after it without mail."""
 
 
-class Menu(NamedTuple):
+class TLSMenuServer(NamedTuple):
     """A server with a listener for each entry, and what its clients trust."""
 
     program: Program
@@ -58,7 +58,7 @@ class Menu(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def menu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Menu]:
+def menu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TLSMenuServer]:
     folder = tmp_path_factory.mktemp("menu")
     folder.chmod(0o755)
     ports = {entry: free_port() for entry in ENTRIES}
@@ -68,7 +68,7 @@ def menu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Menu]:
     with Program("--hostname=localhost", f"--listen={' '.join(listeners)}", f"--pid={pid}") as program:
         authority.write_text(run("authority", f"--pid={pid}").stdout)
         authority.chmod(0o644)
-        yield Menu(program, ports, authority, mail)
+        yield TLSMenuServer(program, ports, authority, mail)
         assert "Traceback" not in program.output()
 
 
@@ -84,45 +84,45 @@ def call(*command: str, text: bytes = b"") -> None:
     )
 
 
-def openssl(menu: Menu, port: int) -> None:
+def openssl(menu: TLSMenuServer, port: int) -> None:
     text = f"EHLO c.test\nMAIL FROM:<{SENDER}>\nRCPT TO:<{RECIPIENT}>\nDATA\nSubject: x\n\nHello\n.\nQUIT\n"
     verify = "-verify_return_error", "-verify_hostname", "localhost", "-CAfile", str(menu.authority)
     server = "-starttls", "smtp", "-connect", f"127.0.0.1:{port}", "-servername", "localhost"
     call("openssl", "s_client", "-ign_eof", "-crlf", *server, *verify, text=text.encode())
 
 
-def swaks(menu: Menu, port: int) -> None:
+def swaks(menu: TLSMenuServer, port: int) -> None:
     server = "--server", "localhost", "--port", str(port), "--helo", "c.test", "--timeout", "20"
     tls = "--tls", "--tls-verify", "--tls-ca-path", str(menu.authority)
     call("swaks", *server, *tls, "--from", SENDER, "--to", RECIPIENT)
 
 
-def swaks_without_verify(menu: Menu, port: int) -> None:
+def swaks_without_verify(menu: TLSMenuServer, port: int) -> None:
     server = "--server", "localhost", "--port", str(port), "--helo", "c.test", "--timeout", "20"
     call("swaks", *server, "--tls", "--from", SENDER, "--to", RECIPIENT)
 
 
-def msmtp(menu: Menu, port: int) -> None:
+def msmtp(menu: TLSMenuServer, port: int) -> None:
     server = f"--from={SENDER}", "--domain=c.test", "--host=localhost", f"--port={port}"
     tls = "--tls=on", "--tls-starttls=on", f"--tls-trust-file={menu.authority}"
     call("msmtp", *server, *tls, RECIPIENT, text=menu.mail.read_bytes())
 
 
-def curl(menu: Menu, port: int) -> None:
+def curl(menu: TLSMenuServer, port: int) -> None:
     mail = "--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "-T", str(menu.mail)
     call(
         "curl", "-sS", "--ssl-reqd", "--cacert", str(menu.authority), *mail, f"smtp://localhost:{port}/c.test"
     )
 
 
-def python(menu: Menu, port: int) -> None:
+def python(menu: TLSMenuServer, port: int) -> None:
     context = ssl.create_default_context(cafile=menu.authority)
     with suppress(OSError, smtplib.SMTPException), smtplib.SMTP("localhost", port, "c.test", 20) as client:
         client.starttls(context=context)
         client.sendmail(SENDER, RECIPIENT, menu.mail.read_bytes())
 
 
-SENDERS: dict[str, Callable[[Menu, int], None]] = {
+SENDERS: dict[str, Callable[[TLSMenuServer, int], None]] = {
     "openssl": openssl,
     "curl": curl,
     "msmtp": msmtp,
@@ -137,7 +137,7 @@ def results_of(before: tuple[int, int, int], after: tuple[int, int, int]) -> str
     return SENT if sent else LEFT if left else REFUSED if failed else ""
 
 
-def settled(menu: Menu, before: Mapping[str, tuple[int, int, int]]) -> dict[str, str]:
+def settled(menu: TLSMenuServer, before: Mapping[str, tuple[int, int, int]]) -> dict[str, str]:
     """Wait until each entry had a connection that has ended, and return what was done there."""
 
     def look() -> dict[str, tuple[int, int, int]] | None:
@@ -152,7 +152,7 @@ def settled(menu: Menu, before: Mapping[str, tuple[int, int, int]]) -> dict[str,
 @debian_12
 @requires("openssl", "curl", "msmtp", "swaks")
 @pytest.mark.parametrize("sender", SENDERS)
-def test_a_sender_does_at_each_entry_what_the_page_says(sender: str, menu: Menu) -> None:
+def test_a_sender_does_at_each_entry_what_the_page_says(sender: str, menu: TLSMenuServer) -> None:
     before = menu.results()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda port: SENDERS[sender](menu, port), menu.ports.values()))
@@ -168,7 +168,7 @@ default_process_limit = 40
 
 @debian_12
 @requires_postfix
-def test_postfix_does_at_each_entry_what_the_page_says(menu: Menu, postfix_folder: Path) -> None:
+def test_postfix_does_at_each_entry_what_the_page_says(menu: TLSMenuServer, postfix_folder: Path) -> None:
     """At level `secure`, which is for the server by its name, and at level `may`, by its address."""
     hosts = {"secure": "localhost", "may": "127.0.0.1"}
     (postfix_folder / "transport").write_text(
@@ -204,7 +204,7 @@ def documented() -> dict[str, dict[str, str]]:
 
 
 @requires("curl", "msmtp")
-def test_curl_and_msmtp_log_in_with_a_certificate(menu: Menu, tmp_path: Path) -> None:
+def test_curl_and_msmtp_log_in_with_a_certificate(menu: TLSMenuServer, tmp_path: Path) -> None:
     """By AUTH EXTERNAL: as the user that the certificate names, and as no other."""
     authority, stranger = trustme.CA(), trustme.CA()
     ca, users, pid = tmp_path / "clients.pem", tmp_path / "users", tmp_path / "pid"

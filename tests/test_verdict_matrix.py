@@ -29,9 +29,9 @@ from tests.verdict_player import (
     EHLO,
     PIPELINING,
     TLS,
-    Body,
     Case,
     Chunk,
+    MailData,
     Reconnect,
     Run,
     Step,
@@ -124,7 +124,7 @@ AUTH PLAIN AGFubgBzZWNyZXQ=|AUTH GSSAPI|AUTH PLAIN AGZhaWw9AHg="""
 ANY_STEPS: tuple[Step, ...] = (
     *(f"{command}\r\n".encode() for command in ANY_COMMANDS.replace("\n", "|").split("|")),
     *(b"NOOP %s\r\n" % (size * b"x") for size in (600, 3000)),
-    *(TLS, BODY, Body(b"a\nb\xff\r\n.x\r\n.\r\n"), Body(1500 * b"x" + b"\r\n.\r\n")),
+    *(TLS, BODY, MailData(b"a\nb\xff\r\n.x\r\n.\r\n"), MailData(1500 * b"x" + b"\r\n.\r\n")),
     *(Chunk(b"Hello\r\n"), Chunk(b"Bye\r\n", True), Chunk(b"", True), Chunk(200 * b"1234567\r\n")),
 )
 """Commands stand twice to come more often."""

@@ -28,7 +28,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-class Site:
+class LocalDashboard:
     """A server in this process, with the clients that a test opens."""
 
     def __init__(self, stack: ExitStack) -> None:
@@ -52,16 +52,16 @@ class Site:
 
     def run(self, play: Callable[[DashboardServer], Awaitable[None]]) -> None:
         """Serve while a coroutine runs."""
-        site = self
+        dashboard = self
 
         class LongHandler(RequestHandler):
             def get(self) -> None:
-                site.begun.append(f"{self.request.remote_ip}{self.request.path}")
+                dashboard.begun.append(f"{self.request.remote_ip}{self.request.path}")
                 self.write("x" * 20000)
 
         class WaitHandler(RequestHandler):
             async def get(self) -> None:
-                site.begun.append(f"{self.request.remote_ip}{self.request.path}")
+                dashboard.begun.append(f"{self.request.remote_ip}{self.request.path}")
                 await asyncio.sleep(60)
 
         async def serve() -> None:
@@ -77,9 +77,9 @@ class Site:
 
 
 @pytest.fixture
-def site(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> Site:
+def dashboard(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> LocalDashboard:
     monkeypatch.setattr(http_server, "MAX_CONNECTIONS", LIMIT)
-    return Site(stack)
+    return LocalDashboard(stack)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -94,78 +94,84 @@ async def is_answered(client: socket.socket) -> bool:
     return False
 
 
-def test_a_client_whose_connections_pipeline_and_never_read_is_answered_on_its_next_one(site: Site) -> None:
+def test_a_client_whose_connections_pipeline_and_never_read_is_answered_on_its_next_one(
+    dashboard: LocalDashboard,
+) -> None:
     async def play(server: DashboardServer) -> None:
-        await until(lambda: len(site.begun) >= SHARE)
+        await until(lambda: len(dashboard.begun) >= SHARE)
         for _ in range(10):
-            with site.client(REQUEST) as client:
+            with dashboard.client(REQUEST) as client:
                 assert await is_answered(client)
 
     for _ in range(SHARE):
-        site.client(REQUEST * 500)
-    site.run(play)
+        dashboard.client(REQUEST * 500)
+    dashboard.run(play)
 
 
-def test_requests_that_were_read_before_a_connection_is_closed_are_not_answered(site: Site) -> None:
+def test_requests_that_were_read_before_a_connection_is_closed_are_not_answered(
+    dashboard: LocalDashboard,
+) -> None:
     async def play(server: DashboardServer) -> None:
-        await until(lambda: len(site.begun) >= 2)
+        await until(lambda: len(dashboard.begun) >= 2)
         (place,) = server.places
         server.places.close(place)
-        before = len(site.begun)
+        before = len(dashboard.begun)
         assert not [*server.places]
         await until(lambda: not server._connections)
-        assert len(site.begun) <= before + 1  # one had begun
+        assert len(dashboard.begun) <= before + 1  # one had begun
 
-    site.client(REQUEST * 500)
-    site.run(play)
+    dashboard.client(REQUEST * 500)
+    dashboard.run(play)
 
 
-def test_clients_take_turns_whatever_their_number_of_connections(site: Site) -> None:
+def test_clients_take_turns_whatever_their_number_of_connections(dashboard: LocalDashboard) -> None:
     async def play(server: DashboardServer) -> None:
-        await until(lambda: "127.0.0.2/" in site.begun)
+        await until(lambda: "127.0.0.2/" in dashboard.begun)
 
     for _ in range(SHARE):
-        site.client(REQUEST * 500)
-    site.client(REQUEST, "127.0.0.2")
-    site.run(play)
-    assert site.begun.index("127.0.0.2/") <= 2
+        dashboard.client(REQUEST * 500)
+    dashboard.client(REQUEST, "127.0.0.2")
+    dashboard.run(play)
+    assert dashboard.begun.index("127.0.0.2/") <= 2
 
 
-def test_single_requests_of_a_client_begin_before_its_pipelined_ones(site: Site) -> None:
+def test_single_requests_of_a_client_begin_before_its_pipelined_ones(dashboard: LocalDashboard) -> None:
     async def play(server: DashboardServer) -> None:
-        await until(lambda: "127.0.0.1/single" in site.begun)
+        await until(lambda: "127.0.0.1/single" in dashboard.begun)
 
     for _ in range(SHARE - 1):
-        site.client(REQUEST * 500)
-    site.client(REQUEST.replace(b"/", b"/single", 1))
-    site.run(play)
-    assert site.begun.index("127.0.0.1/single") <= 1
+        dashboard.client(REQUEST * 500)
+    dashboard.client(REQUEST.replace(b"/", b"/single", 1))
+    dashboard.run(play)
+    assert dashboard.begun.index("127.0.0.1/single") <= 1
 
 
-def test_a_new_client_gets_a_place_of_the_one_with_most_though_all_wait(site: Site) -> None:
+def test_a_new_client_gets_a_place_of_the_one_with_most_though_all_wait(dashboard: LocalDashboard) -> None:
     async def play(server: DashboardServer) -> None:
-        await until(lambda: len(site.begun) == LIMIT)
-        assert await is_answered(site.client(REQUEST, "127.0.0.3"))
+        await until(lambda: len(dashboard.begun) == LIMIT)
+        assert await is_answered(dashboard.client(REQUEST, "127.0.0.3"))
         assert len([*server.places]) == LIMIT
 
     for number in range(LIMIT):
-        site.client(WAITING_REQUEST, f"127.0.0.{1 + number // SHARE}")
-    site.run(play)
+        dashboard.client(WAITING_REQUEST, f"127.0.0.{1 + number // SHARE}")
+    dashboard.run(play)
 
 
-def test_a_client_whose_connections_all_wait_for_responses_gets_no_further_one(site: Site) -> None:
+def test_a_client_whose_connections_all_wait_for_responses_gets_no_further_one(
+    dashboard: LocalDashboard,
+) -> None:
     async def play(server: DashboardServer) -> None:
-        await until(lambda: len(site.begun) == SHARE)
-        assert not await is_answered(site.client(REQUEST))
-        assert await is_answered(site.client(REQUEST, "127.0.0.2"))
+        await until(lambda: len(dashboard.begun) == SHARE)
+        assert not await is_answered(dashboard.client(REQUEST))
+        assert await is_answered(dashboard.client(REQUEST, "127.0.0.2"))
 
     for _ in range(SHARE):
-        site.client(WAITING_REQUEST)
-    site.run(play)
+        dashboard.client(WAITING_REQUEST)
+    dashboard.run(play)
 
 
-class Streams:
-    """Places, and streams to fill them with."""
+class StreamPlaces:
+    """Places of a dashboard, and streams that take them."""
 
     def __init__(self, stack: ExitStack, limit: int = LIMIT) -> None:
         self._stack = stack
@@ -197,7 +203,7 @@ def test_the_connection_that_is_idle_for_longest_makes_room_for_another_of_its_c
     stack: ExitStack,
 ) -> None:
     def play() -> None:
-        streams = Streams(stack)
+        streams = StreamPlaces(stack)
         idle = streams.fill(b"a")
         assert streams.take(b"a", DISPENSABLE_AFTER - 0.1) is None
         assert streams.take(b"a", DISPENSABLE_AFTER + 0.005)
@@ -208,7 +214,7 @@ def test_the_connection_that_is_idle_for_longest_makes_room_for_another_of_its_c
 
 def test_a_connection_with_an_unread_response_makes_room_before_an_idle_one(stack: ExitStack) -> None:
     def play() -> None:
-        streams = Streams(stack)
+        streams = StreamPlaces(stack)
         taken = streams.fill(b"a")
         taken[2].write(b"x" * 1_000_000)
         streams.places.sweep(1.0)
@@ -220,7 +226,7 @@ def test_a_connection_with_an_unread_response_makes_room_before_an_idle_one(stac
 
 def test_a_response_has_a_few_seconds_to_be_read(stack: ExitStack) -> None:
     def play() -> None:
-        streams = Streams(stack)
+        streams = StreamPlaces(stack)
         stream, *others = streams.fill(b"a")
         stream.write(b"x" * 1_000_000)
         streams.places.sweep(1.0)
@@ -235,7 +241,7 @@ def test_a_response_has_a_few_seconds_to_be_read(stack: ExitStack) -> None:
 
 def test_clients_with_as_many_connections_as_any_other_take_no_places_from_them(stack: ExitStack) -> None:
     def play() -> None:
-        streams = Streams(stack, limit=4)
+        streams = StreamPlaces(stack, limit=4)
         first, second = streams.fill(b"a", 2), streams.fill(b"b", 2)
         for place in streams.places:
             place.idle_since = None

@@ -13,14 +13,14 @@ import os
 import sys
 
 
-class Recorder:
+class ImportRecorder:
     @staticmethod
     def find_spec(name, path=None, target=None):
         with open(os.environ["IMPORTS"], "a") as file:
             file.write(name + "\\n")
 
 
-os.register_at_fork(after_in_child=lambda: sys.meta_path.insert(0, Recorder))
+os.register_at_fork(after_in_child=lambda: sys.meta_path.insert(0, ImportRecorder))
 """
 """Writes down what a process imports that the program has forked."""
 

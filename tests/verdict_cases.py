@@ -19,12 +19,12 @@ from tests.verdict_player import (
     RCPT,
     STARTTLS,
     TLS,
-    Body,
+    AuthResponse,
     Case,
     Chunk,
+    MailData,
     Pipelined,
     Reconnect,
-    Response,
     Step,
     Verdicts,
 )
@@ -85,11 +85,11 @@ def rcpt(parameters: str, address: str = "bob@b.test") -> bytes:
     return f"RCPT TO:<{address}> {parameters}".encode().rstrip() + b"\r\n"
 
 
-def text(octets: bytes, anyway: bool = False) -> Body:
-    return Body(b"Subject: a test\r\n\r\n" + octets + b"\r\n.\r\n", anyway)
+def text(octets: bytes, anyway: bool = False) -> MailData:
+    return MailData(b"Subject: a test\r\n\r\n" + octets + b"\r\n.\r\n", anyway)
 
 
-def message(body: bytes | Body, first: bytes = MAIL) -> tuple[Step, ...]:
+def message(body: bytes | MailData, first: bytes = MAIL) -> tuple[Step, ...]:
     return (EHLO, first, RCPT, DATA, text(body) if isinstance(body, bytes) else body, QUIT)
 
 
@@ -248,11 +248,11 @@ def _order() -> None:
     innocent("no-recipient", "a refusal in the transaction before", HELO, MAIL, rcpt("", "nobody@b.test"),
         RSET, *MESSAGE, QUIT, rules=REFUSES_NOBODY)
 
-    body = Body(BODY.octets, anyway=True)
+    body = MailData(BODY.octets, anyway=True)
     guilty("body-after-refusal", "the message", EHLO, *ENVELOPE, DATA, body, rules=REFUSES_DATA)
     guilty("body-after-refusal", "a text without a header section", EHLO, *ENVELOPE, DATA,
-        Body(b"one\r\ntwo\r\n.\r\n", True), QUIT, rules=REFUSES_DATA)
-    guilty("body-after-refusal", "the final dot alone", EHLO, *ENVELOPE, DATA, Body(b".\r\n", True), QUIT,
+        MailData(b"one\r\ntwo\r\n.\r\n", True), QUIT, rules=REFUSES_DATA)
+    guilty("body-after-refusal", "the final dot alone", EHLO, *ENVELOPE, DATA, MailData(b".\r\n", True), QUIT,
         rules=REFUSES_DATA)
     guilty("body-after-refusal", "after HELO", HELO, *ENVELOPE, DATA, body, rules=REFUSES_DATA)
     guilty("body-after-refusal", "each recipient refused", EHLO, *ENVELOPE, DATA, body, rules=REFUSES_RCPT)
@@ -426,10 +426,10 @@ def _commands() -> None:
         auth_plaintext=True)
     innocent("unknown-command", "a mechanism in lower case", EHLO, b"auth plain AGFubgBzZWNyZXQ=\r\n",
         *MESSAGE, QUIT, auth=True, auth_plaintext=True)
-    innocent("unknown-command", "AUTH that is cancelled", EHLO, b"AUTH LOGIN\r\n", Response(b"*\r\n"),
+    innocent("unknown-command", "AUTH that is cancelled", EHLO, b"AUTH LOGIN\r\n", AuthResponse(b"*\r\n"),
         *MESSAGE, QUIT, auth=True, auth_plaintext=True)
-    innocent("unknown-command", "AUTH in three steps", EHLO, b"AUTH LOGIN\r\n", Response(b"YW5u\r\n"),
-        Response(b"c2VjcmV0\r\n"), *MESSAGE, QUIT, auth=True, auth_plaintext=True)
+    innocent("unknown-command", "AUTH in three steps", EHLO, b"AUTH LOGIN\r\n", AuthResponse(b"YW5u\r\n"),
+        AuthResponse(b"c2VjcmV0\r\n"), *MESSAGE, QUIT, auth=True, auth_plaintext=True)
     innocent("unknown-command", "HTTP", Pipelined((b"GET / HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n")))
     innocent("unknown-command", "HTTP with a body", Pipelined((b"POST / HTTP/1.1\r\n", b"\r\n", EHLO, MAIL)))
     innocent("unknown-command", "TLS", b"\x16\x03\x01\x00\n" + 40 * b"\n\x00", EHLO)
@@ -521,8 +521,8 @@ def _pipelining() -> None:
         legal=SEE_NOTHING)
     guilty("talk-after-421", "RSET behind DATA", EHLO, *ENVELOPE, DATA, RSET, QUIT, rules=data_421,
         legal=SEE_NOTHING)
-    guilty("talk-after-421", "the message", EHLO, *ENVELOPE, DATA, Body(BODY.octets, True), rules=data_421,
-        legal=SEE_NOTHING)
+    guilty("talk-after-421", "the message", EHLO, *ENVELOPE, DATA, MailData(BODY.octets, True),
+        rules=data_421, legal=SEE_NOTHING)
     innocent("talk-after-421", "nothing", EHLO, *ENVELOPE, rules=rcpt_421)
     innocent("talk-after-421", "QUIT", EHLO, *ENVELOPE, DATA, QUIT, rules=data_421)
     innocent("talk-after-421", "quit in lower case", HELO, *ENVELOPE, b"quit\r\n", rules=rcpt_421)
@@ -545,28 +545,28 @@ def _bodies() -> None:
         b"one\n\ntwo"), ("LF CR", b"one\n\rtwo")):
         also = ("bare-cr",) if b"\r" in octets else ()
         guilty("bare-lf", about, *message(octets), also=also)
-    guilty("bare-lf", "in the header section", *message(Body(b"Subject: x\nTo: y\r\n\r\nHello\r\n.\r\n")))
+    guilty("bare-lf", "in the header section", *message(MailData(b"Subject: x\nTo: y\r\n\r\nHello\r\n.\r\n")))
     guilty("bare-lf", "LF.LF", *message(b"one\n.\ntwo"))
     guilty("bare-lf", "in a second message", EHLO, *MESSAGE, *message(b"one\ntwo")[1:])
-    guilty("bare-lf", "the first octet", *message(Body(b"\n.\r\n\r\n.\r\n")))
+    guilty("bare-lf", "the first octet", *message(MailData(b"\n.\r\n\r\n.\r\n")))
     innocent("bare-lf", "CR LF", *message(b"one\r\ntwo\r\n\r\nthree"))
-    innocent("bare-lf", "an empty message", *message(Body(b".\r\n")))
+    innocent("bare-lf", "an empty message", *message(MailData(b".\r\n")))
     for about, octets in (("CR in the text", b"one\rtwo"), ("CR at the beginning", b"\rone"), ("CR CR LF",
         b"one\r\r\ntwo"), ("CR at the end", b"one\r")):
         guilty("bare-cr", about, *message(octets))
     innocent("bare-cr", "CR LF", *message(b"one\r\n\r\ntwo"))
     guilty("long-line", "999 octets", *message(999 * b"x"))
     guilty("long-line", "999 octets, the last line", *message(b"a\r\n" + 999 * b"x"))
-    guilty("long-line", "999 octets, the first line", *message(Body(999 * b"x" + b"\r\n.\r\n")))
+    guilty("long-line", "999 octets, the first line", *message(MailData(999 * b"x" + b"\r\n.\r\n")))
     guilty("long-line", "999 octets behind a doubled dot", *message(b".." + 998 * b"x"))
     guilty("long-line", "1999 octets", *message(1999 * b"x"))
     innocent("long-line", "998 octets", *message(998 * b"x"))
     innocent("long-line", "998 octets twice", *message(998 * b"x" + b"\r\n" + 998 * b"x"))
-    innocent("long-line", "998 octets, the first line", *message(Body(998 * b"x" + b"\r\n.\r\n")))
+    innocent("long-line", "998 octets, the first line", *message(MailData(998 * b"x" + b"\r\n.\r\n")))
     innocent("long-line", "998 octets behind a doubled dot", *message(b".." + 997 * b"x"))
     innocent("long-line", "998 octets of UTF-8", *message(499 * "ü".encode(), eight))
     guilty("nul", "a message", *message(b"one\0two"))
-    guilty("nul", "the first octet", *message(Body(b"\0\r\n.\r\n")))
+    guilty("nul", "the first octet", *message(MailData(b"\0\r\n.\r\n")))
     innocent("nul", "other control characters", *message(b"one\x01\x07\x1b\x7ftwo"))
     guilty("8bit-undeclared", "UTF-8", *message("Grüße".encode()))
     guilty("8bit-undeclared", "an octet", *message(b"\x80"))
@@ -580,12 +580,12 @@ def _bodies() -> None:
     innocent("8bit-undeclared", "SMTPUTF8", *message("Grüße".encode(), mail("SMTPUTF8 BODY=8BITMIME")))
     innocent("8bit-undeclared", "ASCII with BODY=8BITMIME", *message(b"Hello", eight))
     guilty("unstuffed-dot", ".x", *message(b".x"))
-    guilty("unstuffed-dot", ".x in the first line", *message(Body(b".x\r\n.\r\n")))
+    guilty("unstuffed-dot", ".x in the first line", *message(MailData(b".x\r\n.\r\n")))
     guilty("unstuffed-dot", ".x behind a doubled dot", *message(b"..y\r\n.x"))
     guilty("unstuffed-dot", ". and a blank", *message(b". \r\nx"))
     for octets in (b"..x", b"..", b"...", b"x.", b"x\r\n..\r\ny", b"..\r\n..\r\n..", b"a.b"):
         innocent("unstuffed-dot", repr(octets), *message(octets))
-    innocent("unstuffed-dot", "doubled in the first line", *message(Body(b"..\r\n.\r\n")))
+    innocent("unstuffed-dot", "doubled in the first line", *message(MailData(b"..\r\n.\r\n")))
 
     for declared, actual in ((1025 + 100, 100), (0, 10000), (1000, 1513), (25000, 20000), (9000, 12100), (1,
         600)):
@@ -594,7 +594,7 @@ def _bodies() -> None:
         100), (10000, 10000)):
         innocent("size-wrong", f"{declared} for {actual}", *message(sized(actual), mail(f"SIZE={declared}")))
     innocent("size-wrong", "none declared", *message(sized(9000)))
-    innocent("size-wrong", "dots that were doubled", *message(Body(b"\r\n" + 2000 * b"..\r\n" + b".\r\n"),
+    innocent("size-wrong", "dots that were doubled", *message(MailData(b"\r\n" + 2000 * b"..\r\n" + b".\r\n"),
         mail("SIZE=6002")))
     innocent("size-wrong", "one declared for a message that is not sent", EHLO, mail("SIZE=90000"), RCPT,
         RSET, *MESSAGE, QUIT)
@@ -697,10 +697,10 @@ def _chunks() -> None:
     innocent("syntax", "BDAT with leading zeros", EHLO, *ENVELOPE, b"BDAT 002 LAST\r\n\r\n", QUIT)
 
 
-def sized(octets: int) -> Body:
+def sized(octets: int) -> MailData:
     """Return a message of so many octets."""
     lines = b"".join([98 * b"x" + b"\r\n"] * (octets // 100 + 1))
-    return Body((lines[: octets - 2] if octets >= 2 else b"").rstrip(b"\r\n").ljust(octets - 2,
+    return MailData((lines[: octets - 2] if octets >= 2 else b"").rstrip(b"\r\n").ljust(octets - 2,
         b"y") + b"\r\n.\r\n")
 
 
@@ -708,7 +708,7 @@ def _retries() -> None:
     """The same message again."""
     def named(name: str, more: str = "") -> tuple[Step, ...]:
         return (EHLO, *ENVELOPE, DATA,
-            Body(f"Message-ID: <{name}@a.test>\r\nSubject: x\r\n\r\nHello{more}\r\n.\r\n".encode()), QUIT)
+            MailData(f"Message-ID: <{name}@a.test>\r\nSubject: x\r\n\r\nHello{more}\r\n.\r\n".encode()), QUIT)
 
     end_554, end_451 = rule(".", OF_A + "reply = '554 5.6.0 No'"), rule(".",
         OF_A + "reply = '451 4.3.0 Later'")

@@ -37,7 +37,7 @@ LAST: Final = (b"EHLO", b"HELO", b"DATA", b"NOOP", b"VRFY", b"EXPN", b"QUIT", b"
 
 
 @dataclass(frozen=True)
-class Body:
+class MailData:
     """Octets that the client sends once DATA is answered with 354; `anyway`: with whatever it is answered."""
 
     octets: bytes
@@ -51,7 +51,7 @@ class Chunk(bytes):
         return super().__new__(cls, b"BDAT %d%s\r\n%s" % (len(octets), b" LAST" * is_last, octets))
 
 
-class Response(bytes):
+class AuthResponse(bytes):
     """A response in an AUTH exchange, after which the client has to wait."""
 
 
@@ -59,7 +59,7 @@ class Response(bytes):
 class Pipelined:
     """Steps that the client sends in one segment, without waiting for a reply."""
 
-    steps: tuple[bytes | Body, ...]
+    steps: tuple[bytes | MailData, ...]
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Handshake:
     """The client does a TLS handshake, if the server has agreed to it."""
 
 
-Step = bytes | Body | Pipelined | Reconnect | Handshake
+Step = bytes | MailData | Pipelined | Reconnect | Handshake
 
-Piece = bytes | Body
+Piece = bytes | MailData
 
 Verdicts = tuple[str, ...]
 
@@ -115,7 +115,7 @@ def pieces_of(steps: Iterable[Step]) -> list[Piece]:
     for step in steps:
         if isinstance(step, Pipelined):
             pieces += step.steps
-        elif isinstance(step, bytes | Body):
+        elif isinstance(step, bytes | MailData):
             pieces.append(step)
     return pieces
 
@@ -209,7 +209,7 @@ DATA: Final = b"DATA\r\n"
 QUIT: Final = b"QUIT\r\n"
 STARTTLS: Final = b"STARTTLS\r\n"
 TLS: Final = Handshake()
-BODY: Final = Body(b"Subject: a test\r\n\r\nHello\r\n.\r\n")
+BODY: Final = MailData(b"Subject: a test\r\n\r\nHello\r\n.\r\n")
 
 BEFORE: Final = 19 * (b"MAIL FROM:<eve@c.test>\r\n", RCPT, DATA, BODY.octets)
 """Nineteen messages without a fault, of a sender whom no rule refuses."""
@@ -370,7 +370,7 @@ class Run:
         while segments:
             segment = segments.pop(0)
             while self.cut == "groups" and self.pipelining_offered and segments and is_open(segment):
-                if isinstance(segments[0][0], Body):
+                if isinstance(segments[0][0], MailData):
                     break
                 segment += segments.pop(0)
             self.send(segment, bool(segments) and not waits)
@@ -379,7 +379,7 @@ class Run:
     def send(self, segment: list[Piece], followed: bool) -> None:
         """Send a segment, and take note of the replies. `followed`: the next one comes before they leave."""
         body = segment[0] if len(segment) == 1 else None
-        if isinstance(body, Body) and not (self.session.in_body or body.anyway):
+        if isinstance(body, MailData) and not (self.session.in_body or body.anyway):
             self.answered += 1  # nothing to send
             return
         octets = b"".join(map(octets_of, segment))
@@ -413,7 +413,7 @@ class Run:
         last = len(segment) - 1
         for number, piece in enumerate(segment):
             lines = 1
-            if isinstance(piece, Body) and not in_body:
+            if isinstance(piece, MailData) and not in_body:
                 lines = piece.octets.count(b"\n")  # it is taken for commands
             if len(replies) < lines:
                 return
@@ -422,7 +422,7 @@ class Run:
             del replies[:lines]
             self.answered += 1
             in_body = reply.startswith(b"354")
-            verb = b"" if isinstance(piece, Body) else verb_of(piece)
+            verb = b"" if isinstance(piece, MailData) else verb_of(piece)
             if number < last or followed:
                 if verb == b"STARTTLS" and reply[:3] in (b"220", b"554"):
                     self.expected_more.append("talk-behind-starttls")
@@ -440,19 +440,19 @@ class Run:
 
 def octets_of(piece: Piece) -> bytes:
     """Return what a client sends."""
-    return piece.octets if isinstance(piece, Body) else piece
+    return piece.octets if isinstance(piece, MailData) else piece
 
 
 def must_be_last(piece: Piece) -> bool:
     """Return whether a piece must be the last one of a group."""
-    if isinstance(piece, Body) or len(piece) > MAX_COMMAND_LINE:  # else its verb is not read
+    if isinstance(piece, MailData) or len(piece) > MAX_COMMAND_LINE:  # else its verb is not read
         return False
-    return isinstance(piece, Response) or verb_of(piece) in LAST
+    return isinstance(piece, AuthResponse) or verb_of(piece) in LAST
 
 
 def is_open(segment: list[Piece]) -> bool:
     """Return whether RFC 2920 lets more follow in a group."""
-    return not (isinstance(segment[-1], Body) or must_be_last(segment[-1]))
+    return not (isinstance(segment[-1], MailData) or must_be_last(segment[-1]))
 
 
 def replies_in(out: bytes) -> list[bytes]:
