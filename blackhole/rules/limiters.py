@@ -66,8 +66,8 @@ class Greylist(NamedTuple):
 
 
 MAX_CONNECTION_QUOTAS: Final = 1000
-"""Quotas, and as many slots, that a connection remembers, of all rules together. Beyond them a new quota takes
-the place of the oldest, and a new slot that of the oldest of the same rule, if it has one."""
+"""Quotas, and as many slots, that a connection remembers, of all rules together. Beyond them a new quota
+takes the place of the oldest, and a new slot that of the oldest of the same rule, if it has one."""
 
 
 class RateLimit(NamedTuple):
