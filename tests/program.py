@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from textwrap import dedent
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import pytest
 
@@ -46,19 +47,55 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 Seen = TypeVar("Seen")
 
 
+class PortBlock:
+    """Ports that no other process of the tests hands out, and that the kernel gives to no client.
+
+    A port that the kernel chose for a moment may be taken by another process of the tests, or by a client of
+    one, before the program binds it. So each process has a block of its own, below the ports of clients
+    (ip_local_port_range). A name in the abstract namespace of Unix sockets, which ends with the process,
+    keeps the others out.
+    """
+
+    FIRST: Final = 10_000
+    LAST: Final = 32_000
+    SIZE: Final = 500
+
+    def __init__(self) -> None:
+        starts = range(self.FIRST, self.LAST, self.SIZE)
+        self._claim = socket.socket(socket.AF_UNIX)
+        self._start = next(filter(self._is_claimed, starts))
+        self._given = 0
+
+    def _is_claimed(self, start: int) -> bool:
+        """Claim the block that begins there, and return whether it was free."""
+        with suppress(OSError):
+            self._claim.bind(f"\0blackhole test ports from {start}")
+            return True
+        return False
+
+    def next_free(self) -> int:
+        """Return the next port of the block on which nothing listens."""
+        while True:
+            port = self._start + self._given % self.SIZE
+            self._given += 1
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
+
+
+@cache
+def port_block() -> PortBlock:
+    """Return the block of this process."""
+    return PortBlock()
+
+
 def free_port() -> int:
-    """Return a port on which nothing listens; the kernel assigns many others before this one again."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    """Return a port on which nothing listens; 499 others are returned before this one again."""
+    return port_block().next_free()
 
 
 def free_ports(count: int) -> list[int]:
     """Return so many different ports on which nothing listens."""
-    with ExitStack() as stack:
-        listening = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1)) for _ in range(count)
-        ]
-        return [int(one.getsockname()[1]) for one in listening]
+    return [free_port() for _ in range(count)]
 
 
 def environment(**more: str) -> dict[str, str]:
