@@ -136,13 +136,26 @@ MEETS: dict[str, tuple[str, Callable[[Program], None]]] = {
 """Limit -> its value, and a client that meets it. `client_tls_rate` needs a certificate."""
 
 
+def meet_once(program: Program, client: Callable[[Program], None]) -> dict[str, int]:
+    """Let a client act, again and again until it meets a limit, and return what was counted.
+
+    A worker learns within a second that a minute began, or that another worker counts too. Meanwhile, a
+    client whose connections come to both may do a little more.
+    """
+
+    def act() -> dict[str, int]:
+        client(program)
+        program.wait_until_idle()  # a connection that is refused is counted when it ends
+        return limits_met(program)
+
+    return wait_for(act, "the limit is met and counted")
+
+
 @pytest.mark.parametrize("limit", MEETS)
 def test_limit_is_counted_and_logged_once(limit: str) -> None:
     value, client = MEETS[limit]
     with Program(*STRICT, f"--{limit}={value}", "--timeout=2s") as program:
-        client(program)
-        wait_for(lambda: limits_met(program), "the limit is counted")
-        assert limits_met(program) == {limit: 1}
+        assert meet_once(program, client) == {limit: 1}
         lines = re.findall(r"INFO client limit: (.*)", program.output())
         assert len(lines) == 1
         where = r"listener=127\.0\.0\.1:\d+ connection=[0-9A-F]{10}"
@@ -151,12 +164,13 @@ def test_limit_is_counted_and_logged_once(limit: str) -> None:
 
 def test_tls_rate_is_counted_and_logged_too(tmp_path: Path, certificate: object) -> None:
     options = (f"--ssl_cert={certificate.cert}", f"--ssl_key={certificate.key}")  # type: ignore[attr-defined]
+
+    def start_tls(program: Program) -> None:
+        with smtplib.SMTP(*program.address) as client, suppress(smtplib.SMTPResponseException):
+            client.starttls()
+
     with Program(*STRICT, "--client_tls_rate=1", *options) as program:
-        for _ in range(2):
-            with smtplib.SMTP(*program.address) as client, suppress(smtplib.SMTPResponseException):
-                client.starttls()
-        wait_for(lambda: limits_met(program), "the limit is counted")
-        assert limits_met(program) == {"client_tls_rate": 1}
+        assert meet_once(program, start_tls) == {"client_tls_rate": 1}
         assert program.output().count("limit=client_tls_rate") == 1
 
 

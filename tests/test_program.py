@@ -43,6 +43,7 @@ from tests.program import (
     as_root,
     children,
     descriptors,
+    end,
     environment,
     free_port,
     run,
@@ -106,7 +107,12 @@ def test_ctrl_c_stops_at_once_and_prints_the_figures_of_the_run() -> None:
         program.interrupt()
         assert program.process.wait(20) == 0
         assert time.monotonic() - began < 10, "the drain timeout of 30 s is not waited for"
-        lines = program.output().removeprefix(before).splitlines()
+        # A worker that gets no processor time for 0.8 s is killed, which may be on a busy machine.
+        lines = [
+            line
+            for line in program.output().removeprefix(before).splitlines()
+            if not line.endswith("did not stop in time and is killed")
+        ]
         stopping, stopped, messages, connections, octets, *_ = lines
         assert [stopping.partition("INFO ")[2], stopped.partition("INFO ")[2]] == [
             "stopping at once",
@@ -462,22 +468,29 @@ def test_reader_of_standard_error_that_stops_does_not_stop_the_server() -> None:
     read_end, write_end = os.pipe()
     port = free_port()
     command = [*SCRIPT, "--host=127.0.0.1", f"--port={port}", "--workers=2"]
-    with subprocess.Popen(command, env=environment(), stderr=write_end) as process:
-        wait_for(lambda: len(children(process.pid)) == 2 and listens(port), "it serves")
+    with ExitStack() as stack:
+        stack.callback(os.close, read_end)
+        stack.callback(os.close, write_end)
+        process = subprocess.Popen(command, env=environment(), stderr=write_end)
+        stack.callback(end, process)
+
+        def workers() -> list[int]:
+            """The workers that serve: one that is killed earlier is started again later and later."""
+            return [pid for pid in children(process.pid) if title(pid).startswith("blackhole: worker")]
+
+        wait_for(lambda: len(workers()) == 2 and listens(port), "it serves")
         os.set_blocking(write_end, False)
         with suppress(BlockingIOError):
             while True:
                 os.write(write_end, b"x")
         os.set_blocking(write_end, True)
         for _ in range(3):
-            workers = children(process.pid)
-            os.kill(workers[0], signal.SIGKILL)
-            wait_for(lambda old=workers: set(children(process.pid)) - set(old), "a new worker", 10.0)
+            before = workers()
+            os.kill(before[0], signal.SIGKILL)
+            wait_for(lambda before=before: len(workers()) == 2 and workers() != before, "a new worker", 60.0)
             wait_for(lambda: listens(port), "it serves")
         process.terminate()
-        assert process.wait(20) == 0
-    os.close(read_end)
-    os.close(write_end)
+        assert process.wait(40) == 0
 
 
 def test_sigttin_adds_a_worker_and_sigttou_removes_one() -> None:
