@@ -7,15 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, chdir, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from socket import socket
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
-from blackhole import __version__, options
+from blackhole import __version__
 from blackhole.metrics import rates, status
 from blackhole.process import configuration, daemonizer, logs, orphans, systemd, worker
 from blackhole.process.configuration import Configuration, Inputs
@@ -28,10 +28,12 @@ from blackhole.process.prctl import signal_when_parent_dies
 from blackhole.process.privileges import drop_privileges
 from blackhole.process.processes import MASTER_TITLE
 from blackhole.process.program_files import ProgramFiles
+from blackhole.process.settings_source import SettingsSource, working_directory
 from blackhole.process.shared_state import SharedState
 from blackhole.process.start_warnings import StartWarnings
-from blackhole.process.supervisor import Supervisor, Timing
+from blackhole.process.supervisor import Supervisor
 from blackhole.process.terminal import Terminal
+from blackhole.process.timing import Timing
 from blackhole.process.worker import RETIRE_SIGNAL, WorkerContext
 from blackhole.rules import scenario
 from blackhole.settings import OperatorError, Settings
@@ -70,27 +72,6 @@ class ReloadInputs(NamedTuple):
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CommandLine:
-    """Where the settings came from, so that a reload can read them again."""
-
-    arguments: Sequence[str]
-    environ: Mapping[str, str]
-    directory: str
-    """Relative paths begin here; a daemon has another working directory. Empty if it is deleted."""
-
-    def read(self) -> options.Invocation:
-        """Return what the command line, the environment and the conf file ask for now.
-
-        Raises OperatorError.
-        """
-        try:
-            with chdir(self.directory or "/"):
-                return options.parse(self.arguments, self.environ)
-        except OSError as error:
-            raise OperatorError(f"cannot enter {self.directory}: {error.strerror}") from None
-
-
 def serve(settings: Settings, arguments: Sequence[str], detached: bool, warnings: Sequence[str] = ()) -> int:
     """Run a server until it is told to stop; return the exit status. Raises OperatorError.
 
@@ -111,8 +92,8 @@ def serve(settings: Settings, arguments: Sequence[str], detached: bool, warnings
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
             for line in orphans.end_listening(pidfile.left_behind):
                 told.warn(line)
-        command_line = CommandLine(arguments, dict(os.environ), _working_directory())
-        service = Service(settings, command_line, pidfile, told)
+        source = SettingsSource(arguments, dict(os.environ), working_directory())
+        service = Service(settings, source, pidfile, told)
         on_exit.callback(service.remove_socket_files)
         if detached:
             service.detach()
@@ -131,26 +112,19 @@ def _go_on(number: int, frame: object) -> None:
     """Do nothing for a signal."""
 
 
-def _working_directory() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # no path is relative: `options.parse` has refused that
-        return ""
-
-
 class Service:
     """What the master opened for its workers, and how a reload changes it.
 
-    Service(settings, command_line, pidfile, warnings).run()  # serves until a signal; returns the exit status
+    Service(settings, source, pidfile, warnings).run()  # serves until a signal; returns the exit status
     """
 
     def __init__(
-        self, settings: Settings, command_line: CommandLine, pidfile: Pidfile | None, warnings: StartWarnings
+        self, settings: Settings, source: SettingsSource, pidfile: Pidfile | None, warnings: StartWarnings
     ) -> None:
         """Load and open everything, so that every mistake shows before the start. Raises OperatorError."""
         self._settings: Final = settings
         """As given at the start; `self._current` has those of the last reload."""
-        self._command_line: Final = command_line
+        self._source: Final = source
         self._pidfile: Final = pidfile
         self._launcher = daemonizer.LauncherPipe()
         self._detached = False
@@ -358,7 +332,7 @@ class Service:
 
     def _read_settings(self, warn: Callable[[str], None]) -> Settings:
         """Return the settings of a reload; those of FIXED_SETTINGS stay. Raises OperatorError."""
-        invocation = self._command_line.read()
+        invocation = self._source.read()
         for warning in invocation.warnings:
             warn(warning)
         fresh, current = invocation.settings, self._current.settings

@@ -26,7 +26,8 @@ from blackhole.metrics.counters import Counters
 from blackhole.process import logs
 from blackhole.process.plan import ChildContext, Job, ProcessPlan
 from blackhole.process.processes import MASTER_TITLE
-from blackhole.process.supervisor import Supervisor, Timing
+from blackhole.process.supervisor import Supervisor
+from blackhole.process.timing import Timing
 from blackhole.settings import OperatorError
 
 WORKER = "blackhole: worker"

@@ -17,7 +17,7 @@ from blackhole.metrics.transaction_reader import TransactionReader
 from blackhole.rules.evaluator import RuleEnvironment
 from blackhole.rules.outcomes import EVENTS
 from blackhole.rules.scenario_file import parse_rules
-from blackhole.smtp.commands import MAX_LMTP_OCTETS, MAX_LMTP_RECIPIENTS
+from blackhole.smtp.actions import MAX_LMTP_OCTETS, MAX_LMTP_RECIPIENTS
 from blackhole.smtp.replies import NextAction
 from blackhole.smtp.session import Session
 from blackhole.store.outcome_table import OutcomeTable

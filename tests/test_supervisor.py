@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 
-from blackhole.process import supervisor
+from blackhole.process import restarts, supervisor
 from blackhole.process.children import IGNORED_IN_CHILDREN
 from blackhole.process.heartbeat import Heartbeat
 from tests import scripted_master
@@ -184,7 +184,7 @@ def test_worker_that_fails_every_start_is_given_up_while_others_serve(tmp_path: 
     with Master(tmp_path, backoff=(0.0, 0.0, 0.05)) as master:
         master.wait_ready()
         master.wait_logged("given up until the next reload")
-        assert master.log().count("worker 2 (pid") == supervisor.GIVE_UP
+        assert master.log().count("worker 2 (pid") == restarts.GIVE_UP
         assert len(master.workers()) == 1
         master.disable("die2")
         master.send(signal.SIGHUP)
@@ -206,7 +206,7 @@ def test_worker_that_crashes_after_its_start_is_never_given_up(tmp_path: Path) -
         master.wait_ready()
         master.enable("crash")
         os.kill(master.workers()[0], signal.SIGKILL)
-        master.wait_logged("exited with status 4", times=supervisor.GIVE_UP + 2)
+        master.wait_logged("exited with status 4", times=restarts.GIVE_UP + 2)
         master.disable("crash")
         master.wait_workers(1)
         assert master.process.poll() is None

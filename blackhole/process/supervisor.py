@@ -15,7 +15,6 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from typing import Final
 
@@ -23,49 +22,19 @@ from blackhole.metrics.counters import Counters
 from blackhole.metrics.findings import plural
 from blackhole.process import processes
 from blackhole.process.children import Child, Generation, Slot, run_child
-from blackhole.process.forked_call import ForkedCall
+from blackhole.process.configuration_reading import ConfigurationReading
 from blackhole.process.heartbeat import Heartbeat
 from blackhole.process.log_reopening import LogReopening
 from blackhole.process.plan import ChildContext, ProcessPlan
+from blackhole.process.restarts import GIVE_UP, count_exit, count_failed_fork, schedule_start
 from blackhole.process.supervised_service import SupervisedService
-from blackhole.settings import OperatorError
+from blackhole.process.timing import Timing
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long the supervisor waits, in seconds."""
-
-    heartbeat_timeout: float = 10.0
-    """A child without a heartbeat for so long hangs, or will never be ready."""
-    abort_timeout: float = 1.0
-    """From SIGABRT, on which a child logs its stack, to SIGKILL."""
-    fast_stop_timeout: float = 0.8
-    """From "stop now" to SIGKILL, so that Ctrl-C takes less than a second."""
-    drain_grace: float = 0.5
-    """Added to the drain timeout, so that SIGKILL does not cut off the last reply."""
-    early_death: float = 1.0
-    """A child that dies so soon after it was ready counts as a failed start."""
-    backoff: tuple[float, ...] = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-    """The wait before the next start, by the number of failures in a row."""
-    poll: float = 1.0
-    """The longest time between two polls of the children."""
-    poll_starting: float = 0.02
-    """The same while a child is not ready yet."""
-    read_timeout: float = 30.0
-    """Seconds that reading the configuration at a reload, or opening the log file again, may take."""
-
-
 FIRST_TRIES: Final = 3
 """Failed starts of every worker, before any was ever ready, after which the master gives up."""
-
-GIVE_UP: Final = 10
-"""Failed starts of one slot after which it stays empty."""
-
-MAX_CRASH_FAILURES: Final = 3
-"""The most failures that children count which were ready before they died: a client that can crash
-workers keeps a slot empty for the back-off of this many failures, and not for ever."""
 
 EXPECTED_EXITS: Final = (os.EX_OK, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2, -signal.SIGKILL)
 """Exit statuses of a child that was told to stop which are not worth a warning. A signal kills a child that
@@ -99,9 +68,7 @@ class Supervisor:
         self._started = False
         """Whether the first workers were ready."""
         self._reload_wanted = False
-        self._reading: ForkedCall | None = None
-        """What reads the configuration for a reload."""
-        self._reading_deadline = math.inf
+        self._reading: Final = ConfigurationReading(service, MASTER_SIGNALS, self._timing.read_timeout)
         self._log_reopening: Final = LogReopening(service, MASTER_SIGNALS, self._timing.read_timeout)
         self._stopping = False
         self._code = os.EX_OK
@@ -201,8 +168,8 @@ class Supervisor:
                 child = self._children.pop(pid, None)
                 if child is not None:
                     self._handle_exit(child, code, time.monotonic())
-                elif self._reading is not None and pid == self._reading.pid:
-                    self._configuration_read(self._reading, code)
+                elif (plan := self._reading.ended(pid, code)) is not None:
+                    self._begin_generation(plan)
                 elif self._log_reopening.ended(pid, code):
                     for other in self._children.values():
                         other.reopen_pending = True
@@ -234,7 +201,7 @@ class Supervisor:
         starting = any(not child.ready_at and not child.stopping for child in children)
         poll = self._timing.poll_starting if starting else self._timing.poll
         moments = [slot.start_at for slot in self._vacant_slots()] + [child.deadline for child in children]
-        return max(0.001, min([now + poll, self._reading_deadline, *moments]) - now)
+        return max(0.001, min([now + poll, self._reading.deadline, *moments]) - now)
 
     def _slots(self) -> list[Slot]:
         """Return the slots that are to be filled."""
@@ -297,41 +264,17 @@ class Supervisor:
         """Finish the reload under way, if its workers are ready or have failed; begin the next one."""
         if self._next is not None:
             self._finish_reload(self._next)
-        if self._reading is not None and now >= self._reading_deadline:
-            self._stop_reading()
-            self._reload_failed(f"reading the configuration took over {self._timing.read_timeout:g} s")
-        if self._reload_wanted and self._started and self._next is None and self._reading is None:
+        self._reading.check(now)
+        if self._reload_wanted and self._started and self._next is None and not self._reading.is_under_way:
             self._reload_wanted = False
-            self._service.reload_began()
-            try:
-                self._reading = ForkedCall("blackhole: reload", self._service.read, MASTER_SIGNALS)
-            except OSError as error:
-                self._reload_failed(f"cannot fork: {error.strerror}")
-            else:
-                self._reading_deadline = now + self._timing.read_timeout
+            self._reading.begin(now)
 
-    def _configuration_read(self, call: ForkedCall, code: int) -> None:
-        """Begin the next generation with what was read, or leave everything as it is."""
-        self._reading, self._reading_deadline = None, math.inf
-        try:
-            self._next = Generation(self._service.reload(call.result(code)))
-        except OperatorError as error:
-            self._reload_failed(str(error))
-        else:
-            missing = len(self._children) + len(self._next.slots) - self._counters.rows
-            if missing > 0:
-                log.warning(
-                    "the reload waits for the end of %s", plural(missing, "old process", "old processes")
-                )
-
-    def _reload_failed(self, reason: str) -> None:
-        log.error("reload failed, nothing has changed: %s", reason)
-        self._service.reload_failed()
-
-    def _stop_reading(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading, self._reading_deadline = None, math.inf
+    def _begin_generation(self, plan: ProcessPlan) -> None:
+        """Begin the next generation, which takes over once its workers are ready."""
+        self._next = Generation(plan)
+        missing = len(self._children) + len(self._next.slots) - self._counters.rows
+        if missing > 0:
+            log.warning("the reload waits for the end of %s", plural(missing, "old process", "old processes"))
 
     def _finish_reload(self, fresh: Generation) -> None:
         """Let the new generation take over if all its workers are ready; retire it if one has failed.
@@ -363,11 +306,12 @@ class Supervisor:
             for end in (ours, theirs):
                 end.setblocking(False)  # send_fds and recv_fds of CPython ignore MSG_DONTWAIT
             pid = os.fork()
-        except OSError as error:  # the machine is short of something: never a reason to give up a slot
+        except OSError as error:
             channels.close()
             self._counters.free_row(row)
-            slot.failures = min(slot.failures + 1, GIVE_UP - 1)
-            self._schedule_start(slot, now, f"cannot fork {slot.job.title}: {error.strerror}")
+            count_failed_fork(slot)
+            reason = f"cannot fork {slot.job.title}: {error.strerror}"
+            schedule_start(slot, now, self._timing.backoff, reason)
             return
         if pid == 0:
             os.close(self._master_fd)
@@ -400,29 +344,13 @@ class Supervisor:
                 log.warning("%s after it was told to stop", what)
             return
         slot.child = None
-        if not child.ready_at:
-            slot.failures += 1
-        elif now < child.ready_at + self._timing.early_death:
-            slot.failures = min(slot.failures + 1, MAX_CRASH_FAILURES)
-        else:
-            slot.failures = 0
-        self._schedule_start(slot, now, what)
-
-    def _schedule_start(self, slot: Slot, now: float, reason: str) -> None:
-        """Set when the next child of a slot starts, or give the slot up."""
-        if slot.failures >= GIVE_UP:
-            slot.start_at = math.inf
-            log.error("%s; given up until the next reload, after %d failed starts", reason, GIVE_UP)
-        else:
-            backoff = self._timing.backoff
-            wait = backoff[min(slot.failures, len(backoff) - 1)]
-            slot.start_at = now + wait
-            log.warning("%s; next start %s", reason, f"in {wait:g} s" if wait else "at once")
+        count_exit(slot, child, now, self._timing.early_death)
+        schedule_start(slot, now, self._timing.backoff, what)
 
     def _begin_stop(self) -> None:
         if not self._stopping:
             self._stopping = True
-            self._stop_reading()
+            self._reading.cancel()
             self._service.stop_listening()
 
     def _retire(self, slot: Slot, plan: ProcessPlan) -> None:

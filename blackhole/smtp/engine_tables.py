@@ -9,17 +9,11 @@ from weakref import WeakSet
 
 from blackhole.smtp.arguments import Mailbox
 from blackhole.smtp.auth import Credentials
-from blackhole.smtp.commands import (
-    COMMANDS,
-    OTHER,
-    Command,
-    commands_of,
-    listener_constants,
-    syntax_error,
-)
+from blackhole.smtp.commands import COMMANDS, OTHER, Command, commands_of, syntax_error
 from blackhole.smtp.error_budget import with_limits
 from blackhole.smtp.events import EventNumbers, ReplyEvents
 from blackhole.smtp.inspection import InspectionPlan
+from blackhole.smtp.listener_constants import listener_constants
 from blackhole.smtp.policy import ListenerPolicy
 from blackhole.smtp.randomness import RandomSource
 from blackhole.smtp.replies import Reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from blackhole.smtp import replies
-from blackhole.smtp.commands import refuse_credentials
+from blackhole.smtp.actions import refuse_credentials
 from blackhole.smtp.delivery import DeferredReply, ReplyDelivery
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import TARPIT, ErrorBudget, Meter
