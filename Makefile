@@ -22,7 +22,7 @@ run: $(VENV)/.program  ## install Blackhole into .venv and serve on 127.0.0.1:25
 # Skipped tests cover nothing, so the percentages are checked only if no test was skipped.
 test: $(VENV)/.test  ## run all tests, and check their coverage
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && chmod 1777 "$$data" && \
-	COVERAGE_FILE="$$data/.coverage" $(BIN)/coverage run -m pytest -n 4 --dist loadfile \
+	COVERAGE_FILE="$$data/.coverage" $(BIN)/coverage run -m pytest -n 4 --dist loadfile --no-loadscope-reorder \
 	--junitxml="$$data/results.xml" $(ARGS) && \
 	$(BIN)/python -W ignore -m coverage combine --quiet "$$data" && \
 	if grep -q '<testsuite [^>]*skipped="0"' "$$data/results.xml"; then \

@@ -38,8 +38,18 @@ DEBIAN_PACKAGES = {
 """The packages whose names differ from those of their programs."""
 
 
+ASKED_FILE = os.environ.get("BLACKHOLE_TEST_ASKED", "")
+"""A file to which the names of the tests are appended that ask for a program while they run.
+
+All others do the same whatever is installed.
+"""
+
+
 def find_program(name: str) -> str | None:
     """Return the path of a program, or None if it is not installed."""
+    if ASKED_FILE and (test := os.environ.get("PYTEST_CURRENT_TEST")):
+        with open(ASKED_FILE, "a") as file:
+            file.write(f"{test.rpartition(' ')[0]}\n")
     return shutil.which(name, path=SEARCH_PATH)
 
 
