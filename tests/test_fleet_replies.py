@@ -17,7 +17,9 @@ import pytest
 from blackhole import redis_url
 from blackhole.fleet.machine import parse_machine
 from blackhole.fleet.member import FleetMember
-from blackhole.fleet.replies import FleetRun, StoreError
+from blackhole.fleet.namespace_figures import NamespaceFigures
+from blackhole.fleet.namespace_store import NamespaceStore, SharedNamespace
+from blackhole.fleet.replies import FleetOrder, FleetRun, StoreError
 from blackhole.fleet.runs import FleetRuns
 from blackhole.fleet.store import FleetStore, Written
 from blackhole.metrics.layout import ROW_CELLS
@@ -44,7 +46,7 @@ def order(**changes: bytes) -> bytes:
 
 
 NORMAL: Mapping[bytes, bytes] = {
-    b"EVALSHA": array(bulk(b"epoch"), *[b":1\r\n", b":0\r\n"] * 2, bulk(b"a"), *[b":0\r\n"] * 2),
+    b"EVALSHA": array(bulk(b"epoch"), *[b":1\r\n", b":0\r\n"] * 2, bulk(b"a"), *[b":0\r\n"] * 3),
     b"HGETALL": b"*0\r\n",
     b"ZRANGE": b"*0\r\n",
     b"TIME": array(bulk(b"1700000000"), bulk(b"0")),
@@ -111,6 +113,7 @@ def figures() -> Snapshot:
 
 
 RUN = FleetRun("x", 1, 0, {}, {})
+NAMESPACE = SharedNamespace("a", "f00", 1, 1.0)
 
 
 async def ask_everything(store: FleetStore) -> int:
@@ -128,6 +131,12 @@ async def ask_everything(store: FleetStore) -> int:
         *(lambda: store.figures("one:1"), lambda: store.write("one:1", {}, "")),
         *(store.epoch, store.mark, store.runs, FleetRuns(member).all),
         *(lambda: store.start_run(RUN, ""), lambda: store.stop_run(RUN), lambda: store.restore_run(RUN)),
+    )
+    namespaces = NamespaceStore(store)
+    requests += (
+        *(namespaces.index, namespaces.unused, lambda: namespaces.touch([(NAMESPACE, 1.0)])),
+        *(lambda: namespaces.publish("a", FleetOrder(), True), lambda: namespaces.remove("a")),
+        *(lambda: namespaces.order(NAMESPACE), NamespaceFigures(member, NAMESPACE).view),
     )
     errors = 0
     for request in requests:
@@ -206,7 +215,7 @@ def test_a_hostile_store_gets_a_line_a_minute_and_stops_neither_mail_nor_dashboa
         server.replies = {
             b"EVALSHA": lambda: array(
                 *(bulk(b"epoch"), b":1\r\n", b":%d\r\n" % next(numbers), *[b":0\r\n"] * 2),
-                *(bulk(b"a"), *[b":0\r\n"] * 2),
+                *(bulk(b"a"), *[b":0\r\n"] * 3),
             ),
             b"HGETALL": lambda: order(number=b"%d" % next(numbers), rules=rule),
         }

@@ -72,6 +72,11 @@ def _fixed_fields() -> Iterator[tuple[str, int]]:
 FIXED_FIELDS: Final = dict(_fixed_fields())
 """Field -> cell, of all counters but those of listeners and rules."""
 
+FIELD_OF_CELL: Final = {cell: field for field, cell in FIXED_FIELDS.items()}
+
+NAMESPACE: Final = "in "
+"""What the field of a namespace begins with; its id and a field follow."""
+
 
 def fields(snapshot: Snapshot) -> dict[str, int]:
     """Return the counters that are not zero, by field."""
@@ -79,6 +84,20 @@ def fields(snapshot: Snapshot) -> dict[str, int]:
     found = {name: cells[cell] for name, cell in FIXED_FIELDS.items() if cells[cell]}
     found |= {LISTENER + name: count for name, count in snapshot.connections.items() if count}
     return found | {RULE + name: count for name, count in snapshot.rule_hits.items() if count}
+
+
+def namespace_fields(namespace: str, counted: Mapping[int, int], server: Snapshot) -> dict[str, int]:
+    """Return the counters of a namespace by field, given its id and counts by cell.
+
+    `server` has the names of listeners and rules.
+    """
+    names = {LISTENERS_START + number: LISTENER + name for number, name in enumerate(server.listeners)}
+    names |= {cell: RULE + name for name, cell in server.rule_counters.items()}
+    return {
+        f"{NAMESPACE}{namespace} {field}": count
+        for cell, count in counted.items()
+        if count and (field := FIELD_OF_CELL.get(cell) or names.get(cell))
+    }
 
 
 def snapshot(

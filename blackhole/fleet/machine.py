@@ -64,6 +64,8 @@ class Machine(NamedTuple):
     """The layout of its counters."""
     digest: str = ""
     """That of its scenario; empty if it has none."""
+    namespaces: int = -1
+    """The number of the last order to a namespace that it obeys; -1 if it obeys none."""
 
     @property
     def silence(self) -> str:
@@ -172,6 +174,12 @@ def make_view(name: str, total: Total, now: float, machines: Iterable[Machine]) 
 
 def notes(machines: tuple[Machine, ...]) -> Iterator[str]:
     """Yield what a report on a fleet says of its machines, and what it cannot say."""
+    yield from silence_notes(machines)
+    yield "Evidence and clients are kept by each machine: ask it with --scope machine."
+
+
+def silence_notes(machines: tuple[Machine, ...]) -> Iterator[str]:
+    """Yield what a report says of the machines of a fleet."""
     alive = plural(count_alive(machines), "machine")
     yield f"Counted by {alive} alive now, and by all that were in the fleet before."
     silent = [machine for machine in machines if machine.silence]
@@ -180,7 +188,6 @@ def notes(machines: tuple[Machine, ...]) -> Iterator[str]:
         yield f"{name}: {machine.silence}, its last figures are {duration(machine.age)} old."
     if len(silent) > MAX_SILENT:
         yield f"{len(silent) - MAX_SILENT} more machines are silent or gone."
-    yield "Evidence and clients are kept by each machine: ask it with --scope machine."
 
 
 def printable(text: str) -> str:
@@ -210,6 +217,7 @@ def parse_machine(machine: str, age: float, text: bytes) -> Machine | None:
             int(_number(found.get("mark", -1))),
             int(_number(found.get("layout", 0))),
             str(found.get("digest", ""))[:MAX_TEXT],
+            int(_number(found.get("namespaces", -1))),
         )
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         return None

@@ -16,7 +16,7 @@ from blackhole.fleet.copies import StoreCopies
 from blackhole.fleet.machine import FleetView, Machine, find_differences, make_view, parse_machines
 from blackhole.fleet.replies import StoreError
 from blackhole.fleet.script import LIVE_SECONDS
-from blackhole.fleet.store import FleetStore, Written
+from blackhole.fleet.store import MAX_FLEET_RUNS, FleetStore, Written
 from blackhole.metrics.findings import plural
 from blackhole.metrics.layout import LAYOUT_CRC
 from blackhole.metrics.report import summary_lines
@@ -54,6 +54,8 @@ LEAVE_INTERVAL: Final = 0.1
 class FleetMember:
     """This machine. `figures` returns its counters, and `summary` what is shown of it beside them."""
 
+    max_runs = MAX_FLEET_RUNS
+
     def __init__(
         self,
         store: FleetStore,
@@ -79,8 +81,18 @@ class FleetMember:
         """The number of the order in force, as the store has told with the last write."""
         self.obeyed = -1
         """The number of the order that this machine obeys; -1 if it obeys none."""
+        self.namespaces = 0
+        """The number of the last order to a namespace, as the store has told with the last write."""
+        self.obeyed_namespaces = -1
+        """The number of the last order to a namespace that this machine obeys; -1 if it obeys none."""
+        self.namespace_fields: Callable[[], Mapping[str, int]] = dict
+        """Returns the counters of all namespaces by field."""
+        self._known_fields: set[str] = set()
+        """Fields of the namespaces that there were at the last write."""
+        self._gone: set[str] = set()
+        """Fields of namespaces that are gone, which the store may still have."""
         self.order_changed: Final = asyncio.Event()
-        """Set when `order` changes, and when the store has lost its data."""
+        """Set when `order` or `namespaces` changes, and when the store has lost its data."""
         self._writing: Final = asyncio.Lock()
         """One write after the other: an earlier one that arrives later would take back what it says."""
         self._reading: Final = asyncio.Lock()
@@ -129,7 +141,9 @@ class FleetMember:
         messages = sum(snapshot.messages.values())
         if self.generation and messages:
             current[fields.MESSAGES_OF + self.generation] = messages
-        changed = {name: count for name, count in current.items() if self._written.get(name) != count}
+        current |= self._fields_of_namespaces()
+        changed: dict[str, int | None] = dict.fromkeys(self._gone)
+        changed |= {name: count for name, count in current.items() if self._written.get(name) != count}
         try:
             written = await self._write(changed, age)
             is_new = self._epoch not in ("", written.epoch)
@@ -144,8 +158,8 @@ class FleetMember:
             return False
         if self._failures:
             log.info("fleet: %s answers again", self.store.settings)
-        if written.order != self.order or is_new:
-            self.order = written.order
+        if (written.order, written.namespaces) != (self.order, self.namespaces) or is_new:
+            self.order, self.namespaces = written.order, written.namespaces
             self.order_changed.set()
         self._copies.note(written)
         others = max(0, written.messages - current.get(fields.MESSAGES_OF + written.generation, 0))
@@ -154,11 +168,20 @@ class FleetMember:
         self._epoch, self.generation = written.epoch, written.generation
         self._mark, self._written_mark = written.mark, mark
         self._written, self._failures = current, 0
+        self._gone -= changed.keys()
         self.counted()
         return True
 
-    async def _write(self, changed: Mapping[str, int], age: float) -> Written:
+    def _fields_of_namespaces(self) -> dict[str, int]:
+        """Return the counters of all namespaces by field, and note which fields are gone."""
+        found = dict(self.namespace_fields())
+        self._gone = (self._gone | self._known_fields) - found.keys()
+        self._known_fields = {*found}
+        return found
+
+    async def _write(self, changed: Mapping[str, int | None], age: float) -> Written:
         more = {"order": self.obeyed, "mark": self._mark, "layout": LAYOUT_CRC, "left": age > 0}
+        more["namespaces"] = self.obeyed_namespaces
         summary = json.dumps({**self._summary(), **more}, separators=(",", ":"))
         return await self.store.write(self.machine, changed, summary, age, self.generation)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from blackhole.fleet import fields
 from blackhole.fleet.machine import FleetView
-from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import FleetRun
-from blackhole.fleet.store import MAX_FLEET_RUNS
+from blackhole.fleet.store import FleetStore
 from blackhole.metrics.snapshot import Snapshot
 
 TAKEN, TOO_MANY = 0, 1
@@ -19,14 +18,31 @@ class RunConflict(Exception):
     """A run cannot be started; the text says why."""
 
 
+class FleetFigures(Protocol):
+    """A member of a fleet, or what it tells of one namespace: see `FleetMember`."""
+
+    max_runs: int
+    """Runs that there can be. The next one takes the place of the oldest that has ended."""
+
+    @property
+    def store(self) -> FleetStore:
+        """The keys of the fleet, or of the namespace."""
+
+    async def settle(self) -> tuple[str, ...]:
+        """Wait until all machines have written; return the names of those that have not in time."""
+
+    async def view(self) -> FleetView:
+        """Return the figures."""
+
+
 class FleetRuns:
-    """The runs of the fleet of a member. All methods raise StoreError.
+    """The runs of the fleet of a member, or of a namespace. All methods raise StoreError.
 
     A run begins and ends when all machines that are alive have written what they had counted by then, so its
     figures are exact: those of `FleetRun.late` excepted.
     """
 
-    def __init__(self, member: FleetMember) -> None:
+    def __init__(self, member: FleetFigures) -> None:
         self._member: Final = member
 
     async def all(self) -> dict[str, FleetRun]:
@@ -45,11 +61,11 @@ class FleetRuns:
         total = await store.total()
         run = FleetRun(name, await store.now(), 0, total.fields, {}, late)
         ended = [one.name for one in runs.values() if one.ended]
-        dropped = ended[0] if ended and len(runs) >= MAX_FLEET_RUNS else ""
-        answer = await store.start_run(run, dropped)
+        dropped = ended[0] if ended and len(runs) >= self._member.max_runs else ""
+        answer = await store.start_run(run, dropped, self._member.max_runs)
         self._check(name, answer == TAKEN)
         if answer == TOO_MANY:
-            raise RunConflict(f"{MAX_FLEET_RUNS} runs are running already; stop one.")
+            raise RunConflict(f"{self._member.max_runs} runs are running already; stop one.")
 
     @staticmethod
     def _check(name: str, is_taken: bool) -> None:

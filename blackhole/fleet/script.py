@@ -28,8 +28,12 @@ LIVE_SECONDS: Final = 10
 MAX_FIELDS: Final = 8192
 """Fields of the total. Names of rules and listeners that come later are counted under one name."""
 
+NAMESPACE_KEY_SECONDS: Final = 7200
+"""Seconds since its last use for which what belongs to a namespace is kept at most. It is removed before,
+with the namespace; what a machine writes that does not know of that yet ends by itself."""
+
 WRITE: Final = f"""
-local total, figures, members, seen, order, left, runs, past = unpack(KEYS)
+local total, figures, members, seen, order, left, runs, past, namespaces = unpack(KEYS)
 local id, candidate, summary, age, generation = unpack(ARGV, 1, 5)
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -56,19 +60,30 @@ if not current or (others == 0 and redis.call('EXISTS', figures) == 0) then
   redis.call('HSET', total, 'generation', current)
 end
 
-local many = redis.call('HLEN', total) >= {MAX_FIELDS}
+local many, sums = redis.call('HLEN', total) >= {MAX_FIELDS}, {{}}
 for position = 6, #ARGV, 2 do
   local field, count = ARGV[position], tonumber(ARGV[position + 1])
   local before = tonumber(redis.call('HGET', figures, field) or 0)
-  local kind = string.match(field, '^(%a+) ')
-  if count > before and (kind ~= 'messages' or field == 'messages ' .. current) then
-    local counted = field
-    if many and (kind == 'rule' or kind == 'listener') and redis.call('HEXISTS', total, field) == 0 then
+  local sum, counted, crowded = total, field, many
+  local namespace, inner = string.match(field, '^in (%x+) (.+)$')
+  if namespace then
+    sum, counted = string.sub(total, 1, -6) .. 'namespace:' .. namespace .. ':total', inner
+    crowded = redis.call('HLEN', sum) >= {MAX_FIELDS}
+    sums[sum] = true
+  end
+  local kind = string.match(counted, '^(%a+) ')
+  if not count then
+    redis.call('HDEL', figures, field)
+  elseif count > before and (kind ~= 'messages' or field == 'messages ' .. current) then
+    if crowded and (kind == 'rule' or kind == 'listener') and redis.call('HEXISTS', sum, counted) == 0 then
       counted = kind .. ' others'
     end
-    redis.call('HINCRBY', total, counted, string.format('%.0f', count - before))
+    redis.call('HINCRBY', sum, counted, string.format('%.0f', count - before))
     redis.call('HSET', figures, field, string.format('%.0f', count))
   end
+end
+for sum in pairs(sums) do
+  keep(sum, {NAMESPACE_KEY_SECONDS})
 end
 keep(total, {KEEP_SECONDS})
 keep(figures, {KEEP_SECONDS})
@@ -90,7 +105,7 @@ local function fold(set, seconds)
     local counts = redis.call('HGETALL', key)
     for position = 1, #counts, 2 do
       local kind = string.match(counts[position], '^(%a+) ')
-      if kind ~= 'messages' or counts[position] == 'messages ' .. current then
+      if kind ~= 'in' and (kind ~= 'messages' or counts[position] == 'messages ' .. current) then
         redis.call('HINCRBY', past, counts[position], counts[position + 1])
       end
     end
@@ -109,12 +124,16 @@ end
 local alive = redis.call('ZCOUNT', seen, '(' .. text_of(now - {LIVE_SECONDS}), '+inf')
 local mark, messages = unpack(redis.call('HMGET', total, 'mark', 'messages ' .. current))
 return {{epoch, alive, redis.call('HGET', order, 'number') or '0', redis.call('ZCARD', seen), mark or '0',
-  current, messages or '0', redis.call('HGET', runs, '{RUNS_VERSION}') or '0'}}
+  current, messages or '0', redis.call('HGET', runs, '{RUNS_VERSION}') or '0',
+  redis.call('HGET', namespaces, ' number') or '0'}}
 """
 """KEYS: the total, the counters of this machine, the summaries of all machines, when they were last seen, the
-order in force, when machines have left, the runs, and the counters of machines that are forgotten. ARGV: the
-id of the machine, a new epoch, its summary (empty: write counters only), the seconds since it was alive (0
-if it is, negative if it has not said that it leaves), the generation that it knows; then fields and counts.
+order in force, when machines have left, the runs, the counters of machines that are forgotten, and the index
+of namespaces. ARGV: the id of the machine, a new epoch, its summary (empty: write counters only), the seconds
+since it was alive (0 if it is, negative if it has not said that it leaves), the generation that it knows;
+then fields and counts. A count that is no number removes the field, and leaves the sum as it is.
+
+A field "in ID NAME" is that of a namespace, which has a total of its own. It ends with the namespace.
 
 A generation lasts from the first machine that joins, while none is alive, to the last that leaves. A machine
 counts its messages under the name of the generation too, for `stop_after`.
@@ -125,7 +144,7 @@ seven days after the last write of a machine that did not say so.
 
 It returns the epoch, which changes when Redis has lost the total, the number of machines that are alive, the
 number of the order, the number of machines that are kept apart, the number of the last call of MARK, the
-generation, its messages, and the version of the runs."""
+generation, its messages, the version of the runs, and the number of the last order to a namespace."""
 
 MARK: Final = """
 return redis.call('HINCRBY', KEYS[1], 'mark', 1)

@@ -5,11 +5,12 @@ Only the dashboard process uses it, never a worker: no message waits for it.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar, overload
 
 from blackhole.fleet.replies import (
     FleetOrder,
@@ -84,6 +85,8 @@ class Written(NamedTuple):
     """The messages of all machines in this generation."""
     runs: int = 0
     """The version of the runs."""
+    namespaces: int = 0
+    """The number of the last order to a namespace."""
 
 
 class Total(NamedTuple):
@@ -107,6 +110,13 @@ class StreamEntry(NamedTuple):
         return int(self.id.partition("-")[0])
 
 
+class StoreScript(Protocol):
+    """Runs a script of the fleet. Raises StoreError."""
+
+    async def __call__(self, keys: Iterable[str], *words: str | int) -> object:
+        """Return the reply."""
+
+
 STREAM_ID: Final = re.compile(rb"[0-9]{1,18}-[0-9]{1,18}")
 
 
@@ -120,7 +130,7 @@ class FleetStore:
         """Raises OperatorError if the package `redis` is missing."""
         self.settings: Final = settings
         self.name: Final = name
-        self._prefix: Final = f"{settings.prefix}:{{{name}}}"
+        self._prefix = f"{settings.prefix}:{{{name}}}"
         self._errors: Final = redis_errors("fleet")
         self._client: Final[Redis] = _make_client(settings, self._prefix)
         self._write: Final = self._client.register_script(WRITE)
@@ -137,10 +147,39 @@ class FleetStore:
     def _key(self, *words: str) -> str:
         return ":".join((self._prefix, *words))
 
+    def of_namespace(self, namespace: str) -> Self:
+        """Return the keys of the namespace with this id: its order, its total and its runs."""
+        found = copy.copy(self)
+        found._prefix = self._key("namespace", namespace)
+        return found
+
+    def script(self, text: str) -> StoreScript:
+        """Return a function that runs a script: it takes the words of its keys, and its arguments.
+
+        The arguments of the script begin with what the keys of namespaces begin with.
+        """
+        registered = self._client.register_script(text)
+
+        async def run(keys: Iterable[str], *words: str | int) -> object:
+            below = self._key("namespace", "")
+            return await self._ask(registered([self._key(key) for key in keys], [below, *words]))
+
+        return run
+
+    async def read_hash(self, key: str) -> dict[bytes, bytes]:
+        """Return a hash of the fleet."""
+        return await self._ask(self._client.hgetall(self._key(key)), checked_fields)
+
+    async def read_scores(self, key: str) -> dict[bytes, float]:
+        """Return the members of a sorted set of the fleet with their scores."""
+        return await self._ask(self._client.zrange(self._key(key), 0, -1, withscores=True), checked_scores)
+
     async def write(
-        self, machine: str, fields: Mapping[str, int], summary: str, age: float = 0, known: str = ""
+        self, machine: str, fields: Mapping[str, int | None], summary: str, age: float = 0, known: str = ""
     ) -> Written:
         """Write counters of a machine, and what is shown of it; nothing of that changes if it is empty.
+
+        A counter that is None is removed, and what it has counted stays in the total.
 
         `age` is the time in seconds since the machine was alive: above 0 when it leaves, and below 0 for a
         copy of one that may come back. `known` is the generation that it knows.
@@ -148,14 +187,16 @@ class FleetStore:
         keys = [
             *(self._key("total"), self._key("figures", machine), self._key("machines")),
             *(self._key("seen"), self._key("order"), self._key("left"), self._key("runs")),
-            self._key("figures", FORGOTTEN),
+            *(self._key("figures", FORGOTTEN), self._key("namespaces")),
         ]
-        words = [word for field, count in fields.items() for word in (field, str(count))]
+        words = [
+            word for field, count in fields.items() for word in (field, "" if count is None else str(count))
+        ]
         answer = await self._ask(
             self._write(keys, [machine, os.urandom(8).hex(), summary, age, known, *words])
         )
         try:
-            epoch, alive, order, known, mark, generation, messages, runs = answer
+            epoch, alive, order, known, mark, generation, messages, runs, namespaces = answer
             return Written(
                 epoch.decode(),
                 checked_count(alive),
@@ -165,6 +206,7 @@ class FleetStore:
                 generation.decode(),
                 checked_count(messages),
                 checked_count(runs),
+                checked_count(namespaces),
             )
         except (InvalidReply, ValueError, TypeError, AttributeError):
             raise StoreError(f"unexpected answer {answer!r:.80}") from None
@@ -237,12 +279,12 @@ class FleetStore:
         runs = [run for name, text in found.items() if (run := parse_run(name, text))]
         return {run.name: run for run in sorted(runs, key=lambda run: run.started)}
 
-    async def start_run(self, run: FleetRun, dropped: str) -> int:
+    async def start_run(self, run: FleetRun, dropped: str, most: int = MAX_FLEET_RUNS) -> int:
         """Write a run that begins; return 0 if its name is taken, 1 if there are too many, else 2.
 
-        `dropped` is the name of the run that makes room for it, or empty.
+        `dropped` is the name of the run that makes room for it, or empty. There can be `most` runs.
         """
-        words: list[str | int] = [run.name, run.text(), dropped, MAX_FLEET_RUNS]
+        words: list[str | int] = [run.name, run.text(), dropped, most]
         return await self._ask(self._start_run([self._key("runs")], words), checked_count)
 
     async def stop_run(self, run: FleetRun) -> bool:

@@ -69,14 +69,21 @@ class NamespaceCounters:
     def cells(self, entry: NamespaceEntry) -> tuple[int, ...]:
         """Return the counters of a namespace: the sum of all processes."""
         found = [0] * ROW_CELLS
+        for cell, value in self.counted(entry).items():
+            found[cell] = value
+        return tuple(found)
+
+    def counted(self, entry: NamespaceEntry) -> dict[int, int]:
+        """Return the same for those cells only that were counted."""
+        found: dict[int, int] = {}
         for row in range(self._rows):
             cells = self._row(entry.place, row)
             if cells[SINCE] == entry.since:
                 values = cells[FIRST_PAIR : FIRST_PAIR + 2 * min(cells[PAIRS], MAX_COUNTED_CELLS)].tolist()
                 for cell, value in zip(values[::2], values[1::2], strict=True):
                     if cell < ROW_CELLS:
-                        found[cell] += value
-        return tuple(found)
+                        found[cell] = found.get(cell, 0) + value
+        return found
 
     def snapshot(self, entry: NamespaceEntry, server: Snapshot) -> Snapshot:
         """Return the counters of a namespace, where `server` are those of the whole server at that time.

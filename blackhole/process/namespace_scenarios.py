@@ -72,7 +72,8 @@ class NamespaceScenarios:
         if order is None:  # overwritten: the next order tells of what is there now
             return None
         one_shot_rules = tuple(filter(budgets.remaining, order.one_shot_rules))
-        loaded = self._loaded.in_scope(b"namespace %d\0" % entry.since)
+        scope = entry.shared.encode() or b"%d" % entry.since
+        loaded = self._loaded.in_scope(b"namespace %b\0" % scope)
         try:
             found = effective_scenario(order, loaded, budgets)
         except OperatorError as error:

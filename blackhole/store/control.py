@@ -84,6 +84,8 @@ class NamespaceEntry(NamedTuple):
     """Which of its two slots has what is in force."""
     at: float = 0.0
     """When it was made, in seconds since 1970."""
+    shared: str = ""
+    """Its id in a fleet; empty where this machine alone has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ def _is_valid(order: RuntimeOrder) -> bool:
             for one in order.one_shot_rules
         )
         and all(
-            all(map(isinstance, one, (str, int, int, int, int, float)))
+            all(map(isinstance, one, (str, int, int, int, int, float, str)))
             and one.place in range(MAX_NAMESPACES)
             and one.slot in (0, 1)
             and all(0 <= number <= MAX_NUMBER for number in (one.since, one.version))

@@ -42,6 +42,9 @@ MAX_UNUSED: Final = 3600.0
 MIN_UNUSED: Final = 600.0
 """Seconds without them after which a namespace makes room for a new one, where there are too many."""
 
+MAX_NAMESPACE_RUNS: Final = 8
+"""Runs kept of a namespace. The next one takes the place of the oldest that has ended."""
+
 MAX_NOTES: Final = 1 << 18
 """Octets of what the dashboard keeps of a namespace: its runs."""
 
@@ -115,6 +118,10 @@ class NamespaceOrders:
         """Note that a namespace is used now. Several processes may do so at once."""
         self._cells[place * REGION_CELLS + USED] = time.monotonic_ns() // 1000
 
+    def mark_unused(self, place: int) -> None:
+        """Note that nobody has used a namespace yet."""
+        self._cells[place * REGION_CELLS + USED] = 0
+
     def unused(self, entry: NamespaceEntry) -> float:
         """Return the seconds since a namespace was used last."""
         return max(0.0, time.monotonic() - self._cells[entry.place * REGION_CELLS + USED] / 1e6)
@@ -156,9 +163,12 @@ class NamespaceDirectory:
         """Return the namespace of that name; None if there is none."""
         return find_entry(self.entries(), name)
 
-    def channel(self, name: str) -> NamespaceChannel:
-        """Return the control channel of a namespace, which its first order makes."""
-        return NamespaceChannel(name.lower(), self)
+    def channel(self, name: str, shared: str = "") -> NamespaceChannel:
+        """Return the control channel of a namespace, which its first order makes.
+
+        `shared` is its id in a fleet, if it is a fleet's.
+        """
+        return NamespaceChannel(name.lower(), self, shared)
 
     def remove(self, *names: str) -> int:
         """Remove namespaces, with all that was ordered for them."""
@@ -176,7 +186,7 @@ class NamespaceDirectory:
         return names
 
     def with_entry(
-        self, before: RuntimeOrder, number: int, name: str
+        self, before: RuntimeOrder, number: int, name: str, shared: str
     ) -> tuple[tuple[NamespaceEntry, ...], NamespaceEntry]:
         """Return the other namespaces, and the entry of one, which may be new.
 
@@ -196,18 +206,20 @@ class NamespaceDirectory:
                 )
             entries = tuple(one for one in entries if one is not oldest)
         place = min(set(range(MAX_NAMESPACES)) - {one.place for one in entries})
-        entry = NamespaceEntry(name, place, number, number, 0, time.time())
+        entry = NamespaceEntry(name, place, number, number, 0, time.time(), shared)
         self.orders.write(entry, RuntimeOrder())
         self.orders.write_notes(entry, b"")
+        self.orders.mark_unused(place)
         return entries, entry
 
 
 class NamespaceChannel:
     """The control channel of one namespace: publishes what is in force for it, as a `ControlChannel` does."""
 
-    def __init__(self, name: str, directory: NamespaceDirectory) -> None:
+    def __init__(self, name: str, directory: NamespaceDirectory, shared: str = "") -> None:
         self._name: Final = name
         self._directory: Final = directory
+        self._shared: Final = shared
         self._place = 0
         """Of the namespace that is being changed, or was read last."""
 
@@ -230,12 +242,13 @@ class NamespaceChannel:
         orders = self._directory.orders
 
         def change_entry(before: RuntimeOrder, number: int) -> RuntimeOrder:
-            others, entry = self._directory.with_entry(before, number, self._name)
+            others, entry = self._directory.with_entry(before, number, self._name, self._shared)
             self._place = entry.place
             found = orders.read(entry) or RuntimeOrder()
             entry = entry._replace(version=number, slot=1 - entry.slot)
             orders.write(entry, change(found, number))
-            orders.touch(entry.place)
+            if not self._shared:  # an order of another machine is no use of it on this one
+                orders.touch(entry.place)
             return replace(before, namespaces=(*others, entry), changed=self._name)
 
         return self._directory.control.publish(change_entry)
