@@ -306,6 +306,11 @@ def _fleet_status(settings: Settings, facts: Mapping[str, Any]) -> str:
 def _snapshot_reader(settings: Settings, pid: int) -> tuple[Callable[[], Snapshot], Callable[[], str]]:
     """Return a function that reads the counters of a server, or of its fleet, and one that returns what is to
     be shown of the machines of the fleet. Raises OperatorError."""
+    if settings.namespace and settings.scope == "fleet":
+        raise OperatorError(
+            f"namespace {settings.namespace}: shown for one machine only; for those of a fleet, ask a"
+            f" dashboard for GET /namespaces/{settings.namespace}/report"
+        )
     if settings.namespace:
         from blackhole.metrics import namespace_counters
 

@@ -142,13 +142,13 @@ def test_a_machine_without_fleet_control_obeys_itself_alone(fleet: Fleet) -> Non
     assert rcpt(one) == {452: 1}
 
 
-def test_orders_for_namespaces_are_refused_where_they_would_hold_on_one_machine(fleet: Fleet) -> None:
+def test_namespaces_of_a_machine_without_fleet_control_are_its_own(fleet: Fleet) -> None:
     one, alone = fleet.add("--namespace-by=tag", "--fleet_control"), fleet.add("--namespace-by=tag")
-    for method, path in (("PUT", ""), ("PUT", "/scenario"), ("POST", "/next"), ("DELETE", "")):
-        answer = ask(one.http, f"/namespaces/job{path}", method)
-        assert (answer.status, "--fleet-control" in answer.json["error"]) == (501, True)
-    assert ask(one.http, "/namespaces").json == []
     assert ask(alone.http, "/namespaces/job", "PUT").status == 201
+    assert ask(one.http, "/namespaces").json == []
+    assert ask(alone.http, "/namespaces/job/report?scope=machine").status == 200
+    answer = ask(alone.http, "/namespaces/job/report?scope=fleet")
+    assert (answer.status, "--fleet-control" in answer.json["error"]) == (404, True)
 
 
 def test_a_machine_that_does_not_obey_is_named(fleet: Fleet) -> None:

@@ -37,6 +37,7 @@ from blackhole.web.handlers import (
 )
 from blackhole.web.namespace_handlers import (
     NAMESPACE_PARAMETER,
+    NAMESPACE_SCOPE_PARAMETER,
     NamespaceHandler,
     NamespaceNextRulesHandler,
     NamespaceRecentHandler,
@@ -346,7 +347,7 @@ NAMESPACED_HANDLERS: Final[Mapping[str, type[BaseHandler]]] = {
 }
 """Paths that each namespace has too, and who handles them there."""
 
-OF_NAMESPACE: Final = errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.NOT_IMPLEMENTED)
+OF_NAMESPACE: Final = errors(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE)
 """Further errors of a request about a namespace."""
 
 
@@ -356,7 +357,9 @@ def namespaced(route: Route) -> Route:
         operation._replace(
             about=f"{operation.about}, in a namespace",
             responses={**OF_NAMESPACE, **operation.responses},
-            parameters=tuple(one for one in operation.parameters if one is not SCOPE_PARAMETER),
+            parameters=tuple(
+                NAMESPACE_SCOPE_PARAMETER if one is SCOPE_PARAMETER else one for one in operation.parameters
+            ),
         )
         for operation in route.operations
     )
@@ -377,7 +380,10 @@ ROUTES: Final = (
             Operation(
                 "GET",
                 "All namespaces",
-                {200: json_content(array(NAMESPACE_SCHEMA)), **errors(HTTPStatus.NOT_FOUND)},
+                {
+                    200: json_content(array(NAMESPACE_SCHEMA)),
+                    **errors(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+                },
             ),
         ),
     ),

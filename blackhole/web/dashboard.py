@@ -40,6 +40,7 @@ from blackhole.web.control import ScenarioControl
 from blackhole.web.control_handlers import APPLY_TIMEOUT, OrderHandler
 from blackhole.web.events import EventStream
 from blackhole.web.fleet_control import FleetControl
+from blackhole.web.fleet_namespaces import FleetNamespaces
 from blackhole.web.history import History
 from blackhole.web.namespaces import Namespaces
 from blackhole.web.order_check import DASHBOARD_SIGNALS
@@ -105,7 +106,7 @@ class Dashboard:
         )
         self._stats: Final = StatsView(settings, counters, history, self._control.state)
         self._namespaces: Final = (
-            None if namespaces is None else Namespaces(namespaces, settings, self._control, counters)
+            None if namespaces is None else self._make_namespaces(namespaces, settings, counters)
         )
         self._files: Final = files
         self._hosts: Final = AllowedHosts(settings)
@@ -117,6 +118,11 @@ class Dashboard:
     def _make_member(self, settings: Settings, counters: Counters, machine: str) -> FleetMember:
         store = FleetStore(settings.fleet, settings.fleet_name)
         return FleetMember(store, machine, counters.snapshot, lambda: self._stats.machine())
+
+    def _make_namespaces(self, state: NamespaceState, settings: Settings, counters: Counters) -> Namespaces:
+        if isinstance(self._control, FleetControl) and self._fleet is not None:
+            return FleetNamespaces(state, settings, self._control, counters, self._fleet)
+        return Namespaces(state, settings, self._control, counters)
 
     def run(self, sockets: Sequence[socket.socket], tls: DashboardTLS | None) -> None:
         """Serve until a signal or the end of the master."""
@@ -176,7 +182,11 @@ class Dashboard:
         """Start what the fleet needs, if there is one."""
         work = [] if self._fleet is None else [self._fleet.run()]
         if isinstance(self._control, FleetControl):
-            work.append(self._control.follow())
+            others = []
+            if isinstance(self._namespaces, FleetNamespaces):
+                others.append(self._namespaces.obey)
+                work.append(self._namespaces.follow())
+            work.append(self._control.follow(*others))
         if self._exchange is not None:
             work.append(self._exchange.run())
         tasks = [asyncio.create_task(one) for one in work]

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from blackhole.fleet.machine import Machine
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import FleetOrder, SharedRule, StoreError
 from blackhole.metrics.counters import Counters
@@ -89,6 +90,9 @@ class FleetControl(ScenarioControl):
 
         return await self._publish_to_fleet(ONE_SHOT_NAME, change, False)
 
+    async def keep(self) -> int:
+        return await self._publish_to_fleet(LOADED, lambda order: order, False)
+
     async def remove_one_shot_rules(self) -> int:
         return await self._publish_to_fleet(
             REMOVE_ONE_SHOT_NAME, lambda order: order._replace(rules=()), False
@@ -101,7 +105,7 @@ class FleetControl(ScenarioControl):
         try:
             for _ in range(MAX_TRIES):
                 before = await self._obey_order_in_force()
-                number = await self._member.store.publish(change(before), is_new)
+                number = await self._publish_order(change(before), is_new)
                 if number:
                     self._member.order_changed.set()
                     return number
@@ -111,6 +115,14 @@ class FleetControl(ScenarioControl):
             ) from None
         raise OperatorError(f"{name}: other machines give orders at the same time; try again", os.EX_TEMPFAIL)
 
+    async def _publish_order(self, order: FleetOrder, is_new: bool) -> int:
+        """Put an order in force; return its number, or 0 if another one came in between."""
+        return await self._member.store.publish(order, is_new)
+
+    def _obeyed_by(self, machine: Machine) -> int:
+        """Return the number of the last order that a machine obeys; -1 if it obeys none."""
+        return machine.order
+
     async def applied(self, number: int, seconds: float, is_pointless: Callable[[], bool]) -> str:
         """Wait until all machines that are alive obey an order; return the names of those that do not."""
         until = time.monotonic() + seconds
@@ -119,7 +131,7 @@ class FleetControl(ScenarioControl):
                 machines = await self._member.machines()
             except StoreError:
                 return "the store of the fleet does not answer, and a machine"
-            late = [one.name for one in machines if one.alive and -1 < one.order < number]
+            late = [one.name for one in machines if one.alive and -1 < self._obeyed_by(one) < number]
             if not late or time.monotonic() >= until or is_pointless():
                 return " and ".join(late)
             await asyncio.sleep(MACHINES_INTERVAL)
@@ -129,16 +141,17 @@ class FleetControl(ScenarioControl):
 
     # The orders of the fleet.
 
-    async def follow(self) -> None:
-        """Obey the orders of the fleet, for ever."""
+    async def follow(self, *others: Callable[[], Awaitable[object]]) -> None:
+        """Obey the orders of the fleet, for ever. `others` obey other orders that are announced with them."""
         listening = asyncio.create_task(self._listen())
         try:
             while True:
                 self._member.order_changed.clear()
-                try:
-                    await self._obey_order_in_force()
-                except (StoreError, OperatorError) as error:
-                    self._warn(error)
+                for obey in (self._obey_order_in_force, *others):
+                    try:
+                        await obey()
+                    except (StoreError, OperatorError) as error:
+                        self._warn(error)
                 await self._member.order_changed.wait()
         finally:
             listening.cancel()
@@ -175,15 +188,24 @@ class FleetControl(ScenarioControl):
 
     async def _obey(self, order: FleetOrder) -> None:
         """Put an order in force on this machine, and tell the fleet."""
-        self._local_number = self._publish(order.name, await self._local_change(order))
-        if await super().applied(self._local_number, OBEY_TIMEOUT, lambda: False):
-            log.warning("fleet: a worker did not apply order %d within %g s", order.number, OBEY_TIMEOUT)
+        self._local_number, _ = await self.obey_locally(order)
         scenario = order.name or "of the configuration"
         log.info("fleet: order %d: scenario %s, one-shot rules %d", order.number, scenario, len(order.rules))
         self._order = order
         self._member.obeyed = order.number
         await self._member.write()
         self._member.forget_view()
+
+    async def obey_locally(self, order: FleetOrder, seconds: float = OBEY_TIMEOUT) -> tuple[int, bool]:
+        """Put an order in force on this machine; return its number here, and whether all workers apply it.
+
+        Raises OperatorError and StoreError.
+        """
+        number = self._publish(order.name, await self._local_change(order))
+        late = await super().applied(number, seconds, lambda: False)
+        if late:
+            log.warning("fleet: a worker did not apply order %d within %g s", order.number, seconds)
+        return number, not late
 
     async def _local_change(self, order: FleetOrder) -> Callable[[RuntimeOrder, int], RuntimeOrder]:
         """Check an order, and return how it changes that of this machine.

@@ -6,13 +6,13 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
+from blackhole.fleet.runs import FleetFigures
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.metrics.transaction_reader import TransactionFilter
 from blackhole.store.control import NamespaceEntry
 from blackhole.store.namespaces import NAMESPACE_NAME
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.control_handlers import NextRulesHandler, OrderHandler, ScenarioHandler
-from blackhole.web.fleet_control import FleetControl
 from blackhole.web.handlers import (
     ReportHandler,
     RunHandler,
@@ -24,9 +24,15 @@ from blackhole.web.handlers import (
 from blackhole.web.namespaces import Namespaces
 from blackhole.web.operations import Parameter
 from blackhole.web.recent_handlers import RecentHandler
+from blackhole.web.scope import SCOPE_PARAMETER
 
 NAMESPACE_PARAMETER: Final = Parameter(
     "namespace", "name of a namespace", {"type": "string", "pattern": f"^{NAMESPACE_NAME}$"}
+)
+
+NAMESPACE_SCOPE_PARAMETER: Final = SCOPE_PARAMETER._replace(
+    about="whose figures: without it those of the fleet, if its orders reach namespaces, else this machine's",
+    schema={"type": "string", "enum": SCOPE_PARAMETER.schema["enum"]},
 )
 
 MAKING_METHODS: Final = ("PUT", "POST")
@@ -67,11 +73,6 @@ class NamespaceOrderHandler(NamespaceBaseHandler, OrderHandler):
 
     def prepare(self) -> None:
         super().prepare()
-        if isinstance(self.control, FleetControl):
-            raise APIError(
-                HTTPStatus.NOT_IMPLEMENTED,
-                "With --fleet-control there are no orders for namespaces: they would hold for one machine.",
-            )
         if self.namespace:
             self.control = self.known.control(self.namespace)
             if self.request.method not in MAKING_METHODS:
@@ -81,29 +82,27 @@ class NamespaceOrderHandler(NamespaceBaseHandler, OrderHandler):
 class NamespacesHandler(NamespaceBaseHandler):
     """GET /namespaces: all namespaces."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         found = self.known
-        self.write_json([found.summary(entry) for entry in found.directory.entries()])
+        self.write_json(await found.summaries(found.directory.entries()))
 
 
 class NamespaceHandler(NamespaceOrderHandler):
     """/namespaces/NAME: one namespace. PUT makes it, DELETE removes it with all its orders and figures."""
 
-    def get(self) -> None:
-        self.write_json(self.known.summary(self.find()))
+    async def get(self) -> None:
+        for summary in await self.known.summaries([self.find()]):
+            self.write_json(summary)
 
     async def put(self) -> None:
         if self.known.directory.find(self.namespace) is None:
             await self.apply(self.control.keep())
             self.set_status(HTTPStatus.CREATED)
-        self.get()
+        await self.get()
 
     async def delete(self) -> None:
-        await self.apply(self._remove())
+        await self.apply(self.known.remove(self.namespace))
         self.write_json({"name": self.namespace})
-
-    async def _remove(self) -> int:
-        return self.known.directory.remove(self.namespace)
 
 
 class NamespaceScenarioHandler(NamespaceOrderHandler, ScenarioHandler):
@@ -119,7 +118,16 @@ class NamespaceStatsHandler(NamespaceBaseHandler, StatsBaseHandler):
 
     def prepare(self) -> None:
         super().prepare()
-        self.stats = self.known.stats(self.find())
+        self._entry = self.find()
+        self.stats = self.known.stats(self._entry)
+
+    @property
+    def is_of_fleet(self) -> bool:
+        return self.known.is_of_fleet(self.choice_argument(NAMESPACE_SCOPE_PARAMETER))
+
+    @property
+    def member(self) -> FleetFigures:
+        return self.known.figures(self._entry)
 
 
 class NamespaceWaitHandler(NamespaceStatsHandler, WaitHandler):
@@ -146,7 +154,12 @@ class NamespaceReportHandler(NamespaceStatsHandler, ReportHandler):
 
 
 class NamespaceRecentHandler(NamespaceBaseHandler, RecentHandler):
-    """GET /namespaces/NAME/recent: the last transactions of a namespace."""
+    """GET /namespaces/NAME/recent: the last transactions of a namespace, of this machine alone in a fleet."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.known.is_of_fleet(""):
+            self.more_figures = {"scope": "machine"}
 
     def _filter(self, since: str) -> TransactionFilter:
         entry = self.find()

@@ -10,22 +10,20 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
+from blackhole.fleet.namespace_figures import NamespaceFigures
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.namespace_counters import NamespaceState
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import OperatorError, Settings
 from blackhole.store.control import NamespaceEntry
-from blackhole.store.namespaces import NamespaceOrders
+from blackhole.store.namespaces import MAX_NAMESPACE_RUNS, NamespaceOrders
 from blackhole.web.base_handler import APIError
 from blackhole.web.control import ScenarioControl
 from blackhole.web.history import History, Run
 from blackhole.web.stats_view import StatsView
 
 log = logging.getLogger(__name__)
-
-MAX_NAMESPACE_RUNS: Final = 8
-"""Runs kept of a namespace. The next one takes the place of the oldest that has ended."""
 
 
 class NamespaceHistory(History):
@@ -138,6 +136,28 @@ class Namespaces:
         """Return the view of the counters of a namespace, and of its runs."""
         history = NamespaceHistory(self.directory.orders, entry)
         return NamespaceStats(self._settings, self._counters, history, lambda: self.snapshot(entry))
+
+    async def remove(self, name: str) -> int:
+        """Remove a namespace, with all its orders and figures; return the number of the order.
+
+        Raises OperatorError.
+        """
+        return self.directory.remove(name)
+
+    def is_of_fleet(self, scope: str) -> bool:
+        """Return whether figures are those of a fleet, given the scope of a request; empty for none."""
+        return scope == "fleet"
+
+    def figures(self, entry: NamespaceEntry) -> NamespaceFigures:
+        """Return the figures of a namespace over the fleet."""
+        raise APIError(
+            HTTPStatus.NOT_FOUND,
+            "These namespaces are this machine's own; start all machines with --fleet and --fleet-control.",
+        )
+
+    async def summaries(self, entries: Iterable[NamespaceEntry]) -> list[dict[str, Any]]:
+        """Return what there is to say of namespaces, for JSON."""
+        return [self.summary(entry) for entry in entries]
 
     def summary(self, entry: NamespaceEntry) -> dict[str, Any]:
         """Return what there is to say of a namespace, for JSON."""

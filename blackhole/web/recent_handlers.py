@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -77,6 +78,8 @@ class RecentHandler(BaseHandler):
 
     recent: TransactionReader | None
     followers: set[RecentHandler]
+    more_figures: Mapping[str, str] = {}
+    """What the response says beside the transactions."""
 
     async def get(self) -> None:
         reader = self.recent
@@ -111,6 +114,7 @@ class RecentHandler(BaseHandler):
             "kept": reader.records.kept,
             "next": reader.cursor_text(found.cursor),
             "more": found.more,
+            **self.more_figures,
         }
         self.write_json(figures, "transactions", "[" + ",\n".join(written) + "]")
 

@@ -12,6 +12,7 @@ from blackhole import __version__
 from blackhole.fleet.machine import FleetView
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import StoreError
+from blackhole.fleet.runs import FleetFigures
 from blackhole.metrics.findings import findings
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.web.base_handler import APIError, BaseHandler
@@ -37,7 +38,7 @@ class ScopedHandler(BaseHandler):
         return self.choice_argument(SCOPE_PARAMETER) == "fleet"
 
     @property
-    def member(self) -> FleetMember:
+    def member(self) -> FleetFigures:
         """This machine as a part of its fleet. Raises APIError if there is none."""
         if self.fleet is None:
             raise APIError(HTTPStatus.NOT_FOUND, "This server is in no fleet; start it with --fleet.")
