@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-RUNNING: Final = "The server is found by its pidfile, or else as the only one that runs on this machine."
-BY_PIDFILE: Final = "The server is found by its pidfile."
+BY_PIDFILE: Final = (
+    "The server is found by its pidfile. Unless pid is set, --port or --listen chooses the one that listens "
+    "there."
+)
+RUNNING: Final = f"{BY_PIDFILE} Without them, it is the only one that runs on this machine."
+
+CHOICE: Final = ("pid", "conf", "host", "port", "listen")
+"""The options by which a server is found."""
 
 
 class ActionWord(NamedTuple):
@@ -43,9 +49,9 @@ ACTION_TABLE: Final = (
     ),
     ActionWord(
         "stop",
-        "stop the detached server and wait until it has exited",
+        "stop a server and wait until it has exited",
         f"{BY_PIDFILE} What is left two seconds after drain_timeout is killed.",
-        options=("pid", "conf", "drain_timeout"),
+        options=(*CHOICE, "drain_timeout"),
         statuses={0: "the server has stopped, or did not run"},
     ),
     ActionWord("restart", "stop, then start", "The configuration is checked first."),
@@ -54,21 +60,21 @@ ACTION_TABLE: Final = (
         "read the conf file, scenarios and certificates again; no connection is lost",
         f"{BY_PIDFILE} It reads its own command line, its own environment and its conf file again, so "
         "reload takes no other options: change the conf file, or restart.",
-        options=("pid", "conf"),
+        options=CHOICE,
         statuses={0: "the signal was sent; the log says how the reload ended", 7: "no server runs"},
     ),
     ActionWord(
         "reopen",
         "open the log file again, after it was rotated",
         BY_PIDFILE,
-        options=("pid", "conf"),
+        options=CHOICE,
         statuses={0: "the signal was sent", 7: "no server runs"},
     ),
     ActionWord(
         "status",
         "show the state and counters of the server; exits with 0 if it runs, 1 if it died, else 3",
         RUNNING,
-        options=("pid", "conf", "json", "scope", "dashboard"),
+        options=(*CHOICE, "json", "scope", "dashboard"),
         statuses={0: "it runs, or is starting", 1: "it died and left its pidfile", 3: "it does not run"},
     ),
     ActionWord(
@@ -82,7 +88,7 @@ ACTION_TABLE: Final = (
         "report",
         "show what senders did wrong; see --fail-on",
         RUNNING,
-        options=("pid", "conf", "format", "json", "fail_on", "scope", "namespace", "dashboard"),
+        options=(*CHOICE, "format", "json", "fail_on", "scope", "namespace", "dashboard"),
         statuses={
             0: "nothing that fail_on counts was found",
             1: "something was found, or nothing was inspected for it",
@@ -93,14 +99,14 @@ ACTION_TABLE: Final = (
         "top",
         "show the current rates, one line a second",
         RUNNING,
-        options=("pid", "conf", "scope", "dashboard"),
+        options=(*CHOICE, "scope", "dashboard"),
         statuses={0: "Ctrl-C", 7: "no server runs", 69: "the server has ended"},
     ),
     ActionWord(
         "recent",
         "show the last transactions of a server with --recent; see --follow and --conversation",
         f"{RUNNING} With json, it prints an object a line.",
-        options=("pid", "conf", "json", "follow", "conversation", "namespace"),
+        options=(*CHOICE, "json", "follow", "conversation", "namespace"),
         statuses={
             0: "all were shown, or Ctrl-C",
             7: "no server runs",
@@ -113,7 +119,7 @@ ACTION_TABLE: Final = (
         "print the authority of the certificates that the server has issued, in PEM",
         f"{RUNNING} The server issues certificates with ssl_cert = auto, dashboard_cert = auto, and for the "
         "TLS menu. A client that trusts the authority accepts the good one.",
-        options=("pid", "conf"),
+        options=CHOICE,
         statuses={7: "no server runs", 78: "the server has issued no certificates"},
     ),
     ActionWord(

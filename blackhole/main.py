@@ -18,7 +18,7 @@ from blackhole.metrics import rates, report, status
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.options import Invocation
-from blackhole.process import pidfile
+from blackhole.process import pidfile, processes, running_servers
 from blackhole.process.console import print_stdout, print_warning, reserve_standard_streams
 from blackhole.settings import OperatorError, Settings
 from blackhole.store.server_facts import ServerFacts
@@ -49,6 +49,9 @@ SHORTAGES: Final = frozenset(
     )
 )
 """Errors of a machine that is short of something: no mistake of the program."""
+
+KILL_DELAY: Final = 2
+"""Seconds after `drain_timeout` until `stop` kills a server."""
 
 STATUS_DEAD_WITH_PIDFILE: Final = 1
 STATUS_NOT_RUNNING: Final = 3
@@ -182,14 +185,17 @@ def _start(invocation: Invocation, arguments: Sequence[str]) -> int:
 def _differences(settings: Settings, pid: int, of_command_line: bool = False) -> list[str]:
     """Return what a running server has set otherwise: none if that cannot be told.
 
-    `of_command_line`: only options of the command line are compared, else all that were given, to either.
+    `of_command_line`: only options of the command line are compared, but for those that chose the server,
+    else all that were given, to either.
     """
+    by_address = of_command_line and running_servers.chooses_by_address(settings)
+    left_out = options.READERS_OPTIONS.union(running_servers.ADDRESS_OPTIONS if by_address else ())
     facts = ServerFacts.of(pid) if os.access(f"/proc/{pid}/fd", os.R_OK) else {}
     running, given = facts.get("options", {}), facts.get("given", ())
     return [
         f"{name} is {running[name] or 'empty'}, not {text or 'empty'}"
         for name, text in settings.texts.items()
-        if name not in options.READERS_OPTIONS
+        if name not in left_out
         and running.get(name, text) != text
         and (
             settings.origins[name].startswith("command line")
@@ -207,57 +213,95 @@ def _serve(invocation: Invocation, arguments: Sequence[str], detached: bool) -> 
 
 
 def _stop(settings: Settings, arguments: Sequence[str]) -> int:
-    stopped = pidfile.stop(settings.pid, settings.drain_timeout + 2)
+    if not running_servers.chooses_by_address(settings):
+        return _stop_owner(settings)
+    pid = running_servers.server_at_address(settings)
+    stopped = pid is not None and running_servers.stop(pid, settings.drain_timeout + KILL_DELAY)
+    return _tell_stopped(settings, stopped)
+
+
+def _stop_owner(settings: Settings) -> int:
+    """Stop the pidfile's owner, and remove what one that was killed has left."""
+    stopped = pidfile.stop(settings.pid, settings.drain_timeout + KILL_DELAY)
     for line in pidfile.clear(settings.pid):
         print_warning(line)
+    return _tell_stopped(settings, stopped)
+
+
+def _tell_stopped(settings: Settings, stopped: bool) -> int:
+    others = "" if stopped else running_servers.others(settings)
+    if others:
+        print_warning(others)
     print_stdout("Blackhole has stopped.\n" if stopped else "Blackhole was not running.\n")
     return os.EX_OK
 
 
 def _restart(invocation: Invocation, arguments: Sequence[str]) -> int:
     _check(invocation.settings)
-    _stop(invocation.settings, arguments)
+    _stop_owner(invocation.settings)
     return _start(invocation, arguments)
 
 
 def _reload(settings: Settings, arguments: Sequence[str]) -> int:
     _check(settings)
-    pid, version = pidfile.known_owner(settings.pid), pidfile.running_version(settings.pid)
-    differing = [] if pid is None else _differences(settings, pid, of_command_line=True)
+    pid = _pid_to_signal(settings)
+    version = _running_version(settings, pid)
+    differing = _differences(settings, pid, of_command_line=True)
     if differing:
         raise OperatorError(
             f"reload takes no options: the server reads its own command line and conf file again, and there"
             f" {'; '.join(differing)}; change the conf file, or restart",
             os.EX_USAGE,
         )
-    _send(settings, signal.SIGHUP)
+    _send(pid, signal.SIGHUP)
     if version not in ("", __version__):
         print_warning(f"the server still runs Blackhole {version}: restart it to run {__version__}")
     return os.EX_OK
 
 
 def _reopen(settings: Settings, arguments: Sequence[str]) -> int:
-    _send(settings, signal.SIGUSR1)
+    _send(_pid_to_signal(settings), signal.SIGUSR1)
     return os.EX_OK
 
 
-def _send(settings: Settings, number: signal.Signals) -> None:
-    """Signal the master. Raises OperatorError."""
-    if not pidfile.send(settings.pid, number):
-        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
+def _send(pid: int, number: signal.Signals) -> None:
+    """Signal a master. Raises OperatorError."""
+    if not processes.send_signal(pid, number):
+        raise OperatorError(f"pid {pid} has just ended", NOT_RUNNING)
+
+
+def _pid_to_signal(settings: Settings) -> int:
+    """Return the pid of the pidfile's owner, or of the server that listens at the address that was given.
+
+    Raises OperatorError if there is none.
+    """
+    if running_servers.chooses_by_address(settings):
+        pid = running_servers.server_at_address(settings)
+    else:
+        pid = pidfile.known_owner(settings.pid)
+    if pid is None:
+        raise OperatorError(running_servers.not_running(settings), NOT_RUNNING)
+    return pid
+
+
+def _running_version(settings: Settings, pid: int) -> str:
+    """Return the version that a server runs; empty if that is not known."""
+    if running_servers.chooses_by_address(settings):
+        return str(ServerFacts.of(pid).get("version", ""))
+    return pidfile.running_version(settings.pid)
 
 
 def _status(settings: Settings, arguments: Sequence[str]) -> int:
-    pid = pidfile.pidfile_owner(settings.pid)
-    if pid is None and not os.path.lexists(settings.pid):
-        pid = _only_master(settings)
+    by_address = running_servers.chooses_by_address(settings)
+    leaves_pidfile = not by_address and os.path.lexists(settings.pid)
+    pid = running_servers.find(settings, or_only=not leaves_pidfile)
     if pid:
         print_stdout(_figures(settings, pid))
         return os.EX_OK
     if pid is not None:
         print_stdout("Blackhole is starting.\n")
         return os.EX_OK
-    if os.path.lexists(settings.pid):
+    if leaves_pidfile:
         print_stdout(f"Blackhole is not running; it died and left {settings.pid}.\n")
         return STATUS_DEAD_WITH_PIDFILE
     print_stdout("Blackhole is not running.\n")
@@ -338,29 +382,11 @@ def _check_health(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _running_pid(settings: Settings) -> int:
-    """Return the pid of the pidfile's owner, or of the only server on this machine.
-
-    Raises OperatorError if there is none, or if there are several.
-    """
-    pid = pidfile.pidfile_owner(settings.pid) or _only_master(settings)
+    """Return the pid of the server that a command reads from. Raises OperatorError if there is none."""
+    pid = running_servers.find(settings)
     if not pid:
-        raise OperatorError(f"not running ({settings.pid})", NOT_RUNNING)
+        raise OperatorError(running_servers.not_running(settings), NOT_RUNNING)
     return pid
-
-
-def _only_master(settings: Settings) -> int | None:
-    """Return the pid of the only server on this machine, unless a pidfile was named; None without one.
-
-    Raises OperatorError if there are several.
-    """
-    found = [] if settings.origins.get("pid") != "default" else pidfile.running_masters()
-    if len(found) > 1:
-        pids = ", ".join(map(str, found))
-        raise OperatorError(
-            f"{len(found)} servers are running (pids {pids}); choose one by its pidfile, with --pid FILE",
-            os.EX_USAGE,
-        )
-    return found[0] if found else None
 
 
 def _report(settings: Settings, arguments: Sequence[str]) -> int:

@@ -8,19 +8,20 @@ import re
 import signal
 import smtplib
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from blackhole import __version__, main
-from blackhole.process import configuration
+from blackhole.process import configuration, running_servers
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.shared_state import SharedState
-from blackhole.settings import Settings
+from blackhole.settings import OperatorError, Settings
 from tests.external_programs import path_of, requires
 from tests.http_api import Sink, ask
-from tests.program import Program, free_port, run, scenario_option, wait_for
+from tests.program import Program, free_port, free_ports, run, scenario_option, wait_for
 from tests.smtp_client import SMTPClient
 
 SCENARIO = '[[rule]]\nphase = "RCPT"\nrecipient = "full@*"\nreply = "552 5.2.2 Full"\n'
@@ -107,7 +108,10 @@ def test_status_and_report_find_a_server_in_the_foreground(
         assert main.main(["report"]) == 0
         alone.append(os.getpid())
         assert main.main(["status"]) == os.EX_USAGE
-        assert f"2 servers are running (pids {program.pid}, {os.getpid()})" in capfd.readouterr().err
+        assert (
+            f"2 servers are running: pid {program.pid} on 127.0.0.1:{program.port}, pid {os.getpid()};"
+            " choose one with --port PORT" in capfd.readouterr().err
+        )
         assert main.main(["status", "--pid=/nonexistent/other"]) == main.STATUS_NOT_RUNNING
 
 
@@ -120,6 +124,156 @@ def test_dead_server_with_a_pidfile_is_not_hidden_by_another_in_the_foreground(
     monkeypatch.setattr(main.options, "_PIDFILE", (str(stale), "XDG_NONE", str(stale)))
     alone.append(os.getpid())
     assert main.main(["status"]) == main.STATUS_DEAD_WITH_PIDFILE
+
+
+# Several servers without a pidfile
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, Program, str]]:
+    """Two servers in the foreground, and the path of the UNIX socket that the second one has too."""
+    path = str(tmp_path_factory.mktemp("several") / "socket")
+    ports = free_ports(4)
+    many = [f"--listen=127.0.0.1:{port}" for port in ports]
+    with (
+        Program("--workers=1") as first,
+        Program(*many, f"--listen=unix:{path}", "--workers=1", "--recent=10") as second,
+    ):
+        second.port = ports[0]
+        yield first, second, path
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        (["--port={first}"], 0),
+        (["--port={second}"], 1),
+        (["--listen=:{first}"], 0),
+        (["--listen=localhost:{second}"], 1),
+        (["--listen=unix:{path}"], 1),
+        (["--host=127.0.0.1", "--port={first}"], 0),
+        (["--listen=:1", "--listen=127.0.0.1:{second},tls=no"], 1),
+        (["--host=127.0.0.2", "--port={first}"], None),
+        (["--listen=unix:{path}.other"], None),
+        (["--port=1"], None),
+    ],
+)
+def test_address_chooses_among_several_servers(
+    several: tuple[Program, Program, str],
+    options: list[str],
+    chosen: int | None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    first, second, path = several
+    given = [option.format(first=first.port, second=second.port, path=path) for option in options]
+    status = main.main(["status", "--json", *given])
+    shown = capfd.readouterr().out
+    if chosen is None:
+        assert (status, shown) == (main.STATUS_NOT_RUNNING, "Blackhole is not running.\n")
+        assert main.main(["report", *given]) == main.NOT_RUNNING
+        assert "no server listens at the address that was given; running: " in capfd.readouterr().err
+    else:
+        assert (status, json.loads(shown)["pid"]) == (0, several[chosen].pid)
+
+
+def test_every_command_takes_the_address_of_its_server(several: tuple[Program, Program, str]) -> None:
+    first, second, _ = several
+    for words in (["report"], ["recent"], ["reopen"]):
+        assert run(*words, f"--port={second.port}").returncode == 0, words
+    assert f"pid {first.pid} keeps no transactions" in run("recent", f"--port={first.port}").stderr
+    assert run("reload", f"--port={second.port}").returncode == 0
+    wait_for(lambda: "reloaded: " in second.output(), "the reload")
+    assert "reloaded: " not in first.output()
+    refused = run("reload", f"--port={second.port}", "--mode=bounce")
+    assert refused.returncode == os.EX_USAGE
+    assert "there mode is accept, not bounce" in refused.stderr
+
+
+def test_several_servers_are_listed_with_their_addresses(
+    several: tuple[Program, Program, str], alone: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = several
+    alone += [first.pid, second.pid]
+    assert main.main(["top"]) == os.EX_USAGE
+    expected = (
+        f"blackhole: 2 servers are running: pid {first.pid} on 127.0.0.1:{first.port},"
+        f" pid {second.pid} on 127.0.0.1:{second.port} and [^ ]+ and [^ ]+ and 2 more;"
+        " choose one with --port PORT or --listen ADDRESS, or by its pidfile with --pid FILE\n"
+    )
+    assert re.fullmatch(expected, capfd.readouterr().err)
+    assert main.main(["report", "--host=127.0.0.1"]) == os.EX_USAGE
+    assert "2 servers are running: " in capfd.readouterr().err
+
+
+def test_pidfile_that_is_named_goes_before_an_address(
+    several: tuple[Program, Program, str], tmp_path: Path
+) -> None:
+    first = several[0]
+    pid = tmp_path / "pid"
+    for options in ([f"--pid={pid}"], []):
+        asked = run("report", *options, f"--port={first.port}", BLACKHOLE_PID=str(pid))
+        assert (asked.returncode, asked.stderr) == (main.NOT_RUNNING, f"blackhole: not running ({pid})\n")
+
+
+def test_command_that_signals_does_not_take_the_only_server(
+    several: tuple[Program, Program, str], alone: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It could be that of somebody else; how to choose it is said."""
+    first = several[0]
+    alone.append(first.pid)
+    hint = f"running: pid {first.pid} on 127.0.0.1:{first.port}; choose one with --port PORT"
+    assert main.main(["reopen"]) == main.NOT_RUNNING
+    assert f"not running (/nonexistent/pid); {hint}" in capfd.readouterr().err
+    assert main.main(["stop"]) == 0
+    assert f"blackhole: {hint}" in capfd.readouterr().err
+    assert first.process.poll() is None
+
+
+def test_server_without_a_pidfile_is_stopped_by_its_port() -> None:
+    with Program("--workers=1") as program:
+        with SMTPClient(program.address) as client:
+            client.command("EHLO client.test")
+            stopped = run("stop", f"--port={program.port}")
+        assert (stopped.returncode, stopped.stdout) == (0, "Blackhole has stopped.\n")
+        assert program.process.poll() is not None or program.process.wait(10) == 0
+        again = run("stop", f"--port={program.port}")
+        assert (again.returncode, again.stdout) == (0, "Blackhole was not running.\n")
+
+
+def test_server_that_does_not_stop_is_killed() -> None:
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert running_servers.stop(other.pid, 0.1)
+            assert other.wait(10) == -signal.SIGKILL
+            assert not running_servers.stop(other.pid, 0.1)
+        finally:
+            other.kill()
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"listeners": 1}, {"listeners": [{}]}, {"listeners": [{"address": 1}, {"address": "x y"}]}]
+)
+def test_facts_that_a_worker_has_overwritten_choose_no_server(
+    facts: dict[str, object], alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone.append(os.getpid())
+    monkeypatch.setattr(running_servers.ServerFacts, "of", lambda pid: facts)
+    assert running_servers.running_servers() == [(os.getpid(), ())]
+
+
+@pytest.mark.parametrize(("code", "found"), [(os.EX_UNAVAILABLE, 0), (os.EX_NOPERM, 1)])
+def test_server_whose_facts_cannot_be_read_is_listed_while_it_lives(
+    code: int, found: int, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> None:
+        raise OperatorError("no", code)
+
+    alone.append(os.getpid())
+    monkeypatch.setattr(running_servers.ServerFacts, "of", refuse)
+    assert [str(one) for one in running_servers.running_servers()] == [f"pid {os.getpid()}"] * found
 
 
 # start and reload

@@ -290,17 +290,7 @@ def send(path: str, number: signal.Signals) -> bool:
     EX_NOPERM if this user may not signal the process.
     """
     pid = known_owner(path)
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, number)
-    except PermissionError:
-        raise OperatorError(
-            f"not permitted to send {number.name} to pid {pid} ({path})", os.EX_NOPERM
-        ) from None
-    except ProcessLookupError:
-        return False
-    return True
+    return pid is not None and processes.send_signal(pid, number)
 
 
 def stop(path: str, timeout: float) -> bool:

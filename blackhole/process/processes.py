@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
+from blackhole.settings import OperatorError
+
 MASTER_TITLE: Final = "blackhole: master"
 """The process title of the master, the process whose pid a pidfile contains."""
+
+ENDED: Final = (b"Z", b"X")
+"""States of a process that has ended, and that its parent has not waited for yet."""
 
 LISTENING: Final = "0A"
 """State of a socket in /proc/PID/net/tcp."""
@@ -26,13 +32,28 @@ class Process(NamedTuple):
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 # The name in parentheses may contain any character.
-                return cls(pid, int(file.read().rpartition(b")")[2].split()[19]))
+                fields = file.read().rpartition(b")")[2].split()
+            return None if fields[0] in ENDED else cls(pid, int(fields[19]))
         except (OSError, ValueError, IndexError):
             return None
 
     def is_alive(self) -> bool:
         """Return whether it has not ended."""
         return self == Process.of(self.pid)
+
+
+def send_signal(pid: int, number: signal.Signals) -> bool:
+    """Send a signal to a process; return False if it has ended.
+
+    Raises OperatorError (EX_NOPERM) if this user may not.
+    """
+    try:
+        os.kill(pid, number)
+    except PermissionError:
+        raise OperatorError(f"not permitted to send {number.name} to pid {pid}", os.EX_NOPERM) from None
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def is_computing(pid: int) -> bool:
