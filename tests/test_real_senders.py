@@ -133,7 +133,7 @@ def test_curl_declares_a_size_that_ignores_converted_line_endings(
 ) -> None:
     """It counts before --crlf converts; the difference exceeds the tolerance when lines are short."""
     mail = tmp_path / "mail"
-    mail.write_text(TEXT + "\n" * 2000)
+    mail.write_text(TEXT + "\n" * 4000)
     with checking_program(certificate) as program:
         url = f"smtp://127.0.0.1:{program.port}/client.test"
         options = ("--mail-from", SENDER, "--mail-rcpt", RECIPIENT, "--crlf", "-T", str(mail))

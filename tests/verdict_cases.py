@@ -587,10 +587,10 @@ def _bodies() -> None:
         innocent("unstuffed-dot", repr(octets), *message(octets))
     innocent("unstuffed-dot", "doubled in the first line", *message(MailData(b"..\r\n.\r\n")))
 
-    for declared, actual in ((1025 + 100, 100), (0, 10000), (1000, 1513), (25000, 20000), (9000, 12100), (1,
-        600)):
+    for declared, actual in ((1025 + 100, 100), (0, 10000), (1000, 3049), (25000, 20000), (9000, 12100), (1,
+        2050)):
         guilty("size-wrong", f"{declared} for {actual}", *message(sized(actual), mail(f"SIZE={declared}")))
-    for declared, actual in ((1024 + 100, 100), (0, 512), (1000, 1512), (22000, 20000), (9000, 12000), (100,
+    for declared, actual in ((1024 + 100, 100), (0, 2048), (1000, 3048), (22000, 20000), (9000, 12000), (100,
         100), (10000, 10000)):
         innocent("size-wrong", f"{declared} for {actual}", *message(sized(actual), mail(f"SIZE={declared}")))
     innocent("size-wrong", "none declared", *message(sized(9000)))

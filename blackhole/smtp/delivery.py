@@ -22,10 +22,11 @@ READ_BODY: Final = NextAction.READ_BODY
 DRIP_INTERVAL: Final = 0.1
 """Seconds between two pieces of a reply that drips."""
 
-MISSING_SIZE: Final = 512
+MISSING_SIZE: Final = 2048
 EXCESS_SIZE: Final = 1024
 """Octets by which the declared size of a message may be too small or too large in any case. Exim adds 1024 to
-what it knows, for what it may add to the message."""
+what it knows, for what it may add to the message. Postfix does not count what a milter adds: OpenDKIM adds
+536 octets for a signature with a key of 2048 bits."""
 
 
 class DeferredReply(NamedTuple):
