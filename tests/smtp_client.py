@@ -27,8 +27,12 @@ class UnexpectedReply(Exception):
 class SMTPClient:
     """A connection to a server, from which the greeting was read unless `read_greeting` is false."""
 
-    def __init__(self, address: Address, *, read_greeting: bool = True, timeout: float = TIMEOUT) -> None:
-        self.socket: socket.socket = socket.create_connection(address, timeout)
+    def __init__(
+        self, address: Address, *, read_greeting: bool = True, timeout: float = TIMEOUT, source: str = ""
+    ) -> None:
+        """Connect, from the address `source` of this machine if it is given."""
+        own = (source, 0) if source else None
+        self.socket: socket.socket = socket.create_connection(address, timeout, own)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unread = b""
         self.greeting = ""

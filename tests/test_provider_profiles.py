@@ -378,6 +378,11 @@ def test_internet_has_the_refusals_of_a_provider_for_its_recipients_alone(profil
         assert heard <= {text.replace("bob@example.com", "") for text in own}
 
 
+def test_each_refusal_of_internet_is_one_that_a_bounce_parser_was_asked_about() -> None:
+    asked = {text for profile in HOSTS for text in refusals(rules_of(profile))}
+    assert {*refusals(rules_of("internet"))} <= asked
+
+
 def test_internet_accepts_all_mail_for_other_domains() -> None:
     assert replies_to("example.com") == replies_to("notgmail.test") == set()
 
