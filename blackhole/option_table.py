@@ -179,8 +179,15 @@ OPTIONS: Final = (
     Option("dkim_keys", values.path, "", "FILE", "Replies",
            "public keys with which inspect_content verifies DKIM signatures",
            "A line for each key, as in the DNS: s._domainkey.example.com v=DKIM1; k=rsa; p=MIG... "
-           "Signatures of other keys are not verified, and nothing is asked of the DNS.",
+           "Signatures of other keys are not verified, and nothing is asked of the DNS, unless dkim_resolver "
+           "is set.",
            default_note="no signature is verified"),
+    Option("dkim_resolver", values.dns_server, "", "ADDRESS[:PORT]", "Replies",
+           "DNS resolver that is asked for the public keys of DKIM signatures",
+           "Only for messages that inspect_content inspects, for keys that dkim_keys does not have, and with "
+           "at most 20 queries a second in each worker. No reply waits for a key: messages that come before "
+           "it are not verified.",
+           default_note="nothing is asked"),
     Option("message_directives", values.switch, "yes", "yes|no", "Replies",
            "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",
            "They apply to that message alone, with a delay of at most 60 seconds. Rules override them.",

@@ -247,6 +247,7 @@ class Service:
                 shared.recent(wanted),
                 shared.fleet_store(wanted),
                 shared.namespace_state(wanted),
+                wanted.dkim_keys,
             )
         )
 

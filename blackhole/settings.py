@@ -149,6 +149,23 @@ class DashboardAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class DNSServer:
+    """A DNS server that is asked by its address.
+
+    >>> str(DNSServer("::1", 5353))
+    '[::1]:5353'
+    """
+
+    host: str = ""
+    """Empty: none is asked."""
+    port: int = 53
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if host else ""
+
+
+@dataclass(frozen=True, slots=True)
 class RedisSettings:
     """A Redis server that several machines share."""
 
@@ -312,9 +329,11 @@ class Settings:
     inspect_content: bool = False
     """Whether the content of the messages that are inspected is inspected too."""
     dkim_keys: str = ""
-    """A file with public keys, or empty: no signature is verified."""
+    """A file with public keys, or empty: there is none."""
     dkim_records: Mapping[bytes, bytes] = field(default_factory=dict, repr=False, compare=False)
     """What was read from the file: records by name."""
+    dkim_resolver: DNSServer = DNSServer()
+    """Where keys that are not in the file are asked for."""
 
     # Limits that protect the process.
     max_connections: int = 10000

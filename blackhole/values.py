@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from blackhole import addresses, processors
-from blackhole.settings import MODES, NAMESPACE_KEYS, DashboardAddress, Delay, ScenarioVariable
+from blackhole.settings import MODES, NAMESPACE_KEYS, DashboardAddress, Delay, DNSServer, ScenarioVariable
 from blackhole.tls_menu import AUTO_CERTIFICATE, CIPHERS, VERSION_NUMBERS
 
 MAX_REPEATED: Final = 60
@@ -410,6 +410,22 @@ def dashboard_address(text: str) -> DashboardAddress:
         else:
             raise expected("name=NAME or token=FILE after the port", word)
     return DashboardAddress(host(match[1] or "0.0.0.0"), port(match[2]), tuple(names), token)
+
+
+def dns_server(text: str) -> DNSServer:
+    """Read the address of a DNS server, with a port or without; or nothing.
+
+    >>> str(dns_server("192.0.2.53")), str(dns_server("[2001:db8::53]:5353"))
+    ('192.0.2.53:53', '[2001:db8::53]:5353')
+    """
+    match = ADDRESS_AND_PORT.fullmatch(text)
+    address, number = match.groups() if match else (text, "53")
+    bare = address.removeprefix("[").removesuffix("]")
+    if not text:
+        return DNSServer()
+    if _is_address(socket.AF_INET, bare) or _is_address(socket.AF_INET6, bare):
+        return DNSServer(bare, whole_number(1, 65535)(number))
+    raise expected("an IPv4 or IPv6 address, as 127.0.0.1, 192.0.2.53:5353 or [::1]:5353", text)
 
 
 _BASE_PATH: Final = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")

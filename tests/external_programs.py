@@ -25,6 +25,7 @@ BLACKHOLE_TEST_PATH takes its place: with a folder that does not exist, tests ru
 
 DEBIAN_PACKAGES = {
     "chromedriver": "chromium-driver",
+    "dnsmasq": "dnsmasq-base",
     "fail2ban-client": "fail2ban",
     "fail2ban-regex": "fail2ban",
     "ip": "iproute2",

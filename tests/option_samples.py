@@ -39,6 +39,7 @@ SAMPLES = {
     "inspect": "all",
     "inspect_content": "yes",
     "dkim_keys": "/etc/dkim.keys",
+    "dkim_resolver": "[::1]:5353",
     "message_directives": "no",
     "auth": "/etc/users",
     "auth_plaintext": "yes",

@@ -52,17 +52,22 @@ PATHS = (
 )
 
 
+def record_imports(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return the file in which a program lists what its children import, and the environment for that."""
+    (folder / "sitecustomize.py").write_text(RECORDER)
+    imports = folder / "imports"
+    imports.write_text("")
+    folder.chmod(0o777)
+    imports.chmod(0o666)
+    paths = os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))
+    return imports, {"PYTHONPATH": paths, "IMPORTS": str(imports)}
+
+
 def test_nothing_is_imported_after_the_fork(tmp_path: Path) -> None:
     """A glob with `?` in a header field outside ASCII has loaded a codec: a worker as nobody could not."""
-    (tmp_path / "sitecustomize.py").write_text(RECORDER)
     (tmp_path / "scenario.toml").write_text(SCENARIO)
-    imports = tmp_path / "imports"
-    imports.write_text("")
-    tmp_path.chmod(0o777)
-    imports.chmod(0o666)
-    paths = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    imports, more = record_imports(tmp_path)
     options = ("--recent=10", "--log-transactions", "--show-lines", "--auth=any", "--auth-plaintext")
-    more = {"PYTHONPATH": paths, "IMPORTS": str(imports)}
     with Sink(f"--scenario={tmp_path}/scenario.toml", *options, env=more) as sink:
         sink.dashboard()
         send(sink.port)

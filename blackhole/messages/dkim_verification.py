@@ -32,15 +32,20 @@ class SigningKey(Protocol):
     """A public key, as a domain publishes it."""
 
     kind: bytes
-    """RSA or ED25519; empty for a key that was revoked."""
+    """RSA or ED25519."""
     bits: int
+    fault: str
+    """Why no signature can be verified with it, as one that was revoked; empty for a key of use."""
 
     def verifies(self, signature: bytes, data: bytes) -> bool:
         """Return whether a signature with SHA-256 over these data was made with the key."""
 
 
-DKIMKeys = Mapping[bytes, SigningKey]
-"""Public keys by the name under which they are published, such as s._domainkey.a.test, in lower case."""
+class DKIMKeys(Protocol):
+    """Public keys by the name under which they are published, such as s._domainkey.a.test, in lower case."""
+
+    def get(self, name: bytes, /) -> SigningKey | None:
+        """Return the key with a name; None if it is not known."""
 
 
 class SignatureVerification:
@@ -75,9 +80,8 @@ class SignatureVerification:
         of_header, _, of_body = tags.get(b"c", b"simple").lower().partition(b"/")
         if not self._has_body_hash(tags, of_body == b"relaxed"):
             yield MessageFault("bad-body-hash", "bh= is not the hash of the body")
-        if key.kind + b"-sha256" != tags[b"a"].lower():
-            why = "the key is of another kind" if key.kind else "the key was revoked"
-            yield MessageFault("bad-signature", why)
+        if key.fault or key.kind + b"-sha256" != tags[b"a"].lower():
+            yield MessageFault("bad-signature", key.fault or "the key is of another kind")
             return
         if key.kind == RSA and key.bits < LEAST_BITS:
             yield MessageFault("weak-dkim-key", f"{key.bits} bits")

@@ -9,6 +9,8 @@ from random import Random
 from typing import Any
 
 from blackhole.addresses import NetworkSet
+from blackhole.messages.dkim_verification import DKIMKeys
+from blackhole.messages.message_checks import NO_KEYS
 from blackhole.metrics.counters import CounterCells
 from blackhole.metrics.evidence import EvidenceWriter
 from blackhole.net import proxy
@@ -16,7 +18,6 @@ from blackhole.net.accounting import EVENT_CELLS
 from blackhole.net.admission import AdmissionControl, client_limits
 from blackhole.net.connection import Connection
 from blackhole.net.context import ListenerContext
-from blackhole.net.dkim_keys import published_keys
 from blackhole.net.limit_log import LimitLog
 from blackhole.net.recorded_connection import RecordedConnection
 from blackhole.net.server_namespaces import ServerNamespaces, namespace_of
@@ -36,7 +37,7 @@ from blackhole.smtp.wanted_fields import WantedFields
 from blackhole.store.recent import RecentWriter
 
 
-def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
+def listener_config(settings: Settings, listener: Listener, dkim_keys: DKIMKeys = NO_KEYS) -> ListenerConfig:
     """Return what the engine of a listener needs to know of the settings."""
     extensions = choose(settings.extensions)
     return ListenerConfig(
@@ -50,7 +51,7 @@ def listener_config(settings: Settings, listener: Listener) -> ListenerConfig:
         bare_newline=settings.bare_newline,
         inspect=settings.inspect,
         inspect_content=settings.inspect_content,
-        dkim_keys=published_keys(settings.dkim_keys, settings.dkim_records) if settings.dkim_records else {},
+        dkim_keys=dkim_keys,
         limits=client_limits(settings) if settings.limits_clients else None,
         message_directives=settings.message_directives,
         auth=settings.auth != "off" and "AUTH" in extensions,
@@ -96,9 +97,10 @@ def make_engines(
     trace: TraceFunction | None,
     policy: ListenerPolicy,
     recorder: Recorder | None,
+    dkim_keys: DKIMKeys,
 ) -> tuple[SMTPEngine, SMTPEngine]:
     """Return the engine of clients without limits, and that of clients with limits."""
-    limited = listener_config(settings, listener)
+    limited = listener_config(settings, listener, dkim_keys)
     inspection = InspectionPlan(settings.inspect)
     engine = SMTPEngine(
         replace(limited, limits=None), Random(), trace, policy, EVENT_CELLS, recorder, inspection

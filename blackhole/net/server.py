@@ -15,6 +15,8 @@ from tornado.iostream import IOStream
 from tornado.tcpserver import TCPServer
 
 from blackhole.addresses import client_address, to_bytes
+from blackhole.messages.dkim_verification import DKIMKeys
+from blackhole.messages.message_checks import NO_KEYS
 from blackhole.metrics.counters import record_values
 from blackhole.metrics.evidence import EvidenceWriter
 from blackhole.metrics.layout import (
@@ -96,7 +98,8 @@ class SMTPServer(TCPServer):
     rules that come before the listener's mode, `client_table` what all workers know of their
     clients, and `fleet_usage` what all machines of a fleet do, `client_log` gets what is shown of
     them, `limit_log` the limits that they meet, `recorder` the records of transactions, `evidence`
-    where violations were committed, `namespaces` has the rules of those that there are.
+    where violations were committed, `namespaces` has the rules of those that there are, `dkim_keys` the keys
+    with which signatures are verified.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class SMTPServer(TCPServer):
         evidence: EvidenceWriter | None = None,
         fleet_usage: FleetUsage | None = None,
         namespaces: ServerNamespaces | None = None,
+        dkim_keys: DKIMKeys = NO_KEYS,
     ) -> None:
         super().__init__()
         self.listener: Final = listener
@@ -129,7 +133,7 @@ class SMTPServer(TCPServer):
         self.context = make_context(
             listener,
             settings,
-            make_engines(listener, settings, trace, policy, recorder),
+            make_engines(listener, settings, trace, policy, recorder, dkim_keys),
             counters,
             tls,
             self._rules.all_rules(),

@@ -14,10 +14,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from blackhole import __version__, options
 from blackhole.addresses import is_loopback, socket_host
+from blackhole.messages.dkim_verification import DKIMKeys, SigningKey
 from blackhole.net import acceptor, proxy
 from blackhole.net.acceptor import Address, AddressInUseError
-from blackhole.net.dkim_keys import published_keys
 from blackhole.net.menu_certificates import MenuCertificates
+from blackhole.net.resolved_keys import signing_keys
 from blackhole.net.server import RESERVED_FDS
 from blackhole.net.tls import TLSContexts
 from blackhole.process import (
@@ -68,6 +69,8 @@ class Configuration:
     dashboard_tls: DashboardTLS | None = None
     socket_files: dict[str, SocketFile] = field(default_factory=dict)
     """The files of UNIX sockets that this server has bound, by their paths."""
+    dkim_keys: DKIMKeys = field(default_factory=dict[bytes, SigningKey])
+    """The keys with which workers verify the signatures of messages."""
 
     @property
     def smtp_sockets(self) -> set[socket]:
@@ -224,8 +227,6 @@ def read(settings: Settings, warn: Warn, menu: MenuCertificates | None = None) -
                 " set dashboard_cert, or let a proxy with TLS listen there instead"
             )
     records = dkim_key_file.load_records(settings.dkim_keys) if settings.dkim_keys else {}
-    if records:
-        published_keys(settings.dkim_keys, records)
     return Inputs(
         replace(
             settings,
@@ -321,7 +322,8 @@ def make(inputs: Inputs, warn: Warn) -> Configuration:
     active = ActiveScenario(found, own_rules=_own_rules(found.rules, inputs.own_sources))
     tls = tls_configuration.make(settings, inputs.tls, scenario.tls_parameters(active.all_rules), warn)
     dashboard_tls = tls_configuration.make_dashboard(settings, inputs.tls)
-    return Configuration(settings, tls, inputs.tls.menu, active, {}, [], dashboard_tls)
+    keys = signing_keys(settings)
+    return Configuration(settings, tls, inputs.tls.menu, active, {}, [], dashboard_tls, dkim_keys=keys)
 
 
 def resolve_listeners(settings: Settings) -> None:

@@ -10,7 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from socket import socket
 from typing import Any, Final
@@ -20,6 +20,7 @@ from typing import Any, Final
 import tornado.platform.asyncio  # noqa: F401
 
 from blackhole.log_format import printable
+from blackhole.messages.dkim_verification import DKIMKeys, SigningKey
 from blackhole.metrics.counters import Counters, record_values
 from blackhole.metrics.layout import CELL_INDEX, EventCells
 from blackhole.metrics.namespace_counters import NamespaceState
@@ -97,6 +98,8 @@ class WorkerContext:
     """Where all machines of a fleet count what clients use; None where each counts for itself."""
     namespaces: NamespaceState | None = None
     """None where there are no namespaces."""
+    dkim_keys: DKIMKeys = field(default_factory=dict[bytes, SigningKey])
+    """The keys with which signatures are verified."""
 
 
 def run(context: WorkerContext) -> None:
@@ -269,6 +272,7 @@ class Worker:
                 else ServerNamespaces(
                     settings.namespace_by, listener_key(address), self._namespaces.accounts, namespaces
                 ),
+                self._context.dkim_keys,
             )
             if self._context.messages is not None and settings.stop_after:
                 server.collect_sizes(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, to_bytes
-from blackhole.messages.dkim_verification import DKIMKeys
+from blackhole.messages.dkim_verification import DKIMKeys, SigningKey
 from blackhole.smtp.auth import Exchange, Mechanism
 from blackhole.smtp.faults import InputFault
 from blackhole.smtp.named_client import NO_NAMED_CLIENT
@@ -98,7 +98,7 @@ class ListenerConfig:
     """Which sessions and messages to inspect more closely than is needed to serve them: all, sample, off."""
     inspect_content: bool = False
     """Inspect the content of messages too: their fields, parts and signatures."""
-    dkim_keys: DKIMKeys = field(default_factory=dict, compare=False)
+    dkim_keys: DKIMKeys = field(default_factory=dict[bytes, SigningKey], compare=False)
     """The keys with which signatures are verified."""
     limits: ClientLimits | None = None
     """Limits on each client; None: no limits at all."""
