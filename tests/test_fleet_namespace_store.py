@@ -16,13 +16,28 @@ from blackhole.fleet.replies import FleetOrder, SharedRule, StoreError
 from blackhole.fleet.script import KEEP_SECONDS, NAMESPACE_KEY_SECONDS
 from blackhole.fleet.store import FORGOTTEN, FleetStore
 from blackhole.metrics.counters import Counters
-from blackhole.metrics.namespace_counters import NamespaceCounters
-from blackhole.store.control import MAX_NAMESPACES, NamespaceEntry
-from blackhole.store.namespaces import MAX_UNUSED, MIN_UNUSED, NamespacesFull
+from blackhole.metrics.namespace_counters import NamespaceCounters, NamespaceState
+from blackhole.process.order_guard import OrderGuard
+from blackhole.rules.scenario import Scenario
+from blackhole.settings import Settings
+from blackhole.store.control import MAX_NAMESPACES, ControlChannel, NamespaceEntry
+from blackhole.store.namespaces import (
+    MAX_UNUSED,
+    MIN_UNUSED,
+    NamespaceDirectory,
+    NamespaceOrders,
+    NamespacesFull,
+)
+from blackhole.web.fleet_control import FleetControl
+from blackhole.web.fleet_namespaces import FleetNamespaces
+from blackhole.web.tls_orders import TLSOrders
 from tests.redis_server import RedisServer
 
 ACCEPTED = "reply . 250"
 ORDER = FleetOrder(name="PUT /scenario", text="[[rule]]\n", rules=(SharedRule("a", 2, {"phase": "RCPT"}),))
+GONE = "dead"
+"""The id of a namespace that is gone."""
+
 INDEX, USED = "blackhole:{f}:namespaces", "blackhole:{f}:namespaces:used"
 
 Test = Callable[[FleetStore, NamespaceStore], Awaitable[None]]
@@ -63,6 +78,7 @@ class NamespacedMember(FleetMember):
         shown = {"name": name, "version": "1", "scenario": "", "up": 1, "messages": 0, "rate": 0, "open": 0}
         shown |= {"load": 0, "workers": 1}
         super().__init__(store, name, counters.snapshot, lambda: shown)
+        self.obeyed_namespaces = 0
         self.messages: dict[str, int] = {}
         self.namespace_fields = lambda: {
             f"in {namespace} {ACCEPTED}": count for namespace, count in self.messages.items()
@@ -87,7 +103,8 @@ def test_an_order_makes_a_namespace_and_comes_back_as_it_was_given(fleet: Fleet)
         assert await namespaces.publish("a", ORDER._replace(name="x"), True) == 0, "it is made of no order"
         assert await namespaces.publish("a", found._replace(rules=()), False) == 3
         assert (await namespaces.order(one)).rules == ()
-        assert await namespaces.remove("a") == 4
+        assert await namespaces.remove("a", "dead") == await namespaces.remove("c") == 3, "there is none"
+        assert await namespaces.remove("a", one.id) == 4
         assert await namespaces.order(one) == FleetOrder()
         assert {*(await namespaces.index()).namespaces} == {"b"}
         assert await namespaces.publish("a", FleetOrder(), False) == 5
@@ -164,7 +181,13 @@ def test_machines_count_each_message_of_a_namespace_once(fleet: Fleet, redis: Re
     fleet(test)
 
 
-def test_nothing_is_left_of_a_namespace_that_is_gone(fleet: Fleet, redis: RedisServer) -> None:
+async def fail(*_: object) -> None:
+    raise StoreError("no answer in time")
+
+
+def test_nothing_is_left_of_a_namespace_that_is_gone(
+    fleet: Fleet, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test(store: FleetStore, namespaces: NamespaceStore) -> None:
         member = NamespacedMember(store, "one:1")
         for name in ("a", "b"):
@@ -175,13 +198,18 @@ def test_nothing_is_left_of_a_namespace_that_is_gone(fleet: Fleet, redis: RedisS
         await namespaces.remove("a")
         del member.messages[min(member.messages.keys() - {kept})]
         # A write that fails keeps in mind what is to be removed.
-        redis.freeze()
-        try:
+        with monkeypatch.context() as without_store:
+            without_store.setattr(member, "_write", fail)
             assert not await member.write()
-        finally:
-            redis.thaw()
         assert await member.write()
         assert await store.figures("one:1") == {f"in {kept} {ACCEPTED}": 1}
+        # So does the process that takes the place of one which has ended.
+        await store.write("one:1", {f"in {GONE} {ACCEPTED}": 1}, "")
+        successor = NamespacedMember(store, "one:1")
+        successor.messages = member.messages
+        assert await successor.write()
+        assert await store.figures("one:1") == {f"in {kept} {ACCEPTED}": 1}
+        redis.ask("DEL", f"blackhole:{{f}}:namespace:{GONE}:total")
         assert redis.names("*namespace:*") == [
             f"blackhole:{{f}}:namespace:{kept}:{kind}" for kind in ("order", "total")
         ]
@@ -266,3 +294,46 @@ def test_counters_of_a_namespace_have_the_fields_of_those_of_a_machine() -> None
         "in f00 listener 127.0.0.1:25": 1,
         "in f00 rule full": 3,
     }
+
+
+def test_a_namespace_of_whose_order_a_worker_dies_is_removed_from_the_fleet(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(store: FleetStore, namespaces: NamespaceStore) -> None:
+        counters, channel = Counters(rows=2), ControlChannel()
+        row, guard = counters.allocate_row(), OrderGuard(counters, channel)
+        counters.set_applied_order(row, channel.number)
+        member, settings = NamespacedMember(store, "one:1"), Settings()
+        control = FleetControl(
+            settings, Scenario(), (), channel, counters, TLSOrders(settings, (), None), member
+        )
+        directory = NamespaceDirectory(channel, NamespaceOrders())
+        state = NamespaceState(directory, NamespaceCounters(rows=2))
+        here = FleetNamespaces(state, settings, control, counters, member)
+
+        async def work() -> None:
+            """Apply orders as a worker does, which dies of those to one namespace."""
+            while True:
+                number, order = channel.read()
+                if order.changed == "fatal":
+                    counters.set_reading_order(row, number)
+                    guard.check(row, hung=False)
+                counters.set_applied_order(row, channel.number)
+                await asyncio.sleep(0.001)
+
+        worker = asyncio.create_task(work())
+        try:
+            await namespaces.publish("good", FleetOrder(), False)
+            number = await namespaces.publish("fatal", FleetOrder(), False)
+            await here.obey()
+            assert here.control("fatal").is_dropped(number)
+            assert not here.control("good").is_dropped(number - 1)
+            assert [*(await namespaces.index()).namespaces] == ["good"]
+            assert (member.obeyed_namespaces, [one.name for one in directory.entries()]) == (number, ["good"])
+            await here.obey()
+            assert member.obeyed_namespaces == number + 1
+            assert "the namespace fatal is removed: a worker has died of its order" in caplog.text
+        finally:
+            worker.cancel()
+
+    fleet(test)

@@ -141,10 +141,17 @@ class FleetMember:
         messages = sum(snapshot.messages.values())
         if self.generation and messages:
             current[fields.MESSAGES_OF + self.generation] = messages
-        current |= self._fields_of_namespaces()
-        changed: dict[str, int | None] = dict.fromkeys(self._gone)
-        changed |= {name: count for name, count in current.items() if self._written.get(name) != count}
         try:
+            if self.obeyed_namespaces >= 0 and not self._epoch:
+                # An earlier dashboard process may have written of namespaces that are gone.
+                self._known_fields |= {
+                    name
+                    for name in await self.store.figures(self.machine)
+                    if name.startswith(fields.NAMESPACE)
+                }
+            current |= self._fields_of_namespaces()
+            changed: dict[str, int | None] = dict.fromkeys(self._gone)
+            changed |= {name: count for name, count in current.items() if self._written.get(name) != count}
             written = await self._write(changed, age)
             is_new = self._epoch not in ("", written.epoch)
             if is_new:

@@ -96,10 +96,16 @@ which one makes room for another.
 It returns what became of the order, and its number."""
 
 REMOVE_NAMESPACE: Final = f"""{FUNCTIONS}
-remove(ARGV[2])
+local name, expected = unpack(ARGV, 2, 3)
+local id = parts_of(name)
+if not id or (expected ~= '' and expected ~= id) then
+  return tonumber(redis.call('HGET', index, '{INDEX_NUMBER}') or 0)
+end
+remove(name)
 return announce()
 """
-"""Removes a namespace. ARGV, after that of FUNCTIONS: its name. It returns the number of the order."""
+"""Removes a namespace. ARGV, after that of FUNCTIONS: its name, and its id; empty for any. It returns the
+number of the order, or of the last one if there is no such namespace."""
 
 TOUCH_NAMESPACES: Final = f"""{FUNCTIONS}
 for position = 3, #ARGV, 3 do

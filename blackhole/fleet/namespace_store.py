@@ -94,9 +94,12 @@ class NamespaceStore:
             )
         return number if code == PUBLISHED else 0
 
-    async def remove(self, name: str) -> int:
-        """Remove a namespace, with all that belongs to it; return the number of the order."""
-        return _checked_count(await self._remove(INDEX_KEYS, name))
+    async def remove(self, name: str, namespace: str = "") -> int:
+        """Remove a namespace, with all that belongs to it; return the number of the order.
+
+        With an id, nothing happens if the namespace of that name has another one.
+        """
+        return _checked_count(await self._remove(INDEX_KEYS, name, namespace))
 
     async def touch(self, used: Iterable[tuple[SharedNamespace, float]]) -> list[str]:
         """Note how many seconds ago namespaces were used, and remove those that were not used for long.

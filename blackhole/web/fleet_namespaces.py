@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -24,7 +25,7 @@ from blackhole.fleet.replies import FleetOrder, StoreError
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.namespace_counters import NamespaceState
 from blackhole.settings import OperatorError, Settings
-from blackhole.store.control import NamespaceEntry
+from blackhole.store.control import MAX_NAMESPACES, NamespaceEntry
 from blackhole.store.namespaces import NamespaceChannel
 from blackhole.web.base_handler import APIError
 from blackhole.web.fleet_control import OBEY_TIMEOUT, FleetControl
@@ -42,8 +43,6 @@ class ObeyedNamespace(NamedTuple):
     shared: SharedNamespace
     order: FleetOrder
     """What is in force in it."""
-    local_number: int
-    """The number of that order on this machine."""
 
 
 class FleetNamespaces(Namespaces):
@@ -63,6 +62,8 @@ class FleetNamespaces(Namespaces):
         self._number = 0
         """The number of the last order to a namespace that this machine obeys."""
         self._obeyed: dict[str, ObeyedNamespace] = {}
+        self.dropped: Final = deque[int](maxlen=MAX_NAMESPACES)
+        """Numbers of the last orders of which a worker of this machine has died."""
         self._obeying: Final = asyncio.Lock()
         member.obeyed_namespaces = 0
         member.namespace_fields = self._fields
@@ -142,9 +143,11 @@ class FleetNamespaces(Namespaces):
         channel = self.directory.channel(shared.name, shared.id)
         control = FleetNamespaceControl.of(self._fleet_control, channel, self, shared.name)
         number, is_applied = await control.obey_locally(order, seconds)
-        self._obeyed[shared.name] = ObeyedNamespace(shared, order, number)
-        if control.is_dropped(shared.number):
-            await self.store.remove(shared.name)
+        self._obeyed[shared.name] = ObeyedNamespace(shared, order)
+        if channel.read()[1].dropped == number:
+            log.error("fleet: the namespace %s is removed: a worker has died of its order", shared.name)
+            self.dropped.append(shared.number)
+            await self.store.remove(shared.name, shared.id)
         return is_applied
 
     async def follow(self) -> None:
@@ -238,10 +241,4 @@ class FleetNamespaceControl(FleetControl):
         return machine.namespaces
 
     def is_dropped(self, number: int) -> bool:
-        """Return whether this order to the namespace was dropped because a worker has died of it."""
-        obeyed = self._namespaces.obeyed(self._name)
-        return (
-            obeyed is not None
-            and obeyed.shared.number == number
-            and self._channel.read()[1].dropped == obeyed.local_number
-        )
+        return number in self._namespaces.dropped
