@@ -25,7 +25,7 @@ def snapshot() -> Snapshot:
     counters = Counters(rows=1)
     cells = counters.cells(counters.allocate_row())
     cells[counters.listener("127.0.0.1:2525")] = 3
-    (rule,) = counters.rule_counters(["busy"])
+    (rule,) = counters.rule_counters(["busy"], {"busy": "10 connections at once"})
     cells[rule] = 4
     cells[NUMBERS.reply("RCPT", 451)] = 5
     cells[CELL_INDEX["closed_without_command"]] = 6

@@ -16,13 +16,20 @@ from pathlib import Path
 import pytest
 
 from blackhole.metrics.counters import Counters
-from blackhole.metrics.layout import MAX_RULE_NAMES, RULE_HITS_START
+from blackhole.metrics.layout import LIMIT_DECISIONS, MAX_RULE_NAMES, RULE_HITS_START
+from blackhole.metrics.report import rule_match_lines
+from blackhole.metrics.status import figure_lines
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.scenario import Scenario
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.engine import SMTPEngine
 from blackhole.smtp.session import Session
+from blackhole.store.active_scenario import SEVERAL_LIMITS, ActiveScenario
+from blackhole.store.attempts import AttemptTable
 from tests.engines import make_engine
 from tests.http_api import Sink, ask, figures, post
 from tests.program import Program, run, wait_for
+from tests.remote_store import RemoteStore, UnavailableStore, with_lookups
 from tests.stopped_process import process_that_stops, stop
 from tests.test_exact_counts import replaced
 from tests.test_simulator import outcome
@@ -104,6 +111,130 @@ def test_fault_in_the_greeting_meets_a_client_that_talks_first(then: str) -> Non
     out = session.greet()
     assert session.client_spoke_first(out, sampled=False) == out
     assert matched(session) == [1]
+
+
+# What limits decide
+
+LIMITED = """
+[[rule]]
+name = "busy"
+phase = "MAIL"
+throttle = { messages = 2, per = "1h" }
+reply = "450 4.7.1 Slow down"
+when_unknown = "451 4.3.0 Nobody knows"
+[[rule]]
+name = "grey"
+recipient = "grey@*"
+greylist = true
+[[rule]]
+name = "full"
+phase = "RCPT"
+recipient = "full@*"
+reply = "452 4.2.2 Full"
+"""
+
+
+def decisions(store: AttemptTable | RemoteStore | UnavailableStore, *lines: bytes) -> dict[str, list[int]]:
+    """Return what each rule has decided on these commands: its matches, what its limit let pass, and what it
+    limited."""
+    counters = Counters(1)
+    scenario = ActiveScenario(Scenario(tuple(parse_rules(LIMITED, "test")))).counted(counters)
+    session = make_engine(scenario.rules, environment=RuleEnvironment(attempt_store=store)).session()
+    session.greet()
+    for line in lines:
+        with_lookups(session, session.receive(line + b"\r\n"))
+    cells = counters.cells(counters.allocate_row())
+    for event in session.counted_events:
+        cells[event] += 1
+    found = counters.snapshot()
+    return {
+        name: [count, *found.rule_limits[name][1:]] if name in found.rule_limits else [count]
+        for name, count in found.rule_hits.items()
+    }
+
+
+MAIL = b"MAIL FROM:<ann@example.com>"
+TRANSACTIONS = (b"HELO client.test", *[MAIL, b"RCPT TO:<grey@b.test>", b"RSET"] * 3, MAIL, b"RSET", MAIL)
+
+
+@pytest.mark.parametrize("store", [AttemptTable, RemoteStore])
+def test_limit_counts_what_it_lets_pass_and_what_it_limits(
+    store: Callable[[], AttemptTable | RemoteStore],
+) -> None:
+    found = decisions(store(), *TRANSACTIONS)
+    assert found == {"busy": [3, 2, 3], "grey": [2, 0, 2], "full": [0]}
+
+
+def test_limit_without_an_answer_of_the_store_decides_nothing() -> None:
+    assert decisions(RemoteStore(answers=False), *TRANSACTIONS)["busy"] == [5, 0, 0]
+    assert decisions(UnavailableStore(), *TRANSACTIONS)["busy"] == [5, 0, 0]
+
+
+def test_limit_of_each_kind_has_a_text() -> None:
+    limits = (
+        ('throttle = { messages = 100, per = "minute" }', "100 messages in 60 s by client"),
+        (
+            'throttle = { recipients = 20, per = "1h", by = ["sender", "user"], window = "sliding" }',
+            "20 recipients in 3600 s by sender, user, sliding",
+        ),
+        (
+            'throttle = { messages = 60, per = "minute", burst = 5 }',
+            "60 messages in 60 s by client, 5 at once",
+        ),
+        (
+            'throttle = { messages = 50, per = "day", grows = 2, to = 5000 }',
+            "50 messages in 86400 s by client, growing to 5000",
+        ),
+        ('throttle = { messages = 3, per = "connection" }', "3 messages in a connection by client"),
+        ("throttle = { concurrent = 10 }", "10 connections at once by client"),
+        ('throttle = { refused = 10, per = "1h" }', "10 refused in 3600 s by client"),
+        (
+            'throttle = { refused = 10, per = "1h", share = 0.2 }',
+            "10 refused in 3600 s by client, over 20 % of all",
+        ),
+        ("greylist = true", "retry after 300 to 172800 s by network, sender, recipient"),
+    )
+    text = "".join(f'[[rule]]\n{key}\nreply = "450 4.7.1 Later"\n' for key, _ in limits)
+    counters = Counters(1)
+    ActiveScenario(Scenario(tuple(parse_rules(text, "test")))).counted(counters)
+    found = counters.snapshot().rule_limits
+    assert [one.limit for one in found.values()] == [wanted for _, wanted in limits]
+
+
+def test_limit_changes_with_its_rule_and_its_figures_stay() -> None:
+    def put_in_force(*rules: str) -> None:
+        blocks = (
+            f'[[rule]]\nname = "busy"\nphase = "MAIL"\nreply = "450 4.7.1 No"\n{one}\n' for one in rules
+        )
+        ActiveScenario(Scenario(tuple(parse_rules("".join(blocks), "test")))).counted(counters)
+
+    counters = Counters(1)
+    put_in_force('throttle = { messages = 2, per = "1h" }')
+    (cell,) = counters.rule_counters(["busy"], {"busy": "2 messages in 3600 s by client"})
+    row = counters.cells(counters.allocate_row())
+    for counted, amount in zip(counters.limit_counters(cell), (1500, 30), strict=True):
+        row[counted] += amount
+    before = counters.snapshot()
+    assert before.rule_limits == {"busy": ("2 messages in 3600 s by client", 1500, 30)}
+    lines = ["  busy: 0; 2 messages in 3600 s by client: 1,500 passed, 30 limited"]
+    assert rule_match_lines(before) == lines
+    assert "limits of rules: 1,500 passed, 30 limited" in [*figure_lines(before)]
+    assert len(LIMIT_DECISIONS) == len(counters.limit_counters(cell))
+    put_in_force('throttle = { messages = 2, per = "1h" }', 'throttle = { messages = 9, per = "1h" }')
+    assert counters.snapshot().rule_limits["busy"].limit == SEVERAL_LIMITS
+    put_in_force("")
+    assert counters.snapshot().rule_limits == {"busy": ("", 1500, 30)}
+    assert rule_match_lines(counters.snapshot()) == ["  busy: 0; its limit: 1,500 passed, 30 limited"]
+    assert (counters.snapshot() - before).rule_limits == {}
+
+
+def test_limits_of_rules_without_a_counter_of_their_own_are_added_up() -> None:
+    counters = Counters(1)
+    names = [*map(str, range(MAX_RULE_NAMES))]
+    *_, last = counters.rule_counters(names, dict.fromkeys(names, "10 connections at once"))
+    counters.cells(counters.allocate_row())[counters.limit_counters(last)[0]] += 7
+    found = counters.snapshot().rule_limits
+    assert (found["126"], found["others"]) == (("10 connections at once", 0, 0), ("", 7, 0))
 
 
 # In the map
@@ -221,6 +352,37 @@ def test_rule_hits_are_exact_over_killed_workers_and_reloads(file: Path, tmp_pat
             '"rule_hits": {\n    "nobody here": 12,' in run("report", f"--pid={pid}", "--format=json").stdout
         )
         assert "nobody here: 12\n" in run("report", f"--pid={pid}", "--format=junit").stdout
+
+
+def test_limits_are_exact_over_workers_and_shown_wherever_rules_are(tmp_path: Path) -> None:
+    path = tmp_path / "limits.toml"
+    path.write_text(LIMITED)
+    pid = tmp_path / "pid"
+    limit = "2 messages in 3600 s by client"
+    with Sink("--workers=2", f"--scenario={path}", f"--pid={pid}") as program:
+        program.dashboard()
+
+        def busy() -> dict[str, object]:
+            return dict(figures(program.http)["rule_limits"]["busy"])
+
+        assert busy() == {"limit": limit, "passed": 0, "limited": 0}
+        assert post(program.http, "/runs", {"name": "one"}).status == 201
+        codes = [outcome(program.port, "ann@example.com", "bob@example.com")[:3] for _ in range(7)]
+        assert [code == "250" for code in codes] == [True] * 2 + [False] * 5
+        wait_for(lambda: busy() == {"limit": limit, "passed": 2, "limited": 5}, "the decisions are counted")
+        scraped = ask(program.http, "/metrics").body.decode()
+        assert re.findall(
+            r'^blackhole_rule_limit_decisions_total\{(.*rule="busy".*)\} (.*)$', scraped, re.M
+        ) == [
+            ('decision="passed",rule="busy"', "2.0"),
+            ('decision="limited",rule="busy"', "5.0"),
+        ]
+        assert f'blackhole_rule_limit_info{{limit="{limit}",rule="busy"}} 1.0' in scraped
+        told = f"\n  busy: 5; {limit}: 2 passed, 5 limited\n"
+        assert told in run("report", f"--pid={pid}").stdout
+        assert "limits of rules: 2 passed, 5 limited\n" in run("status", f"--pid={pid}").stdout
+        report = ask(program.http, "/runs/one").json
+        assert report["rule_limits"]["busy"] == {"limit": limit, "passed": 2, "limited": 5}
 
 
 def test_match_is_counted_while_the_client_waits_for_a_stalled_reply(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Machines of different versions have different layouts of their counters. Names m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Final
@@ -17,6 +18,8 @@ from blackhole.metrics.layout import (
     HISTOGRAM_INDEX,
     HISTOGRAMS,
     INSPECTED_START,
+    LIMIT_DECISIONS,
+    LIMIT_DECISIONS_START,
     LIMITS_START,
     LISTENERS_START,
     MAX_LISTENERS,
@@ -38,6 +41,15 @@ from blackhole.smtp.violations import INSPECTED, SAMPLED, VIOLATIONS
 LISTENER: Final = "listener "
 RULE: Final = "rule "
 """What the field of a listener, or of a rule, begins with; its name follows."""
+
+RULE_STARTS: Final = {
+    RULE: RULE_HITS_START,
+    **{
+        f"{decision} ": LIMIT_DECISIONS_START + number * MAX_RULE_NAMES
+        for number, decision in enumerate(LIMIT_DECISIONS)
+    },
+}
+"""What the fields of a rule begin with: matches, and what its limit decides -> the first of the cells."""
 
 MESSAGES_OF: Final = "messages "
 """What the field of all messages of a generation begins with. They are counted by their replies too."""
@@ -83,7 +95,12 @@ def fields(snapshot: Snapshot) -> dict[str, int]:
     cells = snapshot.cells
     found = {name: cells[cell] for name, cell in FIXED_FIELDS.items() if cells[cell]}
     found |= {LISTENER + name: count for name, count in snapshot.connections.items() if count}
-    return found | {RULE + name: count for name, count in snapshot.rule_hits.items() if count}
+    return found | {
+        kind + name: cells[cell - RULE_HITS_START + start]
+        for name, cell in snapshot.rule_counters.items()
+        for kind, start in RULE_STARTS.items()
+        if cells[cell - RULE_HITS_START + start]
+    }
 
 
 def namespace_fields(namespace: str, counted: Mapping[int, int], server: Snapshot) -> dict[str, int]:
@@ -92,7 +109,8 @@ def namespace_fields(namespace: str, counted: Mapping[int, int], server: Snapsho
     `server` has the names of listeners and rules.
     """
     names = {LISTENERS_START + number: LISTENER + name for number, name in enumerate(server.listeners)}
-    names |= {cell: RULE + name for name, cell in server.rule_counters.items()}
+    for kind, start in RULE_STARTS.items():
+        names |= {cell - RULE_HITS_START + start: kind + name for name, cell in server.rule_counters.items()}
     return {
         f"{NAMESPACE}{namespace} {field}": count
         for cell, count in counted.items()
@@ -120,24 +138,34 @@ def snapshot(
     for name in found.keys() & FIXED_FIELDS.keys():
         cells[FIXED_FIELDS[name]] = found[name]
     cells[CELL_INDEX["accepting"]] = workers
-    listeners = _named(found, LISTENER, MAX_LISTENERS)
-    rules = _named(found, RULE, MAX_RULE_NAMES)
+    listeners = _largest(_named(found, LISTENER), MAX_LISTENERS)
     cells[LISTENERS_START : LISTENERS_START + len(listeners)] = listeners.values()
-    cells[RULE_HITS_START : RULE_HITS_START + len(rules)] = rules.values()
+    of_rules = {start: _named(found, kind) for kind, start in RULE_STARTS.items()}
+    totals = Counter[str]()
+    for counts in of_rules.values():
+        totals.update(counts)
+    rules = {name: number for number, name in enumerate(_largest(totals, MAX_RULE_NAMES))}
+    for start, counts in of_rules.items():
+        for name, count in counts.items():
+            cells[start + rules.get(name, len(rules) - 1)] += count
     return Snapshot(
         at=at,
         started=started,
         listeners=tuple(listeners),
         processes=processes,
-        rule_counters={name: RULE_HITS_START + number for number, name in enumerate(rules)},
+        rule_counters={name: RULE_HITS_START + number for name, number in rules.items()},
         cells=tuple(cells),
         notes=notes,
     )
 
 
-def _named(found: Mapping[str, int], kind: str, most: int) -> dict[str, int]:
-    """Return the counts of one kind by name, the largest ones apart if there are more than `most`."""
-    counts = {name.removeprefix(kind): count for name, count in found.items() if name.startswith(kind)}
+def _named(found: Mapping[str, int], kind: str) -> dict[str, int]:
+    """Return the counts of one kind by name."""
+    return {name.removeprefix(kind): count for name, count in found.items() if name.startswith(kind)}
+
+
+def _largest(counts: dict[str, int], most: int) -> dict[str, int]:
+    """Return counts by name, the largest ones apart and OTHERS last if there are more than `most`."""
     if len(counts) <= most:
         return dict(sorted(counts.items()))
     rest = counts.pop(OTHERS, 0)

@@ -60,6 +60,7 @@ if not current or (others == 0 and redis.call('EXISTS', figures) == 0) then
   redis.call('HSET', total, 'generation', current)
 end
 
+local counted_by_name = {{rule = true, passed = true, limited = true, listener = true}}
 local many, sums = redis.call('HLEN', total) >= {MAX_FIELDS}, {{}}
 for position = 6, #ARGV, 2 do
   local field, count = ARGV[position], tonumber(ARGV[position + 1])
@@ -75,7 +76,7 @@ for position = 6, #ARGV, 2 do
   if not count then
     redis.call('HDEL', figures, field)
   elseif count > before and (kind ~= 'messages' or field == 'messages ' .. current) then
-    if crowded and (kind == 'rule' or kind == 'listener') and redis.call('HEXISTS', sum, counted) == 0 then
+    if crowded and counted_by_name[kind] and redis.call('HEXISTS', sum, counted) == 0 then
       counted = kind .. ' others'
     end
     redis.call('HINCRBY', sum, counted, string.format('%.0f', count - before))

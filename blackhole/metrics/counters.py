@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from operator import add
+from types import MappingProxyType
 from typing import Final, Protocol, Self
 
 from blackhole.metrics.evidence import EvidenceLog
@@ -31,6 +32,8 @@ from blackhole.metrics.layout import (
     HISTOGRAM_INDEX,
     LAST_BUCKET,
     LAYOUT_CRC,
+    LIMIT_TEXT_CELLS,
+    LIMIT_TEXTS_START,
     LISTENER_NAMES_START,
     LISTENERS_START,
     MAX_LISTENERS,
@@ -42,6 +45,7 @@ from blackhole.metrics.layout import (
     RULE_NAMES_START,
     TITLE_CELLS,
     TITLE_START,
+    limit_counters,
 )
 from blackhole.metrics.snapshot import ProcessStatus, Snapshot
 from blackhole.settings import OperatorError
@@ -52,6 +56,8 @@ from blackhole.store.shared_memory import CELL_OCTETS, attach, create
 
 LARGEST_COUNT: Final = 2**63
 """No counter grows so far. One that another process has overwritten would go beyond what a cell holds."""
+
+NO_LIMITS: Final[Mapping[str, str]] = MappingProxyType({})
 
 COUNTERS_MAP: Final = "blackhole.metrics.counters"
 """Name of the anonymous file."""
@@ -225,19 +231,25 @@ class Counters:
         _write_text(self._cells, LISTENER_NAMES_START + last * NAME_CELLS, NAME_CELLS, OTHERS)
         return LISTENERS_START + last
 
-    def rule_counters(self, names: Iterable[str]) -> list[int]:
+    def rule_counters(self, names: Iterable[str], limits: Mapping[str, str] = NO_LIMITS) -> list[int]:
         """Return, for each of these rules, the index of the cell that counts its matches.
 
-        Names that are new are added, under a lock: rules also come with runtime orders, after the fork. While
-        the lock is not to be had, matches of rules with new names are counted in the last cell.
+        `limits` are the texts of their throttles and greylists, by name. Names and texts that are new are
+        written under a lock: rules also come with runtime orders, after the fork. While the lock is not to be
+        had, matches of rules with new names are counted in the last cell.
         """
+        names = [*names]
         wanted = [clipped(name) for name in names]
+        texts = {clipped(name): clipped(limits.get(name, ""), LIMIT_TEXT_CELLS) for name in names}
         last = RULE_HITS_START + MAX_RULE_NAMES - 1
         known = self._known_rules()
-        if not known.keys() >= {*wanted} and self._lock.acquire():
+        is_new = not known.keys() >= {*wanted} or self._new_limits(known, texts)
+        if is_new and self._lock.acquire():
             try:
                 self._add_rules(wanted)
                 known = self._known_rules()
+                for cell, text in self._new_limits(known, texts):
+                    self._write_limit(cell, text)
             finally:
                 self._lock.release()
         if not known.keys() >= {*wanted}:
@@ -255,6 +267,35 @@ class Counters:
 
     def _write_rule_name(self, cell: int, name: str) -> None:
         _write_text(self._cells, RULE_NAMES_START + (cell - RULE_HITS_START) * NAME_CELLS, NAME_CELLS, name)
+
+    def limit_counters(self, counter: int) -> tuple[int, ...]:
+        """Return the cells that count what the limit of a rule lets pass, and what it limits.
+
+        `counter` is the cell that counts the matches of the rule.
+        """
+        return limit_counters(counter)
+
+    def _new_limits(self, known: Mapping[str, int], texts: Mapping[str, str]) -> list[tuple[int, str]]:
+        """Return the texts that are not written yet, each with the cell of its rule."""
+        written = self._limit_texts(known)
+        return [
+            (known[name], text)
+            for name, text in texts.items()
+            if name in known and name != OTHERS and text != written.get(name, "")
+        ]
+
+    def _write_limit(self, cell: int, text: str) -> None:
+        start = LIMIT_TEXTS_START + (cell - RULE_HITS_START) * LIMIT_TEXT_CELLS
+        _write_text(self._cells, start, LIMIT_TEXT_CELLS, text)
+
+    def _limit_texts(self, known: Mapping[str, int]) -> dict[str, str]:
+        """Return the limit of every rule that has one, by the name of the rule."""
+        end = LIMIT_TEXTS_START + MAX_RULE_NAMES * LIMIT_TEXT_CELLS
+        octets, width = self._cells[LIMIT_TEXTS_START:end].tobytes(), LIMIT_TEXT_CELLS * CELL_OCTETS
+        starts = {name: (cell - RULE_HITS_START) * width for name, cell in known.items()}
+        return {
+            name: _decode(octets[start : start + width]) for name, start in starts.items() if octets[start]
+        }
 
     def _known_rules(self) -> dict[str, int]:
         """Return the index of the cell of every rule that was ever in force, by name."""
@@ -286,12 +327,14 @@ class Counters:
             _read_text(self._cells, LISTENER_NAMES_START + number * NAME_CELLS, NAME_CELLS)
             for number in range(MAX_LISTENERS)
         )
+        rules = self._known_rules()
         return Snapshot(
             at=now,
             started=self._cells[HEADER_STARTED] / 1e6,
             listeners=tuple(name for name in names if name),
             processes=tuple(sorted(processes)),
-            rule_counters=self._known_rules(),
+            rule_counters=rules,
+            rule_limit_texts=self._limit_texts(rules),
             cells=tuple(totals),
             clock_origin=self._cells[HEADER_CLOCK_ORIGIN] / 1e6,
             clients=clients,
@@ -325,9 +368,9 @@ class Counters:
         _write_text(cells, TITLE_START, TITLE_CELLS, "")
 
 
-def clipped(name: str) -> str:
-    """Return as much of a rule's name as its cells hold."""
-    return name.encode()[: NAME_CELLS * CELL_OCTETS].decode(errors="ignore")
+def clipped(text: str, cells: int = NAME_CELLS) -> str:
+    """Return as much of a rule's name, or of another text, as its cells hold."""
+    return text.encode()[: cells * CELL_OCTETS].decode(errors="ignore")
 
 
 def clipped_before(name: str) -> str:

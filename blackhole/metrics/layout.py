@@ -5,7 +5,8 @@ process follows. A row consists of these sections, in this order:
 
     replies by phase and code | violations that are counted | those that are found in samples
     | connections by violation | inspections | outcomes of messages | connections by listener | rule matches
-    | limits that clients met | the cells of CELLS | the title of the process | the histograms
+    | what the limits of rules let pass | what they limited | limits that clients met | the cells of CELLS
+    | the title of the process | the histograms
 
 Every other module finds a cell through the names and functions of this one.
 """
@@ -120,7 +121,11 @@ RULE_HITS_START: Final = LISTENERS_START + MAX_LISTENERS
 MAX_RULE_NAMES: Final = 128
 """Rule names with a cell of their own; matches of all further rules are counted in the last cell."""
 
-LIMITS_START: Final = RULE_HITS_START + MAX_RULE_NAMES
+LIMIT_DECISIONS: Final = ("passed", "limited")
+"""What the throttle or greylist of a rule decides on a command. Each has a counter for each rule name."""
+
+LIMIT_DECISIONS_START: Final = RULE_HITS_START + MAX_RULE_NAMES
+LIMITS_START: Final = LIMIT_DECISIONS_START + len(LIMIT_DECISIONS) * MAX_RULE_NAMES
 CELLS_START: Final = LIMITS_START + len(CLIENT_LIMITS)
 CELL_INDEX: Final = {cell.name: CELLS_START + number for number, cell in enumerate(CELLS)}
 """Name of a cell -> its index in a row."""
@@ -153,13 +158,17 @@ ROW_CELLS: Final = -(-HISTOGRAM_INDEX[""] // CACHE_LINE) * CACHE_LINE
 NAME_CELLS: Final = 8
 """Cells for the name of a listener or a rule, as text."""
 
+LIMIT_TEXT_CELLS: Final = 12
+"""Cells for the limit of a rule, as text."""
+
 HEADER_CRC, HEADER_ROWS, HEADER_USED_ROWS, HEADER_STARTED, HEADER_CLOCK_ORIGIN = range(5)
 """Cells of the header: LAYOUT_CRC, the number of rows, how many of them were ever allocated, and the start of
 the server, in microseconds since 1970 and in microseconds of the monotonic clock."""
 
 LISTENER_NAMES_START: Final = 5
 RULE_NAMES_START: Final = LISTENER_NAMES_START + MAX_LISTENERS * NAME_CELLS
-HEADER_CELLS: Final = -(-(RULE_NAMES_START + MAX_RULE_NAMES * NAME_CELLS) // CACHE_LINE) * CACHE_LINE
+LIMIT_TEXTS_START: Final = RULE_NAMES_START + MAX_RULE_NAMES * NAME_CELLS
+HEADER_CELLS: Final = -(-(LIMIT_TEXTS_START + MAX_RULE_NAMES * LIMIT_TEXT_CELLS) // CACHE_LINE) * CACHE_LINE
 
 OTHERS: Final = "others"
 """Name of the last listener and of the last rule, which stand for all that have no cell of their own."""
@@ -177,6 +186,8 @@ LAYOUT_CRC: Final = zlib.crc32(
             CLIENT_LIMITS,
             MAX_LISTENERS,
             MAX_RULE_NAMES,
+            LIMIT_DECISIONS,
+            LIMIT_TEXT_CELLS,
             TITLE_CELLS,
         )
     ).encode()
@@ -194,6 +205,15 @@ NUMBER_OF_EVENT: Final = {
 """Event of a violation, counted or found in a sample -> the number of the violation in the table."""
 
 SAMPLED_NUMBERS: Final = {name: number for number, name in enumerate(SAMPLED)}
+
+
+def limit_counters(counter: int) -> tuple[int, ...]:
+    """Return the cells that count what the limit of a rule decides, in the order of LIMIT_DECISIONS.
+
+    `counter` is the cell that counts the matches of the rule.
+    """
+    first = counter - RULE_HITS_START + LIMIT_DECISIONS_START
+    return tuple(range(first, first + len(LIMIT_DECISIONS) * MAX_RULE_NAMES, MAX_RULE_NAMES))
 
 
 class EventCells:

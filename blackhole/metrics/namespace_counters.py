@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, Self
 
 from blackhole.metrics.counters import LARGEST_COUNT, Counters
-from blackhole.metrics.layout import ROW_CELLS
+from blackhole.metrics.layout import ROW_CELLS, limit_counters
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import OperatorError
 from blackhole.store.control import MAX_NAMESPACES, ControlChannel, NamespaceEntry
@@ -97,9 +97,14 @@ class NamespaceCounters:
             started=entry.at,
             clock_origin=server.at - age,
             processes=(),
-            rule_counters={name: cell for name, cell in server.rule_counters.items() if cells[cell]},
+            rule_counters={
+                name: cell
+                for name, cell in server.rule_counters.items()
+                if any(cells[each] for each in (cell, *limit_counters(cell)))
+            },
             cells=cells,
             clients=None,
+            domains=None,
             evidence_log=None,
         )
 

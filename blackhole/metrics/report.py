@@ -112,8 +112,19 @@ def domain_lines(snapshot: Snapshot) -> Iterator[str]:
 
 
 def rule_match_lines(snapshot: Snapshot) -> list[str]:
-    """Return a line for each rule of the scenarios: how often it matched."""
-    return [f"  {'rule ' * name.isdecimal()}{name}: {count:,}" for name, count in snapshot.rule_hits.items()]
+    """Return a line for each rule of the scenarios: how often it matched, and what its limit decided."""
+    return [
+        f"  {'rule ' * name.isdecimal()}{name}: {count:,}{limit_text(snapshot, name)}"
+        for name, count in snapshot.rule_hits.items()
+    ]
+
+
+def limit_text(snapshot: Snapshot, name: str) -> str:
+    """Return what the limit of a rule has decided, as the end of a line; nothing for a rule without one."""
+    one = snapshot.rule_limits.get(name)
+    if one is None:
+        return ""
+    return f"; {one.limit or 'its limit'}: {one.passed:,} passed, {one.limited:,} limited"
 
 
 def shared_store_lines(snapshot: Snapshot) -> list[str]:
@@ -188,6 +199,7 @@ def as_dict(snapshot: Snapshot) -> dict[str, Any]:
             "retries": snapshot.retries,
             "tls": snapshot.tls_as_dict(),
             "rule_hits": snapshot.rule_hits,
+            "rule_limits": snapshot.rule_limits_as_dict(),
             "store": snapshot.store,
         }
         | snapshot.clients_as_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from operator import sub
@@ -27,6 +27,7 @@ from blackhole.metrics.layout import (
     VIOLATING_CONNECTIONS_START,
     VIOLATIONS_START,
     Histogram,
+    limit_counters,
 )
 from blackhole.metrics.samples import SampledCount
 from blackhole.metrics.tls_events import ENTRY_RESULTS, TLS_FAILURES, entry_cell, failure_cell
@@ -62,6 +63,17 @@ class ProcessStatus(NamedTuple):
     """Open connections."""
     cpu: float
     """Seconds of processor time of all processes that had this row, as of a second ago."""
+
+
+class RuleLimit(NamedTuple):
+    """What the throttle or greylist of a rule has decided."""
+
+    limit: str
+    """As text; empty where it is not known, or no rule of that name has one any more."""
+    passed: int
+    """Commands that it let pass."""
+    limited: int
+    """Commands to which the rule applied because of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +172,8 @@ class Snapshot:
     """Beginning and end of the time from which there is evidence, in seconds since 1970."""
     notes: tuple[str, ...] = ()
     """What a report says of where the counters come from, and of what it cannot know."""
+    rule_limit_texts: Mapping[str, str] = field(default_factory=dict)
+    """Name of a rule -> its throttle or greylist as text, if it has one."""
 
     def __sub__(self, earlier: Snapshot) -> Snapshot:
         return Snapshot(
@@ -169,6 +183,7 @@ class Snapshot:
             self.processes,
             self.rule_counters,
             tuple(map(sub, self.cells, earlier.cells)),
+            rule_limit_texts=self.rule_limit_texts,
         )
 
     @property
@@ -316,6 +331,16 @@ class Snapshot:
         """Matches by rule, of all rules that were ever in force."""
         return {name: self.cells[cell] for name, cell in self.rule_counters.items()}
 
+    @cached_property
+    def rule_limits(self) -> Mapping[str, RuleLimit]:
+        """What the limits of rules have decided, by rule: of all rules that have one, or had."""
+        found = {}
+        for name, counter in self.rule_counters.items():
+            counts = [self.cells[cell] for cell in limit_counters(counter)]
+            if name in self.rule_limit_texts or any(counts):
+                found[name] = RuleLimit(self.rule_limit_texts.get(name, ""), *counts)
+        return found
+
     @property
     def retries(self) -> dict[str, Any]:
         """What became of mail that was deferred, refused or left uncertain, for JSON.
@@ -388,6 +413,7 @@ class Snapshot:
             "limits_met": self.limits_met,
             "store": self.store,
             "rule_hits": self.rule_hits,
+            "rule_limits": self.rule_limits_as_dict(),
             "cpu_seconds": self.cpu,
             "histograms": {name: one.as_dict() for name, one in self.histograms.items()},
             "workers": [process._asdict() for process in self.processes],
@@ -403,6 +429,10 @@ class Snapshot:
     def inspected_as_dict(self) -> dict[str, Any]:
         """Return how many sessions and messages were inspected, of how many, for JSON."""
         return {what: {"inspected": one.inspected, "of": one.of} for what, one in self.inspected.items()}
+
+    def rule_limits_as_dict(self) -> dict[str, Any]:
+        """Return what the limits of rules have decided, for JSON."""
+        return {name: one._asdict() for name, one in self.rule_limits.items()}
 
     def clients_as_dict(self) -> dict[str, Any]:
         """Return the clients, and the domains, for JSON; neither without its log."""

@@ -67,6 +67,10 @@ def figure_lines(snapshot: Snapshot) -> Iterator[str]:
     yield from store_lines(snapshot)
     if snapshot.rule_hits:
         yield f"rule matches: {sum(snapshot.rule_hits.values()):,}"
+    of_rules = snapshot.rule_limits.values()
+    if of_rules:
+        passed, limited = sum(one.passed for one in of_rules), sum(one.limited for one in of_rules)
+        yield f"limits of rules: {passed:,} passed, {limited:,} limited"
 
 
 def store_lines(snapshot: Snapshot) -> Iterator[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from blackhole.net.namespace_accounts import NamespaceAccounts, NamespaceScenario
 from blackhole.settings import OperatorError
-from blackhole.store.active_scenario import ActiveScenario
+from blackhole.store.active_scenario import ActiveScenario, RuleCounters
 from blackhole.store.control import NamespaceEntry, RuntimeOrder, effective_scenario
 from blackhole.store.namespaces import NamespaceOrders
 from blackhole.store.one_shot_rules import OneShotRule, UseBudgets
@@ -33,17 +33,17 @@ class KnownNamespace(NamedTuple):
 class NamespaceScenarios:
     """Reads what is in force in each namespace: again only what has changed.
 
-    `loaded` is the scenario of the configuration. `rule_counters` returns counters by the names of rules.
+    `loaded` is the scenario of the configuration. `counters` gives rules their counters.
     """
 
     def __init__(
         self,
         orders: NamespaceOrders,
         loaded: ActiveScenario,
-        rule_counters: Callable[[Iterable[str]], Iterable[int]],
+        counters: RuleCounters,
         accounts: NamespaceAccounts,
     ) -> None:
-        self._orders, self._loaded, self._rule_counters = orders, loaded, rule_counters
+        self._orders, self._loaded, self._counters = orders, loaded, counters
         self.accounts: Final = accounts
         self._known: dict[str, KnownNamespace] = {}
 
@@ -79,5 +79,5 @@ class NamespaceScenarios:
         except OperatorError as error:
             log.error("the order of the namespace %s cannot be followed: %s", entry.name, error)
             return None
-        found = found.counted(self._rule_counters)
+        found = found.counted(self._counters)
         return KnownNamespace(NamespaceScenario(entry, found), one_shot_rules, budgets)

@@ -174,7 +174,7 @@ class Worker:
             return None
         context, orders = self._context, state.directory.orders
         accounts = NamespaceAccounts(state.counters, context.child.row, orders.touch)
-        return NamespaceScenarios(orders, context.scenario, context.counters.rule_counters, accounts)
+        return NamespaceScenarios(orders, context.scenario, context.counters, accounts)
 
     async def serve(self) -> None:
         """Accept connections until told to stop; then drain."""
@@ -371,7 +371,7 @@ class Worker:
             found = known[2]  # only a namespace has changed
         else:
             found = effective_scenario(order, self._context.scenario, control)
-            found = found.counted(self._context.counters.rule_counters)
+            found = found.counted(self._context.counters)
             self._in_force = of_server, self._one_shot_rules, found
         namespaces = {} if self._namespaces is None else self._namespaces.read(order)
         if self._transactions is not None:

@@ -169,5 +169,11 @@ class RefusalLimit(NamedTuple):
         """Return whether the attempt is blocked if each one before was a refused recipient."""
         return context.attempt > self.limit
 
+    @property
+    def summary(self) -> str:
+        """The limit as figures show it."""
+        share = f", over {100 * self.share:g} % of all" if self.share else ""
+        return f"{self.limit} refused in {self.period:g} s by {', '.join(self.by)}{share}"
+
     def __str__(self) -> str:
         return f"throttle allows {self.limit} refused recipients"

@@ -46,6 +46,7 @@ class RuleContext:
         "held_slots",
         "helo",
         "id",
+        "limit_events",
         "listener",
         "message",
         "phase",
@@ -97,6 +98,8 @@ class RuleContext:
         """Source of the seeded draws for the recipient accepted last; None before the first draw."""
         self.elapsed = 0.0
         """Seconds since the rules came into force."""
+        self.limit_events: tuple[int, ...] = ()
+        """What limiters have decided that nobody has counted yet, as numbers of counters."""
         self.id = 0
         """Number of the transaction."""
         self.quota_used: dict[tuple[str, bytes], int] = {}

@@ -173,7 +173,7 @@ class RuleEvaluator:
         if table is None:
             context.header = ()
             return None
-        found = self._ask(table, "DATA" if phase == FIRST_CHUNK else phase)
+        found = self._ask(session, table, "DATA" if phase == FIRST_CHUNK else phase)
         if found is None:
             context.header = ()
             return None
@@ -246,7 +246,7 @@ class RuleEvaluator:
             if table.reads_header:
                 context.recipient, context.draws = recipient_before, draws_before
                 return self._accept_any(session, phase, argument, size)
-            found = self._ask(table, phase)
+            found = self._ask(session, table, phase)
             if found is not None:
                 self._argument = argument
                 self._before = context.helo, context.sender, recipient_before, context.size, draws_before
@@ -332,7 +332,7 @@ class RuleEvaluator:
 
     # How a rule is found.
 
-    def _ask(self, table: RuleTable, phase: str) -> TableMatch:
+    def _ask(self, session: SessionState, table: RuleTable, phase: str) -> TableMatch:
         """Return what the table says about the context at a phase."""
         self.context.phase = phase
         if table.chances is not None:
@@ -340,8 +340,17 @@ class RuleEvaluator:
         if table.looks_at_command_alone:
             return table.find(self.context, self._policy.random_source)
         if table.reads_header:
-            return self._compare_header(table, table.compare_header(self.context))
-        return self._find_in(table)
+            found = self._compare_header(table, table.compare_header(self.context))
+        else:
+            found = self._find_in(table)
+        if self.context.limit_events:
+            self._record_limits(session)
+        return found
+
+    def _record_limits(self, session: SessionState) -> None:
+        """Record what limiters have decided since the last time."""
+        session.counted_events += self.context.limit_events
+        self.context.limit_events = ()
 
     def _compare_header(self, table: RuleTable, turns: Iterator[None], answer: None = None) -> TableMatch:
         """Go on comparing the fields of the header section until other clients should have their turn."""
@@ -416,6 +425,7 @@ class RuleEvaluator:
     ) -> Decision | PendingDecision | None:
         """Go on with the answer that was waited for; None: the store has none."""
         found = pending.resume(answer)
+        self._record_limits(session)
         if found is None:
             self.context.header = ()
             return None

@@ -61,6 +61,11 @@ class Greylist(NamedTuple):
         """Return whether the attempt is blocked if every retry waited long enough."""
         return context.attempt == 1
 
+    @property
+    def summary(self) -> str:
+        """The limit as figures show it."""
+        return f"retry after {self.least:g} to {self.most:g} s by {', '.join(self.by)}"
+
     def __str__(self) -> str:
         return f"greylist accepts retries after {self.least:g} s"
 
@@ -136,6 +141,15 @@ class RateLimit(NamedTuple):
         amount = context.size if self.what == "bytes" else 1
         return context.attempt * amount > (self.burst or self.limit)
 
+    @property
+    def summary(self) -> str:
+        """The limit as figures show it."""
+        period = f"in {self.period:g} s" if self.period else "in a connection"
+        more = f", {self.burst} at once" if self.burst else ", sliding" if self.sliding else ""
+        if self.growth is not None:
+            more = f", growing to {self.growth.most}"
+        return f"{self.limit} {self.what} {period} by {', '.join(self.by)}{more}"
+
     def __str__(self) -> str:
         return f"throttle allows {self.burst or self.limit} {self.what}{' at once' if self.burst else ''}"
 
@@ -182,6 +196,11 @@ class ConcurrencyLimit(NamedTuple):
         """Return whether the attempt is blocked if the connection of each one before is open."""
         return context.attempt > self.limit
 
+    @property
+    def summary(self) -> str:
+        """The limit as figures show it."""
+        return f"{self.limit} connections at once by {', '.join(self.by)}"
+
     def __str__(self) -> str:
         return f"throttle allows {self.limit} connections at once"
 
@@ -218,6 +237,11 @@ class UseLimit(NamedTuple):
     def would_block(self, context: RuleContext) -> bool:
         """Return whether the attempt is blocked if each one before was."""
         return context.attempt <= self.limit
+
+    @property
+    def summary(self) -> str:
+        """Nothing: it limits the rule, and no client."""
+        return ""
 
     def __str__(self) -> str:
         return f"applies {self.limit} times"

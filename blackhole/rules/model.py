@@ -100,6 +100,8 @@ class Rule:
     """Effect where the store has no answer; None if the rule does not apply then."""
     counter: int = 0
     """Number of the counter of its matches; 0 for none."""
+    limit_counters: tuple[int, ...] = ()
+    """Numbers of the counters of what its limiter lets pass and of what it blocks; empty for none."""
     salt: int = field(init=False, default=0)
     """The number that makes its seeded draws differ from those of other rules."""
 
@@ -170,8 +172,10 @@ class Rule:
         second, third, fourth = (uniform(state + step * GOLDEN_RATIO & DRAW_MASK) for step in (1, 2, 3))
         return chance, second, third, fourth
 
-    def match(self, blocked: bool | None, draws: Draws) -> RuleMatch | None:
+    def match(self, blocked: bool | None, draws: Draws, context: RuleContext) -> RuleMatch | None:
         """Return what the limiter's answer makes the rule do; `blocked` is None where there is no answer."""
+        if self.limit_counters and blocked is not None:
+            context.limit_events += (self.limit_counters[blocked],)
         effect = self.when_unknown if blocked is None else self.effect if blocked else None
         return None if effect is None else RuleMatch(effect, draws, self.counter)
 

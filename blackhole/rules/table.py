@@ -244,7 +244,7 @@ class RuleTable:
                 if isinstance(blocked, PendingAnswer):
                     resume = partial(self._resume, rule, draws, context, random_source, store, rows)
                     return PendingMatch(blocked, resume)
-                if match := rule.match(blocked, draws):
+                if match := rule.match(blocked, draws, context):
                     return match
         return None
 
@@ -272,4 +272,4 @@ class RuleTable:
         """Go on with the answer of a rule's limiter; None: the store has none."""
         if blocked and isinstance(rule.limiter, ConcurrencyLimit):
             rule.limiter.forget_refused(rule.key, context)
-        return rule.match(blocked, draws) or self.find(context, random_source, store, rows)
+        return rule.match(blocked, draws, context) or self.find(context, random_source, store, rows)

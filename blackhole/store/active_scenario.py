@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Final
+from typing import Final, Protocol
 
 from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, ScopedStore
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import OutcomeStore
 from blackhole.rules.scenario import Scenario
+
+SEVERAL_LIMITS: Final = "several limits"
+"""In place of the limit of rules that have the same name, but not the same limit."""
+
+
+class RuleCounters(Protocol):
+    """Gives rules their counters: see `blackhole.metrics.counters.Counters`."""
+
+    def rule_counters(self, names: Iterable[str], limits: Mapping[str, str], /) -> Sequence[int]:
+        """Return the counters of rules with these names; `limits` are the texts of their limiters."""
+
+    def limit_counters(self, counter: int, /) -> tuple[int, ...]:
+        """Return the counters of what the limiter of the rule with this counter decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +73,22 @@ class ActiveScenario:
         first = tuple(first)
         return self._changed(lambda rules: (*first, *rules))
 
-    def counted(self, cells_of: Callable[[Iterable[str]], Iterable[int]]) -> ActiveScenario:
-        """Return the same with a counter for each rule. `cells_of` returns counters by the names of rules."""
+    def counted(self, counters: RuleCounters) -> ActiveScenario:
+        """Return the same with a counter for each rule, and with two more for each that has a limiter."""
         names = dict.fromkeys(rule.name for rule in self.all_rules)
-        cells = dict(zip(names, cells_of(names), strict=True))
-        return self._changed(lambda rules: tuple(replace(rule, counter=cells[rule.name]) for rule in rules))
+        limits: dict[str, str] = {}
+        for rule in self.all_rules:
+            if rule.limiter is not None and (text := rule.limiter.summary):
+                limits[rule.name] = text if limits.get(rule.name, text) == text else SEVERAL_LIMITS
+        cells = dict(zip(names, counters.rule_counters(names, limits), strict=True))
+
+        def count(rule: Rule) -> Rule:
+            cell = cells[rule.name]
+            if rule.limiter is None or not rule.limiter.summary:
+                return replace(rule, counter=cell)
+            return replace(rule, counter=cell, limit_counters=counters.limit_counters(cell))
+
+        return self._changed(lambda rules: tuple(map(count, rules)))
 
     def _changed(self, change: Callable[[tuple[Rule, ...]], tuple[Rule, ...]]) -> ActiveScenario:
         scenario = replace(self.scenario, rules=change(self.rules))

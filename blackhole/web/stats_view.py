@@ -117,7 +117,10 @@ class StatsView:
 
         def snapshot(at: int, cells: Any) -> Snapshot:
             seconds = (at - run.began) / SECOND
-            return Snapshot(seconds, now.started, now.listeners, now.processes, now.rule_counters, cells)
+            return replace(
+                Snapshot(seconds, now.started, now.listeners, now.processes, now.rule_counters, cells),
+                rule_limit_texts=now.rule_limit_texts,
+            )
 
         last = snapshot(run.ended, run.last) if run.ended else snapshot(round(now.at * SECOND), now.cells)
         return snapshot(run.began, run.first), last
