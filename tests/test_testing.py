@@ -275,6 +275,43 @@ def test_port_in_use_is_an_error() -> None:
         Sink(port=sink.port).start()
 
 
+def test_server_that_is_not_ready_in_time_is_an_error_and_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blackhole.testing.sink.START_TIMEOUT", 0.0)
+    sink = Sink()
+    with pytest.raises(SinkError, match="not ready after 0 s"):
+        sink.start()
+    with pytest.raises(SinkError, match="does not run"):
+        sink.namespace("one")
+
+
+def test_other_notifications_than_ready_are_passed_over() -> None:
+    with Sink() as sink, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind("")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(receiver.getsockname())
+            sender.send(b"STATUS=starting")
+            sender.send(b"READY=1")
+        sink._wait_until_ready(receiver)
+
+
+def test_server_that_does_not_stop_is_killed_and_one_that_does_not_answer_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("blackhole.testing.sink.STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr("blackhole.testing.sink.CONTROL_TIMEOUT", 0.1)
+    with Sink() as sink:
+        assert sink._process is not None
+        master = sink._process.pid
+        stopped = [master, *children(master)]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(SinkError, match="GET /next"):
+            sink.request("GET", "/next")
+        for pid in stopped[1:]:  # they end with their master, which is killed
+            os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: not any(map(alive, stopped)), "the server has ended")
+
+
 def test_sink_can_start_again() -> None:
     sink = Sink()
     for _ in range(2):
@@ -416,19 +453,48 @@ def test_async_sink_has_the_same_methods() -> None:
     asyncio.run(use())
 
 
+def deliver(sink: Sink | AsyncSink, recipient: str, body: bytes = b"Subject: x\r\n\r\nx\r\n") -> None:
+    with smtplib.SMTP(sink.host, sink.port, "app.example.com") as client:
+        client.sendmail("a@example.com", [recipient], body)
+
+
+def test_namespaces_of_an_async_sink_have_the_same_methods() -> None:
+    async def use() -> None:
+        async with AsyncSink(namespace_by="tag") as sink:
+            async with sink.namespace("One") as one, sink.namespace("two") as two:
+                await one.next("RCPT", "550 5.1.1 No such user")
+                await two.load_scenario(REFUSE)
+                for _ in range(2):
+                    with pytest.raises(smtplib.SMTPRecipientsRefused):
+                        await asyncio.to_thread(deliver, sink, two.address())
+                with pytest.raises(smtplib.SMTPRecipientsRefused):
+                    await asyncio.to_thread(deliver, sink, one.address("bob"))
+                await asyncio.to_thread(deliver, sink, one.address("bob", "b.test"))
+                assert await one.wait() == one.received == 1
+                assert (one.name, two.received, len(two.transactions)) == ("one", 0, 2)
+                assert [message.recipients for message in one.messages] == [("bob+ns.one@b.test",)]
+                one.assert_no_violations()
+                assert one.report()["recipients"] == 1
+                with pytest.raises(TimeoutError, match="1 of 2 messages"):
+                    await one.wait(2, timeout=0)
+                await one.reset()
+                assert (one.received, one.transactions) == (0, [])
+            with pytest.raises(SinkError, match="no namespace"):
+                await asyncio.to_thread(sink.sink.request, "GET", "/namespaces/one")
+        with pytest.raises(SinkError, match="does not run"):
+            sink.namespace("one")
+
+    asyncio.run(use())
+
+
 def test_namespaces_of_a_sink_do_not_disturb_each_other() -> None:
     with Sink(namespace_by="tag", workers=2) as sink:
-
-        def deliver(recipient: str) -> None:
-            with smtplib.SMTP(sink.host, sink.port, "app.example.com") as client:
-                client.sendmail("a@example.com", [recipient], "Subject: x\r\n\r\nx\r\n")
-
         with sink.namespace("One") as one, sink.namespace("two") as two:
             one.next("RCPT", "550 5.1.1 No such user")
             two.load_scenario(REFUSE)
             with pytest.raises(smtplib.SMTPRecipientsRefused):
-                deliver(one.address("bob"))
-            deliver(one.address("bob"))
+                deliver(sink, one.address("bob"))
+            deliver(sink, one.address("bob"))
             assert one.wait() == one.received == 1
             with pytest.raises(TimeoutError, match="0 of 1 messages"):
                 two.wait(timeout=0)
@@ -439,6 +505,13 @@ def test_namespaces_of_a_sink_do_not_disturb_each_other() -> None:
             assert (one.report()["recipients"], two.report()["recipients"]) == (1, 0)
             one.reset()
             assert (one.received, one.transactions) == (0, [])
+            late = threading.Timer(0.05, deliver, [sink, one.address(), b"Subject: x\r\n\r\n\x80\r\n"])
+            late.start()
+            assert one.wait(timeout=30) == 1
+            late.join(30)
+            with pytest.raises(AssertionError, match="8bit-undeclared"):
+                one.assert_no_violations()
+            two.assert_no_violations()
         with pytest.raises(SinkError, match="no namespace"):
             sink.request("GET", "/namespaces/one")
     with pytest.raises(SinkError, match="does not run"):

@@ -2,8 +2,18 @@
 
 from blackhole.metrics.transactions import CommandReply, Transaction, ViolationLine
 from blackhole.testing.async_sink import AsyncSink
+from blackhole.testing.async_sink_namespace import AsyncSinkNamespace
 from blackhole.testing.launcher import SinkError
 from blackhole.testing.sink import Sink
 from blackhole.testing.sink_namespace import SinkNamespace
 
-__all__ = ["AsyncSink", "CommandReply", "Sink", "SinkError", "SinkNamespace", "Transaction", "ViolationLine"]
+__all__ = [
+    "AsyncSink",
+    "AsyncSinkNamespace",
+    "CommandReply",
+    "Sink",
+    "SinkError",
+    "SinkNamespace",
+    "Transaction",
+    "ViolationLine",
+]

@@ -7,6 +7,7 @@ import os
 from typing import Any, Self
 
 from blackhole.metrics.transactions import Transaction
+from blackhole.testing.async_sink_namespace import AsyncSinkNamespace
 from blackhole.testing.sink import Level, OptionValue, Sink
 
 
@@ -73,6 +74,10 @@ class AsyncSink:
     async def load_scenario(self, text: str) -> None:
         """Replace the scenario, as `Sink.load_scenario`. Raises SinkError."""
         await asyncio.to_thread(self.sink.load_scenario, text)
+
+    def namespace(self, name: str) -> AsyncSinkNamespace:
+        """Return a namespace, to be entered, as `Sink.namespace`. Raises SinkError."""
+        return AsyncSinkNamespace(self.sink.namespace(name))
 
     async def reset(self) -> None:
         """Begin again, as `Sink.reset`. Raises SinkError."""
