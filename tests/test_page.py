@@ -305,19 +305,51 @@ def test_the_page_shows_how_often_each_rule_matched(browser: Browser, tmp_path: 
         sink.dashboard()
         browser.open(sink)
         shown = [["constructor", "", "never"], ["__proto__", "", "never"], ["rule 3", "", "never"]]
-        wait_for(lambda: browser.table("matches") == shown, "no rule has matched")
+        matches = lambda: [row[:3] for row in browser.table("matches")]  # noqa: E731
+        wait_for(lambda: matches() == shown, "no rule has matched")
         assert browser.text("matches-title") == "Rule matches: 3 of 3 rules never matched"
         with smtplib.SMTP("127.0.0.1", sink.port) as client:
             refused = client.sendmail("a@example.com", [f"{who}@example.com" for who in "cnnb"], "x\r\n")
             assert len(refused) == 2
         shown = [["constructor", "", "1"], ["__proto__", "", "never"], ["rule 3", "", "2"]]
-        wait_for(lambda: browser.table("matches") == shown, "two rules have matched")
+        wait_for(lambda: matches() == shown, "two rules have matched")
+        assert browser.run(LIMIT_COLUMNS) == 0
         assert browser.text("matches-title") == "Rule matches: 1 of 3 rules never matched"
         marked = "return [...document.querySelectorAll('#matches .never th')].map((one) => one.innerText)"
         assert browser.run(marked) == ["__proto__"]
         post(sink.http, "/scenario", {"name": "profile:greylist"})
-        wait_for(lambda: browser.table("matches")[-2:] == [shown[2], shown[0]], "they come last")
-        assert len(browser.table("matches")) == 4
+        wait_for(lambda: matches()[-2:] == [shown[2], shown[0]], "they come last")
+        assert len(matches()) == 4
+
+
+LIMIT_COLUMNS = """
+return [...document.querySelectorAll("#matches thead .of-limit")].filter((one) => one.offsetParent).length
+"""
+
+
+def test_the_page_shows_the_limits_of_rules_and_what_they_decided(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "limits.toml"
+    path.write_text(
+        '[[rule]]\nname = "constructor"\nphase = "MAIL"\nreply = "450 4.7.1 Slow down"\n'
+        'throttle = { messages = 2, per = "1h" }\n'
+        '[[rule]]\nname = "full"\nphase = "RCPT"\nrecipient = "full@*"\nreply = "452 4.2.2 Full"\n'
+    )
+    with Sink(f"--scenario={path}") as sink:
+        sink.dashboard()
+        browser.open(sink)
+        limit = "2 messages in 3600 s by client"
+        shown = [["constructor", "", "never", limit, "0", "0"], ["full", "", "never", "", "", ""]]
+        wait_for(lambda: browser.table("matches") == shown, "the limit is shown")
+        assert browser.run(LIMIT_COLUMNS) == 3
+        with smtplib.SMTP("127.0.0.1", sink.port) as client:
+            codes = [client.mail("a@example.com")[0] for _ in range(5) if client.rset()]
+            assert codes == [250] * 2 + [450] * 3
+        shown[0] = ["constructor", "", "3", limit, "2", "3"]
+        wait_for(lambda: browser.table("matches") == shown, "its decisions are counted")
+        for size in (WIDE, PHONE):
+            browser.open(sink, size)
+            wait_for(lambda: browser.table("matches") == shown, "the limit is shown")
+            assert browser.run("return document.documentElement.scrollWidth") <= size[0]
 
 
 MISTAKE = """

@@ -38,6 +38,7 @@ from blackhole.web.handlers import (
 from blackhole.web.namespace_handlers import (
     NAMESPACE_PARAMETER,
     NAMESPACE_SCOPE_PARAMETER,
+    NamespaceFiguresHandler,
     NamespaceHandler,
     NamespaceNextRulesHandler,
     NamespaceRecentHandler,
@@ -335,6 +336,7 @@ SERVER_ROUTES: Final = (
 """Every path but those of namespaces."""
 
 NAMESPACED_HANDLERS: Final[Mapping[str, type[BaseHandler]]] = {
+    "/stats.json": NamespaceFiguresHandler,
     "/wait": NamespaceWaitHandler,
     "/recent": NamespaceRecentHandler,
     "/runs": NamespaceRunsHandler,
@@ -358,7 +360,9 @@ def namespaced(route: Route) -> Route:
             about=f"{operation.about}, in a namespace",
             responses={**OF_NAMESPACE, **operation.responses},
             parameters=tuple(
-                NAMESPACE_SCOPE_PARAMETER if one is SCOPE_PARAMETER else one for one in operation.parameters
+                NAMESPACE_SCOPE_PARAMETER if one is SCOPE_PARAMETER else one
+                for one in operation.parameters
+                if one is not HISTORY_PARAMETER
             ),
         )
         for operation in route.operations

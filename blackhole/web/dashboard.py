@@ -141,7 +141,7 @@ class Dashboard:
         loop.add_signal_handler(signal.SIGUSR1, reopen)
         # The master holds the other end of this pipe: it becomes readable when the master ends.
         loop.add_reader(self._context.master_alive_fd, stop.set)
-        self._events = EventStream(self._stats, self._control.choices)
+        self._events = EventStream(self._stats, self._control.choices, self._namespaces)
         orders: set[OrderHandler] = set()
         application = make_application(
             {

@@ -11,6 +11,7 @@ from tornado.iostream import StreamClosedError
 
 from blackhole.smtp.state import PHASES
 from blackhole.web.base_handler import APIError, BaseHandler
+from blackhole.web.namespaces import Namespaces
 from blackhole.web.stats_view import StatsView
 
 MAX_VIEWERS: Final = 32
@@ -33,12 +34,14 @@ def compact_json(data: object) -> str:
 class EventStream:
     """The event of each second, made once for all viewers.
 
-    Has to be made while an event loop runs.
+    Has to be made while an event loop runs. `namespaces` is None for a server without them.
     """
 
-    def __init__(self, stats: StatsView, scenarios: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, stats: StatsView, scenarios: list[dict[str, Any]], namespaces: Namespaces | None
+    ) -> None:
         self.viewers: Final[set[EventsHandler]] = set()
-        self._stats, self._scenarios = stats, scenarios
+        self._stats, self._scenarios, self._namespaces = stats, scenarios, namespaces
         self._next: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def first(self) -> str:
@@ -63,7 +66,11 @@ class EventStream:
         return await asyncio.shield(self._next)
 
     def _now(self) -> str:
-        return event("now", compact_json(self._stats.current(self._stats.last_sample())))
+        snapshot = self._stats.last_sample()
+        figures = self._stats.current(snapshot)
+        if self._namespaces is not None:
+            figures["namespaces"] = self._namespaces.local_summaries(snapshot)
+        return event("now", compact_json(figures))
 
 
 class EventsHandler(BaseHandler):

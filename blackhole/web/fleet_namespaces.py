@@ -192,9 +192,9 @@ class FleetNamespaces(Namespaces):
     async def summaries(self, entries: Iterable[NamespaceEntry]) -> list[dict[str, Any]]:
         found = []
         with answering():
-            unused = await self.store.unused()
+            unused, server = await self.store.unused(), self._counters.snapshot()
             for entry in entries:
-                summary, obeyed = self.summary(entry), self._obeyed.get(entry.name)
+                summary, obeyed = self.summary(entry, server), self._obeyed.get(entry.name)
                 if obeyed is not None:
                     summary |= {"made": obeyed.shared.made, "unused": unused.get(entry.name, 0.0)}
                     summary["messages"] = await NamespaceFigures(self._member, obeyed.shared).messages()

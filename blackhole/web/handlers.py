@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from blackhole.fleet import remote, runs
 from blackhole.fleet.replies import FleetRun
@@ -131,9 +131,7 @@ class StatsHandler(StatsBaseHandler):
 
     async def get(self) -> None:
         if self.is_of_fleet:
-            view = await self.fleet_view()
-            summaries = [runs.summary(run, view) for run in view.runs.values()]
-            self.write_json(fleet_figures(view) | {"runs": summaries})
+            self.write_json(await self.fleet_stats())
             return
         stats = self.stats
         figures = stats.current(stats.snapshot()) | {"rules": stats.violation_rules()}
@@ -141,6 +139,11 @@ class StatsHandler(StatsBaseHandler):
             self.write_json(figures)
         else:
             self.write_json(figures, "history", stats.past_json())
+
+    async def fleet_stats(self) -> dict[str, Any]:
+        """Return all figures of the fleet."""
+        view = await self.fleet_view()
+        return fleet_figures(view) | {"runs": [runs.summary(run, view) for run in view.runs.values()]}
 
 
 class FleetHandler(StatsBaseHandler):

@@ -18,6 +18,7 @@ from blackhole.web.handlers import (
     RunHandler,
     RunsHandler,
     StatsBaseHandler,
+    StatsHandler,
     StopRunHandler,
     WaitHandler,
 )
@@ -128,6 +129,17 @@ class NamespaceStatsHandler(NamespaceBaseHandler, StatsBaseHandler):
     @property
     def member(self) -> FleetFigures:
         return self.known.figures(self._entry)
+
+
+class NamespaceFiguresHandler(NamespaceStatsHandler, StatsHandler):
+    """GET /namespaces/NAME/stats.json."""
+
+    async def get(self) -> None:
+        if self.is_of_fleet:
+            figures = await self.fleet_stats() | {"scenario": self.stats.scenario()}
+        else:
+            figures = self.stats.current(self.stats.snapshot())
+        self.write_json(figures)
 
 
 class NamespaceWaitHandler(NamespaceStatsHandler, WaitHandler):

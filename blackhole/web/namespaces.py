@@ -10,8 +10,10 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
+from blackhole import __version__
 from blackhole.fleet.namespace_figures import NamespaceFigures
 from blackhole.metrics.counters import Counters
+from blackhole.metrics.findings import findings
 from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.namespace_counters import NamespaceState
 from blackhole.metrics.snapshot import Snapshot
@@ -95,14 +97,30 @@ class NamespaceStats(StatsView):
     """A view of the counters of one namespace. `read` returns them."""
 
     def __init__(
-        self, settings: Settings, counters: Counters, history: NamespaceHistory, read: Callable[[], Snapshot]
+        self,
+        settings: Settings,
+        counters: Counters,
+        history: NamespaceHistory,
+        scenario: Callable[[], dict[str, Any]],
+        read: Callable[[], Snapshot],
     ) -> None:
         self._read = read
-        super().__init__(settings, counters, history, dict)
+        super().__init__(settings, counters, history, scenario)
 
     def snapshot(self) -> Snapshot:
         """Return the counters of the namespace."""
         return self._read()
+
+    def current(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return all figures. There are no rates, and nothing of the workers, whom all namespaces share."""
+        return {
+            "version": __version__,
+            "time": time.time(),
+            **snapshot.as_dict(),
+            "findings": [finding.as_dict() for finding in findings(snapshot)],
+            "runs": [self.run_summary(run, snapshot) for run in self.history.runs()],
+            "scenario": self.scenario(),
+        }
 
 
 class Namespaces:
@@ -135,7 +153,8 @@ class Namespaces:
     def stats(self, entry: NamespaceEntry) -> NamespaceStats:
         """Return the view of the counters of a namespace, and of its runs."""
         history = NamespaceHistory(self.directory.orders, entry)
-        return NamespaceStats(self._settings, self._counters, history, lambda: self.snapshot(entry))
+        scenario = self.control(entry.name).state
+        return NamespaceStats(self._settings, self._counters, history, scenario, lambda: self.snapshot(entry))
 
     async def remove(self, name: str) -> int:
         """Remove a namespace, with all its orders and figures; return the number of the order.
@@ -157,17 +176,25 @@ class Namespaces:
 
     async def summaries(self, entries: Iterable[NamespaceEntry]) -> list[dict[str, Any]]:
         """Return what there is to say of namespaces, for JSON."""
-        return [self.summary(entry) for entry in entries]
+        server = self._counters.snapshot()
+        return [self.summary(entry, server) for entry in entries]
 
-    def summary(self, entry: NamespaceEntry) -> dict[str, Any]:
-        """Return what there is to say of a namespace, for JSON."""
+    def local_summaries(self, server: Snapshot) -> list[dict[str, Any]]:
+        """Return what this machine knows of all namespaces. `server` are the counters of all mail."""
+        return [self.summary(entry, server) for entry in self.directory.entries()]
+
+    def summary(self, entry: NamespaceEntry, server: Snapshot) -> dict[str, Any]:
+        """Return what there is to say of a namespace, for JSON. `server` are the counters of all mail."""
         order = self.directory.orders.read(entry)
+        budgets = self.directory.orders.budgets(entry.place)
+        found = self._state.counters.snapshot(entry, server)
         return {
             "name": entry.name,
             "made": entry.at,
             "unused": self.directory.orders.unused(entry),
             "scenario": order.name if order is not None and order.name else "loaded",
-            "messages": sum(self.snapshot(entry).messages.values()),
+            "waiting": 0 if order is None else sum(map(budgets.remaining, order.one_shot_rules)),
+            "messages": sum(found.messages.values()),
         }
 
     def remove_unused(self) -> None:

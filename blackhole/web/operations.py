@@ -126,7 +126,12 @@ SCENARIO_SCHEMA: Final = record(
 )
 
 NAMESPACE_SCHEMA: Final = record(
-    name=TEXT_SCHEMA, made=NUMBER_SCHEMA, unused=NUMBER_SCHEMA, scenario=TEXT_SCHEMA, messages=COUNT_SCHEMA
+    name=TEXT_SCHEMA,
+    made=NUMBER_SCHEMA,
+    unused=NUMBER_SCHEMA,
+    scenario=TEXT_SCHEMA,
+    waiting=COUNT_SCHEMA,
+    messages=COUNT_SCHEMA,
 )
 
 VARIABLES_PARAMETER: Final = Parameter(

@@ -21,6 +21,7 @@ CONTENT_TYPES: Final = {
     "editor.js": "text/javascript; charset=utf-8",
     "recent.css": "text/css; charset=utf-8",
     "recent.js": "text/javascript; charset=utf-8",
+    "namespaces.js": "text/javascript; charset=utf-8",
     "fleet.js": "text/javascript; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "uPlot.min.css": "text/css; charset=utf-8",

@@ -57,7 +57,8 @@ class StatsView:
         self, settings: Settings, counters: Counters, history: History, scenario: Callable[[], dict[str, Any]]
     ) -> None:
         self._settings, self._counters, self.history = settings, counters, history
-        self._scenario = scenario
+        self.scenario: Final = scenario
+        """Returns the state of the scenario in force."""
         self._minute: Final[deque[Snapshot]] = deque(maxlen=BREAKDOWN_SECONDS + 1)
         self._recent = self.snapshot()
         self._past: tuple[Snapshot | None, str] = None, ""
@@ -159,7 +160,7 @@ class StatsView:
     def machine(self) -> dict[str, Any]:
         """Return what the other machines of a fleet are shown of this one."""
         snapshot = self.recent()
-        last, scenario = sample_of(self.last_sample()), self._scenario()
+        last, scenario = sample_of(self.last_sample()), self.scenario()
         return {
             "name": self._settings.hostname,
             "version": __version__,
@@ -193,7 +194,7 @@ class StatsView:
             ],
             "minute": self._breakdown(),
             "runs": [self.run_summary(run, snapshot) for run in self.history.runs()],
-            "scenario": self._scenario(),
+            "scenario": self.scenario(),
         }
 
     def past(self) -> dict[str, Any]:

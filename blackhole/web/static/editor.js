@@ -24,7 +24,7 @@ async function showScenario(of) {
 
 async function reloadScenario() {
   const before = editor.text.value;
-  const response = await fetch("scenario", { headers: { Accept: "application/toml" } });
+  const response = await fetch(`${scopePath()}scenario`, { headers: { Accept: "application/toml" } });
   editor.loaded = (await response.text()).replace(/\r\n?/g, "\n");
   editor.of = scenarioInForce;
   if (editor.text.value !== before) return;  // somebody types already
@@ -109,7 +109,7 @@ async function checkScenario() {
 
 async function applyScenario() {
   const { value } = editor.text;
-  const result = await sendScenario("PUT", "scenario");
+  const result = await sendScenario("PUT", `${scopePath()}scenario`);
   if (!result) return;
   if (!result.ordered) await reloadScenario();
   else editor.loaded = value;

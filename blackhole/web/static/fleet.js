@@ -2,7 +2,7 @@
 "use strict";
 
 let fleet = null;  // its name, and whether this machine obeys its orders; null without one
-let scope = "machine";
+let scope = "machine";  // or "fleet", or "namespace"
 let isRequesting = false;
 let fleetTime = 0;  // when its figures came, in milliseconds
 
@@ -16,16 +16,23 @@ function startFleet(found) {
   fleet = found;
   $("scope").hidden = !fleet;
   if (fleet) setText($("scope-fleet"), `Fleet ${fleet.name}`);
-  const wanted = fleet && location.hash === "#fleet" ? "fleet" : "machine";
-  $("scope").querySelector(`[value=${wanted}]`).checked = true;
-  setScope(wanted);
+  chooseScope();
 }
 
-function setScope(wanted) {
-  scope = wanted;
+// Show the figures that the fragment of the address asks for.
+function chooseScope() {
+  const before = scopePath();
+  namespace = namespaceOfHash();
+  scope = namespace ? "namespace" : fleet && location.hash === "#fleet" ? "fleet" : "machine";
+  $("scope").querySelector(`[value=${scope === "fleet" ? "fleet" : "machine"}]`).checked = true;
   document.body.dataset.scope = scope;
   document.body.dataset.control = fleet?.control ? "fleet" : "machine";
-  for (const link of document.querySelectorAll("footer a")) link.search = scopeQuery();
+  for (const link of document.querySelectorAll("footer a")) {
+    const path = link.dataset.path;
+    link.setAttribute("href", (path === "metrics" ? "" : scopePath()) + path + scopeQuery());
+  }
+  if (before !== scopePath()) restartRecent();
+  if (latest) show(latest);
 }
 
 // Request the figures of the fleet, and show them. `now` are those of this machine.
@@ -75,8 +82,14 @@ function renderFleetFigures(found, now) {
   renderMachines(machines);
   renderReplies(found);
   renderViolations(found);
-  renderRuleMatches({ rule_hits: found.rule_hits, scenario: now.scenario });
+  renderRuleMatches({ rule_hits: found.rule_hits, rule_limits: withTexts(found.rule_limits, now.rule_limits), scenario: now.scenario });
   renderRuns(found);
+}
+
+// The limits of a fleet are counted, and this machine knows their texts.
+function withTexts(limits, known) {
+  const text = (name) => (Object.hasOwn(known, name) ? known[name].limit : "");
+  return Object.fromEntries(Object.entries(limits).map(([name, one]) => [name, { ...one, limit: one.limit || text(name) }]));
 }
 
 // A machine that has not written lately shows how old its figures are.
@@ -101,6 +114,5 @@ function renderMachines(machines) {
 
 $("scope").addEventListener("change", (event) => {
   history.replaceState(null, "", event.target.value === "fleet" ? "#fleet" : location.pathname);
-  setScope(event.target.value);
-  if (latest) show(latest);
+  chooseScope();
 });

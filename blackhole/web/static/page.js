@@ -22,6 +22,7 @@ function render(now) {
   renderClients(now);
   renderDomains(now);
   renderRuns(now);
+  renderNamespaces(now);
 }
 
 function renderFigures(now) {
@@ -179,11 +180,9 @@ function renderClients(now) {
     .forEach((n, i) => setText(row.cells[i + 1], formatCount(n))));
 }
 
-const MAX_DOMAINS = 20;  // /stats.json has more
-
-// Domains are known with --show-domains only.
+// Domains are known with --show-domains only: at most 100, and the rest together.
 function renderDomains(now) {
-  const items = (now.domains || []).slice(0, MAX_DOMAINS).map((one) => ({ key: one.domain, one }));
+  const items = (now.domains || []).map((one) => ({ key: one.domain, one }));
   const seconds = (limit) => limit === null ? "" : `${formatCount(limit)} s`;
   $("domains-section").hidden = !now.domains;
   $("domains-empty").hidden = items.length > 0;
@@ -230,13 +229,14 @@ function updateViolation(row, { finding }) {
 // Runs
 
 function renderRuns(now) {
-  const items = now.runs.map((run) => ({ key: `${run.name} ${scope}`, run })).reverse();
+  const path = scopePath();
+  const items = now.runs.map((run) => ({ key: `${run.name} ${scope} ${path}`, run })).reverse();
   $("runs-empty").hidden = items.length > 0;
   $("runs").hidden = !items.length;
   updateRows("runs", items, ({ run }) => {
     const stop = create("button", { type: "button", "aria-label": `Stop the run ${run.name}` }, "Stop");
-    stop.addEventListener("click", () => request("POST", `runs/${run.name}/stop${scopeQuery()}`, {}, "run-message"));
-    const save = create("a", { class: "button", href: `runs/${run.name}${scopeQuery()}`, download: `${run.name}.json`,
+    stop.addEventListener("click", () => request("POST", `${path}runs/${run.name}/stop${scopeQuery()}`, {}, "run-message"));
+    const save = create("a", { class: "button", href: `${path}runs/${run.name}${scopeQuery()}`, download: `${run.name}.json`,
       "aria-label": `Save the report of the run ${run.name}` }, "Save report");
     return create("tr", {}, create("th", { scope: "row", class: "mono" }, run.name, create("span", { class: "running" }, "running")),
       create("td"), create("td"), create("td"), create("td"), create("td"), create("td", {}, stop, save));
@@ -256,7 +256,7 @@ function renderRuns(now) {
 let stream;
 let latest;  // figures of this machine
 
-// Show figures of this machine, or those of the fleet.
+// Show figures of this machine, those of the fleet, or those of a namespace.
 function show(now) {
   if (scope === "machine") {
     render(now);
@@ -266,6 +266,11 @@ function show(now) {
   setText($("state"), `live, up ${formatAge(now.time - now.started)}`);
   setText($("version"), `Blackhole ${now.version}`);
   renderListeners(now);
+  renderNamespaces(now);
+  if (scope === "namespace") {
+    renderNamespace();
+    return;
+  }
   renderScenario(now);
   renderOneShotRules(now);
   renderFleet(now);
@@ -308,7 +313,7 @@ function connect() {
 
 $("run-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (await request("POST", `runs${scopeQuery()}`, { name: $("run-name").value.trim() }, "run-message")) $("run-form").reset();
+  if (await request("POST", `${scopePath()}runs${scopeQuery()}`, { name: $("run-name").value.trim() }, "run-message")) $("run-form").reset();
 });
 // A browser keeps a page that was left, and its stream; it allows six connections to a host, so the stream is closed.
 addEventListener("pagehide", () => stream.close());

@@ -21,6 +21,13 @@ function startRecent(kept) {
   if (kept && !document.hidden) followRecent(recentRequest = new AbortController());
 }
 
+// Begin anew, with the transactions of another namespace.
+function restartRecent() {
+  listed = new Map();
+  stopRecent();
+  if (!document.hidden && !$("recent-section").hidden) followRecent(recentRequest = new AbortController());
+}
+
 function stopRecent() {
   if (recentRequest) recentRequest.abort();
   recentRequest = undefined;
@@ -32,7 +39,7 @@ function recentQuery(more) {
   // Without a sign of a pattern, a part of the address is enough.
   if (text) query.set($("recent-key").value, /[*?]/.test(text) ? text : `*${text}*`);
   if ($("recent-outcome").value) query.set("outcome", $("recent-outcome").value);
-  return `recent?${query}`;
+  return `${scopePath()}recent?${query}`;
 }
 
 async function followRecent(current) {
@@ -132,8 +139,5 @@ $("recent-form").addEventListener("input", () => {
   // Not with every letter that is typed.
   setTimeout(() => { if (current === recentRequest) followRecent(current); }, 300);
 });
-document.addEventListener("visibilitychange", () => {
-  stopRecent();
-  if (!document.hidden && !$("recent-section").hidden) followRecent(recentRequest = new AbortController());
-});
+document.addEventListener("visibilitychange", () => (document.hidden ? stopRecent() : restartRecent()));
 addEventListener("pagehide", stopRecent);

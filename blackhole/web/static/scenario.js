@@ -5,7 +5,7 @@ let scenarioChoices = [];
 let phases = [];
 let scenarioInForce = "";  // which one it is, as describeScenario() returns it
 
-const describeScenario = ({ name, since }) => `${name} ${since}`;
+const describeScenario = ({ name, since }) => `${name} ${since} ${scopePath()}`;
 
 const MAX_NAMES = 2;  // files that are named where there is little room
 
@@ -72,7 +72,7 @@ function renderOneShotForm() {
 async function addOneShotRule() {
   const rule = { count: Number($("one-shot-count").value), phase: $("one-shot-phase").value, reply: $("one-shot-reply").value };
   const recipient = $("one-shot-recipient").value.trim();
-  if (await request("POST", "next", recipient ? { ...rule, recipient } : rule, "one-shot-message")) $("one-shot-reply").value = "";
+  if (await request("POST", `${scopePath()}next`, recipient ? { ...rule, recipient } : rule, "one-shot-message")) $("one-shot-reply").value = "";
 }
 
 function renderOneShotRules(now) {
@@ -88,30 +88,39 @@ function renderOneShotRules(now) {
 }
 
 // Rules in force in their order, then others that matched: of earlier scenarios, or one-shot rules.
+// A rule with a throttle or greylist shows it, and what it decided.
 function renderRuleMatches(now) {
   const counts = now.rule_hits;
+  const limitOf = (name) => (Object.hasOwn(now.rule_limits, name) ? now.rule_limits[name] : null);
+  const isUsed = (name) => counts[name] || limitOf(name)?.passed;
   const inForce = now.scenario.names.filter((name) => Object.hasOwn(counts, name));
-  const others = Object.keys(counts).filter((name) => counts[name] && !inForce.includes(name));
+  const others = Object.keys(counts).filter((name) => isUsed(name) && !inForce.includes(name));
+  const isLimited = [...inForce, ...others].some(limitOf);
   const max = Math.max(1, ...Object.values(counts));
   const never = inForce.filter((name) => !counts[name]).length;
   $("matches-section").hidden = !inForce.length && !others.length;
   setText($("matches-title"), `Rule matches${never ? `: ${never} of ${plural(inForce.length, "rule")} never matched` : ""}`);
   updateRows("matches", [...inForce, ...others].map((key) => ({ key })), ({ key }) =>
-    create("tr", {}, create("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), createBar(""), create("td")),
+    create("tr", {}, create("th", { scope: "row", class: "mono" }, /^\d+$/.test(key) ? `rule ${key}` : key), createBar(""), create("td"),
+      create("td", { class: "of-limit text" }), create("td", { class: "of-limit" }), create("td", { class: "of-limit" })),
   (row, { key }) => {
     row.className = !inForce.includes(key) ? "note" : counts[key] ? "" : "never";
     setBar(row.cells[1], counts[key] / max);
     setText(row.cells[2], counts[key] ? formatCount(counts[key]) : "never");
+    const one = limitOf(key);
+    const figures = one ? [one.limit, formatCount(one.passed), formatCount(one.limited)] : ["", "", ""];
+    figures.forEach((text, i) => setText(row.cells[3 + i], text));
   });
+  $("matches").classList.toggle("with-limits", isLimited);
 }
 
 $("scenario-name").addEventListener("change", renderDescription);
 $("scenario-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  request("POST", "scenario", { name: $("scenario-name").value }, "scenario-message");
+  request("POST", `${scopePath()}scenario`, { name: $("scenario-name").value }, "scenario-message");
 });
 $("one-shot-form").addEventListener("submit", (event) => {
   event.preventDefault();
   addOneShotRule();
 });
-$("one-shot-remove").addEventListener("click", () => request("DELETE", "next", {}, "one-shot-message"));
+$("one-shot-remove").addEventListener("click", () => request("DELETE", `${scopePath()}next`, {}, "one-shot-message"));
