@@ -27,8 +27,8 @@ from blackhole.metrics.layout import (
     VIOLATING_CONNECTIONS_START,
     VIOLATIONS_START,
     Histogram,
-    limit_counters,
 )
+from blackhole.metrics.rule_limits import RuleLimit, read_limits
 from blackhole.metrics.samples import SampledCount
 from blackhole.metrics.tls_events import ENTRY_RESULTS, TLS_FAILURES, entry_cell, failure_cell
 from blackhole.rules.outcomes import EVENTS, RETRY_INTERVALS, UNCERTAIN_OUTCOMES
@@ -63,17 +63,6 @@ class ProcessStatus(NamedTuple):
     """Open connections."""
     cpu: float
     """Seconds of processor time of all processes that had this row, as of a second ago."""
-
-
-class RuleLimit(NamedTuple):
-    """What the throttle or greylist of a rule has decided."""
-
-    limit: str
-    """As text; empty where it is not known, or no rule of that name has one any more."""
-    passed: int
-    """Commands that it let pass."""
-    limited: int
-    """Commands to which the rule applied because of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,12 +323,7 @@ class Snapshot:
     @cached_property
     def rule_limits(self) -> Mapping[str, RuleLimit]:
         """What the limits of rules have decided, by rule: of all rules that have one, or had."""
-        found = {}
-        for name, counter in self.rule_counters.items():
-            counts = [self.cells[cell] for cell in limit_counters(counter)]
-            if name in self.rule_limit_texts or any(counts):
-                found[name] = RuleLimit(self.rule_limit_texts.get(name, ""), *counts)
-        return found
+        return read_limits(self.rule_counters, self.rule_limit_texts, self.cells)
 
     @property
     def retries(self) -> dict[str, Any]:

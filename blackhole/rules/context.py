@@ -131,6 +131,11 @@ class RuleContext:
         elif phase == "AUTH":
             self.user = argument
 
+    def take_limit_events(self) -> tuple[int, ...]:
+        """Return what limiters have decided since the last time, for the caller to count."""
+        events, self.limit_events = self.limit_events, ()
+        return events
+
     def save(self) -> Saved:
         """Return the part of the context that a command may change although it is refused."""
         return self.helo, self.sender, self.recipient, self.size, self.draws

@@ -344,13 +344,8 @@ class RuleEvaluator:
         else:
             found = self._find_in(table)
         if self.context.limit_events:
-            self._record_limits(session)
+            session.counted_events += self.context.take_limit_events()
         return found
-
-    def _record_limits(self, session: SessionState) -> None:
-        """Record what limiters have decided since the last time."""
-        session.counted_events += self.context.limit_events
-        self.context.limit_events = ()
 
     def _compare_header(self, table: RuleTable, turns: Iterator[None], answer: None = None) -> TableMatch:
         """Go on comparing the fields of the header section until other clients should have their turn."""
@@ -425,7 +420,7 @@ class RuleEvaluator:
     ) -> Decision | PendingDecision | None:
         """Go on with the answer that was waited for; None: the store has none."""
         found = pending.resume(answer)
-        self._record_limits(session)
+        session.counted_events += self.context.take_limit_events()
         if found is None:
             self.context.header = ()
             return None

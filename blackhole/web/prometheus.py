@@ -17,7 +17,8 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from blackhole import __version__
-from blackhole.metrics.layout import CELL_INDEX, HISTOGRAMS, LIMIT_DECISIONS
+from blackhole.metrics.layout import CELL_INDEX, HISTOGRAMS
+from blackhole.metrics.rule_limits import by_decision, limits_as_labels
 from blackhole.metrics.snapshot import Snapshot
 from blackhole.rules.outcomes import RETRY_INTERVALS, UNCERTAIN_OUTCOMES
 from blackhole.store.domain_log import DOMAIN_OUTCOMES
@@ -288,13 +289,13 @@ METRICS: Final = (
         "Commands that the throttle or greylist of a rule let pass, and those that it limited, by rule.",
         'rate(blackhole_rule_limit_decisions_total{decision="limited"}[5m])'
         " / ignoring(decision) sum without (decision) (rate(blackhole_rule_limit_decisions_total[5m]))",
-        lambda reading: _rule_limit_decisions(reading.snapshot),
+        lambda reading: by_decision(reading.snapshot.rule_limits),
         ("rule", "decision"),
     ),
     MetricRow(
         "rule_limit_info", "gauge", "The throttle or greylist of a rule; the value is 1.",
         "blackhole_rule_limit_info",
-        lambda reading: _rule_limit_texts(reading.snapshot),
+        lambda reading: limits_as_labels(reading.snapshot.rule_limits),
         ("rule", "limit"),
     ),
     MetricRow(
@@ -393,20 +394,6 @@ def _histogram(name: str, meaning: str, value: Buckets) -> Metric:
 def _replies(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
     """Return the replies by phase and code, both as text."""
     return {(phase, str(code)): count for (phase, code), count in snapshot.replies.items()}
-
-
-def _rule_limit_decisions(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
-    """Return what the limits of rules have decided, by rule and decision."""
-    return {
-        (name, decision): getattr(one, decision)
-        for name, one in snapshot.rule_limits.items()
-        for decision in LIMIT_DECISIONS
-    }
-
-
-def _rule_limit_texts(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
-    """Return 1 for each rule that has a limit, by rule and limit."""
-    return {(name, one.limit): 1 for name, one in snapshot.rule_limits.items() if one.limit}
 
 
 def _domain_recipients(snapshot: Snapshot) -> Mapping[tuple[str, ...], float]:
