@@ -141,6 +141,33 @@ def test_one_shot_replies_of_a_namespace_are_counted_over_the_whole_fleet(fleet:
     assert fleet.deliver("shots", 1) == [Counter({250: 1})] * 2
 
 
+LIMITED = """
+[[rule]]
+name = "busy"
+phase = "RCPT"
+throttle = { recipients = 3, per = "1h", by = "recipient" }
+reply = "450 4.7.1 Slow down"
+"""
+
+
+def test_limits_in_a_namespace_and_what_they_decide_are_those_of_all_machines(fleet: NamespacedFleet) -> None:
+    one, two = fleet.machines
+    fleet.put(one, "limited/scenario", LIMITED)
+    assert sum(fleet.deliver("limited", 4), Counter()) == {250: 3, 450: 5}
+
+    def decided() -> tuple[int, int]:
+        found = figures(two, "limited/stats.json")["rule_limits"].get("busy", {})
+        return found.get("passed"), found.get("limited")
+
+    wait_for(lambda: decided() == (3, 5), "all decisions are counted")
+    here = [figures(sink, "limited/stats.json?scope=machine") for sink in fleet.machines]
+    assert [sum(one["rule_limits"]["busy"][name] for one in here) for name in ("passed", "limited")] == [3, 5]
+    assert {one["rule_limits"]["busy"]["limit"] for one in here} == {"3 recipients in 3600 s by recipient"}
+    assert here[0]["scenario"]["names"] == figures(one, "limited/stats.json")["scenario"]["names"] == ["busy"]
+    everywhere = ask(one.http, "/stats.json?scope=fleet").json["rule_limits"]["busy"]
+    assert (everywhere["passed"], everywhere["limited"]) == (3, 5)
+
+
 def test_a_run_of_a_namespace_counts_its_messages_on_all_machines(fleet: NamespacedFleet) -> None:
     one, two = fleet.machines
     assert fleet.put(one, "runner").status in (201, 504)

@@ -103,6 +103,11 @@ def test_two_jobs_with_opposite_scenarios_see_only_their_own(sink: NamespacedSin
     assert (of_a["messages"]["deferred"], of_a["recipients"], of_a["connections"]) == (0, 0, 20)
     assert of_b["messages"] == {"accepted": 0, "deferred": 20, "rejected": 0}
     assert (of_b["rule_hits"], of_b["connections"]) == ({"later": 20}, 20)
+    figures = ask(sink.http, "/namespaces/job-b/stats.json").json
+    assert (figures["messages"], figures["rule_hits"]) == (of_b["messages"], of_b["rule_hits"])
+    assert (figures["scenario"]["names"], figures["runs"]) == (["later"], [])
+    listed = {one["name"]: one for one in ask(sink.http, "/namespaces").json}
+    assert (listed["job-b"]["messages"], listed["job-b"]["waiting"]) == (20, 0)
     assert recipients(sink, "job-a") == {"bob+ns.job-a@example.com": 20}
     assert recipients(sink, "job-b") == {"bob+ns.job-b@example.com": 20}
 
@@ -121,6 +126,7 @@ def recipients(sink: NamespacedSink, namespace: str) -> Counter[str]:
 def test_one_shot_replies_are_counted_exactly_in_their_namespace(sink: NamespacedSink) -> None:
     rule = {"phase": "RCPT", "reply": "450 4.2.0 Later", "count": 3}
     assert post(sink.http, "/namespaces/shots/next", rule).status == 200
+    assert ask(sink.http, "/namespaces/shots").json["waiting"] == rule["count"]
     assert post(sink.http, "/next", {"phase": "RCPT", "reply": "450 4.7.0 Other", "count": 1}).status == 200
     assert Counter(deliver(sink.port, "bob+ns.shots@example.com", 8)) == {450: 3, 250: 5}
     assert deliver(sink.port, "bob@example.com", 2) == [450, 250]
