@@ -283,6 +283,10 @@ def test_server_that_is_silent_is_waited_for_a_limited_time(monkeypatch: pytest.
         in_loop(play)
 
 
+PATIENCE = 70.0
+"""Seconds: an answer can come too late on a busy machine; after half a minute the name is asked for again."""
+
+
 def verified(program: Program) -> int:
     """Return how many signatures were verified."""
     return program.snapshot().inspected[IN_SIGNATURES].inspected
@@ -312,15 +316,16 @@ def test_program_verifies_signatures_with_keys_of_a_resolver(tmp_path: Path, key
                 return verified(program) > before
 
             assert not is_verified(text)
-            wait_for(lambda: is_verified(text), "the key has come")
+            wait_for(lambda: is_verified(text), "the key has come", PATIENCE)
             before = verified(program)
             assert "bad-" not in run("report", f"--pid={pid}").stdout.replace("bad-one-click", "")
             assert is_verified(text + b"x\r\n")
             assert verified(program) == before + 1
-            wait_for(lambda: is_verified(unpublished), "the answer has come that there is no key")
+            wait_for(lambda: is_verified(unpublished), "the answer has come that there is no key", PATIENCE)
             said = run("report", f"--pid={pid}", "--show-lines").stdout
             assert program.stop() == 0
-        assert server.queries(NAME.decode()) == server.queries("none._domainkey.a.test") == 1
+        assert server.queries(NAME.decode())
+        assert server.queries("none._domainkey.a.test")
     assert "MUST   bad-body-hash: " in said
     assert "no key is published" in said
     assert imports.read_text().split() == [], "a worker may have no right to read more modules"
