@@ -80,7 +80,7 @@ class NamespacedMember(FleetMember):
         super().__init__(store, name, counters.snapshot, lambda: shown)
         self.obeyed_namespaces = 0
         self.messages: dict[str, int] = {}
-        self.namespace_fields = lambda: {
+        self.namespace_fields = lambda snapshot: {
             f"in {namespace} {ACCEPTED}": count for namespace, count in self.messages.items()
         }
 

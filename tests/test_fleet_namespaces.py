@@ -248,9 +248,11 @@ def test_a_store_that_lost_everything_gets_it_again_and_a_machine_that_joins_obe
         return bool(figures(fleet.two, "job/report?format=json")["rule_hits"] == {"full": number})
 
     wait_for(lambda: has_hits(4), "all is counted")
+    assert post(fleet.one.http, "/namespaces/job/runs", {"name": "kept"}).status == 201
     fleet.redis.ask("FLUSHALL")
     wait_for(lambda: fleet.redis.ask("HEXISTS", "blackhole:{blackhole}:namespaces", "job"), "it is back")
     wait_for(lambda: has_hits(4), "its figures are back")
+    wait_for(lambda: figures(fleet.two, "job/runs"), "its run is back")
     three = fleet.add()
     wait_for(lambda: ask(three.http, "/namespaces/job").status == 200, "it obeys")
     assert ask(three.http, "/namespaces/old").status == 404

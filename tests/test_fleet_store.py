@@ -388,9 +388,10 @@ def test_a_machine_differs_from_many_in_one_line() -> None:
     text |= {"load": 0, "workers": 1, "order": 0, "layout": 5}
     found = {f"m{n}:1": (0.0, json.dumps(text | {"name": f"m{n}"}).encode()) for n in range(9)}
     own, *others = parse_machines(found)
-    lines = [*find_differences(own._replace(layout=6), others, -7.25)]
+    lines = [*find_differences(own._replace(layout=6, namespaces=0), others, -7.25)]
     assert lines == [
         "another layout of the counters as on m1, m2, m3 and 5 more",
+        "namespaces shared, not unshared as on m1, m2, m3 and 5 more",
         "its clock is 7.2 s behind that of the store",
     ]
     silent = [one._replace(age=5.0, name="\x1b[31m") for one in others] * 4

@@ -125,6 +125,9 @@ def find_differences(own: Machine, others: Iterable[Machine], clock: float) -> I
             alike.setdefault("another layout of the counters", []).append(other)
         if (other.scenario, other.digest) != (own.scenario, own.digest):
             alike.setdefault(f"scenario {_scenario(own)}, not {_scenario(other)}", []).append(other)
+        if _namespaces(other) != _namespaces(own):
+            differs = f"namespaces {_namespaces(own)}, not {_namespaces(other)}"
+            alike.setdefault(differs, []).append(other)
         if _plain_name(other) == _plain_name(own) and other.up >= own.up:
             alike.setdefault(SAME_NAME, []).append(other)
     for what, machines in alike.items():
@@ -138,6 +141,10 @@ def find_differences(own: Machine, others: Iterable[Machine], clock: float) -> I
 
 def _scenario(machine: Machine) -> str:
     return f"{machine.scenario} ({machine.digest or 'empty'})"
+
+
+def _namespaces(machine: Machine) -> str:
+    return "unshared" if machine.namespaces < 0 else "shared"
 
 
 def _plain_name(machine: Machine) -> str:

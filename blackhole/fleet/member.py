@@ -85,8 +85,8 @@ class FleetMember:
         """The number of the last order to a namespace, as the store has told with the last write."""
         self.obeyed_namespaces = -1
         """The number of the last order to a namespace that this machine obeys; -1 if it obeys none."""
-        self.namespace_fields: Callable[[], Mapping[str, int]] = dict
-        """Returns the counters of all namespaces by field."""
+        self.namespace_fields: Callable[[Snapshot], Mapping[str, int]] = lambda snapshot: {}
+        """Returns the counters of all namespaces by field, given those of this machine."""
         self._known_fields: set[str] = set()
         """Fields of the namespaces that there were at the last write."""
         self._gone: set[str] = set()
@@ -107,6 +107,11 @@ class FleetMember:
         self._joined: float | None = None
         """When this machine first wrote, by the monotonic clock, until it has compared itself with others."""
         self._has_joined = False
+
+    @property
+    def epoch(self) -> str:
+        """What changes when the store has lost its data; empty before the first write."""
+        return self._epoch
 
     @property
     def available(self) -> bool:
@@ -149,7 +154,7 @@ class FleetMember:
                     for name in await self.store.figures(self.machine)
                     if name.startswith(fields.NAMESPACE)
                 }
-            current |= self._fields_of_namespaces()
+            current |= self._fields_of_namespaces(snapshot)
             changed: dict[str, int | None] = dict.fromkeys(self._gone)
             changed |= {name: count for name, count in current.items() if self._written.get(name) != count}
             written = await self._write(changed, age)
@@ -179,9 +184,9 @@ class FleetMember:
         self.counted()
         return True
 
-    def _fields_of_namespaces(self) -> dict[str, int]:
+    def _fields_of_namespaces(self, snapshot: Snapshot) -> dict[str, int]:
         """Return the counters of all namespaces by field, and note which fields are gone."""
-        found = dict(self.namespace_fields())
+        found = dict(self.namespace_fields(snapshot))
         self._gone = (self._gone | self._known_fields) - found.keys()
         self._known_fields = {*found}
         return found

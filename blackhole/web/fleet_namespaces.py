@@ -11,8 +11,9 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
 
@@ -21,9 +22,10 @@ from blackhole.fleet.machine import Machine
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.namespace_figures import NamespaceFigures
 from blackhole.fleet.namespace_store import NamespaceIndex, NamespaceStore, SharedNamespace
-from blackhole.fleet.replies import FleetOrder, StoreError
+from blackhole.fleet.replies import FleetOrder, FleetRun, StoreError
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.namespace_counters import NamespaceState
+from blackhole.metrics.snapshot import Snapshot
 from blackhole.settings import OperatorError, Settings
 from blackhole.store.control import MAX_NAMESPACES, NamespaceEntry
 from blackhole.store.namespaces import NamespaceChannel
@@ -62,20 +64,23 @@ class FleetNamespaces(Namespaces):
         self._number = 0
         """The number of the last order to a namespace that this machine obeys."""
         self._obeyed: dict[str, ObeyedNamespace] = {}
+        self._runs: dict[str, Mapping[str, FleetRun]] = {}
+        """Copies of the runs that were seen last, by the id of the namespace."""
+        self._epoch = ""
+        """That of the store, when namespaces were obeyed last."""
         self.dropped: Final = deque[int](maxlen=MAX_NAMESPACES)
         """Numbers of the last orders of which a worker of this machine has died."""
         self._obeying: Final = asyncio.Lock()
         member.obeyed_namespaces = 0
         member.namespace_fields = self._fields
 
-    def _fields(self) -> dict[str, int]:
+    def _fields(self, server: Snapshot) -> dict[str, int]:
         """Return the counters of all namespaces on this machine, as the fleet's store has them."""
         found: dict[str, int] = {}
-        entries = [entry for entry in self.directory.entries() if entry.shared]
-        server = self._counters.snapshot() if entries else None
-        for entry in entries:
-            assert server is not None
-            found |= fields.namespace_fields(entry.shared, self._state.counters.counted(entry), server)
+        for entry in self.directory.entries():
+            if entry.shared:
+                counted = self._state.counters.counted(entry)
+                found |= fields.namespace_fields(entry.shared, counted, server)
         return found
 
     # Orders.
@@ -106,6 +111,15 @@ class FleetNamespaces(Namespaces):
                 await self.store.restore(known, {name: one.order for name, one in obeyed})
             elif index.number > self._number:
                 await self._obey(index)
+            before, self._epoch = self._epoch, self._member.epoch
+            if before not in ("", self._epoch):
+                await self._restore_runs()
+
+    async def _restore_runs(self) -> None:
+        """Write the runs again that this machine knows of, where the store has lost its data."""
+        for namespace, runs in self._runs.items():
+            for run in runs.values():
+                await self._member.store.of_namespace(namespace).restore_run(run)
 
     async def _obey(self, index: NamespaceIndex) -> None:
         """Put what is in force in all namespaces of the fleet in force on this machine, and say so."""
@@ -114,7 +128,7 @@ class FleetNamespaces(Namespaces):
         if gone:
             self.directory.remove(*gone)
         for name in [name for name, one in self._obeyed.items() if ids.get(name) != one.shared.id]:
-            del self._obeyed[name]
+            self._runs.pop(self._obeyed.pop(name).shared.id, None)
         seconds, failed = OBEY_TIMEOUT, None
         for one in index.namespaces.values():
             obeyed = self._obeyed.get(one.name)
@@ -187,7 +201,12 @@ class FleetNamespaces(Namespaces):
         obeyed = self._obeyed.get(entry.name)
         if obeyed is None or obeyed.shared.id != entry.shared:
             raise APIError(HTTPStatus.NOT_FOUND, f"There is no namespace {entry.name} in the fleet.")
-        return NamespaceFigures(self._member, obeyed.shared)
+        return NamespaceFigures(self._member, obeyed.shared, partial(self._keep_runs, entry.shared))
+
+    def _keep_runs(self, namespace: str, runs: Mapping[str, FleetRun]) -> None:
+        """Keep a copy of the runs of a namespace. A store that has none has lost them: none is removed."""
+        if runs:
+            self._runs[namespace] = runs
 
     async def summaries(self, entries: Iterable[NamespaceEntry]) -> list[dict[str, Any]]:
         found = []
