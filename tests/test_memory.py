@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from blackhole.smtp.violations import IN_HEADERS
 from tests.certificates import Certificate
 from tests.program import Program, children, free_port, status
 
@@ -37,6 +38,7 @@ def send(client: socket.socket, body: bytes, times: int) -> None:
     """A message, made of the same octets again and again."""
     client.sendall(b"DATA\r\n")
     assert client.recv(4096).startswith(b"354 ")
+    client.sendall(b"Subject: x\r\n\r\n")
     for _ in range(times):
         client.sendall(body)
     client.sendall(b"\r\n.\r\n")
@@ -66,4 +68,20 @@ def test_worker_memory_does_not_grow_with_a_message(
             send(client, body, size)
             assert peak(worker) - before < GROWTH
             assert children(program.pid) == [worker]
+        assert program.stop() == 0
+
+
+def test_worker_memory_does_not_grow_with_a_message_whose_content_is_inspected() -> None:
+    """After the first message, of which 256 KiB are kept until its end."""
+    options = "--workers=1", "--message_size_limit=0", "--inspect=all", "--inspect-content"
+    with Program(*options, env=ALLOCATOR) as program:
+        (worker,) = children(program.pid)
+        with socket.create_connection(program.address, 60) as client:
+            assert client.recv(4096).startswith(b"220 ")
+            send(client, LINES, 4)
+            before = peak(worker)
+            send(client, LINES, 64)
+            assert peak(worker) - before < GROWTH
+        program.wait_until_idle()
+        assert program.snapshot().inspected[IN_HEADERS].inspected == 2
         assert program.stop() == 0
