@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from blackhole import redis_url
-from blackhole.fleet.replies import StoreError
+from blackhole.fleet.namespace_store import NamespaceStore
+from blackhole.fleet.replies import FleetOrder, StoreError
 from blackhole.fleet.store import FleetStore
 from blackhole.rules.attempt_store import PendingAnswer, count_attempt
 from blackhole.store.redis_attempts import RedisAttemptStore
@@ -51,6 +52,10 @@ def survives(url: str, fail_over: Callable[[], None]) -> None:
         try:
             await until(lambda: counted(attempts), "the store of attempts answers")
             await until(lambda: written(fleet), "the store of the fleet answers")
+            namespaces = NamespaceStore(fleet)
+            assert await namespaces.publish("job", FleetOrder(), False) == 1
+            (job,) = (await namespaces.index()).namespaces.values()
+            assert await namespaces.touch([(job, 0.0)]) == []
             fail_over()
             await until(lambda: counted(attempts), "the store of attempts answers again")
             await until(lambda: written(fleet), "the store of the fleet answers again")
@@ -191,7 +196,8 @@ def test_a_fleet_uses_tls_and_an_acl_user_whose_password_is_never_shown(
         scenario = querying_scenario(tmp_path, "RCPT")
 
         def started(url: str) -> Sink:
-            return Sink(scenario, "--fleet_control", "--client_connections=9", env={"BLACKHOLE_FLEET": url})
+            options = scenario, "--fleet_control", "--client_connections=9", "--namespace_by=tag"
+            return Sink(*options, env={"BLACKHOLE_FLEET": url})
 
         with started(f"{url}&ca={certificate.ca}") as right, started(url) as untrusting:
             wrong = started(f"{url.replace('geheim', 'falsch')}&ca={certificate.ca}")
@@ -201,6 +207,7 @@ def test_a_fleet_uses_tls_and_an_acl_user_whose_password_is_never_shown(
                     send(sink.port)
                 wait_for(lambda: of_fleet(right).status == 200, "the store of the fleet answers")
                 assert ask(right.http, "/scenario", "PUT", "").status == 200
+                assert ask(right.http, "/namespaces/job", "PUT").status == 201
                 wait_for(lambda: figures(right.http)["store"]["questions"], "questions are counted")
                 assert figures(right.http)["store"]["unanswered"] == 0
                 for sink in untrusting, wrong:
