@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import smtplib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from blackhole import options
+from blackhole.fleet.member import FleetMember
+from blackhole.fleet.replies import FleetOrder, StoreError
+from blackhole.fleet.store import FleetStore
+from blackhole.metrics.counters import Counters
+from blackhole.metrics.layout import CELL_INDEX
+from blackhole.rules.scenario import Scenario
+from blackhole.settings import OperatorError
+from blackhole.store.control import INITIAL_NUMBER, ControlChannel
+from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES
+from blackhole.web import fleet_control
+from blackhole.web.fleet_control import MAX_TRIES, FleetControl
+from blackhole.web.tls_orders import TLSOrders
 from tests.http_api import Answer, Sink, ask, post
 from tests.program import wait_for
 from tests.redis_server import RedisServer
 
 FULL = '[[rule]]\nphase = "RCPT"\nreply = "452 4.2.2 Mailbox full"\n'
 NEXT = {"phase": "RCPT", "reply": "450 4.2.0 Once"}
+ORDER_KEY = "blackhole:{blackhole}:order"
 
 
 @pytest.fixture
@@ -54,8 +70,14 @@ def fleet(redis: RedisServer) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="module")
-def shared_pair() -> Iterator[tuple[Sink, Sink]]:
-    with RedisServer() as server, Fleet(server) as found:
+def redis_of_pair() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared_pair(redis_of_pair: RedisServer) -> Iterator[tuple[Sink, Sink]]:
+    with Fleet(redis_of_pair) as found:
         yield found.add(), found.add()
 
 
@@ -84,7 +106,7 @@ def order_scenario(sink: Sink, text: str) -> Answer:
 
 def order_number(redis: RedisServer) -> int:
     """Return the number of the order in the store."""
-    return int(redis.ask("HGET", "blackhole:{blackhole}:order", "number") or 0)
+    return int(redis.ask("HGET", ORDER_KEY, "number") or 0)
 
 
 def test_a_scenario_is_obeyed_by_all_when_the_response_comes(fleet: Fleet) -> None:
@@ -122,6 +144,16 @@ def test_a_one_shot_rule_applies_so_many_times_in_the_whole_fleet(pair: tuple[Si
     assert post(two.http, "/next", {"count": 1, **NEXT}).status == 200
     assert post(one.http, "/next", {"count": 1, **NEXT}).status == 200
     assert rcpt(one, 4) + rcpt(two, 1) == {450: 2, 250: 3}
+
+
+def test_uses_of_a_one_shot_rule_are_counted_on_when_the_scenario_changes(pair: tuple[Sink, Sink]) -> None:
+    one, two = pair
+    assert post(one.http, "/next", {"count": 3, **NEXT}).status == 200
+    assert rcpt(one) + rcpt(two) == {450: 2}
+    assert order_scenario(two, FULL).status == 200
+    assert rcpt(one) + rcpt(two) == {450: 1, 452: 1}
+    assert ask(two.http, "/scenario", "DELETE").status == 200
+    assert rcpt(one) + rcpt(two) == {250: 2}
 
 
 def test_one_shot_rules_are_removed_everywhere(pair: tuple[Sink, Sink]) -> None:
@@ -193,3 +225,96 @@ def test_the_clock_of_a_scenario_is_that_of_the_store(fleet: Fleet) -> None:
     assert replies == {452: 1} or time.monotonic() - ordered > 4
     time.sleep(max(0, obeyed + 4 - time.monotonic()))
     assert rcpt(one) == rcpt(two) == {250: 1}
+
+
+def test_a_machine_obeys_an_order_that_is_older_than_its_boot(
+    pair: tuple[Sink, Sink], redis_of_pair: RedisServer
+) -> None:
+    number = order_number(redis_of_pair) + 1
+    redis_of_pair.ask("HSET", ORDER_KEY, "number", number, "name", "old", "text", FULL, "at", 1)
+    for sink in pair:
+        wait_for(lambda sink=sink: rcpt(sink) == {452: 1}, "it obeys")
+    assert order_number(redis_of_pair) == number
+
+
+def test_no_more_one_shot_rules_wait_in_a_fleet_than_on_a_machine(
+    pair: tuple[Sink, Sink], redis_of_pair: RedisServer
+) -> None:
+    rules = [[str(number), 1, NEXT] for number in range(MAX_ONE_SHOT_RULES)]
+    redis_of_pair.ask("HSET", ORDER_KEY, "rules", json.dumps(rules))
+    redis_of_pair.ask("HINCRBY", ORDER_KEY, "number", 1)
+    answer = post(pair[0].http, "/next", {"count": 1, **NEXT})
+    assert (answer.status, "16 rules are waiting already" in answer.json["error"]) == (400, True)
+
+
+class Control(FleetControl):
+    """The control of a machine in this process. No worker reads its orders."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        settings = options.parse([f"--fleet={redis.url()}", "--dashboard=127.0.0.1:0"], {}).settings
+        self.counters = Counters(rows=1)
+        self.store = FleetStore(settings.fleet, "f")
+        member = FleetMember(self.store, "one:1", self.counters.snapshot, dict)
+        tls = TLSOrders(settings, (), None)
+        super().__init__(settings, Scenario(), (), ControlChannel(), self.counters, tls, member)
+
+
+def with_control(redis: RedisServer, test: Callable[[Control], Awaitable[None]]) -> None:
+    async def run() -> None:
+        control = Control(redis)
+        try:
+            await test(control)
+        finally:
+            await control.store.close()
+
+    asyncio.run(run())
+
+
+def test_an_order_between_two_others_is_tried_again_and_not_for_ever(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def order(control: Control) -> None:
+        publish, calls = control.store.publish, iter((0, 0, None))
+
+        async def publish_late(order: FleetOrder, is_new: bool) -> int:
+            return await publish(order, is_new) if next(calls) is None else 0
+
+        monkeypatch.setattr(control.store, "publish", publish_late)
+        assert await control.restore() == 1
+        calls = iter([0] * MAX_TRIES)
+        with pytest.raises(OperatorError, match="other machines give orders at the same time; try again"):
+            await control.restore()
+
+    with_control(redis, order)
+
+
+def test_an_order_that_a_worker_does_not_apply_is_obeyed_and_the_log_says_so(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fleet_control, "OBEY_TIMEOUT", 0.01)
+
+    async def order(control: Control) -> None:
+        row = control.counters.allocate_row()
+        control.counters.cells(row)[CELL_INDEX["accepting"]] = 1
+        control.counters.set_applied_order(row, INITIAL_NUMBER)
+        await control.restore()
+        await control.restore()
+        assert caplog.messages == ["fleet: a worker did not apply order 1 within 0.01 s"]
+
+    with_control(redis, order)
+
+
+def test_a_store_that_is_gone_is_named_where_machines_were_to_obey(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def order(control: Control) -> None:
+        async def machines() -> dict[str, tuple[float, bytes]]:
+            raise StoreError("the server closed the connection")
+
+        number = await control.restore()
+        assert await control.applied(number, 1, lambda: False) == ""
+        monkeypatch.setattr(control.store, "machines", machines)
+        late = await control.applied(number, 1, lambda: False)
+        assert late == "the store of the fleet does not answer, and a machine"
+
+    with_control(redis, order)

@@ -229,10 +229,13 @@ class UseLimit(NamedTuple):
     limit: int
     name: str
     """What the uses are counted for, in place of the rule."""
+    store: AttemptStore | None = None
+    """Where they are counted, whatever else is in force; None: in the store of the scenario."""
 
     def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
         """Return whether the rule matches; see AttemptStore for other answers."""
-        return store.update(b"use\0" + self.name.encode(), context.elapsed, UseCount(self.limit).take)
+        key = b"use\0" + self.name.encode()
+        return (self.store or store).update(key, context.elapsed, UseCount(self.limit).take)
 
     def would_block(self, context: RuleContext) -> bool:
         """Return whether the attempt is blocked if each one before was."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any, Final, NamedTuple, Self
 
-from blackhole.rules.attempt_store import ScopedStore
+from blackhole.rules.attempt_store import AttemptStore, ScopedStore
 from blackhole.rules.limiters import UseLimit
 from blackhole.rules.model import Condition, Rule
 from blackhole.rules.scenario import Scenario
@@ -293,14 +293,18 @@ def effective_scenario(
             clock_origin=order.began,
             attempt_store=ScopedStore(loaded.attempt_store, b"%d\0" % round(order.at * 1e6)),
         )
-    first = (one_shot_rule(one, budgets) for one in order.one_shot_rules if budgets.remaining(one))
+    store = loaded.attempt_store
+    first = (one_shot_rule(one, budgets, store) for one in order.one_shot_rules if budgets.remaining(one))
     certificates = {name: pem.encode() for name, pem in order.certificates.items()}
     return replace(found.preceded_by(first), certificates=certificates)
 
 
-def one_shot_rule(one: OneShotRule, budgets: Budgets) -> Rule:
-    """Return the rule of a one-shot rule: its last condition consumes a use of the budget."""
+def one_shot_rule(one: OneShotRule, budgets: Budgets, store: AttemptStore) -> Rule:
+    """Return the rule of a one-shot rule: its last condition consumes a use of the budget.
+
+    In a fleet, uses are counted in `store`, which no order replaces.
+    """
     rule = parse_rule(one.rule, f"next {one.number}")
     last = Condition("count", str(one.times), lambda case: budgets.consume(one))
-    limiter = UseLimit(one.times, one.shared) if one.shared else rule.limiter
+    limiter = UseLimit(one.times, one.shared, store) if one.shared else rule.limiter
     return replace(rule, conditions=(*rule.conditions, last), name=ONE_SHOT_NAME, limiter=limiter)
