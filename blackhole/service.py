@@ -265,7 +265,7 @@ class Service:
             self._history,
             self._page,
             child,
-            wanted.scenario.scenario,
+            replace(wanted.scenario, clock_origin=self._began),
             self._profiles,
             shared.control,
             shared.machine_id,

@@ -155,7 +155,9 @@ def order_text(**fields: object) -> bytes:
         order_text(at="now"),
         order_text(at=float("nan")),
         order_text(at=1e300),
-        order_text(began=-1),
+        order_text(began=1e300),
+        order_text(began="now"),
+        order_text(windows_began=float("nan")),
         order_text(certificates=[1]),
         order_text(certificates={"expired": 1}),
         order_text(one_shot_rules=1),
@@ -177,6 +179,14 @@ def test_what_is_no_order_is_not_read_and_can_be_replaced(text: bytes) -> None:
     number = channel.publish(lambda before, number: replace(before, name="next"))
     assert number == whole + 2
     assert channel.read()[1].name == "next"
+
+
+def test_a_clock_may_have_started_before_the_machine_was_booted() -> None:
+    """Another machine of a fleet had that order, or these windows."""
+    channel = ControlChannel()
+    order = RuntimeOrder(name="outage.toml", began=-5.0, windows_began=-9.0)
+    channel.publish(lambda before, number: order)
+    assert channel.read()[1] == order
 
 
 @pytest.mark.parametrize("number", [2**32 - 1, 2**32, 2**64 - 1])

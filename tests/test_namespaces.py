@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -16,6 +17,7 @@ from blackhole.net.listener_setup import make_recorder
 from blackhole.net.namespace_accounts import AccountedCells, NamespaceAccounts, NamespaceScenario
 from blackhole.net.server import SMTPServer
 from blackhole.net.server_namespaces import ServerNamespaces
+from blackhole.process.namespace_scenarios import NamespaceScenarios
 from blackhole.rules.evaluator import RuleEnvironment, RulePolicy
 from blackhole.rules.namespaces import NamespaceEvaluator, NamespacePolicy, tag_of
 from blackhole.rules.scenario_file import parse_rules
@@ -363,6 +365,25 @@ def directory() -> NamespaceDirectory:
 
 def named(name: str) -> RuntimeOrder:
     return RuntimeOrder(name=name, at=1.0)
+
+
+def test_the_configuration_has_one_clock_in_all_namespaces_and_an_order_its_own() -> None:
+    directory = NamespaceDirectory(control := ControlChannel(), NamespaceOrders())
+    loaded = replace(NO_SCENARIO, clock_origin=5.0)
+    accounts = NamespaceAccounts(NamespaceCounters(rows=1), 0, lambda place: None)
+    scenarios = NamespaceScenarios(directory.orders, loaded, lambda names: [0 for _ in names], accounts)
+
+    def clocks() -> dict[bytes, float]:
+        found = scenarios.read(control.read()[1])
+        return {name: one.scenario.clock_origin for name, one in found.items()}
+
+    directory.channel("a").publish(lambda before, number: before)
+    tables = {"rule": [{"phase": "NOOP", "reply": "250 2.0.0 OK"}]}
+    order = {"name": "outage.toml", "tables": tables, "began": 7.0}
+    directory.channel("b").publish(lambda before, number: replace(before, **order))
+    assert clocks() == {b"a": 5.0, b"b": 7.0}
+    control.publish(lambda before, number: replace(before, windows_began=-3.0))
+    assert clocks() == {b"a": -3.0, b"b": 7.0}
 
 
 def test_namespaces_have_orders_and_budgets_of_their_own() -> None:

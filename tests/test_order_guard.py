@@ -78,6 +78,14 @@ def test_a_deadly_order_for_a_namespace_costs_that_namespace_alone(
     assert directory.channel("fatal").read()[1].dropped == number
 
 
+def test_the_clock_of_windows_survives_an_order_that_is_dropped(guarded: Guarded) -> None:
+    guarded.control.publish(lambda before, number: replace(before, windows_began=-5.0))
+    number = guarded.publish()
+    guarded.counters.set_reading_order(guarded.row, number)
+    guarded.guard.check(guarded.row, hung=False)
+    assert (guarded.in_force, guarded.control.read()[1].windows_began) == ("", -5.0)
+
+
 def test_an_order_survives_the_death_of_a_worker_that_had_applied_it(guarded: Guarded) -> None:
     number = guarded.publish()
     guarded.counters.set_reading_order(guarded.row, number)

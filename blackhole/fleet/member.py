@@ -17,6 +17,7 @@ from blackhole.fleet.machine import FleetView, Machine, find_differences, make_v
 from blackhole.fleet.replies import StoreError
 from blackhole.fleet.script import LIVE_SECONDS
 from blackhole.fleet.store import MAX_FLEET_RUNS, FleetStore, Written
+from blackhole.fleet.window_clock import WindowClock
 from blackhole.metrics.findings import plural
 from blackhole.metrics.layout import LAYOUT_CRC
 from blackhole.metrics.report import summary_lines
@@ -62,8 +63,11 @@ class FleetMember:
         machine: str,
         figures: Callable[[], Snapshot],
         summary: Callable[[], Mapping[str, Any]],
+        windows: WindowClock | None = None,
     ) -> None:
+        """`windows` is None where the configuration has none."""
         self.store: Final = store
+        self._windows: Final = windows
         self.machine: Final = machine
         self._figures, self._summary = figures, summary
         self.counted: Callable[[], None] = lambda: None
@@ -122,6 +126,8 @@ class FleetMember:
         """Write once a second, for ever."""
         while True:
             if await self.write():
+                if self._windows is not None:
+                    await self._windows.update(self.generation)
                 await self._copies.update()
                 await self._compare_with_others()
             await asyncio.sleep(self._delay() if self._failures else 1 - time.time() % 1)
@@ -201,10 +207,12 @@ class FleetMember:
         """Log that the store does not answer, at most once a minute."""
         if time.monotonic() - self._warned >= WARNING_INTERVAL:
             self._warned = time.monotonic()
+            has_own_clock = self._windows is not None and not self._epoch
             log.warning(
-                "fleet: %s: %.200a; figures are written again when it answers",
+                "fleet: %s: %.200a; figures are written again when it answers%s",
                 self.store.settings,
                 str(error),
+                "; windows run from the start of this machine until then" if has_own_clock else "",
             )
 
     async def _compare_with_others(self) -> None:

@@ -229,6 +229,25 @@ return 1
 """
 """Writes an order again that Redis has lost. KEYS: the order. ARGV: its fields."""
 
+WINDOWS_TOLERANCE: Final = 1.0
+"""Seconds by which a machine's clock of windows has to be older than the common one to take its place."""
+
+SHARE_WINDOWS: Final = f"""
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local own, began = now - ARGV[1], tonumber(redis.call('GET', KEYS[1]) or '')
+if not (began and 0 < began and began <= now and began <= own + {WINDOWS_TOLERANCE}) then
+  began = own
+end
+redis.call('SET', KEYS[1], string.format('%.6f', began), 'EX', {LIVE_SECONDS})
+return string.format('%.6f', now - began)
+"""
+"""Agrees on when windows began: with the first machine that has them. KEYS: when that was. ARGV: how many
+seconds ago it was for this machine. It returns how many seconds ago it was for all.
+
+The key expires when no machine that has these windows is alive. A machine that comes back to an empty store
+writes what it knows."""
+
 STREAM_SECONDS: Final = 30
 """Seconds for which changes of outcomes are kept for other machines."""
 

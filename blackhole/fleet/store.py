@@ -35,6 +35,7 @@ from blackhole.fleet.script import (
     RESTORE,
     RESTORE_RUN,
     RUNS_VERSION,
+    SHARE_WINDOWS,
     START_RUN,
     STOP_RUN,
     WRITE,
@@ -140,6 +141,7 @@ class FleetStore:
         self._read_outcomes: Final = self._client.register_script(READ_OUTCOMES)
         self._outcome_secret: Final = self._client.register_script(OUTCOME_SECRET)
         self._mark: Final = self._client.register_script(MARK)
+        self._share_windows: Final = self._client.register_script(SHARE_WINDOWS)
         self._start_run: Final = self._client.register_script(START_RUN)
         self._stop_run: Final = self._client.register_script(STOP_RUN)
         self._restore_run: Final = self._client.register_script(RESTORE_RUN)
@@ -269,6 +271,11 @@ class FleetStore:
             json.dumps(order.rules),
         ]
         await self._ask(self._restore([self._key("order")], words))
+
+    async def share_windows(self, generation: str, windows: str, age: float) -> float:
+        """Return how many seconds ago some windows began for all machines; `age`: for this one."""
+        keys = [self._key("windows", generation, windows)]
+        return await self._ask(self._share_windows(keys, [f"{age:.6f}"]), checked_number)
 
     # Runs.
 

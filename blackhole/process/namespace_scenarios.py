@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from blackhole.net.namespace_accounts import NamespaceAccounts, NamespaceScenario
 from blackhole.settings import OperatorError
 from blackhole.store.active_scenario import ActiveScenario, RuleCounters
-from blackhole.store.control import NamespaceEntry, RuntimeOrder, effective_scenario
+from blackhole.store.control import NamespaceEntry, RuntimeOrder, effective_scenario, with_window_clock
 from blackhole.store.namespaces import NamespaceOrders
 from blackhole.store.one_shot_rules import OneShotRule, UseBudgets
 
@@ -55,9 +55,11 @@ class NamespaceScenarios:
     def read(self, order: RuntimeOrder) -> Mapping[bytes, NamespaceScenario]:
         """Return the namespaces of an order by their names."""
         found: dict[str, KnownNamespace] = {}
+        loaded = with_window_clock(self._loaded, order)
+        has_other_clock, self._loaded = loaded.clock_origin != self._loaded.clock_origin, loaded
         for entry in order.namespaces:
             known = self._known.get(entry.name)
-            if known is None or known.namespace.entry != entry or known.is_used_up:
+            if known is None or known.namespace.entry != entry or known.is_used_up or has_other_clock:
                 known = self._read(entry) or known
             if known is not None:
                 found[entry.name] = known

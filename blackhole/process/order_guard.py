@@ -59,7 +59,7 @@ class OrderGuard:
             if changed:  # the orders for other namespaces, and for the server, do no harm
                 others = tuple(one for one in before.namespaces if one.name != changed)
                 return replace(before, namespaces=others, dropped=number)
-            return RuntimeOrder(at=time.time(), dropped=number)
+            return RuntimeOrder(at=time.time(), windows_began=before.windows_began, dropped=number)
 
         try:
             following = self._control.publish(change)

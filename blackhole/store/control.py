@@ -101,7 +101,11 @@ class RuntimeOrder:
     at: float = 0.0
     """When the scenario was ordered, in seconds since 1970."""
     began: float = 0.0
-    """When the scenario was ordered, in monotonic time: its clock for `from` and `until` starts here."""
+    """When the scenario was ordered, in monotonic time, where the clock of its windows starts. It is negative
+    if that was before the machine was booted."""
+    windows_began: float = 0.0
+    """Where the clock of the windows of the configuration starts, in monotonic time, in a fleet; 0: with the
+    server."""
     certificates: Mapping[str, str] = field(default_factory=dict)
     """Certificates of the TLS menu that its rules show to clients, by name, as PEM, with their keys."""
     one_shot_rules: tuple[OneShotRule, ...] = ()
@@ -140,10 +144,13 @@ def order_text(order: RuntimeOrder) -> bytes:
 
 def _is_valid(order: RuntimeOrder) -> bool:
     """Return whether the values of an order are of the types and in the ranges that readers rely on."""
+    starts = order.began, order.windows_began
     texts = order.name, order.text, *order.certificates, *order.certificates.values()
     return (
         all(isinstance(text, str) for text in texts)
-        and all(isinstance(at, float | int) and 0 <= at < MAX_TIME for at in (order.at, order.began))
+        and isinstance(order.at, float | int)
+        and 0 <= order.at < MAX_TIME
+        and all(isinstance(at, float | int) and abs(at) < MAX_TIME for at in starts)
         and all(
             all(map(isinstance, one, (int, int, int, dict, str))) and one.place in range(MAX_ONE_SHOT_RULES)
             for one in order.one_shot_rules
@@ -284,7 +291,7 @@ def effective_scenario(
 
     Raises OperatorError.
     """
-    found = loaded
+    found = with_window_clock(loaded, order)
     if order.name:
         found = replace(
             loaded,
@@ -297,6 +304,11 @@ def effective_scenario(
     first = (one_shot_rule(one, budgets, store) for one in order.one_shot_rules if budgets.remaining(one))
     certificates = {name: pem.encode() for name, pem in order.certificates.items()}
     return replace(found.preceded_by(first), certificates=certificates)
+
+
+def with_window_clock(loaded: ActiveScenario, order: RuntimeOrder) -> ActiveScenario:
+    """Return the scenario of the configuration with the clock that its windows have in a fleet."""
+    return replace(loaded, clock_origin=order.windows_began) if order.windows_began else loaded
 
 
 def one_shot_rule(one: OneShotRule, budgets: Budgets, store: AttemptStore) -> Rule:

@@ -20,6 +20,7 @@ from typing import Final
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.outcomes import OutcomeExchange
 from blackhole.fleet.store import FleetStore
+from blackhole.fleet.window_clock import WindowClock
 from blackhole.metrics.counters import Counters
 from blackhole.metrics.namespace_counters import NamespaceState
 from blackhole.metrics.transaction_reader import TransactionReader
@@ -29,8 +30,9 @@ from blackhole.process.logs import limit_repeated_lines, reopen
 from blackhole.process.message_total import MessageTotal
 from blackhole.process.plan import ChildContext
 from blackhole.process.tls_configuration import DashboardTLS
-from blackhole.rules.scenario import Scenario, ScenarioSource
+from blackhole.rules.scenario import ScenarioSource
 from blackhole.settings import Settings
+from blackhole.store.active_scenario import ActiveScenario
 from blackhole.store.control import ControlChannel
 from blackhole.store.recent import RecentRecords
 from blackhole.store.shared_outcomes import SharedOutcomeTable
@@ -71,7 +73,7 @@ class Dashboard:
         history: History,
         files: Mapping[str, StaticFile],
         context: ChildContext,
-        scenario: Scenario,
+        active: ActiveScenario,
         profiles: Iterable[ScenarioSource],
         channel: ControlChannel,
         machine: str,
@@ -82,15 +84,16 @@ class Dashboard:
         outcomes: SharedOutcomeTable | None = None,
         namespaces: NamespaceState | None = None,
     ) -> None:
-        """`scenario` is that of the configuration, `machine` the id of this server in a fleet, `contexts` are
+        """`active` is that of the configuration, `machine` the id of this server in a fleet, `contexts` are
         those of the listeners, and `menu` the certificates of the TLS menu.
 
         `messages` is the total that ends the server, if one does, and `outcomes` is what the machines of a
         fleet exchange.
         """
-        self._fleet: Final = self._make_member(settings, counters, machine) if settings.fleet.host else None
+        self._settings, self._counters, self._context = settings, counters, context
+        self._fleet: Final = self._make_member(machine, channel, active) if settings.fleet.host else None
         tls = TLSOrders(settings, contexts, menu)
-        parts = settings, scenario, profiles, channel, counters, tls
+        parts = settings, active.scenario, profiles, channel, counters, tls
         if self._fleet is not None and messages is not None:
             fleet = self._fleet
             fleet.counted = lambda: messages.set_elsewhere(fleet.elsewhere)
@@ -110,14 +113,16 @@ class Dashboard:
         )
         self._files: Final = files
         self._hosts: Final = AllowedHosts(settings)
-        self._counters, self._context = counters, context
-        self._settings: Final = settings
         self._tls: Final = tls
         self._recent: Final = None if recent is None else TransactionReader(recent, counters.rule_names)
 
-    def _make_member(self, settings: Settings, counters: Counters, machine: str) -> FleetMember:
-        store = FleetStore(settings.fleet, settings.fleet_name)
-        return FleetMember(store, machine, counters.snapshot, lambda: self._stats.machine())
+    def _make_member(self, machine: str, channel: ControlChannel, active: ActiveScenario) -> FleetMember:
+        store = FleetStore(self._settings.fleet, self._settings.fleet_name)
+        windows = WindowClock.of_rules(store, channel, active.all_rules, active.clock_origin)
+        return FleetMember(store, machine, self._counters.snapshot, lambda: self._stats.machine(), windows)
+
+    def _machines_alive(self) -> int:
+        return 1 if self._fleet is None else self._fleet.alive
 
     def _make_namespaces(self, state: NamespaceState, settings: Settings, counters: Counters) -> Namespaces:
         if isinstance(self._control, FleetControl) and self._fleet is not None:
