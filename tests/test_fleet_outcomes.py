@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import time
 from functools import partial
 from itertools import count
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from blackhole import redis_url
+from blackhole.fleet import outcomes
 from blackhole.fleet.outcomes import OutcomeExchange, packed, unpacked
 from blackhole.fleet.replies import StoreError
 from blackhole.fleet.store import FleetStore
@@ -117,6 +120,66 @@ def test_records_and_hashes_reach_the_other_machine_once(redis: RedisServer) -> 
         assert not any(sum(one.sweep(number, later, mark_if_never_retried)) for number in range(64))
 
     exchange_between(redis, work)
+
+
+def test_what_was_not_accepted_is_told_without_a_wait_for_the_next_second(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "EXCHANGE_INTERVAL", 3600.0)
+
+    async def work(
+        one: SharedOutcomeTable, two: SharedOutcomeTable, first: OutcomeExchange, second: OutcomeExchange
+    ) -> None:
+        running = [asyncio.create_task(exchange.run()) for exchange in (first, second)]
+        try:
+            async with asyncio.timeout(30):
+                while redis.ask("PUBSUB", "NUMSUB", "blackhole:{f}:outcomes")[1] < 2:
+                    await asyncio.sleep(0.01)
+                message = one.key_hash(b"accepted")
+                one.add_accepted(message)
+                # More than one, so that some are not announced: another announcement was just made.
+                for number in range(5):
+                    envelope = one.key_hash(number)
+                    one.update_hash(envelope, time.monotonic(), partial(update_envelope, DEFERRED))
+                    while not two.contains(envelope):
+                        await asyncio.sleep(0.01)
+                assert not two.add_accepted(message), "it came along"
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+
+    exchange_between(redis, work)
+
+
+def test_many_machines_tell_what_they_know_less_often(redis: RedisServer) -> None:
+    store = FleetStore(redis_url.fleet(redis.url()), "f")
+    pauses = [
+        OutcomeExchange(store, "one:1", SharedOutcomeTable(rows=1, sets=64), lambda alive=alive: alive).pause
+        for alive in (1, 50, 400, 1000, 5000)
+    ]
+    assert pauses == [0.05, 0.05, 0.4, 1.0, 1.0]
+
+
+@pytest.mark.pure
+def test_a_reader_is_woken_up_once_by_all_that_was_not_accepted() -> None:
+    table = SharedOutcomeTable(rows=1, sets=64)
+    table.set_ring(0)
+
+    def is_readable() -> bool:
+        return bool(select.select([table.wakeup_read], [], [], 0)[0])
+
+    table.add_accepted(7)
+    assert not is_readable()
+    for number in range(RING_ENTRIES + 10):
+        table.update_hash(number + 1, 1.0, partial(update_envelope, DEFERRED))
+    assert os.read(table.wakeup_read, 100) == b"!"
+    assert len(list(table.read_changes())) == RING_ENTRIES
+    table.update_hash(5, 2.0, partial(update_envelope, DEFERRED))
+    assert is_readable()
+    table.clear_wakeup()
+    table.clear_wakeup()
+    assert not is_readable()
 
 
 def test_only_the_machine_that_deferred_counts_what_is_never_retried(redis: RedisServer) -> None:

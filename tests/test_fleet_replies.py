@@ -21,7 +21,7 @@ from blackhole.fleet.namespace_figures import NamespaceFigures
 from blackhole.fleet.namespace_store import NamespaceStore, SharedNamespace
 from blackhole.fleet.replies import FleetOrder, FleetRun, StoreError
 from blackhole.fleet.runs import FleetRuns
-from blackhole.fleet.store import FleetStore, Written
+from blackhole.fleet.store import ORDER_CHANNEL, FleetStore, Written
 from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.snapshot import Snapshot
 from tests.http_api import Sink, ask
@@ -123,8 +123,7 @@ async def ask_everything(store: FleetStore) -> int:
     async def announcement() -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(0.05):
-                async for _ in store.announcements():
-                    pass
+                await store.follow(ORDER_CHANNEL, lambda: None)
 
     requests: tuple[Callable[[], Any], ...] = (
         *(member.view, member.machines, store.total, store.order, store.now, announcement),

@@ -72,6 +72,8 @@ class FleetMember:
         self._figures, self._summary = figures, summary
         self.counted: Callable[[], None] = lambda: None
         """Called after each write: `elsewhere` may have changed."""
+        self.alive = 1
+        """The number of machines that are alive, as of the last write."""
         self.elsewhere = 0
         """The messages of all other machines in this generation, as of the last write."""
         self._epoch = ""
@@ -180,6 +182,7 @@ class FleetMember:
             self.order, self.namespaces = written.order, written.namespaces
             self.order_changed.set()
         self._copies.note(written)
+        self.alive = written.alive
         others = max(0, written.messages - current.get(fields.MESSAGES_OF + written.generation, 0))
         # A store that has lost its data gets them back machine by machine.
         self.elsewhere = max(others, self.elsewhere if written.generation == self.generation else 0)

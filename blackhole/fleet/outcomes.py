@@ -1,8 +1,9 @@
 """The exchange of outcomes: what this machine knows of messages goes to the others of its fleet, and back.
 
 So a client that is deferred by one machine and retries at another is seen to retry. The dashboard process
-does it, once a second; no mail waits for it. The changes are in a stream of the store, which forgets them
-after STREAM_SECONDS: a machine that was cut off for longer does not learn what it missed.
+does it; no mail waits for it. Changes of records, which are rare, are sent and announced at once, and then no
+more often than after a pause; all others are sent once a second. The changes are in a stream of the store,
+which forgets them after STREAM_SECONDS: a machine that was cut off for longer does not learn what it missed.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from struct import Struct
 from typing import Final
 
 from blackhole.fleet.replies import StoreError
-from blackhole.fleet.store import FleetStore, StreamEntry
+from blackhole.fleet.store import OUTCOME_CHANNEL, FleetStore, StreamEntry
 from blackhole.store.redis_attempts import WARNING_INTERVAL
-from blackhole.store.shared_outcomes import OUTCOME_SECRET_OCTETS, OutcomeChange, SharedOutcomeTable
+from blackhole.store.shared_outcomes import (
+    ADDED,
+    OUTCOME_SECRET_OCTETS,
+    OutcomeChange,
+    SharedOutcomeTable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +44,13 @@ SECRET_INTERVAL: Final = 60.0
 """Seconds between two questions for the secret, unless the store did not answer."""
 
 EXCHANGE_INTERVAL: Final = 1.0
-"""Seconds between two exchanges."""
+"""Seconds between two exchanges, where nothing is announced."""
+
+MIN_PAUSE: Final = 0.05
+"""Seconds between two exchanges at least."""
+
+PAUSE_PER_MACHINE: Final = 0.001
+"""Seconds of the same, for each machine of the fleet: together they read the store 1000 times a second."""
 
 
 def packed(changes: Sequence[OutcomeChange], now: float) -> bytes:
@@ -66,9 +79,18 @@ def unpacked(octets: bytes, now: float) -> list[OutcomeChange]:
 
 
 class OutcomeExchange:
-    """The exchange of one machine."""
+    """The exchange of one machine. `alive` returns how many machines there are."""
 
-    def __init__(self, store: FleetStore, machine: str, table: SharedOutcomeTable) -> None:
+    def __init__(
+        self,
+        store: FleetStore,
+        machine: str,
+        table: SharedOutcomeTable,
+        alive: Callable[[], int] = lambda: 1,
+    ) -> None:
+        self._alive: Final = alive
+        self._is_due: Final = asyncio.Event()
+        """There is something to exchange."""
         self._store: Final = store
         self._machine: Final = machine.encode()
         self._table: Final = table
@@ -81,15 +103,36 @@ class OutcomeExchange:
         self._warned = float("-inf")
 
     async def run(self) -> None:
-        """Exchange outcomes once a second, for ever."""
+        """Exchange outcomes for ever: once a second, and when there is something to exchange."""
         self._table.skip_changes()
-        while True:
-            try:
-                await self.exchange()
-            except StoreError:  # the writer of the figures says so
-                self._secret_is_due = 0.0
-            self._warn_of_losses()
-            await asyncio.sleep(EXCHANGE_INTERVAL)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._table.wakeup_read, self._wake_up)
+        listening = asyncio.create_task(self._store.listen(OUTCOME_CHANNEL, self._is_due.set))
+        try:
+            while True:
+                was_due = self._is_due.is_set()
+                self._is_due.clear()
+                try:
+                    await self.exchange()
+                except StoreError:  # the writer of the figures says so
+                    self._secret_is_due = 0.0
+                self._warn_of_losses()
+                await asyncio.sleep(self.pause)
+                if not was_due:  # else there may be more that was not announced
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._is_due.wait(), EXCHANGE_INTERVAL)
+        finally:
+            loop.remove_reader(self._table.wakeup_read)
+            listening.cancel()
+
+    def _wake_up(self) -> None:
+        self._table.clear_wakeup()
+        self._is_due.set()
+
+    @property
+    def pause(self) -> float:
+        """The seconds between two exchanges at least."""
+        return min(EXCHANGE_INTERVAL, max(MIN_PAUSE, self._alive() * PAUSE_PER_MACHINE))
 
     async def exchange(self) -> None:
         """Send what has changed here, and adopt what has changed elsewhere. Raises StoreError."""
@@ -99,7 +142,8 @@ class OutcomeExchange:
         now = time.monotonic()
         for first in range(0, len(changes), CHANGES_PER_ENTRY):
             part = changes[first : first + CHANGES_PER_ENTRY]
-            await self._store.add_outcomes(self._machine, packed(part, now))
+            pause = round(self.pause * 1000) if any(change.state < ADDED for change in part) else 0
+            await self._store.add_outcomes(self._machine, packed(part, now), pause)
         full = True
         while full:
             store_now, entries = await self._store.outcomes(self._last, ENTRIES_PER_READ)

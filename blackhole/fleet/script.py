@@ -256,9 +256,18 @@ local time = redis.call('TIME')
 local oldest = string.format('%.0f', (time[1] - {STREAM_SECONDS}) * 1000)
 redis.call('XADD', KEYS[1], 'MINID', '~', oldest, '*', 'machine', ARGV[1], 'changes', ARGV[2])
 redis.call('EXPIRE', KEYS[1], {2 * STREAM_SECONDS})
+local pause = tonumber(ARGV[3])
+if pause > 0 and redis.call('SET', KEYS[2], '', 'NX', 'PX', pause) then
+  redis.call('PUBLISH', KEYS[1], '')
+end
 return 1
 """
-"""Adds changes of outcomes. KEYS: the stream. ARGV: the machine, and the changes."""
+"""Adds changes of outcomes, and announces them. KEYS: the stream, whose name the channel has too, and what is
+there while nothing is announced. ARGV: the machine, the changes, and the milliseconds for which nothing more
+is announced; 0: they are not announced either.
+
+However many machines there are, there is one announcement in that time. Each machine reads once more when it
+has passed."""
 
 READ_OUTCOMES: Final = """
 local time = redis.call('TIME')

@@ -5,12 +5,14 @@ Only the dashboard process uses it, never a worker: no message waits for it.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar, overload
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, Self, TypeVar, overload
 
 from blackhole.fleet.replies import (
     FleetOrder,
@@ -59,6 +61,15 @@ FLEET_STORE_TIMEOUT: Final = 2.0
 SUBSCRIPTION_INTERVAL: Final = 1.0
 """Seconds to wait for an announcement before the connection is looked at again."""
 
+
+SUBSCRIBE_INTERVAL: Final = 1.0
+"""Seconds after which the store is asked again for announcements."""
+
+ORDER_CHANNEL: Final = "orders"
+"""The channel on which orders are announced."""
+
+OUTCOME_CHANNEL: Final = "outcomes"
+"""The stream of what became of messages, and the channel on which it is announced."""
 
 FORGOTTEN: Final = "forgotten"
 """What stands in the place of the id of a machine where the counters of those that are forgotten are."""
@@ -257,7 +268,7 @@ class FleetStore:
         `is_new` says that its scenario is another. Return the number of the order; 0 if another one came in
         between.
         """
-        keys = [self._key("order"), self._key("orders")]
+        keys = [self._key("order"), self._key(ORDER_CHANNEL)]
         words: list[str | int] = [order.number, int(is_new), order.name, order.text, json.dumps(order.rules)]
         return await self._ask(self._publish(keys, words), checked_count)
 
@@ -307,29 +318,43 @@ class FleetStore:
 
     # Announcements, and the clock.
 
-    async def announcements(self) -> AsyncIterator[None]:
-        """Yield when an order was published, until there is an error. Raises StoreError then."""
+    async def follow(self, channel: str, notice: Callable[[], None]) -> NoReturn:
+        """Call `notice` at each announcement, until there is an error. Raises StoreError then.
+
+        `channel` is ORDER_CHANNEL or OUTCOME_CHANNEL.
+        """
         subscriber = self._client.pubsub()
         try:
-            await self._ask(subscriber.subscribe(self._key("orders")))
+            await self._ask(subscriber.subscribe(self._key(channel)))
             while True:
                 message = await self._ask(subscriber.get_message(True, SUBSCRIPTION_INTERVAL))
                 if message is not None:
-                    yield
+                    notice()
         finally:
             await subscriber.aclose()  # type: ignore[no-untyped-call]
+
+    async def listen(self, channel: str, notice: Callable[[], None]) -> None:
+        """Call `notice` at each announcement, for ever; without the store, nothing is announced."""
+        while True:
+            with suppress(StoreError):
+                await self.follow(channel, notice)
+            await asyncio.sleep(SUBSCRIBE_INTERVAL)
 
     async def outcome_secret(self, own: bytes) -> bytes:
         """Return the secret of the hashes of outcomes; the own one if the fleet has none yet."""
         return await self._ask(self._outcome_secret([self._key("secret")], [own]), checked_octets)
 
-    async def add_outcomes(self, machine: bytes, octets: bytes) -> None:
-        """Add changes of outcomes for the other machines."""
-        await self._ask(self._add_outcomes([self._key("outcomes")], [machine, octets]))
+    async def add_outcomes(self, machine: bytes, octets: bytes, pause: int = 0) -> None:
+        """Add changes of outcomes for the other machines.
+
+        They are announced unless `pause` is 0, or another announcement was made in so many milliseconds.
+        """
+        keys = [self._key(OUTCOME_CHANNEL), self._key("announced")]
+        await self._ask(self._add_outcomes(keys, [machine, octets, pause]))
 
     async def outcomes(self, last: str, count: int) -> tuple[int, list[StreamEntry]]:
         """Return the store's clock in milliseconds, and entries of all machines behind the last one read."""
-        reply = await self._ask(self._read_outcomes([self._key("outcomes")], [last, count]))
+        reply = await self._ask(self._read_outcomes([self._key(OUTCOME_CHANNEL)], [last, count]))
         if not (isinstance(reply, list) and len(reply) % 3 == 1):
             raise StoreError("the stream of outcomes is none")
         now, *words = reply

@@ -2,7 +2,8 @@
 
 Its hashes are keyed with a secret that all machines have, so that they mean the same on each. A worker writes
 each change into a ring of its own in shared memory, and waits for nobody. Another process of the machine
-reads the rings once a second, and adopts what other machines have changed.
+reads the rings, and adopts what other machines have changed. A change of a record wakes it up: of a message
+that was not simply accepted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from struct import Struct
@@ -63,6 +65,10 @@ class SharedOutcomeTable(OutcomeTable):
         """The number of changes that were read from each ring."""
         self.lost = 0
         """Changes that were overwritten before they were read."""
+        self.wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        """Becomes readable when a record changes after all changes were read."""
+        self._is_awake: Final = mmap.mmap(-1, 1)
+        """Whether it is readable, so that one octet is written however many records change."""
 
     def set_ring(self, row: int) -> None:
         """Write the changes of this process into the ring of a row."""
@@ -121,6 +127,15 @@ class SharedOutcomeTable(OutcomeTable):
         place = start + POSITION.size + position % RING_ENTRIES * ENTRY.size
         ENTRY.pack_into(rings, place, key_hash, count, first, last)
         POSITION.pack_into(rings, start, position + 1)
+        if count < ADDED and not self._is_awake[0]:
+            self._is_awake[0] = 1
+            with suppress(BlockingIOError):  # full, and so readable
+                os.write(self._wakeup_write, b"!")
+
+    def clear_wakeup(self) -> None:
+        """Make `wakeup_read` unreadable until a record changes. The changes are to be read then."""
+        with suppress(BlockingIOError):
+            os.read(self.wakeup_read, 1 << 12)
 
     def skip_changes(self) -> None:
         """Read no change that was written before."""
@@ -129,6 +144,7 @@ class SharedOutcomeTable(OutcomeTable):
 
     def read_changes(self) -> Iterator[OutcomeChange]:
         """Yield the changes since the last call, of all workers."""
+        self._is_awake[0] = 0
         for row in range(self._rows):
             start = row * RING_OCTETS
             (position,) = POSITION.unpack_from(self._rings, start)

@@ -105,7 +105,7 @@ class Dashboard:
         self._exchange: Final = (
             None
             if self._fleet is None or outcomes is None
-            else OutcomeExchange(self._fleet.store, machine, outcomes)
+            else OutcomeExchange(self._fleet.store, machine, outcomes, self._machines_alive)
         )
         self._stats: Final = StatsView(settings, counters, history, self._control.state)
         self._namespaces: Final = (

@@ -14,6 +14,7 @@ from typing import Any, Final
 from blackhole.fleet.machine import Machine
 from blackhole.fleet.member import FleetMember
 from blackhole.fleet.replies import FleetOrder, SharedRule, StoreError
+from blackhole.fleet.store import ORDER_CHANNEL
 from blackhole.metrics.counters import Counters
 from blackhole.rules.scenario import Scenario, ScenarioSource
 from blackhole.settings import OperatorError, Settings
@@ -32,9 +33,6 @@ MAX_TRIES: Final = 5
 
 MACHINES_INTERVAL: Final = 0.05
 """Seconds after which the machines are looked at again."""
-
-SUBSCRIBE_INTERVAL: Final = 1.0
-"""Seconds after which the store is asked again for announcements."""
 
 OBEY_TIMEOUT: Final = 4.0
 """Seconds for the workers of this machine to apply an order."""
@@ -143,16 +141,18 @@ class FleetControl(ScenarioControl):
 
     async def follow(self, *others: Callable[[], Awaitable[object]]) -> None:
         """Obey the orders of the fleet, for ever. `others` obey other orders that are announced with them."""
-        listening = asyncio.create_task(self._listen())
+        changed = self._member.order_changed
+        # Without announcements, the next write tells of the order.
+        listening = asyncio.create_task(self._member.store.listen(ORDER_CHANNEL, changed.set))
         try:
             while True:
-                self._member.order_changed.clear()
+                changed.clear()
                 for obey in (self._obey_order_in_force, *others):
                     try:
                         await obey()
                     except (StoreError, OperatorError) as error:
                         self._warn(error)
-                await self._member.order_changed.wait()
+                await changed.wait()
         finally:
             listening.cancel()
 
@@ -165,15 +165,6 @@ class FleetControl(ScenarioControl):
         if self._member.available and now - self._warned >= WARNING_INTERVAL:
             self._warned = now
             log.error("fleet: an order cannot be obeyed: %.500a", str(error))
-
-    async def _listen(self) -> None:
-        """Notice announcements of orders at once; without them, the next write tells of the order."""
-        while True:
-            try:
-                async for _ in self._member.store.announcements():
-                    self._member.order_changed.set()
-            except StoreError:
-                await asyncio.sleep(SUBSCRIBE_INTERVAL)
 
     async def _obey_order_in_force(self) -> FleetOrder:
         """Obey the order in force, and return it. Raises StoreError, and OperatorError."""
