@@ -24,7 +24,6 @@ from blackhole.rules.scenario import Scenario
 from blackhole.settings import OperatorError
 from blackhole.store.control import INITIAL_NUMBER, ControlChannel
 from blackhole.store.one_shot_rules import MAX_ONE_SHOT_RULES
-from blackhole.web import fleet_control
 from blackhole.web.fleet_control import MAX_TRIES, FleetControl
 from blackhole.web.tls_orders import TLSOrders
 from tests.http_api import Answer, Sink, ask, post
@@ -289,16 +288,13 @@ def test_an_order_between_two_others_is_tried_again_and_not_for_ever(
 
 
 def test_an_order_that_a_worker_does_not_apply_is_obeyed_and_the_log_says_so(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fleet_control, "OBEY_TIMEOUT", 0.01)
-
     async def order(control: Control) -> None:
         row = control.counters.allocate_row()
         control.counters.cells(row)[CELL_INDEX["accepting"]] = 1
         control.counters.set_applied_order(row, INITIAL_NUMBER)
-        await control.restore()
-        await control.restore()
+        assert await control.obey_locally(FleetOrder(1, at=1.0), 0.01) == (1, False)
         assert caplog.messages == ["fleet: a worker did not apply order 1 within 0.01 s"]
 
     with_control(redis, order)
