@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from blackhole.metrics.counters import Counters
 from blackhole.metrics.layout import ROW_CELLS
 from blackhole.metrics.namespace_counters import MAX_COUNTED_CELLS, NamespaceCounters
 from blackhole.net.connection import Connection
@@ -371,7 +372,7 @@ def test_the_configuration_has_one_clock_in_all_namespaces_and_an_order_its_own(
     directory = NamespaceDirectory(control := ControlChannel(), NamespaceOrders())
     loaded = replace(NO_SCENARIO, clock_origin=5.0)
     accounts = NamespaceAccounts(NamespaceCounters(rows=1), 0, lambda place: None)
-    scenarios = NamespaceScenarios(directory.orders, loaded, lambda names: [0 for _ in names], accounts)
+    scenarios = NamespaceScenarios(directory.orders, loaded, Counters(rows=1), accounts)
 
     def clocks() -> dict[bytes, float]:
         found = scenarios.read(control.read()[1])
