@@ -25,6 +25,10 @@ OF_DASHBOARD: Final = ("dashboard_cert", "dashboard_key", "dashboard_path")
 """Options that need a dashboard, and are no mistake without one."""
 
 
+DKIM_KEYS: Final = ("dkim_keys", "dkim_resolver")
+"""Options that say where the keys of signatures come from."""
+
+
 def check_tls(found: dict[str, Any], given: GivenValues, warnings: list[str]) -> None:
     """Remove certificate and key where TLS is off, and warn about options that need TLS."""
     if not found["ssl"]:
@@ -48,6 +52,15 @@ def check_dashboard(found: dict[str, Any], given: GivenValues, warnings: list[st
         without_effect = [given[name].where for name in OF_DASHBOARD if found[name] and name in given]
         warnings += (f"{where}: no effect without dashboard" for where in without_effect)
         found |= {"dashboard_cert": "", "dashboard_key": ""}
+
+
+def check_inspection(found: Mapping[str, Any], given: GivenValues, warnings: list[str]) -> None:
+    """Warn about options that need the inspection of contents."""
+    if not found["inspect_content"]:
+        without_effect = [given[name].where for name in DKIM_KEYS if str(found[name]) and name in given]
+        warnings += (f"{where}: no effect without inspect_content" for where in without_effect)
+    elif found["inspect"] == "off":
+        warnings.append(f"{given['inspect_content'].where}: no effect with inspect off")
 
 
 def check_fleet(found: dict[str, Any], given: GivenValues) -> None:

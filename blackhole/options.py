@@ -373,6 +373,7 @@ def _settings(given: GivenValues, action: str, environ: Mapping[str, str], warni
     texts = {name: values.value_text(value) for name, value in {**found, "listen": lines}.items()}
     option_checks.check_tls(found, given, warnings)
     option_checks.check_dashboard(found, given, warnings)
+    option_checks.check_inspection(found, given, warnings)
     of_server, unused = _listeners(found, given, warnings)
     origins = dict.fromkeys(found, "default") | dict.fromkeys(public, "public")
     origins |= {name: one.origin for name, one in given.items()}

@@ -818,6 +818,26 @@ def test_options_of_a_dashboard_that_is_off_give_a_warning() -> None:
     assert parsed.settings.dashboard_cert == ""
 
 
+@pytest.mark.parametrize(
+    ("argv", "warnings"),
+    [
+        (("--dkim-keys=/k", "--dkim-resolver=::1"), [1, 1, 0]),
+        (("--dkim-keys=/k", "--dkim-resolver=::1", "--inspect-content"), [0, 0, 0]),
+        (("--dkim-keys=", "--dkim-resolver="), [0, 0, 0]),
+        (("--inspect-content", "--inspect=off"), [0, 0, 1]),
+    ],
+)
+def test_option_that_needs_the_inspection_of_contents_gives_a_warning_without_it(
+    argv: tuple[str, ...], warnings: list[int]
+) -> None:
+    lines = (
+        "--dkim-keys: no effect without inspect_content",
+        "--dkim-resolver: no effect without inspect_content",
+        "--inspect-content: no effect with inspect off",
+    )
+    assert [parse(argv, {}).warnings.count(line) for line in lines] == warnings
+
+
 @pytest.mark.parametrize("cert", ["", "auto"])
 def test_key_of_a_dashboard_without_a_certificate_is_refused(cert: str) -> None:
     error = "--dashboard-key: a key without a certificate; set dashboard_cert too"
