@@ -278,8 +278,15 @@ def test_file_has_a_line_for_each_key(tmp_path: Path, keys: KeyPair) -> None:
     assert published_keys(str(file), records)[NAME].bits == 1024
 
 
-CURVE = ec.generate_private_key(ec.SECP256R1()).public_key()
-OTHER_KEY = base64.b64encode(CURVE.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
+def encoded(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+CURVE = encoded(ec.generate_private_key(ec.SECP256R1()).public_key())
+MODULUS = rsa.generate_private_key(65537, 1024).public_key().public_numbers().n
+OTHER_KEY = base64.b64encode(CURVE).decode()
+UNKNOWN_CURVE = base64.b64encode(CURVE.replace(b"\xce\x3d\x03\x01\x07", b"\xce\x3d\x03\x01\x63")).decode()
+SLOW_KEY = base64.b64encode(encoded(rsa.RSAPublicNumbers(2**33 + 1, MODULUS).public_key())).decode()
 
 
 @pytest.mark.parametrize(
@@ -295,6 +302,8 @@ OTHER_KEY = base64.b64encode(CURVE.public_bytes(Encoding.DER, PublicFormat.Subje
         ("s._domainkey.a.test p=Y", "s._domainkey.a.test: p= is no public key"),
         ("s._domainkey.a.test k=ed25519; p=YQ==", "s._domainkey.a.test: p= is no public key"),
         (f"s._domainkey.a.test p={OTHER_KEY}", "p= is no RSA key of up to 8192 bits"),
+        (f"s._domainkey.a.test p={UNKNOWN_CURVE}", "p= is no public key"),
+        (f"s._domainkey.a.test p={SLOW_KEY}", "with an exponent of up to 2^32"),
         (f"s._domainkey.a.test k=x; p={OTHER_KEY}", "k= is neither rsa nor ed25519"),
     ],
 )
