@@ -25,6 +25,11 @@ Saved = tuple[bytes, bytes, bytes, int, TransactionDraws | None]
 """Name, sender, recipient, declared size and draws of a context."""
 
 
+NO_QUOTAS: Final[dict[tuple[str, bytes], int]] = {}
+NO_SLOTS: Final[dict[bytes, HeldSlot]] = {}
+"""What a connection has used that has used nothing: shared, and never changed."""
+
+
 class RuleContext:
     """One client, what it has sent so far, and the command that is decided.
 
@@ -102,11 +107,11 @@ class RuleContext:
         """What limiters have decided that nobody has counted yet, as numbers of counters."""
         self.id = 0
         """Number of the transaction."""
-        self.quota_used: dict[tuple[str, bytes], int] = {}
+        self.quota_used: dict[tuple[str, bytes], int] = NO_QUOTAS
         """What this connection took of its quotas, by the key of the rule and what it is counted for."""
         self.work = 0
         """Rules tried for this client, and as much other work, since other clients last had their turn."""
-        self.held_slots: dict[bytes, HeldSlot] = {}
+        self.held_slots: dict[bytes, HeldSlot] = NO_SLOTS
         """Concurrency slots that this connection holds in the store, by their keys."""
 
     def secured(self, server_name: bytes = b"") -> RuleContext:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from blackhole.rules import model
-from blackhole.rules.attempt_store import NULL_STORE, AttemptStore, PendingAnswer, count_attempt
+from blackhole.rules.attempt_store import NULL_STORE, AttemptStore
 from blackhole.rules.context import RuleContext
 from blackhole.rules.listener_rules import FIRST_CHUNK, ListenerRules
 from blackhole.rules.message_identity import IDENTITY_FIELDS
@@ -15,9 +15,8 @@ from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
 from blackhole.rules.refusals import LEAST_CODE, count_refused
 from blackhole.rules.retry_tracker import ENDS_TRANSACTION, RetryTracker
+from blackhole.rules.search import RuleSearch
 from blackhole.rules.session_facts import extensions_used, read_session
-from blackhole.rules.table import RuleTable
-from blackhole.rules.turns import NEXT_TURN
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.header_section import fields, shortened
 from blackhole.smtp.policy import Decision, NoSessionPolicy, PendingDecision, SessionPolicy
@@ -28,14 +27,11 @@ from blackhole.smtp.state import CHUNKED, GREETED, PHASES, RCPT, SessionState
 UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
 """Phases whose commands change what rules know of the client, unless they are refused."""
 
-USUAL_PHASES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT", ".", "QUIT"))
-"""Phases that nearly every connection goes through, and whose commands rules let pass quickly."""
+SEARCHED_AT_ONCE: Final = frozenset(("RCPT", "."))
+"""Phases whose rules `accept` searches itself: nearly every scenario has rules for one of them."""
 
 NOTHING_SENT: Final = RuleContext().save()
 """The state of a client that has sent nothing."""
-
-TableMatch = model.RuleMatch | model.PendingMatch | None
-"""What a table says about a context: None where no rule matches."""
 
 
 class RuleEnvironment(NamedTuple):
@@ -73,25 +69,32 @@ class RulePolicy:
         self.rules.make_tables()
         self.random_source: Final = random_source
         self.environment: Final = environment
+        self.search: Final = RuleSearch(random_source, environment.attempt_store, environment.clock)
         self.phases: Final = frozenset(phase for phase in PHASES if self.rules.asks(phase))
         """The phases whose commands a session asks about."""
         self.phases_after_refusals: Final = self.phases & {"DATA"} - self.rules.phases
         """Those of them whose commands pass unless something was refused in the transaction."""
-        self.tracks_retries: Final = self.rules.may_refuse and environment.outcome_store is not None
-        names = self.rules.header_names
-        self.header_names: Final = names | IDENTITY_FIELDS if self.tracks_retries else names
-        """The header fields that sessions have to collect from each message."""
         self.event_numbers: Final = tuple(outcome_number(event.name) for event in EVENTS)
+        outcomes = environment.outcome_store if self.rules.may_refuse else None
+        self.make_tracker: Final[Callable[[str], RetryTracker] | None] = (
+            None
+            if outcomes is None
+            else partial(RetryTracker, outcomes, environment.monotonic, self.event_numbers)
+        )
+        """Makes the tracker of a client at this address; None: retries are not tracked."""
+        names = self.rules.header_names
+        self.header_names: Final = names if self.make_tracker is None else names | IDENTITY_FIELDS
+        """The header fields that sessions have to collect from each message."""
         self._scenario: Final = tuple(rules)
         self._modes: Final[dict[str, ListenerRules]] = {}
         self._without_rules: Final = DirectivesPolicy(self)
+        self._evaluator: Final = SessionRuleEvaluator if self.rules.reads_session else RuleEvaluator
 
     def for_session(self, client: str, secure: bool) -> SessionPolicy:
         """Return the policy for a new session with the client at this address."""
         if not self.rules.phases:
             return self._without_rules
-        evaluator = SessionRuleEvaluator if self.rules.reads_session else RuleEvaluator
-        return evaluator(self, RuleContext(self.rules.listener, client, secure))
+        return self._evaluator(self, RuleContext(self.rules.listener, client, secure))
 
     def in_mode(self, mode: str) -> ListenerRules:
         """Return the rules of the listener in another mode. Raises KeyError for an unknown mode."""
@@ -148,12 +151,9 @@ class RuleEvaluator:
         """The argument of the command that was decided on last."""
         self._before = NOTHING_SENT
         """The state before that command, which is restored if it is refused."""
+        if tracker is None and policy.make_tracker is not None:
+            tracker = policy.make_tracker(context.client)
         self._tracker = tracker
-        if tracker is None and policy.tracks_retries and policy.environment.outcome_store is not None:
-            environment = policy.environment
-            self._tracker = RetryTracker(
-                policy.environment.outcome_store, environment.monotonic, context.client, policy.event_numbers
-            )
 
     # What a session asks, and what it tells: see `blackhole.smtp.policy.SessionPolicy`.
 
@@ -173,7 +173,7 @@ class RuleEvaluator:
         if table is None:
             context.header = ()
             return None
-        found = self._ask(session, table, "DATA" if phase == FIRST_CHUNK else phase)
+        found = self._policy.search.find(session, table, context, "DATA" if phase == FIRST_CHUNK else phase)
         if found is None:
             context.header = ()
             return None
@@ -220,33 +220,35 @@ class RuleEvaluator:
     ) -> Decision | PendingDecision | None:
         """Return the decision on a command; if it is None, take note that the command was accepted."""
         context, tracker, table = self.context, self._tracker, self._tables[phase]
-        if session.refused or phase not in USUAL_PHASES or (table is not None and phase in ENDS_TRANSACTION):
+        if session.refused or (table is not None and phase not in SEARCHED_AT_ONCE):
             return self._accept_any(session, phase, argument, size)
-        if phase in ENDS_TRANSACTION:
+        recipient_before, draws_before = context.recipient, context.draws
+        if phase == "RCPT":
+            context.recipient, context.draws = argument, None
+        elif phase == ".":
+            context.size = size
+        elif phase == "MAIL":
+            context.sender, context.recipient, context.size, context.draws = argument, b"", 0, None
+            if tracker is not None:
+                tracker.sender_accepted(session, argument)
+            return None
+        elif phase in ENDS_TRANSACTION:
             if phase != "QUIT":
                 context.sender = context.recipient = b""
                 context.size = 0
                 context.helo = argument or context.helo
             if tracker is not None:
-                tracker.command_answered(session, phase, argument, 250)
+                tracker.transaction_ended(session)
             return None
-        if phase == "MAIL":
-            if table is not None:
-                return self._accept_any(session, phase, argument, size)
-            context.sender, context.recipient, context.size, context.draws = argument, b"", 0, None
-            if tracker is not None:
-                tracker.sender_accepted(session, argument)
-            return None
-        recipient_before, draws_before = context.recipient, context.draws
-        if phase == "RCPT":
-            context.recipient, context.draws = argument, None
         else:
-            context.size = size
-        if table is not None and (table := table.narrowed(context)) is not None:
+            return self._accept_any(session, phase, argument, size)
+        if table is not None and (
+            table.chances is not None or (table := table.narrowed(context)) is not None
+        ):
             if table.reads_header:
                 context.recipient, context.draws = recipient_before, draws_before
                 return self._accept_any(session, phase, argument, size)
-            found = self._ask(session, table, phase)
+            found = self._policy.search.find(session, table, context, phase)
             if found is not None:
                 self._argument = argument
                 self._before = context.helo, context.sender, recipient_before, context.size, draws_before
@@ -324,65 +326,14 @@ class RuleEvaluator:
         """Take note of the end of the connection, and release its slots."""
         if self._tracker is not None and not session.quit_received:
             self._tracker.client_gone(session)
-        self._release()
+        if self.context.held_slots:
+            self._release()
 
     def _release(self) -> None:
         for slot in self.context.held_slots.values():
             self._policy.environment.attempt_store.release(slot)
 
-    # How a rule is found.
-
-    def _ask(self, session: SessionState, table: RuleTable, phase: str) -> TableMatch:
-        """Return what the table says about the context at a phase."""
-        self.context.phase = phase
-        if table.chances is not None:
-            return table.chances.match(self.context, self._policy.random_source)
-        if table.looks_at_command_alone:
-            return table.find(self.context, self._policy.random_source)
-        if table.reads_header:
-            found = self._compare_header(table, table.compare_header(self.context))
-        else:
-            found = self._find_in(table)
-        if self.context.limit_events:
-            session.counted_events += self.context.take_limit_events()
-        return found
-
-    def _compare_header(self, table: RuleTable, turns: Iterator[None], answer: None = None) -> TableMatch:
-        """Go on comparing the fields of the header section until other clients should have their turn."""
-        for _ in turns:
-            return model.PendingMatch(NEXT_TURN, partial(self._compare_header, table, turns))
-        return self._find_in(table)
-
-    def _find_in(self, table: RuleTable) -> TableMatch:
-        """Return what the table says about the context, after counting the attempt where a rule needs it."""
-        context = self.context
-        environment = self._policy.environment
-        if table.reads_clock:
-            context.elapsed = environment.clock()
-        if not table.counts_attempts:
-            return table.find(context, self._policy.random_source, environment.attempt_store)
-        draws = table.drawing.match_all or table.drawing.may_match(context)
-        begins_draws = draws and not context.continue_draws()
-        if not (begins_draws or table.reading.may_match(context)):
-            return table.find(context, self._policy.random_source, environment.attempt_store)
-        pair_key = context.pair_key
-        key = context.attempt_key(pair_key)
-        count = environment.attempt_store.update(key, context.elapsed, count_attempt)
-        if isinstance(count, PendingAnswer):
-            return model.PendingMatch(count, partial(self._find_counted, table, pair_key, begins_draws))
-        return self._find_counted(table, pair_key, begins_draws, count)
-
-    def _find_counted(
-        self, table: RuleTable, pair_key: bytes, begins_draws: bool, count: int | None
-    ) -> TableMatch:
-        """Go on with the number of the attempt; None: the store does not know it."""
-        context = self.context
-        context.attempt = count or 1
-        if begins_draws:
-            context.begin_draws(pair_key)
-        if count is None:
-            table = table.without_attempts
-        return table.find(context, self._policy.random_source, self._policy.environment.attempt_store)
+    # What a session has to do.
 
     def _decision(
         self, session: SessionState, found: model.RuleMatch | model.PendingMatch

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from blackhole.rules.attempt_store import AttemptStore, PendingAnswer, Record, Update
 from blackhole.rules.conduct import GrowingCount, Growth, RefusalLimit
-from blackhole.rules.context import RuleContext
+from blackhole.rules.context import NO_QUOTAS, NO_SLOTS, RuleContext
 from blackhole.rules.quota_owners import Owners, owner_key, varies
 from blackhole.rules.quotas import SlidingCount, TokenCount, WindowCount
 
@@ -128,6 +128,8 @@ class RateLimit(NamedTuple):
     def _blocks_connection(self, rule_key: str, amount: int, context: RuleContext) -> bool:
         """Return whether the rule matches where it counts for each connection."""
         owner = owner_key(self.by, context) if varies(self.by) else b""
+        if context.quota_used is NO_QUOTAS:
+            context.quota_used = {}
         quotas, quota = context.quota_used, (rule_key, owner)
         used = quotas.get(quota, 0) + amount
         if used <= self.limit:
@@ -173,6 +175,8 @@ class ConcurrencyLimit(NamedTuple):
 
     def blocks(self, rule_key: str, context: RuleContext, store: AttemptStore) -> bool | PendingAnswer | None:
         """Return whether the rule with this key matches; see AttemptStore for other answers."""
+        if context.held_slots is NO_SLOTS:
+            context.held_slots = {}
         prefix, slots = self._prefix(rule_key), context.held_slots
         key = prefix + owner_key(self.by, context)
         if key in slots:

@@ -82,7 +82,9 @@ class ListenerRules:
         self._per_client: Final = not keys.isdisjoint(("client", "tls"))
         self._tables: Final[dict[tuple[bool, ...], PhaseTables]] = {}
         """Which rules a client can match -> their tables."""
-        self._tables_for_all: Final = PhaseTables(self.rules, frozenset())
+        self._tables_for_all: Final = PhaseTables(
+            self.rules, frozenset() if self._per_client else CLIENT_CONDITIONS
+        )
 
     def asks(self, phase: str) -> bool:
         """Return whether a session has to ask about the commands of a phase."""
@@ -104,14 +106,14 @@ class ListenerRules:
 
     def tables_for(self, context: RuleContext) -> PhaseTables:
         """Return the tables of the rules that a client can match."""
-        matching = tuple(_can_match(rule, context) for rule in self.rules) if self._per_client else ()
+        if not self._per_client:
+            return self._tables_for_all
+        matching = tuple(_can_match(rule, context) for rule in self.rules)
         tables = self._tables.get(matching)
         if tables is None:
             if len(self._tables) >= MAX_CLIENT_KINDS:
                 return self._tables_for_all
-            rules = self.rules
-            if matching:
-                rules = tuple(rule for rule, matches in zip(rules, matching, strict=True) if matches)
+            rules = tuple(rule for rule, matches in zip(self.rules, matching, strict=True) if matches)
             tables = self._tables[matching] = PhaseTables(rules, CLIENT_CONDITIONS)
         return tables
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from blackhole.rules.context import RuleContext
+from blackhole.rules.context import NO_QUOTAS, NO_SLOTS, RuleContext
 from blackhole.rules.evaluator import RuleEvaluator, RulePolicy, SessionRuleEvaluator
 from blackhole.rules.retry_tracker import RetryTracker
 from blackhole.smtp.faults import Fault
@@ -69,7 +69,7 @@ class NamespacePolicy:
         self.phases: Final = CHOOSING_PHASES.union(*(one.phases for one in everyone))
         self.phases_after_refusals: Final[frozenset[str]] = frozenset()
         self.header_names: Final = frozenset[bytes]().union(*(one.header_names for one in everyone))
-        self._tracks_retries: Final = any(one.tracks_retries for one in everyone)
+        self._tracks_retries: Final = any(one.make_tracker is not None for one in everyone)
         reads_session = any(one.rules.reads_session for one in everyone)
         self._evaluator: Final = SessionRuleEvaluator if reads_session else RuleEvaluator
 
@@ -80,7 +80,7 @@ class NamespacePolicy:
         tracker = None
         if self._tracks_retries and environment.outcome_store is not None:
             numbers = self._default.event_numbers
-            tracker = RetryTracker(environment.outcome_store, environment.monotonic, client, numbers)
+            tracker = RetryTracker(environment.outcome_store, environment.monotonic, numbers, client)
         return NamespaceEvaluator(self, context, tracker)
 
     def evaluator(
@@ -194,7 +194,7 @@ class NamespaceEvaluator:
     def _leave(self) -> None:
         """Release what the session has used up in its namespace."""
         self._inner.replaced_by(NO_SESSION_POLICY)
-        self.context.quota_used, self.context.held_slots = {}, {}
+        self.context.quota_used, self.context.held_slots = NO_QUOTAS, NO_SLOTS
 
     def _accepted(self, phase: str) -> None:
         """Take note that the command that was decided on last was accepted."""
@@ -266,7 +266,7 @@ class NamespaceEvaluator:
         successor._transaction, successor._ended = successor._namespace, self._transaction
         if successor._namespace != self._namespace:
             self._inner.replaced_by(NO_SESSION_POLICY)
-            successor.context.quota_used, successor.context.held_slots = {}, {}
+            successor.context.quota_used, successor.context.held_slots = NO_QUOTAS, NO_SLOTS
         successor.watch(self._watch)
         return successor
 

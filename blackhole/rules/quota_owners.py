@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final
@@ -11,6 +12,7 @@ from blackhole.rules.context import RuleContext
 from blackhole.rules.letters import fold_octets
 
 
+@lru_cache(maxsize=1024)
 def client_network(client: str) -> bytes:
     """Return the network that a client may come back from: its /24, or with IPv6 its /64.
 

@@ -40,6 +40,9 @@ MAX_TRACKED_RECIPIENTS: Final = 1000
 """Recipients of a message; further ones are not tracked."""
 
 
+NO_ANSWERS: Final[dict[int, int]] = {}
+"""Stands for answers that are set aside, where there are none: shared, and never changed."""
+
 ENDS_TRANSACTION: Final = frozenset(("HELO", "EHLO", "STARTTLS", "RSET", "QUIT"))
 """Phases that end a transaction, besides MAIL. Recipients that were accepted then have been."""
 
@@ -81,7 +84,7 @@ class RetryTracker:
     )
 
     def __init__(
-        self, store: OutcomeStore, clock: Callable[[], float], client: str, event_numbers: Sequence[int]
+        self, store: OutcomeStore, clock: Callable[[], float], event_numbers: Sequence[int], client: str
     ) -> None:
         self._store = store
         self._clock = clock
@@ -95,7 +98,7 @@ class RetryTracker:
         """Code that MAIL was refused with; 0 if it was accepted."""
         self._answers: dict[int, int] = {}
         """Hash of an envelope -> code of the reply to its RCPT, for the recipients of this message."""
-        self._set_aside: dict[int, int] = {}
+        self._set_aside: dict[int, int] = NO_ANSWERS
         """Those of its recipients that the reply to the message does not concern, in LMTP."""
         self._message: Hashable = b""
         self._certain = False
@@ -128,7 +131,8 @@ class RetryTracker:
         if self._reply_deferred or self._answers:
             self.command_answered(state, "MAIL", sender, 250)
             return
-        self._unconfirmed = []
+        if self._unconfirmed:
+            self._unconfirmed = []
         self._sender, self._mail_refusal = sender.lower(), 0
 
     def recipient_accepted(self, recipient: bytes) -> None:
@@ -154,6 +158,13 @@ class RetryTracker:
         self._answers.clear()
         if came_again:
             state.record_violation("duplicate", ViolationContext("."))
+
+    def transaction_ended(self, state: SessionState) -> None:
+        """Note that a command was accepted that ends a transaction."""
+        if self._reply_deferred or self._answers:
+            self.command_answered(state, "RSET", b"", 250)
+        if self._unconfirmed:
+            self._unconfirmed = []
 
     # All other cases.
 
@@ -248,13 +259,13 @@ class RetryTracker:
         name, self._message = self._message, b""
         store = self._store
         rest: dict[int, int] = {}
-        came_again = False
+        came_again, has_records = False, store.has_records()
         for envelope, code in self._answers.items():
             message = store.key_hash((envelope, self._client, name))
-            if code >= 400 or not name or store.contains(message):
+            if code >= 400 or not name or (has_records and store.contains(message)):
                 rest[envelope] = code
                 continue
-            if store.contains(envelope):
+            if has_records and store.contains(envelope):
                 self._update_envelope(state, envelope, ACCEPTED)
             if self._certain:
                 self._unconfirmed.append(message)
