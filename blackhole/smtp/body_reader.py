@@ -9,7 +9,7 @@ from blackhole.smtp.arguments import ANY_MAILBOX
 from blackhole.smtp.body_checks import BodyInspector
 from blackhole.smtp.chunking import Chunk, read_chunk
 from blackhole.smtp.content_inspection import KEPT_CONTENT, ContentInspector
-from blackhole.smtp.directives import DIRECTIVE_FIELDS, DirectiveReader, has_no_directives, parse_directives
+from blackhole.smtp.directives import FIELD_MARK, DirectiveReader, has_no_directives, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
@@ -192,8 +192,8 @@ class BodyReader(CommandExecution):
 
         `data` from `start` on is what is there of the message, if anything.
         """
-        if self.engine.policy.header_names:
-            return HeaderCollector(self.engine.policy.header_names | DIRECTIVE_FIELDS)
+        if self.engine.wanted_fields:
+            return HeaderCollector(self.engine.wanted_fields)
         if self.engine.config.message_directives and not (data and has_no_directives(data, start)):
             return DirectiveReader()
         return None
@@ -236,7 +236,8 @@ class BodyReader(CommandExecution):
         elif header is not None:
             text = header.text
             if self.engine.config.message_directives:
-                mode, self.directive_delay = parse_directives(fields(text))
+                asking = fields(text) if text.find(FIELD_MARK) >= 0 else ()
+                mode, self.directive_delay = parse_directives(asking)
         return text, mode
 
     def _decide_on_message(self, text: bytes, mode: str) -> Reply:

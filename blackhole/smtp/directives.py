@@ -116,10 +116,10 @@ class DirectiveReader(HeaderLineReader):
         else:
             self._end_field()
             name, colon, value = line.partition(b":")
-            self._ended = not colon  # the blank line, the final dot, or a body without a blank line
+            self.ended = not colon  # the blank line, the final dot, or a body without a blank line
             if FIELD_MARK in name and len(line) <= MAX_FIELD:
                 self._field = name.rstrip() + b": " + value.strip()
-        self._ended = self._ended or self._lines == MAX_HEADER_LINES
+        self.ended = self.ended or self._lines == MAX_HEADER_LINES
 
     def _abridged(self, line: bytes) -> bytes:
         """Return an incomplete line; of one that is too long, something shorter that has the same effect."""

@@ -10,6 +10,7 @@ from weakref import WeakSet
 from blackhole.smtp.arguments import Mailbox
 from blackhole.smtp.auth import Credentials
 from blackhole.smtp.commands import COMMANDS, OTHER, Command, commands_of, syntax_error
+from blackhole.smtp.directives import DIRECTIVE_FIELDS
 from blackhole.smtp.error_budget import with_limits
 from blackhole.smtp.events import EventNumbers, ReplyEvents
 from blackhole.smtp.inspection import InspectionPlan
@@ -115,6 +116,8 @@ class EngineTables:
         self.config: Final = config
         self.inspection: Final = inspection
         self.policy: Final = policy
+        self.wanted_fields: Final = policy.header_names and policy.header_names | DIRECTIVE_FIELDS
+        """The names of the fields that are collected from a message in pieces; empty if nobody reads them."""
         self.random_source: Final = random_source
         self.trace: Final = trace
         self.constants: Final[ListenerConstants] = listener_constants(config, events)

@@ -74,17 +74,21 @@ def header_digest(text: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def field_finder(names: frozenset[bytes]) -> Callable[[bytes], list[bytes]] | None:
-    """Return a function that finds the fields of some names in a plain header section; None for all."""
+    """Return a function that finds the fields of some names in the lines of a plain header section, of which
+    each has a line feed before it and none behind it; None for all.
+
+    To begin with the line feed takes half of the time that to begin with a line takes.
+    """
     if ANY_NAME in names:
         return None
     wanted = b"|".join(map(re.escape, sorted(names)))
-    return re.compile(rb"^(?:%b)[ \t]*+:[^\n]*+\n" % wanted, re.IGNORECASE | re.MULTILINE).findall
+    return re.compile(rb"\n((?:%b)[ \t]*+:[^\n]*+)" % wanted, re.IGNORECASE).findall
 
 
 class HeaderLineReader:
     """Takes the lines of the header section of a message that arrives in pieces."""
 
-    __slots__ = ("_ended", "_line", "_lines", "_octets")
+    __slots__ = ("_line", "_lines", "_octets", "ended")
 
     def __init__(self) -> None:
         self._line = b""
@@ -92,12 +96,12 @@ class HeaderLineReader:
         self._lines = 0
         """Lines that were taken."""
         self._octets = 0
-        self._ended = False
+        self.ended = False
         """Nothing more is to be taken."""
 
     def feed(self, data: bytes) -> None:
         """Take the next octets of the message, with dots still doubled."""
-        if self._ended:
+        if self.ended:
             return
         end = data.find(END_OF_HEADER)
         data = data[: min(MAX_HEADER - self._octets, end + len(END_OF_HEADER) if end >= 0 else MAX_HEADER)]
@@ -106,10 +110,10 @@ class HeaderLineReader:
         for line in lines:
             self._take(self._line + line)
             self._line = b""
-            if self._ended:
+            if self.ended:
                 return
         self._line = self._abridged(self._line + rest)
-        self._ended = self._octets >= MAX_HEADER
+        self.ended = self._octets >= MAX_HEADER
 
     def _take(self, line: bytes) -> None:
         """Take a complete line, without its LF."""
@@ -143,7 +147,6 @@ class HeaderCollector:
     __slots__ = (
         "_abridged",
         "_digest",
-        "_ended",
         "_fields_ended",
         "_has_colon",
         "_is_long",
@@ -154,6 +157,7 @@ class HeaderCollector:
         "_names",
         "_octets",
         "_room",
+        "ended",
     )
 
     def __init__(self, names: frozenset[bytes]) -> None:
@@ -162,7 +166,8 @@ class HeaderCollector:
         """How many octets more may be kept, by the key of a name."""
         self._kept = bytearray()
         self._abridged = AbridgedFields(self._kept) if ANY_NAME in names else None
-        self._digest = blake2b(digest_size=DIGEST_OCTETS)
+        self._digest: blake2b
+        """That of the header section so far, from the first octet on."""
         self._key: bytes | None = None
         """The key of the field that the last line belongs to; None if it is not kept."""
         self._line = b""
@@ -174,15 +179,18 @@ class HeaderCollector:
         self._octets = 0
         self._fields_ended = False
         """A line was no field, or there were too many; a blank line may still follow."""
-        self._ended = False
+        self.ended = False
+        """Nothing more is to be taken."""
 
     def feed(self, data: bytes) -> None:
         """Take the next octets of the message, with dots still doubled."""
-        if self._ended:
+        if self.ended:
             return
-        if not self._octets and (section := self._plain_section(data)):
-            self._take_section(section)
-            return
+        if not self._octets:
+            if section := self._plain_section(data):
+                self._take_section(section)
+                return
+            self._digest = blake2b(digest_size=DIGEST_OCTETS)
         data = data[: MAX_HEADER - self._octets]
         self._octets += len(data)
         position = 0
@@ -197,12 +205,12 @@ class HeaderCollector:
             line, self._line = self._line + data[position:end], b""
             position = end
             if not self._is_long and line in (b"\n", b"\r\n"):
-                self._ended = True
+                self.ended = True
                 return
             self._take(line, True)
         else:
             self._find_blank_line(self._line + data[position:])
-        self._ended = self._ended or self._octets == MAX_HEADER
+        self.ended = self.ended or self._octets == MAX_HEADER
 
     @property
     def text(self) -> CollectedHeader:
@@ -211,7 +219,7 @@ class HeaderCollector:
             self._digest.update(self._line)
         elif self._line:
             self._take(self._line, False)
-        self._ended, self._line = True, b""
+        self.ended, self._line = True, b""
         if self._abridged is not None:
             self._abridged.end()
         self._end_line()
@@ -230,10 +238,12 @@ class HeaderCollector:
 
     def _take_section(self, section: bytes) -> None:
         """Take a plain header section, which takes a third of the time that its lines would take."""
-        self._ended, self._lines = True, 1
-        self._digest.update(section)
+        self.ended, self._lines = True, 1
+        self._digest = blake2b(section, digest_size=DIGEST_OCTETS)
         find = field_finder(self._names)
-        self._kept += section if find is None else b"".join(find(section))
+        self._kept += (
+            section if find is None else b"".join([b"%b\n" % field for field in find(b"\n" + section)])
+        )
 
     def _take(self, line: bytes, is_complete: bool) -> None:
         """Take a line, or a piece of one that is long."""
@@ -287,7 +297,7 @@ class HeaderCollector:
         end = found.start() + 1 if found is not None else max(0, len(text) - 2)
         self._digest.update(text[:end])
         self._line = text[end:] if found is None else b""
-        self._ended = found is not None
+        self.ended = found is not None
 
 
 def shortened(message: bytes, names: frozenset[bytes]) -> bytes:

@@ -78,7 +78,7 @@ class DotStuffedBody(MessageBody):
         tail = self.tail
         position, self.tail = skip(data, start, tail)
         end = position if position >= 0 else len(data)
-        if self.header is not None:
+        if self.header is not None and not self.header.ended:
             self.header.feed(data[start:end])
         self.new_violations = []
         if self.inspector is not None and self.octets < self.inspector.inspected_octets:

@@ -80,7 +80,7 @@ class WantedFieldReader(HeaderLineReader):
         """Values by the lower-case name of the field."""
         self._current = b""
         """The name of the field that the next line may go on with; empty for one that is not wanted."""
-        self._ended = not wanted.names
+        self.ended = not wanted.names
 
     def _take(self, line: bytes) -> None:
         """Take a complete line, without its LF."""
@@ -91,7 +91,7 @@ class WantedFieldReader(HeaderLineReader):
             return
         name, colon, value = line.partition(b":")
         # The blank line, the final dot, or a body without a blank line.
-        self._ended = not colon or self._lines >= MAX_HEADER_LINES
+        self.ended = not colon or self._lines >= MAX_HEADER_LINES
         name = name.rstrip().lower()
         self._current = name if name in self._wanted and name not in self._values else b""
         if self._current:
