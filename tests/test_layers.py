@@ -113,6 +113,7 @@ TORNADO = {
     "net.connection_interface",
     "net.direct",
     "net.direct_loop",
+    "net.direct_state",
     "net.server",
     "net.server_namespaces",
     "net.stream",
