@@ -56,6 +56,13 @@ def pytest_collection_finish() -> None:
         gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def find_leaks_in_their_module() -> Iterator[None]:
+    """Warn of what was not closed in the module that has not closed it, and not in one that comes later."""
+    yield
+    gc.collect()
+
+
 def skips_are_failures() -> bool:
     """Whether this machine has everything that the tests need, so that every skip is a failure."""
     return os.environ.get("BLACKHOLE_TEST_ALL") == "1"

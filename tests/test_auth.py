@@ -410,6 +410,10 @@ def test_aiosmtplib_authenticates_with_the_right_password_only(
         except aiosmtplib.SMTPAuthenticationError as error:
             return error.code
         finally:
+            assert client.transport is not None
+            connection = client.transport.get_extra_info("socket")
             await client.quit()
+            while connection.fileno() >= 0:  # until the server has closed its side too
+                await asyncio.sleep(0.01)
 
     assert asyncio.run(authenticate()) == code
