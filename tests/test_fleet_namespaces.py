@@ -214,6 +214,25 @@ def test_a_mistake_in_an_order_reaches_no_machine(fleet: NamespacedFleet) -> Non
         assert ask(sink.http, "/namespaces/typo").status == 404
 
 
+def test_an_order_that_a_machine_cannot_obey_is_told_and_replaced(fleet: NamespacedFleet) -> None:
+    """One of another version may have given it; a request with it is refused."""
+    fleet.put(fleet.two, "strange/scenario", REFUSES)
+    index, ask_store = "blackhole:{blackhole}:namespaces", fleet.redis.ask
+    namespace, _, made = ask_store("HGET", index, "strange").split()
+    order = f"blackhole:{{blackhole}}:namespace:{namespace}:order"
+    ask_store("HSET", order, "text", '[[rule]]\nphase = "RCTP"\n', "at", 1)
+    ask_store("HSET", index, "strange", f"{namespace} {ask_store('HINCRBY', index, ' number', 1)} {made}")
+    try:
+        for sink in fleet.machines:
+            wait_for(lambda: "an order cannot be obeyed: " in sink.output(), "it is told")  # noqa: B023
+        assert fleet.deliver("strange", 1) == [Counter({552: 1})] * 2
+        fleet.put(fleet.one, "strange/scenario", DEFERS)
+    except BaseException:  # so that the other tests go on
+        ask(fleet.one.http, "/namespaces/strange", "DELETE")
+        raise
+    assert fleet.deliver("strange", 1) == [Counter({451: 1})] * 2
+
+
 def test_the_command_line_refuses_to_pass_one_machine_off_as_the_fleet(fleet: NamespacedFleet) -> None:
     done = run("report", "--scope=fleet", "--namespace=job", f"--pid={fleet.pidfile}")
     assert (done.returncode, "GET /namespaces/job/report" in done.stderr) == (78, True)

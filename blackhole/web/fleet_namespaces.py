@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
@@ -63,6 +63,8 @@ class FleetNamespaces(Namespaces):
         self.store: Final = NamespaceStore(member.store)
         self._number = 0
         """The number of the last order to a namespace that this machine obeys."""
+        self._in_force: dict[str, FleetOrder] = {}
+        """What is in force in each namespace, also where this machine cannot obey it."""
         self._obeyed: dict[str, ObeyedNamespace] = {}
         self._runs: dict[str, Mapping[str, FleetRun]] = {}
         """Copies of the runs that were seen last, by the id of the namespace."""
@@ -97,9 +99,11 @@ class FleetNamespaces(Namespaces):
         self._member.order_changed.set()
         return number
 
-    def obeyed(self, name: str) -> ObeyedNamespace | None:
-        """Return a namespace of the fleet as this machine has it; None if there is none."""
-        return self._obeyed.get(name)
+    async def order(self, name: str) -> FleetOrder:
+        """Obey the orders in force, and return that of a namespace. Raises StoreError."""
+        with suppress(OperatorError):  # another order, which is not to wait for those that cannot be obeyed
+            await self.obey()
+        return self._in_force.get(name, FleetOrder())
 
     async def obey(self) -> None:
         """Obey the orders in force in all namespaces. Raises StoreError, and OperatorError."""
@@ -127,6 +131,8 @@ class FleetNamespaces(Namespaces):
         gone = [one.name for one in self.directory.entries() if ids.get(one.name) != one.shared]
         if gone:
             self.directory.remove(*gone)
+        for name in self._in_force.keys() - ids.keys():
+            del self._in_force[name]
         for name in [name for name, one in self._obeyed.items() if ids.get(name) != one.shared.id]:
             self._runs.pop(self._obeyed.pop(name).shared.id, None)
         seconds, failed = OBEY_TIMEOUT, None
@@ -154,6 +160,8 @@ class FleetNamespaces(Namespaces):
         order = await self.store.order(shared)
         if not order.number:  # it is gone meanwhile, and a later order says so
             return True
+        order = order._replace(number=shared.number)
+        self._in_force[shared.name] = order
         channel = self.directory.channel(shared.name, shared.id)
         control = FleetNamespaceControl.of(self._fleet_control, channel, self, shared.name)
         number, is_applied = await control.obey_locally(order, seconds)
@@ -249,9 +257,7 @@ class FleetNamespaceControl(FleetControl):
         return found
 
     async def _obey_order_in_force(self) -> FleetOrder:
-        await self._namespaces.obey()
-        obeyed = self._namespaces.obeyed(self._name)
-        return FleetOrder() if obeyed is None else obeyed.order
+        return await self._namespaces.order(self._name)
 
     async def _publish_order(self, order: FleetOrder, is_new: bool) -> int:
         return await self._namespaces.store.publish(self._name, order, is_new)
