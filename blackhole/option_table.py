@@ -185,8 +185,8 @@ OPTIONS: Final = (
     Option("dkim_resolver", values.dns_server, "", "ADDRESS[:PORT]", "Replies",
            "DNS resolver that is asked for the public keys of DKIM signatures",
            "Only for messages that inspect_content inspects, for keys that dkim_keys does not have, and with "
-           "at most 20 queries a second in each worker. No reply waits for a key: messages that come before "
-           "it are not verified.",
+           "at most 20 queries a second in each worker. No reply waits for a key: the report has the verdict "
+           "later.",
            default_note="nothing is asked"),
     Option("message_directives", values.switch, "yes", "yes|no", "Replies",
            "obey the header fields X-Blackhole-Mode and X-Blackhole-Delay of a message",

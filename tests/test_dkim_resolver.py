@@ -6,20 +6,24 @@ import asyncio
 import os
 import smtplib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from blackhole.messages.dkim_verification import SigningKey
+from blackhole.messages.dkim_verification import AWAITED_KEY, SigningKey
+from blackhole.messages.message_checks import check_message, verify_awaiting
 from blackhole.net import resolved_keys
 from blackhole.net.dkim_keys import PublishedKey, UnusableKey
 from blackhole.net.dns_records import DNSClient, DNSLookupError, TextRecords
 from blackhole.net.resolved_keys import ResolvedKeys, signing_keys
 from blackhole.settings import DNSServer as Resolver
 from blackhole.settings import OperatorError, Settings
+from blackhole.smtp.inspection import MAX_AWAITING, MAX_AWAITING_OCTETS, InspectionPlan
 from blackhole.smtp.violations import IN_SIGNATURES
 from tests import dns_server
 from tests.dns_server import requires_dnsmasq
+from tests.engines import make_engine
 from tests.option_samples import read, refusal
 from tests.program import Program, free_port, run, wait_for
 from tests.smtp_client import SMTPClient
@@ -71,7 +75,7 @@ def test_key_is_known_once_the_answer_has_come_and_for_its_time_to_live(keys: Ke
     known = lookups.keys()
 
     async def play() -> None:
-        assert known.get(NAME) is known.get(NAME) is None
+        assert known.get(NAME) is known.get(NAME) is AWAITED_KEY
         await settle()
         found = known.get(NAME)
         assert isinstance(found, PublishedKey)
@@ -80,7 +84,7 @@ def test_key_is_known_once_the_answer_has_come_and_for_its_time_to_live(keys: Ke
         assert known.get(NAME) is found
         assert lookups.asked == [NAME]
         lookups.now += 1
-        assert known.get(NAME) is None
+        assert known.get(NAME) is AWAITED_KEY
         await settle()
         assert isinstance(known.get(NAME), PublishedKey)
         assert lookups.asked == [NAME, NAME]
@@ -100,7 +104,7 @@ def test_answer_is_kept_for_a_minute_at_least_and_an_hour_at_most(seconds: int, 
         lookups.now += kept - 1
         assert isinstance(known.get(NAME), UnusableKey)
         lookups.now += 1
-        assert known.get(NAME) is None
+        assert known.get(NAME) is AWAITED_KEY
 
     in_loop(play)
 
@@ -126,8 +130,6 @@ def test_key_of_the_file_is_not_asked_for(keys: KeyPair) -> None:
 def test_what_is_published_in_place_of_a_key_is_a_fault(
     texts: tuple[bytes, ...], fault: str, keys: KeyPair
 ) -> None:
-    from blackhole.messages.message_checks import check_message
-
     known = Lookups({NAME: TextRecords(texts, 0)}).keys()
 
     async def play() -> None:
@@ -153,12 +155,12 @@ def test_nothing_is_said_while_the_resolver_does_not_answer(
 
     async def play() -> None:
         for name in (NAME, b"x" * 300):
-            assert known.get(name) is None
+            assert known.get(name) is AWAITED_KEY
             await settle()
             assert known.get(name) is None
         lookups.now += resolved_keys.RETRY_SECONDS
-        for name in (NAME, b"x" * 300):
-            assert known.get(name) is None
+        assert known.get(NAME) is AWAITED_KEY
+        assert known.get(b"x" * 300) is None
         await settle()
 
     in_loop(play)
@@ -175,8 +177,9 @@ def test_clients_cannot_ask_for_more_names_than_the_limits_allow() -> None:
     known = lookups.keys()
 
     async def play() -> None:
-        for number in range(100):
-            known.get(b"%d" % number)
+        found = [known.get(b"%d" % number) for number in range(100)]
+        assert found.count(AWAITED_KEY) == resolved_keys.MAX_OUTSTANDING
+        assert found.count(None) == 100 - resolved_keys.MAX_OUTSTANDING
         assert len(known._outstanding) == resolved_keys.MAX_OUTSTANDING
         await settle()
         assert len(lookups.asked) == resolved_keys.MAX_QUERIES_PER_SECOND
@@ -195,6 +198,68 @@ def test_clients_cannot_ask_for_more_names_than_the_limits_allow() -> None:
             lookups.now += 1
             known.get(b"m%d" % number)
         assert len(known._outstanding) == resolved_keys.MAX_OUTSTANDING
+
+    in_loop(play)
+
+
+@pytest.mark.pure
+def test_signature_is_verified_when_its_key_has_come(keys: KeyPair) -> None:
+    lookups = Lookups({NAME: TextRecords((keys.record,), 0)})
+    known = lookups.keys()
+
+    async def play() -> None:
+        text = signed_message(keys)
+        broken = [check_message(one, True, keys=known) for one in (text, text + b"x\r\n")]
+        assert [checked.is_verified for checked in broken] == [False, False]
+        waiting = [checked.awaiting for checked in broken]
+        assert verify_awaiting(waiting[0], known) is None
+        await settle()
+        late = [verify_awaiting(signatures, known) for signatures in waiting]
+        assert [checked is not None and checked.is_verified for checked in late] == [True, True]
+        faults = [[fault.violation for fault in checked.faults] for checked in late if checked is not None]
+        assert faults == [[], ["bad-body-hash"]]
+        assert check_message(text, True, keys=known).awaiting == ()
+        none = verify_awaiting(waiting[0], {})
+        assert none is not None
+        assert not none.is_verified
+
+    in_loop(play)
+    assert AWAITED_KEY.verifies(b"", b"") is False
+
+
+@pytest.mark.pure
+def test_messages_that_wait_for_keys_are_bounded(keys: KeyPair) -> None:
+    known = Lookups({}).keys()
+
+    async def play() -> None:
+        (signature,) = check_message(signed_message(keys), True, keys=known).awaiting
+        plan = InspectionPlan("all")
+        plan.await_keys(None, (signature._replace(data=bytes(MAX_AWAITING_OCTETS)), signature))
+        assert plan.awaiting == []
+        for _ in range(2 * MAX_AWAITING):
+            plan.await_keys(None, (signature,))
+        assert len(plan.awaiting) == MAX_AWAITING
+
+    in_loop(play)
+
+
+@pytest.mark.pure
+def test_session_keeps_what_waits_for_a_key(keys: KeyPair) -> None:
+    known = Lookups({}).keys()
+
+    async def play() -> None:
+        engine = make_engine(inspect_content=True, dkim_keys=known)
+        session = engine.session()
+        session.greet()
+        for chunk in (
+            b"EHLO c.test\r\n",
+            b"MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n",
+            signed_message(keys) + b".\r\n",
+        ):
+            session.receive(chunk)
+        ((waiting, signatures),) = engine.inspection.awaiting
+        assert waiting is session
+        assert [signature.key_name for signature in signatures] == [NAME]
 
     in_loop(play)
 
@@ -294,6 +359,7 @@ def verified(program: Program) -> int:
 
 @requires_dnsmasq
 def test_program_verifies_signatures_with_keys_of_a_resolver(tmp_path: Path, keys: KeyPair) -> None:
+    """Also of the first message with a key, whose connection is closed when the key comes."""
     pid = tmp_path / "pid"
     (tmp_path / "shared").mkdir()
     imports, env = record_imports(tmp_path / "shared")
@@ -304,30 +370,29 @@ def test_program_verifies_signatures_with_keys_of_a_resolver(tmp_path: Path, key
         options = "--workers=1", "--inspect=all", "--inspect-content", f"--dkim-resolver={server.address}"
         with Program(f"--pid={pid}", *options, env=env) as program:
 
-            def sent(message: bytes) -> None:
-                with smtplib.SMTP(*program.address, local_hostname="c.test", timeout=60) as client:
-                    client.sendmail("ann@a.test", ["bob@b.test"], message)
-
-            def is_verified(message: bytes) -> bool:
-                """Send a message, and return whether it was verified."""
+            def report_on(message: bytes) -> str:
+                """Send a message, and return the report once it was verified."""
                 before = verified(program)
-                sent(message)
-                program.wait_until_idle()
-                return verified(program) > before
 
-            assert not is_verified(text)
-            wait_for(lambda: is_verified(text), "the key has come", PATIENCE)
-            before = verified(program)
-            assert "bad-" not in run("report", f"--pid={pid}").stdout.replace("bad-one-click", "")
-            assert is_verified(text + b"x\r\n")
-            assert verified(program) == before + 1
-            wait_for(lambda: is_verified(unpublished), "the answer has come that there is no key", PATIENCE)
-            said = run("report", f"--pid={pid}", "--show-lines").stdout
+                def is_verified() -> bool:
+                    with smtplib.SMTP(*program.address, local_hostname="c.test", timeout=60) as client:
+                        client.sendmail("ann@a.test", ["bob@b.test"], message)
+                    program.wait_until_idle()
+                    with suppress(AssertionError):
+                        wait_for(lambda: verified(program) > before, "the verdict", 10)
+                    return verified(program) > before
+
+                wait_for(is_verified, "the message is verified", PATIENCE)
+                return run("report", f"--pid={pid}", "--show-lines").stdout
+
+            said = report_on(text)
+            assert "bad-signature" not in said
+            assert "bad-body-hash" not in said
+            assert "In 1 connection, " in report_on(text + b"x\r\n").partition("MUST   bad-body-hash: ")[2]
+            assert "no key is published" in report_on(unpublished).partition("MUST   bad-signature: ")[2]
             assert program.stop() == 0
         assert server.queries(NAME.decode())
         assert server.queries("none._domainkey.a.test")
-    assert "MUST   bad-body-hash: " in said
-    assert "no key is published" in said
     assert imports.read_text().split() == [], "a worker may have no right to read more modules"
 
 

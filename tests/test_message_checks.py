@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blackhole.messages import field_syntax, message_checks, signature_tags
-from blackhole.messages.message_checks import check_message
+from blackhole.messages.message_checks import CheckedMessage, check_message
 from blackhole.messages.mime_structure import MAX_DELIMITERS, MAX_PART_NESTING, MAX_PARTS, decoded_octets
 from blackhole.providers import PROVIDERS
 from blackhole.smtp.content_inspection import KEPT_CONTENT, ContentInspector
@@ -49,7 +49,7 @@ def test_guilty_message_is_accused_and_a_barely_innocent_one_is_not(rule: str) -
 
 @pytest.mark.parametrize("text", [message(), multipart(NESTED)])
 def test_message_without_a_fault_is_not_accused(text: bytes) -> None:
-    assert check_message(text, True) == ((), True, True, False)
+    assert check_message(text, True) == CheckedMessage((), True, True)
 
 
 def test_rule_stands_once_in_what_is_found() -> None:
@@ -76,8 +76,8 @@ def test_header_section_may_be_utf8_with_smtputf8() -> None:
 
 def test_part_of_a_message_is_judged_by_its_header_section_alone() -> None:
     text = multipart(NESTED.replace("--x--", "ä"), "multipart/mixed; boundary=x")
-    assert check_message(text, False) == ((), True, False, False)
-    assert check_message(text[:40], False) == ((), False, False, False)
+    assert check_message(text, False) == CheckedMessage((), True, False)
+    assert check_message(text[:40], False) == CheckedMessage((), False, False)
     long = part("7bit", "x" * HTML, "text/html")
     assert [fault.violation for fault in check_message(long, False).faults] == ["html-clipped"]
 
@@ -93,16 +93,16 @@ def test_part_of_a_message_is_judged_by_its_header_section_alone() -> None:
     ],
 )
 def test_message_with_too_many_parts_is_not_judged_by_them(body: str) -> None:
-    assert check_message(multipart(body), True) == ((), True, False, False)
+    assert check_message(multipart(body), True) == CheckedMessage((), True, False)
 
 
 def test_header_section_with_too_many_lines_is_not_judged() -> None:
-    assert check_message(b"a: b\r\n" * 3000, True) == ((), False, False, False)
+    assert check_message(b"a: b\r\n" * 3000, True) == CheckedMessage((), False, False)
 
 
 def test_message_without_a_body_is_judged() -> None:
     text = message().partition(b"\r\n\r\n")[0]
-    assert check_message(text, True) == ((), True, True, False)
+    assert check_message(text, True) == CheckedMessage((), True, True)
 
 
 @given(st.binary(max_size=300), st.booleans(), st.booleans())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from binascii import Error, a2b_base64
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from blackhole.messages.canonical_form import canonical_body, canonical_field, raw_fields, with_crlf
 from blackhole.messages.header_fields import ParsedHeader
@@ -41,11 +41,51 @@ class SigningKey(Protocol):
         """Return whether a signature with SHA-256 over these data was made with the key."""
 
 
+class AwaitedKey:
+    """A key that was asked for, and that is not known yet."""
+
+    kind = b""
+    bits = 0
+    fault = "the key has not come"
+
+    def verifies(self, signature: bytes, data: bytes) -> bool:
+        """Return that no signature was made with it."""
+        return False
+
+
+AWAITED_KEY: Final[SigningKey] = AwaitedKey()
+
+
 class DKIMKeys(Protocol):
     """Public keys by the name under which they are published, such as s._domainkey.a.test, in lower case."""
 
     def get(self, name: bytes, /) -> SigningKey | None:
-        """Return the key with a name; None if it is not known."""
+        """Return the key with a name; None if it is not known, AWAITED_KEY if it may be known soon."""
+
+
+class MessageSignature(NamedTuple):
+    """A signature of a message, and what is needed to verify it once its key is known."""
+
+    key_name: bytes
+    algorithm: bytes
+    has_body_hash: bool
+    """Whether bh= is the hash of the body."""
+    value: bytes | None
+    """None if it is not well formed."""
+    data: bytes
+    """What was signed."""
+
+    def faults(self, key: SigningKey) -> Iterator[MessageFault]:
+        """Yield what is wrong with the signature, by its key."""
+        if not self.has_body_hash:
+            yield MessageFault("bad-body-hash", "bh= is not the hash of the body")
+        if key.fault or key.kind + b"-sha256" != self.algorithm:
+            yield MessageFault("bad-signature", key.fault or "the key is of another kind")
+            return
+        if key.kind == RSA and key.bits < LEAST_BITS:
+            yield MessageFault("weak-dkim-key", f"{key.bits} bits")
+        if self.value is None or not key.verifies(self.value, self.data):
+            yield MessageFault("bad-signature", "b= does not belong to the fields that h= names")
 
 
 class SignatureVerification:
@@ -58,6 +98,8 @@ class SignatureVerification:
         self._bodies: Final[dict[bool, bytes]] = {}
         self.verified = 0
         """Signatures of which the key is known, and that were verified."""
+        self.awaiting: Final[list[MessageSignature]] = []
+        """Signatures whose keys were asked for."""
 
     def faults(self) -> Iterator[MessageFault]:
         """Yield what is wrong with the signatures whose tags are right and whose keys are known."""
@@ -66,29 +108,30 @@ class SignatureVerification:
             if len(value) > MAX_SIGNATURE_OCTETS:
                 continue
             tags = parse_tags(value.replace(b"\r\n", b""))
-            if tags is None or signature_fault(tags):
+            if tags is None or signature_fault(tags) or tags[b"a"].lower() == b"rsa-sha1":
                 continue
-            key = self._keys.get(b"%b._domainkey.%b" % (tags[b"s"].lower(), tags[b"d"].lower()))
-            if key is not None and tags[b"a"].lower() != b"rsa-sha1":
+            key_name = b"%b._domainkey.%b" % (tags[b"s"].lower(), tags[b"d"].lower())
+            key = self._keys.get(key_name)
+            if key is None:
+                continue
+            signature = self._signature(name, value, tags, key_name)
+            if key is AWAITED_KEY:
+                self.awaiting.append(signature)
+            else:
                 self.verified += 1
-                yield from self._signature_faults(name, value, tags, key)
+                yield from signature.faults(key)
 
-    def _signature_faults(
-        self, name: bytes, value: bytes, tags: Mapping[bytes, bytes], key: SigningKey
-    ) -> Iterator[MessageFault]:
-        """Yield what is wrong with a signature."""
+    def _signature(
+        self, name: bytes, value: bytes, tags: Mapping[bytes, bytes], key_name: bytes
+    ) -> MessageSignature:
         of_header, _, of_body = tags.get(b"c", b"simple").lower().partition(b"/")
-        if not self._has_body_hash(tags, of_body == b"relaxed"):
-            yield MessageFault("bad-body-hash", "bh= is not the hash of the body")
-        if key.fault or key.kind + b"-sha256" != tags[b"a"].lower():
-            yield MessageFault("bad-signature", key.fault or "the key is of another kind")
-            return
-        if key.kind == RSA and key.bits < LEAST_BITS:
-            yield MessageFault("weak-dkim-key", f"{key.bits} bits")
-        data = self._signed_data(name, value, signed_fields(tags), of_header == b"relaxed")
-        signature = decoded(tags[b"b"])
-        if signature is None or not key.verifies(signature, data):
-            yield MessageFault("bad-signature", "b= does not belong to the fields that h= names")
+        return MessageSignature(
+            key_name,
+            tags[b"a"].lower(),
+            self._has_body_hash(tags, of_body == b"relaxed"),
+            decoded(tags[b"b"]),
+            self._signed_data(name, value, signed_fields(tags), of_header == b"relaxed"),
+        )
 
     def _has_body_hash(self, tags: Mapping[bytes, bytes], is_relaxed: bool) -> bool:
         """Return whether the body has the hash in bh=, as far as l= says."""

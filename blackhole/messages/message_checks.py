@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from blackhole.messages.dkim_verification import DKIMKeys, SignatureVerification
+from blackhole.messages.dkim_verification import (
+    AWAITED_KEY,
+    DKIMKeys,
+    MessageSignature,
+    SignatureVerification,
+)
 from blackhole.messages.field_syntax import date_fault, is_message_id, mailbox_domains
 from blackhole.messages.header_fields import MessageTooComplexError, ParsedHeader, parse_header
 from blackhole.messages.list_unsubscribe import is_uri_list, one_click_fault
@@ -47,6 +52,8 @@ class CheckedMessage(NamedTuple):
     """The body was looked at too."""
     is_verified: bool = False
     """A DKIM signature was verified."""
+    awaiting: tuple[MessageSignature, ...] = ()
+    """If none was: those that can be verified once their keys have come."""
 
 
 UNCHECKED: Final = CheckedMessage((), False, False)
@@ -81,12 +88,28 @@ def check_message(
     if is_judged:
         faults += in_body
     is_verified = False
+    awaiting: tuple[MessageSignature, ...] = ()
     if keys and is_whole and header.named(b"dkim-signature"):
         verification = SignatureVerification(text, header, keys)
         faults += verification.faults()
         is_verified = verification.verified > 0
+        awaiting = () if is_verified else tuple(verification.awaiting)
+    return CheckedMessage(each_once(faults), True, is_judged, is_verified, awaiting)
+
+
+def verify_awaiting(signatures: tuple[MessageSignature, ...], keys: DKIMKeys) -> CheckedMessage | None:
+    """Return what is wrong with signatures of a message whose keys were awaited; None while one still is."""
+    known = [(signature, keys.get(signature.key_name)) for signature in signatures]
+    if any(key is AWAITED_KEY for _, key in known):
+        return None
+    faults = [fault for signature, key in known if key is not None for fault in signature.faults(key)]
+    return CheckedMessage(each_once(faults), False, False, any(key is not None for _, key in known))
+
+
+def each_once(faults: Sequence[MessageFault]) -> tuple[MessageFault, ...]:
+    """Return the first fault of each violation."""
     first = {fault.violation: fault for fault in reversed(faults)}
-    return CheckedMessage(tuple(reversed(first.values())), True, is_judged, is_verified)
+    return tuple(reversed(first.values()))
 
 
 def header_faults(header: ParsedHeader, smtputf8: bool) -> Iterator[MessageFault]:

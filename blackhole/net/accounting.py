@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from blackhole.messages.message_checks import verify_awaiting
 from blackhole.metrics.counters import CounterCells
 from blackhole.metrics.layout import (
     CELL_INDEX,
@@ -18,10 +19,13 @@ from blackhole.metrics.layout import (
 from blackhole.net.connection_interface import ConnectionInterface
 from blackhole.net.connection_log import log_limits
 from blackhole.smtp.state import KEPT_VIOLATION_CONTEXT, ViolationContext
+from blackhole.smtp.violations import IN_SIGNATURES
 
 if TYPE_CHECKING:
+    from blackhole.net.context import ListenerContext
     from blackhole.smtp.engine_tables import BoundCommand
     from blackhole.smtp.replies import Reply
+    from blackhole.smtp.session import Session
 
 NO_EVENT: Final = 0
 """The event of a reply that is not counted."""
@@ -40,7 +44,7 @@ def count_replies(connection: ConnectionInterface, sent: bytes) -> None:
     session.single_event, session.counted_events = NO_EVENT, []
     _count(connection, events)
     if session.violation_contexts:
-        _keep_evidence(connection, events, sent)
+        _keep_evidence(session, connection.context, events, sent)
 
 
 def count_disconnect(connection: ConnectionInterface, sent: bytes) -> None:
@@ -62,7 +66,31 @@ def count_violations(connection: ConnectionInterface, sent: bytes) -> None:
     events = [event for event in events if event >= VIOLATIONS_START]
     _count(connection, events)
     if session.violation_contexts:
-        _keep_evidence(connection, events, sent)
+        _keep_evidence(session, connection.context, events, sent)
+
+
+def count_late_verdicts(context: ListenerContext) -> None:
+    """Count what is wrong with signatures whose keys have come since their messages ended.
+
+    Their sessions may have ended too. Nothing is known of what a client was sent before.
+    """
+    inspection = context.engine.inspection
+    waiting, inspection.awaiting = inspection.awaiting, []
+    for message in waiting:
+        session, signatures = message
+        checked = verify_awaiting(signatures, session.engine.config.dkim_keys)
+        if checked is None:
+            inspection.awaiting.append(message)
+        elif checked.is_verified:
+            listener = session.listener
+            events = [listener.content_inspections[IN_SIGNATURES]]
+            events += (listener.sampled_violation_events[violation] for violation, _ in checked.faults)
+            for event in events:
+                context.counters[event] += 1
+            session.sampled_violation_count += len(checked.faults)
+            for violation, detail in checked.faults:
+                session.keep_violation_context(violation, ViolationContext(".", detail=detail))
+            _keep_evidence(session, context, events, b"")
 
 
 def count_rejection(counters: CounterCells, reply: Reply) -> None:
@@ -70,9 +98,8 @@ def count_rejection(counters: CounterCells, reply: Reply) -> None:
     counters[EVENT_CELLS.reply("CONNECT", reply.code)] += 1
 
 
-def _keep_evidence(connection: ConnectionInterface, events: list[int], sent: bytes) -> None:
+def _keep_evidence(session: Session, context: ListenerContext, events: list[int], sent: bytes) -> None:
     """Keep the evidence of violations among the events. `sent` is what the client was sent before."""
-    session, context = connection.session, connection.context
     evidence, commands = context.evidence, session.engine.commands
     for name, violation_context in session.violation_contexts.items():
         if violation_context is not KEPT_VIOLATION_CONTEXT:

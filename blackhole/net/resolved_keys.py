@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
-from blackhole.messages.dkim_verification import DKIMKeys, SigningKey
+from blackhole.messages.dkim_verification import AWAITED_KEY, DKIMKeys, SigningKey
 from blackhole.net.dkim_keys import PublishedKey, UnusableKey, published_keys, require_cryptography
 from blackhole.net.dns_records import DNSClient, DNSLookupError, TextRecords
 from blackhole.settings import Settings
@@ -52,7 +52,7 @@ class KeptAnswer(NamedTuple):
 class ResolvedKeys:
     """Keys that are known, and others that are asked for when they are first needed.
 
-    `get` never waits: a key that has to be asked for is not known until its answer has come.
+    `get` never waits: a key that was asked for is AWAITED_KEY until the answer has come.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ResolvedKeys:
         self._warned = -UNANSWERED_INTERVAL
 
     def get(self, name: bytes, /) -> SigningKey | None:
-        """Return the key with a name; None if it is not known, or not yet."""
+        """Return the key with a name; None if it is not known, AWAITED_KEY if an answer is awaited."""
         key = self._known.get(name)
         if key is not None:
             return key
@@ -80,9 +80,11 @@ class ResolvedKeys:
         kept = self._kept.get(name)
         if kept is not None and now < kept.until:
             return kept.key
-        if name not in self._outstanding and self._may_ask(now):
+        if name not in self._outstanding:
+            if not self._may_ask(now):
+                return None
             self._outstanding[name] = asyncio.get_running_loop().create_task(self._ask(name))
-        return None
+        return AWAITED_KEY
 
     def _may_ask(self, now: float) -> bool:
         """Return whether another query may leave, and count it."""

@@ -28,7 +28,7 @@ from blackhole.metrics.layout import (
 )
 from blackhole.net import proxy
 from blackhole.net.acceptor import Acceptor, ReservedDescriptor
-from blackhole.net.accounting import count_rejection
+from blackhole.net.accounting import count_late_verdicts, count_rejection
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
 from blackhole.net.connection import Connection
@@ -267,6 +267,8 @@ class SMTPServer(TCPServer):
         """Enforce the timeouts of all connections, and flush what is counted in batches."""
         self.flush_histograms()
         self.engine.inspection.refill()
+        if self.engine.inspection.awaiting:
+            count_late_verdicts(self.context)
         if self._reserved is not None:
             self._reserved.acquire()
         if self.settings.stress_timeout:

@@ -222,6 +222,8 @@ class BodyReader(CommandExecution):
             self.counted_events.append(inspections[IN_SIGNATURES])
         for violation, detail in checked.faults:
             self.record_sampled_violation(violation, ViolationContext(END_OF_MESSAGE, detail=detail))
+        if checked.awaiting:
+            self.engine.inspection.await_keys(self, checked.awaiting)
 
     def note_inspection(self) -> None:
         """Take note that the message that is coming is inspected, and choose the next one."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
+
+from blackhole.messages.dkim_verification import MessageSignature
 
 NEVER: Final = 1 << 62
 """More messages than any session has, and more sessions than any listener."""
@@ -23,6 +25,20 @@ CONTENT_COST: Final = 16384
 
 MAX_CONTENTS: Final = {"all": 256, "sample": 16, "off": 0}
 """Messages whose content is kept at the same time, by what is inspected."""
+
+
+MAX_AWAITING: Final = 64
+"""Messages whose signatures wait for their keys at the same time."""
+
+MAX_AWAITING_OCTETS: Final = 65536
+"""Octets of what is signed, in a message that waits."""
+
+
+class AwaitingMessage(NamedTuple):
+    """A message that has ended, and whose signatures can be verified once their keys have come."""
+
+    session: Any
+    signatures: tuple[MessageSignature, ...]
 
 
 class InspectionPlan:
@@ -45,6 +61,7 @@ class InspectionPlan:
         "_messages_left",
         "_sessions",
         "_sessions_left",
+        "awaiting",
         "contents",
     )
 
@@ -55,6 +72,8 @@ class InspectionPlan:
         self._max_contents: Final = MAX_CONTENTS[how]
         self.contents: Final[WeakSet[Any]] = WeakSet()
         """What keeps the content of messages that are inspected now, as long as it lives."""
+        self.awaiting: list[AwaitingMessage] = []
+        """Messages whose signatures wait for their keys."""
         self._sessions = 0
         self.refill()
 
@@ -93,3 +112,9 @@ class InspectionPlan:
     def content_inspected(self, octets: int) -> None:
         """Take note of how much content was inspected of a message."""
         self._content_left -= octets
+
+    def await_keys(self, session: Any, signatures: tuple[MessageSignature, ...]) -> None:
+        """Keep the signatures of a message until their keys have come, as far as there is room for them."""
+        octets = sum(len(signature.data) for signature in signatures)
+        if len(self.awaiting) < MAX_AWAITING and octets <= MAX_AWAITING_OCTETS:
+            self.awaiting.append(AwaitingMessage(session, signatures))
