@@ -28,6 +28,13 @@ LIMITS_OUT_OF_REACH: Final = (
 )
 """Limits that count every client and refuse none."""
 
+THROTTLE: Final = """
+[[rule]]
+phase = "MAIL"
+throttle = { messages = 1000000000, per = "1h" }
+reply = "450 4.7.1 Slow down"
+"""
+
 RULE: Final = """
 [[rule]]
 phase = "RCPT"
@@ -94,6 +101,7 @@ FEATURES: Final[Sequence[Feature]] = (
     Feature("`--dashboard off`", "--dashboard off"),
     Feature("`--debug`, log to /dev/null", "--debug", discard_log=True),
     Feature("`--recent 1000`", "--recent 1000"),
+    Feature("`--show-domains`", "--show-domains"),
     Feature("a rule at RCPT that never matches", scenario=never_matching("*@host0.invalid")),
     Feature(
         "a rule that never matches and would accept",
@@ -107,6 +115,7 @@ FEATURES: Final[Sequence[Feature]] = (
         "100 rules with globs open at both ends",
         scenario=never_matching(*(f"*@host{number}.invalid*" for number in range(100))),
     ),
+    Feature("a throttle that nothing exceeds", scenario=THROTTLE),
     Feature("a usual scenario", scenario=USUAL),
     Feature("`--public`, untrusted sender", f"--public --trusted none {LIMITS_OUT_OF_REACH}"),
 )

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+import pytest
+
+from blackhole.metrics.transactions import transaction
+from blackhole.process.accepted_envelope import read_accepted_envelope
+from blackhole.process.domain_counter import DomainCounter
+from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.scenario_file import parse_rules
+from blackhole.smtp.recorded_session import RecordedSession, Recorder
+from blackhole.smtp.state import LMTP, SMTP
+from blackhole.smtp.transaction_record import read_record
+from blackhole.smtp.wanted_fields import WantedFields
+from blackhole.store.attempts import AttemptTable
 from blackhole.store.domain_log import (
     INTERVAL_BUCKETS,
     MAX_DOMAINS,
@@ -13,6 +26,8 @@ from blackhole.store.domain_log import (
     Domain,
     DomainLog,
 )
+from blackhole.store.recent import StoredRecord
+from tests.engines import make_engine
 from tests.http_api import Sink, ask
 from tests.program import Program, run, scenario_option, wait_for
 from tests.smtp_client import SMTPClient
@@ -158,3 +173,91 @@ def test_no_domain_is_kept_without_show_domains(tmp_path: Path) -> None:
         send(program, "nobody@a.test")
         assert program.snapshot().domains is None
         assert program.stop() == 0
+
+
+MAIL = b"MAIL FROM:<Ann@client.test>\r\n"
+BODY = b"Subject: hello\r\n\r\nhello\r\n.\r\n"
+
+CONVERSATIONS = {
+    "usual": [b"EHLO c.test\r\n", MAIL, b"RCPT TO:<Bob@A.test>\r\n", b"DATA\r\n", BODY],
+    "two messages": [
+        *[MAIL, b"RCPT TO:<bob@a.test>\r\n", b"RCPT TO:<eve@b.test>\r\n", b"DATA\r\n", BODY] * 2
+    ],
+    "a group": [MAIL + b"RCPT TO:<bob@a.test>\r\nRCPT TO:<eve@b.test>\r\nDATA\r\n", BODY],
+    "null sender, parameters, other cases": [
+        b"mail from:<> SIZE=99 BODY=8BITMIME\r\n",
+        b"Rcpt To:<bob@a.test> NOTIFY=NEVER\r\n",
+        b"RCPT TO: <eve@b.test>\r\n",
+        b"DATA\r\n",
+        BODY,
+    ],
+    "unusual addresses": [
+        b"MAIL FROM:<@x.test,@y.test:ann@client.test>\r\n",
+        b'RCPT TO:<"a>b"@c.test>\r\n',
+        b"RCPT TO:<postmaster>\r\n",
+        b"RCPT TO:<@x.test:bob@a.test>\r\n",
+        b"RCPT TO:<bob@[192.0.2.1]>\r\n",
+        b"DATA\r\n",
+        BODY,
+    ],
+    "a refused recipient": [
+        MAIL,
+        b"RCPT TO:<bob@a.test>\r\n",
+        b"RCPT TO:<nobody@b.test>\r\n",
+        b"DATA\r\n",
+        BODY,
+    ],
+    "a refused message": [MAIL, b"RCPT TO:<full@a.test>\r\n", b"DATA\r\n", BODY],
+    "another sender after RSET": [MAIL, b"RCPT TO:<bob@a.test>\r\n", b"RSET\r\n", MAIL, b"QUIT\r\n"],
+    "a retry": [
+        *[MAIL, b"RCPT TO:<later@b.test>\r\n", b"RSET\r\n"],
+        *[MAIL, b"RCPT TO:<LATER@b.test>\r\n", b"DATA\r\n", BODY],
+    ],
+    "many recipients": [MAIL, *(b"RCPT TO:<%d@d.test>\r\n" % n for n in range(40)), b"DATA\r\n", BODY],
+    "a large group": [MAIL + b"".join(b"RCPT TO:<%d@d.test>\r\n" % n for n in range(80)) + b"DATA\r\n", BODY],
+    "a message in pieces": [MAIL, b"RCPT TO:<bob@a.test>\r\n", b"DATA\r\n", BODY[:9], BODY[9:]],
+    "chunks": [MAIL, b"RCPT TO:<bob@a.test>\r\n", b"BDAT 3\r\nx\r\n", b"BDAT 0 LAST\r\n"],
+    "blanks before a verb": [
+        MAIL,
+        b" RCPT TO:<bob@a.test>\r\n",
+        b"RCPT TO:<eve@b.test>\r\n",
+        b"DATA\r\n",
+        BODY,
+    ],
+    "no message": [MAIL, b"RCPT TO:<bob@a.test>\r\n", b"QUIT\r\n"],
+}
+
+
+ACCEPTED_AS_A_WHOLE = ("usual", "two messages", "a group", "a retry", "a message in pieces")
+
+
+@pytest.mark.parametrize("service", [SMTP, LMTP])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_usual_record_is_counted_as_one_that_is_read_as_a_whole(name: str, service: str) -> None:
+    """A record of the usual form is not taken apart, which takes longer than its message."""
+    shortly, wholly = DomainLog(1), DomainLog(1)
+
+    def log(session: RecordedSession, octets: bytes) -> None:
+        record = read_record(octets)
+        assert record is not None
+        now = next(times)
+        DomainCounter(shortly.writer(0), lambda: now).write(session, octets)
+        DomainCounter(wholly.writer(0), lambda: now).count(
+            transaction(StoredRecord(0, 0, octets), record, {})
+        )
+        usual.append(read_accepted_envelope(session.record) is not None)
+
+    usual: list[bool] = []
+    times = itertools.count(1000.0, 60.0)
+    recorder = Recorder(lambda: 1.0, lambda octets: 0, WantedFields(()), (b"", b""), b"accept", log)
+    environment = RuleEnvironment(attempt_store=AttemptTable())
+    rules = tuple(parse_rules(RULES, "test"))
+    session = make_engine(rules, environment=environment, recorder=recorder, service=service).session()
+    session.greet()
+    for data in CONVERSATIONS[name]:
+        session.receive(data.replace(b"EHLO", b"LHLO") if service == LMTP else data)
+    session.closed()
+    assert usual, "a record was written"
+    assert shortly.domains() == wholly.domains()
+    of_several = service == LMTP and name in ("two messages", "a group")
+    assert any(usual) == (name in ACCEPTED_AS_A_WHOLE and not of_several)

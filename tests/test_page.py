@@ -180,6 +180,16 @@ def test_the_page_shows_clients_and_domains_only_where_asked_to(browser: Browser
         assert (address, messages) == ("127.0.0.1", "3")
         assert not browser.run(hidden)
         wait_for(lambda: [row[1] for row in browser.table("domains")] == ["6"], "recipients are shown")
+        post(sink.http, "/next", {"phase": "RCPT", "reply": "450 4.2.1 Later"})
+        post(sink.http, "/next", {"phase": "RCPT", "reply": "550 5.1.1 No", "recipient": "nobody@*"})
+        with smtplib.SMTP("127.0.0.1", sink.port) as client:
+            for recipient in ("bob@b.test", "bob@b.test", "nobody@b.test"):
+                with suppress(smtplib.SMTPRecipientsRefused):
+                    client.sendmail("a@example.com", [recipient], "x\r\n")
+        wait_for(lambda: len(browser.table("domains")) == 2, "another domain is shown")
+        name, *outcomes, rate, half, nearly_all = browser.table("domains")[1]
+        assert (name, outcomes) == ("b.test", ["1", "1", "1"])
+        assert rate.isdecimal() and half.endswith(" s") and nearly_all == half
         browser.driver.get("about:blank")  # or the console has an error when the server stops
     with Sink() as sink:
         sink.dashboard()

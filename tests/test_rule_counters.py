@@ -20,6 +20,7 @@ from blackhole.metrics.layout import LIMIT_DECISIONS, MAX_RULE_NAMES, RULE_HITS_
 from blackhole.metrics.report import rule_match_lines
 from blackhole.metrics.status import figure_lines
 from blackhole.rules.evaluator import RuleEnvironment
+from blackhole.rules.limiters import UseLimit
 from blackhole.rules.scenario import Scenario
 from blackhole.rules.scenario_file import parse_rules
 from blackhole.smtp.engine import SMTPEngine
@@ -199,6 +200,15 @@ def test_limit_of_each_kind_has_a_text() -> None:
     ActiveScenario(Scenario(tuple(parse_rules(text, "test")))).counted(counters)
     found = counters.snapshot().rule_limits
     assert [one.limit for one in found.values()] == [wanted for _, wanted in limits]
+
+
+def test_uses_of_a_one_shot_rule_are_no_limit() -> None:
+    (rule,) = parse_rules('[[rule]]\nphase = "RCPT"\nreply = "450 4.7.1 Later"\n', "test")
+    counters = Counters(1)
+    one_shot = replace(rule, limiter=UseLimit(3, "x"))
+    (counted,) = ActiveScenario(Scenario((one_shot,))).counted(counters).rules
+    assert (counted.counter, counted.limit_counters) == (RULE_HITS_START, ())
+    assert counters.snapshot().rule_limits == {}
 
 
 def test_limit_changes_with_its_rule_and_its_figures_stay() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from blackhole.metrics.transactions import Transaction, recipient_address, transaction
+from blackhole.process.accepted_envelope import read_accepted_envelope
 from blackhole.smtp import replies
 from blackhole.smtp.recorded_session import RecordedSession
 from blackhole.smtp.transaction_record import read_record
@@ -23,7 +24,13 @@ class DomainCounter:
         self._clock: Final = clock
 
     def write(self, session: RecordedSession, octets: bytes) -> None:
-        """Count the recipients of a record."""
+        """Count the recipients of the record that a session has written, which is `octets`."""
+        envelope = read_accepted_envelope(session.record)
+        if envelope is not None:
+            now = self._clock()
+            for recipient in envelope.recipients:
+                self._writer.update(envelope.sender, recipient, OUTCOME_BY_CLASS[2], now)
+            return
         record = read_record(octets)
         if record is not None:
             self.count(transaction(StoredRecord(0, 0, octets), record, {}))

@@ -137,6 +137,11 @@ class TransactionRecord:
         self.fields: Sequence[bytes] = ()
         """Those of the header section that are wanted, as they came."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no exchange was left out."""
+        return not (self._last or self._left_out)
+
     def add(self, exchange: FastExchange | RecordedExchange) -> None:
         """Add an exchange; of too many, only the first and the last are kept."""
         if len(self.exchanges) < MAX_FIRST:
