@@ -60,10 +60,8 @@ def read_accepted_envelope(record: TransactionRecord) -> AcceptedEnvelope | None
                 return None
             if verb == b"RCPT":
                 recipients.append(address)
-            elif sender is None:
-                sender = address
             else:
-                return None
+                sender = address
     return None if sender is None or not recipients else AcceptedEnvelope(sender, recipients)
 
 
