@@ -237,9 +237,8 @@ class BodyReader(CommandExecution):
             mode, self.directive_delay = header.directives()
         elif header is not None:
             text = header.text
-            if self.engine.config.message_directives:
-                asking = fields(text) if text.find(FIELD_MARK) >= 0 else ()
-                mode, self.directive_delay = parse_directives(asking)
+            if self.engine.config.message_directives and text.find(FIELD_MARK) >= 0:
+                mode, self.directive_delay = parse_directives(fields(text))
         return text, mode
 
     def _decide_on_message(self, text: bytes, mode: str) -> Reply:
