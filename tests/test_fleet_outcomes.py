@@ -228,6 +228,7 @@ def test_what_is_in_the_stream_is_input_like_any(redis: RedisServer) -> None:
 def test_changes_that_come_too_fast_are_counted_and_the_newest_are_kept() -> None:
     table = SharedOutcomeTable(rows=1, sets=64)
     table.add_accepted(7)
+    table.update_hash(8, 1.0, partial(update_envelope, DEFERRED))
     assert list(table.read_changes()) == [], "this process has no ring"
     table.set_ring(0)
     for number in range(1, RING_ENTRIES + 11):
