@@ -347,7 +347,8 @@ class RuleEvaluator:
         reply, fault = effect.choose_reply(draws[1], context), effect.fault
         if fault is not None and fault.input is not None and reply is not None:
             # It is for the middle of the message.
-            reply, fault = None, fault._replace(input=fault.input._replace(reply=reply))
+            fault = fault._replace(input=fault.input._replace(reply=reply))
+            reply = None
         context.header = ()
         decision = Decision(
             reply,

@@ -79,7 +79,7 @@ MESSAGE_PHASES: Final = frozenset(("MAIL", "RCPT", "DATA", "BDAT", "."))
 """Phases in which a message can be refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule:
     """An effect, and when it applies: phases, conditions, window, chance and limiter."""
 

@@ -27,7 +27,7 @@ def connect(state: SessionState, argument: bytes) -> Reply:
     return state.listener.greeting
 
 
-def helo(state: SessionState, argument: bytes) -> Reply:
+def helo(state: SessionState, argument: object) -> Reply:
     """Begin a session without extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
@@ -35,7 +35,7 @@ def helo(state: SessionState, argument: bytes) -> Reply:
     return state.listener.helo
 
 
-def ehlo(state: SessionState, argument: bytes) -> Reply:
+def ehlo(state: SessionState, argument: object) -> Reply:
     """Begin a session, and offer the extensions (RFC 5321 4.1.1.1)."""
     state.reset()
     state.stage |= GREETED
@@ -84,7 +84,7 @@ def add_recipient(state: SessionState, recipient: Mailbox) -> Reply:
     return rcpt(state, recipient)
 
 
-def data(state: SessionState, argument: bytes) -> Reply:
+def data(state: SessionState, argument: object) -> Reply:
     """Ask for the message (RFC 5321 4.1.1.4)."""
     return replies.START_INPUT
 
@@ -97,7 +97,7 @@ def bdat(state: SessionState, piece: Chunk) -> Reply:
     return replies.LAST_CHUNK if piece.is_last else replies.CHUNK_OK
 
 
-def end(state: SessionState, argument: bytes) -> Reply:
+def end(state: SessionState, argument: object) -> Reply:
     """Accept a message, unless it is larger than the limit (RFC 1870 6.3)."""
     limit = state.listener.config.message_size_limit
     if 0 < limit < state.octets:
@@ -105,13 +105,13 @@ def end(state: SessionState, argument: bytes) -> Reply:
     return replies.QUEUED
 
 
-def rset(state: SessionState, argument: bytes) -> Reply:
+def rset(state: SessionState, argument: object) -> Reply:
     """Forget the transaction (RFC 5321 4.1.1.5)."""
     state.reset()
     return replies.RESET
 
 
-def starttls(state: SessionState, argument: bytes) -> Reply:
+def starttls(state: SessionState, argument: object) -> Reply:
     """Agree to a TLS handshake (RFC 3207 4)."""
     if state.secure:
         return replies.ALREADY_SECURE
@@ -155,7 +155,7 @@ def help_(state: SessionState, argument: bytes) -> Reply:
     return state.listener.help.get(argument.strip().upper(), state.listener.help[b""])
 
 
-def quit_(state: SessionState, argument: bytes) -> Reply:
+def quit_(state: SessionState, argument: object) -> Reply:
     """Say goodbye (RFC 5321 4.1.1.10)."""
     state.quit_received = True
     return replies.GOODBYE

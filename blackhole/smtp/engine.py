@@ -84,10 +84,7 @@ class SMTPEngine(EngineTables):
             self.inspection,
         )
         successor.sizes = self.sizes
-        # A transaction that stays open keeps its engine, which must not keep all that came after it.
-        self.replaced.add(self)
-        for engine in self.replaced:
-            engine.successor = successor
-        successor.replaced = self.replaced
+        self.newest.engine = successor
+        successor.newest = self.successor = self.newest
         self.fast_path = no_fast_path  # It does not look for a successor.
         return successor

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
-from weakref import WeakSet
 
 from blackhole.smtp.arguments import Mailbox
 from blackhole.smtp.auth import Credentials
@@ -101,6 +100,18 @@ class BoundCommand:
         return (argument, 0) if self.is_helo else (b"", 0)
 
 
+class NewestEngine:
+    """Holds the engine of a listener that is in force, for those that it has replaced.
+
+    A transaction that stays open keeps its engine, which so keeps the newest, and none between the two.
+    """
+
+    __slots__ = ("engine",)
+
+    def __init__(self, engine: EngineTables) -> None:
+        self.engine = engine
+
+
 class EngineTables:
     """The part of an engine that its sessions use."""
 
@@ -124,10 +135,10 @@ class EngineTables:
         self.new_id: Final = partial(random_source.getrandbits, 40)
         self.sizes: list[int] = []
         """Octets of each message that has ended since the caller last emptied the list."""
-        self.successor: EngineTables | None = None
-        """The newest engine, if this one was replaced."""
-        self.replaced: WeakSet[EngineTables] = WeakSet()
-        """Those engines that this one has replaced and that sessions still use."""
+        self.newest: NewestEngine = NewestEngine(self)
+        """The same object for all engines that have replaced one another."""
+        self.successor: NewestEngine | None = None
+        """The same, if this engine was replaced."""
         self.fast_path: FastPath = no_fast_path
 
         def bound(rows: tuple[Command, ...]) -> dict[str, BoundCommand]:

@@ -55,11 +55,22 @@ ADDRESSES: Final = re.compile(rb"<([^>]*)>")
 class UsualCommand:
     """What is known of a usual command before it comes."""
 
-    __slots__ = ("allowed", "argument", "command", "do", "events", "is_helo", "may_be_refused", "unasked")
+    __slots__ = (
+        "allowed",
+        "command",
+        "do",
+        "end",
+        "events",
+        "is_helo",
+        "may_be_refused",
+        "start",
+        "unasked",
+    )
 
     def __init__(self, command: BoundCommand, engine: EngineTables, prefix: bytes, suffix: bytes) -> None:
         self.command: Final = command
-        self.argument: Final = slice(len(prefix), -len(suffix))
+        self.start: Final = len(prefix)
+        self.end: Final = -len(suffix)
         """Where the address or the name is."""
         self.do: Final = command.do
         self.events: Final = {code: command.events[code] for code in USUAL_CODES}
@@ -137,15 +148,15 @@ class UsualInput:
         if usual.unasked[session.stage]:
             if usual.is_helo and session.sampled:
                 session.line = data
-                check_helo_name(session, data[usual.argument])
+                check_helo_name(session, data[usual.start : usual.end])
             do = usual.do
             reply = do(session, ANY_MAILBOX)
         elif usual.allowed[session.stage]:
             command = usual.command
             if usual.is_helo and session.sampled:
                 session.line = data
-                check_helo_name(session, data[usual.argument])
-            policy, argument = session.policy, data[usual.argument]
+                check_helo_name(session, data[usual.start : usual.end])
+            policy, argument = session.policy, data[usual.start : usual.end]
             if usual.may_be_refused:
                 decision = policy.decide(session, command.phase, argument)
             else:

@@ -313,7 +313,7 @@ class Session(InputReader):
         if self.stage > GREETED or self.in_body or self.auth_exchange is not None or self.rejected:
             return
         assert self.engine.successor is not None
-        self.engine = self.engine.successor
+        self.engine = self.engine.successor.engine
         policy = self.policy
         self.policy = self.engine.policy.for_session(self.client, self.secure)
         policy.replaced_by(self.policy)

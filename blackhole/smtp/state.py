@@ -77,7 +77,7 @@ Checks = Mapping[bytes, ValueCheck]
 """ESMTP parameters by upper-case name, each with the check of its value."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ListenerConfig:
     """The configuration of one listener, as far as the protocol depends on it."""
 
@@ -122,7 +122,7 @@ class ListenerConfig:
     """Answer usual commands without parsing them. It makes no difference except to the speed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ListenerConstants:
     """What a listener repeats in every session, made once."""
 
