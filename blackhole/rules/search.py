@@ -49,7 +49,7 @@ class RuleSearch:
         return found
 
     def _compare_header(
-        self, table: RuleTable, context: RuleContext, turns: Iterator[None], answer: None = None
+        self, table: RuleTable, context: RuleContext, turns: Iterator[None], answer: object = None
     ) -> TableMatch:
         """Go on comparing the fields of the header section until other clients should have their turn."""
         for _ in turns:

@@ -254,7 +254,7 @@ class RuleTable:
         random_source: RandomSource,
         store: AttemptStore,
         rows: Iterator[RuleRow],
-        answer: None,
+        answer: object,
     ) -> RuleMatch | PendingMatch | None:
         """Go on after other clients have had their turn."""
         return self.find(context, random_source, store, rows)
@@ -267,9 +267,10 @@ class RuleTable:
         random_source: RandomSource,
         store: AttemptStore,
         rows: Iterator[RuleRow],
-        blocked: bool | None,
+        answer: int | None,
     ) -> RuleMatch | PendingMatch | None:
-        """Go on with the answer of a rule's limiter; None: the store has none."""
+        """Go on with the answer of a rule's limiter: 0 or 1 where it is remote; None: the store has none."""
+        blocked = None if answer is None else bool(answer)
         if blocked and isinstance(rule.limiter, ConcurrencyLimit):
             rule.limiter.forget_refused(rule.key, context)
         return rule.match(blocked, draws, context) or self.find(context, random_source, store, rows)

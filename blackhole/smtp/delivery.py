@@ -131,9 +131,7 @@ class ReplyDelivery(SessionState):
 
     def emit_deferred(self, out: list[bytes], data: bytes) -> bool:
         """Emit the reply that was held back, or its next drop; `data` is the input behind it."""
-        assert self.deferred is not None
-        command, reply, fault, rest = self.deferred
-        self.deferred = None
+        command, reply, fault, rest = self._take_deferred()
         if rest is None:
             stopped = self.emit(out, command, reply, fault)
         else:
@@ -142,6 +140,13 @@ class ReplyDelivery(SessionState):
         if self.deferred is not None or self.next_action is NextAction.CHANGE_CLIENT:
             self.unprocessed = data
         return stopped
+
+    def _take_deferred(self) -> DeferredReply:
+        """Return the reply that was held back, which is not any more."""
+        deferred = self.deferred
+        assert deferred is not None
+        self.deferred = None
+        return deferred
 
     def defer(self, deferred: DeferredReply, seconds: float, early: bool) -> None:
         """Hold a reply back for so many seconds. `early`: the client has sent something behind it already."""

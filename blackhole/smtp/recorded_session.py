@@ -124,6 +124,10 @@ class RecordedSession(Session):
 
     # The fast path.
 
+    def begin_fast(self, data: bytes) -> None:
+        """Take note of input that the fast path looks at next."""
+        self.fast_input = data
+
     def check_fast(self, commands: bytes, replies: bytes) -> None:
         """Finish the record of what the fast path has answered last, if its exchange is not enough."""
         record = self.record
@@ -333,7 +337,7 @@ def recorded(fast_path: FastPath, recorder: Recorder) -> FastPath:
 
     def answer(session: RecordedSession, data: bytes) -> bytes | None:
         in_body = session.in_body
-        session.fast_input = data
+        session.begin_fast(data)
         reply = fast_path(session, data)
         if session.fast_input is None:
             return reply  # the general path has answered a part of it, and recorded all of it

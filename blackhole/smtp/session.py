@@ -206,7 +206,7 @@ class Session(InputReader):
         reply = fast_path(self, data)
         if reply is not None:
             return reply
-        return self._process(self.unprocessed + data)
+        return self._process(self.unprocessed + data if self.unprocessed else data)
 
     def resume(self) -> bytes:
         """Go on after NextAction.SLEEP; return the replies that may leave now."""
