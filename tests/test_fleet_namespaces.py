@@ -272,7 +272,7 @@ def test_a_store_that_lost_everything_gets_it_again_and_a_machine_that_joins_obe
     wait_for(lambda: fleet.redis.ask("HEXISTS", "blackhole:{blackhole}:namespaces", "job"), "it is back")
     wait_for(lambda: has_hits(4), "its figures are back")
     wait_for(lambda: figures(fleet.two, "job/runs"), "its run is back")
-    three = fleet.add()
+    three = fleet.add("--workers=1")
     wait_for(lambda: ask(three.http, "/namespaces/job").status == 200, "it obeys")
     assert ask(three.http, "/namespaces/old").status == 404
     assert deliver(three.port, "bob+ns.job@example.com") == [552]
@@ -303,7 +303,7 @@ def test_without_its_store_a_fleet_takes_no_orders_for_namespaces_and_forgets_no
 
 
 def test_a_machine_without_namespaces_is_not_waited_for(fleet: NamespacedFleet) -> None:
-    other = fleet.add("--namespace_by=off")
+    other = fleet.add("--namespace_by=off", "--workers=1")
     fleet.put(fleet.one, "alone/scenario", REFUSES)
     assert deliver(other.port, "bob+ns.alone@example.com") == [250]
     assert ask(other.http, "/namespaces").status == 404
