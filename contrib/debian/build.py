@@ -99,7 +99,7 @@ def install_packages(target: Path) -> None:
         subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, str(ROOT)], check=True)
         (wheel,) = Path(wheels).glob("*.whl")
         # redis needs async-timeout for Python 3.11.2, which Debian 12 has.
-        packages = [f"{wheel}[certs,proxy,redis]", *(["async-timeout"] if PYTHON == "3.11" else [])]
+        packages = [f"{wheel}[certs,dkim,proxy,redis]", *(["async-timeout"] if PYTHON == "3.11" else [])]
         subprocess.run([*pip, "install", "--no-compile", "--target", str(target), *packages], check=True)
     for name in ("bin", "share"):
         shutil.rmtree(target / name, ignore_errors=True)

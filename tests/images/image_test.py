@@ -34,7 +34,7 @@ RUN = (
 )
 """What a container runtime does, for a root file system and a command. It keeps the network of the host."""
 
-DEPENDENCIES = (".[certs,proxy,redis]", "setuptools>=77", "shtab>=1.7", "async-timeout")
+DEPENDENCIES = (".[certs,dkim,proxy,redis]", "setuptools>=77", "shtab>=1.7", "async-timeout")
 """What the build installs. Python 3.11.2 of Debian 12 needs async-timeout for redis."""
 
 
