@@ -20,6 +20,7 @@ from benchmarks import (
     machine,
     scenarios,
     spread,
+    stages,
     startup,
     waiting,
 )
@@ -39,6 +40,7 @@ SHAPES: dict[str, Callable[[Plan], Table]] = {
     "noops": fairness.NOOPS,
     "data": fairness.DATA,
     "scenarios": scenarios.measure,
+    "stages": stages.measure,
     "growth": growth.measure_rules,
     "tracking": growth.measure_memory,
     "waiting": waiting.measure,

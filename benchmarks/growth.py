@@ -57,20 +57,24 @@ def text_of(kind: str, size: int) -> str:
     return seed + "".join(map(KINDS[kind], range(size)))
 
 
+def engine(text: str) -> SMTPEngine:
+    """Return an engine with a scenario and stores of its own; no text: no rules."""
+    config = ListenerConfig("mx.test", message_directives=True)
+    if not text:
+        return SMTPEngine(config, Random(), policy=NO_POLICY)
+    attempts = AttemptTable()
+    attempts.set_row(0)
+    environment = RuleEnvironment(time.monotonic, attempts, OutcomeTable(), time.monotonic)
+    rules = parse_rules(text, "benchmark")
+    return SMTPEngine(
+        config, Random(), policy=RulePolicy(rules, "accept", "127.0.0.1:25", Random(), environment)
+    )
+
+
 def sessions(text: str) -> list[Session]:
-    """Return sessions, past EHLO, of an engine with a scenario and stores of its own; no text: no rules."""
-    config, policy = ListenerConfig("mx.test"), NO_POLICY
-    if text:
-        attempts = AttemptTable()
-        attempts.set_row(0)
-        environment = RuleEnvironment(time.monotonic, attempts, OutcomeTable(), time.monotonic)
-        rules = parse_rules(text, "benchmark")
-        engine = SMTPEngine(
-            config, Random(), policy=RulePolicy(rules, "accept", "127.0.0.1:25", Random(), environment)
-        )
-    else:
-        engine = SMTPEngine(config, Random(), policy=policy)
-    made = [engine.session(client="192.0.2.1") for _ in range(SESSIONS)]
+    """Return sessions, past EHLO, of an engine of their own."""
+    made_by = engine(text)
+    made = [made_by.session(client="192.0.2.1") for _ in range(SESSIONS)]
     for session in made:
         session.greet()
         session.receive(b"EHLO client.test\r\n")
