@@ -1,11 +1,15 @@
-"""The build: makes the description, the man page and the completions. The metadata is in setup.cfg."""
+"""The build: makes the description, the man page and the completions. The metadata is in setup.cfg.
+
+With BLACKHOLE_COMPILE=1 in the environment, some modules become extension modules.
+"""
 
 import configparser
+import os
 import re
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -38,7 +42,29 @@ class BuildWithManual(build_py):
         manual.write(SHARED)
 
 
+COMPILES = os.environ.get("BLACKHOLE_COMPILE") == "1"
+
+
+def extension_modules() -> list[Extension]:
+    """Return the extension modules of a compiled build, made by mypyc."""
+    if not COMPILES or not {"bdist_wheel", "build", "build_ext"}.intersection(sys.argv):
+        return []
+    sys.path.insert(0, str(ROOT))
+    from mypyc.build import mypycify
+
+    from blackhole.compiled_modules import COMPILED_MODULES, source_of
+
+    return mypycify(list(map(source_of, COMPILED_MODULES)), group_name="blackhole", debug_level="0")
+
+
+if COMPILES and "editable_wheel" in sys.argv:
+    sys.exit(
+        "BLACKHOLE_COMPILE=1 is for `pip install .` and `pip wheel .`; an editable install is pure Python"
+    )
+
 setup(
+    ext_modules=extension_modules(),
+    setup_requires=["mypy[mypyc]>=2.4"] if COMPILES else [],
     cmdclass={"build_py": BuildWithManual},
     data_files=[(str(Path(place).parent), [str(SHARED / place)]) for place in INSTALLED],
     long_description=description(),

@@ -7,6 +7,7 @@ from typing import Final
 
 from blackhole import __version__, copies
 from blackhole.action_table import ACTION_BY_WORD, ACTION_HELP, ActionWord
+from blackhole.compiled_modules import is_compiled
 from blackhole.conf_file import quoted
 from blackhole.option_table import LISTENER_ROWS, OPTION_BY_NAME, OPTIONS, Option
 from blackhole.options import EXPLAIN_OPTIONS, REQUEST_FLAGS, UNUSED
@@ -190,7 +191,7 @@ def version_text() -> str:
     import tornado
 
     lines = [
-        f"Blackhole {__version__}",
+        f"Blackhole {__version__}{' (compiled)' if is_compiled() else ''}",
         f"Tornado {tornado.version}",
         f"Python {platform.python_version()} ({platform.python_implementation()})",
         ssl.OPENSSL_VERSION,

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import pytest
+
+from blackhole.compiled_modules import is_compiled
 from blackhole.metrics.layout import EventCells
 from blackhole.rules.evaluator import NO_ENVIRONMENT, RuleEnvironment, RuleEvaluator, RulePolicy
 from blackhole.rules.model import Rule
@@ -16,6 +19,10 @@ from blackhole.smtp.recorded_session import Recorder
 from blackhole.smtp.session import Session
 from blackhole.smtp.state import ListenerConfig
 from blackhole.smtp.violations import SAMPLED, VIOLATIONS
+
+without_compiled_modules = pytest.mark.skipif(
+    is_compiled(), reason="puts functions in the place of others, which compiled modules do not notice"
+)
 
 EVENT_NUMBERS = EventCells()
 

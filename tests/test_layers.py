@@ -40,6 +40,7 @@ LEAVES = frozenset(
             "blackhole",
             "action_table",
             "addresses",
+            "compiled_modules",
             "conf_file",
             "copies",
             "dashboard_client",

@@ -15,6 +15,7 @@ from blackhole.rules.limiters import RateLimit
 from blackhole.rules.model import CLIENT_CONDITIONS
 from blackhole.smtp.execution import CommandExecution
 from blackhole.smtp.state import SessionState
+from tests.engines import without_compiled_modules
 from tests.fuzz import scenarios
 
 pytestmark = pytest.mark.pure
@@ -145,6 +146,7 @@ def _all(rule: Any) -> Any:
         attempts_of_everybody,
     ],
 )
+@without_compiled_modules
 def test_model_notices(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation(monkeypatch)
     blocks = (scenarios.run_block(7, number, 20) for number in range(ENOUGH // 20))

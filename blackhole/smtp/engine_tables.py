@@ -125,7 +125,7 @@ class EngineTables:
         inspection: InspectionPlan,
     ) -> None:
         self.config: Final = config
-        self.inspection: Final = inspection
+        self.inspection: InspectionPlan = inspection
         self.policy: Final = policy
         self.wanted_fields: Final = policy.header_names and policy.header_names | DIRECTIVE_FIELDS
         """The names of the fields that are collected from a message in pieces; empty if nobody reads them."""

@@ -242,7 +242,7 @@ class Harness:
         engine = self.engine
         self.random_source.seed(seed)
         # Every other input has its name and its bodies inspected.
-        engine.inspection = InspectionPlan("all" if seed & 1 else "off")  # type: ignore[misc]
+        engine.inspection = InspectionPlan("all" if seed & 1 else "off")
         self.attempts.clear()
         self.attempts.deferred = deferred
         self.outcomes.clear()
