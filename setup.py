@@ -6,6 +6,7 @@ With BLACKHOLE_COMPILE=1 in the environment, some modules become extension modul
 import configparser
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def extension_modules() -> list[Extension]:
     """Return the extension modules of a compiled build, made by mypyc."""
     if not COMPILES or not {"bdist_wheel", "build", "build_ext"}.intersection(sys.argv):
         return []
+    for built in (ROOT / "build").glob("lib.*"):
+        shutil.rmtree(built)  # A module that is no longer in the table would be installed.
     sys.path.insert(0, str(ROOT))
     from mypyc.build import mypycify
 
