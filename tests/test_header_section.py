@@ -23,6 +23,7 @@ from blackhole.smtp.header_section import (
     CollectedHeader,
     HeaderCollector,
     fields,
+    plain_header,
     shortened,
 )
 from blackhole.store.outcome_table import OutcomeTable
@@ -164,6 +165,16 @@ def test_plain_header_section_that_arrives_at_once_is_kept_as_in_pieces(message:
     whole, pieces = collected(message, 5000), collected(message, 1)
     if PLAIN_SECTION(message, 0, PLAIN_OCTETS):
         assert (whole, whole.digest) == (pieces, pieces.digest)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_kept"), [(b"n" * 100, True), (b"n" * (ABRIDGED_FIELD + 1), False)], ids=["short", "long"]
+)
+def test_plain_header_section_is_kept_as_it_is_unless_a_field_is_abridged(name: bytes, is_kept: bool) -> None:
+    message = b"Subject: hello\r\n%b: value\r\n\r\nbody" % name
+    assert (plain_header(message, ANY) is not None) is is_kept
+    whole, pieces = collected(message, 5000, ANY), collected(message, 7, ANY)
+    assert (fields(whole), whole.digest) == (fields(pieces), pieces.digest)
 
 
 @example(b"no field\r\nSubject: x\r\n\r\nbody", 1)
