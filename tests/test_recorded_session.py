@@ -111,7 +111,7 @@ def conversation(one: Transaction) -> list[tuple[str, str, int]]:
 
 def test_record_is_logged_where_somebody_logs_it() -> None:
     logged: list[tuple[object, bytes]] = []
-    recorder = recorder_into([])._replace(log=lambda session, octets: logged.append((session, octets)))
+    recorder = replace(recorder_into([]), log=lambda session, octets: logged.append((session, octets)))
     session = SMTPEngine(ListenerConfig(), Random(7), recorder=recorder).session()
     session.greet()
     for chunk in (EHLO, GROUP, BODY):

@@ -50,7 +50,7 @@ class SMTPEngine(EngineTables):
         self._session_type: Callable[[SMTPEngine, bool, str, Meter], Session] = Session
         if recorder is not None:
             self.fast_path = recorded(self.fast_path, recorder)
-            self._session_type = partial(RecordedSession, recorder=recorder)
+            self._session_type = partial(RecordedSession, recorder)
         self._events = events
 
     def session(self, secure: bool = False, client: str = "", meter: Meter = unmetered) -> Session:

@@ -7,9 +7,9 @@ answers is recorded by a function around it, without taking the input apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
-from blackhole.smtp import replies
 from blackhole.smtp.auth import redacted
 from blackhole.smtp.command_line import BEHIND_BLANKS
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
@@ -36,14 +36,14 @@ from blackhole.smtp.transaction_record import (
     TransactionRecord,
     encode_addendum,
     encode_introduction,
-    whole,
 )
 from blackhole.smtp.wanted_fields import WantedFieldReader, WantedFields
 
 CONNECT_PHASE: Final = PHASE_NUMBERS["CONNECT"]
 
 
-class Recorder(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Recorder:
     """What the recorded sessions of a listener share."""
 
     clock: Callable[[], float]
@@ -89,12 +89,7 @@ class RecordedSession(Session):
     )
 
     def __init__(
-        self,
-        engine: EngineTables,
-        secure: bool,
-        client: str,
-        meter: Meter,
-        recorder: Recorder,
+        self, recorder: Recorder, engine: EngineTables, secure: bool, client: str, meter: Meter
     ) -> None:
         Session.__init__(self, engine, secure, client, meter)
         self._recorder = recorder
@@ -128,12 +123,11 @@ class RecordedSession(Session):
         """Take note of input that the fast path looks at next."""
         self.fast_input = data
 
-    def check_fast(self, commands: bytes, replies: bytes) -> None:
+    def check_fast(self, commands: bytes) -> None:
         """Finish the record of what the fast path has answered last, if its exchange is not enough."""
         record = self.record
         if len(commands) > MAX_GROUP:
-            time, _, _, _, _ = whole(record.exchanges.pop())
-            record.add_group(time, commands, replies)
+            record.add_group(record.exchanges.pop()[0], commands)
             return
         if len(record.exchanges) > MAX_FIRST:
             record.add(record.exchanges.pop())
@@ -155,8 +149,7 @@ class RecordedSession(Session):
         before = head.rfind(b"\n", 0, len(head) - 1) + 1
         self._line = head[before:]
         if before:  # the beginning of a group, which consists of MAIL and RCPT
-            answers = replies.SENDER_OK.wire + replies.RECIPIENT_OK.wire * (head.count(b"\n", 0, before) - 1)
-            self.record.add_group(self._recorder.clock(), head[:before], answers)
+            self.record.add_group(self._recorder.clock(), head[:before])
 
     def go_on(self, command: BoundCommand, argument: Any, decision: Decided, rest: bytes = b"") -> bytes:
         self._take_over(command, rest)
@@ -268,21 +261,21 @@ class RecordedSession(Session):
     def _end_unless_message(self, phase: str, code: int) -> None:
         """End the transaction if the command that was answered last has done so, or has begun another."""
         record = self.record
-        if phase in ("MAIL", "HELO", "EHLO", "STARTTLS"):
+        if not record.has_transaction():
+            record.shorten_prelude()
+        elif phase in ("MAIL", "HELO", "EHLO", "STARTTLS"):
             if code < 400 or phase == "MAIL":
                 last = record.take_last()
                 if record.has_transaction():
                     self.publish(ENDED_BY_COMMAND)
                 record.add(last)
-        elif phase in ("RSET", "QUIT") and code < 400 and record.has_transaction():
+        elif phase in ("RSET", "QUIT") and code < 400:
             self.publish(ENDED_BY_COMMAND if phase == "RSET" else ENDED_BY_CLOSE)
-        if phase not in ("MAIL", "RCPT", "DATA", "BDAT", ".") and not record.has_transaction():
-            record.shorten_prelude()
 
     def closed(self) -> None:
         Session.closed(self)
         record = self.record
-        if record.has_transaction() or record.has_refusal():
+        if record.exchanges and (record.has_transaction() or record.has_refusal()):
             self.publish(ENDED_BY_CLOSE)
         self._is_closed = True
 
@@ -293,10 +286,10 @@ class RecordedSession(Session):
 
     def publish(self, ending: int) -> None:
         """Publish the record, and begin the next."""
+        record, recorder = self.record, self._recorder
         if ending == ENDED_BY_CLOSE:
             self._accepted, self._size = self.recipients, self.octets
             self._forwarded_client = self.forwarded_client
-        record = self.record
         if self._fields is not None:
             record.fields = self._fields.fields()
             self._fields, self._directive_mode = None, ""
@@ -304,7 +297,6 @@ class RecordedSession(Session):
             introduction = self._introduction or self._introduce()
         else:
             introduction = self._introduce_forwarded()
-        recorder = self._recorder
         if recorder.namespace_of is not None:
             namespace = recorder.namespace_of(self.policy, ending == ENDED_BY_COMMAND)
             if namespace:
@@ -345,15 +337,19 @@ def recorded(fast_path: FastPath, recorder: Recorder) -> FastPath:
         if reply is None:
             return None
         record = session.record
+        exchanges = record.exchanges
         if in_body:
             record.add((clock(), b"", reply))
             record.fields = find(data)
             session.publish(ENDED_BY_MESSAGE)
             return reply
-        exchanges = record.exchanges
-        exchanges.append((clock(), data, reply))
-        if session.stage <= GREETED or len(exchanges) > MAX_FIRST or len(data) > MAX_GROUP:
-            session.check_fast(data, reply)
+        if session.stage <= GREETED or session.quit_received:
+            exchanges.append((clock(), data, reply))
+            session.check_fast(data)
+            return reply
+        exchanges.append((clock(), data))
+        if len(exchanges) > MAX_FIRST or len(data) > MAX_GROUP:
+            session.check_fast(data)
         return reply
 
     return fast_path if fast_path is no_fast_path else answer

@@ -5,16 +5,18 @@ only writer. A writer waits for nobody: the newest record takes the place of the
 process (the dashboard, `blackhole recent`, a test) copies a record, and then sees whether it was overwritten
 meanwhile. A section outlives its process.
 
-A section is a ring of octets, in which records lie behind one another, and a ring of the positions of the
-records. A record keeps its number, by which readers ask for all that are newer.
+A section is a ring of octets, in which records lie behind one another, and a ring of entries that say where
+each record is. A record keeps its number, by which readers ask for all that are newer.
+
+A writer reserves octets long before it writes them, so that a reader never takes for a record what is being
+overwritten, also on a processor that shows it what was written in another order. A checksum of each record
+would tell that too, and takes as long as all the rest.
 """
 
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from struct import Struct
 from typing import Final, NamedTuple, Self
 
 from blackhole.settings import MAX_RECENT, OperatorError
@@ -27,7 +29,7 @@ OCTETS_EACH: Final = 1024
 """Octets of memory for each transaction that is to be kept, in each section. The usual one takes half."""
 
 ENTRIES_EACH: Final = 2
-"""Positions for each of them: an addendum has one too."""
+"""Entries for each of them: an addendum has one too."""
 
 MAP_ID, MAP_KEPT = range(2)
 """Cells at the beginning of the map: what tells it from other maps, and how many transactions to keep."""
@@ -40,8 +42,16 @@ may have overwritten older ones. Positions only grow; modulo the size of the rin
 
 SECTION_HEAD: Final = 8
 
-RECORD_HEAD: Final = Struct("<II")
-"""Length and checksum of a record."""
+LENGTH_BITS: Final = 15
+"""Bits of an entry that have the length of its record. The others have its position."""
+
+RESERVED_AT_ONCE: Final = 4 * MAX_RECORD
+"""Octets that are reserved from a record on, until one begins MAX_RECORD behind it. That one ends within
+these octets too, whatever is left free at the end of the ring: so each record lies in what an earlier one has
+reserved."""
+
+MAX_POSITION: Final = 1 << 48
+"""More records, or octets, than any process writes."""
 
 
 class StoredRecord(NamedTuple):
@@ -144,12 +154,17 @@ class RecentRecords:
 
 def section_cells(kept: int) -> int:
     """Return the cells of a section."""
-    return SECTION_HEAD + kept * ENTRIES_EACH + ring_octets(kept) // CELL_OCTETS
+    return SECTION_HEAD + ring_entries(kept) + ring_octets(kept) // CELL_OCTETS
+
+
+def ring_entries(kept: int) -> int:
+    """Return the entries of a section, one of which may be being overwritten."""
+    return kept * ENTRIES_EACH + 1
 
 
 def ring_octets(kept: int) -> int:
     """Return the octets of a section's ring of records."""
-    return max(kept * OCTETS_EACH, 4 * MAX_RECORD)
+    return max(kept * OCTETS_EACH, 4 * MAX_RECORD) + RESERVED_AT_ONCE
 
 
 class ProcessRing:
@@ -159,7 +174,7 @@ class ProcessRing:
         self.cells: Final = cells
         self.size: Final = ring_octets(kept)
         """Octets of the ring."""
-        self.entries: Final = kept * ENTRIES_EACH
+        self.entries: Final = ring_entries(kept)
         self.ring: Final = cells[SECTION_HEAD + self.entries :].cast("B")
 
     @property
@@ -169,24 +184,31 @@ class ProcessRing:
 
     def numbers(self, first: int, end: int) -> range:
         """Return the numbers of the records that may still be there, from `first` to before `end`."""
-        return range(max(first, self.count - self.entries), end)
+        return range(max(first, self.count - self.entries + 1), end)
 
     def record(self, number: int) -> bytes | None:
         """Return a record; None if it is not there, or not there any more."""
-        if not max(0, self.count - self.entries) <= number < self.count:
+        if number not in self.numbers(0, self.count):
             return None
-        position = self.cells[SECTION_HEAD + number % self.entries]
+        position, length = divmod(self.cells[SECTION_HEAD + number % self.entries], 1 << LENGTH_BITS)
         start = position % self.size
-        if start + RECORD_HEAD.size > self.size:
-            return None
-        length, checksum = RECORD_HEAD.unpack_from(self.ring, start)
-        start += RECORD_HEAD.size
-        if length > MAX_RECORD or start + length > self.size:
+        if start + length > self.size:
             return None
         octets = self.ring[start : start + length].tobytes()
-        # What was overwritten while it was copied has another checksum, or another record's.
-        overwritten = self.cells[RESERVED] - self.size > position
-        return None if overwritten or zlib.crc32(octets) != checksum else octets
+        # Meanwhile it may have been overwritten, and so may its entry.
+        is_there = position >= self.cells[RESERVED] - self.size and number in self.numbers(0, self.count)
+        return octets if is_there else None
+
+    def end(self) -> tuple[int, int]:
+        """Return the number of the last record, and the position behind it, for who writes the next.
+
+        They begin anew where something else was written there.
+        """
+        number, reserved = self.count - 1, self.cells[RESERVED]
+        if number < 0 or max(number, reserved) > MAX_POSITION:
+            return -1, 0
+        position, length = divmod(self.cells[SECTION_HEAD + number % self.entries], 1 << LENGTH_BITS)
+        return number, min(position + length, reserved)
 
 
 class RecentWriter:
@@ -201,23 +223,25 @@ class RecentWriter:
 
 def _append_function(section: ProcessRing) -> Callable[[bytes], int]:
     cells, ring, size, entries = section.cells, section.ring, section.size, section.entries
-    crc32, pack_into, head_size = zlib.crc32, RECORD_HEAD.pack_into, RECORD_HEAD.size
-    number, position = cells[COUNT] - 1, cells[RESERVED]  # of the process that had the section before
+    number, position = section.end()  # of the process that had the section before
+    renewal, start = position, position % size
 
     def append(octets: bytes) -> int:
-        nonlocal number, position
+        nonlocal number, position, renewal, start
         length = len(octets)
-        begins, start = position, position % size
-        if start + head_size + length > size:  # records do not go over the end of the ring
-            begins += size - start
-            start = 0
-        cells[RESERVED] = position = begins + head_size + length
-        pack_into(ring, start, length, crc32(octets))
-        start += head_size
-        ring[start : start + length] = octets
+        end = start + length
+        if end > size:  # records do not go over the end of the ring
+            position += size - start
+            start, end = 0, length
+        if position >= renewal:
+            cells[RESERVED] = position + RESERVED_AT_ONCE
+            renewal = position + MAX_RECORD
+        ring[start:end] = octets
         number += 1
-        cells[SECTION_HEAD + number % entries] = begins
+        cells[SECTION_HEAD + number % entries] = position << LENGTH_BITS | length
         cells[COUNT] = number + 1
+        position += length
+        start = end
         return number
 
     return append
