@@ -170,6 +170,9 @@ def test_server_stops_reading_from_a_client_that_does_not_read(
 ) -> None:
     """What it sends stays in the kernel's buffers; once it reads, every command has had its reply."""
     service = serve(secure=secure)
+    for listening in service.sockets:  # the accepted socket inherits it; the kernel would hold megabytes
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
