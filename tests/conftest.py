@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from coverage import Coverage
 
 from blackhole import options
 from blackhole.net.client_table import ClientTable, ClientTableView
@@ -61,6 +62,35 @@ def find_leaks_in_their_module() -> Iterator[None]:
     """Warn of what was not closed in the module that has not closed it, and not in one that comes later."""
     yield
     gc.collect()
+
+
+def pytest_sessionfinish() -> None:
+    """Save the coverage of a process of pytest-xdist, which is killed if it does not end in 10 seconds."""
+    measured = Coverage.current()
+    if measured is not None:
+        measured.save()
+
+
+FILES_WITHOUT_COVERAGE = frozenset(
+    (
+        *("test_auth_senders", "test_clients", "test_faults", "test_fleet_page", "test_limit_log"),
+        *("test_openapi", "test_page", "test_path_kinds", "test_program_transcripts", "test_real_senders"),
+        *("test_recent_page", "test_retries", "test_senders", "test_tls_menu_senders"),
+    )
+)
+"""The files whose programs run without coverage, which makes them take half of the processor time.
+
+They run nothing of the program that other files do not run too.
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coverage_of_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the programs of a module run with coverage, or without."""
+    with pytest.MonkeyPatch.context() as environ:
+        if request.path.stem in FILES_WITHOUT_COVERAGE:
+            environ.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 def skips_are_failures() -> bool:

@@ -67,6 +67,7 @@ def test_a_number_of_uses_is_shared_by_all_that_have_its_name() -> None:
     assert (str(first), first.would_block(context)) == ("applies 2 times", True)
     context.attempt = 3
     assert not first.would_block(context)
+    assert first.summary == "", "it limits the rule, and no client"
 
 
 # Greylists
