@@ -24,7 +24,7 @@ from blackhole.net.handshake import handshake
 from blackhole.settings import ACCELERATORS
 from blackhole.smtp.state import PHASES
 from tests.certificates import Certificate
-from tests.engines import EVENT_NUMBERS
+from tests.engines import EVENT_NUMBERS, without_compiled_modules
 from tests.program import Program, scenario_option, wait_for
 from tests.service import Serve, Service
 from tests.smtp_client import SMTPClient, read_until_closed, reset_on_close
@@ -461,6 +461,7 @@ def test_server_recovers_from_running_out_of_descriptors(
     caplog.clear()
 
 
+@without_compiled_modules
 def test_internal_error_closes_one_connection_only(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     """The client hears 421, the log has the traceback, and everybody else is served."""
 
