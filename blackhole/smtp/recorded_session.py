@@ -42,7 +42,7 @@ from blackhole.smtp.wanted_fields import WantedFieldReader, WantedFields
 CONNECT_PHASE: Final = PHASE_NUMBERS["CONNECT"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recorder:
     """What the recorded sessions of a listener share."""
 
