@@ -600,6 +600,10 @@ def _bodies() -> None:
         RSET, *MESSAGE, QUIT)
     innocent("size-wrong", "one declared after a message", EHLO, mail("SIZE=90000"), RCPT, EHLO, *MESSAGE,
         QUIT)
+    far_more = (*message(sized(9000), mail("SIZE=9"))[:-1],)
+    also = ("size-over-limit",)
+    guilty("size-wrong", "9 for over 4000", *far_more, also=also, message_size_limit=2000)
+    innocent("size-wrong", "9 for over 2000", *far_more, also=also, message_size_limit=1000)
     guilty("size-over-limit", "a third more", *message(sized(1334)), message_size_limit=1000)
     guilty("size-over-limit", "far more", *message(sized(5000))[:-1], message_size_limit=1000)
     guilty("size-over-limit", "that a rule offered", *message(sized(1334)), rules=rule("EHLO",
