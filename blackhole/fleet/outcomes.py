@@ -119,8 +119,10 @@ class OutcomeExchange:
                 self._warn_of_losses()
                 await asyncio.sleep(self.pause)
                 if not was_due:  # else there may be more that was not announced
+                    # Not wait_for, which in Python 3.11 ignores to be cancelled as the event is set.
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._is_due.wait(), EXCHANGE_INTERVAL)
+                        async with asyncio.timeout(EXCHANGE_INTERVAL):
+                            await self._is_due.wait()
         finally:
             loop.remove_reader(self._table.wakeup_read)
             listening.cancel()
