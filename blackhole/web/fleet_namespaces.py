@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
@@ -32,6 +32,7 @@ from blackhole.store.namespaces import NamespaceChannel
 from blackhole.web.base_handler import APIError
 from blackhole.web.fleet_control import OBEY_TIMEOUT, FleetControl
 from blackhole.web.namespaces import Namespaces
+from blackhole.web.scope import store_errors_as_responses
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ class FleetNamespaces(Namespaces):
 
     async def summaries(self, entries: Iterable[NamespaceEntry]) -> list[dict[str, Any]]:
         found = []
-        with answering():
+        with store_errors_as_responses():
             unused, server = await self.store.unused(), self._counters.snapshot()
             for entry in entries:
                 summary, obeyed = self.summary(entry, server), self._obeyed.get(entry.name)
@@ -227,17 +228,6 @@ class FleetNamespaces(Namespaces):
                     summary["messages"] = await NamespaceFigures(self._member, obeyed.shared).messages()
                 found.append(summary)
         return found
-
-
-@contextmanager
-def answering() -> Iterator[None]:
-    """Turn the error of a store that does not answer into a response."""
-    try:
-        yield
-    except StoreError:
-        raise APIError(
-            HTTPStatus.SERVICE_UNAVAILABLE, "The store of the fleet does not answer; try later."
-        ) from None
 
 
 class FleetNamespaceControl(FleetControl):

@@ -16,7 +16,7 @@ from blackhole.web import prometheus
 from blackhole.web.base_handler import APIError, BaseHandler
 from blackhole.web.history import Run
 from blackhole.web.operations import TEXT_SCHEMA, Content, Parameter
-from blackhole.web.scope import ScopedHandler, fleet_figures
+from blackhole.web.scope import ScopedHandler, fleet_figures, store_errors_as_responses
 from blackhole.web.tls_orders import TLSOrders
 
 MAX_WAITING: Final = 64
@@ -98,7 +98,7 @@ class StatsBaseHandler(ScopedHandler):
 
     async def find_fleet_run(self, name: str) -> FleetRun:
         """Return the run of the fleet. Raises APIError if there is none."""
-        with self.answering():
+        with store_errors_as_responses():
             run = await FleetRuns(self.member).find(name)
         if run is None:
             raise APIError(HTTPStatus.NOT_FOUND, f"The fleet has no run {name}.")
@@ -219,7 +219,7 @@ class RunsHandler(StatsBaseHandler):
     async def get(self) -> None:
         if self.is_of_fleet:
             view = await self.fleet_view()
-            with self.answering():
+            with store_errors_as_responses():
                 all_runs = await FleetRuns(self.member).all()
             self.write_json([runs.summary(run, view) for run in all_runs.values()])
             return
@@ -244,7 +244,7 @@ class RunsHandler(StatsBaseHandler):
     async def _start_of_fleet(self, name: str) -> None:
         """Start a run of the fleet, once all machines have written what came before it."""
         try:
-            with self.answering():
+            with store_errors_as_responses():
                 await FleetRuns(self.member).start(name)
         except RunConflict as conflict:
             raise APIError(HTTPStatus.CONFLICT, str(conflict)) from None
@@ -279,7 +279,7 @@ class StopRunHandler(StatsBaseHandler):
     async def post(self, name: str) -> None:
         if self.is_of_fleet:
             run = await self.find_fleet_run(name)
-            with self.answering():
+            with store_errors_as_responses():
                 await FleetRuns(self.member).stop(run)
             self.write_json(runs.report(await self.find_fleet_run(name), await self.fleet_view()))
             return

@@ -46,22 +46,23 @@ class ScopedHandler(BaseHandler):
 
     async def fleet_view(self) -> FleetView:
         """Return the figures of the fleet. Raises APIError if there are none."""
-        with self.answering():
+        with store_errors_as_responses():
             return await self.member.view()
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Turn the error of a store that does not answer into a response."""
-        try:
-            yield
-        except StoreError:
-            raise APIError(
-                HTTPStatus.SERVICE_UNAVAILABLE, "The store of the fleet does not answer; try later."
-            ) from None
 
     async def scoped_snapshot(self) -> Snapshot:
         """Return the counters of this machine, or those of the fleet if they are asked for."""
         return (await self.fleet_view()).snapshot if self.is_of_fleet else self.stats.snapshot()
+
+
+@contextmanager
+def store_errors_as_responses() -> Iterator[None]:
+    """Turn the error of a store that does not answer into a response."""
+    try:
+        yield
+    except StoreError:
+        raise APIError(
+            HTTPStatus.SERVICE_UNAVAILABLE, "The store of the fleet does not answer; try later."
+        ) from None
 
 
 def fleet_figures(view: FleetView) -> dict[str, Any]:
