@@ -74,7 +74,10 @@ def client_address(name: tuple[Any, ...] | str | bytes) -> str:
     >>> client_address(("::ffff:192.0.2.1", 1024, 0, 0)), client_address("")
     ('192.0.2.1', 'unix')
     """
-    return canonical(socket_host(name)) if isinstance(name, tuple) else UNIX
+    if not isinstance(name, tuple):
+        return UNIX
+    host: str = name[0]
+    return host if len(name) == len(("host", "port")) else canonical(socket_host(name))
 
 
 def local_address(name: tuple[Any, ...] | str) -> str:

@@ -11,6 +11,9 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from tornado.test import iostream_test
 from tornado.testing import AsyncHTTPTestCase, AsyncTestCase, gen_test
 
 from blackhole.net.direct import DirectStream, DirectTLSStream
+from blackhole.net.direct_state import SMALL_READ
 from blackhole.net.selector import Selector
 from blackhole.net.stream import CHUNK, ClientStream
 
@@ -223,6 +227,92 @@ class TestWhatIsDirect(AsyncTestCase):
             await self.stream.write(b"too late")
         with pytest.raises(StreamClosedError):
             await self.stream.read_until(b"\n")
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the server's and the client's end of a TCP connection, with room for two chunks."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * CHUNK)
+        client = socket.create_connection(listening.getsockname(), timeout=10)
+        return listening.accept()[0], client
+
+
+def send_all_and_close(client: socket.socket) -> bytes:
+    client.sendall(b"a" * 100)
+    client.close()
+    return b"a" * 100
+
+
+def send_and_end_input(client: socket.socket) -> bytes:
+    client.sendall(b"b" * SMALL_READ)
+    client.shutdown(socket.SHUT_WR)
+    return b"b" * SMALL_READ
+
+
+def send_octets(count: int, client: socket.socket) -> bytes:
+    sent = bytes(index % 251 for index in range(count))
+    client.sendall(sent)
+    return sent
+
+
+def send_urgent_data_between(client: socket.socket) -> bytes:
+    """Send one octet out of band, at which a read stops (RFC 6093 3.1)."""
+    client.sendall(b"before")
+    client.send(b"!", socket.MSG_OOB)
+    client.sendall(b"after")
+    return b"beforeafter"
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        send_all_and_close,
+        send_and_end_input,
+        send_urgent_data_between,
+        *(
+            partial(send_octets, count)
+            for size in (SMALL_READ, CHUNK, 2 * CHUNK)
+            for count in (size - 1, size, size + 1)
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_input_that_is_reported_once_is_read_to_its_end(
+    send: Callable[[socket.socket], bytes], is_busy: bool
+) -> None:
+    """All of it is there before the first read. A busy coroutine awaits something else when it comes."""
+    received: list[bytes] = []
+
+    async def serve() -> None:
+        ours, client = tcp_pair()
+        stream, ended = DirectStream(ours), asyncio.Event()
+
+        async def collect() -> None:
+            with suppress(StreamClosedError):
+                received.append(await stream.read_bytes(CHUNK, partial=True))
+                if is_busy:
+                    await asyncio.sleep(0.01)
+                while True:
+                    received.append(await stream.read_bytes(CHUNK, partial=True))
+            ended.set()
+
+        async with asyncio.timeout(20):
+            with client:
+                expected = b""
+                if is_busy:
+                    stream.run(collect())
+                    expected = b"x" * SMALL_READ
+                    client.sendall(expected)
+                    await asyncio.sleep(0.001)
+                expected += send(client)
+                if not is_busy:
+                    stream.run(collect())
+                while b"".join(received) != expected:
+                    await asyncio.sleep(0.001)
+            await ended.wait()
+
+    with asyncio.Runner(loop_factory=Selector().loop) as runner:
+        runner.run(serve())
 
 
 def test_in_another_loop_a_direct_stream_is_an_ordinary_one(monkeypatch: pytest.MonkeyPatch) -> None:
