@@ -106,8 +106,10 @@ def test_mail_is_accepted_while_the_dashboard_cannot_start(tmp_path: Path) -> No
 def test_server_whose_program_was_upgraded_or_removed_goes_on_and_says_so(tmp_path: Path, fault: str) -> None:
     """`pip install --upgrade` and `pip uninstall` while it runs."""
     copy = tmp_path / "blackhole"
-    shutil.copytree(ROOT / "blackhole", copy)
-    with Sink(command=MODULE, env={"PYTHONPATH": str(tmp_path)}, cwd=str(tmp_path)) as program:
+    shutil.copytree(ROOT / "blackhole", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    # Without byte code: none of it may be written into a folder that is being removed.
+    env = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    with Sink(command=MODULE, env=env, cwd=str(tmp_path)) as program:
         dashboard = program.dashboard()
         shutil.rmtree(copy)
         if fault == "broken":

@@ -256,7 +256,7 @@ def test_every_data_file_of_the_package_is_shipped() -> None:
     there = {
         path
         for path in (ROOT / "blackhole").rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.is_file() and path.suffix != ".py" and path.parent.name != "__pycache__"
     }
     assert ROOT / "blackhole" / "py.typed" in there
     assert there == shipped
