@@ -6,6 +6,7 @@ the text; otherwise a sender could hide a second message in the first ("SMTP smu
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 END: Final = b"\r\n.\r\n"
@@ -24,6 +25,11 @@ SHORT_BODY: Final = 2048
 MAX_DOTS: Final = 8
 """Dots that are looked at one by one. To search for one octet is memchr, 0.02 ns an octet; for five octets it
 takes 0.5 ns. An encoded attachment has no dots; text with many of them is searched for the whole END."""
+
+
+find_bare_newline: Final = re.compile(rb"\n(?<!\r\n)").search
+"""Finds an LF without a CR before it. It takes a third of the time that counting LF and CR LF takes; an
+expression that begins with the octet before the LF takes ten times as long."""
 
 
 def skip(data: bytes, start: int, tail: bytes) -> tuple[int, bytes]:
@@ -51,7 +57,7 @@ def skip(data: bytes, start: int, tail: bytes) -> tuple[int, bytes]:
 def has_bare_newline(data: bytes, start: int, end: int, tail: bytes) -> bool:
     """Return whether an LF in data[start:end] has no CR before it; `tail` has the octets before `start`."""
     split = tail.endswith(b"\r") and data.startswith(b"\n", start)
-    return data.count(b"\n", start, end) != data.count(b"\r\n", start, end) + split
+    return find_bare_newline(data, start + split, end) is not None
 
 
 def find(data: bytes, start: int) -> int:
