@@ -82,6 +82,24 @@ CONVERSATIONS = {
     ],
     "junk": [b"HELO c.test\r\n"] * 4 + [b"RSET\r\n"] * 4,
     "recipients": [EHLO, MAIL, *[RCPT] * 8, DATA, BODY, MAIL + 4 * RCPT + DATA, BODY],
+    "pieces": [
+        EHLO, GROUP, b"Subject: a\r\n\r\nHel", b"lo", BODY, GROUP, b"Sub", b"ject: a\r\n", b"\r\nHello", END,
+        GROUP, b"X-Black", b"hole-Delay: 5\r\n\r\n", BODY,
+        GROUP, b"X-Blackhole-Delay: 3\r\n\r\nHel", b"lo\r", b"\n", b".\r\n", b"QUIT\r\n",
+    ],
+    "ends in pieces": [
+        EHLO, GROUP, b".", b"\r\n", GROUP, b".\r", b"\n", GROUP, b"a", END,
+        GROUP, b"a\r\n", b"..b\r\n.", b"\r\n",
+        GROUP, b"a\r", b"\n.\r\n" + GROUP + BODY, GROUP, b"a", b"b" + END + b"RSET\r\n", b"QUIT\r\n",
+    ],
+    "too large in pieces": [
+        EHLO, GROUP, 900 * b"x", 99 * b"x", b"x" + END, GROUP, 900 * b"x", 400 * b"x", 400 * b"x" + END,
+        GROUP, 1500 * b"x", 900 * b"x" + END, GROUP, *[900 * b"x"] * 5, END,
+    ],
+    "bare line feeds in pieces": [
+        EHLO, GROUP, b"a\r", b"\nb\n", b"\nc", END, GROUP, b"a\n", b"b", END,
+        GROUP, b"a", b"\nb" + END, b"QUIT\r\n",
+    ],
     "many messages": [EHLO, *(MAIL, RCPT, DATA, BODY) * 6, GROUP],
 }  # fmt: skip
 
@@ -94,7 +112,14 @@ LISTENERS: dict[str, dict[str, Any]] = {
     "directives": {"message_directives": True},
     "count": {"bare_newline": "count"},
     "reject": {"bare_newline": "reject"},
-}
+    "limits, not inspected": {
+        "limits": ClientLimits(soft_errors=1, errors=4, junk=2, recipients=2, messages=4), "inspect": "off"
+    },
+    "small, not inspected": {"message_size_limit": 1000, "inspect": "off"},
+    "directives, not inspected": {"message_directives": True, "inspect": "off"},
+    "count, not inspected": {"bare_newline": "count", "inspect": "off"},
+    "reject, not inspected": {"bare_newline": "reject", "inspect": "off"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("listener", LISTENERS)

@@ -18,13 +18,11 @@ from blackhole.smtp.header_section import (
     LINE_ROOM,
     MAX_HEADER,
     MAX_HEADER_LINES,
-    PLAIN_OCTETS,
-    PLAIN_SECTION,
     CollectedHeader,
     HeaderCollector,
     fields,
-    plain_header,
     shortened,
+    whole_header,
 )
 from blackhole.store.outcome_table import OutcomeTable
 from tests.engines import make_engine
@@ -158,23 +156,32 @@ def test_fields_that_are_kept_do_not_depend_on_where_a_message_is_cut(
     assert bare(fields(collected(message, 100, ANY))) == abridged(message)
 
 
-@example(b"Subject : a\r\nresent-message-id:b\nTo:\r\n\nbody")
 @example(b"Message-ID: <1@a>\r\nMessage-ID: <2@a>\r\n\r\n")
+@example(b"\r\nSubject: not a field\r\n\r\n")
 @given(MESSAGES)
-def test_plain_header_section_that_arrives_at_once_is_kept_as_in_pieces(message: bytes) -> None:
-    whole, pieces = collected(message, 5000), collected(message, 1)
-    if PLAIN_SECTION(message, 0, PLAIN_OCTETS):
-        assert (whole, whole.digest) == (pieces, pieces.digest)
+def test_header_section_that_comes_at_once_says_what_the_whole_message_says(message: bytes) -> None:
+    header = whole_header(b"DATA\r\n" + message, 6)
+    assert header in (b"", message[: len(header)])
+    if header:
+        assert message_identity(header) == message_identity(message)
+        for names in (NAMES, ANY):
+            assert fields(shortened(header, names)) == fields(shortened(message, names))
 
 
 @pytest.mark.parametrize(
-    ("name", "is_kept"), [(b"n" * 100, True), (b"n" * (ABRIDGED_FIELD + 1), False)], ids=["short", "long"]
+    ("message", "is_kept"),
+    [
+        (b"Subject: x\r\n\r\n", True),
+        (b"Subject: x\r\n\r", False),
+        (b"X: ".ljust(FIELD_ROOM - 4, b"x") + b"\r\n\r\nbody", True),
+        (b"X: ".ljust(FIELD_ROOM - 3, b"x") + b"\r\n\r\nbody", False),
+    ],
+    ids=["whole", "incomplete", "long", "too long"],
 )
-def test_plain_header_section_is_kept_as_it_is_unless_a_field_is_abridged(name: bytes, is_kept: bool) -> None:
-    message = b"Subject: hello\r\n%b: value\r\n\r\nbody" % name
-    assert (plain_header(message, ANY) is not None) is is_kept
-    whole, pieces = collected(message, 5000, ANY), collected(message, 7, ANY)
-    assert (fields(whole), whole.digest) == (fields(pieces), pieces.digest)
+def test_header_section_that_comes_at_once_is_kept_as_it_is_where_there_is_room(
+    message: bytes, is_kept: bool
+) -> None:
+    assert whole_header(message, 0) == (message.removesuffix(b"body") if is_kept else b"")
 
 
 @example(b"no field\r\nSubject: x\r\n\r\nbody", 1)

@@ -13,15 +13,8 @@ from blackhole.smtp.directives import FIELD_MARK, DirectiveReader, has_no_direct
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
-from blackhole.smtp.header_section import HeaderCollector, fields
-from blackhole.smtp.message_body import (
-    BARE_LF,
-    FINAL_DOT,
-    ChunkedBody,
-    DotStuffedBody,
-    MessageBody,
-    MessageHeader,
-)
+from blackhole.smtp.header_section import MAX_HEADER, HeaderCollector, fields, whole_header
+from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, ChunkedBody, DotStuffedBody, MessageBody
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.recipient_replies import RecipientReplies
 from blackhole.smtp.replies import NextAction, Reply
@@ -58,7 +51,7 @@ class BodyReader(CommandExecution):
         if isinstance(body, ChunkedBody):
             return self._read_chunk(body, data, start)
         if body is None:
-            body = self.body = self._new_body(data, start)
+            body = self.begin_dot_stuffed_body(data, start)
         position = body.feed(data, start)
         end = position if position >= 0 else len(data)
         self._note_piece(body, data, start, end)
@@ -76,7 +69,7 @@ class BodyReader(CommandExecution):
                 return self._fail_in_body(self.engine.end_of_message, end, position < 0)
         if position < 0:
             return None
-        self.in_body = False
+        self.in_body, self.body = False, None
         self.octets = body.octets - FINAL_DOT
         return self._answer_message(body, position, position < len(data))
 
@@ -130,11 +123,11 @@ class BodyReader(CommandExecution):
         fixed = None
         if body.has_bare_newline and self.engine.config.bare_newline == "reject":
             fixed = replies.BARE_NEWLINE
-        return self._end_message(fixed, body.header, end, followed)
+        return self._end_message(fixed, body, end, followed)
 
-    def _end_message(self, fixed: Reply | None, header: MessageHeader, end: int, followed: bool) -> Answered:
+    def _end_message(self, fixed: Reply | None, body: MessageBody, end: int, followed: bool) -> Answered:
         """Answer the end of a message: with a fixed reply, or as its own directives ask for."""
-        text, mode = (b"", "") if fixed is not None else self.read_directives(header)
+        text, mode = (b"", "") if fixed is not None else self.read_directives(body)
         if self._answers_recipients:
             self.recipient_replies = RecipientReplies(self.forward_paths, fixed, text, mode)
             return self.answer_recipient(end, followed)
@@ -179,29 +172,27 @@ class BodyReader(CommandExecution):
             detail = f"SIZE {self.offered.max_octets} was offered, {octets} octets came"
             self.record_violation("size-over-limit", ViolationContext(END_OF_MESSAGE, detail=detail))
 
-    def _new_body(self, data: bytes, start: int) -> DotStuffedBody:
-        """Return the state of the body that begins at `start`."""
-        return DotStuffedBody(
-            inspector=self._new_inspector(),
-            searches_bare_newlines=self.engine.config.bare_newline != "normalize",
-            header=self._new_header_reader(data, start),
+    def begin_dot_stuffed_body(self, data: bytes, start: int) -> DotStuffedBody:
+        """Begin the body at `start`, which takes nothing of it yet, and return its state."""
+        engine = self.engine
+        body = self.body = DotStuffedBody(
+            inspector=None if self.messages < self.next_inspection else self._new_inspector(),
+            searches_bare_newlines=engine.config.bare_newline != "normalize",
         )
+        if engine.reads_header:
+            self._begin_header(body, data, start)
+        return body
 
-    def _new_header_reader(self, data: bytes = b"", start: int = 0) -> MessageHeader:
-        """Return what takes the header section of the message that begins; None if nobody wants it.
+    def _begin_header(self, body: MessageBody, data: bytes, start: int) -> None:
+        """Take the header section of the message whose first octets are in `data`, from `start` on."""
+        wanted = self.engine.wanted_fields
+        if wanted:
+            body.begin_header(whole_header(data, start) or HeaderCollector(wanted))
+        elif not has_no_directives(data, start):
+            body.begin_header(DirectiveReader())
 
-        `data` from `start` on is what is there of the message, if anything.
-        """
-        if self.engine.wanted_fields:
-            return HeaderCollector(self.engine.wanted_fields)
-        if self.engine.config.message_directives and not (data and has_no_directives(data, start)):
-            return DirectiveReader()
-        return None
-
-    def _new_inspector(self) -> BodyInspector | None:
-        """Return what inspects the message that begins; None for one that is not inspected."""
-        if self.messages < self.next_inspection:
-            return None
+    def _new_inspector(self) -> BodyInspector:
+        """Return what inspects the message that begins."""
         self.note_inspection()
         if not (self.engine.config.inspect_content and self.engine.inspection.takes_content()):
             return BodyInspector(self.eightbit)
@@ -230,15 +221,15 @@ class BodyReader(CommandExecution):
         self.counted_events.append(self.listener.inspected_message)
         self.next_inspection = self.engine.inspection.message_after(self.messages)
 
-    def read_directives(self, header: MessageHeader) -> tuple[bytes, str]:
+    def read_directives(self, body: MessageBody) -> tuple[bytes, str]:
         """Return the header section that rules look at, and the mode that the message asks for."""
-        text, mode = b"", ""
+        mode, header = "", body.header
         if isinstance(header, DirectiveReader):
             mode, self.directive_delay = header.directives()
-        elif header is not None:
-            text = header.text
-            if self.engine.config.message_directives and text.find(FIELD_MARK) >= 0:
-                mode, self.directive_delay = parse_directives(fields(text))
+            return b"", mode
+        text = header if isinstance(header, bytes) else header.text
+        if self.engine.config.message_directives and text.find(FIELD_MARK) >= 0:
+            mode, self.directive_delay = parse_directives(fields(text))
         return text, mode
 
     def _decide_on_message(self, text: bytes, mode: str) -> Reply:
@@ -280,14 +271,16 @@ class BodyReader(CommandExecution):
     def _new_chunked_body(self) -> ChunkedBody:
         """Return the state of a message in chunks. A message that is not text has no lines."""
         is_text = not self.stage & BINARY_BODY
+        is_inspected = is_text and self.messages >= self.next_inspection
         return ChunkedBody(
-            inspector=self._new_inspector() if is_text else None,
+            inspector=self._new_inspector() if is_inspected else None,
             searches_bare_newlines=is_text and self.engine.config.bare_newline != "normalize",
-            header=self._new_header_reader(),
         )
 
     def _read_chunk(self, body: ChunkedBody, data: bytes, start: int) -> Answered | None:
         """Pass over the octets of a chunk from `start`; return the reply to BDAT, or None if it goes on."""
+        if not body.octets and self.engine.reads_header:
+            self._begin_header(body, data[start : start + min(body.left, MAX_HEADER)], 0)
         end = body.feed(data, start)
         self._note_piece(body, data, start, end)
         if self.answered_early:

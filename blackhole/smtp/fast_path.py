@@ -1,8 +1,10 @@
 """The fast path: answers usual input without parsing it.
 
 Replaces `Session._process` for a chunk that is exactly one usual command, one usual pipelined group (MAIL,
-one or more RCPT, DATA) or one whole body, as nearly every chunk of nearly every sender is. All else is left
-to the session. A command takes 0.6 microseconds in place of 2.4, in a group 0.2.
+one or more RCPT, DATA), one whole body or a piece of one, as nearly every chunk of nearly every sender is.
+All else is left to the session. A command takes 0.6 microseconds in place of 2.4, in a group 0.2, and a piece
+of a body 1 in place of 2. Both paths keep what they know of a body in the same place, so that either can take
+the next piece.
 
 The rows of the dispatch table, the policy and the replies are the same on both paths. What the policy decides
 on here goes on in `Session.go_on`, so that nothing is decided twice.
@@ -22,7 +24,7 @@ from blackhole.smtp.body_checks import MAX_BODY_LINE, is_well_formed
 from blackhole.smtp.directives import FIELD_MARK
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables, FastPath, no_fast_path
 from blackhole.smtp.error_budget import LIMITED_ACTIONS
-from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find, has_bare_newline
+from blackhole.smtp.framing import DOTTED, END, SHORT_BODY, find, has_bare_newline, skip
 from blackhole.smtp.header_section import END_OF_HEADER
 from blackhole.smtp.message_body import FINAL_DOT
 from blackhole.smtp.offer import UNLIMITED_OCTETS
@@ -228,9 +230,9 @@ class UsualInput:
     def _answer_body(self, session: Session, data: bytes) -> bytes | None:
         """Answer a whole body: it has just begun, and its end is the end of the chunk and not before."""
         size = len(data) - FINAL_DOT
-        if session.body is not None or data[0] == DOT or not data.endswith(END) or size > self._max_octets:
-            return None
-        if size > session.offered.max_octets:
+        if session.body is not None or not data.endswith(END):
+            return self._answer_piece(session, data)
+        if data[0] == DOT or size > self._max_octets or size > session.offered.max_octets:
             return None
         # In a short body any dot at the beginning of a line is left to the session, doubled or not.
         if (data.find(DOTTED) if size < SHORT_BODY else find(data, 0)) != size - 2:
@@ -246,10 +248,41 @@ class UsualInput:
             if self._inspects_content or size > MAX_BODY_LINE or not is_well_formed(data, session.eightbit):
                 return None
             session.note_inspection()
+        return self._end_message(session, data, size)
+
+    def _answer_piece(self, session: Session, data: bytes) -> bytes | None:
+        """Answer a piece from the middle of a body, or its end with nothing behind it."""
+        body = session.body
+        if body is None:
+            body = session.begin_dot_stuffed_body(data, 0)
+        if body.needs_general_path:
+            return None
+        before, octets = body.tail, body.octets + len(data)
+        if octets > self._max_octets or octets > session.offered.max_octets:
+            return None
+        if self._counts_newlines and has_bare_newline(data, 0, len(data), before):
+            return None
+        position, tail = skip(data, 0, before)
+        if 0 <= position < len(data):
+            return None
+        body.take(data, 0, len(data), tail)
+        if position < 0:
+            session.octets, session.single_event = octets, 0
+            return b""
+        text, session.body = b"", None
+        if body.header:
+            text, mode = session.read_directives(body)
+            if mode or session.directive_delay is not None:
+                session.in_body, session.octets = False, octets - FINAL_DOT
+                return session.go_on_with_message(body)
+        return self._end_message(session, text, octets - FINAL_DOT)
+
+    def _end_message(self, session: Session, text: bytes, size: int) -> bytes:
+        """Answer the end of a message. `text` is its beginning, as far as rules look at it."""
         session.in_body = False
         session.octets = size
         if self._end_asks:
-            decision = session.policy.accept(session, self._end.phase, data, size)
+            decision = session.policy.accept(session, self._end.phase, text, size)
             if decision is not None:
                 return session.go_on(self._end, ANY_MAILBOX, decision)
         do = self._end_do

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
-from blackhole.smtp.abridged_fields import ABRIDGED_FIELD, AbridgedFields
+from blackhole.smtp.abridged_fields import AbridgedFields
 
 MAX_HEADER: Final = 65536
 """Octets of a header section that are read."""
@@ -38,12 +36,6 @@ BLANK: Final = re.compile(rb"\n\r?\n")
 
 DIGEST_OCTETS: Final = 16
 
-PLAIN_OCTETS: Final = 1024
-"""Octets of most header sections with their blank line, at most; of each name there is room for so many."""
-
-PLAIN_SECTION: Final = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\n]*+\n)++(?=\r?\n)").match
-"""Matches a header section that is there as a whole, with the blank line, and in which no field is folded."""
-
 
 def fields(text: bytes) -> list[bytes]:
     """Return the fields of the header section that a text begins with, unfolded, each as "Name: value".
@@ -70,19 +62,6 @@ def fields(text: bytes) -> list[bytes]:
 def header_digest(text: bytes) -> bytes:
     """Return a digest of a header section, without the blank line behind it."""
     return blake2b(text, digest_size=DIGEST_OCTETS).digest()
-
-
-@lru_cache(maxsize=64)
-def field_finder(names: frozenset[bytes]) -> Callable[[bytes], list[bytes]] | None:
-    """Return a function that finds the fields of some names in the lines of a plain header section, of which
-    each has a line feed before it and none behind it; None for all.
-
-    To begin with the line feed takes half of the time that to begin with a line takes.
-    """
-    if ANY_NAME in names:
-        return None
-    wanted = b"|".join(map(re.escape, sorted(names)))
-    return re.compile(rb"\n((?:%b)[ \t]*+:[^\n]*+)" % wanted, re.IGNORECASE).findall
 
 
 class HeaderLineReader:
@@ -130,27 +109,15 @@ class CollectedHeader(bytes):
     """That of the whole header section; empty if there is none."""
 
 
-def plain_header(data: bytes, names: frozenset[bytes]) -> CollectedHeader | None:
-    """Return the fields of some names of a plain header section that a message begins with.
+def whole_header(data: bytes, start: int) -> bytes:
+    """Return the header section that begins at `start`, with its blank line, if all of it is there and there
+    is room for it; else nothing.
 
-    Return None if it is not plain, or not there as a whole, or if something in it would be abridged. It takes
-    a third of the time that its lines would take.
-
-    >>> plain_header(b"To: bob@example.com\\r\\nSubject: hello\\r\\n\\r\\nHow", frozenset((b"subject",)))
+    >>> whole_header(b"DATA\\r\\nSubject: hello\\r\\n\\r\\nHow are you?", 6)
     b'Subject: hello\\r\\n\\r\\n'
     """
-    found = PLAIN_SECTION(data, 0, PLAIN_OCTETS)
-    if found is None:
-        return None
-    section, find = found[0], field_finder(names)
-    if find is not None:
-        text = CollectedHeader(b"\n".join((*find(b"\n" + section), b"\r\n")))
-    elif max(map(len, section.split(b"\n"))) < ABRIDGED_FIELD:  # A blank that is not there is added.
-        text = CollectedHeader(section + b"\r\n")
-    else:
-        return None
-    text.digest = header_digest(section)
-    return text
+    end = data.find(END_OF_HEADER, start, start + FIELD_ROOM)
+    return data[start : end + len(END_OF_HEADER)] if end >= 0 else b""
 
 
 class HeaderCollector:
@@ -179,20 +146,17 @@ class HeaderCollector:
         "_lines",
         "_names",
         "_octets",
-        "_plain",
         "_room",
         "ended",
     )
 
     def __init__(self, names: frozenset[bytes]) -> None:
         self._names = names
-        self._plain: CollectedHeader | None = None
-        """All that is kept, if the header section was plain and came at once."""
         self._room: dict[bytes, int] = {}
         """How many octets more may be kept, by the key of a name."""
         self._kept = bytearray()
         self._abridged = AbridgedFields(self._kept) if ANY_NAME in names else None
-        self._digest: blake2b
+        self._digest: Final = blake2b(digest_size=DIGEST_OCTETS)
         """That of the header section so far, from the first octet on."""
         self._key: bytes | None = None
         """The key of the field that the last line belongs to; None if it is not kept."""
@@ -212,12 +176,6 @@ class HeaderCollector:
         """Take the next octets of the message, with dots still doubled."""
         if self.ended:
             return
-        if not self._octets:
-            self._plain = plain_header(data, self._names)
-            if self._plain is not None:
-                self.ended = True
-                return
-            self._digest = blake2b(digest_size=DIGEST_OCTETS)
         data = data[: MAX_HEADER - self._octets]
         self._octets += len(data)
         position = 0
@@ -242,8 +200,6 @@ class HeaderCollector:
     @property
     def text(self) -> CollectedHeader:
         """The fields that were asked for. Nothing can be fed afterwards."""
-        if self._plain is not None:
-            return self._plain
         if self._fields_ended:
             self._digest.update(self._line)
         elif self._line:

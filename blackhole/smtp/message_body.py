@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from blackhole.smtp.body_checks import BodyInspector
@@ -21,8 +22,8 @@ BARE_LF: Final = "bare-lf"
 UNSTUFFED_DOT: Final = "unstuffed-dot"
 """The name of the violation that no chunk commits: a dot in it ends nothing."""
 
-MessageHeader = HeaderCollector | DirectiveReader | None
-"""What took the header section of a message; None if nobody wanted it."""
+MessageHeader = HeaderCollector | DirectiveReader | bytes
+"""The header section of a message, if it came at once, or what took it; empty if nobody wanted it."""
 
 
 class MessageBody:
@@ -30,41 +31,56 @@ class MessageBody:
     `header` keeps."""
 
     __slots__ = (
+        "_header_reader",
         "_searches_bare_newlines",
         "has_bare_newline",
         "header",
         "inspector",
+        "needs_general_path",
         "new_bare_newline",
         "new_violations",
         "octets",
         "tail",
     )
 
-    def __init__(
-        self,
-        inspector: BodyInspector | None,
-        searches_bare_newlines: bool,
-        header: MessageHeader,
-    ) -> None:
+    def __init__(self, inspector: BodyInspector | None, searches_bare_newlines: bool) -> None:
         self.inspector = inspector
         """What inspects the body; None if it is not inspected."""
         self._searches_bare_newlines = searches_bare_newlines
         self.tail = START
-        self.header = header
-        """Collects the header section, or reads the directives in it; None if nobody wants it."""
+        self.header: MessageHeader = b""
+        self._header_reader: HeaderCollector | DirectiveReader | None = None
+        """What takes the header section, until that has come."""
+        self.needs_general_path = inspector is not None
+        """There may be something to report of a piece that comes."""
         self.octets = 0
         """Octets so far, the line with the final dot included."""
         self.has_bare_newline = False
-        self.new_violations: list[tuple[str, bytes]] = []
+        self.new_violations: Sequence[tuple[str, bytes]] = ()
         """What the last piece has shown to be wrong, each with the line that shows it."""
         self.new_bare_newline: bytes | None = None
         """The first line of the body that ends with LF alone, if it is searched for and in the last piece."""
+
+    def begin_header(self, header: MessageHeader) -> None:
+        """Keep a header section, or what takes it as it comes."""
+        self.header = header
+        if not isinstance(header, bytes):
+            self._header_reader = header
+
+    def take(self, data: bytes, start: int, end: int, tail: bytes) -> None:
+        """Take the octets from `start` to `end`; `tail` has the last ones."""
+        self.tail = tail
+        self.octets += end - start
+        if self._header_reader is not None:
+            self._header_reader.feed(data[start : min(end, start + MAX_HEADER)])
+            if self._header_reader.ended:
+                self._header_reader = None
 
     def _search_bare_newline(self, data: bytes, start: int, end: int, tail: bytes) -> None:
         """Search a piece for the first line that ends with LF alone; `tail` has the octets before it."""
         self.new_bare_newline = None
         if not self.has_bare_newline and has_bare_newline(data, start, end, tail):
-            self.has_bare_newline = True
+            self.has_bare_newline = self.needs_general_path = True
             self.new_bare_newline = offending_line(BARE_LF, data[start:end], tail)
 
 
@@ -75,20 +91,18 @@ class DotStuffedBody(MessageBody):
 
     def feed(self, data: bytes, start: int) -> int:
         """Take the octets from `start`; return the position behind the end of the message, or -1 for none."""
-        tail = self.tail
-        position, self.tail = skip(data, start, tail)
+        before = self.tail
+        position, tail = skip(data, start, before)
         end = position if position >= 0 else len(data)
-        if self.header is not None and not self.header.ended:
-            self.header.feed(data[start:end])
-        self.new_violations = []
+        self.new_violations = ()
         if self.inspector is not None and self.octets < self.inspector.inspected_octets:
             left = self.inspector.inspected_octets - self.octets
             stop = min(end if position < 0 else end - FINAL_DOT, start + left)
-            self.new_violations = self.inspector.inspect(data[start : max(start, stop)], tail)
+            self.new_violations = self.inspector.inspect(data[start : max(start, stop)], before)
         if self._searches_bare_newlines:
             self.new_violations = [one for one in self.new_violations if one[0] != BARE_LF]
-            self._search_bare_newline(data, start, end, tail)
-        self.octets += end - start
+            self._search_bare_newline(data, start, end, before)
+        self.take(data, start, end, tail)
         return position
 
 
@@ -100,13 +114,9 @@ class ChunkedBody(MessageBody):
 
     __slots__ = ("_ignored", "left")
 
-    def __init__(
-        self,
-        inspector: BodyInspector | None,
-        searches_bare_newlines: bool,
-        header: MessageHeader,
-    ) -> None:
-        MessageBody.__init__(self, inspector, searches_bare_newlines, header)
+    def __init__(self, inspector: BodyInspector | None, searches_bare_newlines: bool) -> None:
+        MessageBody.__init__(self, inspector, searches_bare_newlines)
+        self.needs_general_path = True
         self._ignored = (UNSTUFFED_DOT, BARE_LF) if searches_bare_newlines else (UNSTUFFED_DOT,)
         self.left = 0
         """Octets of the chunk that have yet to come."""
@@ -114,16 +124,14 @@ class ChunkedBody(MessageBody):
     def feed(self, data: bytes, start: int) -> int:
         """Take the octets of the chunk from `start`; return the position behind them."""
         end = min(start + self.left, len(data))
-        if self.header is not None and self.octets < MAX_HEADER:
-            self.header.feed(data[start : min(end, start + MAX_HEADER)])
-        self.new_violations = []
+        self.new_violations = ()
         if self.inspector is not None and self.octets < self.inspector.inspected_octets:
             piece = data[start : min(end, start + self.inspector.inspected_octets - self.octets)]
             found = self.inspector.inspect(piece, self.tail)
             self.new_violations = [one for one in found if one[0] not in self._ignored]
         if self._searches_bare_newlines:
             self._search_bare_newline(data, start, end, self.tail)
-        self.tail = data[end - 4 : end] if end - start >= 4 else (self.tail + data[start:end])[-4:]
-        self.octets += end - start
+        tail = data[end - 4 : end] if end - start >= 4 else (self.tail + data[start:end])[-4:]
+        self.take(data, start, end, tail)
         self.left -= end - start
         return end

@@ -17,7 +17,7 @@ from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, Decided
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.input_reader import SECRET
-from blackhole.smtp.message_body import MessageHeader
+from blackhole.smtp.message_body import MessageBody
 from blackhole.smtp.named_client import NO_NAMED_CLIENT
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.replies import Reply
@@ -137,13 +137,26 @@ class RecordedSession(Session):
                 self._helo, self._introduction = commands[5:-2], b""
             self._end_unless_message(verb.decode(), 250)
 
+    def read_piece(self, data: bytes) -> None:
+        """Read the wanted fields in the next piece of a message."""
+        if self._fields is None:
+            self._fields = WantedFieldReader(self._recorder.wanted)
+        self._fields.feed(data)
+
+    def read_last_piece(self, data: bytes) -> None:
+        """Read the wanted fields in the last piece of a message, or in one that comes as a whole."""
+        if self._fields is None:
+            self.record.fields = self._recorder.wanted.find(data)
+        else:
+            self._fields.feed(data)
+
     def _take_over(self, command: BoundCommand, rest: bytes) -> None:
         """Note the input that the general path takes over from the fast path; `rest` is behind it."""
         data, self.fast_input = self.fast_input, None
         if data is None:
             return
         if command is self.engine.end_of_message:
-            self.record.fields = self._recorder.wanted.find(data)
+            self.read_last_piece(data)
             return
         head = data[: len(data) - len(rest)]
         before = head.rfind(b"\n", 0, len(head) - 1) + 1
@@ -158,6 +171,10 @@ class RecordedSession(Session):
     def go_on_with_reply(self, command: BoundCommand, reply: Reply) -> bytes:
         self._take_over(command, b"")
         return Session.go_on_with_reply(self, command, reply)
+
+    def go_on_with_message(self, body: MessageBody) -> bytes:
+        self._take_over(self.engine.end_of_message, b"")
+        return Session.go_on_with_message(self, body)
 
     # The general path.
 
@@ -186,14 +203,12 @@ class RecordedSession(Session):
     def read_body(self, data: bytes, start: int) -> Answered | None:
         if self.answered_early:
             return Session.read_body(self, data, start)  # The record is published.
-        if self._fields is None:
-            self._fields = WantedFieldReader(self._recorder.wanted)
         answered = Session.read_body(self, data, start)
-        self._fields.feed(data[start : answered[0] if answered is not None else len(data)])
+        self.read_piece(data[start : answered[0] if answered is not None else len(data)])
         return answered
 
-    def read_directives(self, header: MessageHeader) -> tuple[bytes, str]:
-        text, self._directive_mode = Session.read_directives(self, header)
+    def read_directives(self, body: MessageBody) -> tuple[bytes, str]:
+        text, self._directive_mode = Session.read_directives(self, body)
         return text, self._directive_mode
 
     def carry_out(self, command: BoundCommand, argument: Any, decision: Decision | None) -> Reply:
@@ -325,7 +340,7 @@ class RecordedSession(Session):
 
 def recorded(fast_path: FastPath, recorder: Recorder) -> FastPath:
     """Return a fast path that records what another one answers."""
-    clock, find = recorder.clock, recorder.wanted.find
+    clock = recorder.clock
 
     def answer(session: RecordedSession, data: bytes) -> bytes | None:
         in_body = session.in_body
@@ -338,9 +353,12 @@ def recorded(fast_path: FastPath, recorder: Recorder) -> FastPath:
             return None
         record = session.record
         exchanges = record.exchanges
+        if session.in_body and in_body:
+            session.read_piece(data)
+            return reply
         if in_body:
             record.add((clock(), b"", reply))
-            record.fields = find(data)
+            session.read_last_piece(data)
             session.publish(ENDED_BY_MESSAGE)
             return reply
         if session.stage <= GREETED or session.quit_received:

@@ -30,6 +30,7 @@ from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import ErrorBudget, Meter
 from blackhole.smtp.execution import Answered, Decided, Waiting
 from blackhole.smtp.input_reader import InputReader
+from blackhole.smtp.message_body import MessageBody
 from blackhole.smtp.policy import PendingDecision
 from blackhole.smtp.replies import NextAction, Reply
 from blackhole.smtp.sequence import record_early_input
@@ -69,7 +70,7 @@ class Session(InputReader):
         """Input is unanswered, a reply is held back, or replies are slowed down or refused altogether."""
         self.needs_general_path = self.must_authenticate
         """The session is busy, or a part of the transaction was refused, so that the commands that follow may
-        be refused too, or the client has to authenticate first."""
+        be refused too, or the client has to authenticate first, or the rest of a message is discarded."""
 
     # The beginning of a connection.
 
@@ -249,6 +250,10 @@ class Session(InputReader):
         """Deliver the reply to a command that has been carried out, with nothing behind it."""
         return self._process(b"", (0, command, self.check_pipelining(command, reply, self.offered, False)))
 
+    def go_on_with_message(self, body: MessageBody) -> bytes:
+        """Answer a message that has come to its end, with nothing behind it, as its directives ask for."""
+        return self._process(b"", self._end_message(None, body, 0, False))
+
     # The general path: any input, command by command.
 
     def _process(self, data: bytes, answered: Answered | None = None) -> bytes:
@@ -289,7 +294,11 @@ class Session(InputReader):
         pending = self.unprocessed or self.discarded or self.deferred or self.auth_exchange
         self.busy = bool(pending) or slow or self.rejected
         self.needs_general_path = (
-            self.busy or self.refused > 0 or self.must_authenticate or self.input_fault is not None
+            self.busy
+            or self.refused > 0
+            or self.must_authenticate
+            or self.input_fault is not None
+            or self.answered_early
         )
         if self.input_fault is not None and self.next_action is READ:
             self.next_action = self._next_read()
