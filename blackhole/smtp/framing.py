@@ -24,10 +24,14 @@ SHORT_BODY: Final = 2048
 
 END_OCTETS: Final = frozenset(END)
 
-MAX_DOTS: Final = 8
+MAX_DOTS: Final = 6
 """Dots that are looked at one by one. To search for one octet is memchr, 0.02 ns an octet; for five octets it
-takes 0.5 ns. An encoded attachment has no dots; text with many of them is searched for the whole END."""
+takes 0.5 ns."""
 
+FIRST_BLOCK: Final = 1024
+"""Octets behind these dots that are searched for the whole END, and four times as many behind each further
+dot. So a header section costs little, an encoded attachment behind it has no dots, and text that is full of
+them takes no longer than a search for the whole END."""
 
 find_bare_newline: Final = re.compile(rb"\n(?<!\r\n)").search
 """Finds an LF without a CR before it. It takes a third of the time that counting LF and CR LF takes; an
@@ -67,12 +71,14 @@ def find(data: bytes, start: int) -> int:
     """Return what `data.find(END, start)` does, but faster where that is slow."""
     if len(data) - start < SHORT_BODY:
         return data.find(END, start)
-    position = start + 2
-    for _ in range(MAX_DOTS):
-        dot = data.find(b".", position)
-        if dot < 0:
-            return -1
+    position, dots, block = start + 2, MAX_DOTS, FIRST_BLOCK
+    while (dot := data.find(b".", position)) >= 0:
         if data[dot - 2 : dot + 3] == END:
             return dot - 2
-        position = dot + 1
-    return data.find(END, position - 2)
+        position, dots = dot + 1, dots - 1
+        if dots <= 0:
+            end = data.find(END, dot - 1, dot + block)
+            if end >= 0:
+                return end
+            position, block = dot + block - 2, 4 * block
+    return -1
