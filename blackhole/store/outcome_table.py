@@ -33,6 +33,7 @@ class OutcomeTable(AttemptTable):
     def __init__(self, sets: int = SETS) -> None:
         super().__init__(sets=sets)
         self._accepted: Final = mmap.mmap(-1, sets * SET_OCTETS)
+        self._accepted_hashes: Final = memoryview(self._accepted).cast("Q")
         self._has_records: Final = mmap.mmap(-1, 1)
 
     def has_records(self) -> bool:
@@ -41,11 +42,12 @@ class OutcomeTable(AttemptTable):
 
     def add_accepted(self, key_hash: int) -> bool:
         """Add an accepted message, and return True; return False and change nothing if it is known."""
-        start, hashes, packed = key_hash % self._sets * SET_OCTETS, self._accepted, pack_hash(key_hash)
-        if hashes.find(packed, start, start + SET_OCTETS) >= 0:
+        number, accepted = key_hash % self._sets, self._accepted
+        start = number * SET_OCTETS
+        if accepted.find(pack_hash(key_hash), start, start + SET_OCTETS) >= 0:
             return False
-        hashes.move(start + HASH_OCTETS, start, SET_OCTETS - HASH_OCTETS)
-        hashes[start : start + HASH_OCTETS] = packed
+        accepted.move(start + HASH_OCTETS, start, SET_OCTETS - HASH_OCTETS)
+        self._accepted_hashes[number * SLOTS_PER_SET] = key_hash
         return True
 
     def remove_accepted(self, key_hash: int) -> bool:
