@@ -22,7 +22,7 @@ MESSAGE_ID_FIELD: Final = re.compile(
 The line feed before them and the class for the first letter leave few places to try.
 """
 
-UNNAMED_LINE: Final = rb"(?:[^\r\nRrMm]|[Rr](?![Ee][Ss])|[Mm](?![Ee][Ss]))[^\n]*+\n"
+UNNAMED_LINE: Final = rb"(?:[^\r\nRrMm].*+\n|[RrMm](?![Ee][Ss]).*+\n)"
 """Matches a line that begins neither of these fields, unless it is empty."""
 
 USUAL_HEADER_SECTION: Final = re.compile(
