@@ -26,7 +26,7 @@ class GlobPrefilter:
     [True, True, False]
     """
 
-    __slots__ = ("_beginnings", "_domains", "_endings", "_lookups", "_whole")
+    __slots__ = ("_beginnings", "_domains", "_endings", "_has_other_parts", "_lookups", "_whole")
 
     def __init__(self, parts: Iterable[LiteralPart]) -> None:
         found: dict[int, set[bytes]] = {WHOLE: set(), PREFIX: set(), SUFFIX: set()}
@@ -46,12 +46,16 @@ class GlobPrefilter:
         self._beginnings: Final = tuple(beginnings)
         self._endings: Final = tuple(endings)
         self._lookups: Final = tuple(lookups)
+        self._has_other_parts: Final = bool(self._whole or endings or lookups)
+        """Whether there are parts other than a few beginnings."""
 
     def may_match(self, text: bytes) -> bool:
         """Return whether the text has one of the parts. Case does not matter."""
         folded = text.lower() if text.isascii() else fold_octets(text)
         if folded.startswith(self._beginnings):
             return True
+        if not self._has_other_parts:
+            return False
         if self._whole and (
             folded in self._whole or (self._domains and folded[folded.rfind(b"@") :] in self._whole)
         ):

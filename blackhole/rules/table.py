@@ -154,6 +154,8 @@ class RuleTable:
         self._text: Callable[[RuleContext], bytes] = attrgetter("recipient")
         """Returns the address that is compared."""
         self._others: RuleTable | None = None
+        self._narrows_on = False
+        """Whether these others have a prefilter too."""
         self._make_prefilter()
         self._looks_up_texts: Final = (self._index is not None and self._index.looks_up_texts) or any(
             isinstance(condition.operand, GlobSet) and condition.operand.is_indexed
@@ -170,6 +172,7 @@ class RuleTable:
                 self._prefilter = GlobPrefilter(part for its_parts in parts for part in its_parts)
                 others = [rule for rule, its_parts in zip(self._rules, parts, strict=True) if not its_parts]
                 self._others = RuleTable(others, self._decided) if others else None
+                self._narrows_on = self._others is not None and self._others._prefilter is not None
                 return
 
     def narrowed(self, context: RuleContext) -> RuleTable | None:
@@ -178,7 +181,7 @@ class RuleTable:
         if prefilter is None or prefilter.may_match(self._text(context)):
             return self
         others = self._others
-        return others if others is None or others._prefilter is None else others.narrowed(context)
+        return others.narrowed(context) if self._narrows_on and others is not None else others
 
     def compare_header(self, context: RuleContext) -> Iterator[None]:
         """Compare the header fields of a context, before rules are looked for. Yields when other clients
