@@ -260,6 +260,7 @@ class RecordingPolicy(NoSessionPolicy):
 
     phases = frozenset(("RCPT",))
     header_names: frozenset[bytes] = frozenset()
+    noted_phases = frozenset[str]()
     phases_after_refusals = frozenset[str]()
 
     def __init__(self) -> None:
@@ -276,10 +277,8 @@ class RecordingPolicy(NoSessionPolicy):
         self.asked.append(argument)
         return Decision(CODES[550], replaces_command=True) if len(self.asked) == 2 else None
 
-    def accept(
-        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
-    ) -> Decision | PendingDecision | None:
-        decision = self.decide(session, phase, argument, size)
+    def accept_recipient(self, session: SessionState, recipient: bytes) -> Decision | PendingDecision | None:
+        decision = self.decide(session, "RCPT", recipient)
         if decision is None:
             self.answers.append(250)
         return decision

@@ -13,7 +13,9 @@ pytestmark = pytest.mark.pure
 
 def test_no_policy_leaves_every_command_as_it_is() -> None:
     session = make_engine().session()
-    assert NO_SESSION_POLICY.accept(session, "MAIL", b"ann@example.com") is None
+    NO_SESSION_POLICY.note(session, "MAIL", b"ann@example.com")
+    assert NO_SESSION_POLICY.accept_recipient(session, b"bob@example.com") is None
+    assert NO_SESSION_POLICY.accept_message(session, b"Hello\r\n", 7) is None
     assert NO_SESSION_POLICY.decide(session, "MAIL", b"ann@example.com") is None
 
 

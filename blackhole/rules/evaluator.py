@@ -14,7 +14,7 @@ from blackhole.rules.message_identity import IDENTITY_FIELDS
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
 from blackhole.rules.refusals import LEAST_CODE, count_refused
-from blackhole.rules.retry_tracker import ENDS_TRANSACTION, RetryTracker
+from blackhole.rules.retry_tracker import ENDS_TRANSACTION, NONE_UNCONFIRMED, RetryTracker, Tracking
 from blackhole.rules.search import RuleSearch
 from blackhole.rules.session_facts import extensions_used, read_session
 from blackhole.smtp.faults import Fault
@@ -26,9 +26,6 @@ from blackhole.smtp.state import CHUNKED, GREETED, PHASES, RCPT, SessionState
 
 UPDATES: Final = frozenset(("HELO", "EHLO", "MAIL", "RCPT"))
 """Phases whose commands change what rules know of the client, unless they are refused."""
-
-SEARCHED_AT_ONCE: Final = frozenset(("RCPT", "."))
-"""Phases whose rules `accept` searches itself: nearly every scenario has rules for one of them."""
 
 NOTHING_SENT: Final = RuleContext().save()
 """The state of a client that has sent nothing."""
@@ -72,18 +69,18 @@ class RulePolicy:
         self.search: Final = RuleSearch(random_source, environment.attempt_store, environment.clock)
         self.phases: Final = frozenset(phase for phase in PHASES if self.rules.asks(phase))
         """The phases whose commands a session asks about."""
+        self.noted_phases: Final = self.phases & ENDS_TRANSACTION - self.rules.phases
+        """Those of them whose commands always pass, and need only be noted."""
         self.phases_after_refusals: Final = self.phases & {"DATA"} - self.rules.phases
         """Those of them whose commands pass unless something was refused in the transaction."""
         self.event_numbers: Final = tuple(outcome_number(event.name) for event in EVENTS)
         outcomes = environment.outcome_store if self.rules.may_refuse else None
-        self.make_tracker: Final[Callable[[str], RetryTracker] | None] = (
-            None
-            if outcomes is None
-            else partial(RetryTracker, outcomes, environment.monotonic, self.event_numbers)
+        self.tracking: Final = (
+            None if outcomes is None else Tracking(outcomes, environment.monotonic, self.event_numbers)
         )
-        """Makes the tracker of a client at this address; None: retries are not tracked."""
+        """What the retry trackers of all sessions share; None: retries are not tracked."""
         names = self.rules.header_names
-        self.header_names: Final = names if self.make_tracker is None else names | IDENTITY_FIELDS
+        self.header_names: Final = names if self.tracking is None else names | IDENTITY_FIELDS
         """The header fields that sessions have to collect from each message."""
         self._scenario: Final = tuple(rules)
         self._modes: Final[dict[str, ListenerRules]] = {}
@@ -146,13 +143,14 @@ class RuleEvaluator:
         self._policy = policy
         self.context = context
         """What rules look at."""
-        self._tables = policy.rules.tables_for(context)
+        rules = policy.rules
+        self._tables = rules.shared_tables or rules.tables_for(context)
         self._argument = b""
         """The argument of the command that was decided on last."""
         self._before = NOTHING_SENT
         """The state before that command, which is restored if it is refused."""
-        if tracker is None and policy.make_tracker is not None:
-            tracker = policy.make_tracker(context.client)
+        if tracker is None and policy.tracking is not None:
+            tracker = RetryTracker(policy.tracking, context.client)
         self._tracker = tracker
 
     # What a session asks, and what it tells: see `blackhole.smtp.policy.SessionPolicy`.
@@ -213,58 +211,67 @@ class RuleEvaluator:
             elif phase == "AUTH":
                 context.user = b""
         if self._tracker is not None:
-            self._tracker.command_answered(session, phase, self._argument, code)
+            self._tracker.command_answered(session, phase, context.sender, self._argument, code)
 
-    def accept(
-        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
-    ) -> Decision | PendingDecision | None:
-        """Return the decision on a command; if it is None, take note that the command was accepted."""
-        context, tracker, table = self.context, self._tracker, self._tables[phase]
-        if session.refused or (table is not None and phase not in SEARCHED_AT_ONCE):
-            return self._accept_any(session, phase, argument, size)
-        recipient_before, draws_before = context.recipient, context.draws
-        if phase == "RCPT":
-            context.recipient, context.draws = argument, None
-        elif phase == ".":
-            context.size = size
-        elif phase == "MAIL":
-            context.sender, context.recipient, context.size, context.draws = argument, b"", 0, None
-            if tracker is not None:
-                tracker.sender_accepted(session, argument)
-            return None
-        elif phase in ENDS_TRANSACTION:
-            if phase != "QUIT":
-                context.sender = context.recipient = b""
-                context.size = 0
-                context.helo = argument or context.helo
-            if tracker is not None:
+    def note(self, session: SessionState, phase: str, argument: bytes) -> None:
+        """Take note of a command that ends a transaction."""
+        context, tracker = self.context, self._tracker
+        if tracker is not None:
+            if tracker.is_unsettled:
                 tracker.transaction_ended(session)
-            return None
-        else:
-            return self._accept_any(session, phase, argument, size)
+            tracker.unconfirmed = NONE_UNCONFIRMED
+        if phase == "MAIL":
+            context.sender, context.recipient, context.size, context.draws = argument, b"", 0, None
+        elif phase != "QUIT":
+            context.sender, context.recipient, context.size = b"", b"", 0
+            context.helo = argument or context.helo
+
+    def accept_recipient(self, session: SessionState, recipient: bytes) -> Decision | PendingDecision | None:
+        """Return the decision on RCPT; if it is None, take note that it was accepted."""
+        context, table = self.context, self._tables["RCPT"]
+        recipient_before, draws_before = context.recipient, context.draws
+        context.recipient, context.draws = recipient, None
+        if table is not None and (table := table.narrowed(context)) is not None:
+            chances, policy = table.chances, self._policy
+            if chances is None:
+                found = policy.search.find(session, table, context, "RCPT")
+            else:
+                found = chances.match(context, policy.random_source)
+            if found is not None:
+                context.phase, self._argument = "RCPT", recipient
+                self._before = context.helo, context.sender, recipient_before, context.size, draws_before
+                return self._decision(session, found)
+        if self._tracker is not None:
+            self._tracker.recipient_accepted(context.sender, recipient)
+        return None
+
+    def accept_message(
+        self, session: SessionState, message: bytes, size: int
+    ) -> Decision | PendingDecision | None:
+        """Return the decision on a message; if it is None, take note that it was accepted."""
+        context, tracker, table = self.context, self._tracker, self._tables["."]
+        context.size = size
         if table is not None and (
             table.chances is not None or (table := table.narrowed(context)) is not None
         ):
+            chances, policy = table.chances, self._policy
             if table.reads_header:
-                context.recipient, context.draws = recipient_before, draws_before
-                return self._accept_any(session, phase, argument, size)
-            found = self._policy.search.find(session, table, context, phase)
+                return self._accept_any(session, ".", message, size)
+            if chances is None:
+                found = policy.search.find(session, table, context, ".")
+            else:
+                found = chances.match(context, policy.random_source)
             if found is not None:
-                self._argument = argument
-                self._before = context.helo, context.sender, recipient_before, context.size, draws_before
-                if phase == "." and tracker is not None:
-                    tracker.message_received(argument)
+                context.phase = "."
+                if tracker is not None:
+                    tracker.message_received(message)
                 return self._decision(session, found)
-        if tracker is None:
-            pass
-        elif phase == "RCPT":
-            tracker.recipient_accepted(argument)
-        else:
-            tracker.message_accepted(session, argument)
+        if tracker is not None:
+            tracker.message_accepted(session, message)
         return None
 
     def _accept_any(
-        self, session: SessionState, phase: str, argument: bytes, size: int
+        self, session: SessionState, phase: str, argument: bytes, size: int = 0
     ) -> Decision | PendingDecision | None:
         """Do as `accept` for any command."""
         decision = self.decide(session, phase, argument, size)
@@ -290,7 +297,7 @@ class RuleEvaluator:
         """Decide on the end of a message for this recipient from now on."""
         self.context.recipient, self.context.draws = recipient, None
         if self._tracker is not None:
-            self._tracker.begin_recipient(session, recipient, is_last)
+            self._tracker.begin_recipient(session, self.context.sender, recipient, is_last)
 
     def client_sent_early(self) -> None:
         """Take note that the client did not wait for a reply that was held back."""
@@ -300,7 +307,7 @@ class RuleEvaluator:
     def set_local_address(self, address: Callable[[], str]) -> None:
         """Learn how to find out which local address the client connected to."""
         if self._tracker is not None:
-            self._tracker.set_local_address(address)
+            self._tracker.local_address = address
 
     def introduce(self, helo: bytes, user: bytes) -> None:
         """Learn the name and the user of the client before it says them."""
@@ -397,10 +404,16 @@ class SessionRuleEvaluator(RuleEvaluator):
         read_session(self.context, session, phase, self._used)
         return super()._update_context(session, phase, argument, size)
 
-    def accept(
-        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
+    def note(self, session: SessionState, phase: str, argument: bytes) -> None:
+        self._accept_any(session, phase, argument)
+
+    def accept_recipient(self, session: SessionState, recipient: bytes) -> Decision | PendingDecision | None:
+        return self._accept_any(session, "RCPT", recipient)
+
+    def accept_message(
+        self, session: SessionState, message: bytes, size: int
     ) -> Decision | PendingDecision | None:
-        return self._accept_any(session, phase, argument, size)
+        return self._accept_any(session, ".", message, size)
 
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         if code >= 400 and phase in ("MAIL", "RCPT", "BDAT"):

@@ -79,12 +79,14 @@ class ListenerRules:
             (rule, rule.limiter) for rule in self.rules if isinstance(rule.limiter, RefusalLimit)
         )
         """The rules that count refused recipients, and their limiters."""
-        self._per_client: Final = not keys.isdisjoint(("client", "tls"))
+        per_client = not keys.isdisjoint(("client", "tls"))
         self._tables: Final[dict[tuple[bool, ...], PhaseTables]] = {}
         """Which rules a client can match -> their tables."""
         self._tables_for_all: Final = PhaseTables(
-            self.rules, frozenset() if self._per_client else CLIENT_CONDITIONS
+            self.rules, frozenset() if per_client else CLIENT_CONDITIONS
         )
+        self.shared_tables: Final = None if per_client else self._tables_for_all
+        """The tables for every client, where all clients can match the same rules; else None."""
 
     def asks(self, phase: str) -> bool:
         """Return whether a session has to ask about the commands of a phase."""
@@ -99,15 +101,14 @@ class ListenerRules:
 
     def make_tables(self) -> None:
         """Make the tables that all clients share, before the first client comes."""
-        if not self._per_client:
-            tables = self.tables_for(RuleContext(self.listener))
+        if self.shared_tables is not None:
             for phase in self.phases:
-                assert tables[phase] is not None
+                assert self.shared_tables[phase] is not None
 
     def tables_for(self, context: RuleContext) -> PhaseTables:
         """Return the tables of the rules that a client can match."""
-        if not self._per_client:
-            return self._tables_for_all
+        if self.shared_tables is not None:
+            return self.shared_tables
         matching = tuple(_can_match(rule, context) for rule in self.rules)
         tables = self._tables.get(matching)
         if tables is None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from blackhole.rules.context import NO_QUOTAS, NO_SLOTS, RuleContext
 from blackhole.rules.evaluator import RuleEvaluator, RulePolicy, SessionRuleEvaluator
-from blackhole.rules.retry_tracker import RetryTracker
+from blackhole.rules.retry_tracker import ENDS_TRANSACTION, RetryTracker, Tracking
 from blackhole.smtp.faults import Fault
 from blackhole.smtp.policy import NO_SESSION_POLICY, Decision, PendingDecision, SessionPolicy
 from blackhole.smtp.state import SessionState
@@ -67,20 +67,23 @@ class NamespacePolicy:
         self._by_helo: Final = "helo" in keys
         self._of_listener: Final = listener if "listener" in keys and listener in policies else NO_NAMESPACE
         self.phases: Final = CHOOSING_PHASES.union(*(one.phases for one in everyone))
+        self.noted_phases: Final = frozenset.intersection(
+            *(CHOOSING_PHASES & ENDS_TRANSACTION - one.rules.phases for one in everyone)
+        )
         self.phases_after_refusals: Final[frozenset[str]] = frozenset()
         self.header_names: Final = frozenset[bytes]().union(*(one.header_names for one in everyone))
-        self._tracks_retries: Final = any(one.make_tracker is not None for one in everyone)
+        store, clock = default.environment.outcome_store, default.environment.monotonic
+        tracks_retries = any(one.tracking is not None for one in everyone)
+        self._tracking: Final = (
+            Tracking(store, clock, default.event_numbers) if store is not None and tracks_retries else None
+        )
         reads_session = any(one.rules.reads_session for one in everyone)
         self._evaluator: Final = SessionRuleEvaluator if reads_session else RuleEvaluator
 
     def for_session(self, client: str, secure: bool) -> NamespaceEvaluator:
         """Return the policy for a new session with the client at this address."""
         context = RuleContext(self._default.rules.listener, client, secure)
-        environment = self._default.environment
-        tracker = None
-        if self._tracks_retries and environment.outcome_store is not None:
-            numbers = self._default.event_numbers
-            tracker = RetryTracker(environment.outcome_store, environment.monotonic, numbers, client)
+        tracker = None if self._tracking is None else RetryTracker(self._tracking, client)
         return NamespaceEvaluator(self, context, tracker)
 
     def evaluator(
@@ -221,15 +224,26 @@ class NamespaceEvaluator:
             self._named = self._introduced
             self._begin(self._of_session, session.counted_events)
 
-    def accept(
-        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
-    ) -> Decision | PendingDecision | None:
-        """Return the decision on a command; if it is None, take note that the command was accepted."""
+    def note(self, session: SessionState, phase: str, argument: bytes) -> None:
+        """Take note of a command that always passes."""
         self._enter(session, phase, argument)
-        found = self._inner.accept(session, phase, argument, size)
+        self._inner.note(session, phase, argument)
+        self._accepted(phase)
+
+    def accept_recipient(self, session: SessionState, recipient: bytes) -> Decision | PendingDecision | None:
+        """Return the decision on RCPT; if it is None, take note that it was accepted."""
+        self._enter(session, "RCPT", recipient)
+        found = self._inner.accept_recipient(session, recipient)
         if found is None:
-            self._accepted(phase)
+            self._accepted("RCPT")
         return found
+
+    def accept_message(
+        self, session: SessionState, message: bytes, size: int
+    ) -> Decision | PendingDecision | None:
+        """Return the decision on a message; if it is None, take note that it was accepted."""
+        self._enter(session, ".", b"")
+        return self._inner.accept_message(session, message, size)
 
     def message_reply_delayed(self, session: SessionState, early: bool) -> None:
         """Take note that the reply to a message waits."""

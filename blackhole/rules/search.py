@@ -36,8 +36,9 @@ class RuleSearch:
     def find(self, session: SessionState, table: RuleTable, context: RuleContext, phase: str) -> TableMatch:
         """Return what the table says about the context at a phase of a session."""
         context.phase = phase
-        if table.chances is not None:
-            return table.chances.match(context, self._random_source)
+        chances = table.chances
+        if chances is not None:
+            return chances.match(context, self._random_source)
         if table.looks_at_command_alone:
             return table.find(context, self._random_source)
         if table.reads_header:

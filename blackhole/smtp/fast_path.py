@@ -59,18 +59,23 @@ class UsualCommand:
 
     __slots__ = (
         "allowed",
+        "asks",
         "command",
         "do",
         "end",
         "events",
+        "is_decided",
         "is_helo",
-        "may_be_refused",
+        "is_noted",
+        "phase",
         "start",
         "unasked",
     )
 
     def __init__(self, command: BoundCommand, engine: EngineTables, prefix: bytes, suffix: bytes) -> None:
+        phase, policy = command.phase, engine.policy
         self.command: Final = command
+        self.phase: Final = phase
         self.start: Final = len(prefix)
         self.end: Final = -len(suffix)
         """Where the address or the name is."""
@@ -78,12 +83,14 @@ class UsualCommand:
         self.events: Final = {code: command.events[code] for code in USUAL_CODES}
         self.is_helo: Final = command.is_helo
         self.allowed: Final = command.allowed
-        self.may_be_refused: Final = engine.config.limits is not None and command.phase in LIMITED_ACTIONS
-        """A limit may refuse the command though the policy lets it pass."""
-        asks = command.asks_policy and (
-            self.may_be_refused or command.phase not in engine.policy.phases_after_refusals
+        may_be_refused = engine.config.limits is not None and phase in LIMITED_ACTIONS
+        self.asks: Final = command.asks_policy and (
+            may_be_refused or phase not in policy.phases_after_refusals
         )
-        self.unasked: Final = tuple(allowed and not asks for allowed in command.allowed)
+        self.is_noted: Final = phase in policy.noted_phases and not may_be_refused
+        self.is_decided: Final = may_be_refused or not (self.is_noted or phase == "RCPT")
+        """The policy decides first, and is told of the reply afterwards: a limit may refuse the command."""
+        self.unasked: Final = tuple(allowed and not self.asks for allowed in command.allowed)
         """By stage: whether the command can be carried out at once, if nothing was refused before it."""
 
 
@@ -124,12 +131,9 @@ class UsualInput:
         self._end_asks: Final = engine.end_of_message.asks_policy
         self._end_do: Final = engine.end_of_message.do
         self._end_events: Final = {code: engine.end_of_message.events[code] for code in USUAL_CODES}
-        self._asking: Final = frozenset(
-            row
-            for row in (self._mail, self._rcpt, self._data)
-            if row.asks_policy and row.phase not in engine.policy.phases_after_refusals
-        )
-        """The rows of a group that the policy is asked about."""
+        self._group: Final = usual[b"MAIL FROM:<"], usual[b"RCPT TO:<"], self._bare[b"DATA\r\n"]
+        self._group_asks: Final = any(row.asks for row in self._group)
+        """The policy is asked about a command of a group."""
         self._counts_newlines: Final = config.bare_newline != "normalize"
         self._directives: Final = config.message_directives
         self._inspects_content: Final = config.inspect_content
@@ -154,20 +158,24 @@ class UsualInput:
             do = usual.do
             reply = do(session, ANY_MAILBOX)
         elif usual.allowed[session.stage]:
-            command = usual.command
             if usual.is_helo and session.sampled:
                 session.line = data
                 check_helo_name(session, data[usual.start : usual.end])
             policy, argument = session.policy, data[usual.start : usual.end]
-            if usual.may_be_refused:
-                decision = policy.decide(session, command.phase, argument)
+            if usual.is_noted:
+                policy.note(session, usual.phase, argument)
             else:
-                decision = policy.accept(session, command.phase, argument)
-            if decision is not None:
-                return session.go_on(command, ANY_MAILBOX, decision)
-            reply = usual.do(session, ANY_MAILBOX)
-            if usual.may_be_refused:
-                policy.answered(session, command.phase, reply.code)
+                decision = (
+                    policy.decide(session, usual.phase, argument)
+                    if usual.is_decided
+                    else policy.accept_recipient(session, argument)
+                )
+                if decision is not None:
+                    return session.go_on(usual.command, ANY_MAILBOX, decision)
+            do = usual.do
+            reply = do(session, ANY_MAILBOX)
+            if usual.is_decided:
+                policy.answered(session, usual.phase, reply.code)
         else:
             return None
         budget = session.error_budget
@@ -190,7 +198,7 @@ class UsualInput:
         if budget is not None and not within_limits(budget.limits, recipients, session.messages):
             return None
         session.single_event = 0
-        if self._asking:
+        if self._group_asks:
             return self._answer_each(session, data)
         mail, rcpt, start = self._mail, self._rcpt, self._data
         sender = mail.do(session, ANY_MAILBOX)
@@ -206,26 +214,35 @@ class UsualInput:
         """Answer the commands of a group one by one, until the policy decides on one."""
         out: list[bytes] = []
         position, policy = 0, session.policy
-        for command, argument, length in self._commands(data):
+        for usual, argument, length in self._commands(data):
             position += length
-            asks = command in self._asking
-            decision = policy.accept(session, command.phase, argument) if asks else None
+            decision = None
+            if usual.asks:
+                if usual.is_noted:
+                    policy.note(session, usual.phase, argument)
+                elif usual.is_decided:
+                    decision = policy.decide(session, usual.phase, argument)
+                else:
+                    decision = policy.accept_recipient(session, argument)
             if decision is not None:
-                out.append(session.go_on(command, ANY_MAILBOX, decision, data[position:]))
+                out.append(session.go_on(usual.command, ANY_MAILBOX, decision, data[position:]))
                 return b"".join(out)
-            reply = command.do(session, ANY_MAILBOX)
+            reply = usual.do(session, ANY_MAILBOX)
+            if usual.asks and usual.is_decided:
+                policy.answered(session, usual.phase, reply.code)
             out.append(reply.wire)
-            session.counted_events.append(command.events[reply.code])
+            session.counted_events.append(usual.events[reply.code])
         session.begin_body()
         return b"".join(out)
 
-    def _commands(self, group: bytes) -> Iterator[tuple[BoundCommand, bytes, int]]:
+    def _commands(self, group: bytes) -> Iterator[tuple[UsualCommand, bytes, int]]:
         """Yield the commands of a group, each with its address and the octets of its line."""
         mail, *recipients = ADDRESSES.findall(group)
-        yield self._mail, mail, len(b"MAIL FROM:<>\r\n") + len(mail)
+        begin, add, start = self._group
+        yield begin, mail, len(b"MAIL FROM:<>\r\n") + len(mail)
         for recipient in recipients:
-            yield self._rcpt, recipient, len(b"RCPT TO:<>\r\n") + len(recipient)
-        yield self._data, b"", len(b"DATA\r\n")
+            yield add, recipient, len(b"RCPT TO:<>\r\n") + len(recipient)
+        yield start, b"", len(b"DATA\r\n")
 
     def _answer_body(self, session: Session, data: bytes) -> bytes | None:
         """Answer a whole body: it has just begun, and its end is the end of the chunk and not before."""
@@ -282,7 +299,7 @@ class UsualInput:
         session.in_body = False
         session.octets = size
         if self._end_asks:
-            decision = session.policy.accept(session, self._end.phase, text, size)
+            decision = session.policy.accept_message(session, text, size)
             if decision is not None:
                 return session.go_on(self._end, ANY_MAILBOX, decision)
         do = self._end_do

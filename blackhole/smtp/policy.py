@@ -94,13 +94,19 @@ class SessionPolicy(Protocol):
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         """Take note of the reply to the command that was decided on last. Not called for "."."""
 
-    def accept(
-        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
-    ) -> Decision | PendingDecision | None:
-        """Decide on a command that is going to be accepted at once, if it passes.
+    # What is going to be accepted at once if it passes, in a transaction of which nothing was refused. Each
+    # of these methods does as `decide` and, if the command passes, as `answered` or `message_answered`.
 
-        Does as `decide` and, if it returns None, as `answered` or `message_answered` after it.
-        """
+    def note(self, session: SessionState, phase: str, argument: bytes) -> None:
+        """Take note of a command of the phases that are only noted."""
+
+    def accept_recipient(self, session: SessionState, recipient: bytes) -> Decision | PendingDecision | None:
+        """Decide on RCPT with this address; None lets it pass."""
+
+    def accept_message(
+        self, session: SessionState, message: bytes, size: int
+    ) -> Decision | PendingDecision | None:
+        """Decide on the end of a message of so many octets, which begins with these; None lets it pass."""
 
     def message_reply_delayed(self, session: SessionState, early: bool) -> None:
         """Take note that the reply to a message waits. `early`: the client has sent more already."""
@@ -145,6 +151,11 @@ class ListenerPolicy(Protocol):
         `HeaderCollector`. Empty if no header section is wanted."""
 
     @property
+    def noted_phases(self) -> frozenset[str]:
+        """Those of the phases whose commands always pass, and need only be noted, unless something was
+        refused in the transaction."""
+
+    @property
     def phases_after_refusals(self) -> frozenset[str]:
         """Those of the phases whose commands always pass, and need not be asked about, unless something was
         refused in the transaction."""
@@ -166,8 +177,14 @@ class NoSessionPolicy:
     def answered(self, session: SessionState, phase: str, code: int) -> None:
         pass
 
-    def accept(
-        self, session: SessionState, phase: str, argument: bytes = b"", size: int = 0
+    def note(self, session: SessionState, phase: str, argument: bytes) -> None:
+        pass
+
+    def accept_recipient(self, session: SessionState, recipient: bytes) -> Decision | PendingDecision | None:
+        return None
+
+    def accept_message(
+        self, session: SessionState, message: bytes, size: int
     ) -> Decision | PendingDecision | None:
         return None
 
@@ -209,6 +226,7 @@ class NoListenerPolicy:
 
     phases: frozenset[str] = frozenset()
     header_names: frozenset[bytes] = frozenset()
+    noted_phases: frozenset[str] = frozenset()
     phases_after_refusals: frozenset[str] = frozenset()
 
     def for_session(self, client: str, secure: bool) -> SessionPolicy:
