@@ -162,28 +162,31 @@ def recorder_into(records: list[bytes]) -> Recorder:
     return Recorder(lambda: float(next(clock)), publish, wanted, (b"", b"Subject,Message-ID"), b"accept")
 
 
-NOT_COMPARED = frozenset(
-    (
-        *("body", "counted_events", "single_event", "line", "listener", "new_id", "engine", "policy"),
-        *("outstanding", "unfollowed", "error_budget", "offered", "record", "fast_input"),
-        *("_id", "_line", "_rule", "_recorder", "_fields"),
-    )
+COMPARED = (
+    *("stage", "refused", "messages", "recipients", "octets", "size", "smtputf8", "eightbit", "in_body"),
+    *(
+        "answered_early",
+        "busy",
+        "needs_general_path",
+        "next_action",
+        "wait",
+        "next_inspection",
+        "unprocessed",
+    ),
+    *("directive_delay", "discarded", "quit_received", "violation_count", "sampled_violation_count"),
+    *("violation_contexts", "cut_off_messages", "greeting_omitted", "decision", "rejected"),
 )
-"""Attributes of a session that are compared in another way, or that mean nothing by now.
-
-`outstanding` is looked at after a refusal alone, and `unfollowed` while a reply is held back.
-"""
+"""The attributes of a session that are to be the same."""
 
 
 def state_of(session: Session) -> dict[str, Any]:
     """Return what a session remembers."""
-    names = {name for of in type(session).__mro__ for name in getattr(of, "__slots__", ())} - NOT_COMPARED
-    state = {name: getattr(session, name) for name in sorted(names)}
-    state |= {name: repr(state[name]) for name in ("input_fault", "lasting_fault")}
+    state = {name: getattr(session, name) for name in COMPARED}
+    state |= {name: repr(getattr(session, name)) for name in ("input_fault", "lasting_fault")}
     state["after_421"] = session.after_421 is not None
     body = session.body
     if session.in_body and isinstance(body, MessageBody):
-        state |= {name: getattr(body, name) for name in ("tail", "octets", "has_bare_newline")}
+        state |= {f"body.{name}": getattr(body, name) for name in ("tail", "octets", "has_bare_newline")}
     return state
 
 
