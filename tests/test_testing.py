@@ -31,6 +31,9 @@ EXAMPLES = dict(
 )
 """The examples of the document: name of the file -> its text."""
 
+PYTEST_OPTIONS = "-p no:cacheprovider -p no:schemathesis --no-header -W error".split()
+"""The plugin of schemathesis, which no test needs, takes a second of each process."""
+
 REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "550 5.1.1 No such user"\n'
 
 
@@ -43,7 +46,7 @@ def send(sink: Sink | AsyncSink, messages: int = 1) -> None:
 def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the tests of a folder in a process of its own, as those who use the plugin do."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", "-W", "error", *options],
+        [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, *options],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         stdin=subprocess.DEVNULL,
