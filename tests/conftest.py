@@ -64,33 +64,70 @@ def find_leaks_in_their_module() -> Iterator[None]:
     gc.collect()
 
 
-def pytest_sessionfinish() -> None:
-    """Save the coverage of a process of pytest-xdist, which is killed if it does not end in 10 seconds."""
-    measured = Coverage.current()
-    if measured is not None:
-        measured.save()
-
-
 FILES_WITHOUT_COVERAGE = frozenset(
     (
-        *("test_auth_senders", "test_clients", "test_faults", "test_fleet_page", "test_limit_log"),
-        *("test_openapi", "test_page", "test_path_kinds", "test_program_transcripts", "test_real_senders"),
-        *("test_recent_page", "test_retries", "test_senders", "test_tls_menu_senders"),
+        *("test_auth_senders", "test_clients", "test_documents", "test_exact_counts", "test_faults"),
+        *("test_fleet_network", "test_fleet_page", "test_haproxy", "test_layers", "test_limit_log"),
+        *("test_monitoring", "test_openapi", "test_page", "test_path_kinds", "test_program_transcripts"),
+        *("test_real_senders", "test_recent_page", "test_redis_programs", "test_redis_script"),
+        *("test_retries", "test_rule_counters", "test_senders", "test_shared_limits", "test_signal_moments"),
+        *("test_site", "test_store_outage", "test_tls_menu_senders", "test_transaction_log"),
+        *("test_web_requests", "deb_test", "image_test"),
     )
 )
-"""The files whose programs run without coverage, which makes them take half of the processor time.
+"""The files of which each test is as if it had the mark `without_coverage`.
 
-They run nothing of the program that other files do not run too.
+Of forty thousand steps from line to line, they alone take forty. Without coverage the programs that they
+start take half of the processor time, and what runs in the process of the tests a third.
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def coverage_of_programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let the programs of a module run with coverage, or without."""
-    with pytest.MonkeyPatch.context() as environ:
-        if request.path.stem in FILES_WITHOUT_COVERAGE:
-            environ.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-        yield
+class CoverageSwitch:
+    """Turns coverage on and off: that of a process of pytest-xdist, and of the programs that tests start."""
+
+    VARIABLE = "COVERAGE_PROCESS_CONFIG"
+    """What makes a program measure its coverage."""
+
+    def __init__(self, is_worker: bool) -> None:
+        self.measured = Coverage.current()
+        self._of_programs = os.environ.get(self.VARIABLE)
+        self._in_process = is_worker and self.measured is not None
+        if self.measured is not None:
+            # Else each start would patch `os._exit` once more.
+            self.measured.set_option("run:patch", [])
+
+    def turn(self, on: bool) -> None:
+        if self._of_programs is None or on == (self.VARIABLE in os.environ):
+            return
+        if on:
+            os.environ[self.VARIABLE] = self._of_programs
+        else:
+            del os.environ[self.VARIABLE]
+        if self.measured is not None and self._in_process:
+            (self.measured.start if on else self.measured.stop)()
+
+
+SWITCH = pytest.StashKey[CoverageSwitch]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    is_worker = hasattr(config, "workerinput")
+    switch = config.stash[SWITCH] = CoverageSwitch(is_worker)
+    if switch.measured is not None and not is_worker and config.getoption("dist", "no") != "no":
+        switch.measured.stop()  # this process runs no test
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    has_mark = item.get_closest_marker("without_coverage") is not None
+    item.config.stash[SWITCH].turn(not has_mark and item.path.stem not in FILES_WITHOUT_COVERAGE)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Save the coverage of a process of pytest-xdist, which is killed if it does not end in 10 seconds."""
+    measured = session.config.stash[SWITCH].measured
+    if measured is not None:
+        measured.save()
 
 
 def skips_are_failures() -> bool:

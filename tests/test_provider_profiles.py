@@ -294,6 +294,7 @@ def messages_of_a_connection(rules: tuple[Rule, ...]) -> int:
     return min((one.limit for one in limiters if isinstance(one, RateLimit) and not one.period), default=20)
 
 
+@pytest.mark.without_coverage
 @pytest.mark.parametrize("recipient", ["", "bob"], ids=["many recipients", "one recipient"])
 @pytest.mark.parametrize("profile", HOSTS)
 def test_sender_that_keeps_to_the_limits_of_a_provider_is_never_deferred_for_rate(
@@ -312,6 +313,7 @@ def test_sender_that_keeps_to_the_limits_of_a_provider_is_never_deferred_for_rat
     assert sender.rate_refusals == set()
 
 
+@pytest.mark.without_coverage
 @pytest.mark.parametrize("profile", HOSTS)
 def test_sender_at_twice_the_limits_of_a_provider_is_deferred_for_each(profile: str) -> None:
     rules = rules_of(profile)

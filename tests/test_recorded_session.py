@@ -125,7 +125,9 @@ def test_record_is_logged_where_somebody_logs_it() -> None:
 
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "general path"])
-@pytest.mark.parametrize("size", [0, 7], ids=["whole", "sevens"])
+@pytest.mark.parametrize(
+    "size", [pytest.param(0, id="whole"), pytest.param(7, id="sevens", marks=pytest.mark.without_coverage)]
+)
 @pytest.mark.parametrize("transcript", all_transcripts(), ids=str)
 def test_replies_do_not_depend_on_recording(
     transcript: Transcript, size: int, fast_path: bool, certificate: Certificate
@@ -351,6 +353,14 @@ def test_fault_of_the_final_reply_is_named(
     assert last.reply.startswith(reply)
     assert one.fields == {"Subject": "x"}
     assert (one.code, one.reply) == (last.code, last.reply)
+
+
+def test_rest_of_a_message_that_was_answered_within_is_not_recorded() -> None:
+    records = Records('[[rule]]\nphase = "DATA"\nreply = "452 4.3.1 Full"\nthen = { reply-after = 30 }\n')
+    records.play(EHLO, GROUP, b"Subject: x\r\n\r\n" + 40 * b"y", b"z\r\n", b".\r\n", b"NOOP\r\n")
+    message = records.only
+    assert (message.code, message.fields) == (452, {"Subject": "x"})
+    assert conversation(message)[-1] == (".", "", 452)
 
 
 def test_reply_that_drips_is_recorded_as_a_whole() -> None:

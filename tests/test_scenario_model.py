@@ -30,6 +30,7 @@ def test_server_does_what_the_documents_say_in_random_scenarios() -> None:
     assert result.examples == []
 
 
+@pytest.mark.without_coverage
 def test_connection_is_compared_to_its_very_end() -> None:
     """All ways for a connection to end occur, and none hides what comes before it."""
     ends = set()
@@ -131,6 +132,7 @@ def _all(rule: Any) -> Any:
     return tuple(table._test(one) for one in rule.conditions if one.key not in CLIENT_CONDITIONS)
 
 
+@pytest.mark.without_coverage
 @pytest.mark.parametrize(
     "mutation",
     [

@@ -60,6 +60,7 @@ def test_transcript_on_a_socket(transcript: Transcript, serve: Serve, certificat
         } == wanted
 
 
+@pytest.mark.without_coverage
 @pytest.mark.parametrize("transcript", [one for one in TRANSCRIPTS if one.path.parent.name != "tls"], ids=str)
 def test_transcript_under_tls(transcript: Transcript, serve: Serve, certificate: Certificate) -> None:
     """TLS changes nothing of what is said. Those of the folder tls say themselves when it begins."""

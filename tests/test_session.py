@@ -48,6 +48,16 @@ from tests.transcript import (
 
 pytestmark = pytest.mark.pure
 
+in_all_cuts = pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(0, id="whole"),
+        pytest.param(7, id="sevens", marks=pytest.mark.without_coverage),
+        pytest.param(1, id="ones", marks=pytest.mark.without_coverage),
+    ],
+)
+"""The sizes of the pieces that a session receives; 0 leaves the data whole."""
+
 
 class SessionPeer:
     """A session without a socket. Delays are simulated: they are counted and take no time."""
@@ -138,7 +148,7 @@ def session_peer(
 
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "general path"])
-@pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
+@in_all_cuts
 @pytest.mark.parametrize("transcript", all_transcripts(), ids=str)
 def test_replies_do_not_depend_on_segmentation(
     transcript: Transcript, size: int, fast_path: bool, certificate: Certificate, pytestconfig: pytest.Config
@@ -151,7 +161,7 @@ def test_replies_do_not_depend_on_segmentation(
         play(transcript, session_peer(transcript, certificate, size, fast_path=fast_path))
 
 
-@pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
+@in_all_cuts
 @pytest.mark.parametrize(
     "transcript", [one for one in all_transcripts() if one.scenario or one.options], ids=str
 )
@@ -171,7 +181,7 @@ def accusations(session: Session) -> list[str]:
 
 
 @pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "general path"])
-@pytest.mark.parametrize("size", [0, 7, 1], ids=["whole", "sevens", "ones"])
+@in_all_cuts
 @pytest.mark.parametrize(
     "transcript", [one for one in all_transcripts() if one.violations is not None], ids=str
 )

@@ -31,7 +31,7 @@ EXAMPLES = dict(
 )
 """The examples of the document: name of the file -> its text."""
 
-PYTEST_OPTIONS = "-p no:cacheprovider -p no:schemathesis --no-header -W error".split()
+PYTEST_OPTIONS = ["-p", "no:cacheprovider", "-p", "no:schemathesis", "--no-header", "-W", "error"]
 """The plugin of schemathesis, which no test needs, takes a second of each process."""
 
 REFUSE = '[[rule]]\nphase = "RCPT"\nreply = "550 5.1.1 No such user"\n'

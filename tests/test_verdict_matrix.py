@@ -66,6 +66,7 @@ def test_rule_has_guilty_and_barely_innocent_senders(rule: str) -> None:
 
 
 @pytest.mark.pure
+@pytest.mark.without_coverage
 @pytest.mark.parametrize("rule", RULES)
 def test_verdicts_are_those_of_the_table_in_all_cuts_and_settings(rule: str) -> None:
     random = Random(rule)
@@ -268,6 +269,7 @@ SHARES = 8
 """The cases are shared out among so many tests."""
 
 
+@pytest.mark.without_coverage
 @pytest.mark.parametrize("share", range(SHARES))
 def test_verdicts_are_those_of_the_table_on_sockets(
     share: int, serve: Serve, certificate: Certificate, tmp_path: Path
