@@ -131,3 +131,9 @@ $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.dist: $(VENV)/.program
 	@echo "Installing what 'make $(@F:.%=%)' needs into $(VENV)"
 	@$(BIN)/pip install --quiet --editable '.[$(@F:.%=%)]'
 	@touch $@
+
+# All sets at once: pip builds Blackhole once, and not five times.
+$(VENV)/.dev: $(VENV)/.made setup.py setup.cfg pyproject.toml
+	@echo "Installing what all targets need into $(VENV)"
+	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/.program $(VENV)/.lint $(VENV)/.docs $(VENV)/.dist $(VENV)/.test $@
