@@ -22,8 +22,8 @@ from blackhole.smtp.header_section import (
     HeaderCollector,
     fields,
     shortened,
-    whole_header,
 )
+from blackhole.smtp.message_body import ChunkedBody, MessageHeader
 from blackhole.store.outcome_table import OutcomeTable
 from tests.engines import make_engine
 
@@ -156,18 +156,28 @@ def test_fields_that_are_kept_do_not_depend_on_where_a_message_is_cut(
     assert bare(fields(collected(message, 100, ANY))) == abridged(message)
 
 
-@example(b"Message-ID: <1@a>\r\nMessage-ID: <2@a>\r\n\r\n")
-@example(b"\r\nSubject: not a field\r\n\r\n")
-@given(MESSAGES)
-def test_header_section_that_comes_at_once_says_what_the_whole_message_says(message: bytes) -> None:
-    header = whole_header(b"DATA\r\n" + message, 6)
-    assert header in (b"", message[: len(header)])
-    if header:
+def header_of(message: bytes, size: int, names: frozenset[bytes] = NAMES) -> MessageHeader:
+    """Return the header section of a message that arrives in pieces of this size."""
+    body = ChunkedBody(None, False, names, False)
+    body.left = len(message)
+    for start in range(0, len(message), size):
+        body.feed(message[start : start + size], 0)
+    return body.final_header()
+
+
+@example(b"Message-ID: <1@a>\r\nMessage-ID: <2@a>\r\n\r\n", 7)
+@example(b"\r\nSubject: not a field\r\n\r\n", 1)
+@given(MESSAGES, SIZES)
+def test_header_section_that_is_kept_says_what_the_whole_message_says(message: bytes, size: int) -> None:
+    header = header_of(message, size)
+    if isinstance(header, bytes):
+        assert header == message[: len(header)]
         assert message_identity(header) == message_identity(message)
         for names in (NAMES, ANY):
             assert fields(shortened(header, names)) == fields(shortened(message, names))
 
 
+@pytest.mark.parametrize("size", [1, 1000, 5000])
 @pytest.mark.parametrize(
     ("message", "is_kept"),
     [
@@ -176,12 +186,15 @@ def test_header_section_that_comes_at_once_says_what_the_whole_message_says(mess
         (b"X: ".ljust(FIELD_ROOM - 4, b"x") + b"\r\n\r\nbody", True),
         (b"X: ".ljust(FIELD_ROOM - 3, b"x") + b"\r\n\r\nbody", False),
     ],
-    ids=["whole", "incomplete", "long", "too long"],
+    ids=["whole", "without an end", "long", "too long"],
 )
-def test_header_section_that_comes_at_once_is_kept_as_it_is_where_there_is_room(
-    message: bytes, is_kept: bool
-) -> None:
-    assert whole_header(message, 0) == (message.removesuffix(b"body") if is_kept else b"")
+def test_short_header_section_is_kept_as_it_comes(message: bytes, size: int, is_kept: bool) -> None:
+    header = header_of(message, size)
+    if is_kept:
+        assert header == message.removesuffix(b"body")
+    else:
+        assert isinstance(header, HeaderCollector)
+        assert header.text.digest == collected(message, size).digest
 
 
 @example(b"no field\r\nSubject: x\r\n\r\nbody", 1)

@@ -9,11 +9,11 @@ from blackhole.smtp.arguments import ANY_MAILBOX
 from blackhole.smtp.body_checks import BodyInspector
 from blackhole.smtp.chunking import Chunk, read_chunk
 from blackhole.smtp.content_inspection import KEPT_CONTENT, ContentInspector
-from blackhole.smtp.directives import FIELD_MARK, DirectiveReader, has_no_directives, parse_directives
+from blackhole.smtp.directives import FIELD_MARK, DirectiveReader, parse_directives
 from blackhole.smtp.engine_tables import BoundCommand, EngineTables
 from blackhole.smtp.error_budget import Meter
 from blackhole.smtp.execution import Answered, CommandExecution
-from blackhole.smtp.header_section import MAX_HEADER, HeaderCollector, fields, whole_header
+from blackhole.smtp.header_section import fields
 from blackhole.smtp.message_body import BARE_LF, FINAL_DOT, ChunkedBody, DotStuffedBody, MessageBody
 from blackhole.smtp.policy import Decision
 from blackhole.smtp.recipient_replies import RecipientReplies
@@ -51,7 +51,7 @@ class BodyReader(CommandExecution):
         if isinstance(body, ChunkedBody):
             return self._read_chunk(body, data, start)
         if body is None:
-            body = self.begin_dot_stuffed_body(data, start)
+            body = self.new_dot_stuffed_body()
         position = body.feed(data, start)
         end = position if position >= 0 else len(data)
         self._note_piece(body, data, start, end)
@@ -172,24 +172,16 @@ class BodyReader(CommandExecution):
             detail = f"SIZE {self.offered.max_octets} was offered, {octets} octets came"
             self.record_violation("size-over-limit", ViolationContext(END_OF_MESSAGE, detail=detail))
 
-    def begin_dot_stuffed_body(self, data: bytes, start: int) -> DotStuffedBody:
-        """Begin the body at `start`, which takes nothing of it yet, and return its state."""
-        engine = self.engine
+    def new_dot_stuffed_body(self) -> DotStuffedBody:
+        """Return the state of a body that begins."""
+        config = self.engine.config
         body = self.body = DotStuffedBody(
-            inspector=None if self.messages < self.next_inspection else self._new_inspector(),
-            searches_bare_newlines=engine.config.bare_newline != "normalize",
+            None if self.messages < self.next_inspection else self._new_inspector(),
+            config.bare_newline != "normalize",
+            self.engine.wanted_fields,
+            config.message_directives,
         )
-        if engine.reads_header:
-            self._begin_header(body, data, start)
         return body
-
-    def _begin_header(self, body: MessageBody, data: bytes, start: int) -> None:
-        """Take the header section of the message whose first octets are in `data`, from `start` on."""
-        wanted = self.engine.wanted_fields
-        if wanted:
-            body.begin_header(whole_header(data, start) or HeaderCollector(wanted))
-        elif not has_no_directives(data, start):
-            body.begin_header(DirectiveReader())
 
     def _new_inspector(self) -> BodyInspector:
         """Return what inspects the message that begins."""
@@ -223,7 +215,7 @@ class BodyReader(CommandExecution):
 
     def read_directives(self, body: MessageBody) -> tuple[bytes, str]:
         """Return the header section that rules look at, and the mode that the message asks for."""
-        mode, header = "", body.header
+        mode, header = "", body.final_header()
         if isinstance(header, DirectiveReader):
             mode, self.directive_delay = header.directives()
             return b"", mode
@@ -272,15 +264,16 @@ class BodyReader(CommandExecution):
         """Return the state of a message in chunks. A message that is not text has no lines."""
         is_text = not self.stage & BINARY_BODY
         is_inspected = is_text and self.messages >= self.next_inspection
+        config = self.engine.config
         return ChunkedBody(
-            inspector=self._new_inspector() if is_inspected else None,
-            searches_bare_newlines=is_text and self.engine.config.bare_newline != "normalize",
+            self._new_inspector() if is_inspected else None,
+            is_text and config.bare_newline != "normalize",
+            self.engine.wanted_fields,
+            config.message_directives,
         )
 
     def _read_chunk(self, body: ChunkedBody, data: bytes, start: int) -> Answered | None:
         """Pass over the octets of a chunk from `start`; return the reply to BDAT, or None if it goes on."""
-        if not body.octets and self.engine.reads_header:
-            self._begin_header(body, data[start : start + min(body.left, MAX_HEADER)], 0)
         end = body.feed(data, start)
         self._note_piece(body, data, start, end)
         if self.answered_early:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from blackhole.smtp.header_section import END_OF_HEADER, MAX_HEADER_LINES, HeaderLineReader
+from blackhole.smtp.header_section import MAX_HEADER_LINES, HeaderLineReader
 
 DIRECTIVE_MODES: Final = frozenset((b"accept", b"bounce", b"random"))
 """Modes that apply to one message."""
@@ -71,12 +71,6 @@ def span(text: bytes) -> tuple[float, float] | None:
         return None
     least, most = (min(float(part), MAX_DELAY) for part in (match[1], match[2] or match[1]))
     return (least, most) if least <= most else None
-
-
-def has_no_directives(data: bytes, start: int) -> bool:
-    """Return whether the header section that begins at `start` is complete and asks for nothing."""
-    end = data.find(END_OF_HEADER, start)
-    return end >= 0 and FIELD_MARK not in data[start:end]
 
 
 class DirectiveReader(HeaderLineReader):

@@ -129,8 +129,6 @@ class EngineTables:
         self.policy: Final = policy
         self.wanted_fields: Final = policy.header_names and policy.header_names | DIRECTIVE_FIELDS
         """The names of the fields that are collected from a message in pieces; empty if nobody reads them."""
-        self.reads_header: Final = bool(self.wanted_fields) or config.message_directives
-        """Somebody reads the header section of each message, or the directives in it."""
         self.random_source: Final = random_source
         self.trace: Final = trace
         self.constants: Final[ListenerConstants] = listener_constants(config, events)

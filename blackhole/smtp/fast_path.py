@@ -271,7 +271,7 @@ class UsualInput:
         """Answer a piece from the middle of a body, or its end with nothing behind it."""
         body = session.body
         if body is None:
-            body = session.begin_dot_stuffed_body(data, 0)
+            body = session.new_dot_stuffed_body()
         if body.needs_general_path:
             return None
         before, octets = body.tail, body.octets + len(data)

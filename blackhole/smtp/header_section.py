@@ -109,17 +109,6 @@ class CollectedHeader(bytes):
     """That of the whole header section; empty if there is none."""
 
 
-def whole_header(data: bytes, start: int) -> bytes:
-    """Return the header section that begins at `start`, with its blank line, if all of it is there and there
-    is room for it; else nothing.
-
-    >>> whole_header(b"DATA\\r\\nSubject: hello\\r\\n\\r\\nHow are you?", 6)
-    b'Subject: hello\\r\\n\\r\\n'
-    """
-    end = data.find(END_OF_HEADER, start, start + FIELD_ROOM)
-    return data[start : end + len(END_OF_HEADER)] if end >= 0 else b""
-
-
 class HeaderCollector:
     """Collects the fields of some names from the header section of a message that arrives in pieces.
 

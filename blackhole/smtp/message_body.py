@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from blackhole.smtp.body_checks import BodyInspector
-from blackhole.smtp.directives import DirectiveReader
+from blackhole.smtp.directives import FIELD_MARK, DirectiveReader
 from blackhole.smtp.framing import START, has_bare_newline, skip
-from blackhole.smtp.header_section import MAX_HEADER, HeaderCollector
+from blackhole.smtp.header_section import END_OF_HEADER, FIELD_ROOM, MAX_HEADER, HeaderCollector
 from blackhole.smtp.offending_line import offending_line
 
 FINAL_DOT: Final = len(b".\r\n")
@@ -23,7 +23,7 @@ UNSTUFFED_DOT: Final = "unstuffed-dot"
 """The name of the violation that no chunk commits: a dot in it ends nothing."""
 
 MessageHeader = HeaderCollector | DirectiveReader | bytes
-"""The header section of a message, if it came at once, or what took it; empty if nobody wanted it."""
+"""The header section of a message, if it is short, or what took it; empty if nobody wants it."""
 
 
 class MessageBody:
@@ -31,8 +31,9 @@ class MessageBody:
     `header` keeps."""
 
     __slots__ = (
-        "_header_reader",
+        "_reads_header",
         "_searches_bare_newlines",
+        "_wanted_fields",
         "has_bare_newline",
         "header",
         "inspector",
@@ -43,14 +44,23 @@ class MessageBody:
         "tail",
     )
 
-    def __init__(self, inspector: BodyInspector | None, searches_bare_newlines: bool) -> None:
+    def __init__(
+        self,
+        inspector: BodyInspector | None,
+        searches_bare_newlines: bool,
+        wanted_fields: frozenset[bytes],
+        obeys_directives: bool,
+    ) -> None:
         self.inspector = inspector
         """What inspects the body; None if it is not inspected."""
         self._searches_bare_newlines = searches_bare_newlines
         self.tail = START
         self.header: MessageHeader = b""
-        self._header_reader: HeaderCollector | DirectiveReader | None = None
-        """What takes the header section, until that has come."""
+        """The header section, as far as it has come, or what takes it."""
+        self._wanted_fields = wanted_fields
+        """The names of the fields to collect; with none of them, only directives are looked for."""
+        self._reads_header = obeys_directives or len(wanted_fields) > 0
+        """More of the header section is to come."""
         self.needs_general_path = inspector is not None
         """There may be something to report of a piece that comes."""
         self.octets = 0
@@ -61,20 +71,48 @@ class MessageBody:
         self.new_bare_newline: bytes | None = None
         """The first line of the body that ends with LF alone, if it is searched for and in the last piece."""
 
-    def begin_header(self, header: MessageHeader) -> None:
-        """Keep a header section, or what takes it as it comes."""
-        self.header = header
-        if not isinstance(header, bytes):
-            self._header_reader = header
-
     def take(self, data: bytes, start: int, end: int, tail: bytes) -> None:
         """Take the octets from `start` to `end`; `tail` has the last ones."""
         self.tail = tail
         self.octets += end - start
-        if self._header_reader is not None:
-            self._header_reader.feed(data[start : min(end, start + MAX_HEADER)])
-            if self._header_reader.ended:
-                self._header_reader = None
+        if self._reads_header:
+            self._take_header(data[start : min(end, start + MAX_HEADER)])
+
+    def _take_header(self, data: bytes) -> None:
+        """Take the next octets of the header section.
+
+        A short one is kept as it comes. To take its lines one by one would take ten times as long.
+        """
+        header = self.header
+        if isinstance(header, bytes):
+            data = header + data
+            end = data.find(END_OF_HEADER) + len(END_OF_HEADER)
+            if end < len(END_OF_HEADER):
+                if len(data) < FIELD_ROOM:
+                    self.header = data
+                    return
+            elif self._wanted_fields:
+                if end <= FIELD_ROOM:
+                    self.header, self._reads_header = data[:end], False
+                    return
+            elif data.find(FIELD_MARK, 0, end) < 0:
+                self.header, self._reads_header = b"", False
+                return
+            self.header = header = self._new_reader()
+        header.feed(data)
+        self._reads_header = not header.ended
+
+    def _new_reader(self) -> HeaderCollector | DirectiveReader:
+        return HeaderCollector(self._wanted_fields) if self._wanted_fields else DirectiveReader()
+
+    def final_header(self) -> MessageHeader:
+        """Return the header section, or what has taken it, of a message that has ended."""
+        header = self.header
+        if self._reads_header and isinstance(header, bytes):
+            reader = self._new_reader()
+            reader.feed(header)
+            return reader
+        return header
 
     def _search_bare_newline(self, data: bytes, start: int, end: int, tail: bytes) -> None:
         """Search a piece for the first line that ends with LF alone; `tail` has the octets before it."""
@@ -114,8 +152,14 @@ class ChunkedBody(MessageBody):
 
     __slots__ = ("_ignored", "left")
 
-    def __init__(self, inspector: BodyInspector | None, searches_bare_newlines: bool) -> None:
-        MessageBody.__init__(self, inspector, searches_bare_newlines)
+    def __init__(
+        self,
+        inspector: BodyInspector | None,
+        searches_bare_newlines: bool,
+        wanted_fields: frozenset[bytes],
+        obeys_directives: bool,
+    ) -> None:
+        MessageBody.__init__(self, inspector, searches_bare_newlines, wanted_fields, obeys_directives)
         self.needs_general_path = True
         self._ignored = (UNSTUFFED_DOT, BARE_LF) if searches_bare_newlines else (UNSTUFFED_DOT,)
         self.left = 0
