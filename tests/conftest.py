@@ -38,9 +38,9 @@ def pytest_report_header() -> str | None:
 
 
 LONG_FILES = (
-    *("test_server", "test_program", "test_verdict_matrix", "image_test", "test_path_kinds"),
-    *("test_control", "test_page", "test_testing", "test_session", "test_program_transcripts"),
-    *("test_openapi", "test_supervisor", "test_faults", "test_fuzz", "test_fleet"),
+    *("test_server", "test_program", "test_control", "image_test", "test_testing", "test_session"),
+    *("test_supervisor", "test_fleet_control", "test_page", "test_fleet", "test_program_transcripts"),
+    *("test_fuzz", "test_web", "test_web_fuzz", "test_verdict_matrix", "test_fleet_network", "deb_test"),
 )
 """The files that take longest come first: one that began last would keep a single process busy at the end."""
 
