@@ -64,6 +64,14 @@ MISTAKES = {
     "seeds = 7\n" + REFUSE: 'test.toml:1: unknown key "seeds" (did you mean seed?)',
     "seed = -1\n" + REFUSE: "test.toml:1: seed: expected a whole number from 0, not '-1'",
     REFUSE + "recipent = '*'\n": 'test.toml:4: rule 1: unknown key "recipent" (did you mean recipient?)',
+    REFUSE
+    + "by = 'client'\n": 'test.toml:4: rule 1: unknown key "by"; it belongs in greylist = { by = ... } or '
+    "throttle = { by = ... }",
+    REFUSE + "p99 = '2s'\n": 'unknown key "p99"; it belongs in delay = { p99 = ... }',
+    REFUSE + "drip = 10\n": 'unknown key "drip"; it belongs in then = { drip = ... }',
+    REFUSE + "every = '1h'\n": "it belongs in throttle = { every = ... } or [[window]]",
+    REFUSE + "ramp = '1m'\n": 'unknown key "ramp"; it belongs in [[window]]',
+    "[[window]]\nby = 'all'\n" + REFUSE: 'window 1: unknown key "by"',
     REFUSE + "regex = '(a+)+$'\n": 'test.toml:4: rule 1: unknown key "regex"; patterns are globs of * and ?, '
     "there are no regular expressions",
     REFUSE

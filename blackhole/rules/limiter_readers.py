@@ -34,6 +34,9 @@ is counted for is the default."""
 THROTTLE_KEYS: Final = ("per", "by", "window", "burst", "grows", "every", "to", "share")
 """Keys of a throttle beside what it limits."""
 
+GREYLIST_KEYS: Final = ("min", "max", "by")
+"""Keys of a greylist."""
+
 WINDOW_KINDS: Final = ("fixed", "sliding")
 """Values of the `window` of a throttle."""
 
@@ -55,7 +58,7 @@ def read_greylist(value: Any) -> Greylist:
     """Read the bounds of a greylist. Any may be left out, and with `true` all."""
     if value is True:
         return DEFAULT_GREYLIST
-    if not isinstance(value, dict) or not value.keys() <= {"min", "max", "by"}:
+    if not isinstance(value, dict) or not value.keys() <= {*GREYLIST_KEYS}:
         raise expected('{ min = "5m", max = "2d", by = WHOSE }', value)
     least = read_seconds(value.get("min", DEFAULT_GREYLIST.least))
     most = read_seconds(value.get("max", DEFAULT_GREYLIST.most))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from blackhole.addresses import NetworkSet, to_bytes
 from blackhole.rules.comparisons import Comparison
 from blackhole.rules.context import RuleContext
+from blackhole.rules.faults import NUMBERED_FAULTS
 from blackhole.rules.globs import GlobSet
-from blackhole.rules.limiter_readers import read_greylist, read_throttle
+from blackhole.rules.limiter_readers import (
+    GREYLIST_KEYS,
+    THROTTLE_KEYS,
+    THROTTLED_AT,
+    read_greylist,
+    read_throttle,
+)
 from blackhole.rules.named_parts import NamedGlobs
 from blackhole.rules.tls_readers import (
     read_certificate,
@@ -19,6 +26,7 @@ from blackhole.rules.tls_readers import (
     read_tls_version,
 )
 from blackhole.rules.value_readers import (
+    DELAY_KEYS,
     Operands,
     read_chance,
     read_comparison,
@@ -207,6 +215,27 @@ WINDOW_KEYS: Final[Mapping[str, Reader]] = {
     "every": read_seconds,
     "ramp": read_seconds,
 }
+
+TABLE_KEYS: Final[Mapping[str, Collection[str]]] = {
+    "greylist": GREYLIST_KEYS,
+    "throttle": (*THROTTLED_AT, *THROTTLE_KEYS),
+    "delay": DELAY_KEYS,
+    "then": NUMBERED_FAULTS,
+}
+"""Keys of a rule whose values may be tables -> the keys of those tables."""
+
+
+def place_hint(key: str) -> str:
+    """Return a hint where a key belongs that is none of a rule; empty for one that belongs nowhere.
+
+    >>> place_hint("per")
+    '; it belongs in throttle = { per = ... }'
+    """
+    places = [f"{table} = {{ {key} = ... }}" for table, keys in TABLE_KEYS.items() if key in keys]
+    if key in WINDOW_KEYS:
+        places.append("[[window]]")
+    return f"; it belongs in {' or '.join(places)}" if places else ""
+
 
 FILE_KEYS: Final = ("seed", "about", "set", "rule", "window")
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn, TypeVar
 
 from blackhole.rules.model import Rule, Window
-from blackhole.rules.rule_keys import FILE_KEYS, NOT_IN_SINGLE_RULE, RULE_KEYS, WINDOW_KEYS
+from blackhole.rules.rule_keys import FILE_KEYS, NOT_IN_SINGLE_RULE, RULE_KEYS, WINDOW_KEYS, place_hint
 from blackhole.rules.rule_parser import InvalidKey, make_rule
 from blackhole.rules.value_readers import read_seed
 from blackhole.rules.variables import Variables, fill_in, read_variables
@@ -194,7 +194,7 @@ class _Block:
         """Raise OperatorError for a key that is not known."""
         for key in self.data:
             if key not in known:
-                hint = did_you_mean(key, known)
+                hint = (place_hint(key) if self._kind == "rule" else "") or did_you_mean(key, known)
                 if key in REGEX_KEYS:
                     hint = "; patterns are globs of * and ?, there are no regular expressions"
                 self.fail(key, f'unknown key "{shown(key)}"{hint}', with_key=False)

@@ -231,6 +231,9 @@ REPLY: Final = re.compile(
 CLIENT_SECONDS: Final = "{seconds}"
 """The delay that the client wrote."""
 
+DELAY_KEYS: Final = ("lognormal", "p50", "p90", "p99")
+"""Keys of a table that is a delay; other percentiles are keys too."""
+
 
 def read_reply(value: Any) -> Reply | Template:
     """Read one reply as it goes over the wire; its text may have several lines.
@@ -339,9 +342,8 @@ def _read_percentiles(value: Mapping[str, Any]) -> Percentiles:
     points = []
     for key, wait in value.items():
         if not re.fullmatch("p[1-9][0-9]?|p100", key):
-            known = ("lognormal", "p50", "p90", "p99")
-            hint = did_you_mean(key, known)
-            raise ValueError(f'unknown key "{shown(key)}", expected one of {", ".join(known)}{hint}')
+            hint = did_you_mean(key, DELAY_KEYS)
+            raise ValueError(f'unknown key "{shown(key)}", expected one of {", ".join(DELAY_KEYS)}{hint}')
         points.append((int(key[1:]) / 100, _read_wait(wait)))
     points.sort()
     waits = [wait for _, wait in points]
