@@ -94,6 +94,18 @@ def test_pieces_of_a_body_take_the_fast_path(listener: str, scenario: str, is_re
     assert (session.in_body, session.messages, session.body) == (False, 1, None)
 
 
+@pytest.mark.parametrize("body", [b".\r\n", b"..a" + END, b"a\r\n..b" + END], ids=["empty", "first", "later"])
+def test_body_with_dots_at_the_beginning_of_lines_takes_the_fast_path(body: bytes) -> None:
+    engine = make_engine("not inspected", "none", None, True)
+    session = engine.session()
+    session.greet()
+    session.receive(EHLO)
+    session.receive(GROUP)
+    reply = engine.fast_path(session, body)
+    assert reply is not None
+    assert (reply[:3], engine.sizes) == (b"250", [len(body) - len(b".\r\n")])
+
+
 @pytest.mark.parametrize(
     ("listener", "pieces", "code"),
     [

@@ -247,13 +247,13 @@ class UsualInput:
     def _answer_body(self, session: Session, data: bytes) -> bytes | None:
         """Answer a whole body: it has just begun, and its end is the end of the chunk and not before."""
         size = len(data) - FINAL_DOT
-        if session.body is not None or not data.endswith(END):
+        if session.body is not None or data[0] == DOT or not data.endswith(END):
             return self._answer_piece(session, data)
-        if data[0] == DOT or size > self._max_octets or size > session.offered.max_octets:
+        if size > self._max_octets or size > session.offered.max_octets:
             return None
-        # In a short body any dot at the beginning of a line is left to the session, doubled or not.
+        # A short body with any dot at the beginning of a line, doubled or not, is taken as a piece.
         if (data.find(DOTTED) if size < SHORT_BODY else find(data, 0)) != size - 2:
-            return None
+            return self._answer_piece(session, data)
         if self._counts_newlines and has_bare_newline(data, 0, len(data), b""):
             return None
         if self._directives:
@@ -268,7 +268,7 @@ class UsualInput:
         return self._end_message(session, data, size)
 
     def _answer_piece(self, session: Session, data: bytes) -> bytes | None:
-        """Answer a piece from the middle of a body, or its end with nothing behind it."""
+        """Answer a piece of a body: one without an end, or with an end and nothing behind it."""
         body = session.body
         if body is None:
             body = session.new_dot_stuffed_body()
