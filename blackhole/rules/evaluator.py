@@ -214,7 +214,7 @@ class RuleEvaluator:
             self._tracker.command_answered(session, phase, context.sender, self._argument, code)
 
     def note(self, session: SessionState, phase: str, argument: bytes) -> None:
-        """Take note of a command that ends a transaction."""
+        """Take note of a command that ends a transaction, and that no rule is for."""
         context, tracker = self.context, self._tracker
         if tracker is not None:
             if tracker.is_unsettled:
@@ -255,9 +255,9 @@ class RuleEvaluator:
             table.chances is not None or (table := table.narrowed(context)) is not None
         ):
             chances, policy = table.chances, self._policy
-            if table.reads_header:
-                return self._accept_any(session, ".", message, size)
             if chances is None:
+                if table.reads_header:
+                    return self._accept_any(session, ".", message, size)
                 found = policy.search.find(session, table, context, ".")
             else:
                 found = chances.match(context, policy.random_source)
@@ -273,7 +273,7 @@ class RuleEvaluator:
     def _accept_any(
         self, session: SessionState, phase: str, argument: bytes, size: int = 0
     ) -> Decision | PendingDecision | None:
-        """Do as `accept` for any command."""
+        """Do as `decide` and, if the command passes, as `answered` or `message_answered`."""
         decision = self.decide(session, phase, argument, size)
         if decision is not None:
             return decision

@@ -59,16 +59,15 @@ class UsualCommand:
 
     __slots__ = (
         "allowed",
+        "argument",
         "asks",
         "command",
         "do",
-        "end",
         "events",
         "is_decided",
         "is_helo",
         "is_noted",
         "phase",
-        "start",
         "unasked",
     )
 
@@ -76,8 +75,7 @@ class UsualCommand:
         phase, policy = command.phase, engine.policy
         self.command: Final = command
         self.phase: Final = phase
-        self.start: Final = len(prefix)
-        self.end: Final = -len(suffix)
+        self.argument: Final = slice(len(prefix), -len(suffix))
         """Where the address or the name is."""
         self.do: Final = command.do
         self.events: Final = {code: command.events[code] for code in USUAL_CODES}
@@ -87,9 +85,10 @@ class UsualCommand:
         self.asks: Final = command.asks_policy and (
             may_be_refused or phase not in policy.phases_after_refusals
         )
-        self.is_noted: Final = phase in policy.noted_phases and not may_be_refused
-        self.is_decided: Final = may_be_refused or not (self.is_noted or phase == "RCPT")
-        """The policy decides first, and is told of the reply afterwards: a limit may refuse the command."""
+        self.is_noted: Final = self.asks and phase in policy.noted_phases and not may_be_refused
+        self.is_decided: Final = self.asks and (may_be_refused or not (self.is_noted or phase == "RCPT"))
+        """The policy decides, and is told of the reply afterwards: a limit may refuse what the policy lets
+        pass."""
         self.unasked: Final = tuple(allowed and not self.asks for allowed in command.allowed)
         """By stage: whether the command can be carried out at once, if nothing was refused before it."""
 
@@ -154,14 +153,14 @@ class UsualInput:
         if usual.unasked[session.stage]:
             if usual.is_helo and session.sampled:
                 session.line = data
-                check_helo_name(session, data[usual.start : usual.end])
+                check_helo_name(session, data[usual.argument])
             do = usual.do
             reply = do(session, ANY_MAILBOX)
         elif usual.allowed[session.stage]:
             if usual.is_helo and session.sampled:
                 session.line = data
-                check_helo_name(session, data[usual.start : usual.end])
-            policy, argument = session.policy, data[usual.start : usual.end]
+                check_helo_name(session, data[usual.argument])
+            policy, argument = session.policy, data[usual.argument]
             if usual.is_noted:
                 policy.note(session, usual.phase, argument)
             else:
@@ -217,18 +216,17 @@ class UsualInput:
         for usual, argument, length in self._commands(data):
             position += length
             decision = None
-            if usual.asks:
-                if usual.is_noted:
-                    policy.note(session, usual.phase, argument)
-                elif usual.is_decided:
-                    decision = policy.decide(session, usual.phase, argument)
-                else:
-                    decision = policy.accept_recipient(session, argument)
+            if usual.is_noted:
+                policy.note(session, usual.phase, argument)
+            elif usual.is_decided:
+                decision = policy.decide(session, usual.phase, argument)
+            elif usual.asks:
+                decision = policy.accept_recipient(session, argument)
             if decision is not None:
                 out.append(session.go_on(usual.command, ANY_MAILBOX, decision, data[position:]))
                 return b"".join(out)
             reply = usual.do(session, ANY_MAILBOX)
-            if usual.asks and usual.is_decided:
+            if usual.is_decided:
                 policy.answered(session, usual.phase, reply.code)
             out.append(reply.wire)
             session.counted_events.append(usual.events[reply.code])
