@@ -40,7 +40,14 @@ MAX_TRACKED_RECIPIENTS: Final = 1000
 """Recipients of a message; further ones are not tracked."""
 
 
-NO_ANSWERS: Final[dict[int, int]] = {}
+MAX_KEPT_ADDRESS: Final = 64
+"""Octets of a recipient whose address is kept until the message is answered. Of a longer one it is the hash,
+so that a message takes no more than 64 KiB for all of them."""
+
+Recipient = bytes | int
+"""A recipient as a tracker keeps it: its address in lower case, or the hash of that."""
+
+NO_ANSWERS: Final[dict[Recipient, int]] = {}
 """Stands for answers that are set aside, where there are none: shared, and never changed."""
 
 NO_MESSAGE: Final[tuple[Hashable, bool]] = b"", False
@@ -99,6 +106,7 @@ class RetryTracker:
         "_late_reply",
         "_message",
         "_refused_mail",
+        "_sender",
         "_set_aside",
         "_store",
         "_tracking",
@@ -118,9 +126,10 @@ class RetryTracker:
         about a transaction whose MAIL was refused."""
         self._refused_mail: tuple[bytes, int] | None = None
         """The sender in MAIL and the code that it was refused with; None if MAIL was accepted."""
-        self._answers: dict[int, int] = {}
-        """Hash of an envelope -> code of the reply to its RCPT, for the recipients of this message."""
-        self._set_aside: dict[int, int] = NO_ANSWERS
+        self._sender = b""
+        self._answers: dict[Recipient, int] = {}
+        """Recipient of this message -> code of the reply to its RCPT."""
+        self._set_aside: dict[Recipient, int] = NO_ANSWERS
         """Those of its recipients that the reply to the message does not concern, in LMTP."""
         self._message = NO_MESSAGE
         """The identity of the message whose outcome has yet to be recorded."""
@@ -139,9 +148,10 @@ class RetryTracker:
 
     def recipient_accepted(self, sender: bytes, recipient: bytes) -> None:
         """Note that RCPT was accepted, and MAIL before it."""
-        self.is_unsettled = True
+        self.is_unsettled, self._sender = True, sender
         if len(self._answers) < MAX_TRACKED_RECIPIENTS:
-            self._answers.setdefault(self._store.key_hash((sender.lower(), recipient.lower())), 250)
+            known = recipient.lower() if len(recipient) <= MAX_KEPT_ADDRESS else self._shortened(recipient)
+            self._answers.setdefault(known, 250)
 
     def message_accepted(self, state: SessionState, message: bytes) -> None:
         """Note a message that was received and accepted at once. `message` is its beginning."""
@@ -155,8 +165,9 @@ class RetryTracker:
         came_again = False
         if is_certain:
             unconfirmed = self.unconfirmed = []
-            for envelope in self._answers:
-                message_hash = store.key_hash((envelope, self._client, name))
+            sender = self._sender.lower()
+            for recipient in self._answers:
+                message_hash = store.key_hash((sender, recipient, self._client, name))
                 unconfirmed.append(message_hash)
                 if not store.add_accepted(message_hash):
                     came_again = True
@@ -199,24 +210,31 @@ class RetryTracker:
         if self._refused_mail is not None:
             # The replies to RCPT only follow from that to MAIL.
             sender, code = self._refused_mail
-        envelope = self._envelope(sender, recipient)
-        if envelope not in answers:  # else the list has it twice
-            answers[envelope] = code
+        self._sender, known = sender, self._shortened(recipient)
+        if known not in answers:  # else the list has it twice
+            answers[known] = code
             if code >= 400:
-                self._update_envelope(state, envelope, outcome_of(code, None))
+                self._update_envelope(state, known, outcome_of(code, None))
 
-    def _envelope(self, sender: bytes, recipient: bytes) -> int:
-        """Return the hash of an envelope."""
-        return self._store.key_hash((sender.lower(), recipient.lower()))
+    def _shortened(self, recipient: bytes) -> Recipient:
+        """Return a recipient as it is kept."""
+        address = recipient.lower()
+        return address if len(address) <= MAX_KEPT_ADDRESS else self._store.key_hash(address)
+
+    def _envelope_hash(self, recipient: Recipient) -> int:
+        return self._store.key_hash((self._sender.lower(), recipient))
+
+    def _message_hash(self, recipient: Recipient, name: Hashable) -> int:
+        return self._store.key_hash((self._sender.lower(), recipient, self._client, name))
 
     def begin_recipient(self, state: SessionState, sender: bytes, recipient: bytes, is_last: bool) -> None:
         """Note that what follows about the message concerns one recipient (RFC 2033 4.2). The last one comes
         with those that were refused."""
         self._settle_late_reply(state)
         rest = self._set_aside | self._answers
-        envelope = self._envelope(sender, recipient)
-        code = rest.pop(envelope, None)
-        self._answers = {} if code is None else {envelope: code}
+        self._sender, known = sender, self._shortened(recipient)
+        code = rest.pop(known, None)
+        self._answers = {} if code is None else {known: code}
         if is_last:
             self._answers |= rest
             rest = {}
@@ -274,15 +292,15 @@ class RetryTracker:
         name, is_certain = identity
         store = self._store
         unconfirmed: list[int] = []
-        rest: dict[int, int] = {}
+        rest: dict[Recipient, int] = {}
         came_again, has_records = False, store.has_records()
-        for envelope, code in self._answers.items():
-            message = store.key_hash((envelope, self._client, name))
+        for recipient, code in self._answers.items():
+            message = self._message_hash(recipient, name)
             if code >= 400 or not name or (has_records and store.contains(message)):
-                rest[envelope] = code
+                rest[recipient] = code
                 continue
-            if has_records and store.contains(envelope):
-                self._update_envelope(state, envelope, ACCEPTED)
+            if has_records and store.contains(self._envelope_hash(recipient)):
+                self._update_envelope(state, recipient, ACCEPTED)
             if is_certain:
                 unconfirmed.append(message)
                 came_again = not store.add_accepted(message) or came_again
@@ -330,8 +348,8 @@ class RetryTracker:
         unconfirmed: list[int] = []
         events: set[int] = set()
         violations = {*violations_so_far}
-        for envelope, code in self._answers.items():
-            message = store.key_hash((envelope, self._client, name))
+        for recipient, code in self._answers.items():
+            message = self._message_hash(recipient, name)
             unconfirmed.append(message)
             own_outcome = outcome if code < 400 else outcome_at_rcpt(code)
             change: Update[MessageFindings] = partial(update_message, own_outcome, self._local_address_hash)
@@ -353,13 +371,13 @@ class RetryTracker:
         if not (failed or self._store.has_records()):
             self._answers.clear()
             return
-        for envelope, code in self._answers.items():
-            if code < 400 and (failed or self._store.contains(envelope)):
-                self._update_envelope(state, envelope, outcome)
+        for recipient, code in self._answers.items():
+            if code < 400 and (failed or self._store.contains(self._envelope_hash(recipient))):
+                self._update_envelope(state, recipient, outcome)
         self._answers.clear()
 
-    def _update_envelope(self, state: SessionState, envelope: int, outcome: int) -> None:
+    def _update_envelope(self, state: SessionState, recipient: Recipient, outcome: int) -> None:
         for event in self._store.update_hash(
-            envelope, self._tracking.clock(), partial(update_envelope, outcome)
+            self._envelope_hash(recipient), self._tracking.clock(), partial(update_envelope, outcome)
         ):
             state.record_event(self._tracking.event_numbers[event])
