@@ -138,6 +138,24 @@ def test_deferred_recipient_that_is_retried_is_counted() -> None:
     assert listener.new_events() == {"duplicate": 1}
 
 
+@pytest.mark.parametrize("name", ["B" * 30, "B" * 60])
+def test_length_of_an_address_makes_no_difference(name: str) -> None:
+    listener, recipient = SimulatedListener(GREYLIST), f"{name}@{'d' * 30}.example"
+    session = listener.arrive()
+    session.receive(f"MAIL FROM:<ann@a>\r\nRCPT TO:<{recipient}>\r\n".encode())  # the general path
+    listener.leave(session)
+    assert listener.new_events() == {"deferred": 1}
+    for _ in range(2):
+        listener.now += 400
+        session = listener.arrive()
+        session.receive(b"MAIL FROM:<ann@a>\r\n")
+        session.receive(f"RCPT TO:<{recipient.lower()}>\r\n".encode())  # the fast path
+        session.receive(b"DATA\r\n")
+        session.receive(b"Message-ID: <1@client>\r\n\r\nHello\r\n.\r\n")
+        listener.leave(session)
+    assert listener.new_events() == {"retried_after_4xx": 1, "accepted_on_retry": 1, "duplicate": 1}
+
+
 @pytest.mark.parametrize("wait", [0.5, 1.0, 1.01, 60, 61, 86400, 100000])
 def test_retry_interval_is_counted_in_its_class(wait: float) -> None:
     listener = SimulatedListener(GREYLIST)
@@ -423,6 +441,21 @@ def test_sender_that_says_quit_and_leaves_before_a_late_reply_may_send_again(tog
     assert listener.new_events() == {"reply_too_late": 1}
     listener.send(60)
     assert listener.new_events() == {"reply_too_late_retried": 1}
+
+
+def test_client_that_leaves_before_another_late_reply_says_nothing_of_its_message() -> None:
+    listener = SimulatedListener("[[rule]]\nphase = 'RCPT'\ndelay = 10\nreply = '250 2.1.5 OK'\n")
+    for duplicates in (0, 1):
+        session = listener.arrive()
+        session.receive(b"MAIL FROM:<ann@a>\r\n")
+        session.receive(b"RCPT TO:<bob@b>\r\n")
+        assert session.busy
+        session.client_left()
+        assert session.resume().startswith(b"250")
+        session.receive(b"DATA\r\n")
+        session.receive(b"Message-ID: <1@client>\r\n\r\nHello\r\n.\r\n")
+        listener.leave(session)
+        assert listener.new_events() == ({"duplicate": duplicates} if duplicates else {})
 
 
 def test_delayed_reply_to_an_oversized_message_counts_as_refused() -> None:
