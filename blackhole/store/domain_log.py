@@ -47,6 +47,9 @@ DOMAIN_SECTION_CELLS: Final = MAX_DOMAINS * DOMAIN_SLOT_CELLS
 """Cells of a slot: the name, when it was seen last, in microseconds since 1970, the minute of the last
 recipient, and how many came in it and in the minute before, the outcomes, and the retries."""
 
+MINUTE_MS: Final = 60_000
+"""Milliseconds of a minute."""
+
 ENVELOPE_SETS: Final = 1 << 13
 """Of eight envelopes each: those that were deferred last."""
 
@@ -59,7 +62,7 @@ class Domain(NamedTuple):
     deferred: int
     refused: int
     per_minute: int
-    """Recipients in the last whole minute."""
+    """Recipients in the last 60 seconds, about: those of this minute, and a share of the minute before."""
     retries: int
     retry_p50: float | None
     """Seconds from a deferral to the next attempt, as an upper limit of the median; None without a retry."""
@@ -113,7 +116,7 @@ class DomainLog:
 
         `now` is in seconds since 1970.
         """
-        minute = int((time.time() if now is None else now) // 60)
+        now_ms = int((time.time() if now is None else now) * 1000)
         totals: dict[str, list[int]] = {}
         for start in range(0, len(self._cells), DOMAIN_SECTION_CELLS):
             if not self._cells[start + SEEN_AT] and not self._cells[start + DOMAIN_SLOT_CELLS + SEEN_AT]:
@@ -122,7 +125,8 @@ class DomainLog:
                 if self._cells[slot + SEEN_AT]:
                     values = self._cells[slot : slot + DOMAIN_SLOT_CELLS].tolist()
                     name = OTHER_DOMAINS if slot == start else _read_name(values)
-                    _add(totals.setdefault(name, [0] * (DOMAIN_SLOT_CELLS - OUTCOMES_AT + 1)), values, minute)
+                    total = totals.setdefault(name, [0] * (DOMAIN_SLOT_CELLS - OUTCOMES_AT + 1))
+                    _add(total, values, now_ms)
         rest = totals.pop(OTHER_DOMAINS, [0] * (DOMAIN_SLOT_CELLS - OUTCOMES_AT + 1))
         found = [_domain(name, counts) for name, counts in totals.items()]
         found.sort(key=lambda one: (-one.recipients, one.domain))
@@ -136,16 +140,24 @@ def _read_name(values: Sequence[int]) -> str:
     return octets.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _add(total: list[int], values: Sequence[int], minute: int) -> None:
-    """Add the values of a slot: the recipients of the last whole minute, the outcomes, and the retries."""
-    whole = {minute: values[LAST_MINUTE], minute - 1: values[THIS_MINUTE]}
-    total[0] += whole.get(values[COUNTED_MINUTE], 0)
+def _add(total: list[int], values: Sequence[int], now_ms: int) -> None:
+    """Add the values of a slot: the recipients of the last minute, the outcomes, and the retries.
+
+    A recipient of this minute counts MINUTE_MS. One of the minute before counts as many milliseconds as are
+    left of this one, as if they had come evenly.
+    """
+    minute, passed = divmod(now_ms, MINUTE_MS)
+    left = MINUTE_MS - passed
+    if values[COUNTED_MINUTE] == minute:
+        total[0] += values[THIS_MINUTE] * MINUTE_MS + values[LAST_MINUTE] * left
+    elif values[COUNTED_MINUTE] == minute - 1:
+        total[0] += values[THIS_MINUTE] * left
     for place, value in enumerate(values[OUTCOMES_AT:], 1):
         total[place] += value
 
 
 def _domain(name: str, total: Sequence[int]) -> Domain:
-    """Return a domain, from the recipients of the last whole minute, the outcomes, and the retries."""
+    """Return a domain, from the sum of `_add`."""
     per_minute, accepted, deferred, refused, *intervals = total
     shown = name if name == OTHER_DOMAINS or name else "<none>"
     return Domain(
@@ -153,7 +165,7 @@ def _domain(name: str, total: Sequence[int]) -> Domain:
         accepted,
         deferred,
         refused,
-        per_minute,
+        -(-per_minute // MINUTE_MS),  # rounded up: one recipient is not none
         sum(intervals),
         _percentile(intervals, 0.5),
         _percentile(intervals, 0.99),
