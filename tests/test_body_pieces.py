@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from blackhole.metrics.transactions import transaction
@@ -236,7 +236,12 @@ def run(engine: SMTPEngine, chunks: list[bytes]) -> list[Any]:
 
 @pytest.mark.parametrize("is_recorded", [False, True], ids=["", "recorded"])
 @pytest.mark.parametrize("listener", LISTENERS)
-@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate, Phase.shrink))
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_pieces_do_not_depend_on_the_path(listener: str, is_recorded: bool, data: st.DataObject) -> None:
     scenario = data.draw(st.sampled_from(tuple(SCENARIOS)))
