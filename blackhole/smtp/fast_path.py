@@ -59,15 +59,16 @@ class UsualCommand:
 
     __slots__ = (
         "allowed",
-        "argument",
         "asks",
         "command",
         "do",
+        "end",
         "events",
         "is_decided",
         "is_helo",
         "is_noted",
         "phase",
+        "start",
         "unasked",
     )
 
@@ -75,7 +76,8 @@ class UsualCommand:
         phase, policy = command.phase, engine.policy
         self.command: Final = command
         self.phase: Final = phase
-        self.argument: Final = slice(len(prefix), -len(suffix))
+        self.start: Final = len(prefix)
+        self.end: Final = -len(suffix)
         """Where the address or the name is."""
         self.do: Final = command.do
         self.events: Final = {code: command.events[code] for code in USUAL_CODES}
@@ -153,14 +155,14 @@ class UsualInput:
         if usual.unasked[session.stage]:
             if usual.is_helo and session.sampled:
                 session.line = data
-                check_helo_name(session, data[usual.argument])
+                check_helo_name(session, data[usual.start : usual.end])
             do = usual.do
             reply = do(session, ANY_MAILBOX)
         elif usual.allowed[session.stage]:
             if usual.is_helo and session.sampled:
                 session.line = data
-                check_helo_name(session, data[usual.argument])
-            policy, argument = session.policy, data[usual.argument]
+                check_helo_name(session, data[usual.start : usual.end])
+            policy, argument = session.policy, data[usual.start : usual.end]
             if usual.is_noted:
                 policy.note(session, usual.phase, argument)
             else:
