@@ -79,6 +79,9 @@ PAIRS = (
 TIMEOUT = 30.0
 """Seconds in which each step must end, on a loaded machine too."""
 
+END_TIME = 2.0
+"""Seconds after the end of a master in which its children must end: less than a worker may drain."""
+
 HOOK = """
 import functools, importlib, os, sys
 moment, numbers, flag = sys.argv[1], map(int, sys.argv[2].split(",")), sys.argv[3]
@@ -158,7 +161,7 @@ def play(moment: str, signals: Signals, after: float | None = None, gap: float =
                     time.sleep(gap)
             try:
                 code = run_to_the_end(process, log, output.fileno())
-                left = processes_of(process.pid)
+                left = left_behind(process.pid)
             except TimeoutError as error:
                 return f"{error}; {log.read_text()[-500:] if log.exists() else ''}"
             finally:
@@ -214,6 +217,14 @@ def processes_of(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] != "Z" and "blackhole" in title(int(name)):
             found.append(int(name))
     return found
+
+
+def left_behind(session: int) -> list[int]:
+    """Return the processes of a session that has ended. The kernel ends children soon after their master."""
+    deadline = time.monotonic() + END_TIME
+    while (left := processes_of(session)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
 
 
 def play_all(chosen: Iterable[Case], workers: int) -> tuple[int, list[str]]:
