@@ -1,7 +1,8 @@
-"""What is said about an address that cannot be listened on."""
+"""What is said about an address that cannot be listened on, and how workers share connections."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -10,6 +11,7 @@ import pytest
 
 from blackhole.addresses import NetworkSet, client_address, socket_host, to_bytes
 from blackhole.net import acceptor
+from blackhole.net.poller import EventHandler
 from blackhole.settings import DashboardAddress, Listener, OperatorError
 
 
@@ -87,3 +89,52 @@ def test_link_local_client_keeps_its_interface() -> None:
     assert to_bytes(client) in NetworkSet(["fe80::/10"])
     assert client_address(("::ffff:192.0.2.1", 1024, 0, 0)) == "192.0.2.1"
     assert client_address("") == client_address("/run/client.sock") == "unix"
+
+
+class RecordingPoller:
+    """A poller that only notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def attach(self, fd: int, handler: EventHandler, events: int) -> None:
+        self.asked.append("attach")
+
+    def detach(self, fd: int) -> None:
+        self.asked.append("detach")
+
+
+@pytest.mark.parametrize(
+    "own, least, asked",
+    [
+        (26, 24, ["attach"]),
+        (30, 24, ["attach", "detach", "attach"]),
+        (80, 24, ["attach", "detach"]),
+    ],
+    ids=["even", "ahead", "far ahead"],
+)
+def test_worker_lets_others_accept_where_it_has_more_connections(
+    own: int, least: int, asked: list[str]
+) -> None:
+    """Ahead, it waits behind the others but goes on. Only far ahead does it stop for a moment."""
+    accepted: list[int] = []
+
+    async def accept() -> list[str]:
+        poller = RecordingPoller()
+        listening = socket.create_server(("127.0.0.1", 0))
+        with listening, socket.create_connection(listening.getsockname()):
+            one = acceptor.Acceptor(
+                listening, poller, lambda fd, _: accepted.append(fd), lambda *_: False, lambda: (own, least)
+            )
+            one.handle_events(0)
+            at_once = list(poller.asked)
+            if at_once[-1] == "detach":
+                async with asyncio.timeout(10):
+                    while poller.asked[-1] == "detach":
+                        await asyncio.sleep(0.001)
+            one.close()
+        return at_once
+
+    assert asyncio.run(accept()) == asked
+    assert len(accepted) == 1
+    os.close(accepted[0])

@@ -179,12 +179,12 @@ class Counters:
         """Return the rows whose owners have sent a heartbeat."""
         return [row for row, heartbeat in enumerate(self._column(HEARTBEAT)) if heartbeat]
 
-    def should_yield_accept(self, row: int) -> bool:
-        """Return whether the owner of a row has clearly more open connections than another accepting
-        process."""
+    def open_connections(self, row: int) -> tuple[int, int]:
+        """Return how many connections the owner of a row has open, and the accepting process that has the
+        fewest."""
         accepting = self._column(CELL_INDEX["accepting"]).tolist()
         least = min(compress(self._column(OPEN_CONNECTIONS).tolist(), accepting), default=0)
-        return bool(self._cells[HEADER_CELLS + row * ROW_CELLS + OPEN_CONNECTIONS] > least + 2 + least // 16)
+        return self._cells[HEADER_CELLS + row * ROW_CELLS + OPEN_CONNECTIONS], least
 
     def applied_order(self) -> int | None:
         """Return the number of the last runtime order that every worker applied; None without workers."""

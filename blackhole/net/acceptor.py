@@ -34,7 +34,7 @@ ACCEPT_EVENTS: Final = select.EPOLLIN | EPOLLEXCLUSIVE
 """A new connection wakes one idle worker, not all of them."""
 
 YIELD_ACCEPT: Final = 0.001
-"""Seconds for which a worker that has more connections than the others leaves new ones to them."""
+"""Seconds for which a worker that is far ahead of the others leaves new connections to them."""
 
 PAUSE: Final = 0.1
 """Seconds without accepting when descriptors have run out. To try again at once would take the whole
@@ -109,6 +109,28 @@ def is_link_local(host: str) -> bool:
         return False
 
 
+OpenConnections = Callable[[], tuple[int, int]]
+"""Returns how many connections are open in this worker, and in the one that has the fewest."""
+
+
+def is_ahead(own: int, least: int) -> bool:
+    """Return whether a worker has clearly more connections than the one that has the fewest.
+
+    >>> is_ahead(26, 24), is_ahead(28, 24)
+    (False, True)
+    """
+    return own > least + 2 + least // 16
+
+
+def is_far_ahead(own: int, least: int) -> bool:
+    """Return whether a worker has so many more that new ones had better wait for others.
+
+    >>> is_far_ahead(38, 24), is_far_ahead(39, 24)
+    (False, True)
+    """
+    return own > least + 8 + least // 4
+
+
 class ReservedDescriptor:
     """A descriptor kept open to be given up, so that one more connection can be accepted and refused."""
 
@@ -138,10 +160,11 @@ class Acceptor:
     when descriptors have run out, and returns whether it dealt with one connection all the same.
 
     EPOLLEXCLUSIVE has the kernel wake one worker for a connection: the one that has listened
-    longest. So a worker that has more connections than another, as `should_yield` tells, stops
-    listening for a moment, which also puts it at the end of the queue. Of 200 connections over
-    four workers each gets 50, give or take 4; without this, one gets all when they come one by
-    one.
+    longest, of those that wait. So a worker that is ahead of another, by the numbers of
+    `open_connections`, begins to listen anew, which puts it at the end of the queue. Of a burst it
+    sees more than the others, and stops listening for a moment where it is far ahead; what it
+    alone was woken for then waits as long. Of 200 connections over four workers each gets 50,
+    give or take 6; without this, one gets all when they come one by one.
     """
 
     def __init__(
@@ -150,13 +173,13 @@ class Acceptor:
         poller: Poller,
         on_connection: Callable[[int, Any], None],
         on_exhausted: Callable[[socket.socket, OSError], bool],
-        should_yield: Callable[[], bool] | None = None,
+        open_connections: OpenConnections | None = None,
     ) -> None:
         self._socket: Final = listening
         self._poller: Final = poller
         self._on_connection: Final = on_connection
         self._on_exhausted: Final = on_exhausted
-        self._should_yield: Final = should_yield
+        self._open_connections: Final = open_connections
         self._accept: Final = accept_function(listening)
         self._loop: Final = asyncio.get_running_loop()
         self._open = True
@@ -165,7 +188,7 @@ class Acceptor:
 
     def handle_events(self, events: int) -> None:
         """Accept what there is."""
-        for _ in range(1 if self._should_yield else ACCEPT_BATCH):
+        for _ in range(1 if self._open_connections else ACCEPT_BATCH):
             try:
                 fd, address = self._accept()
             except BlockingIOError:
@@ -178,8 +201,16 @@ class Acceptor:
                 # ECONNABORTED, or a network error that accept(2) hands up: that client is gone.
                 continue
             self._on_connection(fd, address)
-        if self._should_yield is not None and self._open and self._should_yield():
+        if self._open_connections is not None and self._open:
+            self._let_others_accept(*self._open_connections())
+
+    def _let_others_accept(self, own: int, least: int) -> None:
+        """Let other workers accept what comes next, if this one has more connections than `least`."""
+        if is_far_ahead(own, least):
             self._pause(YIELD_ACCEPT)
+        elif is_ahead(own, least):
+            self._poller.detach(self._socket.fileno())
+            self._attach()
 
     def close(self) -> None:
         """Close the socket, in this process."""

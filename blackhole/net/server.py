@@ -27,7 +27,7 @@ from blackhole.metrics.layout import (
     VIOLATIONS_START,
 )
 from blackhole.net import proxy
-from blackhole.net.acceptor import Acceptor, ReservedDescriptor
+from blackhole.net.acceptor import Acceptor, OpenConnections, ReservedDescriptor
 from blackhole.net.accounting import count_late_verdicts, count_rejection
 from blackhole.net.admission import RECEIVED_OCTETS, AdmissionControl, client_limits, stressed_limits
 from blackhole.net.client_table import ClientTableView
@@ -93,8 +93,8 @@ class SMTPServer(TCPServer):
         server.add_sockets(bind(listener, backlog=128))
 
     `counters` is the worker's row of the counters, `tls` the contexts where there is a
-    certificate, `should_yield` tells whether other workers have fewer connections (None: there
-    are no others), `number` is the counter of this listener's connections, `scenario` has the
+    certificate, `open_connections` tells how many this worker and the one with the fewest have (None:
+    there are no others), `number` is the counter of this listener's connections, `scenario` has the
     rules that come before the listener's mode, `client_table` what all workers know of their
     clients, and `fleet_usage` what all machines of a fleet do, `client_log` gets what is shown of
     them, `limit_log` the limits that they meet, `recorder` the records of transactions, `evidence`
@@ -109,7 +109,7 @@ class SMTPServer(TCPServer):
         counters: memoryview,
         tls: TLSContexts | None,
         trace: TraceFunction | None,
-        should_yield: Callable[[], bool] | None = None,
+        open_connections: OpenConnections | None = None,
         scenario: ActiveScenario = NO_SCENARIO,
         number: int = LISTENERS_START,
         client_table: ClientTableView | None = None,
@@ -144,7 +144,7 @@ class SMTPServer(TCPServer):
             self.client_changed,
         )
         self._connection_type: Final = connection_type(namespaces, number, recorder is not None)
-        self._should_yield: Final = should_yield
+        self._open_connections: Final = open_connections
         self._number: Final = number
         self._client_log: Final = client_log
         self._connection_messages: Final[list[int]] = []
@@ -177,7 +177,7 @@ class SMTPServer(TCPServer):
         self._reserved = ReservedDescriptor()
         for listening in sockets:
             self._acceptors.append(
-                Acceptor(listening, poller, self.accept, self._exhausted, self._should_yield)
+                Acceptor(listening, poller, self.accept, self._exhausted, self._open_connections)
             )
 
     def accept(self, fd: int, address: tuple[Any, ...]) -> None:

@@ -242,7 +242,7 @@ class Worker:
         """Start to accept connections."""
         settings, counters = self._context.settings, self._context.counters
         row = self._context.child.row
-        should_yield_accept = partial(counters.should_yield_accept, row) if settings.workers > 1 else None
+        open_connections = partial(counters.open_connections, row) if settings.workers > 1 else None
         hook: TraceFunction | None = trace if settings.debug else None
         make_stream = stream_factory(settings.accelerators, self._selector)
         recent = self._context.recent
@@ -256,7 +256,7 @@ class Worker:
                 self._cells,
                 self._context.tls.get(listener),
                 hook,
-                should_yield_accept,
+                open_connections,
                 scenario,
                 counters.listener(address),
                 self._clients,
