@@ -14,7 +14,7 @@ from blackhole.rules.message_identity import IDENTITY_FIELDS
 from blackhole.rules.model import Rule
 from blackhole.rules.outcomes import EVENTS, OutcomeStore
 from blackhole.rules.refusals import LEAST_CODE, count_refused
-from blackhole.rules.retry_tracker import ENDS_TRANSACTION, NONE_UNCONFIRMED, RetryTracker, Tracking
+from blackhole.rules.retry_tracker import ENDS_TRANSACTION, RetryTracker, Tracking
 from blackhole.rules.search import RuleSearch
 from blackhole.rules.session_facts import extensions_used, read_session
 from blackhole.smtp.faults import Fault
@@ -217,9 +217,7 @@ class RuleEvaluator:
         """Take note of a command that ends a transaction, and that no rule is for."""
         context, tracker = self.context, self._tracker
         if tracker is not None:
-            if tracker.is_unsettled:
-                tracker.transaction_ended(session)
-            tracker.unconfirmed = NONE_UNCONFIRMED
+            tracker.transaction_ended(session)
         if phase == "MAIL":
             context.sender, context.recipient, context.size, context.draws = argument, b"", 0, None
         elif phase != "QUIT":

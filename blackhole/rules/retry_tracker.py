@@ -110,9 +110,8 @@ class RetryTracker:
         "_set_aside",
         "_store",
         "_tracking",
-        "is_unsettled",
+        "_unconfirmed",
         "local_address",
-        "unconfirmed",
     )
 
     def __init__(self, tracking: Tracking, client: str) -> None:
@@ -121,9 +120,6 @@ class RetryTracker:
         self._client = client_network(client)
         self.local_address = unknown_address
         """Returns the local address that the client connected to."""
-        self.is_unsettled = False
-        """The next command says more: about recipients that were accepted, about a reply that came late, or
-        about a transaction whose MAIL was refused."""
         self._refused_mail: tuple[bytes, int] | None = None
         """The sender in MAIL and the code that it was refused with; None if MAIL was accepted."""
         self._sender = b""
@@ -136,7 +132,7 @@ class RetryTracker:
         self._awaiting_reply = False
         """The message was received, and its final reply has not left."""
         self._late_reply: LateReply | None = None
-        self.unconfirmed = NONE_UNCONFIRMED
+        self._unconfirmed = NONE_UNCONFIRMED
         """Hashes of the message last replied to, one for each recipient, until the client sends a command."""
 
     def _local_address_hash(self) -> int:
@@ -148,15 +144,13 @@ class RetryTracker:
 
     def recipient_accepted(self, sender: bytes, recipient: bytes) -> None:
         """Note that RCPT was accepted, and MAIL before it."""
-        self.is_unsettled, self._sender = True, sender
+        self._sender = sender
         if len(self._answers) < MAX_TRACKED_RECIPIENTS:
-            known = recipient.lower() if len(recipient) <= MAX_KEPT_ADDRESS else self._shortened(recipient)
-            self._answers.setdefault(known, 250)
+            self._answers.setdefault(self._shortened(recipient), 250)
 
     def message_accepted(self, state: SessionState, message: bytes) -> None:
         """Note a message that was received and accepted at once. `message` is its beginning."""
         store = self._store
-        self.is_unsettled = False
         name, is_certain = identity = message_identity(message)
         if store.has_records():
             self._message = identity
@@ -164,7 +158,7 @@ class RetryTracker:
             return
         came_again = False
         if is_certain:
-            unconfirmed = self.unconfirmed = []
+            unconfirmed = self._unconfirmed = []
             sender = self._sender.lower()
             for recipient in self._answers:
                 message_hash = store.key_hash((sender, recipient, self._client, name))
@@ -180,7 +174,7 @@ class RetryTracker:
         self._settle_late_reply(state)
         if self._answers:
             self._finish_recipients(state, ACCEPTED)
-        self._refused_mail, self.is_unsettled = None, False
+        self._refused_mail, self._unconfirmed = None, NONE_UNCONFIRMED
 
     # All other cases.
 
@@ -190,10 +184,9 @@ class RetryTracker:
         """Take in the reply to a command, the sender that was accepted before it, and the address in it."""
         if code < 400 and phase in ENDS_TRANSACTION:
             self.transaction_ended(state)
-            self.unconfirmed = NONE_UNCONFIRMED
             return
         self._settle_late_reply(state)
-        self.unconfirmed = NONE_UNCONFIRMED
+        self._unconfirmed = NONE_UNCONFIRMED
         if phase == "RCPT":
             self._recipient(state, sender, address, code)
         elif phase == "MAIL":
@@ -201,7 +194,6 @@ class RetryTracker:
             self._refused_mail = address, code
         elif phase in ("DATA", "BDAT") and code >= 400:
             self._finish_recipients(state, outcome_of(code, None))
-        self.is_unsettled = bool(self._answers or self._refused_mail)
 
     def _recipient(self, state: SessionState, sender: bytes, recipient: bytes, code: int) -> None:
         answers = self._answers
@@ -245,7 +237,7 @@ class RetryTracker:
         if self._late_reply is not None:
             if self._late_reply.client_spoke:
                 self._count_uncertain(state, REPLY_TOO_LATE)
-                self.unconfirmed = NONE_UNCONFIRMED
+                self._unconfirmed = NONE_UNCONFIRMED
             else:
                 self._resolve(self._late_reply)
 
@@ -261,7 +253,7 @@ class RetryTracker:
         may be retried before the client is known to have gone.
         """
         if self._awaiting_reply:
-            self._late_reply, self.is_unsettled = LateReply(early, self._tracking.clock()), True
+            self._late_reply = LateReply(early, self._tracking.clock())
             self._update_message(state, REPLY_TOO_LATE)
 
     def client_spoke(self) -> None:
@@ -305,7 +297,7 @@ class RetryTracker:
                 unconfirmed.append(message)
                 came_again = not store.add_accepted(message) or came_again
         self._answers = rest
-        self.unconfirmed = [*self.unconfirmed, *unconfirmed]
+        self._unconfirmed = [*self._unconfirmed, *unconfirmed]
         if rest:
             self._message = identity
             self._update_message(state, ACCEPTED, ("duplicate",) if came_again else ())
@@ -317,7 +309,7 @@ class RetryTracker:
         """Take in that the connection was closed without QUIT."""
         if self._late_reply is not None:
             self._count_uncertain(state, REPLY_TOO_LATE)
-        for message in self.unconfirmed:
+        for message in self._unconfirmed:
             if not self._store.remove_accepted(message):
                 self._store.update_hash(message, self._tracking.clock(), forget_unconfirmed)
         self._answers |= self._set_aside
@@ -333,7 +325,7 @@ class RetryTracker:
     def _resolve(self, late: LateReply) -> None:
         """Record the outcome of the message whose reply had to wait."""
         self._late_reply = None
-        for message in self.unconfirmed:
+        for message in self._unconfirmed:
             change = partial(resolve_late_reply, late.outcome, self._local_address_hash)
             self._store.update_hash(message, late.replied_at, change)
 
@@ -358,7 +350,7 @@ class RetryTracker:
             its_events, its_violations = store.update_hash(message, now, change)
             events.update(its_events)
             violations.update(its_violations)
-        self.unconfirmed = [*self.unconfirmed, *unconfirmed]
+        self._unconfirmed = [*self._unconfirmed, *unconfirmed]
         for event in events:
             state.record_event(self._tracking.event_numbers[event])
         if is_certain:
