@@ -173,18 +173,20 @@ class BodyReader(CommandExecution):
             self.record_violation("size-over-limit", ViolationContext(END_OF_MESSAGE, detail=detail))
 
     def new_dot_stuffed_body(self) -> DotStuffedBody:
-        """Return the state of a body that begins."""
+        """Begin a body: keep its state for the next piece, and return it."""
         config = self.engine.config
         body = self.body = DotStuffedBody(
-            None if self.messages < self.next_inspection else self._new_inspector(),
+            self._new_inspector(),
             config.bare_newline != "normalize",
             self.engine.wanted_fields,
             config.message_directives,
         )
         return body
 
-    def _new_inspector(self) -> BodyInspector:
-        """Return what inspects the message that begins."""
+    def _new_inspector(self) -> BodyInspector | None:
+        """Return what inspects the message that begins; None for one that is not inspected."""
+        if self.messages < self.next_inspection:
+            return None
         self.note_inspection()
         if not (self.engine.config.inspect_content and self.engine.inspection.takes_content()):
             return BodyInspector(self.eightbit)
@@ -263,10 +265,9 @@ class BodyReader(CommandExecution):
     def _new_chunked_body(self) -> ChunkedBody:
         """Return the state of a message in chunks. A message that is not text has no lines."""
         is_text = not self.stage & BINARY_BODY
-        is_inspected = is_text and self.messages >= self.next_inspection
         config = self.engine.config
         return ChunkedBody(
-            self._new_inspector() if is_inspected else None,
+            self._new_inspector() if is_text else None,
             is_text and config.bare_newline != "normalize",
             self.engine.wanted_fields,
             config.message_directives,
