@@ -96,7 +96,7 @@ class CoverageSwitch:
             # Else each start would patch `os._exit` once more.
             self.measured.set_option("run:patch", [])
 
-    def turn(self, on: bool) -> None:
+    def switch(self, on: bool) -> None:
         if self._of_programs is None or on == (self.VARIABLE in os.environ):
             return
         if on:
@@ -120,7 +120,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
     has_mark = item.get_closest_marker("without_coverage") is not None
-    item.config.stash[SWITCH].turn(not has_mark and item.path.stem not in FILES_WITHOUT_COVERAGE)
+    item.config.stash[SWITCH].switch(not has_mark and item.path.stem not in FILES_WITHOUT_COVERAGE)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

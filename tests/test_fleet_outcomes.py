@@ -122,11 +122,15 @@ def test_records_and_hashes_reach_the_other_machine_once(redis: RedisServer) -> 
     exchange_between(redis, work)
 
 
-def test_what_was_not_accepted_is_told_without_a_wait_for_the_next_second(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_regular_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exchange outcomes only where there is news, and not each second."""
     monkeypatch.setattr(outcomes, "EXCHANGE_INTERVAL", 3600.0)
 
+
+def test_what_was_not_accepted_is_told_without_a_wait_for_the_next_second(
+    redis: RedisServer, no_regular_exchange: None
+) -> None:
     async def work(
         one: SharedOutcomeTable, two: SharedOutcomeTable, first: OutcomeExchange, second: OutcomeExchange
     ) -> None:
@@ -155,10 +159,8 @@ def test_what_was_not_accepted_is_told_without_a_wait_for_the_next_second(
 
 
 def test_exchange_can_be_ended_at_the_moment_at_which_there_is_news(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis: RedisServer, no_regular_exchange: None
 ) -> None:
-    monkeypatch.setattr(outcomes, "EXCHANGE_INTERVAL", 3600.0)
-
     async def work(
         one: SharedOutcomeTable, two: SharedOutcomeTable, first: OutcomeExchange, second: OutcomeExchange
     ) -> None:

@@ -131,7 +131,7 @@ class DirectStream(DirectState):
             self.close()
             return
         if events != EPOLLIN or len(data) == self._size:
-            data = self._read_on(data, events)
+            data = self._read_rest(data, events)
         # What `_resume` does, without a call of its own.
         self._coroutine_state = RUNS
         try:
@@ -142,7 +142,7 @@ class DirectStream(DirectState):
             if self._coroutine_state != AWAITS_CHUNK:
                 self._wait_for(awaited)
 
-    def _read_on(self, data: bytes, events: int) -> bytes:
+    def _read_rest(self, data: bytes, events: int) -> bytes:
         """Return the data with what else is there of a chunk. What may be left is reported again."""
         is_all = events == EPOLLIN and len(data) < CHUNK
         if len(data) == self._size == SMALL_READ and not self._tls:
