@@ -87,7 +87,9 @@ class UsualCommand:
         self.asks: Final = command.asks_policy and (
             may_be_refused or phase not in policy.phases_after_refusals
         )
+        """The policy is told of the command before it is carried out."""
         self.is_noted: Final = self.asks and phase in policy.noted_phases and not may_be_refused
+        """The policy lets it pass in any case, and only takes note of it."""
         self.is_decided: Final = self.asks and (may_be_refused or not (self.is_noted or phase == "RCPT"))
         """The policy decides, and is told of the reply afterwards: a limit may refuse what the policy lets
         pass."""
